@@ -1,0 +1,19 @@
+"""How one task is learned: the inner loop, with explicit state, and without a gradient of its own."""
+
+from innerloop.adaptation.base import Adaptation, Info, InnerGradient
+from innerloop.adaptation.gradient_descent import GradientDescent, GradientDescentState
+from innerloop.adaptation.mini_batches import MiniBatches
+from innerloop.adaptation.procedure import Procedure
+from innerloop.adaptation.run import Loop, run
+
+__all__ = [
+    "Adaptation",
+    "GradientDescent",
+    "GradientDescentState",
+    "Info",
+    "InnerGradient",
+    "Loop",
+    "MiniBatches",
+    "Procedure",
+    "run",
+]

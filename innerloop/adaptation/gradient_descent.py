@@ -1,0 +1,154 @@
+"""Adaptation by any optax optimizer."""
+
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.adaptation.base import Adaptation, Info, InnerGradient
+from innerloop.adaptation.run import check_steps
+from innerloop.errors import StructureError
+from innerloop.problem import Problem, describe, is_floating, loss_function
+
+MetaOptimizer = Callable[[PyTree], optax.GradientTransformation]
+
+
+class GradientDescentState(NamedTuple):
+    """Parameters and the optimizer's own state."""
+
+    params: PyTree
+    optimizer: PyTree
+
+
+class GradientDescent(Adaptation):
+    r"""K steps of an optimizer on the inner loss.
+
+    $$u_t,\, s_{t+1} = \text{update}(\nabla_\theta L_\text{inner}(\theta_t), s_t, \theta_t),
+      \qquad \theta_{t+1} = \theta_t + u_t$$
+
+    - `optimizer`: any `optax.GradientTransformation`, or a function `meta ->
+      GradientTransformation`, through which learning rates and learned optimizers become
+      meta-parameters. Those that ask are passed `value`, `grad` and `value_fn`.
+    - `steps`: K >= 0.
+
+    An optimizer with a square root of the gradient's second moment, such as Adam, has an infinite
+    second derivative at a zero gradient: give it an `eps_root > 0`.
+
+    Raises `StructureError` for something that is not an optimizer, for a negative number of steps,
+    and while tracing for parameters that are not floating-point.
+    """
+
+    optimizer: optax.GradientTransformation | MetaOptimizer
+    steps: int
+
+    def __check_init__(self):
+        check_steps(self.steps)
+        if isinstance(self.optimizer, optax.GradientTransformation):
+            return
+        if not callable(self.optimizer) or not _takes_meta_only(self.optimizer):
+            raise _not_an_optimizer(self.optimizer)
+
+    def init(
+        self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray
+    ) -> GradientDescentState:
+        """Parameters from the problem's `init`, and a fresh optimizer state."""
+        if problem.init is None:
+            raise StructureError(
+                "GradientDescent needs parameters to start from",
+                got="Problem(init=None, ...)",
+                expected="init(meta, support, key) -> params",
+                write="Problem(init=lambda meta, support, key: meta, ...)",
+            )
+        params = problem.init(meta, support, key)
+        _check_params(params)
+        # One structure from the first step to the last: no Python numbers, no weak types.
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
+        with _optax_promotion():
+            return GradientDescentState(params, self._transformation(meta).init(params))
+
+    def step(
+        self,
+        problem: Problem,
+        meta: PyTree,
+        support: PyTree,
+        state: GradientDescentState,
+        key: PRNGKeyArray,
+        inner_gradient: InnerGradient,
+    ) -> tuple[GradientDescentState, Info]:
+        """One update. `support` may be a mini-batch of the support set."""
+        loss = loss_function("inner_loss", problem.inner_loss, needed_by="GradientDescent")
+        params = state.params
+        (value, aux), gradient = inner_gradient(loss)(params, meta, support, key)
+        with _optax_promotion():
+            updates, optimizer = self._transformation(meta).update(
+                gradient,
+                state.optimizer,
+                params,
+                value=value,
+                grad=gradient,
+                value_fn=lambda params: loss(params, meta, support, key)[0],
+            )
+            params = optax.apply_updates(params, updates)
+        return GradientDescentState(params, optimizer), Info(value, aux)
+
+    def params(self, state: GradientDescentState) -> PyTree:
+        """The parameters after the steps taken so far."""
+        return state.params
+
+    def _transformation(self, meta: PyTree) -> optax.GradientTransformationExtraArgs:
+        optimizer = self.optimizer
+        if not isinstance(optimizer, optax.GradientTransformation):
+            optimizer = optimizer(meta)
+            if not isinstance(optimizer, optax.GradientTransformation):
+                raise _not_an_optimizer(optimizer)
+        return optax.with_extra_args_support(optimizer)
+
+
+class _optax_promotion:
+    """optax promotes ranks and dtypes by itself; the caller's strict mode is for losses and ours."""
+
+    def __enter__(self):
+        self._contexts = (
+            jax.numpy_dtype_promotion("standard"),
+            jax.numpy_rank_promotion("allow"),
+        )
+        for context in self._contexts:
+            context.__enter__()
+
+    def __exit__(self, *exception):
+        for context in reversed(self._contexts):
+            context.__exit__(*exception)
+
+
+def _takes_meta_only(function: Callable) -> bool:
+    """Tell `lambda meta: ...` from an optax factory such as `optax.adam` handed over uncalled."""
+    try:
+        return len(inspect.signature(function).parameters) == 1
+    except (TypeError, ValueError):
+        return True
+
+
+def _not_an_optimizer(got: object) -> StructureError:
+    return StructureError(
+        "GradientDescent was given something that is not an optimizer",
+        got=f"{got!r}",
+        expected="an optax.GradientTransformation, or a function of meta that returns one",
+        write="GradientDescent(optax.sgd(0.01), steps=5), or "
+        "GradientDescent(lambda meta: optax.sgd(meta['rate']), steps=5)",
+    )
+
+
+def _check_params(params: PyTree) -> None:
+    leaves = jax.tree.leaves(params)
+    if leaves and all(is_floating(leaf) for leaf in leaves):
+        return
+    raise StructureError(
+        "init must return floating-point parameters to adapt",
+        got=describe(params),
+        expected="a pytree of floating-point arrays with at least one leaf",
+        write="init=lambda meta, support, key: meta['params'], the rest read from meta by the losses",
+    )

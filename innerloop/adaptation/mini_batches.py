@@ -1,0 +1,107 @@
+"""Inner steps on random parts of the support set."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from innerloop.adaptation.base import Adaptation, InnerGradient
+from innerloop.errors import StructureError
+from innerloop.problem import Examples, Problem, describe
+
+
+def examples_mask(support: PyTree) -> Array | None:
+    """The mask of `Examples`; None (every row counts) for any other pytree."""
+    return support.mask if isinstance(support, Examples) else None
+
+
+class MiniBatches(Adaptation):
+    """Another adaptation, each of whose steps sees `size` rows of the support set.
+
+    The rows are drawn uniformly without replacement from the step's own key, so a step sees the
+    same rows under every meta-gradient. Masked rows are never drawn; where fewer than `size` rows
+    are left, these repeat. `init` still sees the whole support set.
+
+    - `adaptation`: what takes the steps
+    - `size`: rows per step, 1 <= size <= rows
+    - `mask`: `support -> (rows,) bool | None`, True where a row may be drawn; by default the mask of
+      `Examples`
+
+    Raises `StructureError` for a size below one, and while tracing for a size above the number of
+    rows or a support set whose leaves differ in their leading axis.
+    """
+
+    adaptation: Adaptation
+    size: int
+    mask: Callable[[PyTree], Array | None] = examples_mask
+
+    def __check_init__(self):
+        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
+            raise StructureError(
+                "a mini-batch needs at least one row",
+                got=f"size={self.size!r}",
+                expected="an int >= 1",
+                write="MiniBatches(adaptation, size=16)",
+            )
+
+    @property
+    def steps(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The wrapped adaptation's number of steps."""
+        return self.adaptation.steps
+
+    def init(self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+        """The wrapped adaptation's state, from the whole support set."""
+        return self.adaptation.init(problem, meta, support, key)
+
+    def step(
+        self,
+        problem: Problem,
+        meta: PyTree,
+        support: PyTree,
+        state: PyTree,
+        key: PRNGKeyArray,
+        inner_gradient: InnerGradient,
+    ) -> tuple[PyTree, Any]:
+        """One step of the wrapped adaptation on the rows drawn from `key`."""
+        draw_key, step_key = jax.random.split(key)
+        rows = self._draw(support, draw_key)
+        batch = jax.tree.map(lambda leaf: leaf[rows], support)
+        return self.adaptation.step(problem, meta, batch, state, step_key, inner_gradient)
+
+    def params(self, state: PyTree) -> PyTree:
+        """The wrapped adaptation's parameters."""
+        return self.adaptation.params(state)
+
+    def _draw(self, support: PyTree, key: PRNGKeyArray) -> Array:
+        rows = _row_count(support)
+        if self.size > rows:
+            raise StructureError(
+                "a mini-batch is larger than the support set",
+                got=f"size={self.size} of {rows} rows",
+                expected=f"1 <= size <= {rows}",
+                write=f"MiniBatches(adaptation, size={rows}), or no MiniBatches",
+            )
+        order = jax.random.permutation(key, rows)
+        mask = self.mask(support)
+        if mask is None:
+            return order[: self.size]
+        mask = jnp.asarray(mask, bool)
+        # A stable sort brings the valid rows to the front and keeps their random order.
+        order = order[jnp.argsort(~mask[order], stable=True)]
+        valid = jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1)
+        return order[jnp.arange(self.size, dtype=jnp.int32) % valid]
+
+
+def _row_count(support: PyTree) -> int:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(support)]
+    counts = {shape[0] if shape else None for shape in shapes}
+    if len(counts) == 1 and None not in counts:
+        return counts.pop()
+    raise StructureError(
+        "MiniBatches needs one row axis that all leaves of the support set share",
+        got=describe(support),
+        expected="the same leading axis on every leaf",
+        write="Examples(inputs, targets) with as many targets as inputs, or your own Adaptation",
+    )

@@ -1,0 +1,26 @@
+"""Loops over inner steps: what is stored between the forward and the backward pass."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+UNROLL_UP_TO = 8
+"""Unrolling a short loop saves the copies into and out of the scan's stacked buffers; unrolling a
+long one only makes the compiler slow."""
+
+
+def store_all(
+    body: Callable[[PyTree, Any], tuple[PyTree, Any]], state: PyTree, steps: int
+) -> tuple[PyTree, Any]:
+    """Keep every intermediate value: unrolled for few steps, a scan for many. Memory grows with K."""
+    if steps > UNROLL_UP_TO:
+        return jax.lax.scan(body, state, jnp.arange(steps, dtype=jnp.int32))
+    outputs = []
+    for t in range(steps):
+        state, output = body(state, np.int32(t))
+        outputs.append(output)
+    return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)

@@ -1,0 +1,113 @@
+"""Does a gradient arrive? JAX answers "no" with zeros; these functions make the answer visible.
+
+JAX tracks structural zeros as symbolic ones while it traces, so nothing is computed here: each
+function is an identity whose derivative rule looks at what it was given.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import PyTree, Scalar
+
+from innerloop.errors import GradientError
+
+
+def require_reach(loss: Scalar, meta: PyTree) -> Scalar:
+    """Return `loss`; differentiating it raises `GradientError` if no leaf of `meta` reaches it."""
+    return _require_reach(loss, meta)
+
+
+@jax.custom_jvp
+def _require_reach(loss, meta):
+    return loss
+
+
+def _require_reach_jvp(primals, tangents):
+    (loss, meta), (loss_tangent, meta_tangents) = primals, tangents
+    if isinstance(loss_tangent, SymbolicZero):
+        names = leaf_names(meta)
+        differentiated = [
+            name
+            for name, tangent in zip(names, _tangent_leaves(meta_tangents), strict=True)
+            if not isinstance(tangent, SymbolicZero)
+        ]
+        if differentiated:
+            raise GradientError(
+                "the meta-gradient is identically zero: no meta-parameter reaches the outer loss",
+                got=f"a detached graph for meta leaves {', '.join(differentiated)}",
+                expected="at least one leaf that init, the inner loss (unless first-order) or the "
+                "outer loss reads without stop_gradient",
+                write="innerloop.Unroll() if FirstOrder() drops the only path, or an init that "
+                "returns a part of meta",
+            )
+        loss_tangent = jnp.zeros(loss_tangent.shape, loss_tangent.dtype)
+    return loss, loss_tangent
+
+
+_require_reach.defjvp(_require_reach_jvp, symbolic_zeros=True)
+
+
+def refuse_derivative(tree: PyTree, what: str, write: str) -> PyTree:
+    """Return `tree`; differentiating it raises `GradientError` that says `what` has no derivative."""
+
+    @jax.custom_jvp
+    def identity(tree):
+        return tree
+
+    def refuse(primals, tangents):
+        (tree,), (tangent,) = primals, tangents
+        if not all(isinstance(leaf, SymbolicZero) for leaf in _tangent_leaves(tangent)):
+            raise GradientError(
+                f"{what} has no derivative",
+                got=f"a derivative through {what}",
+                expected="values only",
+                write=write,
+            )
+        return tree, jax.tree.map(lambda zero: jnp.zeros(zero.shape, zero.dtype), tangent)
+
+    identity.defjvp(refuse, symbolic_zeros=True)
+    return identity(tree)
+
+
+def watch_reach(
+    meta: PyTree,
+) -> tuple[Callable[[PyTree], PyTree], Callable[[], list[str]]]:
+    """Find out which leaves of `meta` a backward pass reaches.
+
+    Returns `(mark, unreached)`: `mark(meta)` is the identity, to be applied inside the function that
+    is differentiated; after the backward pass `unreached()` names the leaves it did not reach.
+    """
+    treedef = jax.tree.structure(meta)
+    names = leaf_names(meta)
+    reached: set[str] = set()
+
+    def mark_leaf(name: str, leaf):
+        @jax.custom_vjp
+        def identity(x):
+            return x
+
+        def backward(_, cotangent):
+            if isinstance(cotangent, SymbolicZero):
+                return (None,)
+            reached.add(name)
+            return (cotangent,)
+
+        identity.defvjp(lambda x: (x.value, None), backward, symbolic_zeros=True)
+        return identity(leaf)
+
+    def mark(meta: PyTree) -> PyTree:
+        leaves = zip(names, jax.tree.leaves(meta), strict=True)
+        return jax.tree.unflatten(treedef, [mark_leaf(name, leaf) for name, leaf in leaves])
+
+    return mark, lambda: [name for name in names if name not in reached]
+
+
+def leaf_names(tree: PyTree) -> list[str]:
+    """The path of every leaf, such as `['layers'][0]['weight']`."""
+    return [jax.tree_util.keystr(path) or "meta" for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def _tangent_leaves(tangents: PyTree) -> list:
+    return jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))

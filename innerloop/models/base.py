@@ -1,0 +1,69 @@
+"""What a model is: a pair of pure functions, and the name of how it normalises."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, PRNGKeyArray, PyTree
+
+from innerloop.errors import StructureError
+from innerloop.models.masks import blank_rows
+
+
+class Model(NamedTuple):
+    """A network as a pair of pure functions. Nothing is hidden: no state, no mode, no devices.
+
+    - `init`: `key -> params`, a pytree of arrays in JAX's default float dtype (float64 under
+      `jax_enable_x64`). Cast the tree for another precision: `apply` follows its parameters.
+    - `apply`: `(params, inputs, key, mask) -> outputs`, `(rows, ...) -> (rows, ...)`. `key` feeds
+      models that draw at random, the others take None. `mask` is `(rows,)`, False where a row is
+      padding, or None when every row counts. Padding never reaches another row's output, whatever
+      it holds, NaN included; the outputs of padded rows mean nothing.
+    - `normalisation`: the name of the normalisation policy (`"none"` where there is none). It
+      decides whether predictions depend on the other rows of a batch, so it changes what a test
+      accuracy means: it is written into every result.
+
+    The library's classifiers keep their parameters as `{"body": ..., "head": ...}`, so that
+    `subset(meta, lambda meta: meta["head"])` adapts the head alone.
+    """
+
+    init: Callable[[PRNGKeyArray], PyTree[Array]]
+    apply: Callable[
+        [PyTree[Array], ArrayLike, PRNGKeyArray | None, Bool[Array, " rows"] | None],
+        Float[Array, "rows ..."],
+    ]
+    normalisation: str
+
+
+def default_float() -> np.dtype:
+    """JAX's default floating-point dtype: float32, or float64 under `jax_enable_x64`."""
+    return jnp.result_type(float)
+
+
+def model_inputs(
+    inputs: ArrayLike, dtype: DTypeLike, mask: Array | None
+) -> Float[Array, "rows ..."]:
+    """Inputs in the parameters' dtype, padded rows replaced by zeros.
+
+    The parameters decide the precision, so 8-bit images need no cast by hand. Padding is replaced
+    here because a weight's gradient multiplies activations by zeros otherwise: 0 · NaN is NaN.
+    """
+    return blank_rows(jnp.asarray(inputs).astype(dtype), mask)
+
+
+def at_least_float32(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`values` in float32, or in float64 if they are: means of many narrow numbers lose digits."""
+    return values if values.dtype.itemsize >= 4 else values.astype(jnp.float32)
+
+
+def positive_integer(name: str, value: int, *, write: str) -> int:
+    """`value` as an int. Raises `StructureError` where it is not a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise StructureError(
+            f"{name} is not a positive integer",
+            got=f"{name}={value!r}",
+            expected="an integer of at least 1",
+            write=write,
+        )
+    return int(value)

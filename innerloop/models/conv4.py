@@ -1,0 +1,209 @@
+"""The four-block convolutional network of few-shot learning, in its two forms."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
+
+from innerloop.errors import StructureError
+from innerloop.models.base import Model, model_inputs, positive_integer
+from innerloop.models.head import linear_head
+from innerloop.models.layers import GLOROT, conv, conv_init, max_pool
+from innerloop.models.normalisation import Normalisation, transductive
+from innerloop.problem import describe
+
+
+def conv4(
+    ways: int,
+    filters: int = 64,
+    channels: int = 1,
+    *,
+    blocks: int = 4,
+    normalisation: Normalisation = transductive,
+    weights: Initializer = GLOROT,
+) -> Model:
+    """MAML's Omniglot network: `conv_features`, then a linear head with `ways` outputs.
+
+    `(rows, height, width, channels) -> (rows, ways)`, for images of any size: strided
+    convolutions, mean over positions (Finn et al. 2017). The head starts from Glorot weights,
+    where the authors' code draws them from N(0, 1): `linear_head(conv_features(), 64, ways,
+    weights=jax.nn.initializers.normal(1.0))` is theirs.
+
+    Arguments, parameters and errors: see `conv_features` and `linear_head`.
+    """
+    features = conv_features(
+        filters, channels, blocks=blocks, normalisation=normalisation, weights=weights
+    )
+    return linear_head(features, filters, positive_integer("ways", ways, write="conv4(ways=5)"))
+
+
+def conv4_max_pool(
+    ways: int,
+    image: tuple[int, int] = (28, 28),
+    filters: int = 64,
+    channels: int = 1,
+    *,
+    blocks: int = 4,
+    normalisation: Normalisation = transductive,
+    weights: Initializer = GLOROT,
+) -> Model:
+    """`conv_features_max_pool`, then a linear head with `ways` outputs.
+
+    `(rows, *image, channels) -> (rows, ways)`: the network of matching networks (Vinyals et al.
+    2016). MAML's on miniImageNet is `conv4_max_pool(5, image=(84, 84), filters=32, channels=3)`.
+
+    Arguments, parameters and errors: see `conv_features_max_pool` and `linear_head`.
+    """
+    features = conv_features_max_pool(
+        image, filters, channels, blocks=blocks, normalisation=normalisation, weights=weights
+    )
+    ways = positive_integer("ways", ways, write="conv4_max_pool(ways=5)")
+    return linear_head(features, pooled_width(image, filters, blocks), ways)
+
+
+def conv_features(
+    filters: int = 64,
+    channels: int = 1,
+    *,
+    blocks: int = 4,
+    normalisation: Normalisation = transductive,
+    weights: Initializer = GLOROT,
+) -> Model:
+    """Blocks of (3 × 3 convolution with stride 2, normalisation, relu), then a mean over positions.
+
+    `(rows, height, width, channels) -> (rows, filters)`, for images of any size: 28 becomes
+    14, 7, 4, 2 before the mean.
+
+    - `normalisation`: the policy; `transductive` is MAML's, and makes predictions depend on the
+      other rows of the batch
+    - `weights`: initialises the convolutions, which have no bias of their own
+
+    Parameters: a list of `{"weights": (3, 3, inputs, filters), "normalisation": ...}`.
+
+    Raises `StructureError` where a size is not a positive integer, and while tracing where the
+    images are not `(rows, height, width, channels)`.
+    """
+
+    def block(params: PyTree[Array], x: Array, mask: Array | None) -> Array:
+        x = conv(params["weights"], x, stride=2)
+        return jax.nn.relu(normalisation.apply(params["normalisation"], x, mask))
+
+    def apply(
+        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
+    ) -> Float[Array, "rows outputs"]:
+        x = _images(params, inputs, mask)
+        for layer in params:
+            x = block(layer, x, mask)
+        return jnp.mean(x, axis=(1, 2))
+
+    init = _blocks_init(filters, channels, blocks, normalisation, weights)
+    return Model(init, apply, normalisation.name)
+
+
+def conv_features_max_pool(
+    image: tuple[int, int] = (28, 28),
+    filters: int = 64,
+    channels: int = 1,
+    *,
+    blocks: int = 4,
+    normalisation: Normalisation = transductive,
+    weights: Initializer = GLOROT,
+) -> Model:
+    """Blocks of (3 × 3 convolution, normalisation, relu, 2 × 2 max pooling), then flattened.
+
+    `(rows, *image, channels) -> (rows, pooled_width(image, filters, blocks))`: 28 becomes
+    14, 7, 3, 1, so 28 × 28 images give `filters` features. The embedding of prototypical networks
+    (Snell et al. 2017). About four times the multiplications of `conv_features`.
+
+    - `image`: height and width in pixels
+    - the others: see `conv_features`
+
+    Parameters: a list of `{"weights": (3, 3, inputs, filters), "normalisation": ...}`.
+
+    Raises `StructureError` where a size is not a positive integer or the image is smaller than
+    `2**blocks` pixels a side, and while tracing where the images are not
+    `(rows, *image, channels)`.
+    """
+    pooled_width(image, filters, blocks)
+
+    def block(params: PyTree[Array], x: Array, mask: Array | None) -> Array:
+        x = conv(params["weights"], x, stride=1)
+        return max_pool(jax.nn.relu(normalisation.apply(params["normalisation"], x, mask)))
+
+    def apply(
+        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
+    ) -> Float[Array, "rows outputs"]:
+        x = _images(params, inputs, mask, image)
+        for layer in params:
+            x = block(layer, x, mask)
+        return x.reshape(x.shape[0], pooled_width(image, filters, blocks))
+
+    init = _blocks_init(filters, channels, blocks, normalisation, weights)
+    return Model(init, apply, normalisation.name)
+
+
+def pooled_width(image: tuple[int, int], filters: int = 64, blocks: int = 4) -> int:
+    """Number of features of `conv_features_max_pool`: filters times the positions that remain.
+
+    Raises `StructureError` where nothing remains of the image.
+    """
+    call = "conv_features_max_pool(image=(28, 28), filters=64, blocks=4)"
+    blocks = positive_integer("blocks", blocks, write=call)
+    height, width = (positive_integer("image", side, write=call) for side in image)
+    smallest = 2**blocks
+    if min(height, width) < smallest:
+        raise StructureError(
+            f"nothing remains of the image after {blocks} poolings by 2",
+            got=f"image={height} × {width}, blocks={blocks}",
+            expected=f"at least {smallest} × {smallest} pixels",
+            write=f"blocks={max(min(height, width).bit_length() - 1, 1)}, or conv_features, "
+            "which takes images of any size",
+        )
+    return positive_integer("filters", filters, write=call) * (
+        (height // smallest) * (width // smallest)
+    )
+
+
+def _blocks_init(
+    filters: int, channels: int, blocks: int, normalisation: Normalisation, weights: Initializer
+) -> Callable[[PRNGKeyArray], PyTree[Array]]:
+    call = "conv_features(filters=64, channels=1, blocks=4)"
+    filters = positive_integer("filters", filters, write=call)
+    channels = positive_integer("channels", channels, write=call)
+    blocks = positive_integer("blocks", blocks, write=call)
+
+    def init(key: PRNGKeyArray) -> PyTree[Array]:
+        inputs = [channels] + [filters] * (blocks - 1)
+        return [
+            {
+                "weights": conv_init(block_key, block_inputs, filters, weights=weights),
+                "normalisation": normalisation.init(filters),
+            }
+            for block_key, block_inputs in zip(jax.random.split(key, blocks), inputs, strict=True)
+        ]
+
+    return init
+
+
+def _images(
+    params: PyTree[Array],
+    inputs: ArrayLike,
+    mask: Array | None,
+    image: tuple[int, int] | None = None,
+) -> Float[Array, "rows height width channels"]:
+    """The inputs in the parameters' dtype, after a check of their shape."""
+    first = params[0]["weights"]
+    x = model_inputs(inputs, first.dtype, mask)
+    channels = first.shape[2]
+    fits = x.ndim == 4 and x.shape[3] == channels and min(x.shape[1:3]) > 0
+    if not fits or (image is not None and x.shape[1:3] != tuple(image)):
+        size = "height, width" if image is None else f"{image[0]}, {image[1]}"
+        raise StructureError(
+            "the inputs are not images that this network takes",
+            got=describe(x),
+            expected=f"shape (rows, {size}, {channels})",
+            write="inputs[..., None] for grey images, or channels= and image= as your images are",
+        )
+    return x

@@ -1,0 +1,41 @@
+"""A linear read-out on top of any features."""
+
+import jax
+from jax.nn.initializers import Initializer
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
+
+from innerloop.models.base import Model, positive_integer
+from innerloop.models.layers import GLOROT, dense, dense_init
+
+
+def linear_head(features: Model, width: int, outputs: int, weights: Initializer = GLOROT) -> Model:
+    """`features` followed by a dense layer: `(rows, ...) -> (rows, outputs)`.
+
+    - `features`: a model whose outputs are `(rows, width)`
+    - `outputs`: number of classes, or of regressed values
+    - `weights`: initialises the head's weights; biases start at zero. MAML's authors use
+      `jax.nn.initializers.normal(1.0)` on Omniglot.
+
+    Parameters: `{"body": those of features, "head": {"weights", "bias"}}`.
+    Normalisation: that of `features`.
+
+    Raises `StructureError` where a size is not a positive integer, and while tracing where the
+    features are not `(rows, width)`.
+    """
+    call = "linear_head(features, width=64, outputs=5)"
+    width = positive_integer("width", width, write=call)
+    outputs = positive_integer("outputs", outputs, write=call)
+
+    def init(key: PRNGKeyArray) -> PyTree[Array]:
+        body_key, head_key = jax.random.split(key)
+        return {
+            "body": features.init(body_key),
+            "head": dense_init(head_key, width, outputs, weights),
+        }
+
+    def apply(
+        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
+    ) -> Float[Array, "rows outputs"]:
+        return dense(params["head"], features.apply(params["body"], inputs, key, mask))
+
+    return Model(init, apply, features.normalisation)

@@ -1,0 +1,74 @@
+"""Losses on `Examples`: means over the rows that count."""
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Scalar
+
+from innerloop.errors import StructureError
+from innerloop.models.base import at_least_float32
+from innerloop.models.masks import blank_rows, masked_mean
+from innerloop.problem import Examples, describe
+
+
+def cross_entropy(
+    logits: Float[Array, "..."], examples: Examples
+) -> tuple[Scalar, dict[str, Scalar]]:
+    r"""Cross-entropy of a softmax, in nats, and `{"accuracy": share of rows classified rightly}`.
+
+    $$-\frac{1}{n} \sum_{i=1}^{n} \log \text{softmax}(\text{logits}_i)[\text{target}_i]$$
+
+    over the n rows that the mask leaves. `examples.targets` holds integer classes, `(rows,)`, or
+    any shape that the logits have without their last axis. Computed in float32 at least. No label
+    smoothing, which the code of MAML's authors has. Where the mask leaves no row, both are 0.
+
+    Raises `StructureError` while tracing where targets are not integers or shapes do not fit.
+    """
+    targets = jnp.asarray(examples.targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise StructureError(
+            "cross_entropy needs integer classes",
+            got=f"targets {describe(targets)}",
+            expected="integers from 0 to ways - 1",
+            write="Examples(inputs, jnp.argmax(one_hot_targets, axis=-1))",
+        )
+    if logits.ndim < 2 or logits.shape[:-1] != targets.shape:
+        raise StructureError(
+            "logits and targets do not fit",
+            got=f"logits {describe(logits)}, targets {describe(targets)}",
+            expected="logits (rows, ways), targets (rows,)",
+            write="Examples(inputs, targets.reshape(rows))",
+        )
+    logits = blank_rows(at_least_float32(logits), examples.mask)
+    targets = blank_rows(targets, examples.mask)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    predicted = jnp.argmax(logits, axis=-1)
+    right = predicted == targets.astype(predicted.dtype)
+    accuracy = masked_mean(right.astype(losses.dtype), examples.mask)
+    return masked_mean(losses, examples.mask), {"accuracy": accuracy}
+
+
+def mean_squared_error(
+    predictions: Float[Array, "..."], examples: Examples
+) -> tuple[Scalar, dict[str, Scalar]]:
+    r"""Mean squared error over rows and outputs, and `{"mse": the same}`.
+
+    $$\frac{1}{n d} \sum_{i=1}^{n} \lVert \text{prediction}_i - \text{target}_i \rVert^2$$
+
+    over the n rows that the mask leaves, each with d outputs, in the target's unit squared.
+    Computed in float32 at least. Where the mask leaves no row it is 0.
+
+    Raises `StructureError` while tracing where predictions and targets differ in shape:
+    (rows, 1) against (rows,) would broadcast to all pairs of rows.
+    """
+    targets = jnp.asarray(examples.targets)
+    if predictions.ndim < 1 or predictions.shape != targets.shape:
+        raise StructureError(
+            "predictions and targets differ in shape",
+            got=f"predictions {describe(predictions)}, targets {describe(targets)}",
+            expected="the same shape (rows, ...) for both",
+            write=f"Examples(inputs, targets.reshape{predictions.shape})",
+        )
+    predictions = blank_rows(at_least_float32(predictions), examples.mask)
+    targets = blank_rows(targets.astype(predictions.dtype), examples.mask)
+    loss = masked_mean(jnp.square(predictions - targets), examples.mask)
+    return loss, {"mse": loss}

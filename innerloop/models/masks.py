@@ -1,0 +1,50 @@
+"""Rows that are padding: they are blanked, and means are taken over the others."""
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
+
+from innerloop.errors import StructureError
+from innerloop.problem import describe
+
+
+def row_mask(values: Shaped[Array, "..."], mask: Array) -> Bool[Array, "..."]:
+    """The mask, `(rows,)`, with trailing axes of size 1, so that it broadcasts against `values`.
+
+    Raises `StructureError` unless the mask holds one boolean per row.
+    """
+    if values.ndim < 1 or mask.shape != values.shape[:1] or mask.dtype != jnp.bool_:
+        raise StructureError(
+            "the mask does not fit the rows",
+            got=f"mask {describe(mask)} for rows {describe(values)}",
+            expected="one boolean per row, shape (rows,)",
+            write="mask=jnp.arange(rows) < valid_rows",
+        )
+    return mask.reshape(mask.shape + (1,) * (values.ndim - 1))
+
+
+def blank_rows(values: Shaped[Array, "..."], mask: Array | None) -> Shaped[Array, "rows ..."]:
+    """`values` with zeros in the padded rows; unchanged where the mask is None."""
+    if mask is None:
+        return values
+    return jnp.where(row_mask(values, mask), values, jnp.zeros((), values.dtype))
+
+
+def masked_mean(
+    values: Float[Array, "..."],
+    mask: Array | None = None,
+    axis: tuple[int, ...] | None = None,
+) -> Float[Array, "..."]:
+    """Mean of the rows that count, over `axis`, which holds axis 0 (None: over all axes).
+
+    Zero where the mask leaves no row, with a zero gradient, never NaN. What padded rows hold is
+    not read.
+    """
+    if mask is None:
+        return jnp.mean(values, axis=axis)
+    axes = range(values.ndim) if axis is None else axis
+    entries_per_row = math.prod(values.shape[i] for i in axes if i != 0)
+    # At least one row in the denominator: an empty mean is then 0 / entries instead of 0 / 0.
+    rows = jnp.maximum(jnp.sum(mask), 1).astype(values.dtype)
+    return jnp.sum(blank_rows(values, mask), axis=axis) / (rows * entries_per_row)

@@ -1,0 +1,79 @@
+"""The multilayer perceptron."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import jax
+from jax.nn.initializers import Initializer
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
+
+from innerloop.errors import StructureError
+from innerloop.models.base import Model, model_inputs, positive_integer
+from innerloop.models.layers import GLOROT, dense, dense_init
+from innerloop.problem import describe
+
+
+def mlp(
+    sizes: Sequence[int],
+    activation: Callable[[Array], Array] = jax.nn.relu,
+    weights: Initializer = GLOROT,
+) -> Model:
+    """Dense layers with an activation between them: `(rows, ...) -> (rows, sizes[-1])`.
+
+    `mlp([1, 40, 40, 1])` is the network of MAML's sinusoid regression (Finn et al. 2017).
+
+    - `sizes`: widths from inputs to outputs, at least two. Inputs with more axes, such as images,
+      are flattened row by row.
+    - `activation`: elementwise, after every layer but the last
+    - `weights`: initialises all weights; biases start at zero. MAML's authors use
+      `jax.nn.initializers.truncated_normal(0.01)`.
+
+    Parameters: `{"body": [{"weights", "bias"}, ...], "head": {"weights", "bias"}}`.
+    Normalisation: none.
+
+    Raises `StructureError` where sizes are not at least two positive integers, and while tracing
+    where the rows of the inputs do not have `sizes[0]` entries.
+    """
+    widths = _widths(sizes)
+
+    def init(key: PRNGKeyArray) -> PyTree[Array]:
+        keys = jax.random.split(key, len(widths) - 1)
+        layers = [
+            dense_init(layer_key, inputs, outputs, weights)
+            for layer_key, (inputs, outputs) in zip(keys, itertools.pairwise(widths), strict=True)
+        ]
+        return {"body": layers[:-1], "head": layers[-1]}
+
+    def apply(
+        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
+    ) -> Float[Array, "rows outputs"]:
+        x = model_inputs(inputs, params["head"]["weights"].dtype, mask)
+        x = _flat_rows(x, widths)
+        for layer in params["body"]:
+            x = activation(dense(layer, x))
+        return dense(params["head"], x)
+
+    return Model(init, apply, normalisation="none")
+
+
+def _widths(sizes: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(sizes, int) or len(sizes) < 2:
+        raise StructureError(
+            "an mlp needs a width for its inputs and one for its outputs",
+            got=f"sizes={sizes!r}",
+            expected="at least two positive integers",
+            write="mlp([1, 40, 40, 1])",
+        )
+    return tuple(positive_integer("sizes", size, write="mlp([1, 40, 40, 1])") for size in sizes)
+
+
+def _flat_rows(x: Float[Array, "..."], widths: tuple[int, ...]) -> Float[Array, "rows width"]:
+    entries = x[:1].size if x.ndim > 1 and x.shape[0] else 0
+    if x.ndim < 2 or (x.shape[0] and entries != widths[0]):
+        raise StructureError(
+            "the inputs do not fit the mlp's first layer",
+            got=describe(x),
+            expected=f"shape (rows, ...) with {widths[0]} entries per row",
+            write=f"mlp([{', '.join(map(str, (entries or 1, *widths[1:])))}])",
+        )
+    return x.reshape(x.shape[0], widths[0])

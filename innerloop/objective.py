@@ -1,0 +1,242 @@
+"""Where problem, adaptation and meta-gradient meet: the library's front door."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree, Scalar
+
+from innerloop.adaptation import Adaptation, run
+from innerloop.errors import GradientError, InnerloopError, StructureError
+from innerloop.gradients import Aux, MetaGradient, Unroll
+from innerloop.gradients.base import TaskObjective
+from innerloop.gradients.inner import exact_inner_gradient
+from innerloop.gradients.loops import store_all
+from innerloop.gradients.reach import leaf_names, refuse_derivative, require_reach, watch_reach
+from innerloop.problem import (
+    Episode,
+    Problem,
+    ProblemMixture,
+    describe,
+    is_floating,
+    task_keys,
+)
+
+MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
+"""`(meta, episodes, key) -> ((loss, aux), grads)`, over a batch of tasks."""
+
+
+def adapt(
+    problem: Problem, adaptation: Adaptation, meta: PyTree, support: PyTree, key: PRNGKeyArray
+) -> tuple[PyTree, Any]:
+    """Learn one task and keep the result: inference.
+
+    Returns `(params, info)`: the adapted parameters, and the inner steps' infos stacked. With the
+    task's own key these are the parameters that the meta-objective sees.
+
+    Raises `GradientError` when differentiated, `StructureError` for parts that do not fit.
+    """
+    _check_meta(meta)
+    keys = task_keys(key)
+    state, info, _ = run(
+        problem, adaptation, meta, support, keys.adapt, exact_inner_gradient, store_all
+    )
+    return refuse_derivative(
+        (adaptation.params(state), info),
+        what="adapt",
+        write="meta_objective(problem, adaptation, gradient)(meta, episode, key)",
+    )
+
+
+def meta_objective(
+    problem: Problem, adaptation: Adaptation, gradient: MetaGradient | None = None
+) -> TaskObjective:
+    """The meta-objective of one task: `f(meta, episode, key) -> (loss, aux)`.
+
+    Its value is the meta-objective, its reverse-mode derivative in `meta` the estimator's
+    meta-gradient, so it composes with plain `jax.grad`, `jax.vmap` and `jax.jit`. `gradient` is
+    `Unroll()`, the exact one, unless given.
+
+    Raises, while tracing, `StructureError` for parts that do not fit and `GradientError` when it is
+    differentiated but no meta-parameter reaches the loss.
+    """
+    task_objective = (Unroll() if gradient is None else gradient).objective(problem, adaptation)
+
+    def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
+        _check_meta(meta)
+        _check_episode(episode)
+        loss, aux = task_objective(meta, episode, key)
+        return require_reach(loss, meta), aux
+
+    return objective
+
+
+def meta_value_and_grad(
+    problem: Problem | ProblemMixture,
+    adaptation: Adaptation | tuple[Adaptation, ...],
+    gradient: MetaGradient | None = None,
+    *,
+    chunk: int | None = None,
+) -> MetaValueAndGrad:
+    """The meta-objective of a batch of tasks and its gradient.
+
+    Returns `f(meta, episodes, key) -> ((loss, aux), grads)`: the mean of the loss over the task axis,
+    weighted by `episodes.weight` where there is one, `aux` per task, and the gradient in `meta`.
+    One key per task is split from `key`.
+
+    - `chunk`: None runs all tasks at once under `vmap`; n runs at most n at a time and accumulates
+      their gradients, in the memory of n tasks (1: a plain loop over tasks). Tasks are spread
+      evenly over the fewest chunks; results are equal up to rounding.
+
+    `aux.diagnostics["unreached"]` holds one entry, named by its path, for each meta leaf that no
+    gradient reaches; its gradient is zero.
+
+    The problems and adaptations of a `mixture` are taken too: then `episodes` is a tuple of batches,
+    one per kind, the loss is the weighted sum over kinds, and `aux` a tuple.
+
+    Raises, while tracing, `StructureError` for parts that do not fit and `GradientError` when no
+    meta-parameter reaches the loss.
+    """
+    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise StructureError(
+            "a chunk holds at least one task",
+            got=f"chunk={chunk!r}",
+            expected="an int >= 1, or None for all tasks at once",
+            write="meta_value_and_grad(problem, adaptation, chunk=1)",
+        )
+    if isinstance(problem, ProblemMixture):
+        return _mixture_value_and_grad(problem, adaptation, gradient, chunk)
+    objective = meta_objective(problem, adaptation, gradient)
+
+    def value_and_grad(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
+        _check_meta(meta)
+        tasks = _task_count(episodes)
+        keys = jax.random.split(key, tasks)
+        weights = jnp.ones(tasks) if episodes.weight is None else episodes.weight
+        batch = (Episode(episodes.support, episodes.query), keys, weights)
+        if chunk is None or chunk >= tasks:
+            (total, aux), grads, unreached = _weighted_sum(objective, meta, *batch)
+        else:
+            (total, aux), grads, unreached = _chunked_sum(objective, meta, batch, tasks, chunk)
+        scale = 1 / jnp.sum(weights)
+        grads = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), grads)
+        marks = {name: jnp.ones(tasks, bool) for name in unreached}
+        aux = aux._replace(diagnostics=aux.diagnostics | {"unreached": marks})
+        return (total * scale.astype(total.dtype), aux), grads
+
+    return value_and_grad
+
+
+def _mixture_value_and_grad(mixture: ProblemMixture, adaptations, gradient, chunk):
+    kinds = zip(mixture.problems, adaptations, strict=True)
+    parts = [meta_value_and_grad(*kind, gradient, chunk=chunk) for kind in kinds]
+
+    def value_and_grad(meta: PyTree, episodes: tuple[Episode, ...], key: PRNGKeyArray):
+        keys = jax.random.split(key, len(parts))
+        results = [
+            part(meta, batch, key) for part, batch, key in zip(parts, episodes, keys, strict=True)
+        ]
+
+        def weighted_sum(*leaves):
+            return sum(w * leaf for w, leaf in zip(mixture.weights, leaves, strict=True))
+
+        loss = weighted_sum(*(loss for (loss, _), _ in results))
+        grads = jax.tree.map(weighted_sum, *(grads for _, grads in results))
+        return (loss, tuple(aux for (_, aux), _ in results)), grads
+
+    return value_and_grad
+
+
+def _weighted_sum(objective: TaskObjective, meta, episodes, keys, weights):
+    """Weighted sum of the task losses and its gradient; aux per task; the unreached meta leaves."""
+    mark, unreached = watch_reach(meta)
+
+    def total(meta):
+        if len(weights) == 1:  # a vmap over one task would only hide its shapes from the compiler
+            task = jax.tree.map(lambda leaf: leaf[0], (episodes, keys))
+            loss, aux = jax.tree.map(lambda leaf: leaf[None], objective(mark(meta), *task))
+        else:
+            loss, aux = jax.vmap(objective, (None, 0, 0))(mark(meta), episodes, keys)
+        return jnp.sum(weights.astype(loss.dtype) * loss), aux
+
+    try:
+        result, grads = jax.value_and_grad(total, has_aux=True)(meta)
+    except ValueError as error:
+        if "lax.while_loop" in str(error) and not isinstance(error, InnerloopError):
+            raise _no_reverse_mode() from error
+        raise
+    return result, grads, unreached()
+
+
+def _no_reverse_mode() -> GradientError:
+    return GradientError(
+        "something in the inner loop loops on a condition, so it cannot be differentiated in reverse",
+        got="a lax.while_loop on the way from meta to the loss, as in optax's line searches",
+        expected="an optimizer and losses with a fixed number of operations",
+        write="GradientDescent(optax.sgd(0.01), steps=5) in place of a line search, lax.scan in "
+        "place of lax.while_loop",
+    )
+
+
+def _chunked_sum(objective: TaskObjective, meta, batch, tasks: int, chunk: int):
+    """The same sums over chunks of tasks, the gradients accumulated in the loop's carry."""
+    chunks = math.ceil(tasks / chunk)
+    size = math.ceil(tasks / chunks)
+    # Padding repeats the last task, whose numbers are as sound as any, with weight zero.
+    rows = jnp.minimum(jnp.arange(chunks * size), tasks - 1)
+    episodes, keys, weights = jax.tree.map(lambda leaf: leaf[rows], batch)
+    weights = jnp.where(jnp.arange(chunks * size) < tasks, weights, 0)
+    parts = jax.tree.map(
+        lambda leaf: leaf.reshape(chunks, size, *leaf.shape[1:]), (episodes, keys, weights)
+    )
+    names: list[str] = []
+
+    def body(grads, part):
+        (total, aux), part_grads, names[:] = _weighted_sum(objective, meta, *part)
+        return jax.tree.map(jnp.add, grads, part_grads), (total, aux)
+
+    grads, (totals, aux) = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, meta), parts)
+    aux = jax.tree.map(lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:tasks], aux)
+    return (jnp.sum(totals), aux), grads, names
+
+
+def _check_meta(meta: PyTree) -> None:
+    for name, leaf in zip(leaf_names(meta), jax.tree.leaves(meta), strict=True):
+        if is_floating(leaf):
+            continue
+        raise StructureError(
+            f"meta{name} is not a floating-point array, so it has no gradient",
+            got=describe(leaf),
+            expected="floating-point arrays only",
+            write="meta with floats (2.0, not 2), the rest closed over by the problem; for a module, "
+            "equinox.partition(module, equinox.is_inexact_array)",
+        )
+
+
+def _check_episode(episode: Episode) -> None:
+    if isinstance(episode, Episode):
+        return
+    raise StructureError(
+        "a task comes as an Episode",
+        got=type(episode).__name__,
+        expected="Episode(support, query)",
+        write="Episode(support=Examples(x, y), query=Examples(x2, y2))",
+    )
+
+
+def _task_count(episodes: Episode) -> int:
+    _check_episode(episodes)
+    leaves = zip(leaf_names(episodes), jax.tree.leaves(episodes), strict=True)
+    counts = {name: jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for name, leaf in leaves}
+    distinct = set(counts.values())
+    if len(distinct) == 1 and None not in distinct and 0 not in distinct:
+        return distinct.pop()
+    raise StructureError(
+        "a batch of episodes needs one task axis that all its leaves share",
+        got=f"leading axes {counts}",
+        expected="the same number of tasks, at least 1, on every leaf",
+        write="jax.tree.map(lambda *leaves: jnp.stack(leaves), *episodes), or "
+        "tasks.sample(key, n)",
+    )

@@ -1,0 +1,248 @@
+"""What is optimised: the problem, its episodes, and the keys that a task's randomness comes from."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
+
+from innerloop.errors import InnerloopError, StructureError
+
+Loss = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], tuple[Scalar, PyTree]]
+"""A loss in its normal form: `(params, meta, batch, key) -> (value, aux)`."""
+
+# JAX's own tracing errors say best what went wrong.
+_TRACING_ERRORS = (jax.errors.JAXTypeError, jax.errors.JAXIndexError)
+
+
+class Episode(eqx.Module):
+    """One task: what it is learned from and what the learning is judged on.
+
+    - `support`: pytree of arrays, read by the inner loop
+    - `query`: pytree of arrays, read by the outer loss
+    - `weight`: scalar, this task's weight in the mean over tasks; None counts as 1. A weight of 0
+      masks a padded task, whose data must still give a finite loss.
+
+    A *batch of episodes* has one more leading axis, the task axis, on every leaf.
+    """
+
+    support: PyTree[Array]
+    query: PyTree[Array]
+    weight: Float[Array, "..."] | None = None
+
+
+class Examples(eqx.Module):
+    """Labelled rows, the support and query of the library's own tasks, models and heads.
+
+    - `inputs`: `(rows, ...)`
+    - `targets`: `(rows, ...)`, real for regression, integer classes for classification
+    - `mask`: `(rows,)`, False where a row is padding; None when every row counts
+
+    Your own tasks may use any other pytree.
+    """
+
+    inputs: PyTree[Array]
+    targets: PyTree[Array]
+    mask: Array | None = None
+
+
+class Problem(eqx.Module):
+    r"""What is optimised. It names no gradient, no optimizer and no device.
+
+    The meta-objective of one task is
+
+    $$\sum_{t=0}^{K} w_t \, L_\text{outer}(\theta_t(\phi), \phi, \text{query}),
+      \qquad \theta_0 = \text{init}(\phi, \text{support}),$$
+
+    where $\phi$ is `meta`, any pytree of floating-point arrays, and the inner loop leads from
+    $\theta_t$ to $\theta_{t+1}$ by the inner loss on the support set.
+
+    - `init`: `(meta, support, key) -> params`: what adaptation starts from, and therefore what is
+      adapted. None where the adaptation builds its own parameters.
+    - `inner_loss`: `(params, meta, batch, key) -> scalar | (scalar, aux)`: support loss. None where
+      the adaptation needs none.
+    - `outer_loss`: `(params, meta, batch, key) -> scalar | (scalar, aux)`: query loss; `aux` is a
+      pytree of metrics.
+    - `step_weights`: `steps -> (steps + 1,)` weights $w_0 \dots w_K$; None: $w_K = 1$, the rest 0.
+      (Multi-step loss: Antoniou et al. 2019, "How to train your MAML".)
+
+    Raises `StructureError` when a function does not take exactly the arguments above: signatures
+    are never guessed at.
+    """
+
+    init: Callable[..., PyTree] | None
+    inner_loss: Callable[..., Any] | None
+    outer_loss: Callable[..., Any]
+    step_weights: Callable[[int], Float[Array, " steps_plus_one"]] | None = None
+
+    def __check_init__(self):
+        check_signature("init", self.init, ("meta", "support", "key"))
+        check_signature("inner_loss", self.inner_loss, ("params", "meta", "batch", "key"))
+        if self.outer_loss is None:
+            raise StructureError(
+                "a problem needs an outer loss",
+                got="outer_loss=None",
+                expected="(params, meta, batch, key) -> scalar | (scalar, aux)",
+                write="Problem(init, inner_loss, outer_loss=lambda params, meta, batch, key: ...)",
+            )
+        check_signature("outer_loss", self.outer_loss, ("params", "meta", "batch", "key"))
+        check_signature("step_weights", self.step_weights, ("steps",))
+
+
+class ProblemMixture(eqx.Module):
+    r"""Problems of several kinds under one meta: $\sum_i w_i\, L_i(\phi)$, with weights that sum to 1.
+
+    Made by `mixture`, which keeps problems, adaptations and task distributions in step.
+    """
+
+    problems: tuple[Problem, ...]
+    weights: tuple[float, ...]
+
+
+class TaskKeys(NamedTuple):
+    """The three sources of randomness of one task, split from the task's key.
+
+    - `adapt`: the inner loop: `init` uses `fold_in(adapt, 0)`, step t uses `fold_in(adapt, t + 1)`
+    - `outer`: the outer loss; the same key after every step
+    - `estimator`: the meta-gradient estimator's own draws
+    """
+
+    adapt: PRNGKeyArray
+    outer: PRNGKeyArray
+    estimator: PRNGKeyArray
+
+
+def task_keys(key: PRNGKeyArray) -> TaskKeys:
+    """Split one task's key. Every estimator and `adapt` use this split, so they see one inner loop."""
+    adapt, outer, estimator = jax.random.split(key, 3)
+    return TaskKeys(adapt, outer, estimator)
+
+
+def subset(
+    tree: PyTree, where: Callable[[PyTree], PyTree]
+) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
+    """Split a tree into the part that is adapted and a function that puts it back.
+
+    `where` selects a subtree, or a tuple of subtrees, as in `equinox.tree_at`. Returns
+    `(part, merge)` with `part = where(tree)` and `merge(new)` the tree with `new` in its place, so
+    that a loss over the whole tree need not be rewritten when only a part of it is adapted:
+
+    ```python
+    head = lambda meta: meta["head"]
+    problem = il.Problem(
+        init=lambda meta, support, key: il.subset(meta, head)[0],
+        inner_loss=lambda params, meta, batch, key: loss(il.subset(meta, head)[1](params), batch),
+        outer_loss=lambda params, meta, batch, key: loss(il.subset(meta, head)[1](params), batch),
+    )
+    ```
+
+    The frozen leaves are `meta`'s own, so they still receive their meta-gradient.
+
+    Raises `StructureError` where `where` selects nothing, or something that is not in the tree.
+    """
+    try:
+        part = where(tree)
+    except (KeyError, AttributeError, IndexError, TypeError) as error:
+        raise StructureError(
+            "where selects something that is not in the tree",
+            got=repr(error),
+            expected=f"a part of {jax.tree.structure(tree)}",
+            write="subset(meta, lambda meta: meta['head'])",
+        ) from error
+    if not jax.tree.leaves(part):
+        raise StructureError(
+            "where selects nothing, so nothing would be adapted",
+            got=f"{part!r}",
+            expected=f"a part of {jax.tree.structure(tree)} with at least one array",
+            write="subset(meta, lambda meta: meta['head'])",
+        )
+
+    def merge(new: PyTree) -> PyTree:
+        return eqx.tree_at(where, tree, new)
+
+    return part, merge
+
+
+def loss_function(name: str, loss: Callable[..., Any] | None, needed_by: str) -> Loss:
+    """Bring a user's loss into the normal form `(params, meta, batch, key) -> (value, aux)`.
+
+    Raises `StructureError` while tracing when the loss is missing, or is not one floating-point
+    number per task.
+    """
+    if loss is None:
+        raise StructureError(
+            f"{needed_by} needs {name}",
+            got=f"{name}=None",
+            expected="(params, meta, batch, key) -> scalar | (scalar, aux)",
+            write=f"Problem(..., {name}=lambda params, meta, batch, key: ...)",
+        )
+
+    def normal(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
+        result = _call_with_context(name, loss, params, meta, batch, key)
+        value, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+        if not is_floating(value) or jnp.shape(value) != ():
+            raise StructureError(
+                f"{name} must return one real number per task",
+                got=describe(value),
+                expected="a floating-point scalar of shape (), or a pair (scalar, aux)",
+                write=f"jnp.mean(...) over the rows of the batch in {name}",
+            )
+        return jnp.asarray(value), aux
+
+    return normal
+
+
+def _call_with_context(name, loss, params, meta, batch, key):
+    """Call a user's loss; where it fails on what it was given, say what that was."""
+    try:
+        return loss(params, meta, batch, key)
+    except (InnerloopError, *_TRACING_ERRORS):
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise StructureError(
+            f"{name} failed on what it was given: {type(error).__name__}: {error}",
+            got=f"params={describe(params)}, batch={describe(batch)}",
+            expected=f"parameters and a batch that {name} can read",
+            write="Problem(init, ...) whose init returns what the losses take as params",
+        ) from error
+
+
+def describe(tree: PyTree) -> str:
+    """Shapes and dtypes of a pytree on one line, for error messages: `{'w': float32[3,2]}`."""
+    return eqx.tree_pformat(tree, short_arrays=True, width=10_000)
+
+
+def is_floating(leaf: Any) -> bool:
+    """Whether a leaf is a real floating-point number or array, and so can have a gradient."""
+    dtype = getattr(leaf, "dtype", None)
+    return isinstance(leaf, float) or (dtype is not None and jnp.issubdtype(dtype, jnp.floating))
+
+
+def check_signature(name: str, function: Any, arguments: tuple[str, ...]) -> None:
+    """Raise `StructureError` unless `function` is None or takes exactly these arguments."""
+    if function is None:
+        return
+    signature = f"{name}({', '.join(arguments)})"
+    if not callable(function):
+        raise StructureError(
+            f"{name} is not a function",
+            got=type(function).__name__,
+            expected=signature,
+            write=f"{name}=lambda {', '.join(arguments)}: ...",
+        )
+    try:
+        given = inspect.signature(function)
+    except (TypeError, ValueError):  # builtins and some compiled callables have no signature to read
+        return
+    try:
+        given.bind(*arguments)
+    except TypeError as error:
+        raise StructureError(
+            f"{name} has the wrong arguments",
+            got=f"{name}{given}",
+            expected=signature,
+            write=f"{name}=lambda {', '.join(arguments)}: ...",
+        ) from error

@@ -1,0 +1,47 @@
+"""Processed arrays kept on disk, so that the second start is fast."""
+
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from innerloop.tasks.known_files import cache_folder
+
+_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def cached_array(name: str, build: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array `name` from the cache folder, or else what `build()` returns, which is then kept.
+
+    `name` must say all that the array depends on. A file that cannot be read is built anew; a
+    folder that cannot be written is no error: the array is then built on every start.
+    """
+    path = cache_folder() / f"{name}.npz"
+    with suppress(*_UNREADABLE):
+        return _load(path)
+    array = build()
+    with suppress(OSError):
+        _save(path, array)
+    return array
+
+
+def _load(path: Path) -> np.ndarray:
+    # opened here, as numpy leaves a file open when it turns out to be no archive
+    with path.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
+        return arrays["array"]
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Atomic: another process sees the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("xb") as content:
+            np.savez(content, array=array)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,89 @@
+"""What a task distribution is: a key goes in, a batch of episodes comes out, on the device."""
+
+import operator
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+from jaxtyping import PRNGKeyArray
+
+from innerloop.errors import StructureError
+from innerloop.problem import Episode
+
+# Evaluation keys live in a stream of their own: the first batch of a training loop that starts
+# from the same integer seed must not be the evaluation set.
+_EVALUATION_STREAM = 0x6576616C
+
+
+@runtime_checkable
+class TaskDistribution(Protocol):
+    """Anything that draws tasks.
+
+    `sample(key, n)` returns a batch of `n` episodes (one more leading axis, the task axis, on every
+    leaf). It is a pure function that runs on the device under `jax.jit`, with `n` static. Task i
+    depends only on `jax.random.split(key, n)[i]`, so a set of tasks is the same in whatever blocks
+    it is evaluated.
+
+    Own distributions need only this method; `sample_each` and `IndependentTasks` make it from a
+    function that draws one task. Hold arrays as leaves of an `equinox.Module`, so that they are
+    arguments of a compiled function and not constants inside it.
+    """
+
+    def sample(self, key: PRNGKeyArray, n: int) -> Episode: ...
+
+
+def sample_each(
+    sample_one: Callable[[PRNGKeyArray], Episode], key: PRNGKeyArray, n: int
+) -> Episode:
+    """Draw `n` independent tasks: `sample_one` mapped over `jax.random.split(key, n)`.
+
+    Raises `StructureError` unless `n` is an integer of at least 1.
+    """
+    check_count("n", n, 1, write="tasks.sample(key, n=8)")
+    return jax.vmap(sample_one)(jax.random.split(key, n))
+
+
+class IndependentTasks(eqx.Module):
+    """The task distribution of a function that draws one task.
+
+    - `sample_one`: `key -> Episode`, pure; where it needs data, an `equinox.Module` with `__call__`
+    """
+
+    sample_one: Callable[[PRNGKeyArray], Episode]
+
+    def sample(self, key: PRNGKeyArray, n: int) -> Episode:
+        """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
+        return sample_each(self.sample_one, key, n)
+
+
+def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int) -> Episode:
+    """The fixed evaluation set: `n` episodes that depend on nothing but `tasks` and `seed`.
+
+    The first m of them are the evaluation set of size m. Compiled; the draws are apart from those
+    of `tasks.sample(jax.random.key(seed), n)`.
+
+    Raises `StructureError` unless `n` is an integer of at least 1.
+    """
+    check_count("n", n, 1, write="evaluation_episodes(tasks, n=600, seed=0)")
+    return _sample(tasks, jax.random.fold_in(jax.random.key(seed), _EVALUATION_STREAM), n)
+
+
+@eqx.filter_jit
+def _sample(tasks: TaskDistribution, key: PRNGKeyArray, n: int) -> Episode:
+    return tasks.sample(key, n)
+
+
+def check_count(name: str, value: int, least: int, *, write: str) -> None:
+    """Raises `StructureError` unless `value` is an integer (a static one) of at least `least`."""
+    try:
+        enough = operator.index(value) >= least
+    except TypeError:
+        enough = False
+    if not enough:
+        raise StructureError(
+            f"{name} is not a number that tasks can be made of",
+            got=f"{name}={value!r}",
+            expected=f"an integer of at least {least}",
+            write=write,
+        )

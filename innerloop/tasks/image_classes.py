@@ -1,0 +1,133 @@
+"""Images held on the device once, and the classes that are made of them."""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from innerloop.errors import DataError, StructureError
+from innerloop.problem import describe
+
+TURNS = 4
+
+
+class ImageClasses(eqx.Module):
+    """Classes of images. A quarter turn of a character is another class of the same pixels.
+
+    - `images`: `(characters, examples, height, width, channels)`, held as it came: uint8 (0 … 255),
+      bool, or floating point. Given without a channel axis, it gets one of size 1.
+    - `classes`: int32 `(classes, 2)`: the row in `images`, and the number of counterclockwise
+      quarter turns (0 … 3, as `numpy.rot90` counts)
+
+    `upright` and `with_quarter_turns` write the table for you. Turned classes as new classes:
+    Santoro et al. 2016, "Meta-learning with memory-augmented neural networks".
+
+    Raises `StructureError` for a wrong rank, dtype or table and for turns of images that are not
+    square; `DataError` for empty arrays. The table is read while building, so build it outside
+    `jax.jit`.
+    """
+
+    images: jax.Array
+    classes: jax.Array
+    turned: bool = eqx.field(static=True)
+
+    def __init__(self, images: ArrayLike, classes: ArrayLike | Sequence[tuple[int, int]]):
+        table = np.asarray(classes)
+        self.images = jnp.asarray(_with_channels(images))
+        _check_table(table, self.images.shape)
+        self.classes = jnp.asarray(table, dtype=jnp.int32)
+        # static, so that images that are never turned compile without any turning
+        self.turned = bool(np.any(table[:, 1]))
+
+    def __len__(self) -> int:
+        """Number of classes."""
+        return self.classes.shape[0]
+
+
+def upright(images: ArrayLike) -> ImageClasses:
+    """One class per character, as drawn. `images` and errors: see `ImageClasses`."""
+    return ImageClasses(images, _table(images, [0]))
+
+
+def with_quarter_turns(images: ArrayLike) -> ImageClasses:
+    """Four classes per character, one per quarter turn. `images` and errors: see `ImageClasses`."""
+    return ImageClasses(images, _table(images, range(TURNS)))
+
+
+def turn(images: jax.Array, turns: jax.Array) -> jax.Array:
+    """Turn each class's images counterclockwise.
+
+    - `images`: `(classes, rows, side, side, channels)`
+    - `turns`: int `(classes,)`, in 0 … 3
+
+    Returns an array like `images`.
+    """
+
+    def turn_by(count: int):
+        return lambda rows: jnp.rot90(rows, k=count, axes=(1, 2))
+
+    def turn_class(rows: jax.Array, count: jax.Array) -> jax.Array:
+        # under vmap this is a select over four views, which XLA fuses with the gather before it
+        return jax.lax.switch(count, [turn_by(count) for count in range(TURNS)], rows)
+
+    return jax.vmap(turn_class)(images, turns)
+
+
+def _table(images: ArrayLike, turns: Sequence[int]) -> np.ndarray:
+    rows = np.arange(np.shape(images)[0] if np.ndim(images) else 0)
+    return np.stack([np.tile(rows, len(turns)), np.repeat(np.asarray(turns), len(rows))], axis=1)
+
+
+def _with_channels(images: ArrayLike) -> ArrayLike:
+    shape = np.shape(images)
+    if len(shape) not in (4, 5):
+        raise StructureError(
+            "images have the wrong number of axes",
+            got=f"shape {shape}",
+            expected="(characters, examples, height, width) or (…, channels)",
+            write="images.reshape(characters, examples, height, width)",
+        )
+    dtype = jnp.result_type(images)
+    if dtype not in (jnp.uint8, jnp.bool_) and not jnp.issubdtype(dtype, jnp.floating):
+        raise StructureError(
+            "images have a type whose range is unknown",
+            got=str(dtype),
+            expected="uint8 (0 … 255), bool, or floating point",
+            write="images.astype(numpy.uint8)",
+        )
+    if 0 in shape:
+        raise DataError(
+            "there are no images",
+            got=f"shape {shape}",
+            expected="at least one character, example and pixel",
+            write="check what was loaded before making classes of it",
+        )
+    return images if len(shape) == 5 else jnp.expand_dims(images, -1)
+
+
+def _check_table(table: np.ndarray, shape: tuple[int, ...]) -> None:
+    characters, height, width = shape[0], shape[2], shape[3]
+    expected = f"integers (classes, 2), rows below {characters}, turns below {TURNS}, none twice"
+    write = "with_quarter_turns(images), or ImageClasses(images, [(row, turns), ...])"
+    well_formed = table.ndim == 2 and table.shape[1] == 2 and np.issubdtype(table.dtype, np.integer)
+    if not well_formed or len(table) == 0:
+        got = describe(table)
+        raise StructureError("not a table of classes", got=got, expected=expected, write=write)
+    outside = (table < 0) | (table >= np.array([characters, TURNS]))
+    if outside.any():
+        got = f"class {table[outside.any(axis=1)][0].tolist()}"
+        raise StructureError("no such row or turn", got=got, expected=expected, write=write)
+    distinct, count = np.unique(table, axis=0, return_counts=True)
+    if (count > 1).any():
+        got = f"class {distinct[count > 1][0].tolist()} {count.max()} times"
+        raise StructureError("a class is listed twice", got=got, expected=expected, write=write)
+    if np.any(table[:, 1]) and height != width:
+        raise StructureError(
+            "only square images can be turned",
+            got=f"{height}×{width} pixels",
+            expected="height = width",
+            write="upright(images)",
+        )

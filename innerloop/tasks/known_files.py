@@ -1,0 +1,142 @@
+"""Data files known by their md5: found in a folder that the user names, or downloaded."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from innerloop.errors import DataError
+
+DATA_VARIABLE = "INNERLOOP_DATA"
+CACHE_VARIABLE = "INNERLOOP_CACHE"
+
+
+class KnownFile(NamedTuple):
+    """A file whose content is fixed: its name, and the md5 of what is in it."""
+
+    name: str
+    md5: str
+
+
+def data_folder(data: str | os.PathLike[str] | None, project: str) -> Path | None:
+    """Where the user keeps the files of `project`; None: nowhere, so that they are downloaded.
+
+    That is `data`, else the environment variable INNERLOOP_DATA: the folder's subfolder of the
+    project's name if there is one, else the folder itself.
+
+    Raises `DataError` if the folder does not exist.
+    """
+    named = os.environ.get(DATA_VARIABLE) if data is None else data
+    if not named:
+        return None
+    folder = Path(named)
+    if not folder.is_dir():
+        raise DataError(
+            "the data folder does not exist",
+            got=f"{folder} (from {'data=' if data is not None else DATA_VARIABLE})",
+            expected=f"a folder with the {project} files, or with a folder {project}/ of them",
+            write=f"mkdir -p {folder}/{project} and put the files there, or unset {DATA_VARIABLE} "
+            "to download them",
+        )
+    return folder / project if (folder / project).is_dir() else folder
+
+
+def cache_folder() -> Path:
+    """Where downloads and processed data are kept: INNERLOOP_CACHE, else the user's own cache."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named)
+    import pooch  # imported here: only who downloads waits for it
+
+    return Path(pooch.os_cache("innerloop"))
+
+
+def local_file(choices: Sequence[KnownFile], folder: Path) -> tuple[KnownFile, Path]:
+    """The first of several equivalent files that is in `folder`, verified.
+
+    Raises `DataError` if none is there, or if its md5 is wrong.
+    """
+    for file in choices:
+        path = folder / file.name
+        if path.is_file():
+            _check_md5(path, file.md5)
+            return file, path
+    names = " or ".join(file.name for file in choices)
+    raise DataError(
+        f"{names} is missing",
+        got=f"no such file in {folder}",
+        expected=f"{names} in that folder",
+        write=f"put {choices[0].name} into {folder}; or unset {DATA_VARIABLE} and leave out data= "
+        "to download it",
+    )
+
+
+@contextmanager
+def downloaded(file: KnownFile, base_url: str) -> Iterator[Path]:
+    """The path of a file from `base_url`, downloaded and verified unless it is in the cache.
+
+    Where the cache folder cannot be written, the file is kept only as long as the context.
+
+    Raises `DataError` if it cannot be had, or is not the file that it should be.
+    """
+    kept = cache_folder() / file.name
+    if kept.is_file() and _md5(kept) == file.md5:
+        yield kept
+        return
+    with _writable_cache() as folder:
+        yield _download(file, base_url, folder)
+
+
+def _download(file: KnownFile, base_url: str, folder: Path) -> Path:
+    import pooch
+
+    url = base_url + file.name
+    try:
+        path = pooch.retrieve(url, f"md5:{file.md5}", fname=file.name, path=folder)
+    except (OSError, ValueError) as error:  # no network, refused, disk full; or another checksum
+        raise DataError(
+            f"{file.name} could not be downloaded",
+            got=f"{type(error).__name__}: {error}",
+            expected=f"{url} with md5 {file.md5}",
+            write=f"place {file.name} in a folder and set {DATA_VARIABLE} to that folder",
+        ) from error
+    return Path(path)
+
+
+@contextmanager
+def _writable_cache() -> Iterator[Path]:
+    folder = cache_folder()
+    if _is_writable(folder):
+        yield folder
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Tried, not asked: permissions say nothing of read-only file systems and do not bind root."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
+
+
+def _check_md5(path: Path, expected: str) -> None:
+    got = _md5(path)
+    if got != expected:
+        raise DataError(
+            f"{path} is corrupt, or another file than its name says",
+            got=f"md5 {got}",
+            expected=f"md5 {expected}",
+            write=f"rm {path} and download it again",
+        )
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "md5").hexdigest()

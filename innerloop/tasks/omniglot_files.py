@@ -1,0 +1,101 @@
+"""The files of the Omniglot project: which there are, and how drawings are read out of them."""
+
+import io
+import os
+import zipfile
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from innerloop.tasks.array_cache import cached_array
+from innerloop.tasks.known_files import KnownFile, data_folder, downloaded, local_file
+
+UPSTREAM = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
+
+Archive = tuple[KnownFile, ...]
+"""Files with the same drawings in the same order; the official one, which is downloaded, first."""
+
+BACKGROUND: Archive = (
+    KnownFile("images_background.zip", "68d2efa1b9178cc56df9314c21c6e718"),
+    KnownFile("images_background.npz", "042c0a3e1688c4f4dc9d7213db63ee80"),
+)
+EVALUATION: Archive = (
+    KnownFile("images_evaluation.zip", "6b91aef0f799c5bb55b94e3f2daec811"),
+    KnownFile("images_evaluation.npz", "a6277b6770b9241c6906fa797456e652"),
+)
+SMALL_1: Archive = (KnownFile("images_background_small1.zip", "e704a628b5459e08445c13499850abc4"),)
+SMALL_2: Archive = (KnownFile("images_background_small2.zip", "b75a71a51d3b13f821f212756fe481fd"),)
+
+
+def drawings(archive: Archive, size: int, data: str | os.PathLike[str] | None) -> np.ndarray:
+    """All drawings of an archive, uint8 `(characters, 20, size, size)`, ink 255 and paper 0.
+
+    Characters are in the order of their alphabets' names, then of their numbers. Kept in the cache
+    folder under the md5 of the file and the size, so reading and scaling happen once.
+    """
+    file, source = _find(archive, data)
+
+    def read() -> np.ndarray:
+        with source as path:
+            return _READERS[path.suffix](path, size)
+
+    return cached_array(f"omniglot-{file.md5}-{size}px", read)
+
+
+def alphabets(archive: Archive, data: str | os.PathLike[str] | None) -> tuple[str, ...]:
+    """The alphabet of each character of an official archive, in the order of `drawings`."""
+    _, source = _find(archive, data)
+    with source as path, zipfile.ZipFile(path) as content:
+        return tuple(folder.parent.name for folder in _characters(content))
+
+
+def _find(
+    archive: Archive, data: str | os.PathLike[str] | None
+) -> tuple[KnownFile, AbstractContextManager[Path]]:
+    """The file to read, and where it will be: a download starts only when that is entered."""
+    folder = data_folder(data, "omniglot")
+    if folder is None:
+        return archive[0], downloaded(archive[0], UPSTREAM)
+    file, path = local_file(archive, folder)
+    return file, nullcontext(path)
+
+
+def _read_zip(path: Path, size: int) -> np.ndarray:
+    from PIL import Image
+
+    def drawing(content: zipfile.ZipFile, name: str) -> np.ndarray:
+        with Image.open(io.BytesIO(content.read(name))) as paper:
+            return _scaled(np.asarray(paper, dtype=bool), size)
+
+    with zipfile.ZipFile(path) as content:
+        characters = _characters(content).values()
+        return np.array([[drawing(content, name) for name in names] for names in characters])
+
+
+def _characters(content: zipfile.ZipFile) -> dict[PurePosixPath, list[str]]:
+    """Image names by folder: `images_background/Greek/character01/0394_01.png`, all sorted."""
+    characters: dict[PurePosixPath, list[str]] = {}
+    for name in sorted(content.namelist()):
+        path = PurePosixPath(name)
+        if path.suffix == ".png" and not path.name.startswith("."):  # no files of file managers
+            characters.setdefault(path.parent, []).append(name)
+    return characters
+
+
+def _read_npz(path: Path, size: int) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as arrays:
+        papers = arrays["images"]  # bool (characters, 20, 105, 105), True is paper
+    return np.array([[_scaled(paper, size) for paper in character] for character in papers])
+
+
+def _scaled(paper: np.ndarray, size: int) -> np.ndarray:
+    """Bool `(105, 105)`, True is paper, to uint8 `(size, size)`, 255 is ink."""
+    from PIL import Image
+
+    # in eight bits: Pillow scales one-bit images without antialiasing, whatever filter is asked for
+    ink = Image.fromarray(np.where(paper, np.uint8(0), np.uint8(255)))
+    return np.asarray(ink.resize((size, size), Image.Resampling.LANCZOS))
+
+
+_READERS = {".zip": _read_zip, ".npz": _read_npz}

@@ -1,0 +1,114 @@
+"""Deliberately wrong estimators. Each must break a law: they test the tests."""
+
+import jax
+import jax.numpy as jnp
+
+import innerloop as il
+from innerloop.adaptation import run
+from innerloop.gradients.base import objective_after_run
+from innerloop.gradients.inner import exact_inner_gradient
+from innerloop.gradients.loops import store_all
+from innerloop.problem import loss_function, task_keys
+
+
+class _Mutant(il.MetaGradient):
+    def fidelity(self, adaptation):
+        return il.Fidelity("exact", "A lie.")
+
+
+class DetachedStart(_Mutant):
+    """Adapts from a copy of meta that no gradient flows back to."""
+
+    def objective(self, problem, adaptation):
+        outer_loss = loss_function("outer_loss", problem.outer_loss, "the mutant")
+
+        def objective(meta, episode, key):
+            keys = task_keys(key)
+            stopped = jax.lax.stop_gradient(meta)
+            state, info, _ = run(
+                problem,
+                adaptation,
+                stopped,
+                episode.support,
+                keys.adapt,
+                exact_inner_gradient,
+                store_all,
+            )
+            params = adaptation.params(state)
+            loss, metrics = outer_loss(params, meta, episode.query, keys.outer)
+            return loss, il.Aux(metrics, info, {})
+
+        return objective
+
+
+class KeyReused(_Mutant):
+    """Gives every task, and every part of a task, one and the same key."""
+
+    def objective(self, problem, adaptation):
+        objective = il.Unroll().objective(problem, adaptation)
+
+        def reused(meta, episode, key):
+            fixed = jax.random.wrap_key_data(jnp.zeros_like(jax.random.key_data(key)))
+            return objective(meta, episode, fixed)
+
+        return reused
+
+
+class AuxAveraged(_Mutant):
+    """Averages metrics over the inner loop's tasks by summing each leaf away."""
+
+    def objective(self, problem, adaptation):
+        objective = il.Unroll().objective(problem, adaptation)
+
+        def averaged(meta, episode, key):
+            loss, aux = objective(meta, episode, key)
+            mean = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.mean(leaf)), aux.metrics)
+            return loss, aux._replace(metrics=mean)
+
+        return averaged
+
+
+class HessianSignFlipped(_Mutant):
+    """I + alpha H in place of I - alpha H: the second derivative with its sign turned."""
+
+    def objective(self, problem, adaptation):
+        def flipped(loss):
+            gradient = exact_inner_gradient(loss)
+
+            def call(*args):
+                result = gradient(*args)
+                stopped = jax.lax.stop_gradient(result)
+                return jax.tree.map(_flip, stopped, result)
+
+            return call
+
+        return objective_after_run(problem, adaptation, flipped, store_all)
+
+
+def _flip(stopped, leaf):
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    return stopped - (leaf - stopped)  # the value of leaf, minus its derivative
+
+
+class LastStepOnly(_Mutant):
+    """Differentiates the last inner step only, and calls it exact."""
+
+    def objective(self, problem, adaptation):
+        def loop(body, state, steps):
+            outputs = []
+            for t in range(steps):
+                if t == steps - 1:
+                    state = jax.tree.map(_identity_bridge, state)
+                state, output = body(state, jnp.int32(t))
+                outputs.append(output)
+            return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+
+        return objective_after_run(problem, adaptation, exact_inner_gradient, loop)
+
+
+def _identity_bridge(leaf):
+    return jax.lax.stop_gradient(leaf)
+
+
+MUTANTS = [DetachedStart(), KeyReused(), AuxAveraged(), HessianSignFlipped(), LastStepOnly()]

@@ -1,0 +1,102 @@
+"""The meta-objective once more, in NumPy and without JAX, differentiated by complex steps.
+
+The derivative of an analytic f at x is Im f(x + ih) / h, exact to machine precision for h = 1e-30
+(Squire and Trapp 1998). It shares nothing with the library: no tracing, no autodiff, no optax.
+Only the random draws come from JAX, by the documented key rules.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+STEP = 1e-30
+NOISE = 0.1
+
+
+class Quadratic(NamedTuple):
+    """One task of the quadratic problem, as NumPy arrays."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    salt: np.ndarray  # noise drawn from the keys that the rows carry
+
+
+def quadratic_noise(key, dtype=jnp.float64):
+    """The linear perturbation that a key puts on a loss, drawn in float64 whatever the dtype."""
+    return (NOISE * jax.random.normal(key, (3,), jnp.float64)).astype(dtype)
+
+
+def quadratic_gradient(theta, meta, rows: Quadratic, noise):
+    """Gradient of the inner loss below with respect to theta, by hand."""
+    residual = rows.inputs @ theta - rows.targets
+    fit = np.exp(meta["scale"]) * rows.inputs.T @ residual / len(rows.targets)
+    return fit + np.exp(meta["decay"]) * theta + noise + rows.salt.mean(axis=0)
+
+
+def quadratic_outer(theta, meta, rows: Quadratic, noise):
+    """Outer loss: mean squared error, a term linear in theta, a penalty that reads meta alone."""
+    residual = rows.inputs @ theta - rows.targets
+    linear = (noise + rows.salt.mean(axis=0)) @ theta
+    return (residual**2).mean() / 2 + linear + (meta["start"] ** 2).sum() / 20
+
+
+def sgd(rate: Callable) -> Callable:
+    """Update rule theta - rate(meta) * gradient."""
+
+    def update(t, theta, state, gradient, meta):
+        return theta - rate(meta) * gradient, state
+
+    return update
+
+
+def momentum(decay: float) -> Callable:
+    """Heavy ball, as optax.sgd writes it."""
+
+    def update(t, theta, state, gradient, meta):
+        state = gradient + (0 if state is None else decay * state)
+        return theta - np.exp(meta["rate"]) * state, state
+
+    return update
+
+
+def adam(b1=0.9, b2=0.999, eps=1e-8, eps_root=1e-8) -> Callable:
+    """Adam with bias correction and eps inside the root (Kingma and Ba 2015)."""
+
+    def update(t, theta, state, gradient, meta):
+        m, v = (0, 0) if state is None else state
+        m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
+        mhat, vhat = m / (1 - b1 ** (t + 1)), v / (1 - b2 ** (t + 1))
+        return theta - np.exp(meta["rate"]) * mhat / (np.sqrt(vhat + eps_root) + eps), (m, v)
+
+    return update
+
+
+def trajectory(update, steps, meta, rows_at, noises, held=None):
+    """theta_0 ... theta_K, and the gradients used. `held`: constants instead of gradients."""
+    theta, state = meta["start"].copy(), None
+    thetas, gradients = [theta], []
+    for t in range(steps):
+        if held is None:
+            gradient = quadratic_gradient(theta, meta, rows_at(t), noises[t])
+        else:
+            gradient = held[t]
+        theta, state = update(t, theta, state, gradient, meta)
+        thetas.append(theta)
+        gradients.append(gradient)
+    return thetas, gradients
+
+
+def complex_step(function: Callable, meta: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Gradient of a real analytic function of a dict of arrays."""
+    gradient = {}
+    for name, value in meta.items():
+        leaf = np.zeros_like(value)
+        for index in np.ndindex(value.shape):
+            shifted = {k: v.astype(complex) for k, v in meta.items()}
+            shifted[name][index] += 1j * STEP
+            leaf[index] = function(shifted).imag / STEP
+        gradient[name] = leaf
+    return gradient

@@ -1,0 +1,129 @@
+"""Every law over every entry of one table; and every mutant caught by a law."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from laws import LAWS
+from mutants import MUTANTS
+from variants import ADAPTATIONS, GRADIENTS, Estimator, quadratic_episodes, quadratic_meta
+
+import innerloop as il
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+# One group per pair: its laws run in one process and share one compilation.
+PAIRS = [
+    pytest.param(
+        variant,
+        estimator,
+        id=f"{variant.name}-{estimator.name}",
+        marks=pytest.mark.xdist_group(f"{variant.name}-{estimator.name}"),
+    )
+    for variant in ADAPTATIONS
+    for estimator in GRADIENTS
+]
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize(("variant", "estimator"), PAIRS)
+def test_law(variant, estimator, law):
+    """Checks by its own assertions."""
+    law(variant, estimator)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: type(mutant).__name__)
+def test_mutant_breaks_a_law(mutant):
+    """A wrong estimator that keeps every law would mean that the laws say too little."""
+    variant = next(variant for variant in ADAPTATIONS if variant.name == "momentum")
+    estimator = Estimator(type(mutant).__name__, mutant, held=False)
+    broken = []
+    for law in LAWS:
+        try:
+            law(variant, estimator)
+        except (AssertionError, il.GradientError):
+            broken.append(law.__name__)
+    assert broken, f"{type(mutant).__name__} keeps every law"
+
+
+def test_exact_gradient_of_gradient_descent_is_the_closed_form():
+    """theta_K - c = (I - a A)^K (theta_0 - c): the gradient in start and rate, by matrix powers."""
+    steps, rate = 7, 0.1
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(3, 3))
+    hessian, centre, query = root @ root.T / 3, rng.normal(size=3), rng.normal(size=3)
+    problem = il.Problem(
+        init=lambda meta, support, key: meta["start"],
+        inner_loss=lambda params, meta, batch, key: (
+            (params - batch["centre"]) @ (hessian @ (params - batch["centre"])) / 2
+        ),
+        outer_loss=lambda params, meta, batch, key: jnp.sum((params - batch) ** 2) / 2,
+    )
+    learn = il.GradientDescent(lambda meta: optax.sgd(meta["rate"]), steps)
+    meta = {"start": jnp.array([1.0, -2.0, 0.5]), "rate": jnp.array(rate)}
+    episode = il.Episode({"centre": jnp.array(centre)}, jnp.array(query))
+    objective = il.meta_objective(problem, learn)
+    grads, _ = jax.grad(objective, has_aux=True)(meta, episode, jax.random.key(0))
+
+    contraction = np.eye(3) - rate * hessian
+    power = np.linalg.matrix_power(contraction, steps)
+    distance = np.array(meta["start"]) - centre
+    residual = centre + power @ distance - query
+    slope = -steps * hessian @ np.linalg.matrix_power(contraction, steps - 1)
+    np.testing.assert_allclose(grads["start"], power.T @ residual, rtol=1e-12)
+    np.testing.assert_allclose(grads["rate"], residual @ slope @ distance, rtol=1e-12)
+
+
+def test_one_step_is_identity_minus_rate_times_hessian():
+    """The seed's identity on a network: (I - a H) grad L_query(theta'), H v computed by itself."""
+    rate = 0.3
+    network = lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"]  # noqa: E731
+    loss = lambda params, batch: jnp.mean((network(params, batch[0]) - batch[1]) ** 2)  # noqa: E731
+    problem = il.Problem(
+        init=lambda meta, support, key: meta,
+        inner_loss=lambda params, meta, batch, key: loss(params, batch),
+        outer_loss=lambda params, meta, batch, key: loss(params, batch),
+    )
+    keys = iter(jax.random.split(jax.random.key(1), 6))
+    meta = {
+        "a": jax.random.normal(next(keys), (2, 8)),
+        "b": jax.random.normal(next(keys), (8, 1)),
+    }
+    support, query = (
+        (jax.random.normal(next(keys), (6, 2)), jax.random.normal(next(keys), (6, 1)))
+        for _ in range(2)
+    )
+    objective = il.meta_objective(problem, il.GradientDescent(optax.sgd(rate), 1))
+    got, _ = jax.grad(objective, has_aux=True)(meta, il.Episode(support, query), jax.random.key(0))
+
+    theta = jax.tree.map(lambda p, g: p - rate * g, meta, jax.grad(loss)(meta, support))
+    vector = jax.grad(loss)(theta, query)
+    # Central differences of the gradient: an independent Hessian-vector product.
+    h = 1e-5
+    at = lambda s: jax.grad(loss)(  # noqa: E731
+        jax.tree.map(lambda p, v: p + s * h * v, meta, vector), support
+    )
+    product = jax.tree.map(lambda up, down: (up - down) / (2 * h), at(1), at(-1))
+    expected = jax.tree.map(lambda v, hv: v - rate * hv, vector, product)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9), got, expected)
+    # Forward over reverse: the same product to rounding.
+    _, product = jax.jvp(lambda p: jax.grad(loss)(p, support), (meta,), (vector,))
+    expected = jax.tree.map(lambda v, hv: v - rate * hv, vector, product)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), got, expected)
+
+
+def test_memory_is_flat_over_a_thousand_outer_steps():
+    """No live array is left behind by an outer step."""
+    variant = ADAPTATIONS[1]
+    step = jax.jit(il.meta_value_and_grad(variant.problem, variant.adaptation))
+    meta, episodes = quadratic_meta(), quadratic_episodes()
+    counts = []
+    for i in range(1000):
+        _, grads = step(meta, episodes, jax.random.key(i))
+        meta = jax.tree.map(lambda p, g: p - 0.001 * g, meta, grads)
+        if i in (10, 999):
+            counts.append(len(jax.live_arrays()))
+    assert counts[0] == counts[1]
+    assert step._cache_size() == 1

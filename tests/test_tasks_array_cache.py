@@ -1,0 +1,87 @@
+"""Arrays are built once, and a cache that is damaged or cannot be written does no harm."""
+
+import numpy as np
+import pytest
+
+from innerloop.tasks import array_cache
+from innerloop.tasks.array_cache import cached_array
+
+ARRAY = np.arange(10_000, dtype=np.uint8).reshape(100, 100)
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("INNERLOOP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Build:
+    """Builds the array, and counts how often."""
+
+    def __init__(self, array=ARRAY):
+        self.array, self.times = array, 0
+
+    def __call__(self):
+        self.times += 1
+        return self.array
+
+
+def test_an_array_is_built_once(cache):
+    build = Build()
+    for _ in range(3):
+        found = cached_array("name", build)
+        np.testing.assert_array_equal(found, ARRAY)
+        assert found.dtype == np.uint8
+    assert build.times == 1
+    assert [file.name for file in cache.iterdir()] == ["name.npz"]
+
+
+def test_arrays_of_different_names_are_apart(cache):
+    cached_array("first", Build())
+    assert cached_array("second", Build(ARRAY + 1))[0, 0] == 1
+    assert cached_array("first", Build(ARRAY + 1))[0, 0] == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"PK\x03\x04 half a zip"])
+def test_a_damaged_file_is_built_anew(cache, damage):
+    cached_array("name", Build())
+    (cache / "name.npz").write_bytes(damage)
+    build = Build()
+    for _ in range(2):
+        np.testing.assert_array_equal(cached_array("name", build), ARRAY)
+    assert build.times == 1
+
+
+def test_a_flipped_bit_is_noticed(cache):
+    cached_array("name", Build())
+    content = bytearray((cache / "name.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (cache / "name.npz").write_bytes(content)
+    np.testing.assert_array_equal(cached_array("name", Build()), ARRAY)
+
+
+def test_an_interrupted_write_leaves_nothing_behind(cache, monkeypatch):
+    def full_disk(content, **arrays):
+        content.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(array_cache.np, "savez", full_disk)
+    np.testing.assert_array_equal(cached_array("name", Build()), ARRAY)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("INNERLOOP_CACHE", str(tmp_path / "file" / "cache"))
+    build = Build()
+    for _ in range(2):
+        np.testing.assert_array_equal(cached_array("name", build), ARRAY)
+    assert build.times == 2
+
+
+def test_errors_of_building_are_not_swallowed(cache):
+    def fail():
+        raise OSError("the source is gone")
+
+    with pytest.raises(OSError, match="the source is gone"):
+        cached_array("name", fail)

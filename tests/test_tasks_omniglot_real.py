@@ -1,0 +1,74 @@
+"""The real Omniglot, where INNERLOOP_DATA names a folder that has it."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from innerloop.tasks import (
+    check_disjoint,
+    omniglot,
+    omniglot_files,
+    omniglot_official,
+    omniglot_small1,
+    omniglot_small2,
+    upright,
+)
+
+REAL = os.environ.get("INNERLOOP_DATA")
+pytestmark = pytest.mark.skipif(not REAL, reason="INNERLOOP_DATA names no folder with the data")
+
+
+@pytest.fixture(scope="module")
+def real_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("omniglot")
+
+
+@pytest.fixture
+def real(monkeypatch, real_cache):
+    """The real data, scaled once for all tests."""
+    monkeypatch.setenv("INNERLOOP_CACHE", str(real_cache))
+    return Path(REAL or "")
+
+
+def test_real_standard_split(real):
+    splits = omniglot(data=real)
+    assert [part.images.shape for part in splits] == [(n, 20, 28, 28, 1) for n in (1100, 100, 423)]
+    assert [len(part) for part in splits] == [4400, 400, 1692]
+    check_disjoint(splits)
+    assert 0.07 < np.asarray(splits.test.images).mean() / 255 < 0.09
+
+
+def test_real_official_split(real):
+    splits = omniglot_official(data=real)
+    assert [len(part.images) for part in splits] == [868, 96, 659]
+    check_disjoint(splits)
+
+
+@pytest.mark.parametrize(
+    ("load", "archive", "alphabets"),
+    [
+        (
+            omniglot_small1,
+            omniglot_files.SMALL_1,
+            {"Balinese": 24, "Early_Aramaic": 22, "Greek": 24, "Korean": 40, "Latin": 26},
+        ),
+        (
+            omniglot_small2,
+            omniglot_files.SMALL_2,
+            {"Greek": 24, "Japanese_(katakana)": 47, "Latin": 26, "Sanskrit": 42, "Tagalog": 17},
+        ),
+    ],
+)
+def test_real_small_sets_are_those_characters_of_the_background(real, load, archive, alphabets):
+    small = load(data=real, classes=upright)
+    assert {name: small.names.count(name) for name in small.names} == alphabets
+    background = omniglot_files.drawings(omniglot_files.BACKGROUND, 28, real)
+    # an official file name counts the background's characters from 1: Greek/character01/0394_01.png
+    folder = real / "omniglot" if (real / "omniglot").is_dir() else real
+    with zipfile.ZipFile(folder / archive[0].name) as content:
+        names = [Path(name) for name in sorted(content.namelist()) if name.endswith("_01.png")]
+    rows = [int(name.name[:4]) - 1 for name in names]
+    np.testing.assert_array_equal(np.asarray(small.classes.images)[..., 0], background[rows])
