@@ -40,7 +40,7 @@ endef
 
 # $(call pytest,environment)
 define pytest
-	$(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+	$(1)/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 endef
 
 .DEFAULT_GOAL := help

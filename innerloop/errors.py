@@ -1,4 +1,4 @@
-"""Every error that innerloop raises on purpose: what came, what was expected, what to write instead."""
+"""Every error raised on purpose: what came, what was expected, what to write instead."""
 
 
 class InnerloopError(Exception):

@@ -82,9 +82,9 @@ def meta_value_and_grad(
 ) -> MetaValueAndGrad:
     """The meta-objective of a batch of tasks and its gradient.
 
-    Returns `f(meta, episodes, key) -> ((loss, aux), grads)`: the mean of the loss over the task axis,
-    weighted by `episodes.weight` where there is one, `aux` per task, and the gradient in `meta`.
-    One key per task is split from `key`.
+    Returns `f(meta, episodes, key) -> ((loss, aux), grads)`: the mean of the loss over the task
+    axis, weighted by `episodes.weight` where there is one, `aux` per task, and the gradient in
+    `meta`. One key per task is split from `key`.
 
     - `chunk`: None runs all tasks at once under `vmap`; n runs at most n at a time and accumulates
       their gradients, in the memory of n tasks (1: a plain loop over tasks). Tasks are spread
@@ -93,8 +93,8 @@ def meta_value_and_grad(
     `aux.diagnostics["unreached"]` holds one entry, named by its path, for each meta leaf that no
     gradient reaches; its gradient is zero.
 
-    The problems and adaptations of a `mixture` are taken too: then `episodes` is a tuple of batches,
-    one per kind, the loss is the weighted sum over kinds, and `aux` a tuple.
+    The problems and adaptations of a `mixture` are taken too: then `episodes` is a tuple of
+    batches, one per kind, the loss is the weighted sum over kinds, and `aux` a tuple.
 
     Raises, while tracing, `StructureError` for parts that do not fit and `GradientError` when no
     meta-parameter reaches the loss.
@@ -112,6 +112,13 @@ def meta_value_and_grad(
 
     def value_and_grad(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
         _check_meta(meta)
+        if not jax.tree.leaves(meta):
+            raise GradientError(
+                "meta is empty, so there is nothing to take a gradient in",
+                got=describe(meta),
+                expected="at least one floating-point array",
+                write="meta_objective(problem, adaptation)(meta, episode, key) for the value alone",
+            )
         tasks = _task_count(episodes)
         keys = jax.random.split(key, tasks)
         weights = jnp.ones(tasks) if episodes.weight is None else episodes.weight
@@ -172,7 +179,7 @@ def _weighted_sum(objective: TaskObjective, meta, episodes, keys, weights):
 
 def _no_reverse_mode() -> GradientError:
     return GradientError(
-        "something in the inner loop loops on a condition, so it cannot be differentiated in reverse",
+        "something in the inner loop loops on a condition, so it has no reverse-mode derivative",
         got="a lax.while_loop on the way from meta to the loss, as in optax's line searches",
         expected="an optimizer and losses with a fixed number of operations",
         write="GradientDescent(optax.sgd(0.01), steps=5) in place of a line search, lax.scan in "
@@ -210,7 +217,7 @@ def _check_meta(meta: PyTree) -> None:
             f"meta{name} is not a floating-point array, so it has no gradient",
             got=describe(leaf),
             expected="floating-point arrays only",
-            write="meta with floats (2.0, not 2), the rest closed over by the problem; for a module, "
+            write="meta with floats (2.0, not 2), the rest closed over by the problem; of a module, "
             "equinox.partition(module, equinox.is_inexact_array)",
         )
 
@@ -231,8 +238,9 @@ def _task_count(episodes: Episode) -> int:
     leaves = zip(leaf_names(episodes), jax.tree.leaves(episodes), strict=True)
     counts = {name: jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for name, leaf in leaves}
     distinct = set(counts.values())
-    if len(distinct) == 1 and None not in distinct and 0 not in distinct:
-        return distinct.pop()
+    tasks = distinct.pop() if len(distinct) == 1 else None
+    if tasks:
+        return tasks
     raise StructureError(
         "a batch of episodes needs one task axis that all its leaves share",
         got=f"leading axes {counts}",

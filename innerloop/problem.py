@@ -1,4 +1,4 @@
-"""What is optimised: the problem, its episodes, and the keys that a task's randomness comes from."""
+"""What is optimised: the problem, its episodes, and the keys of a task's randomness."""
 
 import inspect
 from collections.abc import Callable
@@ -93,7 +93,7 @@ class Problem(eqx.Module):
 
 
 class ProblemMixture(eqx.Module):
-    r"""Problems of several kinds under one meta: $\sum_i w_i\, L_i(\phi)$, with weights that sum to 1.
+    r"""Problems of several kinds under one meta: $\sum_i w_i\, L_i(\phi)$, of weights with sum 1.
 
     Made by `mixture`, which keeps problems, adaptations and task distributions in step.
     """
@@ -116,7 +116,7 @@ class TaskKeys(NamedTuple):
 
 
 def task_keys(key: PRNGKeyArray) -> TaskKeys:
-    """Split one task's key. Every estimator and `adapt` use this split, so they see one inner loop."""
+    """Split one task's key. Every estimator and `adapt` use it, so they see one inner loop."""
     adapt, outer, estimator = jax.random.split(key, 3)
     return TaskKeys(adapt, outer, estimator)
 
@@ -211,7 +211,7 @@ def _call_with_context(name, loss, params, meta, batch, key):
 
 
 def describe(tree: PyTree) -> str:
-    """Shapes and dtypes of a pytree on one line, for error messages: `{'w': float32[3,2]}`."""
+    """Shapes and dtypes of a pytree on one line, for error messages: `{'w': f32[3,2]}`."""
     return eqx.tree_pformat(tree, short_arrays=True, width=10_000)
 
 
@@ -235,7 +235,7 @@ def check_signature(name: str, function: Any, arguments: tuple[str, ...]) -> Non
         )
     try:
         given = inspect.signature(function)
-    except (TypeError, ValueError):  # builtins and some compiled callables have no signature to read
+    except (TypeError, ValueError):  # builtins and compiled callables may have no signature
         return
     try:
         given.bind(*arguments)

@@ -1,7 +1,8 @@
-"""Deliberately wrong estimators. Each must break a law: they test the tests."""
+"""Deliberately wrong estimators, and the law that each must break: they test the tests."""
 
 import jax
 import jax.numpy as jnp
+import laws
 
 import innerloop as il
 from innerloop.adaptation import run
@@ -111,4 +112,11 @@ def _identity_bridge(leaf):
     return jax.lax.stop_gradient(leaf)
 
 
-MUTANTS = [DetachedStart(), KeyReused(), AuxAveraged(), HessianSignFlipped(), LastStepOnly()]
+MUTANTS = [
+    (DetachedStart(), laws.oracle),
+    (KeyReused(), laws.determinism),
+    (KeyReused(), laws.oracle),
+    (AuxAveraged(), laws.isolation),
+    (HessianSignFlipped(), laws.oracle),
+    (LastStepOnly(), laws.oracle),
+]

@@ -2,7 +2,7 @@
 
 The derivative of an analytic f at x is Im f(x + ih) / h, exact to machine precision for h = 1e-30
 (Squire and Trapp 1998). It shares nothing with the library: no tracing, no autodiff, no optax.
-Only the random draws come from JAX, by the documented key rules.
+Only the keys come from JAX, by the documented key rules.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,14 @@ class Quadratic(NamedTuple):
 
 
 def quadratic_noise(key, dtype=jnp.float64):
-    """The linear perturbation that a key puts on a loss, drawn in float64 whatever the dtype."""
-    return (NOISE * jax.random.normal(key, (3,), jnp.float64)).astype(dtype)
+    """The linear perturbation that a key (or each of an array of keys) puts on a loss.
+
+    It is read off the key's own random bits, in float64 whatever the dtype: a generator's code
+    would be most of what the laws compile.
+    """
+    bits = jax.random.key_data(key).astype(jnp.float64) / 2.0**31 - 1
+    first, second = bits[..., 0], bits[..., 1]
+    return (NOISE * jnp.stack([first, second, first * second], axis=-1)).astype(dtype)
 
 
 def quadratic_gradient(theta, meta, rows: Quadratic, noise):

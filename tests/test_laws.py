@@ -34,18 +34,24 @@ def test_law(variant, estimator, law):
     law(variant, estimator)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: type(mutant).__name__)
-def test_mutant_breaks_a_law(mutant):
-    """A wrong estimator that keeps every law would mean that the laws say too little."""
-    variant = next(variant for variant in ADAPTATIONS if variant.name == "momentum")
+@pytest.mark.parametrize(
+    ("mutant", "law"),
+    [
+        pytest.param(
+            mutant,
+            law,
+            id=f"{type(mutant).__name__}-{law.__name__}",
+            marks=pytest.mark.xdist_group(type(mutant).__name__),
+        )
+        for mutant, law in MUTANTS
+    ],
+)
+def test_mutant_breaks_its_law(mutant, law):
+    """A wrong estimator that keeps the law against its fault would mean that the law is blind."""
+    variant = next(variant for variant in ADAPTATIONS if variant.name == "sgd-fixed-rate")
     estimator = Estimator(type(mutant).__name__, mutant, held=False)
-    broken = []
-    for law in LAWS:
-        try:
-            law(variant, estimator)
-        except (AssertionError, il.GradientError):
-            broken.append(law.__name__)
-    assert broken, f"{type(mutant).__name__} keeps every law"
+    with pytest.raises(AssertionError):
+        law(variant, estimator)
 
 
 def test_exact_gradient_of_gradient_descent_is_the_closed_form():
@@ -79,8 +85,8 @@ def test_exact_gradient_of_gradient_descent_is_the_closed_form():
 def test_one_step_is_identity_minus_rate_times_hessian():
     """The seed's identity on a network: (I - a H) grad L_query(theta'), H v computed by itself."""
     rate = 0.3
-    network = lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"]  # noqa: E731
-    loss = lambda params, batch: jnp.mean((network(params, batch[0]) - batch[1]) ** 2)  # noqa: E731
+    network = lambda params, x: jnp.tanh(x @ params["a"]) @ params["b"]
+    loss = lambda params, batch: jnp.mean((network(params, batch[0]) - batch[1]) ** 2)
     problem = il.Problem(
         init=lambda meta, support, key: meta,
         inner_loss=lambda params, meta, batch, key: loss(params, batch),
@@ -102,7 +108,7 @@ def test_one_step_is_identity_minus_rate_times_hessian():
     vector = jax.grad(loss)(theta, query)
     # Central differences of the gradient: an independent Hessian-vector product.
     h = 1e-5
-    at = lambda s: jax.grad(loss)(  # noqa: E731
+    at = lambda s: jax.grad(loss)(
         jax.tree.map(lambda p, v: p + s * h * v, meta, vector), support
     )
     product = jax.tree.map(lambda up, down: (up - down) / (2 * h), at(1), at(-1))

@@ -24,11 +24,10 @@ ROWS, TASKS = 4, 5
 
 
 def quadratic_problem(step_weights=None) -> il.Problem:
-    """Least squares with learned start, scale and decay; noise from the step's key and the rows'."""
+    """Least squares with learned start, scale and decay; noise by the step's key and the rows'."""
 
     def noise(batch, key, dtype):
-        salts = jax.vmap(lambda salt: quadratic_noise(salt, dtype))(batch["salt"])
-        return quadratic_noise(key, dtype) + jnp.mean(salts, axis=0)
+        return quadratic_noise(key, dtype) + jnp.mean(quadratic_noise(batch["salt"], dtype), axis=0)
 
     def fit(params, batch):
         inputs = batch["inputs"].astype(params.dtype)
@@ -51,25 +50,26 @@ def quadratic_problem(step_weights=None) -> il.Problem:
 def quadratic_meta(dtype=None) -> dict[str, jax.Array]:
     """Meta-parameters; rates and decays are logarithms."""
     meta = {
-        "start": jnp.array([0.5, -1.0, 2.0]),
-        "rate": jnp.log(jnp.array(0.1)),
-        "rates": jnp.log(jnp.array([0.05, 0.1, 0.2])),
-        "scale": jnp.array(0.3),
-        "decay": jnp.array(-2.0),
+        "start": np.array([0.5, -1.0, 2.0]),
+        "rate": np.log(0.1),
+        "rates": np.log([0.05, 0.1, 0.2]),
+        "scale": np.array(0.3),
+        "decay": np.array(-2.0),
     }
-    return jax.tree.map(lambda leaf: leaf.astype(dtype or leaf.dtype), meta)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), meta)
 
 
 def quadratic_episodes(seed=0, tasks=TASKS) -> il.Episode:
     """Tasks whose rows hold floats, integers and keys."""
 
+    rng = np.random.default_rng(seed)
+
     def rows(key):
-        inputs, targets, salt = jax.random.split(key, 3)
         return {
-            "inputs": jax.random.normal(inputs, (tasks, ROWS, 3)),
-            "targets": jax.random.normal(targets, (tasks, ROWS)),
-            "index": jnp.tile(jnp.arange(ROWS), (tasks, 1)),
-            "salt": jax.random.split(salt, (tasks, ROWS)),
+            "inputs": jnp.asarray(rng.normal(size=(tasks, ROWS, 3))),
+            "targets": jnp.asarray(rng.normal(size=(tasks, ROWS))),
+            "index": jnp.asarray(np.tile(np.arange(ROWS), (tasks, 1))),
+            "salt": jax.random.split(key, (tasks, ROWS)),
         }
 
     support, query = jax.random.split(jax.random.key(seed))
@@ -77,7 +77,7 @@ def quadratic_episodes(seed=0, tasks=TASKS) -> il.Episode:
 
 
 def _numpy_rows(batch) -> Quadratic:
-    salt = np.array([quadratic_noise(salt) for salt in batch["salt"]])
+    salt = np.array(quadratic_noise(batch["salt"]))
     return Quadratic(np.array(batch["inputs"]), np.array(batch["targets"]), salt)
 
 

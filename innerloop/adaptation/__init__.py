@@ -1,4 +1,4 @@
-"""How one task is learned: the inner loop, with explicit state, and without a gradient of its own."""
+"""How one task is learned: the inner loop, with explicit state and no gradient of its own."""
 
 from innerloop.adaptation.base import Adaptation, Info, InnerGradient
 from innerloop.adaptation.gradient_descent import GradientDescent, GradientDescentState

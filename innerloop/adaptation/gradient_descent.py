@@ -109,7 +109,7 @@ class GradientDescent(Adaptation):
 
 
 class _optax_promotion:
-    """optax promotes ranks and dtypes by itself; the caller's strict mode is for losses and ours."""
+    """optax promotes ranks and dtypes by itself; the caller's strict mode is for the losses."""
 
     def __enter__(self):
         self._contexts = (
@@ -150,5 +150,5 @@ def _check_params(params: PyTree) -> None:
         "init must return floating-point parameters to adapt",
         got=describe(params),
         expected="a pytree of floating-point arrays with at least one leaf",
-        write="init=lambda meta, support, key: meta['params'], the rest read from meta by the losses",
+        write="init=lambda meta, support, key: meta['params'], the rest read off meta by losses",
     )

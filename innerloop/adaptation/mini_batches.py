@@ -26,8 +26,8 @@ class MiniBatches(Adaptation):
 
     - `adaptation`: what takes the steps
     - `size`: rows per step, 1 <= size <= rows
-    - `mask`: `support -> (rows,) bool | None`, True where a row may be drawn; by default the mask of
-      `Examples`
+    - `mask`: `support -> (rows,) bool | None`, True where a row may be drawn; by default the mask
+      of `Examples`
 
     Raises `StructureError` for a size below one, and while tracing for a size above the number of
     rows or a support set whose leaves differ in their leading axis.
@@ -97,8 +97,9 @@ class MiniBatches(Adaptation):
 def _row_count(support: PyTree) -> int:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(support)]
     counts = {shape[0] if shape else None for shape in shapes}
-    if len(counts) == 1 and None not in counts:
-        return counts.pop()
+    rows = counts.pop() if len(counts) == 1 else None
+    if rows is not None:
+        return rows
     raise StructureError(
         "MiniBatches needs one row axis that all leaves of the support set share",
         got=describe(support),

@@ -36,7 +36,7 @@ def run(
     - `key`: the adapt key of the task (`task_keys(key).adapt`): `init` is given `fold_in(key, 0)`
       and step t `fold_in(key, t + 1)`, whatever the loop.
     - `observe`: `(params, t) -> pytree` is called at t = 0 ... K.
-    - `steps`: K, when it is to differ from `adaptation.steps` (evaluation beyond the trained number).
+    - `steps`: K, when it is to differ from `adaptation.steps` (evaluation beyond training).
 
     Returns `(state, info, observed)`: the last state, the infos of the K steps stacked (None for
     K = 0), and the K + 1 observations stacked (None without `observe`).

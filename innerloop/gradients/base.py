@@ -61,7 +61,7 @@ class MetaGradient(eqx.Module):
 def objective_after_run(
     problem: Problem, adaptation: Adaptation, inner_gradient: InnerGradient, loop: Loop
 ) -> TaskObjective:
-    r"""The meta-objective $\sum_t w_t L_\text{outer}(\theta_t)$ as the plain program that computes it.
+    r"""The meta-objective $\sum_t w_t L_\text{outer}(\theta_t)$ as a plain program.
 
     What is differentiable in it is decided by `inner_gradient` and `loop`.
     """

@@ -16,7 +16,7 @@ long one only makes the compiler slow."""
 def store_all(
     body: Callable[[PyTree, Any], tuple[PyTree, Any]], state: PyTree, steps: int
 ) -> tuple[PyTree, Any]:
-    """Keep every intermediate value: unrolled for few steps, a scan for many. Memory grows with K."""
+    """Keep every intermediate value: unrolled for few steps, a scan for many. Memory grows by K."""
     if steps > UNROLL_UP_TO:
         return jax.lax.scan(body, state, jnp.arange(steps, dtype=jnp.int32))
     outputs = []

@@ -50,7 +50,7 @@ _require_reach.defjvp(_require_reach_jvp, symbolic_zeros=True)
 
 
 def refuse_derivative(tree: PyTree, what: str, write: str) -> PyTree:
-    """Return `tree`; differentiating it raises `GradientError` that says `what` has no derivative."""
+    """Return `tree`; differentiating it raises a `GradientError` that names `what`."""
 
     @jax.custom_jvp
     def identity(tree):
@@ -76,8 +76,8 @@ def watch_reach(
 ) -> tuple[Callable[[PyTree], PyTree], Callable[[], list[str]]]:
     """Find out which leaves of `meta` a backward pass reaches.
 
-    Returns `(mark, unreached)`: `mark(meta)` is the identity, to be applied inside the function that
-    is differentiated; after the backward pass `unreached()` names the leaves it did not reach.
+    Returns `(mark, unreached)`: `mark(meta)` is the identity, to be applied inside the function
+    that is differentiated; after the backward pass `unreached()` names the leaves it did not reach.
     """
     treedef = jax.tree.structure(meta)
     names = leaf_names(meta)

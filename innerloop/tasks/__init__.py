@@ -9,6 +9,7 @@ from innerloop.tasks.base import (
 from innerloop.tasks.digits import digits
 from innerloop.tasks.image_classes import ImageClasses, upright, with_quarter_turns
 from innerloop.tasks.images import ClassificationTasks
+from innerloop.tasks.mixture import Kind, TaskMixture, mixture
 from innerloop.tasks.omniglot import (
     Alphabets,
     omniglot,
@@ -24,12 +25,15 @@ __all__ = [
     "ClassificationTasks",
     "ImageClasses",
     "IndependentTasks",
+    "Kind",
     "SinusoidTasks",
     "Splits",
     "TaskDistribution",
+    "TaskMixture",
     "check_disjoint",
     "digits",
     "evaluation_episodes",
+    "mixture",
     "omniglot",
     "omniglot_official",
     "omniglot_small1",

@@ -1,6 +1,7 @@
 """Tasks that differ in kind: each kind has its own data, losses and adaptation."""
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -52,7 +53,7 @@ class TaskMixture(eqx.Module):
 
 
 def mixture(
-    *kinds: Kind | tuple,
+    *kinds: Kind | tuple[Any, ...],
 ) -> tuple[ProblemMixture, tuple[Adaptation, ...], TaskMixture]:
     r"""Meta-learn over kinds of tasks at once: $\sum_i w_i L_i(\phi)$.
 
@@ -67,14 +68,14 @@ def mixture(
     il.meta_value_and_grad(problem, adaptation)(meta, tasks.sample(key, 8), key)
     ```
 
-    Raises `StructureError` without kinds, or for a weight that is not positive.
+    Raises `StructureError` without kinds, or for a weight that is not positive and finite.
     """
-    parts = [Kind(*kind) for kind in kinds]
-    if not parts or any(kind.weight <= 0 for kind in parts):
+    parts = [kind if isinstance(kind, Kind) else Kind(*kind) for kind in kinds]
+    if not parts or not all(0 < kind.weight < math.inf for kind in parts):
         raise StructureError(
             "a mixture needs kinds of tasks with positive weights",
             got=f"weights {[kind.weight for kind in parts]}",
-            expected="at least one kind, every weight > 0",
+            expected="at least one kind, every weight > 0 and finite",
             write="mixture((problem, adaptation, tasks, 1.0), ...)",
         )
     total = sum(kind.weight for kind in parts)

@@ -1,0 +1,114 @@
+"""The command line: `innerloop train EXPERIMENT`, `innerloop evaluate RUN`, `innerloop demo`."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from innerloop.errors import InnerloopError
+from innerloop.experiments.base import Experiment
+from innerloop.experiments.train import EXPERIMENTS, evaluate_run, train
+
+_ExperimentConfig = tyro.extras.subcommand_type_from_defaults(
+    {name: kind() for name, kind in EXPERIMENTS.items()},
+    {name: (kind.__doc__ or "").split("\n\n")[0] for name, kind in EXPERIMENTS.items()},
+    prefix_names=False,
+)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Meta-train an experiment: choose by validation, test once, draw the figures."""
+
+    experiment: Annotated[_ExperimentConfig, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a finished run on its meta-test tasks."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    tasks: int | None = None
+    """Number of test tasks; the experiment's own unless given."""
+    steps: int | None = None
+    """Inner steps; results come after each of 0 to this many."""
+    seed: int | None = None
+    """Seed of the test set; the run's own unless given."""
+    shuffle_support_labels: bool = False
+    """Shuffle each task's support labels: accuracy must fall to chance."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Meta-train sinusoid and digits to the end, in under three minutes on two cores."""
+
+    folder: Path = Path("runs")
+    """Where the runs go."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Errors of the library are one line on standard error and exit status 2."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        {"train": Train, "evaluate": Evaluate, "demo": Demo},
+        prog="innerloop",
+        description="Meta-learning on JAX: it differentiates through learning.",
+        args=arguments,
+    )
+    try:
+        _run(command)
+    except InnerloopError as error:
+        print(f"innerloop: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _run(command: Train | Evaluate | Demo) -> None:
+    match command:
+        case Train(experiment):
+            _train(experiment)
+        case Evaluate():
+            record = evaluate_run(
+                command.run,
+                tasks=command.tasks,
+                steps=command.steps,
+                seed=command.seed,
+                shuffle_support_labels=command.shuffle_support_labels,
+            )
+            _print_table(record["test"], record["normalisation"])
+        case Demo(folder):
+            stamp = time.strftime("%Y%m%d-%H%M%S")
+            for name in ("sinusoid", "digits"):
+                _train(EXPERIMENTS[name](run=folder / f"demo-{stamp}" / name))
+
+
+def _train(experiment: Experiment) -> None:
+    name = type(experiment).__name__.lower()
+    run = experiment.run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    print(f"{name}: run folder {run}")
+    result = train(experiment, run)
+    _print_table(result["test"], result["normalisation"])
+    print(f"best meta-parameters: outer step {result['best_step']} of {result['outer_steps']}")
+    print(f"{result['seconds']:.0f} s. Figures:")
+    for figure in sorted(run.glob("*.png")):
+        print(f"  {figure}")
+
+
+def _print_table(test: dict, normalisation: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{test['tasks']} test tasks, mean ± 95% interval; normalisation: {normalisation}"
+    table = Table(title=title)
+    table.add_column("inner steps", justify="right")
+    for name in test["mean"]:
+        table.add_column(name, justify="right")
+    for step in range(len(test["mean"]["loss"])):
+        cells = (
+            f"{test['mean'][name][step]:.4f} ± {test['interval_95'][name][step]:.4f}"
+            for name in test["mean"]
+        )
+        table.add_row(str(step), *cells)
+    Console().print(table)

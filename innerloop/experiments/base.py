@@ -1,0 +1,83 @@
+"""What an experiment is: a typed config whose fields are flags, and the parts it stands for."""
+
+import abc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxtyping import PyTree
+
+from innerloop.recipes import Recipe
+from innerloop.tasks import TaskDistribution
+
+
+class Parts(NamedTuple):
+    """What a config stands for.
+
+    - `train`, `validation`, `test`: task distributions over disjoint tasks
+    - `metric`: what the results are judged by; `maximise`: whether more is better
+    - `normalisation`: the model's named policy
+    """
+
+    recipe: Recipe
+    train: TaskDistribution
+    validation: TaskDistribution
+    test: TaskDistribution
+    metric: str
+    maximise: bool
+    normalisation: str
+
+
+@dataclass(frozen=True)
+class Experiment(abc.ABC):
+    """Fields that every experiment has."""
+
+    run: Path | None = None
+    """Run folder; runs/EXPERIMENT-TIME unless given."""
+    seed: int = 0
+    """Seed of the initialisation, of the sampled tasks and of the evaluation sets."""
+    steps: int = 1000
+    """Outer steps."""
+    batch: int = 8
+    """Tasks per outer step."""
+    outer_rate: float = 1e-3
+    """Learning rate of the outer Adam at the start; it falls to 0 along a cosine."""
+    inner_rate: float = 0.01
+    """Inner learning rate."""
+    inner_steps: int = 1
+    """Inner steps in training."""
+    test_steps: int = 10
+    """Inner steps at validation and test; results are given after each of 0 to this many."""
+    validate_every: int = 500
+    """Outer steps between validations."""
+    validation_tasks: int = 200
+    """Tasks in the fixed validation set."""
+    test_tasks: int = 600
+    """Tasks in the fixed test set."""
+    first_order: bool = False
+    """Use the first-order meta-gradient (FOMAML) in place of the exact one."""
+    minutes: float | None = None
+    """Stop after this many minutes, at the next validation."""
+    chunk: int | None = None
+    """Tasks that are computed at a time; None for all at once."""
+    per_call: int = 100
+    """Outer steps per call to the device."""
+
+    @abc.abstractmethod
+    def parts(self) -> Parts:
+        """Assemble problem, adaptation, meta-gradient and tasks."""
+
+    @abc.abstractmethod
+    def figures(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
+        """Draw what was learned into the run folder."""
+
+
+def support_labels_shuffled(episodes: Any, key) -> Any:
+    """The same episodes with each task's support targets in random order: nothing can be learned."""
+    import equinox as eqx
+    import jax
+
+    targets = episodes.support.targets
+    keys = jax.random.split(key, targets.shape[0])
+    shuffled = jax.vmap(jax.random.permutation)(keys, targets)
+    return eqx.tree_at(lambda episodes: episodes.support.targets, episodes, shuffled)

@@ -1,0 +1,85 @@
+"""What the image experiments share: few-shot classification with a four-block convolutional net."""
+
+import abc
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from innerloop.experiments.base import Experiment, Parts
+from innerloop.models import Model, conv4, cross_entropy
+from innerloop.models.normalisation import per_example, transductive
+from innerloop.objective import adapt
+from innerloop.recipes import fomaml, maml
+from innerloop.tasks import ClassificationTasks, Splits, evaluation_episodes
+
+
+@dataclass(frozen=True)
+class FewShotImages(Experiment):
+    """Few-shot image classification with MAML."""
+
+    ways: int = 5
+    """Classes per task."""
+    shots: int = 1
+    """Support images per class."""
+    queries: int = 5
+    """Query images per class in training."""
+    test_queries: int = 15
+    """Query images per class at validation and test."""
+    filters: int = 64
+    """Filters per convolution."""
+    transductive: bool = True
+    """Normalise with the statistics of the batch at hand, in training and test alike (MAML's
+    protocol: predictions depend on the other query images). Otherwise each example by itself."""
+
+    @abc.abstractmethod
+    def splits(self) -> Splits:
+        """Meta-training, meta-validation and meta-test classes."""
+
+    def model(self) -> Model:
+        """The strided four-block network."""
+        policy = transductive if self.transductive else per_example
+        return conv4(self.ways, self.filters, normalisation=policy)
+
+    def parts(self) -> Parts:
+        """MAML on tasks drawn from disjoint classes."""
+        algorithm = fomaml if self.first_order else maml
+        model, splits = self.model(), self.splits()
+        held_out = (self.ways, self.shots, self.test_queries)
+        return Parts(
+            algorithm(model, cross_entropy, self.inner_rate, self.inner_steps),
+            ClassificationTasks(splits.train, self.ways, self.shots, self.queries),
+            ClassificationTasks(splits.validation, *held_out),
+            ClassificationTasks(splits.test, *held_out),
+            metric="accuracy",
+            maximise=True,
+            normalisation=model.normalisation,
+        )
+
+    def figures(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
+        """Three test episodes with what was predicted for the query images."""
+        from innerloop.plots import episodes_with_predictions
+
+        episodes = evaluation_episodes(parts.test, 3, self.seed + 2)
+        model = self.model()
+        shown = []
+        for i in range(3):
+            episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
+            key = jax.random.key(i)
+            problem, adaptation, *_ = parts.recipe
+            params, _ = adapt(problem, adaptation, meta, episode.support, key)  # pyright: ignore[reportArgumentType]
+            logits = model.apply(params, episode.query.inputs, None, None)
+            probability = np.asarray(jax.nn.softmax(logits))
+            shown.append(
+                {
+                    "support_images": np.asarray(episode.support.inputs[..., 0]),
+                    "support_labels": np.asarray(episode.support.targets),
+                    "query_images": np.asarray(episode.query.inputs[..., 0]),
+                    "query_labels": np.asarray(episode.query.targets),
+                    "predictions": probability.argmax(axis=1),
+                    "probability": probability.max(axis=1),
+                }
+            )
+        return [episodes_with_predictions(folder / "episodes.png", shown)]

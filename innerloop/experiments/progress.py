@@ -1,0 +1,37 @@
+"""The progress bar of a run."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from innerloop.training import Progress
+
+
+@contextmanager
+def progress_bar(steps: int, metric: str) -> Iterator[Callable[[Progress], None]]:
+    """A bar with loss, validation metric and time left; yields the function that moves it."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+    from rich.progress import TimeRemainingColumn
+
+    columns = (
+        TextColumn("outer steps"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TextColumn(f"validation {metric} {{task.fields[validation]}}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns) as bar:
+        task = bar.add_task("", total=steps, loss="…", validation="…")
+
+        def show(progress: Progress) -> None:
+            fields = {"loss": f"{np.mean(progress.metrics['loss']):.4f}"}
+            if progress.evaluation is not None:
+                fields["validation"] = f"{progress.evaluation.mean[metric][-1]:.4f}"
+            bar.update(task, completed=progress.step, **fields)
+
+        yield show

@@ -1,0 +1,197 @@
+"""Run an experiment from config to result: train, choose by validation, test once, draw."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from innerloop import plots
+from innerloop.experiments.base import Experiment, Parts, support_labels_shuffled
+from innerloop.experiments.digits import Digits
+from innerloop.experiments.omniglot import Omniglot
+from innerloop.experiments.progress import progress_bar
+from innerloop.experiments.sinusoid import Sinusoid
+from innerloop.tasks import evaluation_episodes
+from innerloop.training import Evaluation, Progress, Validation, evaluate, fit
+from innerloop.training.run_folder import RESULT, RunFolder, environment
+
+EXPERIMENTS: dict[str, type[Experiment]] = {
+    "sinusoid": Sinusoid,
+    "digits": Digits,
+    "omniglot": Omniglot,
+}
+
+
+def train(experiment: Experiment, run: Path) -> dict[str, Any]:
+    """Meta-train, keep the best by validation, evaluate once on the test tasks, draw the figures.
+
+    Returns the content of `result.json`. Raises `RunError` for an unusable run folder and
+    `DataError` for data that cannot give the tasks, both before anything is written.
+    """
+    begin = time.perf_counter()
+    parts = experiment.parts()
+    validation = evaluation_episodes(parts.validation, experiment.validation_tasks, experiment.seed)
+    config = {"experiment": _name(experiment), "config": dataclasses.asdict(experiment)}
+    folder = RunFolder.create(run, config)
+    history = _History(folder, parts.metric)
+    optimizer = optax.adam(optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps))
+    with progress_bar(experiment.steps, parts.metric) as show:
+
+        def report(progress: Progress) -> None:
+            history.add(progress)
+            show(progress)
+
+        outcome = fit(
+            parts.recipe,
+            parts.train,
+            optimizer=optimizer,
+            steps=experiment.steps,
+            batch=experiment.batch,
+            key=jax.random.key(experiment.seed),
+            validation=Validation(
+                validation,
+                experiment.validate_every,
+                parts.metric,
+                parts.maximise,
+                experiment.test_steps,
+            ),
+            chunk=experiment.chunk,
+            per_call=experiment.per_call,
+            minutes=experiment.minutes,
+            report=report,
+        )
+    trained_seconds = time.perf_counter() - begin
+    test = test_evaluation(experiment, parts, outcome.meta)
+    result = {
+        **config,
+        "environment": environment(),
+        "normalisation": parts.normalisation,
+        "outer_steps": outcome.step,
+        "best_step": outcome.best_step,
+        "seconds": trained_seconds,
+        "test": evaluation_record(test),
+    }
+    folder.write_json(RESULT, result)
+    history.draw(test, experiment)
+    experiment.figures(parts, outcome.meta, folder.path)
+    return result
+
+
+def evaluate_run(
+    path: Path,
+    *,
+    tasks: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    shuffle_support_labels: bool = False,
+) -> dict[str, Any]:
+    """Evaluate a finished run's best meta-parameters on its meta-test tasks.
+
+    Returns a record like the `"test"` entry of `result.json`, with what it was made from.
+    """
+    folder = RunFolder.open(path)
+    experiment = _read_experiment(folder)
+    parts = experiment.parts()
+    like = jax.eval_shape(parts.recipe.init_meta, jax.random.key(0))
+    meta = folder.load_meta(like)
+    overrides = {"test_tasks": tasks, "test_steps": steps, "seed": seed}
+    changed = {name: value for name, value in overrides.items() if value is not None}
+    experiment = dataclasses.replace(experiment, **changed)
+    test = test_evaluation(experiment, parts, meta, shuffle_support_labels)
+    record = {
+        "run": str(path),
+        "shuffled_support_labels": shuffle_support_labels,
+        "seed": experiment.seed,
+        "normalisation": parts.normalisation,
+        "environment": environment(),
+        "test": evaluation_record(test),
+    }
+    folder.write_json("evaluation-shuffled.json" if shuffle_support_labels else "evaluation.json", record)
+    return record
+
+
+def test_evaluation(
+    experiment: Experiment, parts: Parts, meta: Any, shuffle_support_labels: bool = False
+) -> Evaluation:
+    """The fixed test set of the experiment's seed, after 0 ... `test_steps` inner steps."""
+    episodes = evaluation_episodes(parts.test, experiment.test_tasks, experiment.seed + 1)
+    key = jax.random.key(experiment.seed + 1)
+    if shuffle_support_labels:
+        episodes = support_labels_shuffled(episodes, key)
+    problem, adaptation, *_ = parts.recipe
+    return evaluate(
+        problem,  # pyright: ignore[reportArgumentType]
+        adaptation,  # pyright: ignore[reportArgumentType]
+        meta,
+        episodes,
+        key,
+        steps=experiment.test_steps,
+        chunk=experiment.chunk,
+    )
+
+
+def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as JSON: lists over 0 ... K inner steps."""
+    return {
+        "tasks": evaluation.tasks,
+        "mean": {name: leaf.tolist() for name, leaf in evaluation.mean.items()},
+        "interval_95": {name: leaf.tolist() for name, leaf in evaluation.interval.items()},
+    }
+
+
+class _History:
+    """What a run reports: to its log while it runs, to its figures afterwards."""
+
+    def __init__(self, folder: RunFolder, metric: str):
+        self._folder = folder
+        self._metric = metric
+        self._losses: list[np.ndarray] = []
+        self._validations: list[tuple[int, float]] = []
+
+    def add(self, progress: Progress) -> None:
+        self._losses.append(progress.metrics["loss"])
+        record: dict[str, Any] = {"step": progress.step, "seconds": round(progress.seconds, 3)}
+        record |= {name: float(np.mean(leaf)) for name, leaf in progress.metrics.items()}
+        if progress.evaluation is not None:
+            self._validations.append((progress.step, progress.evaluation.mean[self._metric][-1]))
+            record["validation"] = evaluation_record(progress.evaluation)
+        self._folder.append_log(record)
+        if progress.best:
+            self._folder.save_meta(progress.meta)
+
+    def draw(self, test: Evaluation, experiment: Experiment) -> None:
+        losses = np.concatenate(self._losses)
+        steps, values = zip(*self._validations, strict=True)
+        plots.learning_curve(
+            self._folder.path / "learning_curve.png",
+            steps=np.arange(1, len(losses) + 1),
+            losses=losses,
+            validation_steps=np.asarray(steps),
+            validation=np.asarray(values),
+            metric=self._metric,
+            title=f"{_name(experiment)}: meta-training",
+        )
+        plots.adaptation_curve(
+            self._folder.path / "adaptation_curve.png",
+            mean=test.mean[self._metric],
+            interval=test.interval[self._metric],
+            metric=self._metric,
+            trained_steps=experiment.inner_steps,
+            title=f"{_name(experiment)}: {test.tasks} test tasks",
+        )
+
+
+def _name(experiment: Experiment) -> str:
+    return next(name for name, kind in EXPERIMENTS.items() if type(experiment) is kind)
+
+
+def _read_experiment(folder: RunFolder) -> Experiment:
+    content = folder.read_config()
+    kind = EXPERIMENTS[content["experiment"]]
+    config = dict(content["config"])
+    paths = {name: Path(config[name]) for name in ("run", "data") if config.get(name)}
+    return kind(**(config | paths))

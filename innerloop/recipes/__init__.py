@@ -1,0 +1,6 @@
+"""Named algorithms, each a few lines that put the parts together."""
+
+from innerloop.recipes.base import Recipe, supervised_loss
+from innerloop.recipes.maml import fomaml, maml
+
+__all__ = ["Recipe", "fomaml", "maml", "supervised_loss"]

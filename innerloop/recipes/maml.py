@@ -1,0 +1,29 @@
+"""Model-agnostic meta-learning: learn an initialisation from which few steps suffice."""
+
+import optax
+
+from innerloop.adaptation import GradientDescent
+from innerloop.gradients import FirstOrder, Unroll
+from innerloop.models import Model
+from innerloop.problem import Problem
+from innerloop.recipes.base import ExamplesLoss, Recipe, supervised_loss
+
+
+def maml(model: Model, loss: ExamplesLoss, rate: float = 0.01, steps: int = 1) -> Recipe:
+    r"""MAML (Finn, Abbeel and Levine 2017, arXiv 1703.03400).
+
+    $$\min_\phi \; \mathbb{E}\, L_\text{query}(\theta_K), \qquad \theta_0 = \phi, \quad
+      \theta_{t+1} = \theta_t - \alpha \nabla L_\text{support}(\theta_t)$$
+
+    with the exact, second-order meta-gradient. `rate` is α, `steps` is K.
+    """
+    task_loss = supervised_loss(model, loss)
+    problem = Problem(
+        init=lambda meta, support, key: meta, inner_loss=task_loss, outer_loss=task_loss
+    )
+    return Recipe(problem, GradientDescent(optax.sgd(rate), steps), Unroll(), model.init)
+
+
+def fomaml(model: Model, loss: ExamplesLoss, rate: float = 0.01, steps: int = 1) -> Recipe:
+    """First-order MAML (Finn et al. 2017, section 5.2): `maml` with every inner gradient constant."""
+    return maml(model, loss, rate, steps)._replace(gradient=FirstOrder())

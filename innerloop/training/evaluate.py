@@ -1,0 +1,117 @@
+"""How well tasks are learned after each number of inner steps, with intervals."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.adaptation import Adaptation, run
+from innerloop.errors import StructureError
+from innerloop.gradients.inner import exact_inner_gradient
+from innerloop.gradients.loops import store_all
+from innerloop.problem import Episode, Problem, loss_function, task_keys
+
+
+class Evaluation(NamedTuple):
+    """Mean over tasks of every metric, and half the width of its 95% interval.
+
+    - `mean`, `interval`: metric name -> `(steps + 1,)`, after 0 ... `steps` inner steps
+    - `tasks`: number of tasks
+    """
+
+    mean: dict[str, np.ndarray]
+    interval: dict[str, np.ndarray]
+    tasks: int
+
+
+def evaluator(
+    problem: Problem,
+    adaptation: Adaptation,
+    *,
+    steps: int | None = None,
+    chunk: int | None = None,
+) -> Callable[[PyTree, Episode, PRNGKeyArray], dict[str, jax.Array]]:
+    """A compiled function `(meta, episodes, key) -> metrics`, each `(tasks, steps + 1)`.
+
+    No derivative graph is built beyond the inner gradients. Metrics are `"loss"`, the outer loss,
+    and the entries of its aux, a dict of scalars.
+
+    - `steps`: how many inner steps to take; those of the adaptation unless given
+    - `chunk`: tasks at a time; None is all at once
+    """
+    outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
+
+    def one_task(meta: PyTree, episode: Episode, key: PRNGKeyArray):
+        keys = task_keys(key)
+
+        def observe(params: PyTree, t):
+            value, aux = outer_loss(params, meta, episode.query, keys.outer)
+            return {"loss": value} | _metrics(aux)
+
+        _, _, observed = run(
+            problem,
+            adaptation,
+            meta,
+            episode.support,
+            keys.adapt,
+            exact_inner_gradient,
+            store_all,
+            observe,
+            steps=steps,
+        )
+        return observed
+
+    @jax.jit
+    def all_tasks(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
+        keys = jax.random.split(key, jax.tree.leaves(episodes)[0].shape[0])
+        return jax.lax.map(
+            lambda task: one_task(meta, *task), (episodes, keys), batch_size=chunk or len(keys)
+        )
+
+    return all_tasks
+
+
+def evaluate(
+    problem: Problem,
+    adaptation: Adaptation,
+    meta: PyTree,
+    episodes: Episode,
+    key: PRNGKeyArray,
+    *,
+    steps: int | None = None,
+    chunk: int | None = None,
+) -> Evaluation:
+    """Learn every task of a batch from `meta` and judge it on its query set.
+
+    Returns mean and 95% interval (1.96 standard errors over tasks) after 0 ... `steps` inner steps,
+    which may go beyond the trained number.
+    """
+    return summarise(evaluator(problem, adaptation, steps=steps, chunk=chunk)(meta, episodes, key))
+
+
+def summarise(per_task: dict[str, jax.Array]) -> Evaluation:
+    """Mean and 95% interval over the task axis, the first."""
+    values = {name: np.asarray(leaf, np.float64) for name, leaf in per_task.items()}
+    tasks = len(values["loss"])
+    spread = {name: leaf.std(axis=0, ddof=min(1, tasks - 1)) for name, leaf in values.items()}
+    return Evaluation(
+        {name: leaf.mean(axis=0) for name, leaf in values.items()},
+        {name: 1.96 * leaf / np.sqrt(tasks) for name, leaf in spread.items()},
+        tasks,
+    )
+
+
+def _metrics(aux) -> dict:
+    if aux is None:
+        return {}
+    if isinstance(aux, dict) and all(jnp.shape(leaf) == () for leaf in aux.values()):
+        return aux
+    raise StructureError(
+        "training and evaluation report the outer loss's aux by name",
+        got=f"aux of type {type(aux).__name__}",
+        expected="a dict of scalars, or no aux",
+        write="return loss, {'accuracy': accuracy} in outer_loss",
+    )

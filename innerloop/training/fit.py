@@ -1,0 +1,182 @@
+"""The outer loop: update meta-parameters over many tasks, keep the best by validation."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.errors import RunError, StructureError
+from innerloop.objective import meta_value_and_grad
+from innerloop.problem import Episode
+from innerloop.recipes import Recipe
+from innerloop.tasks import TaskDistribution
+from innerloop.training.evaluate import Evaluation, evaluator, summarise
+from innerloop.training.step import init_state, outer_steps
+
+
+class Validation(NamedTuple):
+    """How the best meta-parameters are chosen.
+
+    - `episodes`: a fixed batch of meta-validation episodes
+    - `every`: outer steps between validations
+    - `metric`: which metric decides, after `steps` inner steps
+    - `maximise`: whether more of it is better
+    - `steps`: inner steps at validation; those of the adaptation unless given
+    """
+
+    episodes: Episode
+    every: int
+    metric: str = "loss"
+    maximise: bool = False
+    steps: int | None = None
+
+
+class Progress(NamedTuple):
+    """What `fit` reports after each call to the device.
+
+    - `step`: outer steps taken so far; `metrics`: name -> one value per step of this call
+    - `seconds`: since the start, compilation included
+    - `evaluation`: the validation made now, if one was due; `best`: whether it is the best so far
+    - `meta`: the meta-parameters that were validated
+    """
+
+    step: int
+    metrics: dict[str, np.ndarray]
+    seconds: float
+    evaluation: Evaluation | None
+    best: bool
+    meta: PyTree
+
+
+class Fit(NamedTuple):
+    """The outcome of meta-training.
+
+    - `meta`: the best meta-parameters by validation (the last ones without validation)
+    - `last`: the last ones
+    - `step`, `best_step`: outer steps taken in all, and up to the best
+    """
+
+    meta: PyTree
+    last: PyTree
+    step: int
+    best_step: int
+
+
+def fit(
+    recipe: Recipe,
+    tasks: TaskDistribution,
+    *,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    batch: int,
+    key: PRNGKeyArray,
+    validation: Validation | None = None,
+    chunk: int | None = None,
+    averaging: float = 0.0,
+    per_call: int = 50,
+    minutes: float | None = None,
+    report: Callable[[Progress], Any] = lambda progress: None,
+) -> Fit:
+    """Meta-train: `steps` outer steps of `optimizer` on batches of `batch` tasks.
+
+    - `optimizer`: any optax transformation; clip with `optax.chain(optax.clip_by_global_norm(1.0),
+      optax.adam(1e-3))`
+    - `chunk`: tasks at a time, see `meta_value_and_grad`
+    - `averaging`: decay of an exponential moving average of the meta-parameters, which is then what
+      is validated and returned; 0 for none
+    - `per_call`: outer steps per call to the device
+    - `minutes`: stop after this much time, at the next validation; None for no limit
+    - `report`: called after each call to the device
+
+    The same key gives the same bits, and every step after the first call runs the same compiled
+    program. Raises `StructureError` for counts below one, `RunError` when the loss is no longer
+    finite.
+    """
+    _check_counts(steps=steps, batch=batch, per_call=per_call)
+    init_key, step_key, validation_key = jax.random.split(key, 3)
+    value_and_grad = meta_value_and_grad(
+        recipe.problem, recipe.adaptation, recipe.gradient, chunk=chunk
+    )
+    take_steps = outer_steps(
+        value_and_grad, optimizer, batch=batch, averaging=averaging, at_most=per_call
+    )
+    validate = _Validator(recipe, validation, chunk, validation_key)
+    state = init_state(recipe.init_meta(init_key), optimizer)
+    begin, step = time.perf_counter(), 0
+    while step < steps:
+        n = min(per_call, steps - step, validate.steps_until_due(step))
+        state, filled = take_steps(state, tasks, step_key, jnp.int32(n))
+        metrics = {name: np.asarray(leaf)[:n] for name, leaf in filled.items()}
+        _check_finite(metrics["loss"], step)
+        step += n
+        late = minutes is not None and time.perf_counter() - begin > 60 * minutes
+        evaluation, best = validate(state.average, step, last=step == steps or late)
+        seconds = time.perf_counter() - begin
+        report(Progress(step, metrics, seconds, evaluation, best, state.average))
+        if late:
+            break
+    meta, best_step = validate.best or (state.average, step)
+    return Fit(meta, state.average, step, best_step)
+
+
+class _Validator:
+    """Validates when it is due, and remembers the best."""
+
+    def __init__(self, recipe: Recipe, validation: Validation | None, chunk, key: PRNGKeyArray):
+        self.best: tuple[PyTree, int] | None = None
+        self._validation = validation
+        self._key = key
+        self._score = -np.inf
+        if validation is not None:
+            _check_counts(every=validation.every)
+            self._evaluate = evaluator(
+                recipe.problem,  # pyright: ignore[reportArgumentType]
+                recipe.adaptation,  # pyright: ignore[reportArgumentType]
+                steps=validation.steps,
+                chunk=chunk,
+            )
+
+    def steps_until_due(self, step: int) -> int | float:
+        if self._validation is None:
+            return np.inf
+        return self._validation.every - step % self._validation.every
+
+    def __call__(self, meta: PyTree, step: int, last: bool) -> tuple[Evaluation | None, bool]:
+        validation = self._validation
+        if validation is None or not (last or step % validation.every == 0):
+            return None, False
+        evaluation = summarise(self._evaluate(meta, validation.episodes, self._key))
+        value = evaluation.mean[validation.metric][-1]
+        score = value if validation.maximise else -value
+        if not score > self._score:
+            return evaluation, False
+        self._score, self.best = score, (meta, step)
+        return evaluation, True
+
+
+def _check_finite(losses: np.ndarray, step: int) -> None:
+    if np.all(np.isfinite(losses)):
+        return
+    bad = step + int(np.argmin(np.isfinite(losses)))
+    raise RunError(
+        "the meta-objective is no longer finite",
+        got=f"a loss of {losses[bad - step]} at outer step {bad}",
+        expected="finite losses",
+        write="a lower inner or outer rate, or optax.chain(optax.clip_by_global_norm(1.0), ...)",
+    )
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise StructureError(
+                f"{name} must be a whole number of at least 1",
+                got=f"{name}={count!r}",
+                expected="an int >= 1",
+                write=f"fit(..., {name}=1)",
+            )

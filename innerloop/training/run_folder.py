@@ -1,0 +1,136 @@
+"""A run's folder: its config, log, best meta-parameters and results. Files appear whole or not at all."""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from innerloop.errors import RunError
+
+CONFIG, LOG, META, RESULT = "config.json", "log.jsonl", "best.eqx", "result.json"
+_PACKAGES = ("innerloop", "jax", "jaxlib", "equinox", "optax", "numpy")
+
+
+class RunFolder:
+    """The folder of one run.
+
+    - `config.json`: the experiment's name and every field of its config
+    - `log.jsonl`: one line per call to the device: step, seconds, mean metrics, validation
+    - `best.eqx`: the best meta-parameters by validation
+    - `result.json`: the test evaluation with config, seed, versions and device
+    - `*.png`: figures
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @staticmethod
+    def create(path: Path, config: dict[str, Any]) -> "RunFolder":
+        """Start a run. Raises `RunError` where the folder cannot be written or holds a run already."""
+        if (path / CONFIG).exists():
+            raise RunError(
+                "this folder already holds a run",
+                got=str(path),
+                expected="a folder without a run",
+                write=f"--run {path}-2, or delete {path} first",
+            )
+        folder = RunFolder(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            folder.write_json(CONFIG, config)
+        except OSError as error:
+            raise RunError(
+                "the run folder cannot be written",
+                got=f"{path}: {error.strerror or error}",
+                expected="a folder that this user may write to",
+                write="--run ANOTHER/FOLDER",
+            ) from error
+        return folder
+
+    @staticmethod
+    def open(path: Path) -> "RunFolder":
+        """Read a run. Raises `RunError` where there is none."""
+        if not (path / CONFIG).exists():
+            raise RunError(
+                "there is no run in this folder",
+                got=str(path),
+                expected=f"a folder with {CONFIG}, as innerloop train writes it",
+                write="innerloop train digits --run RUN, then innerloop evaluate RUN",
+            )
+        return RunFolder(path)
+
+    def read_config(self) -> dict[str, Any]:
+        """The content of `config.json`. Raises `RunError` where it is damaged."""
+        try:
+            return json.loads((self.path / CONFIG).read_text())
+        except (OSError, ValueError) as error:
+            raise self._damaged(CONFIG, error) from error
+
+    def write_json(self, name: str, content: Any) -> Path:
+        """Write a JSON file whole."""
+        text = json.dumps(content, indent=2, default=_to_json) + "\n"
+        return self._write(name, lambda temporary: temporary.write_text(text))
+
+    def append_log(self, record: dict[str, Any]) -> None:
+        """Add one line to the log."""
+        with (self.path / LOG).open("a") as log:
+            log.write(json.dumps(record, default=_to_json) + "\n")
+
+    def save_meta(self, meta: PyTree) -> Path:
+        """Keep the best meta-parameters."""
+        return self._write(META, lambda temporary: eqx.tree_serialise_leaves(temporary, meta))
+
+    def load_meta(self, like: PyTree) -> PyTree:
+        """The best meta-parameters, in the structure of `like`. Raises `RunError` if unreadable."""
+        try:
+            return eqx.tree_deserialise_leaves(self.path / META, like)
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise self._damaged(META, error) from error
+
+    def _write(self, name: str, write: Callable[[Path], Any]) -> Path:
+        # equinox adds its own suffix to names without one
+        temporary = self.path / f".{name}.{os.getpid()}{Path(name).suffix}"
+        try:
+            write(temporary)
+            os.replace(temporary, self.path / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return self.path / name
+
+    def _damaged(self, name: str, error: Exception) -> RunError:
+        return RunError(
+            "the run cannot be read",
+            got=f"{self.path / name}: {type(error).__name__}: {str(error)[:200]}",
+            expected="a file as innerloop train wrote it",
+            write="innerloop train again, with another --run",
+        )
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on beside its config: versions, device, machine."""
+    device = jax.devices()[0]
+    return {
+        "versions": {package: version(package) for package in _PACKAGES},
+        "python": platform.python_version(),
+        "device": f"{device.platform}: {device.device_kind}",
+        "devices": jax.device_count(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return np.asarray(value).tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -1,0 +1,292 @@
+"""Parts that do not fit raise while tracing, say what to write instead, and lose nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jaxtyping import config
+
+import innerloop as il
+
+LEARN = il.GradientDescent(optax.sgd(0.1), steps=2)
+
+
+@pytest.fixture(autouse=True)
+def as_users_see_it():
+    """The tests' type checker off: users do not run it, so our own messages must do."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def loss(params, meta, batch, key):
+    return jnp.mean((batch.inputs @ params - batch.targets) ** 2)
+
+
+def problem(**changes):
+    parts = {"init": lambda meta, support, key: meta["w"], "inner_loss": loss, "outer_loss": loss}
+    return il.Problem(**(parts | changes))
+
+
+def inputs():
+    def examples(rows):
+        return il.Examples(jnp.ones((2, rows, 3)), jnp.ones((2, rows)))
+
+    return {"w": jnp.arange(3.0)}, il.Episode(examples(4), examples(5)), jax.random.key(0)
+
+
+def with_problem(**changes):
+    return lambda *given: il.meta_value_and_grad(problem(**changes), LEARN)(*given)
+
+
+def with_learn(make):
+    return lambda *given: il.meta_value_and_grad(problem(), make())(*given)
+
+
+def with_steps(steps):
+    return with_learn(lambda: il.GradientDescent(optax.sgd(0.1), steps=steps))
+
+
+def with_optimizer(optimizer):
+    return with_learn(lambda: il.GradientDescent(optimizer, steps=1))
+
+
+def with_chunk(chunk):
+    return lambda *given: il.meta_value_and_grad(problem(), LEARN, chunk=chunk)(*given)
+
+
+def with_meta(change):
+    return lambda meta, *rest: il.meta_value_and_grad(problem(), LEARN)(change(meta), *rest)
+
+
+def with_episodes(change, chunk=None):
+    def call(meta, episodes, key):
+        return il.meta_value_and_grad(problem(), LEARN, chunk=chunk)(meta, change(episodes), key)
+
+    return call
+
+
+def one_task(function):
+    """`function(meta, episode, key)` on the first task."""
+    return lambda meta, episodes, key: function(
+        meta, jax.tree.map(lambda leaf: leaf[0], episodes), key
+    )
+
+
+def with_support(episodes, support):
+    return il.Episode(support, episodes.query)
+
+
+def with_subset(where):
+    init = lambda meta, support, key: il.subset(meta, where)[0]  # noqa: E731
+    return with_problem(init=init)
+
+
+CASES = {
+    # What the problem's functions return.
+    "init_does_not_match": (
+        with_problem(init=lambda m, s, k: {"w": m["w"]}),
+        "inner_loss failed .*Write: Problem\\(init",
+    ),
+    "init_wrong_shape": (
+        with_problem(init=lambda m, s, k: m["w"][:2]),
+        "inner_loss failed .*f32\\[2\\].*Write: Problem\\(init",
+    ),
+    "outer_does_not_match": (
+        with_problem(outer_loss=lambda p, m, b, k: loss(p["head"], m, b, k)),
+        "outer_loss failed .*Write: Problem\\(init",
+    ),
+    "inner_not_scalar": (
+        with_problem(inner_loss=lambda p, m, b, k: (b.inputs @ p - b.targets) ** 2),
+        "inner_loss must return one real .*Write: jnp.mean",
+    ),
+    "outer_not_scalar": (
+        with_problem(outer_loss=lambda p, m, b, k: (b.inputs @ p, {"aux": 1})),
+        "outer_loss must return one real .*Write: jnp.mean",
+    ),
+    "integer_loss": (
+        with_problem(outer_loss=lambda p, m, b, k: jnp.int32(1)),
+        "outer_loss must return one real .*i32.*Write: jnp.mean",
+    ),
+    "loss_of_three": (
+        with_problem(inner_loss=lambda p, m, b, k: (loss(p, m, b, k), 1, 2)),
+        "inner_loss must return one real .*pair",
+    ),
+    "integer_params": (
+        with_problem(init=lambda m, s, k: jnp.arange(3)),
+        "init must return floating.*Write: init=lambda",
+    ),
+    "no_params": (
+        with_problem(init=lambda m, s, k: {}),
+        "init must return floating.*Write: init=lambda",
+    ),
+    "weights_shape": (
+        with_problem(step_weights=lambda steps: jnp.ones(steps)),
+        "step_weights must give .*Expected: shape \\(3,\\).*Write: step_weights=lambda",
+    ),
+    # Signatures are never guessed at.
+    "init_signature": (with_problem(init=lambda m: m), "init has the wrong .*Write: init=lambda"),
+    "inner_signature": (
+        with_problem(inner_loss=lambda p, b: p),
+        "inner_loss has the wrong .*Write: inner_loss=lambda params, meta",
+    ),
+    "outer_signature": (
+        with_problem(outer_loss=lambda p, m, b: p),
+        "outer_loss has the wrong .*Write: outer_loss=lambda params, meta",
+    ),
+    "weights_signature": (
+        with_problem(step_weights=lambda: 1),
+        "step_weights has the wrong .*Write: step_weights=lambda steps",
+    ),
+    "not_a_function": (with_problem(init=jnp.ones(3)), "init is not a function.*Write: init="),
+    # What may be None, and what may not.
+    "no_init": (with_problem(init=None), "GradientDescent needs .*Write: Problem\\(init=lambda"),
+    "no_inner": (
+        with_problem(inner_loss=None),
+        "GradientDescent needs inner_loss.*Write: Problem\\(..., inner_loss=lambda",
+    ),
+    "no_outer": (with_problem(outer_loss=None), "needs an outer loss.*Write: Problem\\(init"),
+    # Meta.
+    "integer_meta": (
+        with_meta(lambda m: m | {"n": jnp.arange(2)}),
+        "meta\\['n'\\] is not a floating.*Write: meta with floats",
+    ),
+    "python_integer_meta": (
+        with_meta(lambda m: m | {"n": 2}),
+        "meta\\['n'\\] is not a floating.*2.0, not 2",
+    ),
+    "text_meta": (
+        with_meta(lambda m: m | {"n": "relu"}),
+        "meta\\['n'\\] is not a floating.*equinox.partition",
+    ),
+    "function_meta": (with_meta(lambda m: m | {"n": jnp.tanh}), "not a floating.*partition"),
+    "integer_meta_in_adapt": (
+        one_task(lambda m, e, k: il.adapt(problem(), LEARN, m | {"n": 2}, e.support, k)),
+        "meta\\['n'\\] is not a floating",
+    ),
+    "integer_meta_in_objective": (
+        one_task(lambda m, e, k: il.meta_objective(problem(), LEARN)(m | {"n": 2}, e, k)),
+        "meta\\['n'\\] is not a floating",
+    ),
+    # Episodes.
+    "unequal_tasks": (
+        with_episodes(
+            lambda e: with_support(e, il.Examples(e.support.inputs, jnp.ones((3, 4))))
+        ),
+        "one task axis.*\\.support\\.targets.*3.*Write: jax.tree.map",
+    ),
+    "unequal_weight": (
+        with_episodes(lambda e: il.Episode(e.support, e.query, jnp.ones(3))),
+        "one task axis.*\\.weight.*Write: jax.tree.map",
+    ),
+    "scalar_leaf": (
+        with_episodes(lambda e: il.Episode(e.support, e.query, jnp.float32(1)), chunk=1),
+        "one task axis.*\\.weight.*None.*Write: jax.tree.map",
+    ),
+    "no_tasks": (
+        with_episodes(lambda e: jax.tree.map(lambda leaf: leaf[:0], e)),
+        "one task axis.*at least 1.*Write: jax.tree.map",
+    ),
+    "no_leaves": (with_episodes(lambda e: il.Episode({}, {})), "one task axis.*Write: jax.tree"),
+    "not_an_episode": (
+        with_episodes(lambda e: (e.support, e.query)),
+        "comes as an Episode.*tuple.*Write: Episode\\(support=",
+    ),
+    "not_an_episode_in_objective": (
+        one_task(lambda m, e, k: il.meta_objective(problem(), LEARN)(m, (e.support, e.query), k)),
+        "comes as an Episode.*tuple.*Write: Episode\\(support=",
+    ),
+    "empty_support": (
+        with_episodes(
+            lambda e: with_support(e, jax.tree.map(lambda leaf: leaf[:, :0], e.support))
+        ),
+        "support set is empty.*Write: Episode\\(support=",
+    ),
+    "empty_support_in_adapt": (
+        one_task(
+            lambda m, e, k: il.adapt(
+                problem(), LEARN, m, jax.tree.map(lambda leaf: leaf[:0], e.support), k
+            )
+        ),
+        "support set is empty.*Write: Episode\\(support=",
+    ),
+    # subset.
+    "subset_nothing": (with_subset(lambda m: ()), "where selects nothing.*Write: subset\\("),
+    "subset_none": (with_subset(lambda m: None), "where selects nothing.*Write: subset\\("),
+    "subset_missing": (with_subset(lambda m: m["head"]), "not in the tree.*head.*Write: subset\\("),
+    "subset_attribute": (with_subset(lambda m: m.head), "not in the tree.*Write: subset\\("),
+    # Counts.
+    **{
+        f"steps_{steps}": (with_steps(steps), "number of inner steps.*Write: GradientDescent\\(")
+        for steps in (-1, 1.0, 1.5, True, None, "2")
+    },
+    **{
+        f"chunk_{chunk}": (with_chunk(chunk), "chunk holds at least one.*Write: meta_value_and_grad")
+        for chunk in (0, -1, 1.5, True)
+    },
+    # Optimizers.
+    "optimizer_float": (with_optimizer(0.1), "not an optimizer.*0.1.*Write: GradientDescent\\("),
+    "optimizer_uncalled": (
+        with_optimizer(optax.adam),
+        "not an optimizer.*adam.*Write: GradientDescent\\(",
+    ),
+    "optimizer_returns_float": (
+        with_optimizer(lambda meta: 0.1),
+        "not an optimizer.*0.1.*Write: GradientDescent\\(",
+    ),
+}
+
+
+@pytest.mark.parametrize("trace", [jax.eval_shape, lambda f, *a: jax.jit(f)(*a)], ids=["shape", "jit"])
+@pytest.mark.parametrize(("call", "message"), CASES.values(), ids=CASES)
+def test_is_refused_while_tracing(call, message, trace):
+    """One message with cause and cure; the inputs are as they were, and still usable."""
+    given, same = inputs(), inputs()
+    with pytest.raises(il.StructureError, match=message) as caught:
+        trace(call, *given)
+    error = caught.value
+    assert error.write in str(error)
+    assert error.got in str(error)
+    assert error.expected in str(error)
+    jax.tree.map(np.testing.assert_array_equal, given[:2], same[:2])
+    assert (given[2] == same[2]).all()
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+@pytest.mark.parametrize("init", [lambda m, s, k: m, lambda m, s, k: jnp.ones(3)])
+def test_empty_meta_is_refused(init, chunk):
+    _, episodes, key = inputs()
+    step = il.meta_value_and_grad(problem(init=init), LEARN, chunk=chunk)
+    with pytest.raises(il.InnerloopError, match="Write: (init=|meta_objective)"):
+        jax.eval_shape(step, {}, episodes, key)
+
+
+def test_first_order_names_the_same_cure():
+    given = inputs()
+    step = il.meta_value_and_grad(problem(inner_loss=None), LEARN, il.FirstOrder())
+    with pytest.raises(il.StructureError, match="needs inner_loss"):
+        jax.eval_shape(step, *given)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, None])
+def test_what_fits_is_not_refused(chunk):
+    (value, _), grads = il.meta_value_and_grad(problem(), LEARN, chunk=chunk)(*inputs())
+    assert np.isfinite(value) and np.all(np.isfinite(grads["w"]))
+
+
+def test_jax_errors_stay_their_own():
+    """A concretisation error in a loss is JAX's to explain."""
+    bad = problem(inner_loss=lambda p, m, b, k: loss(p, m, b, k) if p[0] > 0 else p[0])
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        jax.eval_shape(il.meta_value_and_grad(bad, LEARN), *inputs())
+
+
+def test_subset_merges_back():
+    tree = {"head": jnp.ones(2), "body": [jnp.zeros(3)]}
+    part, merge = il.subset(tree, lambda tree: (tree["head"], tree["body"][0]))
+    assert [leaf.shape for leaf in part] == [(2,), (3,)]
+    merged = merge((part[0] + 1, part[1] - 1))
+    np.testing.assert_array_equal(merged["head"], [2, 2])
+    np.testing.assert_array_equal(merged["body"][0], [-1, -1, -1])
+    np.testing.assert_array_equal(tree["head"], [1, 1])
