@@ -100,8 +100,8 @@ def _print_table(test: dict, normalisation: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    title = f"{test['tasks']} test tasks, mean ± 95% interval; normalisation: {normalisation}"
-    table = Table(title=title)
+    print(f"{test['tasks']} test tasks, mean ± 95% interval; normalisation: {normalisation}")
+    table = Table()
     table.add_column("inner steps", justify="right")
     for name in test["mean"]:
         table.add_column(name, justify="right")

@@ -108,6 +108,13 @@ def meta_value_and_grad(
         )
     if isinstance(problem, ProblemMixture):
         return _mixture_value_and_grad(problem, adaptation, gradient, chunk)
+    if isinstance(adaptation, tuple):
+        raise StructureError(
+            "a single problem is learned by a single adaptation",
+            got=f"{len(adaptation)} adaptations",
+            expected="one adaptation, or a mixture of problems with one adaptation each",
+            write="problem, adaptation, tasks = mixture((problem, adaptation, tasks, 1.0), ...)",
+        )
     objective = meta_objective(problem, adaptation, gradient)
 
     def value_and_grad(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
@@ -146,7 +153,7 @@ def _mixture_value_and_grad(mixture: ProblemMixture, adaptations, gradient, chun
             part(meta, batch, key) for part, batch, key in zip(parts, episodes, keys, strict=True)
         ]
 
-        def weighted_sum(*leaves):
+        def weighted_sum(*leaves) -> Any:
             return sum(w * leaf for w, leaf in zip(mixture.weights, leaves, strict=True))
 
         loss = weighted_sum(*(loss for (loss, _), _ in results))
@@ -191,13 +198,12 @@ def _chunked_sum(objective: TaskObjective, meta, batch, tasks: int, chunk: int):
     """The same sums over chunks of tasks, the gradients accumulated in the loop's carry."""
     chunks = math.ceil(tasks / chunk)
     size = math.ceil(tasks / chunks)
-    # Padding repeats the last task, whose numbers are as sound as any, with weight zero.
-    rows = jnp.minimum(jnp.arange(chunks * size), tasks - 1)
-    episodes, keys, weights = jax.tree.map(lambda leaf: leaf[rows], batch)
-    weights = jnp.where(jnp.arange(chunks * size) < tasks, weights, 0)
-    parts = jax.tree.map(
-        lambda leaf: leaf.reshape(chunks, size, *leaf.shape[1:]), (episodes, keys, weights)
-    )
+    if chunks * size > tasks:  # only then, because it copies the batch
+        # Padding repeats the last task, whose numbers are as sound as any, with weight zero.
+        rows = jnp.minimum(jnp.arange(chunks * size), tasks - 1)
+        episodes, keys, weights = jax.tree.map(lambda leaf: leaf[rows], batch)
+        batch = (episodes, keys, jnp.where(jnp.arange(chunks * size) < tasks, weights, 0))
+    parts = jax.tree.map(lambda leaf: leaf.reshape(chunks, size, *leaf.shape[1:]), batch)
     names: list[str] = []
 
     def body(grads, part):
@@ -217,8 +223,8 @@ def _check_meta(meta: PyTree) -> None:
             f"meta{name} is not a floating-point array, so it has no gradient",
             got=describe(leaf),
             expected="floating-point arrays only",
-            write="meta with floats (2.0, not 2), the rest closed over by the problem; of a module, "
-            "equinox.partition(module, equinox.is_inexact_array)",
+            write="meta with floats (2.0, not 2), the rest closed over by the problem; of a "
+            "module, equinox.partition(module, equinox.is_inexact_array)",
         )
 
 
@@ -245,6 +251,5 @@ def _task_count(episodes: Episode) -> int:
         "a batch of episodes needs one task axis that all its leaves share",
         got=f"leading axes {counts}",
         expected="the same number of tasks, at least 1, on every leaf",
-        write="jax.tree.map(lambda *leaves: jnp.stack(leaves), *episodes), or "
-        "tasks.sample(key, n)",
+        write="jax.tree.map(lambda *leaves: jnp.stack(leaves), *episodes), or tasks.sample(key, n)",
     )

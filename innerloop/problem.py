@@ -181,7 +181,8 @@ def loss_function(name: str, loss: Callable[..., Any] | None, needed_by: str) ->
         )
 
     def normal(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
-        result = _call_with_context(name, loss, params, meta, batch, key)
+        result: Any = _call_with_context(name, loss, params, meta, batch, key)
+        value: Any
         value, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         if not is_floating(value) or jnp.shape(value) != ():
             raise StructureError(

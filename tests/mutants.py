@@ -56,17 +56,27 @@ class KeyReused(_Mutant):
 
 
 class AuxAveraged(_Mutant):
-    """Averages metrics over the inner loop's tasks by summing each leaf away."""
+    """Averages metrics over the tasks that run together."""
 
     def objective(self, problem, adaptation):
         objective = il.Unroll().objective(problem, adaptation)
 
         def averaged(meta, episode, key):
             loss, aux = objective(meta, episode, key)
-            mean = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.mean(leaf)), aux.metrics)
-            return loss, aux._replace(metrics=mean)
+            return loss, aux._replace(metrics=_mean_over_tasks(jax.lax.stop_gradient(aux.metrics)))
 
         return averaged
+
+
+@jax.custom_batching.custom_vmap
+def _mean_over_tasks(tree):
+    return tree
+
+
+@_mean_over_tasks.def_vmap
+def _(axis_size, in_batched, tree):
+    mean = lambda leaf: jnp.broadcast_to(jnp.mean(leaf, axis=0, keepdims=True), leaf.shape)
+    return jax.tree.map(lambda leaf: mean(leaf).astype(leaf.dtype), tree), in_batched[0]
 
 
 class HessianSignFlipped(_Mutant):
@@ -117,6 +127,7 @@ MUTANTS = [
     (KeyReused(), laws.determinism),
     (KeyReused(), laws.oracle),
     (AuxAveraged(), laws.isolation),
+    (AuxAveraged(), laws.one_task_at_a_time),
     (HessianSignFlipped(), laws.oracle),
     (LastStepOnly(), laws.oracle),
 ]

@@ -31,7 +31,15 @@ def inner(adaptation, observe=None, problem=PROBLEM, support=SUPPORT, **options)
 
     def call(support, key):
         return il.run(
-            problem, adaptation, META, support, key, exact_inner_gradient, store_all, observe, **options
+            problem,
+            adaptation,
+            META,
+            support,
+            key,
+            exact_inner_gradient,
+            store_all,
+            observe,
+            **options,
         )
 
     return jax.jit(call)(support, KEY)
@@ -91,13 +99,13 @@ def test_observations_are_those_of_separate_runs(steps):
     assert observed["params"].shape == (steps + 1, 2)
     np.testing.assert_array_equal(observed["t"], np.arange(steps + 1))
     assert info is None if steps == 0 else info.loss.shape == (steps,)
-    for t in range(steps + 1):
+    for t in {0, 1, steps} if steps else {0}:
         state, _, nothing = inner(LEARN, steps=t)
         assert nothing is None
         np.testing.assert_allclose(observed["params"][t], state.params, rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [0, 1, 5, 12])
+@pytest.mark.parametrize("steps", [0, 5, 12])
 def test_steps_beyond_the_trained_number(steps):
     override = inner(LEARN, steps=steps)
     trained = inner(il.GradientDescent(optax.adam(0.1), steps=steps))
@@ -106,7 +114,7 @@ def test_steps_beyond_the_trained_number(steps):
 
 @pytest.mark.parametrize("steps", [-1, True])
 def test_an_override_is_checked(steps):
-    with pytest.raises(il.StructureError, match="number of inner steps"):
+    with pytest.raises(il.StructureError, match=r"number of inner steps"):
         inner(LEARN, steps=steps)
 
 
@@ -121,7 +129,7 @@ def test_keys(steps):
         step_weights=lambda steps: jnp.ones(steps + 1),
     )
     keys = il.task_keys(KEY)
-    fold = lambda t: jax.random.key_data(jax.random.fold_in(keys.adapt, t))  # noqa: E731
+    fold = lambda t: jax.random.key_data(jax.random.fold_in(keys.adapt, t))
     expected = np.stack([fold(t + 1) for t in range(steps)])
     _, aux = jax.jit(il.meta_objective(problem, learn))(META, il.Episode(SUPPORT, SUPPORT), KEY)
     np.testing.assert_array_equal(aux.info.aux["key"], expected)
@@ -154,7 +162,7 @@ def test_no_number_of_steps_means_one_call_of_step():
     assert state == 1
     np.testing.assert_array_equal(info.targets, SUPPORT.targets[None])
     np.testing.assert_array_equal(observed, [0, 1])
-    with pytest.raises(il.StructureError, match="no steps to count.*Write: leave steps out"):
+    with pytest.raises(il.StructureError, match=r"no steps to count.*Write: leave steps out"):
         inner(Rows(), steps=2)
 
 
@@ -174,13 +182,13 @@ def rows_of(mask, dtype=jnp.int32):
 
 
 @settings(
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     database=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(st.lists(st.booleans(), min_size=1, max_size=6).filter(any), st.data())
+@given(st.lists(st.booleans(), min_size=1, max_size=4).filter(any), st.data())
 def test_mini_batches_draw_valid_rows_without_replacement(mask, data):
     size = data.draw(st.integers(1, len(mask)))
     key = jax.random.key(data.draw(st.integers(0, 2**16)))
@@ -197,7 +205,7 @@ def test_mini_batches_draw_valid_rows_without_replacement(mask, data):
 def test_mini_batches_draw_uniformly(mask):
     valid = np.ones(6, bool) if mask is None else np.array(mask)
     support = rows_of(valid) if mask else il.Examples(jnp.arange(6), jnp.arange(6))
-    draws, size = 4000, 2
+    draws, size = 2000, 2
     keys = jax.random.split(KEY, draws)
     targets = jax.jit(jax.vmap(lambda key: draw(support, size, key).targets))(keys)
     p = size / valid.sum()
@@ -230,7 +238,7 @@ def test_a_mini_batch_of_all_rows_is_the_whole_set():
 
 @pytest.mark.parametrize("size", [0, -1, True])
 def test_a_mini_batch_has_a_row(size):
-    with pytest.raises(il.StructureError, match="at least one row.*Write: MiniBatches"):
+    with pytest.raises(il.StructureError, match=r"at least one row.*Write: MiniBatches"):
         il.MiniBatches(LEARN, size)
 
 
@@ -273,9 +281,9 @@ def test_procedure_is_given_the_key_of_init():
 
 def test_procedure_refuses_steps_and_other_signatures():
     learn = il.Procedure(lambda meta, support, key: meta)
-    with pytest.raises(il.StructureError, match="no steps to count"):
+    with pytest.raises(il.StructureError, match=r"no steps to count"):
         inner(learn, steps=1)
-    with pytest.raises(il.StructureError, match="no inner steps"):
+    with pytest.raises(il.StructureError, match=r"no inner steps"):
         learn.step(PROBLEM, META, SUPPORT, META, KEY, exact_inner_gradient)
-    with pytest.raises(il.StructureError, match="fn has the wrong arguments.*Write: fn=lambda"):
+    with pytest.raises(il.StructureError, match=r"fn has the wrong arguments.*Write: fn=lambda"):
         il.Procedure(lambda support: support)

@@ -108,9 +108,7 @@ def test_one_step_is_identity_minus_rate_times_hessian():
     vector = jax.grad(loss)(theta, query)
     # Central differences of the gradient: an independent Hessian-vector product.
     h = 1e-5
-    at = lambda s: jax.grad(loss)(
-        jax.tree.map(lambda p, v: p + s * h * v, meta, vector), support
-    )
+    at = lambda s: jax.grad(loss)(jax.tree.map(lambda p, v: p + s * h * v, meta, vector), support)
     product = jax.tree.map(lambda up, down: (up - down) / (2 * h), at(1), at(-1))
     expected = jax.tree.map(lambda v, hv: v - rate * hv, vector, product)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9), got, expected)

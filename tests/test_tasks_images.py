@@ -223,7 +223,7 @@ def test_splits_that_share_an_image_are_found_whatever_its_turn():
     first, second, third = np.random.RandomState(0).randint(0, 256, (3, 2, 4, 3, 3), np.uint8)
     check_disjoint(Splits(upright(first), upright(second), upright(third)))
     third[1, 2] = np.rot90(first[0, 3])
-    with pytest.raises(DataError, match="train and test share images.*1 images"):
+    with pytest.raises(DataError, match=r"train and test share images.*1 images"):
         check_disjoint(Splits(upright(first), upright(second), upright(third)))
 
 

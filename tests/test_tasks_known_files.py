@@ -67,7 +67,7 @@ def test_the_first_of_equivalent_files_that_is_there_is_taken(folder):
 
 
 def test_a_missing_file_is_named_with_the_cure(folder):
-    with pytest.raises(DataError, match="images.zip or images.npz is missing") as error:
+    with pytest.raises(DataError, match=r"images.zip or images.npz is missing") as error:
         local_file((FILE, SAME), folder)
     assert f"put images.zip into {folder}" in error.value.write
 
@@ -134,7 +134,7 @@ def test_nothing_is_downloaded_before_it_is_needed(upstream):
 
 def test_another_checksum_is_refused_and_not_kept(upstream, folder, cache):
     (folder / FILE.name).write_bytes(CONTENT + b"!")
-    with pytest.raises(DataError, match="images.zip could not be downloaded.*hash") as error:
+    with pytest.raises(DataError, match=r"images.zip could not be downloaded.*hash") as error:
         read(upstream.url)
     assert FILE.md5 in error.value.expected
     assert "INNERLOOP_DATA" in error.value.write

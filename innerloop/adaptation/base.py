@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import equinox as eqx
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
@@ -38,7 +38,10 @@ class Adaptation(eqx.Module):
       `step` runs to convergence.
     """
 
-    steps: eqx.AbstractVar[int | None]
+    if TYPE_CHECKING:  # type checkers would count the abstract variable as the first argument
+        steps: ClassVar[int | None]
+    else:
+        steps: eqx.AbstractVar[int | None]
 
     @abc.abstractmethod
     def init(self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:

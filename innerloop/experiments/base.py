@@ -3,10 +3,13 @@
 import abc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jaxtyping import PyTree
+import equinox as eqx
+import jax
+from jaxtyping import PRNGKeyArray, PyTree
 
+from innerloop.problem import Episode
 from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution
 
@@ -72,12 +75,8 @@ class Experiment(abc.ABC):
         """Draw what was learned into the run folder."""
 
 
-def support_labels_shuffled(episodes: Any, key) -> Any:
-    """The same episodes with each task's support targets in random order: nothing can be learned."""
-    import equinox as eqx
-    import jax
-
+def support_labels_shuffled(episodes: Episode, key: PRNGKeyArray) -> Episode:
+    """The same episodes with each task's support targets shuffled: nothing can be learned."""
     targets = episodes.support.targets
-    keys = jax.random.split(key, targets.shape[0])
-    shuffled = jax.vmap(jax.random.permutation)(keys, targets)
+    shuffled = jax.vmap(jax.random.permutation)(jax.random.split(key, len(targets)), targets)
     return eqx.tree_at(lambda episodes: episodes.support.targets, episodes, shuffled)

@@ -9,8 +9,11 @@ from innerloop.tasks import Splits, omniglot, omniglot_official
 
 @dataclass(frozen=True)
 class Omniglot(FewShotImages):
-    """MAML on Omniglot (Finn et al. 2017, section 5.2): strided conv-64, 5-way 1-shot, 1 inner step,
-    tested with 3. Data from the folder in INNERLOOP_DATA, or downloaded."""
+    """MAML on Omniglot (Finn et al. 2017, section 5.2): 5-way 1-shot, trained with 1 inner step.
+
+    Strided conv-64 network, tested with 3 steps. The data come from the folder in INNERLOOP_DATA,
+    or are downloaded.
+    """
 
     steps: int = 20_000
     batch: int = 16

@@ -11,9 +11,14 @@ from innerloop.training import Progress
 @contextmanager
 def progress_bar(steps: int, metric: str) -> Iterator[Callable[[Progress], None]]:
     """A bar with loss, validation metric and time left; yields the function that moves it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bar
-    from rich.progress import TimeRemainingColumn
 
     columns = (
         TextColumn("outer steps"),
@@ -29,9 +34,10 @@ def progress_bar(steps: int, metric: str) -> Iterator[Callable[[Progress], None]
         task = bar.add_task("", total=steps, loss="…", validation="…")
 
         def show(progress: Progress) -> None:
-            fields = {"loss": f"{np.mean(progress.metrics['loss']):.4f}"}
+            loss = f"{np.mean(progress.metrics['loss']):.4f}"
+            bar.update(task, completed=progress.step, loss=loss)
             if progress.evaluation is not None:
-                fields["validation"] = f"{progress.evaluation.mean[metric][-1]:.4f}"
-            bar.update(task, completed=progress.step, **fields)
+                validation = f"{progress.evaluation.mean[metric][-1]:.4f}"
+                bar.update(task, validation=validation)
 
         yield show

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from innerloop import plots
+from innerloop.errors import StructureError
 from innerloop.experiments.base import Experiment, Parts, support_labels_shuffled
 from innerloop.experiments.digits import Digits
 from innerloop.experiments.omniglot import Omniglot
@@ -17,7 +18,7 @@ from innerloop.experiments.progress import progress_bar
 from innerloop.experiments.sinusoid import Sinusoid
 from innerloop.tasks import evaluation_episodes
 from innerloop.training import Evaluation, Progress, Validation, evaluate, fit
-from innerloop.training.run_folder import RESULT, RunFolder, environment
+from innerloop.training.run_folder import CONFIG, RESULT, RunFolder, environment
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "sinusoid": Sinusoid,
@@ -29,10 +30,12 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
 def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     """Meta-train, keep the best by validation, evaluate once on the test tasks, draw the figures.
 
-    Returns the content of `result.json`. Raises `RunError` for an unusable run folder and
-    `DataError` for data that cannot give the tasks, both before anything is written.
+    Returns the content of `result.json`. Raises `StructureError` for counts out of range,
+    `RunError` for an unusable run folder and `DataError` for data that cannot give the tasks, all of them
+    before anything is written.
     """
     begin = time.perf_counter()
+    _check_counts(experiment)
     parts = experiment.parts()
     validation = evaluation_episodes(parts.validation, experiment.validation_tasks, experiment.seed)
     config = {"experiment": _name(experiment), "config": dataclasses.asdict(experiment)}
@@ -94,13 +97,13 @@ def evaluate_run(
     Returns a record like the `"test"` entry of `result.json`, with what it was made from.
     """
     folder = RunFolder.open(path)
-    experiment = _read_experiment(folder)
+    overrides = {"test_tasks": tasks, "test_steps": steps, "seed": seed}
+    changed = {name: value for name, value in overrides.items() if value is not None}
+    experiment = dataclasses.replace(_read_experiment(folder), **changed)
+    _check_counts(experiment)
     parts = experiment.parts()
     like = jax.eval_shape(parts.recipe.init_meta, jax.random.key(0))
     meta = folder.load_meta(like)
-    overrides = {"test_tasks": tasks, "test_steps": steps, "seed": seed}
-    changed = {name: value for name, value in overrides.items() if value is not None}
-    experiment = dataclasses.replace(experiment, **changed)
     test = test_evaluation(experiment, parts, meta, shuffle_support_labels)
     record = {
         "run": str(path),
@@ -110,7 +113,9 @@ def evaluate_run(
         "environment": environment(),
         "test": evaluation_record(test),
     }
-    folder.write_json("evaluation-shuffled.json" if shuffle_support_labels else "evaluation.json", record)
+    folder.write_json(
+        "evaluation-shuffled.json" if shuffle_support_labels else "evaluation.json", record
+    )
     return record
 
 
@@ -191,7 +196,40 @@ def _name(experiment: Experiment) -> str:
 
 def _read_experiment(folder: RunFolder) -> Experiment:
     content = folder.read_config()
-    kind = EXPERIMENTS[content["experiment"]]
-    config = dict(content["config"])
-    paths = {name: Path(config[name]) for name in ("run", "data") if config.get(name)}
-    return kind(**(config | paths))
+    try:
+        kind = EXPERIMENTS[content["experiment"]]
+        config = dict(content["config"])
+        paths: dict[str, Any] = {
+            name: Path(config[name]) for name in ("run", "data") if config.get(name)
+        }
+        return kind(**(config | paths))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise folder.damaged(CONFIG, error) from error
+
+
+_COUNTS = (
+    "steps",
+    "batch",
+    "validate_every",
+    "validation_tasks",
+    "test_tasks",
+    "per_call",
+    "chunk",
+)
+_COUNTS_FROM_ZERO = ("inner_steps", "test_steps")
+
+
+def _check_counts(experiment: Experiment) -> None:
+    """All at once and first of all: a run of hours must not fail on them at its end."""
+    least = dict.fromkeys(_COUNTS, 1) | dict.fromkeys(_COUNTS_FROM_ZERO, 0)
+    for name, smallest in least.items():
+        count = getattr(experiment, name)
+        if name == "chunk" and count is None:
+            continue
+        if not isinstance(count, int) or isinstance(count, bool) or count < smallest:
+            raise StructureError(
+                f"{name} must be a whole number of at least {smallest}",
+                got=f"{name}={count!r}",
+                expected=f"an int >= {smallest}",
+                write=f"--{name.replace('_', '-')} {getattr(type(experiment), name) or smallest}",
+            )

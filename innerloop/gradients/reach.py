@@ -42,7 +42,7 @@ def _require_reach_jvp(primals, tangents):
                 write="innerloop.Unroll() if FirstOrder() drops the only path, or an init that "
                 "returns a part of meta",
             )
-        loss_tangent = jnp.zeros(loss_tangent.shape, loss_tangent.dtype)
+        loss_tangent = jnp.zeros_like(loss)
     return loss, loss_tangent
 
 

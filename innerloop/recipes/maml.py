@@ -25,5 +25,5 @@ def maml(model: Model, loss: ExamplesLoss, rate: float = 0.01, steps: int = 1) -
 
 
 def fomaml(model: Model, loss: ExamplesLoss, rate: float = 0.01, steps: int = 1) -> Recipe:
-    """First-order MAML (Finn et al. 2017, section 5.2): `maml` with every inner gradient constant."""
+    """First-order MAML (Finn et al. 2017, section 5.2): every inner gradient is a constant."""
     return maml(model, loss, rate, steps)._replace(gradient=FirstOrder())

@@ -49,7 +49,7 @@ def evaluator(
 
         def observe(params: PyTree, t):
             value, aux = outer_loss(params, meta, episode.query, keys.outer)
-            return {"loss": value} | _metrics(aux)
+            return {"loss": value} | named_metrics(aux)
 
         _, _, observed = run(
             problem,
@@ -104,7 +104,8 @@ def summarise(per_task: dict[str, jax.Array]) -> Evaluation:
     )
 
 
-def _metrics(aux) -> dict:
+def named_metrics(aux) -> dict:
+    """The aux of an outer loss, as metrics. Raises `StructureError` unless it is a dict of scalars."""
     if aux is None:
         return {}
     if isinstance(aux, dict) and all(jnp.shape(leaf) == () for leaf in aux.values()):

@@ -1,5 +1,6 @@
 """The outer loop: update meta-parameters over many tasks, keep the best by validation."""
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -141,9 +142,9 @@ class _Validator:
                 chunk=chunk,
             )
 
-    def steps_until_due(self, step: int) -> int | float:
+    def steps_until_due(self, step: int) -> int:
         if self._validation is None:
-            return np.inf
+            return sys.maxsize
         return self._validation.every - step % self._validation.every
 
     def __call__(self, meta: PyTree, step: int, last: bool) -> tuple[Evaluation | None, bool]:

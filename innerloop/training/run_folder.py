@@ -1,4 +1,4 @@
-"""A run's folder: its config, log, best meta-parameters and results. Files appear whole or not at all."""
+"""A run's folder: config, log, best meta-parameters, results. Files appear whole or not at all."""
 
 import json
 import os
@@ -34,7 +34,7 @@ class RunFolder:
 
     @staticmethod
     def create(path: Path, config: dict[str, Any]) -> "RunFolder":
-        """Start a run. Raises `RunError` where the folder cannot be written or holds a run already."""
+        """Start a run. Raises `RunError` where the folder is unwritable or holds a run already."""
         if (path / CONFIG).exists():
             raise RunError(
                 "this folder already holds a run",
@@ -72,7 +72,7 @@ class RunFolder:
         try:
             return json.loads((self.path / CONFIG).read_text())
         except (OSError, ValueError) as error:
-            raise self._damaged(CONFIG, error) from error
+            raise self.damaged(CONFIG, error) from error
 
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file whole."""
@@ -93,7 +93,7 @@ class RunFolder:
         try:
             return eqx.tree_deserialise_leaves(self.path / META, like)
         except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise self._damaged(META, error) from error
+            raise self.damaged(META, error) from error
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> Path:
         # equinox adds its own suffix to names without one
@@ -105,7 +105,8 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
         return self.path / name
 
-    def _damaged(self, name: str, error: Exception) -> RunError:
+    def damaged(self, name: str, error: Exception) -> RunError:
+        """The error to raise for a file of the run that cannot be used."""
         return RunError(
             "the run cannot be read",
             got=f"{self.path / name}: {type(error).__name__}: {str(error)[:200]}",

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from innerloop.objective import MetaValueAndGrad
 from innerloop.tasks import TaskDistribution
+from innerloop.training.evaluate import named_metrics
 
 
 class TrainState(NamedTuple):
@@ -40,11 +41,11 @@ def outer_steps(
     averaging: float,
     at_most: int,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """A compiled function `(state, tasks, key, n) -> (state, metrics)` that takes n <= `at_most` steps.
+    """A compiled function `(state, tasks, key, n) -> (state, metrics)` of n <= `at_most` steps.
 
     Step i samples its tasks from `fold_in(key, i)`, however the steps are divided over calls. The
     metrics are arrays of length `at_most`, of which the first n are filled. n is a traced number:
-    there is one compilation for all of them. `tasks` is an argument, so its arrays are not constants
+    there is one compilation for all of them. `tasks` is an argument, so its arrays are no constants
     of the compiled program.
     """
 
@@ -55,7 +56,7 @@ def outer_steps(
             updates, optimizer_state = optimizer.update(grads, state.optimizer, state.meta)
             meta = optax.apply_updates(state.meta, updates)
             average = optax.incremental_update(meta, state.average, 1 - averaging)
-            norm = optax.global_norm(grads)
+            norm = optax.tree.norm(grads)
         metrics = {"loss": loss, "gradient_norm": norm} | _mean_metrics(aux)
         return TrainState(meta, average, optimizer_state, state.step + 1), metrics
 
@@ -77,4 +78,5 @@ def outer_steps(
 def _mean_metrics(aux: Any) -> dict:
     """Means over tasks of the outer loss's metrics, for the log; nothing for a mixture's tuple."""
     metrics = getattr(aux, "metrics", None)
+    named_metrics(jax.tree.map(lambda leaf: leaf[0], metrics))
     return {name: jnp.mean(leaf) for name, leaf in metrics.items()} if metrics else {}

@@ -1,0 +1,267 @@
+"""The command line, in process: what it writes, and one line with the cure for each bad input."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from innerloop.cli import main
+
+# one worker: its tests share the finished runs
+pytestmark = pytest.mark.xdist_group("cli")
+
+SMALL = (
+    "--steps 4 --batch 2 --validate-every 2 --validation-tasks 4 --test-tasks 4 --per-call 2"
+    " --test-steps 2"
+).split()
+DIGITS = ["train", "digits", *SMALL, "--filters", "4", "--test-queries", "3"]
+SINUSOID = ["train", "sinusoid", *SMALL, "--width", "5"]
+
+
+@pytest.fixture(autouse=True)
+def own_folders(monkeypatch, tmp_path):
+    """No test reads or writes outside its own folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INNERLOOP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("INNERLOOP_DATA", raising=False)
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("digits") / "run"
+    main([*DIGITS, "--run", str(path)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def sinusoid_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sinusoid") / "run"
+    main([*SINUSOID, "--run", str(path)])
+    return path
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def everything_under(folder):
+    return {
+        path: hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def refused(capsys, folder, *arguments):
+    """The one line on standard error; checks the exit status and that nothing is written."""
+    before = everything_under(folder)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert error.startswith("innerloop: ")
+    assert error.endswith("\n")
+    assert error.count("\n") == 1
+    assert "Write: " in error
+    assert everything_under(folder) == before
+    return error
+
+
+# --- what is written ----------------------------------------------------------------------------
+
+
+def test_digits_leaves_config_log_meta_result_and_figures(digits_run):
+    names = {path.name for path in digits_run.iterdir()}
+    figures = {"learning_curve.png", "adaptation_curve.png", "episodes.png"}
+    assert names == {"config.json", "log.jsonl", "best.eqx", "result.json"} | figures
+    for figure in figures:
+        assert (digits_run / figure).read_bytes().startswith(b"\x89PNG")
+    config, result = read(digits_run / "config.json"), read(digits_run / "result.json")
+    assert config["experiment"] == result["experiment"] == "digits"
+    assert config["config"] == result["config"]
+    assert result["config"]["seed"] == 0
+    assert result["config"]["filters"] == 4
+    assert result["normalisation"] == "transductive"
+    assert result["environment"]["versions"]["jax"]
+    assert result["environment"]["device"]
+    assert result["outer_steps"] == 4
+    assert result["best_step"] in (2, 4)
+    test = result["test"]
+    assert test["tasks"] == 4
+    assert len(test["mean"]["accuracy"]) == len(test["interval_95"]["loss"]) == 3
+    assert all(0 <= value <= 1 for value in test["mean"]["accuracy"])
+    log = [json.loads(line) for line in (digits_run / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [2, 4]
+    assert all("validation" in line and np.isfinite(line["loss"]) for line in log)
+
+
+def test_sinusoid_leaves_its_figures_too(sinusoid_run):
+    names = {path.name for path in sinusoid_run.iterdir()}
+    figures = {"learning_curve.png", "adaptation_curve.png", "fits.png"}
+    assert names == {"config.json", "log.jsonl", "best.eqx", "result.json"} | figures
+    assert read(sinusoid_run / "result.json")["normalisation"] == "none"
+
+
+def test_the_same_seed_gives_the_same_result_and_another_seed_does_not(
+    sinusoid_run, tmp_path, capsys
+):
+    main([*SINUSOID, "--run", str(tmp_path / "again")])
+    main([*SINUSOID, "--run", str(tmp_path / "other"), "--seed", "1"])
+    output = capsys.readouterr().out
+    assert str(tmp_path / "again" / "fits.png") in output
+    first = read(sinusoid_run / "result.json")["test"]
+    assert read(tmp_path / "again/result.json")["test"] == first
+    assert read(tmp_path / "other/result.json")["test"] != first
+    kept = [(path / "best.eqx").read_bytes() for path in (sinusoid_run, tmp_path / "again")]
+    assert kept[0] == kept[1]
+
+
+@pytest.fixture
+def own_digits_run(digits_run, tmp_path):
+    return shutil.copytree(digits_run, tmp_path / "copy")
+
+
+def test_evaluate_repeats_the_test_of_the_run(own_digits_run, capsys):
+    main(["evaluate", str(own_digits_run)])
+    assert "accuracy" in capsys.readouterr().out
+    record = read(own_digits_run / "evaluation.json")
+    result = read(own_digits_run / "result.json")
+    assert record["shuffled_support_labels"] is False
+    assert record["normalisation"] == "transductive"
+    for name, values in result["test"]["mean"].items():
+        np.testing.assert_allclose(record["test"]["mean"][name], values, rtol=1e-5)
+
+
+def test_evaluate_takes_other_tasks_steps_and_shuffled_labels(own_digits_run):
+    more = ["--tasks", "3", "--steps", "1", "--seed", "7", "--shuffle-support-labels"]
+    main(["evaluate", str(own_digits_run), *more])
+    record = read(own_digits_run / "evaluation-shuffled.json")
+    assert record["shuffled_support_labels"] is True
+    assert record["seed"] == 7
+    assert record["test"]["tasks"] == 3
+    assert len(record["test"]["mean"]["accuracy"]) == 2
+    assert not (own_digits_run / "evaluation.json").exists()
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("--ways 50", "ways=50"),
+        ("--ways 1", "ways"),
+        ("--shots 500", "shots=500"),
+        ("--shots 0", "shots"),
+        ("--test-queries 500", "queries=500"),
+        ("--inner-steps -1", "inner-steps"),
+        ("--test-steps -1", "test-steps"),
+        ("--steps 0", "steps"),
+        ("--steps -5", "steps"),
+        ("--batch 0", "batch"),
+        ("--validate-every 0", "validate-every"),
+        ("--validation-tasks 0", "validation-tasks"),
+        ("--test-tasks 0", "test-tasks"),
+        ("--per-call 0", "per-call"),
+        ("--chunk 0", "chunk"),
+        ("--filters 0", "filters"),
+        ("--outer-rate nan", "outer-rate"),
+        ("--inner-rate inf", "inner-rate"),
+        ("--minutes nan", "minutes"),
+        ("--seed 99999999999999999999", "seed"),
+    ],
+)
+def test_numbers_that_make_no_run_are_refused(arguments, named, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert named in refused(capsys, tmp_path, *DIGITS, *arguments.split(), "--run", run)
+
+
+def omniglot(capsys, tmp_path, *arguments):
+    train = ["train", "omniglot", *SMALL, "--filters", "4", "--run", tmp_path / "run"]
+    return refused(capsys, tmp_path, *train, *arguments)
+
+
+def test_an_unknown_data_folder_is_named(tmp_path, capsys):
+    assert "nowhere" in omniglot(capsys, tmp_path, "--data", tmp_path / "nowhere")
+
+
+def test_an_unknown_data_folder_of_the_environment_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("INNERLOOP_DATA", str(tmp_path / "nowhere"))
+    error = omniglot(capsys, tmp_path)
+    assert "nowhere" in error
+    assert "INNERLOOP_DATA" in error
+
+
+def test_a_missing_archive_is_named(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    error = omniglot(capsys, tmp_path, "--data", tmp_path / "data")
+    assert "images_background.zip" in error
+
+
+def test_a_corrupt_archive_is_named(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    for name in ("images_background.zip", "images_evaluation.zip"):
+        (tmp_path / "data" / name).write_bytes(b"not an archive")
+    error = omniglot(capsys, tmp_path, "--data", tmp_path / "data")
+    assert "corrupt" in error
+
+
+def test_a_run_folder_below_a_file_is_refused(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    error = refused(capsys, tmp_path, *SINUSOID, "--run", tmp_path / "file" / "run")
+    assert "cannot be written" in error
+
+
+def test_a_folder_that_holds_a_run_is_refused(sinusoid_run, capsys):
+    error = refused(capsys, sinusoid_run, *SINUSOID, "--run", sinusoid_run)
+    assert "already holds a run" in error
+
+
+def test_evaluate_without_a_run_is_refused(tmp_path, capsys):
+    assert "no run" in refused(capsys, tmp_path, "evaluate", tmp_path)
+    assert "no run" in refused(capsys, tmp_path, "evaluate", tmp_path / "none")
+
+
+@pytest.mark.parametrize("arguments", ["--tasks 0", "--steps -1"])
+def test_evaluate_refuses_counts_out_of_range(sinusoid_run, capsys, arguments):
+    refused(capsys, sinusoid_run, "evaluate", sinusoid_run, *arguments.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("config.json", "{}"),
+        ("config.json", '{"experiment": "unknown", "config": {}}'),
+        ("config.json", '{"experiment": "sinusoid", "config": {"colour": 1}}'),
+        ("config.json", '{"experiment": "sinusoid", "config": null}'),
+        ("config.json", '{"experiment": "sinusoid", "config": {"test_tasks": "many"}}'),
+        ("best.eqx", ""),
+        ("best.eqx", "rubbish"),
+    ],
+)
+def test_evaluate_refuses_a_damaged_run(sinusoid_run, tmp_path, capsys, name, content):
+    run = shutil.copytree(sinusoid_run, tmp_path / "run")
+    (run / name).write_text(content)
+    refused(capsys, tmp_path, "evaluate", run)
+
+
+def test_a_loss_that_diverges_is_one_line(tmp_path, capsys):
+    arguments = [*SINUSOID, "--inner-rate", "1e30", "--run", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert error.startswith("innerloop: the meta-objective is no longer finite")
+    assert error.count("\n") == 1
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json"}
+
+
+def test_unknown_flags_and_experiments_exit_with_2(capsys):
+    for arguments in (["train", "nothing"], [*DIGITS, "--colour", "1"], []):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2

@@ -1,0 +1,158 @@
+"""The folder of a run: what it refuses, what it survives."""
+
+import json
+import os
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from innerloop.errors import RunError
+from innerloop.training.run_folder import RunFolder, environment
+
+META = {"body": [jnp.arange(200.0)], "head": jnp.ones((2, 3))}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.create(tmp_path / "run", {"experiment": "digits", "config": {"seed": 1}})
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.path.iterdir()}
+
+
+def test_what_is_written_is_read(folder):
+    folder.save_meta(META)
+    opened = RunFolder.open(folder.path)
+    assert opened.read_config() == {"experiment": "digits", "config": {"seed": 1}}
+    read = opened.load_meta({"body": [jnp.zeros(200)], "head": jnp.zeros((2, 3))})
+    np.testing.assert_array_equal(read["body"][0], META["body"][0])
+    np.testing.assert_array_equal(read["head"], META["head"])
+
+
+def test_the_log_has_one_line_per_record(folder):
+    folder.append_log({"step": 1, "loss": np.float32(0.5)})
+    folder.append_log({"step": 2, "loss": jnp.array([1.0, 2.0])})
+    lines = (folder.path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": [1.0, 2.0]},
+    ]
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_alone(folder):
+    before = contents(folder)
+    with pytest.raises(RunError, match="already holds a run") as caught:
+        RunFolder.create(folder.path, {"experiment": "sinusoid"})
+    assert str(folder.path) in str(caught.value)
+    assert contents(folder) == before
+
+
+def test_an_existing_folder_without_a_run_is_taken(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    RunFolder.create(tmp_path, {})
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("below", ["run", "deep/run", "."])
+def test_a_file_in_the_way_is_a_run_error(tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(RunError, match="cannot be written"):
+        RunFolder.create(file / below, {})
+    with pytest.raises(RunError, match="no run"):
+        RunFolder.open(file / below)
+    assert file.read_text() == "mine"
+
+
+def test_a_folder_without_a_run_cannot_be_opened(tmp_path):
+    with pytest.raises(RunError, match="no run"):
+        RunFolder.open(tmp_path / "none")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b""])
+def test_a_truncated_file_is_a_run_error(folder, damage):
+    folder.save_meta(META)
+    for name in ("config.json", "best.eqx"):
+        path = folder.path / name
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(RunError, match=r"config\.json"):
+        folder.read_config()
+    with pytest.raises(RunError, match=r"best\.eqx"):
+        folder.load_meta(META)
+
+
+def test_bytes_that_are_not_text_are_a_run_error(folder):
+    (folder.path / "config.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RunError, match=r"config\.json"):
+        folder.read_config()
+
+
+def test_missing_meta_is_a_run_error(folder):
+    with pytest.raises(RunError, match=r"best\.eqx"):
+        folder.load_meta(META)
+
+
+@pytest.mark.parametrize(
+    "like",
+    [
+        {"body": [jnp.zeros(3)], "head": jnp.zeros((2, 3))},
+        {"other": jnp.zeros(5)},
+        META | {"z": 1.0},
+    ],
+)
+def test_meta_of_another_model_is_a_run_error(folder, like):
+    folder.save_meta(META)
+    with pytest.raises(RunError, match=r"best\.eqx"):
+        folder.load_meta(like)
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_content(folder, monkeypatch):
+    folder.save_meta(META)
+    before = contents(folder)
+
+    def half(path, tree):
+        with path.open("wb") as file:
+            file.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("innerloop.training.run_folder.eqx.tree_serialise_leaves", half)
+    with pytest.raises(OSError, match="disk full"):
+        folder.save_meta({"body": [jnp.zeros(200)], "head": jnp.zeros((2, 3))})
+    assert contents(folder) == before
+
+
+def test_a_rename_that_fails_leaves_the_old_content(folder, monkeypatch):
+    before = contents(folder)
+
+    def refuse(source, target):
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="no"):
+        folder.write_json("config.json", {"new": 1})
+    assert contents(folder) == before
+
+
+def test_what_is_not_json_is_not_half_written(folder):
+    before = contents(folder)
+    with pytest.raises(TypeError, match="object is not JSON"):
+        folder.write_json("config.json", {"bad": object()})
+    assert contents(folder) == before
+
+
+def test_a_config_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(RunError, match="Permission denied"):
+        RunFolder.create(tmp_path / "run", {})
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_the_environment_is_json():
+    record = json.loads(json.dumps(environment()))
+    assert {"innerloop", "jax", "equinox", "optax"} <= set(record["versions"])
+    assert record["device"]

@@ -1,0 +1,325 @@
+"""The outer loop and evaluation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from innerloop.adaptation import GradientDescent
+from innerloop.errors import RunError, StructureError
+from innerloop.gradients import Unroll
+from innerloop.models import mean_squared_error, mlp
+from innerloop.objective import adapt, meta_value_and_grad
+from innerloop.problem import Episode, Problem, task_keys
+from innerloop.recipes import Recipe, maml
+from innerloop.tasks import IndependentTasks, SinusoidTasks, evaluation_episodes, mixture
+from innerloop.training import Validation, evaluate, fit
+from innerloop.training.step import init_state, outer_steps
+
+KEY = jax.random.key(0)
+
+
+def point_loss(params, meta, batch, key):
+    """A parabola around the task's own point."""
+    return jnp.sum(jnp.square(params["x"] - batch)), {
+        "distance": jnp.max(jnp.abs(params["x"] - batch))
+    }
+
+
+def point_recipe(loss=point_loss, steps=1):
+    problem = Problem(lambda meta, support, key: meta, loss, loss)
+    adaptation = GradientDescent(optax.sgd(0.1), steps)
+    return Recipe(
+        problem, adaptation, Unroll(), lambda key: {"x": 3 + jax.random.normal(key, (2,))}
+    )
+
+
+def sample_point(key):
+    point = jax.random.normal(key, (2,))
+    return Episode(point, point + 0.1)
+
+
+POINTS = IndependentTasks(sample_point)
+HELD_OUT = evaluation_episodes(POINTS, 5, 0)
+
+
+def train(recipe=None, tasks=POINTS, **changed):
+    """A small run; returns its outcome and what it reported."""
+    reports = []
+    options = {"optimizer": optax.adam(0.1), "steps": 7, "batch": 3, "key": KEY, "per_call": 3}
+    outcome = fit(recipe or point_recipe(), tasks, **(options | changed), report=reports.append)
+    return outcome, reports
+
+
+def losses(reports):
+    return np.concatenate([progress.metrics["loss"] for progress in reports])
+
+
+def assert_same_bits(first, second):
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# --- fit: determinism and compilation -----------------------------------------------------------
+
+
+def test_the_same_key_gives_the_same_bits_and_another_key_does_not():
+    first, second = train()[0], train()[0]
+    assert_same_bits(first.meta, second.meta)
+    other = train(key=jax.random.key(1))[0]
+    assert not np.array_equal(first.meta["x"], other.meta["x"])
+
+
+@pytest.mark.parametrize("per_call", [3, 7, 20])
+def test_how_steps_are_divided_over_calls_changes_nothing(per_call):
+    one, by_one = train(per_call=1)
+    more, reports = train(per_call=per_call)
+    np.testing.assert_allclose(losses(reports), losses(by_one), rtol=1e-5)
+    np.testing.assert_allclose(more.meta["x"], one.meta["x"], rtol=1e-5)
+
+
+def test_validation_does_not_change_the_training():
+    plain, reports = train()
+    validated, more = train(validation=Validation(HELD_OUT, every=2))
+    np.testing.assert_allclose(losses(more), losses(reports), rtol=1e-5)
+    np.testing.assert_allclose(validated.last["x"], plain.last["x"], rtol=1e-5)
+
+
+def test_everything_is_traced_in_the_first_call_only():
+    traces = []
+
+    def loss(*arguments):
+        traces.append(None)
+        return point_loss(*arguments)
+
+    counts = []
+    fit(
+        point_recipe(loss),
+        POINTS,
+        optimizer=optax.adam(optax.cosine_decay_schedule(0.1, 11)),
+        steps=11,
+        batch=2,
+        key=KEY,
+        per_call=3,
+        averaging=0.5,
+        validation=Validation(HELD_OUT, every=2),
+        report=lambda progress: counts.append(len(traces)),
+    )
+    assert counts[0] > 0
+    assert len(set(counts)) == 1
+
+
+def test_one_compilation_serves_every_number_of_steps():
+    recipe, optimizer = point_recipe(), optax.adam(optax.cosine_decay_schedule(0.1, 11))
+    value_and_grad = meta_value_and_grad(recipe.problem, recipe.adaptation, recipe.gradient)
+    take = outer_steps(value_and_grad, optimizer, batch=2, averaging=0.5, at_most=4)
+    state = init_state(recipe.init_meta(KEY), optimizer)
+    for n in (4, 1, 3):
+        state, metrics = take(state, POINTS, KEY, jnp.int32(n))
+        assert np.isfinite(metrics["loss"]).sum() == n
+    assert take._cached._cache_size() == 1
+    assert int(state.step) == 8
+
+
+# --- fit: what is kept --------------------------------------------------------------------------
+
+
+def test_the_best_by_validation_is_kept_though_it_worsens_later():
+    rate = lambda count: jnp.where(count < 4, 0.2, 3.0)
+    outcome, reports = train(
+        optimizer=optax.sgd(rate), steps=8, validation=Validation(HELD_OUT, every=1, steps=2)
+    )
+    scores = [progress.evaluation.mean["loss"][-1] for progress in reports]
+    assert scores[-1] > 2 * min(scores)
+    assert outcome.best_step == int(np.argmin(scores)) + 1 < outcome.step == 8
+    assert_same_bits(outcome.meta, reports[outcome.best_step - 1].meta)
+    assert_same_bits(outcome.last, reports[-1].meta)
+    running = np.minimum.accumulate([np.inf, *scores])
+    assert [progress.best for progress in reports] == list(np.array(scores) < running[:-1])
+
+
+def test_a_metric_to_maximise_is_maximised():
+    validation = Validation(HELD_OUT, every=1, metric="distance", maximise=True)
+    outcome, reports = train(validation=validation)
+    scores = [progress.evaluation.mean["distance"][-1] for progress in reports]
+    assert outcome.best_step == int(np.argmax(scores)) + 1
+    assert outcome.best_step < outcome.step
+
+
+def test_averaging_is_an_exponential_moving_average():
+    _, raw = train(per_call=1)
+    outcome, averaged = train(per_call=1, averaging=0.9)
+    average = point_recipe().init_meta(jax.random.split(KEY, 3)[0])["x"]
+    for plain, smooth in zip(raw, averaged, strict=True):
+        average = 0.9 * average + 0.1 * plain.meta["x"]
+        np.testing.assert_allclose(smooth.meta["x"], average, rtol=1e-5)
+    np.testing.assert_allclose(outcome.meta["x"], average, rtol=1e-5)
+
+
+def test_reports_come_after_each_call_and_validations_when_due():
+    outcome, reports = train(steps=10, per_call=4, validation=Validation(HELD_OUT, every=5))
+    assert [progress.step for progress in reports] == [4, 5, 9, 10]
+    assert [len(progress.metrics["loss"]) for progress in reports] == [4, 1, 4, 1]
+    assert [progress.evaluation is not None for progress in reports] == [False, True, False, True]
+    seconds = [progress.seconds for progress in reports]
+    assert seconds == sorted(seconds)
+    assert {"loss", "distance", "gradient_norm"} <= set(reports[0].metrics)
+    assert outcome.step == 10
+
+
+def test_the_last_step_is_validated_though_none_is_due():
+    outcome, reports = train(steps=7, validation=Validation(HELD_OUT, every=5))
+    assert [p.step for p in reports if p.evaluation is not None] == [5, 7]
+    assert outcome.best_step in (5, 7)
+
+
+def test_minutes_stop_the_run_after_a_validation():
+    outcome, reports = train(
+        steps=1000, per_call=2, minutes=0.0, validation=Validation(HELD_OUT, every=50)
+    )
+    assert outcome.step == outcome.best_step == 2
+    assert len(reports) == 1
+    assert reports[0].evaluation is not None
+
+
+# --- fit: errors --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per_call", [1, 3, 20])
+def test_a_loss_that_is_not_finite_names_its_step(per_call):
+    rate = lambda count: jnp.where(count == 3, jnp.inf, 0.1)  # steps 0 ... 3 have finite losses
+    with pytest.raises(RunError, match="at outer step 4"):
+        train(optimizer=optax.sgd(rate), per_call=per_call)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch", "per_call"])
+@pytest.mark.parametrize("count", [0, -1, True])
+def test_counts_below_one_are_refused(name, count):
+    with pytest.raises(StructureError, match=name):
+        train(**{name: count})
+
+
+def test_validation_every_no_steps_is_refused():
+    with pytest.raises(StructureError, match="every"):
+        train(validation=Validation(HELD_OUT, every=0))
+
+
+def test_a_chunk_of_nothing_is_refused():
+    with pytest.raises(StructureError, match="chunk"):
+        train(chunk=0)
+
+
+# --- fit: it learns -----------------------------------------------------------------------------
+
+
+def test_a_mixture_trains():
+    recipe = point_recipe()
+    near = IndependentTasks(lambda key: Episode(jnp.ones(2), jnp.ones(2)))
+    kind = (recipe.problem, recipe.adaptation)
+    problem, adaptation, tasks = mixture((*kind, POINTS, 1.0), (*kind, near, 3.0))
+    mixed = recipe._replace(problem=problem, adaptation=adaptation)
+    outcome, reports = train(mixed, tasks, optimizer=optax.sgd(0.2), steps=30, batch=4, per_call=10)
+    assert losses(reports)[-1] < 0.5 * losses(reports)[0]
+    np.testing.assert_allclose(outcome.meta["x"], 0.75, atol=0.5)
+
+
+def test_sinusoids_are_learned_to_be_learned():
+    recipe = maml(mlp([1, 20, 20, 1]), mean_squared_error, 0.02, 1)
+    held_out = evaluation_episodes(SinusoidTasks(10, 20), 100, 0)
+    outcome = fit(
+        recipe,
+        SinusoidTasks(10, 10),
+        optimizer=optax.adam(3e-3),
+        steps=1500,
+        batch=8,
+        key=KEY,
+        per_call=500,
+    )
+    before = recipe.init_meta(jax.random.split(KEY, 3)[0])
+    curves = [
+        evaluate(recipe.problem, recipe.adaptation, meta, held_out, KEY, steps=5).mean["loss"]
+        for meta in (before, outcome.meta)
+    ]
+    assert curves[1][5] < 0.7 * curves[1][0]  # it adapts
+    assert curves[1][5] < 0.7 * curves[0][5]  # better than without meta-training
+
+
+# --- evaluate -----------------------------------------------------------------------------------
+
+
+def by_hand(recipe, meta, episodes, steps):
+    """Loss of each task after `steps` steps, one `adapt` at a time."""
+    tasks = len(jax.tree.leaves(episodes)[0])
+    values = []
+    for i, key in enumerate(jax.random.split(KEY, tasks)):
+        episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
+        adaptation = GradientDescent(optax.sgd(0.1), steps)
+        params, _ = adapt(recipe.problem, adaptation, meta, episode.support, key)
+        values.append(point_loss(params, meta, episode.query, task_keys(key).outer)[0])
+    return np.asarray(values, np.float64)
+
+
+def test_each_row_is_adapt_with_so_many_steps_and_the_interval_is_numpys():
+    recipe, meta = point_recipe(steps=1), {"x": jnp.array([2.0, -1.0])}
+    got = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY, steps=4)
+    assert got.tasks == 5
+    assert got.mean["loss"].shape == got.interval["loss"].shape == (5,)
+    for t in range(5):  # beyond the one step of training
+        values = by_hand(recipe, meta, HELD_OUT, t)
+        np.testing.assert_allclose(got.mean["loss"][t], values.mean(), rtol=1e-5)
+        interval = 1.96 * values.std(ddof=1) / np.sqrt(5)
+        np.testing.assert_allclose(got.interval["loss"][t], interval, rtol=1e-4)
+
+
+def test_the_steps_of_the_adaptation_are_taken_unless_others_are_given():
+    recipe = point_recipe(steps=3)
+    meta = {"x": jnp.zeros(2)}
+    got = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY)
+    assert got.mean["loss"].shape == (4,)
+    none = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY, steps=0)
+    np.testing.assert_allclose(none.mean["loss"], got.mean["loss"][:1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 5, 9])
+def test_chunks_change_nothing(chunk):
+    recipe, meta = point_recipe(), {"x": jnp.array([2.0, -1.0])}
+    whole = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY, steps=2)
+    parts = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY, steps=2, chunk=chunk)
+    for name in ("loss", "distance"):
+        np.testing.assert_allclose(parts.mean[name], whole.mean[name], rtol=1e-6)
+        np.testing.assert_allclose(parts.interval[name], whole.interval[name], rtol=1e-5)
+
+
+def test_one_task_has_an_interval_of_zero_and_no_warning():
+    recipe = point_recipe()
+    one = jax.tree.map(lambda leaf: leaf[:1], HELD_OUT)
+    got = evaluate(recipe.problem, recipe.adaptation, {"x": jnp.zeros(2)}, one, KEY)
+    np.testing.assert_array_equal(got.interval["loss"], 0)
+
+
+@pytest.mark.parametrize("aux", [1.0, {"each": jnp.zeros(3)}, (1.0, 2.0)])
+def test_aux_without_names_is_refused(aux):
+    loss = lambda params, meta, batch, key: (jnp.sum(params["x"]), aux)
+    recipe = point_recipe(loss)
+    with pytest.raises(StructureError, match="dict of scalars"):
+        evaluate(recipe.problem, recipe.adaptation, {"x": jnp.zeros(2)}, HELD_OUT, KEY)
+
+
+@pytest.mark.parametrize("aux", [1.0, {"each": jnp.zeros(3)}, (1.0, 2.0)])
+def test_training_refuses_it_too(aux):
+    def loss(params, meta, batch, key):
+        return point_loss(params, meta, batch, key)[0], aux
+
+    with pytest.raises(StructureError, match="dict of scalars"):
+        train(point_recipe(loss), steps=2)
+
+
+def test_a_loss_without_aux_can_be_evaluated():
+    loss = lambda params, meta, batch, key: jnp.sum(jnp.square(params["x"] - batch))
+    recipe = point_recipe(loss)
+    got = evaluate(recipe.problem, recipe.adaptation, {"x": jnp.zeros(2)}, HELD_OUT, KEY)
+    assert set(got.mean) == {"loss"}
+    outcome, reports = train(recipe, validation=Validation(HELD_OUT, every=3))
+    assert outcome.step == 7
+    assert set(reports[0].metrics) == {"loss", "gradient_norm"}
