@@ -42,6 +42,7 @@ from innerloop.problem import (
     subset,
     task_keys,
 )
+from innerloop.recipes import Recipe, fomaml, maml, supervised_loss
 from innerloop.tasks import (
     Alphabets,
     ClassificationTasks,
@@ -64,6 +65,7 @@ from innerloop.tasks import (
     upright,
     with_quarter_turns,
 )
+from innerloop.training import Evaluation, Fit, Progress, Validation, evaluate, fit
 
 __all__ = [
     "Adaptation",
@@ -72,9 +74,11 @@ __all__ = [
     "ClassificationTasks",
     "DataError",
     "Episode",
+    "Evaluation",
     "Examples",
     "Fidelity",
     "FirstOrder",
+    "Fit",
     "GradientDescent",
     "GradientError",
     "ImageClasses",
@@ -89,6 +93,8 @@ __all__ = [
     "Problem",
     "ProblemMixture",
     "Procedure",
+    "Progress",
+    "Recipe",
     "RunError",
     "SinusoidTasks",
     "Splits",
@@ -97,6 +103,7 @@ __all__ = [
     "TaskKeys",
     "TaskMixture",
     "Unroll",
+    "Validation",
     "adapt",
     "check_disjoint",
     "conv4",
@@ -105,8 +112,12 @@ __all__ = [
     "conv_features_max_pool",
     "cross_entropy",
     "digits",
+    "evaluate",
     "evaluation_episodes",
+    "fit",
+    "fomaml",
     "linear_head",
+    "maml",
     "masked_mean",
     "mean_squared_error",
     "meta_objective",
@@ -122,6 +133,7 @@ __all__ = [
     "run",
     "sample_each",
     "subset",
+    "supervised_loss",
     "task_keys",
     "transductive",
     "upright",

@@ -203,14 +203,17 @@ def _chunked_sum(objective: TaskObjective, meta, batch, tasks: int, chunk: int):
         rows = jnp.minimum(jnp.arange(chunks * size), tasks - 1)
         episodes, keys, weights = jax.tree.map(lambda leaf: leaf[rows], batch)
         batch = (episodes, keys, jnp.where(jnp.arange(chunks * size) < tasks, weights, 0))
-    parts = jax.tree.map(lambda leaf: leaf.reshape(chunks, size, *leaf.shape[1:]), batch)
+    if size > 1:
+        batch = jax.tree.map(lambda leaf: leaf.reshape(chunks, size, *leaf.shape[1:]), batch)
     names: list[str] = []
 
     def body(grads, part):
+        if size == 1:  # an axis of size 1 outside the loop would copy the batch
+            part = jax.tree.map(lambda leaf: leaf[None], part)
         (total, aux), part_grads, names[:] = _weighted_sum(objective, meta, *part)
         return jax.tree.map(jnp.add, grads, part_grads), (total, aux)
 
-    grads, (totals, aux) = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, meta), parts)
+    grads, (totals, aux) = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, meta), batch)
     aux = jax.tree.map(lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:tasks], aux)
     return (jnp.sum(totals), aux), grads, names
 

@@ -12,10 +12,22 @@ from innerloop.cli import main
 # one worker: its tests share the finished runs
 pytestmark = pytest.mark.xdist_group("cli")
 
-SMALL = (
-    "--steps 4 --batch 2 --validate-every 2 --validation-tasks 4 --test-tasks 4 --per-call 2"
-    " --test-steps 2"
-).split()
+SMALL = [
+    "--steps",
+    "4",
+    "--batch",
+    "2",
+    "--validate-every",
+    "2",
+    "--validation-tasks",
+    "4",
+    "--test-tasks",
+    "4",
+    "--per-call",
+    "2",
+    "--test-steps",
+    "2",
+]
 DIGITS = ["train", "digits", *SMALL, "--filters", "4", "--test-queries", "3"]
 SINUSOID = ["train", "sinusoid", *SMALL, "--width", "5"]
 

@@ -14,6 +14,10 @@ from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.problem import Episode, Problem, loss_function, task_keys
 
+TASKS_AT_ONCE = 100
+"""Enough to fill the cores, few enough to stay in the cache: on a CPU nine times as fast as all of
+20,000 sinusoid tasks at once."""
+
 
 class Evaluation(NamedTuple):
     """Mean over tasks of every metric, and half the width of its 95% interval.
@@ -40,7 +44,7 @@ def evaluator(
     and the entries of its aux, a dict of scalars.
 
     - `steps`: how many inner steps to take; those of the adaptation unless given
-    - `chunk`: tasks at a time; None is all at once
+    - `chunk`: tasks at a time; `TASKS_AT_ONCE` unless given
     """
     outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
 
@@ -68,7 +72,9 @@ def evaluator(
     def all_tasks(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
         keys = jax.random.split(key, jax.tree.leaves(episodes)[0].shape[0])
         return jax.lax.map(
-            lambda task: one_task(meta, *task), (episodes, keys), batch_size=chunk or len(keys)
+            lambda task: one_task(meta, *task),
+            (episodes, keys),
+            batch_size=min(chunk or TASKS_AT_ONCE, len(keys)),
         )
 
     return all_tasks
