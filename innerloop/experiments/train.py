@@ -1,6 +1,8 @@
 """Run an experiment from config to result: train, choose by validation, test once, draw."""
 
 import dataclasses
+import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,12 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
 def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     """Meta-train, keep the best by validation, evaluate once on the test tasks, draw the figures.
 
-    Returns the content of `result.json`. Raises `StructureError` for counts out of range,
-    `RunError` for an unusable run folder and `DataError` for data that cannot give the tasks, all of them
-    before anything is written.
+    Returns the content of `result.json`. Raises `StructureError` for numbers out of range,
+    `RunError` for an unusable run folder and `DataError` for data that cannot give the tasks, all
+    of them before anything is written.
     """
     begin = time.perf_counter()
-    _check_counts(experiment)
+    _check_ranges(experiment)
     parts = experiment.parts()
     validation = evaluation_episodes(parts.validation, experiment.validation_tasks, experiment.seed)
     config = {"experiment": _name(experiment), "config": dataclasses.asdict(experiment)}
@@ -100,7 +102,7 @@ def evaluate_run(
     overrides = {"test_tasks": tasks, "test_steps": steps, "seed": seed}
     changed = {name: value for name, value in overrides.items() if value is not None}
     experiment = dataclasses.replace(_read_experiment(folder), **changed)
-    _check_counts(experiment)
+    _check_ranges(experiment)
     parts = experiment.parts()
     like = jax.eval_shape(parts.recipe.init_meta, jax.random.key(0))
     meta = folder.load_meta(like)
@@ -207,29 +209,30 @@ def _read_experiment(folder: RunFolder) -> Experiment:
         raise folder.damaged(CONFIG, error) from error
 
 
-_COUNTS = (
-    "steps",
-    "batch",
-    "validate_every",
-    "validation_tasks",
-    "test_tasks",
-    "per_call",
-    "chunk",
-)
-_COUNTS_FROM_ZERO = ("inner_steps", "test_steps")
+_COUNTS = ("steps", "batch", "validate_every", "validation_tasks", "test_tasks", "per_call", "chunk")
+_RANGES: dict[str, tuple[type, float, float]] = {
+    **dict.fromkeys(_COUNTS, (int, 1, math.inf)),
+    **dict.fromkeys(("inner_steps", "test_steps"), (int, 0, math.inf)),
+    "seed": (int, 0, 2**31 - 3),  # seed + 1 and seed + 2 are used too
+    **dict.fromkeys(("inner_rate", "outer_rate", "minutes"), (float, 0, sys.float_info.max)),
+}
+_OPTIONAL = ("chunk", "minutes")
 
 
-def _check_counts(experiment: Experiment) -> None:
+def _check_ranges(experiment: Experiment) -> None:
     """All at once and first of all: a run of hours must not fail on them at its end."""
-    least = dict.fromkeys(_COUNTS, 1) | dict.fromkeys(_COUNTS_FROM_ZERO, 0)
-    for name, smallest in least.items():
-        count = getattr(experiment, name)
-        if name == "chunk" and count is None:
+    for name, (kind, least, most) in _RANGES.items():
+        value = getattr(experiment, name)
+        if value is None and name in _OPTIONAL:
             continue
-        if not isinstance(count, int) or isinstance(count, bool) or count < smallest:
-            raise StructureError(
-                f"{name} must be a whole number of at least {smallest}",
-                got=f"{name}={count!r}",
-                expected=f"an int >= {smallest}",
-                write=f"--{name.replace('_', '-')} {getattr(type(experiment), name) or smallest}",
-            )
+        number = isinstance(value, int | kind) and not isinstance(value, bool)
+        if number and least <= value <= most:
+            continue
+        what = "whole number" if kind is int else "finite number"
+        bounds = f"of at least {least}" if most >= 2**31 else f"from {least} to {most}"
+        raise StructureError(
+            f"{name} is out of range",
+            got=f"{name}={value!r}",
+            expected=f"a {what} {bounds}",
+            write=f"--{name.replace('_', '-')} {getattr(type(experiment), name) or least}",
+        )

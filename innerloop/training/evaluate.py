@@ -111,7 +111,7 @@ def summarise(per_task: dict[str, jax.Array]) -> Evaluation:
 
 
 def named_metrics(aux) -> dict:
-    """The aux of an outer loss, as metrics. Raises `StructureError` unless it is a dict of scalars."""
+    """An outer loss's aux as metrics. Raises `StructureError` unless it is a dict of scalars."""
     if aux is None:
         return {}
     if isinstance(aux, dict) and all(jnp.shape(leaf) == () for leaf in aux.values()):
