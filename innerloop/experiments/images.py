@@ -64,14 +64,17 @@ class FewShotImages(Experiment):
 
         episodes = evaluation_episodes(parts.test, 3, self.seed + 2)
         model = self.model()
+        problem, adaptation, *_ = parts.recipe
+
+        @jax.jit
+        def learn_and_predict(episode, key):
+            params, _ = adapt(problem, adaptation, meta, episode.support, key)  # pyright: ignore[reportArgumentType]
+            return jax.nn.softmax(model.apply(params, episode.query.inputs, None, None))
+
         shown = []
         for i in range(3):
             episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
-            key = jax.random.key(i)
-            problem, adaptation, *_ = parts.recipe
-            params, _ = adapt(problem, adaptation, meta, episode.support, key)  # pyright: ignore[reportArgumentType]
-            logits = model.apply(params, episode.query.inputs, None, None)
-            probability = np.asarray(jax.nn.softmax(logits))
+            probability = np.asarray(learn_and_predict(episode, jax.random.key(i)))
             shown.append(
                 {
                     "support_images": np.asarray(episode.support.inputs[..., 0]),
