@@ -209,7 +209,15 @@ def _read_experiment(folder: RunFolder) -> Experiment:
         raise folder.damaged(CONFIG, error) from error
 
 
-_COUNTS = ("steps", "batch", "validate_every", "validation_tasks", "test_tasks", "per_call", "chunk")
+_COUNTS = (
+    "steps",
+    "batch",
+    "validate_every",
+    "validation_tasks",
+    "test_tasks",
+    "per_call",
+    "chunk",
+)
 _RANGES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(_COUNTS, (int, 1, math.inf)),
     **dict.fromkeys(("inner_steps", "test_steps"), (int, 0, math.inf)),

@@ -70,7 +70,10 @@ class RunFolder:
     def read_config(self) -> dict[str, Any]:
         """The content of `config.json`. Raises `RunError` where it is damaged."""
         try:
-            return json.loads((self.path / CONFIG).read_text())
+            content = json.loads((self.path / CONFIG).read_text())
+            if not isinstance(content, dict):
+                raise ValueError("not an object with names")
+            return content
         except (OSError, ValueError) as error:
             raise self.damaged(CONFIG, error) from error
 
@@ -109,7 +112,7 @@ class RunFolder:
         """The error to raise for a file of the run that cannot be used."""
         return RunError(
             "the run cannot be read",
-            got=f"{self.path / name}: {type(error).__name__}: {str(error)[:200]}",
+            got=f"{self.path / name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
             expected="a file as innerloop train wrote it",
             write="innerloop train again, with another --run",
         )
