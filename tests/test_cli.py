@@ -9,7 +9,7 @@ import pytest
 
 from innerloop.cli import main
 
-# one worker: its tests share the finished runs
+# Where the groups are honoured, one worker makes the run that the tests share.
 pytestmark = pytest.mark.xdist_group("cli")
 
 SMALL = [
@@ -38,13 +38,6 @@ def own_folders(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INNERLOOP_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("INNERLOOP_DATA", raising=False)
-
-
-@pytest.fixture(scope="module")
-def digits_run(tmp_path_factory):
-    path = tmp_path_factory.mktemp("digits") / "run"
-    main([*DIGITS, "--run", str(path)])
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +77,9 @@ def refused(capsys, folder, *arguments):
 # --- what is written ----------------------------------------------------------------------------
 
 
-def test_digits_leaves_config_log_meta_result_and_figures(digits_run):
+def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
+    digits_run = tmp_path / "run"
+    main([*DIGITS, "--run", str(digits_run)])
     names = {path.name for path in digits_run.iterdir()}
     figures = {"learning_curve.png", "adaptation_curve.png", "episodes.png"}
     assert names == {"config.json", "log.jsonl", "best.eqx", "result.json"} | figures
@@ -107,6 +102,14 @@ def test_digits_leaves_config_log_meta_result_and_figures(digits_run):
     log = [json.loads(line) for line in (digits_run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [2, 4]
     assert all("validation" in line and np.isfinite(line["loss"]) for line in log)
+
+    main(["evaluate", str(digits_run), "--shuffle-support-labels"])
+    assert "accuracy" in capsys.readouterr().out
+    assert not (digits_run / "evaluation.json").exists()
+    shuffled = read(digits_run / "evaluation-shuffled.json")
+    assert shuffled["shuffled_support_labels"] is True
+    assert shuffled["test"]["mean"]["loss"][0] == pytest.approx(test["mean"]["loss"][0], rel=1e-5)
+    assert shuffled["test"]["mean"]["loss"][1:] != test["mean"]["loss"][1:]
 
 
 def test_sinusoid_leaves_its_figures_too(sinusoid_run):
@@ -131,30 +134,25 @@ def test_the_same_seed_gives_the_same_result_and_another_seed_does_not(
 
 
 @pytest.fixture
-def own_digits_run(digits_run, tmp_path):
-    return shutil.copytree(digits_run, tmp_path / "copy")
+def own_run(sinusoid_run, tmp_path):
+    return shutil.copytree(sinusoid_run, tmp_path / "copy")
 
 
-def test_evaluate_repeats_the_test_of_the_run(own_digits_run, capsys):
-    main(["evaluate", str(own_digits_run)])
-    assert "accuracy" in capsys.readouterr().out
-    record = read(own_digits_run / "evaluation.json")
-    result = read(own_digits_run / "result.json")
+def test_evaluate_repeats_the_test_of_the_run(own_run, capsys):
+    main(["evaluate", str(own_run)])
+    assert "mse" in capsys.readouterr().out
+    record, result = read(own_run / "evaluation.json"), read(own_run / "result.json")
     assert record["shuffled_support_labels"] is False
-    assert record["normalisation"] == "transductive"
-    for name, values in result["test"]["mean"].items():
-        np.testing.assert_allclose(record["test"]["mean"][name], values, rtol=1e-5)
+    assert record["normalisation"] == "none"
+    assert record["test"] == result["test"]
 
 
-def test_evaluate_takes_other_tasks_steps_and_shuffled_labels(own_digits_run):
-    more = ["--tasks", "3", "--steps", "1", "--seed", "7", "--shuffle-support-labels"]
-    main(["evaluate", str(own_digits_run), *more])
-    record = read(own_digits_run / "evaluation-shuffled.json")
-    assert record["shuffled_support_labels"] is True
+def test_evaluate_takes_other_tasks_steps_and_seed(own_run):
+    main(["evaluate", str(own_run), "--tasks", "3", "--steps", "1", "--seed", "7"])
+    record = read(own_run / "evaluation.json")
     assert record["seed"] == 7
     assert record["test"]["tasks"] == 3
-    assert len(record["test"]["mean"]["accuracy"]) == 2
-    assert not (own_digits_run / "evaluation.json").exists()
+    assert len(record["test"]["mean"]["loss"]) == 2
 
 
 # --- bad input ----------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ _OPTIONAL = ("chunk", "minutes")
 def _check_ranges(experiment: Experiment) -> None:
     """All at once and first of all: a run of hours must not fail on them at its end."""
     for name, (kind, least, most) in _RANGES.items():
-        value = getattr(experiment, name)
+        value: Any = getattr(experiment, name)
         if value is None and name in _OPTIONAL:
             continue
         number = isinstance(value, int | kind) and not isinstance(value, bool)
