@@ -233,8 +233,7 @@ def _check_ranges(experiment: Experiment) -> None:
         value: Any = getattr(experiment, name)
         if value is None and name in _OPTIONAL:
             continue
-        number = isinstance(value, int | kind) and not isinstance(value, bool)
-        if number and least <= value <= most:
+        if type(value) in (int, kind) and least <= value <= most:
             continue
         what = "whole number" if kind is int else "finite number"
         bounds = f"of at least {least}" if most >= 2**31 else f"from {least} to {most}"
