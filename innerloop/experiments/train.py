@@ -230,10 +230,11 @@ _OPTIONAL = ("chunk", "minutes")
 def _check_ranges(experiment: Experiment) -> None:
     """All at once and first of all: a run of hours must not fail on them at its end."""
     for name, (kind, least, most) in _RANGES.items():
-        value: Any = getattr(experiment, name)
-        if value is None and name in _OPTIONAL:
-            continue
-        if type(value) in (int, kind) and least <= value <= most:
+        value = vars(experiment)[name]
+        if value is None:
+            if name in _OPTIONAL:
+                continue
+        elif type(value) in (int, kind) and least <= value <= most:
             continue
         what = "whole number" if kind is int else "finite number"
         bounds = f"of at least {least}" if most >= 2**31 else f"from {least} to {most}"
