@@ -15,20 +15,17 @@ def progress_bar(steps: int, metric: str) -> Iterator[Callable[[Progress], None]
         BarColumn,
         MofNCompleteColumn,
         TextColumn,
-        TimeElapsedColumn,
         TimeRemainingColumn,
     )
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("outer steps"),
-        BarColumn(),
+        BarColumn(10),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]}"),
         TextColumn(f"validation {metric} {{task.fields[validation]}}"),
-        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
         TextColumn("left"),
-        TimeRemainingColumn(),
     )
     with Bar(*columns) as bar:
         task = bar.add_task("", total=steps, loss="…", validation="…")

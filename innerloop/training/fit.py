@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.errors import RunError, StructureError
 from innerloop.objective import meta_value_and_grad
-from innerloop.problem import Episode
+from innerloop.problem import Episode, ProblemMixture
 from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution
 from innerloop.training.evaluate import Evaluation, evaluator, summarise
@@ -91,7 +91,7 @@ def fit(
     - `averaging`: decay of an exponential moving average of the meta-parameters, which is then what
       is validated and returned; 0 for none
     - `per_call`: outer steps per call to the device
-    - `minutes`: stop after this much time, at the next validation; None for no limit
+    - `minutes`: validate and stop after the first call that ends later than this; None for no limit
     - `report`: called after each call to the device
 
     The same key gives the same bits, and every step after the first call runs the same compiled
@@ -134,6 +134,13 @@ class _Validator:
         self._key = key
         self._score = -np.inf
         if validation is not None:
+            if isinstance(recipe.problem, ProblemMixture):
+                raise StructureError(
+                    "a mixture has no single metric to validate by",
+                    got="validation for a mixture of problems",
+                    expected="fit without validation",
+                    write="fit(..., validation=None), then evaluate each kind by itself",
+                )
             _check_counts(every=validation.every)
             self._evaluate = evaluator(
                 recipe.problem,  # pyright: ignore[reportArgumentType]
@@ -154,9 +161,10 @@ class _Validator:
         evaluation = summarise(self._evaluate(meta, validation.episodes, self._key))
         value = evaluation.mean[validation.metric][-1]
         score = value if validation.maximise else -value
-        if not score > self._score:
+        if self.best is not None and not score > self._score:
             return evaluation, False
-        self._score, self.best = score, (meta, step)
+        # The first is kept whatever it is, so that a run never ends without meta-parameters.
+        self._score, self.best = np.nan_to_num(score, nan=-np.inf), (meta, step)
         return evaluation, True
 
 
