@@ -102,7 +102,8 @@ def summarise(per_task: dict[str, jax.Array]) -> Evaluation:
     """Mean and 95% interval over the task axis, the first."""
     values = {name: np.asarray(leaf, np.float64) for name, leaf in per_task.items()}
     tasks = len(values["loss"])
-    spread = {name: leaf.std(axis=0, ddof=min(1, tasks - 1)) for name, leaf in values.items()}
+    with np.errstate(invalid="ignore", over="ignore"):  # a diverged task: the interval says so
+        spread = {name: leaf.std(axis=0, ddof=min(1, tasks - 1)) for name, leaf in values.items()}
     return Evaluation(
         {name: leaf.mean(axis=0) for name, leaf in values.items()},
         {name: 1.96 * leaf / np.sqrt(tasks) for name, leaf in spread.items()},
