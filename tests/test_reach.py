@@ -213,3 +213,25 @@ def test_hessian_is_that_of_finite_differences(x64):
     rows = [(gradient(meta + h * e) - gradient(meta - h * e)) / (2 * h) for e in jnp.eye(3)]
     np.testing.assert_allclose(hessian, jnp.stack(rows), rtol=1e-7, atol=1e-8)
     np.testing.assert_allclose(hessian, hessian.T, rtol=1e-10)
+
+
+def test_first_order_holds_the_value_function_constant_too():
+    """An optimizer that asks for value_fn gets no derivative through it: theta' = w - 0.1 g v."""
+
+    def update(gradient, state, params, *, value_fn, **unused):
+        del unused
+        return -0.1 * gradient * value_fn(params), state
+
+    optimizer = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    problem = il.Problem(
+        lambda meta, support, key: meta["w"],
+        lambda params, meta, batch, key: meta["reg"] * (params - 1.0) ** 2,
+        lambda params, meta, batch, key: params**2,
+    )
+    meta = {"w": jnp.array(2.0), "reg": jnp.array(1.0)}
+    episode = il.Episode(jnp.zeros(1), jnp.zeros(1))
+    objective = il.meta_objective(problem, il.GradientDescent(optimizer, 1), il.FirstOrder())
+    grads, _ = jax.grad(objective, has_aux=True)(meta, episode, jax.random.key(0))
+    # g = 2 and v = 1 are constants, so theta' = 1.8 and d theta'^2 / dw = 2 theta'.
+    np.testing.assert_allclose(grads["w"], 3.6, rtol=1e-6)
+    assert grads["reg"] == 0

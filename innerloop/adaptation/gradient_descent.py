@@ -82,7 +82,8 @@ class GradientDescent(Adaptation):
         """One update. `support` may be a mini-batch of the support set."""
         loss = loss_function("inner_loss", problem.inner_loss, needed_by="GradientDescent")
         params = state.params
-        (value, aux), gradient = inner_gradient(loss)(params, meta, support, key)
+        value_and_gradient = inner_gradient(loss)
+        (value, aux), gradient = value_and_gradient(params, meta, support, key)
         with _optax_promotion():
             updates, optimizer = self._transformation(meta).update(
                 gradient,
@@ -90,7 +91,8 @@ class GradientDescent(Adaptation):
                 params,
                 value=value,
                 grad=gradient,
-                value_fn=lambda params: loss(params, meta, support, key)[0],
+                # through the hook, so that the estimator decides about this derivative too
+                value_fn=lambda params: value_and_gradient(params, meta, support, key)[0][0],
             )
             params = optax.apply_updates(params, updates)
         return GradientDescentState(params, optimizer), Info(value, aux)

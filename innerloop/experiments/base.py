@@ -60,7 +60,7 @@ class Experiment(abc.ABC):
     first_order: bool = False
     """Use the first-order meta-gradient (FOMAML) in place of the exact one."""
     minutes: float | None = None
-    """Stop after this many minutes, at the next validation."""
+    """Validate and stop after the first call to the device that ends later than this."""
     chunk: int | None = None
     """Tasks that are computed at a time; None for all at once."""
     per_call: int = 100

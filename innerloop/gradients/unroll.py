@@ -18,8 +18,7 @@ class Unroll(MetaGradient):
 
     by Hessian-vector products; no Hessian is formed.
 
-    Fidelity: exact. Memory: every intermediate value of the K inner steps. Time: about twice that
-    of `FirstOrder`.
+    Fidelity: exact. Memory: every intermediate value of the K inner steps.
     """
 
     def fidelity(self, adaptation: Adaptation) -> Fidelity:

@@ -15,8 +15,8 @@ from innerloop.gradients.loops import store_all
 from innerloop.problem import Episode, Problem, loss_function, task_keys
 
 TASKS_AT_ONCE = 100
-"""Enough to fill the cores, few enough to stay in the cache: on a CPU nine times as fast as all of
-20,000 sinusoid tasks at once."""
+"""Enough to fill the cores, few enough to stay in the cache: on a CPU faster than
+all at once."""
 
 
 class Evaluation(NamedTuple):
