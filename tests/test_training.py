@@ -323,3 +323,13 @@ def test_a_loss_without_aux_can_be_evaluated():
     outcome, reports = train(recipe, validation=Validation(HELD_OUT, every=3))
     assert outcome.step == 7
     assert set(reports[0].metrics) == {"loss", "gradient_norm"}
+
+
+def test_evaluation_refuses_weights():
+    """A weight of zero would silently count as one."""
+    recipe = maml(mlp([1, 4, 1]), mean_squared_error)
+    episodes = evaluation_episodes(SinusoidTasks(2, 2), 3, 0)
+    weighted = Episode(episodes.support, episodes.query, jnp.ones(3))
+    meta = recipe.init_meta(jax.random.key(0))
+    with pytest.raises(StructureError, match="weights"):
+        evaluate(recipe.problem, recipe.adaptation, meta, weighted, jax.random.key(0))

@@ -70,6 +70,13 @@ def evaluator(
 
     @jax.jit
     def all_tasks(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
+        if episodes.weight is not None:
+            raise StructureError(
+                "evaluation counts every task alike, and these episodes carry weights",
+                got="Episode(..., weight=...)",
+                expected="episodes without weights",
+                write="evaluate on the tasks whose weight is not zero, as Episode(support, query)",
+            )
         keys = jax.random.split(key, jax.tree.leaves(episodes)[0].shape[0])
         return jax.lax.map(
             lambda task: one_task(meta, *task),

@@ -35,7 +35,7 @@ class RunFolder:
     @staticmethod
     def create(path: Path, config: dict[str, Any]) -> "RunFolder":
         """Start a run. Raises `RunError` where the folder is unwritable or holds a run already."""
-        if (path / CONFIG).exists():
+        if os.path.exists(path / CONFIG):  # unlike Path.exists, False where it may not look
             raise RunError(
                 "this folder already holds a run",
                 got=str(path),
@@ -58,7 +58,7 @@ class RunFolder:
     @staticmethod
     def open(path: Path) -> "RunFolder":
         """Read a run. Raises `RunError` where there is none."""
-        if not (path / CONFIG).exists():
+        if not os.path.exists(path / CONFIG):
             raise RunError(
                 "there is no run in this folder",
                 got=str(path),
