@@ -15,7 +15,10 @@ def publish(run: Path, name: str) -> Path:
     """Collect result.json, evaluation-shuffled.json and the validations in log.jsonl."""
     result = json.loads((run / "result.json").read_text())
     result["config"].pop("run", None)
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line, parse_constant=str)
+        for line in (run / "log.jsonl").read_text().splitlines()
+    ]
     result["validation_curve"] = [
         {
             "outer_step": line["step"],
@@ -29,7 +32,7 @@ def publish(run: Path, name: str) -> Path:
     if shuffled.exists():
         result["test_with_shuffled_support_labels"] = json.loads(shuffled.read_text())["test"]
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
     return path
 
 

@@ -156,3 +156,17 @@ def test_the_environment_is_json():
     record = json.loads(json.dumps(environment()))
     assert {"innerloop", "jax", "equinox", "optax"} <= set(record["versions"])
     assert record["device"]
+
+
+def test_numbers_that_are_not_finite_leave_strict_json(tmp_path):
+    """A diverged task must not make the run's files unreadable to other parsers."""
+    folder = RunFolder.create(tmp_path / "run", {})
+    content = {"mean": [1.5, float("nan"), float("-inf")]}
+    folder.append_log(content)
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    for path in (folder.write_json("result.json", content), folder.path / "log.jsonl"):
+        read = json.loads(path.read_text(), parse_constant=refuse)
+        assert read == {"mean": [1.5, "NaN", "-Infinity"]}

@@ -79,13 +79,13 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file whole."""
-        text = json.dumps(content, indent=2, default=_to_json) + "\n"
+        text = _strict_json(content, indent=2) + "\n"
         return self._write(name, lambda temporary: temporary.write_text(text))
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add one line to the log."""
         with (self.path / LOG).open("a") as log:
-            log.write(json.dumps(record, default=_to_json) + "\n")
+            log.write(_strict_json(record) + "\n")
 
     def save_meta(self, meta: PyTree) -> Path:
         """Keep the best meta-parameters."""
@@ -128,6 +128,12 @@ def environment() -> dict[str, Any]:
         "devices": jax.device_count(),
         "cores": os.cpu_count(),
     }
+
+
+def _strict_json(content: Any, indent: int | None = None) -> str:
+    """JSON that any parser reads: what is not finite becomes the string "NaN" or "Infinity"."""
+    loose = json.dumps(content, default=_to_json)
+    return json.dumps(json.loads(loose, parse_constant=str), indent=indent, allow_nan=False)
 
 
 def _to_json(value: Any) -> Any:
