@@ -105,6 +105,30 @@ def learning_curve(
         return done()
 
 
+def validation_over_time(
+    path: str | os.PathLike[str],
+    *,
+    minutes: ArrayLike,
+    validation: ArrayLike,
+    metric: str,
+    title: str,
+) -> Path:
+    """Draw the validation metric against wall-clock, compilation included.
+
+    - `path`: the PNG file to write; missing folders are made
+    - `minutes`, `validation` `(n,)`: when each validation was made, and its metric
+    - `metric`: the metric's name. One that contains "accuracy" is a fraction, shown in per cent.
+
+    Returns `path`. Raises `StructureError` where the lengths differ.
+    """
+    at, scores = _pair("minutes", minutes, "validation", validation)
+    with _figure(path, (6.2, 4.0)) as (figure, done):
+        axes = figure.subplots()
+        figure.suptitle(title)
+        _validation_panel(axes, at, scores, metric, along="minutes", where="{:.1f} min")
+        return done()
+
+
 def adaptation_curve(
     path: str | os.PathLike[str],
     *,
@@ -390,11 +414,13 @@ def _caption(canvas, x, y, text, colour):
     )
 
 
-def _validation_panel(axes, at, scores, metric, higher_is_better):
+def _validation_panel(
+    axes, at, scores, metric, higher_is_better=None, *, along="outer step", where="step {:,.0f}"
+):
     if higher_is_better is None:
         higher_is_better = _is_fraction(metric)
     axes.plot(at, scores, color=_ORANGE, marker="o", markersize=5)
-    axes.set(xlabel="outer step", ylabel=f"validation {metric}")
+    axes.set(xlabel=along, ylabel=f"validation {metric}")
     axes.margins(y=0.2)  # room for the label, on the side where no other point can be
     _metric_axis(axes, metric)
     usable = np.flatnonzero(np.isfinite(scores))
@@ -409,7 +435,7 @@ def _validation_panel(axes, at, scores, metric, higher_is_better):
     place = (at[best] - low) / (high - low)
     side = "left" if place < 0.25 else "right" if place > 0.75 else "center"
     axes.annotate(
-        f"best: {value} at step {at[best]:,.0f}",
+        f"best: {value} at {where.format(at[best])}",
         (at[best], scores[best]),
         xytext=({"left": -6, "center": 0, "right": 6}[side], 10 if higher_is_better else -10),
         textcoords="offset points",

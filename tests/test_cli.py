@@ -81,7 +81,12 @@ def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
     digits_run = tmp_path / "run"
     main([*DIGITS, "--run", str(digits_run)])
     names = {path.name for path in digits_run.iterdir()}
-    figures = {"learning_curve.png", "adaptation_curve.png", "episodes.png"}
+    figures = {
+        "learning_curve.png",
+        "validation_over_time.png",
+        "adaptation_curve.png",
+        "episodes.png",
+    }
     assert names == {"config.json", "log.jsonl", "best.eqx", "result.json"} | figures
     for figure in figures:
         assert (digits_run / figure).read_bytes().startswith(b"\x89PNG")
@@ -114,7 +119,7 @@ def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
 
 def test_sinusoid_leaves_its_figures_too(sinusoid_run):
     names = {path.name for path in sinusoid_run.iterdir()}
-    figures = {"learning_curve.png", "adaptation_curve.png", "fits.png"}
+    figures = {"learning_curve.png", "validation_over_time.png", "adaptation_curve.png", "fits.png"}
     assert names == {"config.json", "log.jsonl", "best.eqx", "result.json"} | figures
     assert read(sinusoid_run / "result.json")["normalisation"] == "none"
 

@@ -186,3 +186,15 @@ def test_data_that_cannot_be_drawn_is_named(draw, tmp_path):
     with pytest.raises(StructureError):
         draw(tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_validation_over_time_is_drawn(tmp_path):
+    """A PNG in its place, and unequal lengths are refused."""
+    path = plots.validation_over_time(
+        tmp_path / "time.png", minutes=[1, 2], validation=[0.5, 0.9], metric="accuracy", title="t"
+    )
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(StructureError):
+        plots.validation_over_time(
+            path, minutes=[1], validation=[0.5, 0.9], metric="accuracy", title="t"
+        )

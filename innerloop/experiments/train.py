@@ -157,14 +157,15 @@ class _History:
         self._folder = folder
         self._metric = metric
         self._losses: list[np.ndarray] = []
-        self._validations: list[tuple[int, float]] = []
+        self._validations: list[tuple[int, float, float]] = []
 
     def add(self, progress: Progress) -> None:
         self._losses.append(progress.metrics["loss"])
         record: dict[str, Any] = {"step": progress.step, "seconds": round(progress.seconds, 3)}
         record |= {name: float(np.mean(leaf)) for name, leaf in progress.metrics.items()}
         if progress.evaluation is not None:
-            self._validations.append((progress.step, progress.evaluation.mean[self._metric][-1]))
+            value = progress.evaluation.mean[self._metric][-1]
+            self._validations.append((progress.step, progress.seconds, value))
             record["validation"] = evaluation_record(progress.evaluation)
         self._folder.append_log(record)
         if progress.best:
@@ -172,7 +173,7 @@ class _History:
 
     def draw(self, test: Evaluation, experiment: Experiment) -> None:
         losses = np.concatenate(self._losses)
-        steps, values = zip(*self._validations, strict=True)
+        steps, seconds, values = zip(*self._validations, strict=True)
         plots.learning_curve(
             self._folder.path / "learning_curve.png",
             steps=np.arange(1, len(losses) + 1),
@@ -181,6 +182,13 @@ class _History:
             validation=np.asarray(values),
             metric=self._metric,
             title=f"{_name(experiment)}: meta-training",
+        )
+        plots.validation_over_time(
+            self._folder.path / "validation_over_time.png",
+            minutes=np.asarray(seconds) / 60,
+            validation=np.asarray(values),
+            metric=self._metric,
+            title=f"{_name(experiment)}: validation against wall-clock",
         )
         plots.adaptation_curve(
             self._folder.path / "adaptation_curve.png",
