@@ -12,7 +12,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def publish(run: Path, name: str) -> Path:
-    """Collect result.json, evaluation-shuffled.json and the validations in log.jsonl."""
+    """Collect result.json, evaluation-…-shuffled.json and the validations in log.jsonl."""
     result = json.loads((run / "result.json").read_text())
     result["config"].pop("run", None)
     lines = [
@@ -28,7 +28,9 @@ def publish(run: Path, name: str) -> Path:
         for line in lines
         if "validation" in line
     ]
-    shuffled = run / "evaluation-shuffled.json"
+    config = result["config"]
+    test_set = "seed{seed}-steps{test_steps}-tasks{test_tasks}".format(**config)
+    shuffled = run / f"evaluation-{test_set}-shuffled.json"
     if shuffled.exists():
         result["test_with_shuffled_support_labels"] = json.loads(shuffled.read_text())["test"]
     path = RESULTS / f"{name}.json"

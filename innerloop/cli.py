@@ -78,6 +78,7 @@ def _run(command: Train | Evaluate | Demo) -> None:
                 shuffle_support_labels=command.shuffle_support_labels,
             )
             _print_table(record["test"], record["normalisation"])
+            print(record["file"])
         case Demo(folder):
             stamp = time.strftime("%Y%m%d-%H%M%S")
             for name in ("sinusoid", "digits"):

@@ -109,9 +109,11 @@ def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
     assert all("validation" in line and np.isfinite(line["loss"]) for line in log)
 
     main(["evaluate", str(digits_run), "--shuffle-support-labels"])
-    assert "accuracy" in capsys.readouterr().out
-    assert not (digits_run / "evaluation.json").exists()
-    shuffled = read(digits_run / "evaluation-shuffled.json")
+    file = digits_run / "evaluation-seed0-steps2-tasks4-shuffled.json"
+    output = capsys.readouterr().out
+    assert "accuracy" in output
+    assert str(file) in output.replace("\n", "")
+    shuffled = read(file)
     assert shuffled["shuffled_support_labels"] is True
     assert shuffled["test"]["mean"]["loss"][0] == pytest.approx(test["mean"]["loss"][0], rel=1e-5)
     assert shuffled["test"]["mean"]["loss"][1:] != test["mean"]["loss"][1:]
@@ -146,7 +148,8 @@ def own_run(sinusoid_run, tmp_path):
 def test_evaluate_repeats_the_test_of_the_run(own_run, capsys):
     main(["evaluate", str(own_run)])
     assert "mse" in capsys.readouterr().out
-    record, result = read(own_run / "evaluation.json"), read(own_run / "result.json")
+    (file,) = own_run.glob("evaluation-*.json")
+    record, result = read(file), read(own_run / "result.json")
     assert record["shuffled_support_labels"] is False
     assert record["normalisation"] == "none"
     assert record["test"] == result["test"]
@@ -154,7 +157,9 @@ def test_evaluate_repeats_the_test_of_the_run(own_run, capsys):
 
 def test_evaluate_takes_other_tasks_steps_and_seed(own_run):
     main(["evaluate", str(own_run), "--tasks", "3", "--steps", "1", "--seed", "7"])
-    record = read(own_run / "evaluation.json")
+    main(["evaluate", str(own_run), "--tasks", "3", "--steps", "1", "--seed", "8"])
+    assert len(list(own_run.glob("evaluation-*.json"))) == 2  # neither overwrote the other
+    record = read(own_run / "evaluation-seed7-steps1-tasks3.json")
     assert record["seed"] == 7
     assert record["test"]["tasks"] == 3
     assert len(record["test"]["mean"]["loss"]) == 2

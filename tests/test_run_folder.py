@@ -118,7 +118,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_content(folder, monkeypatch)
         raise OSError("disk full")
 
     monkeypatch.setattr("innerloop.training.run_folder.eqx.tree_serialise_leaves", half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match="disk full"):
         folder.save_meta({"body": [jnp.zeros(200)], "head": jnp.zeros((2, 3))})
     assert contents(folder) == before
 
@@ -130,8 +130,26 @@ def test_a_rename_that_fails_leaves_the_old_content(folder, monkeypatch):
         raise OSError("no")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="no"):
-        folder.write_json("config.json", {"new": 1})
+    for write in (
+        lambda: folder.write_json("config.json", {"new": 1}),
+        lambda: folder.save_meta(META),
+        folder.require_writable,
+    ):
+        with pytest.raises(RunError, match="no"):
+            write()
+    assert contents(folder) == before
+
+
+def test_a_full_disk_is_a_run_error(folder):
+    """A real one: /dev/full refuses every write."""
+    (folder.path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match="No space left on device"):
+        folder.append_log({"step": 1})
+
+
+def test_the_probe_for_writing_leaves_nothing(folder):
+    before = contents(folder)
+    folder.require_writable()
     assert contents(folder) == before
 
 

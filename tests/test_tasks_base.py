@@ -94,6 +94,8 @@ def test_evaluation_set_is_fixed_by_its_seed(tasks):
     first = jax.tree.map(lambda leaf: leaf[:2], episodes)
     assert_same_bits(first, evaluation_episodes(tasks, 2, 0))
     assert inputs_differ(episodes, evaluation_episodes(tasks, 4, 1))
+    assert inputs_differ(episodes, evaluation_episodes(tasks, 4, 0, "validation"))
+    assert_same_bits(episodes, evaluation_episodes(tasks, 4, 0, "test"))
 
 
 @every_distribution

@@ -1,5 +1,8 @@
 """The outer loop and evaluation."""
 
+import dataclasses
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -333,3 +336,23 @@ def test_evaluation_refuses_weights():
     meta = recipe.init_meta(jax.random.key(0))
     with pytest.raises(StructureError, match="weights"):
         evaluate(recipe.problem, recipe.adaptation, meta, weighted, jax.random.key(0))
+
+
+def test_logged_metrics_are_weighted_as_the_loss_is():
+    """A masked task counts in neither; weight 3 counts three times."""
+    weights = jnp.array([1.0, 0.0, 3.0])
+
+    class Weighted(NamedTuple):
+        def sample(self, key, n):
+            episodes = POINTS.sample(key, n)
+            return Episode(episodes.support, episodes.query, weights)
+
+    recipe = point_recipe()
+    outer_loss = lambda params, meta, batch, key: (
+        recipe.problem.outer_loss(params, meta, batch, key)[0],
+        {"same": recipe.problem.outer_loss(params, meta, batch, key)[0]},
+    )
+    problem = dataclasses.replace(recipe.problem, outer_loss=outer_loss)
+    _, reports = train(recipe._replace(problem=problem), Weighted())
+    metrics = reports[0].metrics
+    np.testing.assert_allclose(metrics["same"], metrics["loss"], rtol=1e-6)

@@ -11,8 +11,9 @@ class Digits(FewShotImages):
     """MAML on 8x8 handwritten digits, turned digits as extra classes, split by digit."""
 
     # Fourteen classes are soon learned by heart: validation peaks within some hundred steps.
-    steps: int = 1000
-    validate_every: int = 100
+    steps: int = 300
+    validate_every: int = 20
+    per_call: int = 20
     test_steps: int = 5
     inner_rate: float = 0.4
     inner_steps: int = 1

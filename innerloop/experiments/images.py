@@ -62,7 +62,7 @@ class FewShotImages(Experiment):
         """Three test episodes with what was predicted for the query images."""
         from innerloop.plots import episodes_with_predictions
 
-        episodes = evaluation_episodes(parts.test, 3, self.seed + 2)
+        episodes = evaluation_episodes(parts.test, 3, self.seed, "figures")
         model = self.model()
         problem, adaptation, *_ = parts.recipe
 

@@ -56,7 +56,7 @@ class Sinusoid(Experiment):
         """Four test tasks: true function, support points, and the fit as steps are taken."""
         from innerloop.plots import sinusoid_fits
 
-        episodes = evaluation_episodes(parts.test, 4, self.seed + 2)
+        episodes = evaluation_episodes(parts.test, 4, self.seed, "figures")
         grid = jnp.linspace(-5, 5, 200)[:, None]
         shown = [step for step in (0, 1, 5, 10) if step <= self.test_steps]
         model = mlp([1, self.width, self.width, 1])

@@ -18,7 +18,7 @@ from innerloop.experiments.digits import Digits
 from innerloop.experiments.omniglot import Omniglot
 from innerloop.experiments.progress import progress_bar
 from innerloop.experiments.sinusoid import Sinusoid
-from innerloop.tasks import evaluation_episodes
+from innerloop.tasks import evaluation_episodes, evaluation_key
 from innerloop.training import Evaluation, Progress, Validation, evaluate, fit
 from innerloop.training.run_folder import CONFIG, RESULT, RunFolder, environment
 
@@ -39,7 +39,9 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     _check_ranges(experiment)
     parts = experiment.parts()
-    validation = evaluation_episodes(parts.validation, experiment.validation_tasks, experiment.seed)
+    validation = evaluation_episodes(
+        parts.validation, experiment.validation_tasks, experiment.seed, "validation"
+    )
     config = {"experiment": _name(experiment), "config": dataclasses.asdict(experiment)}
     folder = RunFolder.create(run, config)
     history = _History(folder, parts.metric)
@@ -96,9 +98,11 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a finished run's best meta-parameters on its meta-test tasks.
 
-    Returns a record like the `"test"` entry of `result.json`, with what it was made from.
+    Returns a record like the `"test"` entry of `result.json`, with what it was made from, and the
+    `"file"` that holds it: evaluations of other seeds, steps or tasks stay beside it.
     """
     folder = RunFolder.open(path)
+    folder.require_writable()  # before minutes of work
     overrides = {"test_tasks": tasks, "test_steps": steps, "seed": seed}
     changed = {name: value for name, value in overrides.items() if value is not None}
     experiment = dataclasses.replace(_read_experiment(folder), **changed)
@@ -115,27 +119,25 @@ def evaluate_run(
         "environment": environment(),
         "test": evaluation_record(test),
     }
-    folder.write_json(
-        "evaluation-shuffled.json" if shuffle_support_labels else "evaluation.json", record
-    )
-    return record
+    name = f"evaluation-seed{experiment.seed}-steps{experiment.test_steps}"
+    name += f"-tasks{experiment.test_tasks}" + "-shuffled" * shuffle_support_labels
+    return record | {"file": str(folder.write_json(f"{name}.json", record))}
 
 
 def test_evaluation(
     experiment: Experiment, parts: Parts, meta: Any, shuffle_support_labels: bool = False
 ) -> Evaluation:
     """The fixed test set of the experiment's seed, after 0 ... `test_steps` inner steps."""
-    episodes = evaluation_episodes(parts.test, experiment.test_tasks, experiment.seed + 1)
-    key = jax.random.key(experiment.seed + 1)
+    episodes = evaluation_episodes(parts.test, experiment.test_tasks, experiment.seed, "test")
     if shuffle_support_labels:
-        episodes = support_labels_shuffled(episodes, key)
+        episodes = support_labels_shuffled(episodes, evaluation_key(experiment.seed, "shuffling"))
     problem, adaptation, *_ = parts.recipe
     return evaluate(
         problem,  # pyright: ignore[reportArgumentType]
         adaptation,  # pyright: ignore[reportArgumentType]
         meta,
         episodes,
-        key,
+        evaluation_key(experiment.seed, "test adaptation"),
         steps=experiment.test_steps,
         chunk=experiment.chunk,
     )
@@ -229,7 +231,7 @@ _COUNTS = (
 _RANGES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(_COUNTS, (int, 1, math.inf)),
     **dict.fromkeys(("inner_steps", "test_steps"), (int, 0, math.inf)),
-    "seed": (int, 0, 2**31 - 3),  # seed + 1 and seed + 2 are used too
+    "seed": (int, 0, 2**31 - 1),
     **dict.fromkeys(("inner_rate", "outer_rate", "minutes"), (float, 0, sys.float_info.max)),
 }
 _OPTIONAL = ("chunk", "minutes")

@@ -4,6 +4,7 @@ from innerloop.tasks.base import (
     IndependentTasks,
     TaskDistribution,
     evaluation_episodes,
+    evaluation_key,
     sample_each,
 )
 from innerloop.tasks.digits import digits
@@ -33,6 +34,7 @@ __all__ = [
     "check_disjoint",
     "digits",
     "evaluation_episodes",
+    "evaluation_key",
     "mixture",
     "omniglot",
     "omniglot_official",

@@ -1,6 +1,7 @@
 """What a task distribution is: a key goes in, a batch of episodes comes out, on the device."""
 
 import operator
+import zlib
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -57,16 +58,28 @@ class IndependentTasks(eqx.Module):
         return sample_each(self.sample_one, key, n)
 
 
-def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int) -> Episode:
-    """The fixed evaluation set: `n` episodes that depend on nothing but `tasks` and `seed`.
+def evaluation_key(seed: int, purpose: str) -> PRNGKeyArray:
+    """The key of one use of an evaluation set: apart from training's, and from any other purpose's.
+
+    - `purpose`: any name, such as `"validation"` or `"test"`
+    """
+    stream = jax.random.fold_in(jax.random.key(seed), _EVALUATION_STREAM)
+    return jax.random.fold_in(stream, zlib.crc32(purpose.encode()))
+
+
+def evaluation_episodes(
+    tasks: TaskDistribution, n: int, seed: int, purpose: str = "test"
+) -> Episode:
+    """A fixed evaluation set: `n` episodes that depend on `tasks`, `seed` and `purpose` alone.
 
     The first m of them are the evaluation set of size m. Compiled; the draws are apart from those
-    of `tasks.sample(jax.random.key(seed), n)`.
+    of `tasks.sample(jax.random.key(seed), n)` and, for one distribution and seed, from those of
+    another `purpose`.
 
     Raises `StructureError` unless `n` is an integer of at least 1.
     """
     check_count("n", n, 1, write="evaluation_episodes(tasks, n=600, seed=0)")
-    return _sample(tasks, jax.random.fold_in(jax.random.key(seed), _EVALUATION_STREAM), n)
+    return _sample(tasks, evaluation_key(seed, purpose), n)
 
 
 @eqx.filter_jit

@@ -1,5 +1,6 @@
 """A run's folder: config, log, best meta-parameters, results. Files appear whole or not at all."""
 
+import contextlib
 import json
 import os
 import platform
@@ -45,14 +46,9 @@ class RunFolder:
         folder = RunFolder(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            folder.write_json(CONFIG, config)
         except OSError as error:
-            raise RunError(
-                "the run folder cannot be written",
-                got=f"{path}: {error.strerror or error}",
-                expected="a folder that this user may write to",
-                write="--run ANOTHER/FOLDER",
-            ) from error
+            raise folder._unwritable(error) from error
+        folder.write_json(CONFIG, config)
         return folder
 
     @staticmethod
@@ -66,6 +62,11 @@ class RunFolder:
                 write="innerloop train digits --run RUN, then innerloop evaluate RUN",
             )
         return RunFolder(path)
+
+    def require_writable(self) -> None:
+        """Raise `RunError` now where `write_json` would later."""
+        probe = self._write("probe.tmp", lambda temporary: temporary.write_text("probe\n"))
+        probe.unlink(missing_ok=True)
 
     def read_config(self) -> dict[str, Any]:
         """The content of `config.json`. Raises `RunError` where it is damaged."""
@@ -84,8 +85,11 @@ class RunFolder:
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add one line to the log."""
-        with (self.path / LOG).open("a") as log:
-            log.write(_strict_json(record) + "\n")
+        try:
+            with (self.path / LOG).open("a") as log:
+                log.write(_strict_json(record) + "\n")
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def save_meta(self, meta: PyTree) -> Path:
         """Keep the best meta-parameters."""
@@ -104,9 +108,20 @@ class RunFolder:
         try:
             write(temporary)
             os.replace(temporary, self.path / name)
+        except OSError as error:
+            raise self._unwritable(error) from error
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
         return self.path / name
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            "the run folder cannot be written",
+            got=f"{self.path}: {error.strerror or error}",
+            expected="a folder that this user may write to, on a disk with space left",
+            write="--run ANOTHER/FOLDER",
+        )
 
     def damaged(self, name: str, error: Exception) -> RunError:
         """The error to raise for a file of the run that cannot be used."""

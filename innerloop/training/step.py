@@ -51,13 +51,14 @@ def outer_steps(
 
     def one_step(state: TrainState, tasks: TaskDistribution, key: PRNGKeyArray):
         sample_key, task_key = jax.random.split(jax.random.fold_in(key, state.step))
-        (loss, aux), grads = value_and_grad(state.meta, tasks.sample(sample_key, batch), task_key)
+        episodes = tasks.sample(sample_key, batch)
+        (loss, aux), grads = value_and_grad(state.meta, episodes, task_key)
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             updates, optimizer_state = optimizer.update(grads, state.optimizer, state.meta)
             meta = optax.apply_updates(state.meta, updates)
             average = optax.incremental_update(meta, state.average, 1 - averaging)
             norm = optax.tree.norm(grads)
-        metrics = {"loss": loss, "gradient_norm": norm} | _mean_metrics(aux)
+        metrics = {"loss": loss, "gradient_norm": norm} | _mean_metrics(aux, episodes)
         return TrainState(meta, average, optimizer_state, state.step + 1), metrics
 
     @eqx.filter_jit(donate="none")
@@ -75,8 +76,19 @@ def outer_steps(
     return steps
 
 
-def _mean_metrics(aux: Any) -> dict:
-    """Means over tasks of the outer loss's metrics, for the log; nothing for a mixture's tuple."""
+def _mean_metrics(aux: Any, episodes: Any) -> dict:
+    """Means over tasks of the outer loss's metrics, for the log, weighted as the loss is.
+
+    Nothing for a mixture, whose aux is a tuple.
+    """
     metrics = getattr(aux, "metrics", None)
     named_metrics(jax.tree.map(lambda leaf: leaf[0], metrics))
-    return {name: jnp.mean(leaf) for name, leaf in metrics.items()} if metrics else {}
+    if not metrics:
+        return {}
+    weights = episodes.weight
+    return {
+        name: jnp.mean(leaf)
+        if weights is None
+        else jnp.sum(weights.astype(leaf.dtype) * leaf) / jnp.sum(weights.astype(leaf.dtype))
+        for name, leaf in metrics.items()
+    }
