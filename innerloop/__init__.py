@@ -31,6 +31,7 @@ from innerloop.models import (
     per_example,
     pooled_width,
     transductive,
+    transformer,
 )
 from innerloop.objective import adapt, meta_objective, meta_value_and_grad
 from innerloop.problem import (
@@ -136,6 +137,7 @@ __all__ = [
     "supervised_loss",
     "task_keys",
     "transductive",
+    "transformer",
     "upright",
     "with_quarter_turns",
 ]

@@ -10,6 +10,8 @@ from PIL import Image
 
 from innerloop import plots
 from innerloop.errors import StructureError
+from innerloop.plots.episode_block import Block
+from innerloop.plots.learning_curve import _running_mean
 
 
 def _curve(path, n=60, m=3, **changes):
@@ -128,7 +130,7 @@ def test_no_second_panel_without_validation(tmp_path):
 def test_the_running_mean_looks_back_and_leaves_out_what_is_not_finite():
     values = np.array([np.nan, 2.0, 4.0, np.nan, np.nan, np.nan, 1e30, 1.0, 1.0])
     expected = [np.nan, 2.0, 3.0, 4.0, np.nan, np.nan, 1e30, 5e29, 1.0]
-    np.testing.assert_allclose(plots._running_mean(values, 2), expected)
+    np.testing.assert_allclose(_running_mean(values, 2), expected)
 
 
 @pytest.mark.parametrize("trained", [0, 1, 9])
@@ -164,7 +166,7 @@ def test_episodes_of_every_size(episode, tmp_path):
 
 
 def test_of_many_images_equally_many_of_each_class_are_drawn():
-    block = plots._Block(1, _episode(ways=5, shots=10, queries=15))
+    block = Block(1, _episode(ways=5, shots=10, queries=15))
     np.testing.assert_array_equal(np.bincount(block.support_labels[block.support_shown]), [6] * 5)
     np.testing.assert_array_equal(np.bincount(block.labels[block.queries_shown]), [3] * 5)
 
