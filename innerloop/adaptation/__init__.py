@@ -4,7 +4,7 @@ from innerloop.adaptation.base import Adaptation, Info, InnerGradient
 from innerloop.adaptation.gradient_descent import GradientDescent, GradientDescentState
 from innerloop.adaptation.mini_batches import MiniBatches
 from innerloop.adaptation.procedure import Procedure
-from innerloop.adaptation.run import Loop, run
+from innerloop.adaptation.run import InnerStep, Loop, run
 
 __all__ = [
     "Adaptation",
@@ -12,6 +12,7 @@ __all__ = [
     "GradientDescentState",
     "Info",
     "InnerGradient",
+    "InnerStep",
     "Loop",
     "MiniBatches",
     "Procedure",

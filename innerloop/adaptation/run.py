@@ -1,6 +1,7 @@
 """The one driver of the inner loop. Nobody writes another."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,8 +12,25 @@ from innerloop.adaptation.base import Adaptation, InnerGradient
 from innerloop.errors import StructureError
 from innerloop.problem import Problem, describe
 
-Loop = Callable[[Callable[[PyTree, Any], tuple[PyTree, Any]], PyTree, int], tuple[PyTree, Any]]
-"""`loop(body, state, steps)` applies `body: (state, t) -> (state, output)` for t = 0 ... steps - 1.
+
+@dataclass(frozen=True, eq=False)  # a tuple could not be weakly referenced, as JAX's loops do
+class InnerStep:
+    """The body of the inner loop: `(state, t) -> (state, output)`, and the two parts of it.
+
+    - `advance`: `(state, t) -> (state, info)`, step t; with `inner_gradient=`, by another operator
+    - `observe`: `(state, t) -> pytree`, what is looked at after t steps
+    """
+
+    advance: Callable[..., tuple[PyTree, PyTree]]
+    observe: Callable[[PyTree, Any], PyTree]
+
+    def __call__(self, state: PyTree, t: Any, **options: Any) -> tuple[PyTree, Any]:
+        state, info = self.advance(state, t, **options)
+        return state, (info, self.observe(state, t + 1))
+
+
+Loop = Callable[[InnerStep, PyTree, int], tuple[PyTree, Any]]
+"""`loop(step, state, steps)` applies `step: (state, t) -> (state, output)` for t = 0 ... steps - 1.
 
 Returns the last state and the outputs stacked along a new first axis. How a loop stores its states
 is what gradients and memory depend on, so the meta-gradient estimator chooses it.
@@ -46,24 +64,21 @@ def run(
     _check_support(support)
     steps = _step_count(adaptation, steps)
     state = adaptation.init(problem, meta, support, jax.random.fold_in(key, 0))
-    if observe is None:
-        observe = _observe_nothing
-    first = observe(adaptation.params(state), jnp.int32(0))
 
-    def body(state: PyTree, t: Any):
+    def advance(state: PyTree, t: Any, inner_gradient: InnerGradient = inner_gradient):
         step_key = jax.random.fold_in(key, t + 1)
-        state, info = adaptation.step(problem, meta, support, state, step_key, inner_gradient)
-        return state, (info, observe(adaptation.params(state), t + 1))
+        return adaptation.step(problem, meta, support, state, step_key, inner_gradient)
+
+    def look(state: PyTree, t: Any):
+        return None if observe is None else observe(adaptation.params(state), t)
+
+    first = look(state, jnp.int32(0))
 
     if steps == 0:  # a step that is never taken need not exist
         return state, None, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], first)
-    state, (info, rest) = loop(body, state, steps)
+    state, (info, rest) = loop(InnerStep(advance, look), state, steps)
     observed = jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, rest)
     return state, info, observed
-
-
-def _observe_nothing(params: PyTree, t: Any) -> None:
-    return None
 
 
 def _step_count(adaptation: Adaptation, steps: int | None) -> int:

@@ -44,7 +44,11 @@ class Experiment(abc.ABC):
     batch: int = 8
     """Tasks per outer step."""
     outer_rate: float = 1e-3
-    """Learning rate of the outer Adam at the start; it falls to 0 along a cosine."""
+    """Learning rate of the outer Adam."""
+    cosine: bool = True
+    """Let the outer rate fall to 0 along a cosine; otherwise it stays."""
+    averaging: float = 0.0
+    """Decay of the running average of the meta-parameters that is validated and kept; 0: none."""
     inner_rate: float = 0.01
     """Inner learning rate."""
     inner_steps: int = 1

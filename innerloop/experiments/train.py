@@ -45,7 +45,8 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     config = {"experiment": _name(experiment), "config": dataclasses.asdict(experiment)}
     folder = RunFolder.create(run, config)
     history = _History(folder, parts.metric)
-    optimizer = optax.adam(optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps))
+    rate = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
+    optimizer = optax.adam(rate if experiment.cosine else experiment.outer_rate)
     with progress_bar(experiment.steps, parts.metric) as show:
 
         def report(progress: Progress) -> None:
@@ -67,6 +68,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
                 experiment.test_steps,
             ),
             chunk=experiment.chunk,
+            averaging=experiment.averaging,
             per_call=experiment.per_call,
             minutes=experiment.minutes,
             report=report,
@@ -232,6 +234,7 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(_COUNTS, (int, 1, math.inf)),
     **dict.fromkeys(("inner_steps", "test_steps"), (int, 0, math.inf)),
     "seed": (int, 0, 2**31 - 1),
+    "averaging": (float, 0, 1),
     **dict.fromkeys(("inner_rate", "outer_rate", "minutes"), (float, 0, sys.float_info.max)),
 }
 _OPTIONAL = ("chunk", "minutes")

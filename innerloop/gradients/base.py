@@ -58,39 +58,54 @@ class MetaGradient(eqx.Module):
         """The function `(meta, episode, key) -> (loss, aux)` of one task."""
 
 
-def objective_after_run(
-    problem: Problem, adaptation: Adaptation, inner_gradient: InnerGradient, loop: Loop
-) -> TaskObjective:
+class Outcome(NamedTuple):
+    """One task after its inner loop: the meta-objective, what comes back beside it, the state."""
+
+    loss: Scalar
+    aux: Aux
+    state: PyTree
+
+
+def run_task(
+    problem: Problem,
+    adaptation: Adaptation,
+    meta: PyTree,
+    episode: Episode,
+    key: PRNGKeyArray,
+    inner_gradient: InnerGradient,
+    loop: Loop,
+) -> Outcome:
     r"""The meta-objective $\sum_t w_t L_\text{outer}(\theta_t)$ as a plain program.
 
     What is differentiable in it is decided by `inner_gradient` and `loop`.
     """
     outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="the meta-objective")
+    keys = task_keys(key)
+
+    def outer(params: PyTree, t: Any = None):
+        return outer_loss(params, meta, episode.query, keys.outer)
+
+    observe = None if problem.step_weights is None else outer
+    state, info, observed = run(
+        problem, adaptation, meta, episode.support, keys.adapt, inner_gradient, loop, observe
+    )
+    if problem.step_weights is None:
+        loss, metrics = outer(adaptation.params(state))
+    else:
+        losses, step_metrics = observed
+        loss = jnp.sum(_checked_weights(problem.step_weights, losses) * losses)
+        metrics = jax.tree.map(lambda leaf: leaf[-1], step_metrics)
+    return Outcome(loss, Aux(metrics, info, {}), state)
+
+
+def objective_after_run(
+    problem: Problem, adaptation: Adaptation, inner_gradient: InnerGradient, loop: Loop
+) -> TaskObjective:
+    """`run_task` as the function of one task that an estimator returns."""
 
     def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
-        keys = task_keys(key)
-
-        def outer(params: PyTree, t: Any = None):
-            return outer_loss(params, meta, episode.query, keys.outer)
-
-        observe = None if problem.step_weights is None else outer
-        state, info, observed = run(
-            problem,
-            adaptation,
-            meta,
-            episode.support,
-            keys.adapt,
-            inner_gradient,
-            loop,
-            observe,
-        )
-        if problem.step_weights is None:
-            loss, metrics = outer(adaptation.params(state))
-        else:
-            losses, step_metrics = observed
-            loss = jnp.sum(_checked_weights(problem.step_weights, losses) * losses)
-            metrics = jax.tree.map(lambda leaf: leaf[-1], step_metrics)
-        return loss, Aux(metrics, info, {})
+        loss, aux, _ = run_task(problem, adaptation, meta, episode, key, inner_gradient, loop)
+        return loss, aux
 
     return objective
 

@@ -2,8 +2,9 @@
 
 from innerloop.adaptation import Adaptation
 from innerloop.gradients.base import Fidelity, MetaGradient, TaskObjective, objective_after_run
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.gradients.checkpoint import Binomial, Segments, as_checkpoint
+from innerloop.gradients.inner import exact_inner_gradient, named
+from innerloop.gradients.mixed_mode import mixed_mode_inner_gradient
 from innerloop.problem import Problem
 
 
@@ -18,8 +19,31 @@ class Unroll(MetaGradient):
 
     by Hessian-vector products; no Hessian is formed.
 
-    Fidelity: exact. Memory: every intermediate value of the K inner steps.
+    - `checkpoint`: what is kept between the forward and the backward pass; the rest is computed
+      again. None keeps every intermediate value. n keeps every n-th inner state (1: every state),
+      as `Segments(n)` does, which has more settings. `Binomial(slots)` keeps a fixed number of
+      states, for K in the thousands.
+    - `mixed_mode`: differentiate the inner gradient by one forward-mode pass instead of a second
+      reverse pass (MixFlow-MG: Kemaev et al. 2025, arXiv 2505.00793), so that no intermediate value
+      of the inner backward pass is kept.
+
+    The gradient is the same up to rounding, whatever the settings.
+
+    Fidelity: exact. Memory: every intermediate value of K inner steps; with `checkpoint`, K/n
+    inner states and the intermediate values of n steps, or `slots` states and those of one step.
+    `checkpoint=1, mixed_mode=True` is the right first try where memory is short.
+
+    Second derivatives in reverse over reverse are exact too. Forward mode over it (`jax.jvp`,
+    `jax.hessian`) needs `Unroll()` or `Unroll(checkpoint=n)`: JAX raises for the others.
+
+    Raises `StructureError` for a `checkpoint` that is none of the above.
     """
+
+    checkpoint: int | Segments | Binomial | None = None
+    mixed_mode: bool = False
+
+    def __check_init__(self):
+        as_checkpoint(self.checkpoint)
 
     def fidelity(self, adaptation: Adaptation) -> Fidelity:
         """Exact after any adaptation."""
@@ -27,4 +51,6 @@ class Unroll(MetaGradient):
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
         """The meta-objective, differentiable through every inner step."""
-        return objective_after_run(problem, adaptation, exact_inner_gradient, store_all)
+        operator = mixed_mode_inner_gradient if self.mixed_mode else exact_inner_gradient
+        loop = as_checkpoint(self.checkpoint).loop
+        return objective_after_run(problem, adaptation, named(operator), loop)

@@ -1,5 +1,8 @@
 """Model-agnostic meta-learning: learn an initialisation from which few steps suffice."""
 
+from collections.abc import Callable
+from typing import Any
+
 import optax
 
 from innerloop.adaptation import GradientDescent
@@ -9,21 +12,37 @@ from innerloop.problem import Problem
 from innerloop.recipes.base import ExamplesLoss, Recipe, supervised_loss
 
 
-def maml(model: Model, loss: ExamplesLoss, rate: float = 0.01, steps: int = 1) -> Recipe:
+def maml(
+    model: Model,
+    loss: ExamplesLoss,
+    rate: float = 0.01,
+    steps: int = 1,
+    step_weights: Callable[[int], Any] | None = None,
+) -> Recipe:
     r"""MAML (Finn, Abbeel and Levine 2017, arXiv 1703.03400).
 
     $$\min_\phi \; \mathbb{E}\, L_\text{query}(\theta_K), \qquad \theta_0 = \phi, \quad
       \theta_{t+1} = \theta_t - \alpha \nabla L_\text{support}(\theta_t)$$
 
-    with the exact, second-order meta-gradient. `rate` is α, `steps` is K.
+    with the exact, second-order meta-gradient. `rate` is α, `steps` is K. With `step_weights` the
+    query loss is a weighted sum over the steps, as in `Problem`.
     """
     task_loss = supervised_loss(model, loss)
     problem = Problem(
-        init=lambda meta, support, key: meta, inner_loss=task_loss, outer_loss=task_loss
+        init=lambda meta, support, key: meta,
+        inner_loss=task_loss,
+        outer_loss=task_loss,
+        step_weights=step_weights,
     )
     return Recipe(problem, GradientDescent(optax.sgd(rate), steps), Unroll(), model.init)
 
 
-def fomaml(model: Model, loss: ExamplesLoss, rate: float = 0.01, steps: int = 1) -> Recipe:
+def fomaml(
+    model: Model,
+    loss: ExamplesLoss,
+    rate: float = 0.01,
+    steps: int = 1,
+    step_weights: Callable[[int], Any] | None = None,
+) -> Recipe:
     """First-order MAML (Finn et al. 2017, section 5.2): every inner gradient is a constant."""
-    return maml(model, loss, rate, steps)._replace(gradient=FirstOrder())
+    return maml(model, loss, rate, steps, step_weights)._replace(gradient=FirstOrder())

@@ -1,0 +1,151 @@
+"""The inner gradient as one operation, whose backward pass is forward over reverse."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jax.extend import core
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from innerloop.errors import GradientError
+from innerloop.problem import Loss
+
+_Read = dict[int, Array]
+
+
+def mixed_mode_inner_gradient(loss: Loss):
+    r"""The gradient, differentiated by one `jvp` in place of a second reverse pass.
+
+    The backward pass of $g = \nabla_\theta L(\theta, \phi)$ asks for $(\partial_\theta g)^\top v$
+    and $(\partial_\phi g)^\top v$. Second derivatives are symmetric, so both are the tangent of
+    $\nabla_{(\theta, \phi)} L$ along $(v, 0)$: one forward-mode pass over one reverse pass, which
+    stores nothing between steps but $\theta$ (MixFlow-MG: Kemaev et al. 2025, arXiv 2505.00793).
+
+    Of what the loss reads beside the parameters (meta, batch, closed-over values), only the
+    floating-point arrays that are being differentiated take part.
+
+    Raises `GradientError` where the loss has no forward-mode derivative.
+    """
+
+    def value_and_gradient(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
+        closed, shape = jax.make_jaxpr(loss, return_shape=True)(params, meta, batch, key)
+        arguments = [*closed.consts, *jax.tree.leaves((params, meta, batch, key))]
+        arguments = [jnp.asarray(leaf) for leaf in arguments]
+        first = len(closed.consts)
+        place = slice(first, first + len(jax.tree.leaves(params)))
+        operation = _operation(_Program(closed, jax.tree.structure(shape), place))
+        (value, aux), gradient = operation(arguments[place], _rest(arguments, place))
+        return (value, aux), jax.tree.unflatten(jax.tree.structure(params), gradient)
+
+    return value_and_gradient
+
+
+class _Program:
+    """A traced loss that closes over nothing: `(parameter leaves, the rest by place) -> result`."""
+
+    def __init__(self, closed: core.ClosedJaxpr, result: Any, place: slice):
+        self._closed, self._result, self._place = closed, result, place
+        used = {id(atom) for eqn in closed.jaxpr.eqns for atom in eqn.invars}
+        used |= {id(atom) for atom in closed.jaxpr.outvars}
+        inputs = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
+        self.reads = {i for i, variable in enumerate(inputs) if id(variable) in used}
+
+    def __call__(self, params: Sequence[Array], rest: _Read) -> tuple[Array, PyTree]:
+        inputs = dict(rest)
+        inputs.update(enumerate(params, self._place.start))
+        arguments = [inputs[i] for i in range(len(inputs))]
+        n = len(self._closed.consts)
+        run = core.jaxpr_as_fun(core.ClosedJaxpr(self._closed.jaxpr, arguments[:n]))
+        return jax.tree.unflatten(self._result, run(*arguments[n:]))
+
+
+def _rest(arguments: list, place: slice) -> _Read:
+    inside = range(place.start, place.stop)
+    return {i: leaf for i, leaf in enumerate(arguments) if i not in inside}
+
+
+def _operation(program: _Program) -> Callable:
+    gradient = lambda params, rest: jax.value_and_grad(program, has_aux=True)(params, rest)
+
+    def forward(params: list, rest: dict):
+        # What is not differentiated, or not read, is told apart by its place in the residuals.
+        live = {
+            i: leaf.value
+            for i, leaf in rest.items()
+            if leaf.perturbed and i in program.reads and _is_inexact(leaf.value)
+        }
+        idle = {i: leaf.value for i, leaf in rest.items() if i not in live}
+        params = [leaf.value for leaf in params]
+        return gradient(params, idle | live), (params, live, idle)
+
+    def backward(residuals: tuple[list, _Read, _Read], cotangents: Any):
+        params, live, idle = residuals
+        (value_bar, aux_bar), gradient_bar = cotangents
+        of_loss = lambda params, live: program(params, idle | live)
+        parts = [
+            _through_gradient(of_loss, params, live, value_bar, gradient_bar),
+            _through_aux(of_loss, params, live, aux_bar),
+        ]
+        parts = [part for part in parts if part is not None]
+        if not parts:
+            return None, dict.fromkeys(live | idle)
+        params_bar, live_bar = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *parts)
+        return params_bar, dict.fromkeys(idle) | live_bar
+
+    operation = jax.custom_vjp(gradient)
+    operation.defvjp(forward, backward, symbolic_zeros=True)
+    return operation
+
+
+def _through_gradient(of_loss: Callable, params, live, value_bar, gradient_bar):
+    """What value and gradient pass back: the value's first derivative comes with the second."""
+    both = lambda params: jax.grad(of_loss, argnums=(0, 1), has_aux=True)(params, live)[0]
+    if all(isinstance(bar, SymbolicZero) for bar in gradient_bar):
+        if isinstance(value_bar, SymbolicZero):
+            return None
+        return jax.tree.map(lambda first: value_bar * first, both(params))
+    direction = [_dense(bar) for bar in gradient_bar]
+    try:
+        first, second = jax.jvp(both, (params,), (direction,))
+    except TypeError as error:
+        if "forward-mode" in str(error):
+            raise _no_forward_mode() from error
+        raise
+    if isinstance(value_bar, SymbolicZero):
+        return second
+    return jax.tree.map(lambda a, b: value_bar * a + b, first, second)
+
+
+def _through_aux(of_loss: Callable, params, live, aux_bar):
+    """What aux passes back; nothing, at no cost, where it is not differentiated."""
+    bars = jax.tree.leaves(aux_bar, is_leaf=_is_zero)
+    taken = [i for i, bar in enumerate(bars) if not _is_zero(bar) and _is_inexact(bar)]
+    if not taken:
+        return None
+    aux_leaves = lambda params, live: jax.tree.leaves(of_loss(params, live)[1])
+    chosen = lambda params, live: [aux_leaves(params, live)[i] for i in taken]
+    _, pull_back = jax.vjp(chosen, params, live)
+    return pull_back([bars[i] for i in taken])
+
+
+def _is_zero(node: Any) -> bool:
+    return isinstance(node, SymbolicZero)
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+def _dense(bar: Any) -> Array:
+    return jnp.zeros(bar.shape, bar.dtype) if _is_zero(bar) else bar
+
+
+def _no_forward_mode() -> GradientError:
+    return GradientError(
+        "something in the inner loss has no forward-mode derivative, which mixed mode takes",
+        got="a custom_vjp (or another reverse-only rule) in inner_loss",
+        expected="operations with a forward-mode rule",
+        write="Unroll(mixed_mode=False), or jax.custom_jvp in place of jax.custom_vjp",
+    )
