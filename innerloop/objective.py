@@ -14,7 +14,14 @@ from innerloop.gradients import Aux, MetaGradient, Unroll
 from innerloop.gradients.base import TaskObjective
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
-from innerloop.gradients.reach import leaf_names, refuse_derivative, require_reach, watch_reach
+from innerloop.gradients.reach import (
+    detached,
+    leaf_names,
+    refuse_derivative,
+    require_reach,
+    watch_reach,
+)
+from innerloop.gradients.validity import require_valid
 from innerloop.problem import (
     Episode,
     Problem,
@@ -45,8 +52,12 @@ def adapt(
     )
     return refuse_derivative(
         (adaptation.params(state), info),
-        what="adapt",
-        write="meta_objective(problem, adaptation, gradient)(meta, episode, key)",
+        GradientError(
+            "adapt has no derivative",
+            got="a derivative through adapt",
+            expected="values only",
+            write="meta_objective(problem, adaptation, gradient)(meta, episode, key)",
+        ),
     )
 
 
@@ -62,13 +73,15 @@ def meta_objective(
     Raises, while tracing, `StructureError` for parts that do not fit and `GradientError` when it is
     differentiated but no meta-parameter reaches the loss.
     """
-    task_objective = (Unroll() if gradient is None else gradient).objective(problem, adaptation)
+    gradient = Unroll() if gradient is None else gradient
+    require_valid(gradient, adaptation)
+    task_objective = gradient.objective(problem, adaptation)
 
     def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
         _check_meta(meta)
         _check_episode(episode)
         loss, aux = task_objective(meta, episode, key)
-        return require_reach(loss, meta), aux
+        return require_reach(loss, meta, detached), aux
 
     return objective
 

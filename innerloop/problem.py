@@ -247,3 +247,14 @@ def check_signature(name: str, function: Any, arguments: tuple[str, ...]) -> Non
             expected=signature,
             write=f"{name}=lambda {', '.join(arguments)}: ...",
         ) from error
+
+
+def check_count(name: str, value: Any, write: str) -> None:
+    """Raise `StructureError` unless `value` is an integer of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise StructureError(
+            f"{name} must be a whole number of at least 1",
+            got=f"{name}={value!r}",
+            expected="an int >= 1",
+            write=write,
+        )

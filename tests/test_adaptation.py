@@ -146,6 +146,7 @@ class Rows(il.Adaptation):
     """Takes no gradient: a step counts itself and tells which support set it saw."""
 
     steps: int | None = None
+    origin: il.Origin = il.Origin.STEPS
 
     def init(self, problem, meta, support, key):
         return jnp.int32(0)

@@ -1,6 +1,7 @@
 """What an adaptation is: a process with explicit state that asks for its derivatives."""
 
 import abc
+import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -28,6 +29,14 @@ class Info(NamedTuple):
     aux: Any
 
 
+class Origin(enum.Enum):
+    """What the adapted parameters come from; which meta-gradients exist depends on it."""
+
+    STEPS = "differentiable steps from the problem's init"
+    PROCEDURE = "one differentiable procedure"
+    SOLVER = "a solver that runs to convergence, and is not differentiated itself"
+
+
 class Adaptation(eqx.Module):
     """How one task is learned.
 
@@ -36,12 +45,15 @@ class Adaptation(eqx.Module):
 
     - `steps`: the number K of inner steps; 0 where `init` does it all; None where a single call of
       `step` runs to convergence.
+    - `origin`: what the adapted parameters come from
     """
 
     if TYPE_CHECKING:  # type checkers would count the abstract variable as the first argument
         steps: ClassVar[int | None]
+        origin: ClassVar[Origin]
     else:
         steps: eqx.AbstractVar[int | None]
+        origin: eqx.AbstractVar[Origin]
 
     @abc.abstractmethod
     def init(self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:

@@ -4,12 +4,13 @@ import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation.base import Adaptation, Info, InnerGradient
+from innerloop.adaptation.base import Adaptation, Info, InnerGradient, Origin
 from innerloop.adaptation.run import check_steps
 from innerloop.errors import StructureError
 from innerloop.problem import Problem, describe, is_floating, loss_function
@@ -44,6 +45,7 @@ class GradientDescent(Adaptation):
 
     optimizer: optax.GradientTransformation | MetaOptimizer
     steps: int
+    origin: Origin = eqx.field(default=Origin.STEPS, init=False, static=True)
 
     def __check_init__(self):
         check_steps(self.steps)

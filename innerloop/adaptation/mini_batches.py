@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from innerloop.adaptation.base import Adaptation, InnerGradient
+from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
 from innerloop.errors import StructureError
 from innerloop.problem import Examples, Problem, describe
 
@@ -50,6 +50,11 @@ class MiniBatches(Adaptation):
     def steps(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The wrapped adaptation's number of steps."""
         return self.adaptation.steps
+
+    @property
+    def origin(self) -> Origin:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The wrapped adaptation's origin."""
+        return self.adaptation.origin
 
     def init(self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
         """The wrapped adaptation's state, from the whole support set."""

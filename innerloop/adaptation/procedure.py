@@ -5,7 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation.base import Adaptation, InnerGradient
+from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
 from innerloop.errors import StructureError
 from innerloop.problem import Problem, check_signature
 
@@ -22,6 +22,7 @@ class Procedure(Adaptation):
 
     fn: Callable[..., PyTree]
     steps: int = eqx.field(default=0, init=False)
+    origin: Origin = eqx.field(default=Origin.PROCEDURE, init=False, static=True)
 
     def __check_init__(self):
         check_signature("fn", self.fn, ("meta", "support", "key"))

@@ -8,8 +8,8 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from innerloop.adaptation import InnerStep
-from innerloop.errors import StructureError
 from innerloop.gradients.loops import binomial, segments, store_all
+from innerloop.problem import check_count
 
 
 class Checkpoint(eqx.Module):
@@ -51,7 +51,7 @@ class Segments(Checkpoint):
 
     def __check_init__(self):
         if self.length is not None:
-            _check_count("length", self.length, "Segments(length=4)")
+            check_count("length", self.length, "Segments(length=4)")
 
     def loop(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
         """See `Checkpoint`."""
@@ -74,7 +74,7 @@ class Binomial(Checkpoint):
     slots: int
 
     def __check_init__(self):
-        _check_count("slots", self.slots, "Binomial(slots=10)")
+        check_count("slots", self.slots, "Binomial(slots=10)")
 
     def loop(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
         """See `Checkpoint`."""
@@ -87,17 +87,7 @@ def as_checkpoint(checkpoint: Any) -> Checkpoint:
         return StoreAll()
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
-    _check_count(
+    check_count(
         "checkpoint", checkpoint, "Unroll(checkpoint=1), or Unroll(checkpoint=Binomial(10))"
     )
     return Segments(checkpoint)
-
-
-def _check_count(name: str, value: Any, write: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise StructureError(
-            f"{name} must be a whole number of at least 1",
-            got=f"{name}={value!r}",
-            expected="an int >= 1",
-            write=write,
-        )

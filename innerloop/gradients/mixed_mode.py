@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jax.extend import core
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
@@ -23,8 +23,8 @@ def mixed_mode_inner_gradient(loss: Loss):
     $\nabla_{(\theta, \phi)} L$ along $(v, 0)$: one forward-mode pass over one reverse pass, which
     stores nothing between steps but $\theta$ (MixFlow-MG: Kemaev et al. 2025, arXiv 2505.00793).
 
-    Of what the loss reads beside the parameters (meta, batch, closed-over values), only the
-    floating-point arrays that are being differentiated take part.
+    Of meta, batch and closed-over values, only the floating-point arrays that the loss reads take
+    part: there are no dense zero cotangents for the others.
 
     Raises `GradientError` where the loss has no forward-mode derivative.
     """
@@ -70,14 +70,12 @@ def _operation(program: _Program) -> Callable:
     gradient = lambda params, rest: jax.value_and_grad(program, has_aux=True)(params, rest)
 
     def forward(params: list, rest: dict):
-        # What is not differentiated, or not read, is told apart by its place in the residuals.
-        live = {
-            i: leaf.value
-            for i, leaf in rest.items()
-            if leaf.perturbed and i in program.reads and _is_inexact(leaf.value)
-        }
-        idle = {i: leaf.value for i, leaf in rest.items() if i not in live}
-        params = [leaf.value for leaf in params]
+        # Which leaves are live does not depend on what is perturbed now: a traced loop is
+        # differentiated several times, with one structure of residuals. What nobody asks for is
+        # computed by nobody: the compiler drops it.
+        params, rest = jax.tree.map(lambda leaf: leaf.value, (params, rest), is_leaf=_is_primal)
+        live = {i: leaf for i, leaf in rest.items() if i in program.reads and _is_inexact(leaf)}
+        idle = {i: leaf for i, leaf in rest.items() if i not in live}
         return gradient(params, idle | live), (params, live, idle)
 
     def backward(residuals: tuple[list, _Read, _Read], cotangents: Any):
@@ -128,6 +126,10 @@ def _through_aux(of_loss: Callable, params, live, aux_bar):
     chosen = lambda params, live: [aux_leaves(params, live)[i] for i in taken]
     _, pull_back = jax.vjp(chosen, params, live)
     return pull_back([bars[i] for i in taken])
+
+
+def _is_primal(node: Any) -> bool:
+    return isinstance(node, CustomVJPPrimal)
 
 
 def _is_zero(node: Any) -> bool:

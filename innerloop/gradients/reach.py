@@ -4,53 +4,62 @@ JAX tracks structural zeros as symbolic ones while it traces, so nothing is comp
 function is an identity whose derivative rule looks at what it was given.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import PyTree, Scalar
+from jaxtyping import Array, PyTree
 
 from innerloop.errors import GradientError
 
 
-def require_reach(loss: Scalar, meta: PyTree) -> Scalar:
-    """Return `loss`; differentiating it raises `GradientError` if no leaf of `meta` reaches it."""
-    return _require_reach(loss, meta)
+def require_reach(value: Array, meta: PyTree, error: Callable[[str], GradientError]) -> Array:
+    """Return `value`; differentiating in `meta` raises unless some leaf of it reaches the value.
+
+    - `error`: from the names of the leaves that are differentiated to what is raised
+    """
+    return _require_reach(error, value, meta)
 
 
-@jax.custom_jvp
-def _require_reach(loss, meta):
-    return loss
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _require_reach(error, value, meta):
+    return value
 
 
-def _require_reach_jvp(primals, tangents):
-    (loss, meta), (loss_tangent, meta_tangents) = primals, tangents
-    if isinstance(loss_tangent, SymbolicZero):
+def _require_reach_jvp(error, primals, tangents):
+    (value, meta), (value_tangent, meta_tangents) = primals, tangents
+    if isinstance(value_tangent, SymbolicZero):
         names = leaf_names(meta)
         differentiated = [
             name
-            for name, tangent in zip(names, _tangent_leaves(meta_tangents), strict=True)
+            for name, tangent in zip(names, tangent_leaves(meta_tangents), strict=True)
             if not isinstance(tangent, SymbolicZero)
         ]
         if differentiated:
-            raise GradientError(
-                "the meta-gradient is identically zero: no meta-parameter reaches the outer loss",
-                got=f"a detached graph for meta leaves {', '.join(differentiated)}",
-                expected="at least one leaf that init, the inner loss (unless first-order) or the "
-                "outer loss reads without stop_gradient",
-                write="innerloop.Unroll() if FirstOrder() drops the only path, or an init that "
-                "returns a part of meta",
-            )
-        loss_tangent = jnp.zeros_like(loss)
-    return loss, loss_tangent
+            raise error(", ".join(differentiated))
+        value_tangent = jnp.zeros_like(value)
+    return value, value_tangent
 
 
 _require_reach.defjvp(_require_reach_jvp, symbolic_zeros=True)
 
 
-def refuse_derivative(tree: PyTree, what: str, write: str) -> PyTree:
-    """Return `tree`; differentiating it raises a `GradientError` that names `what`."""
+def detached(leaves: str) -> GradientError:
+    """No meta-parameter reaches the outer loss."""
+    return GradientError(
+        "the meta-gradient is identically zero: no meta-parameter reaches the outer loss",
+        got=f"a detached graph for meta leaves {leaves}",
+        expected="at least one leaf that init, the inner loss (unless first-order) or the "
+        "outer loss reads without stop_gradient",
+        write="innerloop.Unroll() if FirstOrder() drops the only path, or an init that "
+        "returns a part of meta",
+    )
+
+
+def refuse_derivative(tree: PyTree, error: GradientError) -> PyTree:
+    """Return `tree`; differentiating it raises `error`."""
 
     @jax.custom_jvp
     def identity(tree):
@@ -58,13 +67,8 @@ def refuse_derivative(tree: PyTree, what: str, write: str) -> PyTree:
 
     def refuse(primals, tangents):
         (tree,), (tangent,) = primals, tangents
-        if not all(isinstance(leaf, SymbolicZero) for leaf in _tangent_leaves(tangent)):
-            raise GradientError(
-                f"{what} has no derivative",
-                got=f"a derivative through {what}",
-                expected="values only",
-                write=write,
-            )
+        if not all(isinstance(leaf, SymbolicZero) for leaf in tangent_leaves(tangent)):
+            raise error
         return tree, jax.tree.map(lambda zero: jnp.zeros(zero.shape, zero.dtype), tangent)
 
     identity.defjvp(refuse, symbolic_zeros=True)
@@ -109,5 +113,6 @@ def leaf_names(tree: PyTree) -> list[str]:
     return [jax.tree_util.keystr(path) or "meta" for path, _ in jax.tree.leaves_with_path(tree)]
 
 
-def _tangent_leaves(tangents: PyTree) -> list:
+def tangent_leaves(tangents: PyTree) -> list:
+    """The leaves of a tree of tangents, symbolic zeros included."""
     return jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))

@@ -1,0 +1,109 @@
+"""Adaptation by a solver that runs to convergence."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
+from innerloop.adaptation.constant import constant
+from innerloop.errors import StructureError
+from innerloop.problem import Problem, loss_function
+
+
+class MinimiseInfo(NamedTuple):
+    """What a solver did.
+
+    - `loss`, `aux`: of the inner loss at the solution
+    - `steps`: how many the solver took
+    """
+
+    loss: Any
+    aux: Any
+    steps: Any
+
+
+class Minimise(Adaptation):
+    """The minimum of the inner loss, by an Optimistix minimiser.
+
+    The solver differentiates the inner loss by itself, and its own way to the solution is a
+    constant: the meta-gradient comes from the solution (`Implicit`) or from values alone
+    (`EvolutionStrategies`).
+
+    - `solver`: such as `optimistix.BFGS(rtol=1e-6, atol=1e-6)`
+    - `max_steps`: at most so many
+    - `throw`: raise at run time where the solver does not converge
+
+    Raises `StructureError` for something that is not a minimiser.
+    """
+
+    solver: optx.AbstractMinimiser
+    max_steps: int = 256
+    throw: bool = True
+    steps: None = eqx.field(default=None, init=False)
+    origin: Origin = eqx.field(default=Origin.SOLVER, init=False, static=True)
+
+    def __check_init__(self):
+        if not isinstance(self.solver, optx.AbstractMinimiser):
+            raise StructureError(
+                "Minimise was given something that is not a minimiser",
+                got=f"{self.solver!r}",
+                expected="an optimistix.AbstractMinimiser",
+                write="Minimise(optimistix.BFGS(rtol=1e-6, atol=1e-6))",
+            )
+
+    def init(self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+        """Parameters from the problem's `init`."""
+        if problem.init is None:
+            raise StructureError(
+                "Minimise needs parameters to start from",
+                got="Problem(init=None, ...)",
+                expected="init(meta, support, key) -> params",
+                write="Problem(init=lambda meta, support, key: meta, ...)",
+            )
+        return problem.init(meta, support, key)
+
+    def step(
+        self,
+        problem: Problem,
+        meta: PyTree,
+        support: PyTree,
+        state: PyTree,
+        key: PRNGKeyArray,
+        inner_gradient: InnerGradient,
+    ) -> tuple[PyTree, MinimiseInfo]:
+        """All the way to the minimum."""
+        loss = loss_function("inner_loss", problem.inner_loss, needed_by="Minimise")
+
+        def solve(start: PyTree):
+            solution = optx.minimise(
+                lambda params, _: loss(params, meta, support, key),
+                self.solver,
+                start,
+                has_aux=True,
+                max_steps=self.max_steps,
+                throw=False,
+            )
+            params = solution.value
+            if self.throw:
+                params = eqx.error_if(
+                    params, solution.result != optx.RESULTS.successful, _NOT_CONVERGED
+                )
+            value, aux = loss(params, meta, support, key)
+            return params, MinimiseInfo(value, aux, jnp.asarray(solution.stats["num_steps"]))
+
+        return constant(solve)(state)
+
+    def params(self, state: PyTree) -> PyTree:
+        """The minimum."""
+        return state
+
+
+_NOT_CONVERGED = (
+    "the inner solver did not converge. Got: max_steps reached, or a loss that is not finite. "
+    "Expected: an inner loss with a minimum that the solver reaches. Write: Minimise(solver, "
+    "max_steps=1024), a looser rtol and atol, or Minimise(solver, throw=False) and watch "
+    "aux.diagnostics['inner_residual'] of Implicit()"
+)

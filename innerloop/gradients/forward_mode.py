@@ -1,0 +1,194 @@
+"""The meta-gradient by forward mode: tangents carried along with the inner loop."""
+
+import abc
+import math
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
+
+from innerloop.adaptation import Adaptation
+from innerloop.errors import StructureError
+from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective, run_task
+from innerloop.gradients.inner import exact_inner_gradient
+from innerloop.gradients.loops import store_all
+from innerloop.gradients.reach import detached, require_reach
+from innerloop.gradients.surrogate import known_gradient
+from innerloop.problem import Episode, Problem, check_count, describe, task_keys
+
+Slopes = Callable[[Callable[[Array], list[Array]], int], Array]
+"""`slopes(direction, n)`: the n derivatives of the meta-objective along `direction(i)`."""
+
+
+class Directions(eqx.Module):
+    """Along which directions of meta tangents are carried, and how a gradient is made of them."""
+
+    @abc.abstractmethod
+    def fidelity(self) -> Fidelity:
+        """How far the gradient is from the exact one."""
+
+    @abc.abstractmethod
+    def gradient(self, slopes: Slopes, leaves: list[Array], key: PRNGKeyArray) -> list[Array]:
+        """The gradient, one array per leaf."""
+
+
+class Coordinates(Directions):
+    """Every coordinate of meta: exact."""
+
+    def fidelity(self) -> Fidelity:
+        """See `Directions`."""
+        return Fidelity("exact", "One tangent per meta-parameter is carried along.")
+
+    def gradient(self, slopes: Slopes, leaves: list[Array], key: PRNGKeyArray) -> list[Array]:
+        """See `Directions`."""
+        sizes = [math.prod(leaf.shape) for leaf in leaves]
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+
+        def direction(i):
+            return [
+                (jnp.arange(end - size, end, dtype=jnp.int32) == i)
+                .astype(leaf.dtype)
+                .reshape(leaf.shape)
+                for leaf, size, end in zip(leaves, sizes, ends, strict=True)
+            ]
+
+        flat = slopes(direction, ends[-1])
+        return [
+            flat[end - size : end].reshape(leaf.shape)
+            for leaf, size, end in zip(leaves, sizes, ends, strict=True)
+        ]
+
+
+class Basis(Directions):
+    r"""The span of given directions: the gradient's orthogonal projection onto it.
+
+    $$B^\top (B B^\top)^{-1} B\, \nabla L$$
+
+    - `vectors`: meta with one more leading axis n on every leaf: n linearly independent directions
+
+    Biased by what lies outside the span.
+    """
+
+    vectors: PyTree[Float[Array, "n ..."]]
+
+    def fidelity(self) -> Fidelity:
+        """See `Directions`."""
+        return Fidelity("biased", "The part of the gradient outside the given span is dropped.")
+
+    def gradient(self, slopes: Slopes, leaves: list[Array], key: PRNGKeyArray) -> list[Array]:
+        """See `Directions`."""
+        vectors = jax.tree.leaves(self.vectors)
+        shapes = [jnp.shape(v)[1:] for v in vectors]
+        counts = {jnp.shape(v)[:1] for v in vectors}
+        if shapes != [leaf.shape for leaf in leaves] or len(counts) != 1:
+            raise StructureError(
+                "the basis does not fit meta",
+                got=f"vectors {describe(self.vectors)} for leaves {describe(leaves)}",
+                expected="meta with one more leading axis, the same on every leaf",
+                write="Basis(jax.tree.map(lambda *v: jnp.stack(v), *directions))",
+            )
+        vectors = [jnp.asarray(v, leaf.dtype) for v, leaf in zip(vectors, leaves, strict=True)]
+        n = counts.pop()[0]
+        flat = [v.reshape(n, -1) for v in vectors]
+        gram = sum(v @ v.T for v in flat[1:]) + flat[0] @ flat[0].T
+        weights = jnp.linalg.solve(gram, slopes(lambda i: [v[i] for v in vectors], n))
+        return [jnp.tensordot(weights.astype(v.dtype), v, axes=1) for v in vectors]
+
+
+class RandomDirections(Directions):
+    r"""Random signs $v_i$: the gradient is $\frac{1}{n} \sum_i (v_i \cdot \nabla L)\, v_i$.
+
+    Unbiased, of variance about dim(meta)/n times the squared gradient (forward gradients: Baydin et
+    al. 2022, arXiv 2202.08587). Direction i draws from `fold_in(estimator key, i)`.
+
+    - `count`: n >= 1
+    """
+
+    count: int
+
+    def __check_init__(self):
+        check_count("count", self.count, "RandomDirections(16)")
+
+    def fidelity(self) -> Fidelity:
+        """See `Directions`."""
+        return Fidelity("unbiased", f"The gradient is seen along {self.count} random directions.")
+
+    def gradient(self, slopes: Slopes, leaves: list[Array], key: PRNGKeyArray) -> list[Array]:
+        """See `Directions`."""
+
+        def direction(i):
+            keys = jax.random.split(jax.random.fold_in(key, i), len(leaves))
+            pairs = zip(keys, leaves, strict=True)
+            return [jax.random.rademacher(k, leaf.shape, leaf.dtype) for k, leaf in pairs]
+
+        weights = slopes(direction, self.count) / self.count
+        vectors = jax.vmap(direction)(jnp.arange(self.count, dtype=jnp.int32))
+        return [jnp.tensordot(weights.astype(v.dtype), v, axes=1) for v in vectors]
+
+
+class ForwardMode(MetaGradient):
+    r"""Derivatives along directions of meta, computed beside the inner loop itself.
+
+    $$\dot\theta_{t+1} = \frac{\partial \theta_{t+1}}{\partial \theta_t}\, \dot\theta_t
+      + \frac{\partial \theta_{t+1}}{\partial \phi}\, v$$
+
+    (forward-mode hypergradients: Franceschi et al. 2017, arXiv 1703.01785). For few meta-parameters
+    and many inner steps.
+
+    - `directions`: `Coordinates()`, exact; `Basis(vectors)`, projected; `RandomDirections(n)`,
+      unbiased
+    - `chunk`: directions that are carried at a time; None for all at once
+
+    Fidelity: that of `directions`. Memory: `chunk` copies of a step's state, for any K; time:
+    that of a forward pass times the number of directions.
+
+    Raises `GradientError` when differentiated twice or in anything but meta, or where no
+    meta-parameter reaches the loss.
+    """
+
+    directions: Directions = Coordinates()
+    chunk: int | None = None
+
+    def __check_init__(self):
+        if not isinstance(self.directions, Directions):
+            raise StructureError(
+                "ForwardMode carries tangents along directions",
+                got=f"directions={self.directions!r}",
+                expected="Coordinates(), Basis(vectors) or RandomDirections(count)",
+                write="ForwardMode(RandomDirections(16))",
+            )
+        if self.chunk is not None:
+            check_count("chunk", self.chunk, "ForwardMode(chunk=8)")
+
+    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+        """That of the directions."""
+        return self.directions.fidelity()
+
+    def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
+        """The meta-objective's value, with the gradient made of directional derivatives."""
+
+        def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
+            fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
+
+            def value(meta):
+                loss, aux, _ = run_task(
+                    problem, adaptation, meta, episode, key, exact_inner_gradient, store_all
+                )
+                return require_reach(loss, meta, detached), aux
+
+            def slopes(direction, n):
+                def slope(i):
+                    tangent = jax.tree.unflatten(jax.tree.structure(fixed), direction(i))
+                    return jax.jvp(value, (fixed,), (tangent,), has_aux=True)[1]
+
+                size = min(self.chunk or n, n)
+                return jax.lax.map(slope, jnp.arange(n, dtype=jnp.int32), batch_size=size)
+
+            draws = task_keys(key).estimator
+            gradient = self.directions.gradient(slopes, jax.tree.leaves(fixed), draws)
+            loss, aux = value(fixed)
+            return known_gradient("ForwardMode()", loss, gradient, meta), aux
+
+        return objective

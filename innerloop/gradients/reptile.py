@@ -1,0 +1,86 @@
+"""Reptile: move towards the adapted parameters."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree, Scalar
+
+from innerloop.adaptation import Adaptation
+from innerloop.errors import GradientError, StructureError
+from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective, run_task
+from innerloop.gradients.inner import exact_inner_gradient
+from innerloop.gradients.loops import store_all
+from innerloop.gradients.reach import leaf_names, watch_reach
+from innerloop.gradients.surrogate import known_gradient
+from innerloop.problem import Episode, Problem, describe, task_keys
+
+
+class Reptile(MetaGradient):
+    r"""The way from the initial to the adapted parameters, turned round (Nichol et al. 2018).
+
+    $$\nabla_\phi \approx J^\top (\theta_0 - \theta_K), \qquad
+      J = \frac{\partial\, \text{init}(\phi)}{\partial \phi}$$
+
+    (arXiv 1803.02999; no division by the inner rate, so the outer rate is the paper's ε). Only what
+    `init` reads is learned, and the query set gives nothing but the value.
+
+    Fidelity: biased; another direction, not an approximation. Memory: as a plain forward pass.
+
+    Raises `GradientError` where `init` reads no part of meta, where the adapted parameters are not
+    those that `init` builds, and when differentiated twice or in anything but meta.
+    """
+
+    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+        """Biased."""
+        return Fidelity(
+            "biased",
+            "The gradient is replaced by the way from adapted to initial parameters; the query set "
+            "gives only the value.",
+        )
+
+    def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
+        """The meta-objective's value, with Reptile's direction for a gradient."""
+
+        def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
+            fixed = jax.lax.stop_gradient(meta)
+            outcome = run_task(
+                problem, adaptation, fixed, episode, key, exact_inner_gradient, store_all
+            )
+            adapted = adaptation.params(outcome.state)
+            gradient = _direction(problem, fixed, adapted, episode, key)
+            loss = known_gradient("Reptile()", outcome.loss, gradient, meta)
+            return loss, outcome.aux
+
+        return objective
+
+
+def _direction(problem: Problem, meta: PyTree, adapted: PyTree, episode: Episode, key) -> list:
+    if problem.init is None:
+        raise StructureError(
+            "Reptile() goes from initial to adapted parameters, and there are no initial ones",
+            got="Problem(init=None, ...)",
+            expected="init(meta, support, key) -> params",
+            write="Problem(init=lambda meta, support, key: meta, ...)",
+        )
+    init_key = jax.random.fold_in(task_keys(key).adapt, 0)
+    mark, unreached = watch_reach(meta)
+    init = lambda meta: problem.init(mark(meta), episode.support, init_key)  # pyright: ignore
+    start, pull_back = jax.vjp(init, meta)
+    if jax.tree.structure(start) != jax.tree.structure(adapted):
+        raise GradientError(
+            "Reptile() needs adapted parameters of the same structure as the initial ones",
+            got=describe(adapted),
+            expected=describe(start),
+            write="Unroll()",
+        )
+    way = jax.tree.map(lambda a, b: jnp.asarray(a - b.astype(a.dtype)), start, adapted)
+    (gradient,) = pull_back(way)
+    leaves, names = jax.tree.leaves(gradient), unreached()
+    if len(names) == len(leaves):
+        raise GradientError(
+            "Reptile() learns what init reads, and init reads no part of meta",
+            got="an init without meta",
+            expected="init=lambda meta, support, key: meta, or a part of it",
+            write="Unroll()",
+        )
+    reached = [name not in names for name in leaf_names(meta)]
+    return [leaf if hit else None for leaf, hit in zip(leaves, reached, strict=True)]

@@ -1,0 +1,111 @@
+"""Losses whose derivative is not that of their value, and the guards that keep them honest.
+
+Such a loss gives the right first derivative in meta. Any other derivative of it would be silently
+wrong, mostly zero; here it raises instead.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, PyTree, Scalar
+
+from innerloop.errors import GradientError
+from innerloop.gradients.reach import refuse_derivative, tangent_leaves
+
+
+def known_gradient(
+    estimator: str, value: Scalar, gradient: Sequence[Array | None], meta: PyTree
+) -> Scalar:
+    r"""`value`, with derivative $\langle$`gradient`, $\mathrm{d}\phi\rangle$ in `meta`.
+
+    `gradient` holds one array per leaf of meta, None for a leaf that it does not reach. It and
+    `value` are computed from a stopped meta. Raises `GradientError` when
+    differentiated twice, or in anything but meta.
+    """
+    return _known_gradient(estimator, value, list(gradient), meta)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _known_gradient(estimator, value, gradient, meta):
+    return value
+
+
+def _known_gradient_jvp(estimator, primals, tangents):
+    value, gradient, meta = primals
+    value_dot, gradient_dot, meta_dot = tangents
+    if not all(_is_zero(leaf) for leaf in tangent_leaves((value_dot, gradient_dot))):
+        raise _in_meta_alone(estimator)
+    gradient = _once(estimator, gradient, meta)
+    slope = jnp.zeros_like(value)
+    for leaf, dot in zip(gradient, tangent_leaves(meta_dot), strict=True):
+        if not (_is_zero(dot) or leaf is None):
+            slope += jnp.sum(leaf * dot).astype(slope.dtype)
+    return value, slope
+
+
+_known_gradient.defjvp(_known_gradient_jvp, symbolic_zeros=True)
+
+
+def differentiable_once(estimator: str, loss: Scalar, meta: PyTree) -> Scalar:
+    """`loss`, whose first derivative is what it is; differentiating that in `meta` raises."""
+    return _differentiable_once(estimator, loss, meta)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _differentiable_once(estimator, loss, meta):
+    return loss
+
+
+def _differentiable_once_jvp(estimator, primals, tangents):
+    (loss, meta), (loss_dot, _) = primals, tangents
+    if _is_zero(loss_dot):
+        return loss, jnp.zeros_like(loss)
+    return loss, _once(estimator, loss_dot, meta)
+
+
+_differentiable_once.defjvp(_differentiable_once_jvp, symbolic_zeros=True)
+
+
+def in_meta_alone(estimator: str, tree: PyTree) -> PyTree:
+    """Return `tree`, computed from a stopped meta: a derivative in it is one in something else."""
+    return refuse_derivative(tree, error=_in_meta_alone(estimator))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _once(estimator, derivative, meta):
+    return derivative
+
+
+def _once_jvp(estimator, primals, tangents):
+    (derivative, _), (derivative_dot, meta_dot) = primals, tangents
+    if not all(_is_zero(leaf) for leaf in tangent_leaves(meta_dot)):
+        raise GradientError(
+            f"the gradient of {estimator} is not itself differentiable",
+            got="a second derivative in meta",
+            expected="first derivatives",
+            write="Unroll(), whose derivatives of every order are exact",
+        )
+    return derivative, jax.tree.map(_dense, derivative_dot, is_leaf=_is_zero)
+
+
+_once.defjvp(_once_jvp, symbolic_zeros=True)
+
+
+def _in_meta_alone(estimator: str) -> GradientError:
+    return GradientError(
+        f"{estimator} gives a derivative in meta alone",
+        got="a derivative in the episode, or in a value that the problem closes over",
+        expected="a derivative in meta",
+        write="what is to be differentiated as a part of meta, or Unroll()",
+    )
+
+
+def _is_zero(leaf) -> bool:
+    return isinstance(leaf, SymbolicZero)
+
+
+def _dense(leaf):
+    return jnp.zeros(leaf.shape, leaf.dtype) if _is_zero(leaf) else leaf
