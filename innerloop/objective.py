@@ -74,7 +74,7 @@ def meta_objective(
     differentiated but no meta-parameter reaches the loss.
     """
     gradient = Unroll() if gradient is None else gradient
-    require_valid(gradient, adaptation)
+    require_valid(gradient, problem, adaptation)
     task_objective = gradient.objective(problem, adaptation)
 
     def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:

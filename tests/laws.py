@@ -80,12 +80,12 @@ def oracle(variant, estimator):
     """Value and gradient equal the complex-step oracle, task by task and in the mean."""
     episodes, meta = _episodes(), quadratic_meta()
     (loss, _), grads = batched(variant, estimator)(meta, episodes, _key())
-    results = [
-        variant.reference(meta, _task(episodes, i), key, estimator.held)
-        for i, key in enumerate(jax.random.split(_key(), TASKS))
-    ]
-    _assert_close(float(loss), float(np.mean([value for value, _ in results])))
-    expected = {name: np.mean([grads[name] for _, grads in results], axis=0) for name in meta}
+    numpy_meta = {name: np.array(leaf) for name, leaf in meta.items()}
+    keys = jax.random.split(_key(), TASKS)
+    tasks = [variant.reference(meta, _task(episodes, i), key) for i, key in enumerate(keys)]
+    _assert_close(float(loss), float(np.mean([task.loss(numpy_meta) for task in tasks])))
+    predicted = [estimator.predict(task, numpy_meta) for task in tasks]
+    expected = {name: np.mean([grads[name] for grads in predicted], axis=0) for name in meta}
     _assert_close(grads, expected)
 
 
@@ -137,7 +137,8 @@ def closed_over_tracers(variant, estimator):
     losses, grads = _jit(jax.vmap(scaled))(factors)
     (loss, _), expected = batched(variant, estimator)(meta, episodes, key)
     _assert_close(losses, factors * loss)
-    expected = jax.tree.map(lambda leaf: jnp.stack([leaf, 3 * leaf]), expected)
+    factor = 3 if estimator.reads_outer else 1
+    expected = jax.tree.map(lambda leaf: jnp.stack([leaf, factor * leaf]), expected)
     _assert_close(grads, expected)
 
 
@@ -167,12 +168,12 @@ def low_precision(variant, estimator):
     (_, _), exact = batched(variant, estimator)(meta, episodes, key)
     norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(exact)))
     for dtype, tolerance in ((jnp.float32, 1e-4), (jnp.bfloat16, 0.1)):
-        if variant.name == "procedure" and dtype == jnp.bfloat16:
-            continue  # LAPACK solves in float32 and float64 only
         floats = _cast(episodes, dtype)
         (loss, _), grads = batched(variant, estimator)(quadratic_meta(dtype), floats, key)
         assert loss.dtype == dtype
         assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(dtype)}
+        if estimator.draws:
+            continue  # other random numbers, so another estimate
         gap = jax.tree.map(lambda a, b: a.astype(jnp.float64) - b, grads, exact)
         distance = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gap)))
         assert distance < tolerance * norm, f"{dtype}: {distance / norm}"
@@ -212,7 +213,6 @@ def same_inner_loop_as_adapt(variant, estimator):
 
 
 LAWS = [
-    oracle,
     one_task_at_a_time,
     chunks,
     closed_over_tracers,

@@ -80,19 +80,43 @@ def adam(b1=0.9, b2=0.999, eps=1e-8, eps_root=1e-8) -> Callable:
     return update
 
 
-def trajectory(update, steps, meta, rows_at, noises, held=None):
-    """theta_0 ... theta_K, and the gradients used. `held`: constants instead of gradients."""
-    theta, state = meta["start"].copy(), None
-    thetas, gradients = [theta], []
+class Task(NamedTuple):
+    """One task in NumPy: what the formulas of the estimators are made of.
+
+    - `loss`: `(meta, hold, last) -> float`, the meta-objective. With `hold`, the inner gradient of
+      step t is a constant where `hold(t)` is True; with `last`, only so many steps are live.
+    - `theta`: the adapted parameters
+    - `stationarity`: `(theta, meta) -> gradient` of the inner loss on the full support
+    - `outer`: `(theta, meta) -> float`
+    - `key`: the estimator's own
+    """
+
+    loss: Callable
+    theta: np.ndarray
+    stationarity: Callable
+    outer: Callable
+    key: jax.Array
+
+
+def trajectory(update, steps, start, meta, rows_at, noises, frozen=None, hold=None, last=None):
+    """theta_0 ... theta_K, the optimizer's states and the gradients used.
+
+    - `frozen`: the trajectory at the true meta, which the constants are taken from
+    """
+    theta, state = start(meta), None
+    thetas, states, gradients = [theta], [state], []
     for t in range(steps):
-        if held is None:
-            gradient = quadratic_gradient(theta, meta, rows_at(t), noises[t])
-        else:
-            gradient = held[t]
+        gradient = quadratic_gradient(theta, meta, rows_at(t), noises[t])
+        if hold is not None:
+            gradient = np.where(hold(t), frozen[2][t], gradient)
         theta, state = update(t, theta, state, gradient, meta)
+        if last is not None and t + 1 <= steps - last:  # the identity bridge from the start
+            theta = frozen[0][t + 1] + (start(meta) - frozen[0][0])
+            state = frozen[1][t + 1]
         thetas.append(theta)
+        states.append(state)
         gradients.append(gradient)
-    return thetas, gradients
+    return thetas, states, gradients
 
 
 def complex_step(function: Callable, meta: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

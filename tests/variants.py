@@ -1,17 +1,22 @@
 """The table: every adaptation and every meta-gradient. A new variant joins the laws by one line."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import optax
+import optimistix as optx
 from oracle import (
     Quadratic,
+    Task,
     adam,
     complex_step,
     momentum,
+    quadratic_gradient,
     quadratic_noise,
     quadratic_outer,
     sgd,
@@ -86,25 +91,36 @@ def _take(rows: Quadratic, index) -> Quadratic:
 
 
 class Variant(NamedTuple):
-    """An adaptation with a problem it solves, and its oracle."""
+    """An adaptation with a problem it solves, and its oracle.
+
+    - `reference`: (meta, episode, key) -> `Task`, in NumPy
+    - `float64_only`: it does not run in lower precision
+    """
 
     name: str
     problem: il.Problem
     adaptation: il.Adaptation
-    reference: Callable[..., tuple[float, dict[str, np.ndarray]]]
-    meta: Callable[..., Any] = quadratic_meta
-    """reference(meta, episode, key, held) -> (loss, gradient) of one task, in NumPy; with
-    `held` every inner gradient is a constant."""
+    reference: Callable[..., Task]
+    float64_only: bool = False
+
+
+def _numpy(meta):
+    return {name: np.array(leaf) for name, leaf in meta.items()}
+
+
+def _outer_of(episode, key):
+    query, noise = _numpy_rows(episode.query), np.array(quadratic_noise(key))
+    return lambda theta, meta: quadratic_outer(theta, meta, query, noise)
 
 
 def descent_reference(update, steps, weights=None, batched=False):
     """The oracle of an optimizer on the quadratic problem."""
 
-    def reference(meta, episode, key, held):
-        meta = {name: np.array(leaf) for name, leaf in meta.items()}
-        adapt_key, outer_key, _ = jax.random.split(key, 3)
-        step_keys = [jax.random.fold_in(adapt_key, t + 1) for t in range(steps)]
-        support, query = _numpy_rows(episode.support), _numpy_rows(episode.query)
+    def reference(meta, episode, key):
+        meta = _numpy(meta)
+        adapt_key, outer_key, own_key = jax.random.split(key, 3)
+        step_keys = [jax.random.fold_in(adapt_key, t + 1) for t in range(max(steps, 1))]
+        support, last_key = _numpy_rows(episode.support), step_keys[-1]
         rows_at = [support] * steps
         if batched:  # the documented draw: the step's key splits into (draw, step)
             draws = [jax.random.split(step_key) for step_key in step_keys]
@@ -112,21 +128,36 @@ def descent_reference(update, steps, weights=None, batched=False):
             rows_at = [_take(support, index) for index in order]
             step_keys = [step_key for _, step_key in draws]
         noises = [np.array(quadratic_noise(step_key)) for step_key in step_keys]
-        outer_noise = np.array(quadratic_noise(outer_key))
+        outer = _outer_of(episode, outer_key)
         scale = np.eye(steps + 1)[-1] if weights is None else np.array(weights(steps))
-        _, gradients = trajectory(update, steps, meta, rows_at.__getitem__, noises)
-        constants = gradients if held else None
+        follow = partial(trajectory, update, steps, lambda meta: meta["start"])
+        frozen = follow(meta, rows_at.__getitem__, noises)
 
-        def loss(meta):
-            thetas, _ = trajectory(update, steps, meta, rows_at.__getitem__, noises, constants)
-            return sum(
-                w * quadratic_outer(theta, meta, query, outer_noise)
-                for w, theta in zip(scale, thetas, strict=True)
-            )
+        def loss(meta, hold=None, last=None):
+            thetas, _, _ = follow(meta, rows_at.__getitem__, noises, frozen, hold, last)
+            return sum(w * outer(theta, meta) for w, theta in zip(scale, thetas, strict=True))
 
-        return float(loss(meta)), complex_step(loss, meta)
+        noise = np.array(quadratic_noise(last_key))
+        stationarity = lambda theta, meta: quadratic_gradient(theta, meta, support, noise)
+        return Task(loss, frozen[0][-1], stationarity, outer, own_key)
 
     return reference
+
+
+def minimum_reference(meta, episode, key):
+    """The oracle of the minimum itself, by solving the normal equations."""
+    adapt_key, outer_key, own_key = jax.random.split(key, 3)
+    noise = np.array(quadratic_noise(jax.random.fold_in(adapt_key, 1)))
+    support, outer = _numpy_rows(episode.support), _outer_of(episode, outer_key)
+
+    def minimum(meta):
+        at = lambda theta: quadratic_gradient(theta, meta, support, noise)
+        offset = at(np.zeros(3))
+        return np.linalg.solve(np.stack([at(unit) - offset for unit in np.eye(3)], 1), -offset)
+
+    stationarity = lambda theta, meta: quadratic_gradient(theta, meta, support, noise)
+    loss = lambda meta, hold=None, last=None: outer(minimum(meta), meta)
+    return Task(loss, minimum(_numpy(meta)), stationarity, outer, own_key)
 
 
 def _procedure_fn(meta, support, key):
@@ -137,19 +168,17 @@ def _procedure_fn(meta, support, key):
     return meta["start"] + jnp.linalg.solve(gram, offset)
 
 
-def _procedure_reference(meta, episode, key, held):
-    meta = {name: np.array(leaf) for name, leaf in meta.items()}
-    adapt_key, outer_key, _ = jax.random.split(key, 3)
+def _procedure_reference(meta, episode, key):
+    adapt_key, outer_key, own_key = jax.random.split(key, 3)
     noise = np.array(quadratic_noise(jax.random.fold_in(adapt_key, 0)))
-    outer_noise = np.array(quadratic_noise(outer_key))
-    support, query = _numpy_rows(episode.support), _numpy_rows(episode.query)
+    support, outer = _numpy_rows(episode.support), _outer_of(episode, outer_key)
 
-    def loss(meta):
+    def loss(meta, hold=None, last=None):
         gram = support.inputs.T @ support.inputs + np.exp(meta["decay"]) * np.eye(3)
-        theta = meta["start"] + np.linalg.solve(gram, support.inputs.T @ support.targets + noise)
-        return quadratic_outer(theta, meta, query, outer_noise)
+        offset = support.inputs.T @ support.targets + noise
+        return outer(meta["start"] + np.linalg.solve(gram, offset), meta)
 
-    return float(loss(meta)), complex_step(loss, meta)
+    return Task(loss, None, None, outer, own_key)
 
 
 def _rate(meta):
@@ -199,6 +228,15 @@ ADAPTATIONS = [
         il.Problem(None, None, quadratic_problem().outer_loss),
         il.Procedure(_procedure_fn),
         _procedure_reference,
+        float64_only=True,  # LAPACK knows no bfloat16
+    ),
+    Variant(
+        "minimise",
+        quadratic_problem(),
+        # No line search, whose end would depend on how the loss is rounded.
+        il.Minimise(optx.GradientDescent(0.1, rtol=1e-13, atol=1e-13), max_steps=4000),
+        minimum_reference,
+        float64_only=True,  # the solver's tolerance
     ),
 ]
 
@@ -206,15 +244,151 @@ ADAPTATIONS = [
 class Estimator(NamedTuple):
     """A meta-gradient and the gradient that its formula predicts.
 
-    - `held`: whether the prediction holds every inner gradient constant
+    - `predict`: (task, meta) -> gradient, in NumPy
+    - `draws`: whether it draws random numbers of its own, which differ between dtypes
+    - `reads_outer`: whether the outer loss has a part in it
     """
 
     name: str
     gradient: il.MetaGradient
-    held: bool
+    predict: Callable[[Task, dict], dict]
+    draws: bool = False
+    reads_outer: bool = True
 
+
+def exact(task, meta):
+    return complex_step(task.loss, meta)
+
+
+def held(hold):
+    return lambda task, meta: complex_step(lambda meta: task.loss(meta, hold=hold), meta)
+
+
+def last(steps):
+    return lambda task, meta: complex_step(lambda meta: task.loss(meta, last=steps), meta)
+
+
+def _implicit(solve):
+    """d/dmeta outer - (dF/dmeta)^T v, with H^T v = d/dtheta outer."""
+
+    def predict(task, meta):
+        at = lambda theta: task.stationarity(theta, meta)
+        hessian = np.stack([at(task.theta + unit) - at(task.theta) for unit in np.eye(3)], axis=1)
+        slope = complex_step(lambda m: task.outer(m["theta"], meta), {"theta": task.theta})
+        v = solve(hessian, slope["theta"])
+        pulled = lambda m: task.outer(task.theta, m) - v @ task.stationarity(task.theta, m)
+        return complex_step(pulled, meta)
+
+    return predict
+
+
+def _neumann(terms, rate):
+    def solve(hessian, slope):
+        power = np.eye(3) - rate * hessian
+        return rate * sum(np.linalg.matrix_power(power, j) for j in range(terms)) @ slope
+
+    return solve
+
+
+def _reptile(task, meta):
+    zeros = {name: np.zeros_like(leaf) for name, leaf in meta.items()}
+    return zeros | {"start": meta["start"] - task.theta}
+
+
+def _flat(tree):
+    return np.concatenate([np.ravel(tree[name]) for name in sorted(tree)])
+
+
+def _unflat(flat, meta):
+    ends = np.cumsum([meta[name].size for name in sorted(meta)])
+    parts = np.split(flat, ends[:-1])
+    return {
+        name: part.reshape(meta[name].shape) for name, part in zip(sorted(meta), parts, strict=True)
+    }
+
+
+def _projected(vectors):
+    """The orthogonal projection onto the span of `vectors`."""
+    rows = np.stack([_flat(_take_row(vectors, i)) for i in range(len(vectors["rate"]))])
+    onto = rows.T @ np.linalg.solve(rows @ rows.T, rows)
+    return lambda task, meta: _unflat(onto @ _flat(exact(task, meta)), meta)
+
+
+def _take_row(tree, i):
+    return {name: np.array(leaf)[i] for name, leaf in tree.items()}
+
+
+def _draws(task, meta, sample, count):
+    """The documented draw: fold_in(estimator key, i), split over the leaves."""
+    for i in range(count):
+        keys = jax.random.split(jax.random.fold_in(task.key, i), len(meta))
+        leaves = zip(sorted(meta), keys, strict=True)
+        yield _flat({n: np.array(sample(k, meta[n].shape, jnp.float64)) for n, k in leaves})
+
+
+def _random_directions(count):
+    def predict(task, meta):
+        gradient = _flat(exact(task, meta))
+        drawn = _draws(task, meta, jax.random.rademacher, count)
+        return _unflat(sum((v @ gradient) * v for v in drawn) / count, meta)
+
+    return predict
+
+
+def _evolution(pairs, sigma):
+    def predict(task, meta):
+        at = lambda flat: task.loss(_unflat(flat, meta))
+        centre, total = _flat(meta), 0
+        for e in _draws(task, meta, jax.random.normal, pairs):
+            total += (at(centre + sigma * e) - at(centre - sigma * e)) * e / (2 * sigma * pairs)
+        return _unflat(total, meta)
+
+    return predict
+
+
+def _basis():
+    rng = np.random.default_rng(5)
+    return jax.tree.map(lambda leaf: rng.normal(size=(3, *leaf.shape)), quadratic_meta())
+
+
+BASIS = _basis()
+_FIRST_TWO = il.FirstOrder(lambda t, params: t < 2)
+_FIRST_LEAF = il.FirstOrder(lambda t, params: True)
 
 GRADIENTS = [
-    Estimator("unroll", il.Unroll(), held=False),
-    Estimator("first-order", il.FirstOrder(), held=True),
+    Estimator("unroll", il.Unroll(), exact),
+    Estimator("checkpoint-1", il.Unroll(checkpoint=1), exact),
+    Estimator("checkpoint-5", il.Unroll(checkpoint=5), exact),
+    Estimator("segments", il.Unroll(checkpoint=il.Segments()), exact),
+    Estimator("binomial-2", il.Unroll(checkpoint=il.Binomial(2)), exact),
+    Estimator("mixed-mode", il.Unroll(mixed_mode=True), exact),
+    Estimator("mixed-mode-checkpoint", il.Unroll(checkpoint=1, mixed_mode=True), exact),
+    Estimator("mixed-mode-binomial", il.Unroll(il.Binomial(3), mixed_mode=True), exact),
+    Estimator("kept-gradients", il.Unroll(il.Segments(2, keep_inner_gradients=True), True), exact),
+    Estimator("offload", il.Unroll(il.Segments(2, True, offload=True), mixed_mode=True), exact),
+    Estimator("forward-mode", il.ForwardMode(), exact),
+    Estimator("forward-mode-chunks", il.ForwardMode(chunk=2), exact),
+    Estimator("forward-mode-basis", il.ForwardMode(il.Basis(BASIS)), _projected(BASIS)),
+    Estimator(
+        "forward-mode-random",
+        il.ForwardMode(il.RandomDirections(3)),
+        _random_directions(3),
+        draws=True,
+    ),
+    Estimator("first-order", il.FirstOrder(), held(lambda t: True)),
+    Estimator("first-order-everywhere", _FIRST_LEAF, held(lambda t: True)),
+    Estimator("first-order-steps", _FIRST_TWO, held(lambda t: t < 2)),
+    Estimator("truncated-0", il.Truncated(0), last(0)),
+    Estimator("truncated-2", il.Truncated(2), last(2)),
+    Estimator("truncated-all", il.Truncated(99), exact),
+    Estimator("reptile", il.Reptile(), _reptile, reads_outer=False),
+    Estimator("evolution", il.EvolutionStrategies(3, 0.1), _evolution(3, 0.1), draws=True),
+    Estimator("evolution-chunks", il.EvolutionStrategies(3, 0.1, 2), _evolution(3, 0.1), True),
+    Estimator("implicit", il.Implicit(lx.CG(1e-13, 1e-13)), _implicit(np.linalg.solve)),
+    Estimator(
+        "implicit-damped",
+        il.Implicit(lx.LU(), damping=0.5),
+        _implicit(lambda h, g: np.linalg.solve(h + 0.5 * np.eye(3), g)),
+    ),
+    Estimator("implicit-neumann", il.Implicit(il.Neumann(7, 0.3)), _implicit(_neumann(7, 0.3))),
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
 from innerloop.errors import StructureError
@@ -71,7 +71,7 @@ class Basis(Directions):
     Biased by what lies outside the span.
     """
 
-    vectors: PyTree[Float[Array, "n ..."]]
+    vectors: PyTree
 
     def fidelity(self) -> Fidelity:
         """See `Directions`."""

@@ -123,13 +123,6 @@ class Implicit(MetaGradient):
         """The meta-objective, with the implicit derivative of the optimum."""
         condition = self.condition or _stationarity(problem)
         outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="Implicit")
-        if problem.step_weights is not None:
-            raise StructureError(
-                "Implicit() differentiates the optimum, and step_weights ask for the way to it",
-                got="Problem(..., step_weights=...)",
-                expected="step_weights=None",
-                write="Unroll(), or Problem(init, inner_loss, outer_loss)",
-            )
 
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             keys = task_keys(key)

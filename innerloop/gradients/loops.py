@@ -1,5 +1,6 @@
 """Loops over inner steps: what is stored between the forward and the backward pass."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox.internal as eqxi
@@ -21,7 +22,10 @@ _INNER_STATE = "inner_state"
 
 
 def store_all(
-    step: InnerStep, state: PyTree, steps: int, first: Any = np.int32(0)
+    step: Callable[[PyTree, Any], tuple[PyTree, Any]],
+    state: PyTree,
+    steps: int,
+    first: Any = np.int32(0),
 ) -> tuple[PyTree, Any]:
     """Keep every intermediate value: unrolled for few steps, a scan for many. Memory grows by K.
 

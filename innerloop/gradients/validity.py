@@ -11,6 +11,7 @@ from innerloop.gradients.implicit import Implicit
 from innerloop.gradients.reptile import Reptile
 from innerloop.gradients.truncated import Truncated
 from innerloop.gradients.unroll import Unroll
+from innerloop.problem import Problem
 
 
 class Refusal(NamedTuple):
@@ -42,16 +43,25 @@ REFUSALS: dict[tuple[type[MetaGradient], Origin], Refusal] = {
 """Every other pair is valid."""
 
 
-def refusal(gradient: MetaGradient, adaptation: Adaptation) -> Refusal | None:
+_STEP_WEIGHTS = Refusal(
+    "step_weights ask for losses on the way to the optimum, and only the optimum is differentiated",
+    "Unroll(), or a Problem without step_weights",
+)
+
+
+def refusal(gradient: MetaGradient, problem: Problem, adaptation: Adaptation) -> Refusal | None:
     """What stands against this pair; None where it is valid."""
-    if isinstance(gradient, Implicit) and gradient.condition is not None:
-        return None
+    if isinstance(gradient, Implicit):
+        if problem.step_weights is not None:
+            return _STEP_WEIGHTS
+        if gradient.condition is not None:
+            return None
     return REFUSALS.get((type(gradient), adaptation.origin))
 
 
-def require_valid(gradient: MetaGradient, adaptation: Adaptation) -> None:
+def require_valid(gradient: MetaGradient, problem: Problem, adaptation: Adaptation) -> None:
     """Raise `GradientError` for a pair that has no meta-gradient."""
-    against = refusal(gradient, adaptation)
+    against = refusal(gradient, problem, adaptation)
     if against is None:
         return
     raise GradientError(
