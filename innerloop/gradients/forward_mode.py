@@ -56,7 +56,7 @@ class Coordinates(Directions):
 
         flat = slopes(direction, ends[-1])
         return [
-            flat[end - size : end].reshape(leaf.shape)
+            flat[end - size : end].reshape(leaf.shape).astype(leaf.dtype)
             for leaf, size, end in zip(leaves, sizes, ends, strict=True)
         ]
 

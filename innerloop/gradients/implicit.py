@@ -14,8 +14,8 @@ from innerloop.errors import GradientError, StructureError
 from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
-from innerloop.gradients.reach import require_reach
-from innerloop.gradients.surrogate import differentiable_once, in_meta_alone
+from innerloop.gradients.reach import reached_leaves, require_reach, watch_reach
+from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import (
     Episode,
     Problem,
@@ -126,7 +126,6 @@ class Implicit(MetaGradient):
 
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             keys = task_keys(key)
-            episode = in_meta_alone("Implicit()", episode)
             fixed = jax.lax.stop_gradient(meta)
             state, info, _ = run(
                 problem,
@@ -137,26 +136,30 @@ class Implicit(MetaGradient):
                 exact_inner_gradient,
                 store_all,
             )
-            params = in_meta_alone("Implicit()", adaptation.params(state))
+            params = adaptation.params(state)
             last_step = jax.random.fold_in(keys.adapt, adaptation.steps or 1)
             residual = lambda params, meta: _shaped_like(
                 params, condition(params, meta, episode.support, last_step)
             )
             outer = lambda params, meta: outer_loss(params, meta, episode.query, keys.outer)
-
             rhs = jax.grad(lambda params: outer(params, fixed)[0])(params)
             solution = self._solve(lambda params: residual(params, fixed), params, rhs)
-            solution = jax.lax.stop_gradient(solution)
-            loss, metrics = outer(params, meta)
-            force = residual(params, meta)
-            pull = require_reach(_dot(solution.vector, force).astype(loss.dtype), meta, _not_read)
-            loss = loss - (pull - jax.lax.stop_gradient(pull))
+            mark, unreached = watch_reach(fixed)
+
+            def lagrangian(meta: PyTree):
+                meta = mark(meta)
+                loss, metrics = outer(params, meta)
+                force = residual(params, meta)
+                pull = require_reach(_dot(solution.vector, force), meta, _not_read)
+                return loss - pull.astype(loss.dtype), (loss, metrics, _norm(force))
+
+            grads, (loss, metrics, inner_residual) = jax.grad(lagrangian, has_aux=True)(fixed)
             diagnostics = {
-                "inner_residual": jax.lax.stop_gradient(_norm(force)),
+                "inner_residual": inner_residual,
                 "solve_residual": solution.residual,
                 "solve_steps": solution.steps,
             }
-            loss = differentiable_once("Implicit()", loss, meta)
+            loss = known_gradient("Implicit()", loss, reached_leaves(grads, unreached()), meta)
             return loss, Aux(metrics, info, diagnostics)
 
         return objective

@@ -108,6 +108,12 @@ def watch_reach(
     return mark, lambda: [name for name in names if name not in reached]
 
 
+def reached_leaves(gradient: PyTree, unreached: list[str]) -> list[Array | None]:
+    """The leaves of a gradient, None for those that `watch_reach` found unreached."""
+    leaves = zip(leaf_names(gradient), jax.tree.leaves(gradient), strict=True)
+    return [None if name in unreached else leaf for name, leaf in leaves]
+
+
 def leaf_names(tree: PyTree) -> list[str]:
     """The path of every leaf, such as `['layers'][0]['weight']`."""
     return [jax.tree_util.keystr(path) or "meta" for path, _ in jax.tree.leaves_with_path(tree)]

@@ -9,7 +9,7 @@ from innerloop.errors import GradientError, StructureError
 from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective, run_task
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
-from innerloop.gradients.reach import leaf_names, watch_reach
+from innerloop.gradients.reach import reached_leaves, watch_reach
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem, describe, task_keys
 
@@ -74,13 +74,12 @@ def _direction(problem: Problem, meta: PyTree, adapted: PyTree, episode: Episode
         )
     way = jax.tree.map(lambda a, b: jnp.asarray(a - b.astype(a.dtype)), start, adapted)
     (gradient,) = pull_back(way)
-    leaves, names = jax.tree.leaves(gradient), unreached()
-    if len(names) == len(leaves):
+    leaves = reached_leaves(gradient, unreached())
+    if all(leaf is None for leaf in leaves):
         raise GradientError(
             "Reptile() learns what init reads, and init reads no part of meta",
             got="an init without meta",
             expected="init=lambda meta, support, key: meta, or a part of it",
             write="Unroll()",
         )
-    reached = [name not in names for name in leaf_names(meta)]
-    return [leaf if hit else None for leaf, hit in zip(leaves, reached, strict=True)]
+    return leaves

@@ -13,7 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, PyTree, Scalar
 
 from innerloop.errors import GradientError
-from innerloop.gradients.reach import refuse_derivative, tangent_leaves
+from innerloop.gradients.reach import tangent_leaves
 
 
 def known_gradient(
@@ -47,31 +47,6 @@ def _known_gradient_jvp(estimator, primals, tangents):
 
 
 _known_gradient.defjvp(_known_gradient_jvp, symbolic_zeros=True)
-
-
-def differentiable_once(estimator: str, loss: Scalar, meta: PyTree) -> Scalar:
-    """`loss`, whose first derivative is what it is; differentiating that in `meta` raises."""
-    return _differentiable_once(estimator, loss, meta)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _differentiable_once(estimator, loss, meta):
-    return loss
-
-
-def _differentiable_once_jvp(estimator, primals, tangents):
-    (loss, meta), (loss_dot, _) = primals, tangents
-    if _is_zero(loss_dot):
-        return loss, jnp.zeros_like(loss)
-    return loss, _once(estimator, loss_dot, meta)
-
-
-_differentiable_once.defjvp(_differentiable_once_jvp, symbolic_zeros=True)
-
-
-def in_meta_alone(estimator: str, tree: PyTree) -> PyTree:
-    """Return `tree`, computed from a stopped meta: a derivative in it is one in something else."""
-    return refuse_derivative(tree, error=_in_meta_alone(estimator))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -33,8 +33,9 @@ class Unroll(MetaGradient):
     inner states and the intermediate values of n steps, or `slots` states and those of one step.
     `checkpoint=1, mixed_mode=True` is the right first try where memory is short.
 
-    Second derivatives in reverse over reverse are exact too. Forward mode over it (`jax.jvp`,
-    `jax.hessian`) needs `Unroll()` or `Unroll(checkpoint=n)`: JAX raises for the others.
+    Second derivatives by `jax.grad` of `jax.grad` or by `jax.hessian` are exact too. Forward mode
+    straight over it (`jax.jvp`, `jax.jacfwd`) needs `Unroll()` or `Unroll(checkpoint=n)`: for mixed
+    mode and `Binomial` JAX raises.
 
     Raises `StructureError` for a `checkpoint` that is none of the above.
     """
