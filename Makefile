@@ -44,7 +44,7 @@ define pytest
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format test-oldest test-newest clean
+.PHONY: help setup demo test lint docs format test-oldest test-newest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ lint: $(VENV_READY) ## check style, format and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright
+
+docs: $(VENV_READY) ## build the documentation in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 format: $(VENV_READY) ## mend style and format where that can be done by itself
 	.venv/bin/ruff check --fix .

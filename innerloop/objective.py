@@ -183,7 +183,8 @@ def _weighted_sum(objective: TaskObjective, meta, episodes, keys, weights):
     def total(meta):
         if len(weights) == 1:  # a vmap over one task would only hide its shapes from the compiler
             task = jax.tree.map(lambda leaf: leaf[0], (episodes, keys))
-            loss, aux = jax.tree.map(lambda leaf: leaf[None], objective(mark(meta), *task))
+            result = objective(mark(meta), *task)
+            loss, aux = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], result)
         else:
             loss, aux = jax.vmap(objective, (None, 0, 0))(mark(meta), episodes, keys)
         return jnp.sum(weights.astype(loss.dtype) * loss), aux

@@ -295,3 +295,14 @@ def test_subset_merges_back():
     np.testing.assert_array_equal(merged["head"], [2, 2])
     np.testing.assert_array_equal(merged["body"][0], [-1, -1, -1])
     np.testing.assert_array_equal(tree["head"], [1, 1])
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_python_number_in_aux_is_a_metric_like_any_other(chunk, tasks):
+    loss = lambda params, meta, batch, key: (jnp.sum((params - batch) ** 2), {"constant": 2})
+    problem = il.Problem(lambda meta, support, key: meta, loss, loss)
+    f = il.meta_value_and_grad(problem, il.GradientDescent(optax.sgd(0.1), 1), chunk=chunk)
+    batch = il.Episode(jnp.ones((tasks, 2)), jnp.ones((tasks, 2)))
+    (_, aux), _ = f(jnp.zeros(2), batch, jax.random.key(0))
+    np.testing.assert_array_equal(aux.metrics["constant"], [2] * tasks)

@@ -27,8 +27,8 @@ class FirstOrder(MetaGradient):
       for the head, first-order for the body.)
 
     Fidelity: biased, by the dropped second derivatives; exact where there are no inner steps.
-    Memory: as a plain forward pass, plus the K inner gradients where an update reads meta (a learned
-    rate); with `where`, as `Unroll()`.
+    Memory: as a plain forward pass, plus the K inner gradients where an update reads meta (as a
+    learned rate does); with `where`, as `Unroll()`.
 
     Raises `StructureError` while tracing where `where` gives anything but booleans.
     """

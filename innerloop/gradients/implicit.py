@@ -72,7 +72,8 @@ class Implicit(MetaGradient):
     solve. Memory: one step's intermediate values, for any K. The steps themselves are not
     differentiated: what only they read, such as a learning rate, gets no gradient.
 
-    Raises `GradientError` where the condition does not read meta (see `proximal`) and when
+    Raises `GradientError` where the condition does not read meta (see `proximal`), for a problem with
+    `step_weights` (losses on the way, which is not differentiated), and when
     differentiated twice or in anything but meta; `StructureError` while tracing for CG with a given
     condition, which need not be symmetric, and a residual that is not shaped like the parameters.
     """

@@ -1,0 +1,65 @@
+"""Writes the table of valid pairs into docs/choose.md, from the table that the library refuses by.
+
+Run it as `python docs/validity.py`; a test holds the page to it.
+"""
+
+from pathlib import Path
+
+import optax
+import optimistix
+
+import innerloop as il
+from innerloop.gradients.validity import REFUSALS, refusal
+
+PAGE = Path(__file__).parent / "choose.md"
+BEGIN, END = "<!-- validity: begin, written by docs/validity.py -->", "<!-- validity: end -->"
+
+ADAPTATIONS: dict[str, il.Adaptation] = {
+    "`GradientDescent`, K > 0": il.GradientDescent(optax.sgd(0.1), steps=5),
+    "`Minimise`": il.Minimise(optimistix.BFGS(rtol=1e-6, atol=1e-6)),
+    "`Procedure`": il.Procedure(lambda meta, support, key: meta),
+}
+PROBLEM = il.Problem(init=None, inner_loss=None, outer_loss=lambda params, meta, batch, key: params)
+GRADIENTS: dict[str, il.MetaGradient] = {
+    "`Unroll()`": il.Unroll(),
+    "`FirstOrder()`": il.FirstOrder(),
+    "`Truncated(last=2)`, K = 5": il.Truncated(last=2),
+    "`ForwardMode()`": il.ForwardMode(),
+    "`ForwardMode(RandomDirections(n))`": il.ForwardMode(il.RandomDirections(1)),
+    "`Implicit()`": il.Implicit(),
+    "`Implicit(condition=...)`": il.Implicit(condition=lambda params, meta, batch, key: params),
+    "`Reptile()`": il.Reptile(),
+    "`EvolutionStrategies(...)`": il.EvolutionStrategies(pairs=1, sigma=0.1),
+}
+
+
+def table() -> str:
+    """The fidelity of every pair, or why there is none."""
+    rows = [["", *ADAPTATIONS], ["---"] * (len(ADAPTATIONS) + 1)]
+    reasons: list[str] = []
+    for name, gradient in GRADIENTS.items():
+        rows.append([name])
+        for adaptation in ADAPTATIONS.values():
+            against = refusal(gradient, PROBLEM, adaptation)
+            if against is None:
+                rows[-1].append(gradient.fidelity(adaptation).kind)
+                continue
+            reason = f"{against.reason}. Write: {against.write}"
+            if reason not in reasons:
+                reasons.append(reason)
+            rows[-1].append(f"refused ({reasons.index(reason) + 1})")
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    numbered = [f"{i}. {reason[0].upper()}{reason[1:]}." for i, reason in enumerate(reasons, 1)]
+    return "\n".join([*lines, "", *numbered])
+
+
+def updated(text: str) -> str:
+    """The page with the table between its markers."""
+    assert {kind for kind, _ in REFUSALS} <= {type(gradient) for gradient in GRADIENTS.values()}
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    return f"{head}{BEGIN}\n\n{table()}\n\n{END}{tail}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(updated(PAGE.read_text()))
