@@ -72,9 +72,9 @@ class Implicit(MetaGradient):
     solve. Memory: one step's intermediate values, for any K. The steps themselves are not
     differentiated: what only they read, such as a learning rate, gets no gradient.
 
-    Raises `GradientError` where the condition does not read meta (see `proximal`), for a problem with
-    `step_weights` (losses on the way, which is not differentiated), and when
-    differentiated twice or in anything but meta; `StructureError` while tracing for CG with a given
+    Raises `GradientError` where the condition does not read meta (see `proximal`), for a problem
+    with `step_weights` (losses on the way, which is not differentiated), and when differentiated
+    twice or in anything but meta; `StructureError` while tracing for CG with a given
     condition, which need not be symmetric, and a residual that is not shaped like the parameters.
     """
 
@@ -179,15 +179,16 @@ class Implicit(MetaGradient):
             vector, steps = _neumann(self.solver, matrix, unit), jnp.int32(self.solver.terms)
             bad = jnp.bool_(False)
         else:
-            vector, steps, bad = self._lineax(matrix, unit)
+            vector, steps, bad = self._lineax(self.solver, matrix, unit)
         gap = _norm(_add(matrix(vector), unit, -1.0))
         bad = bad | ~jnp.isfinite(gap)
         if self.throw:
             vector = eqx.error_if(vector, bad, _NOT_SOLVED)
         return _Solution(_scale(vector, size), gap, steps)
 
-    def _lineax(self, matrix: Callable, rhs: PyTree) -> tuple[PyTree, Array, Array]:
-        solver = self.solver
+    def _lineax(
+        self, solver: lx.AbstractLinearSolver | None, matrix: Callable, rhs: PyTree
+    ) -> tuple[PyTree, Array, Array]:
         if solver is None:
             dtype = jnp.result_type(*jax.tree.leaves(rhs))
             tolerance = float(jnp.finfo(dtype).eps) ** 0.5
@@ -329,8 +330,8 @@ def _scale(tree: PyTree, factor: Any) -> PyTree:
 
 
 def _dot(a: PyTree, b: PyTree) -> Scalar:
-    products = jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
-    return sum(products[1:], products[0])
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    return jax.tree.reduce(jnp.add, products)
 
 
 def _norm(tree: PyTree) -> Scalar:
