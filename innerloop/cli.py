@@ -24,6 +24,7 @@ class Train:
     """Meta-train an experiment: choose by validation, test once, draw the figures."""
 
     experiment: Annotated[_ExperimentConfig, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
+    """Which experiment; each has its own settings."""
 
 
 @dataclass(frozen=True)

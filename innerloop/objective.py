@@ -74,6 +74,7 @@ def meta_objective(
     differentiated but no meta-parameter reaches the loss.
     """
     gradient = Unroll() if gradient is None else gradient
+    _check_parts(problem, adaptation, gradient)
     require_valid(gradient, problem, adaptation)
     task_objective = gradient.objective(problem, adaptation)
 
@@ -139,7 +140,7 @@ def meta_value_and_grad(
                 expected="at least one floating-point array",
                 write="meta_objective(problem, adaptation)(meta, episode, key) for the value alone",
             )
-        tasks = _task_count(episodes)
+        tasks = task_count(episodes)
         keys = jax.random.split(key, tasks)
         weights = jnp.ones(tasks) if episodes.weight is None else episodes.weight
         batch = (Episode(episodes.support, episodes.query), keys, weights)
@@ -245,6 +246,19 @@ def _check_meta(meta: PyTree) -> None:
         )
 
 
+def _check_parts(problem: Any, adaptation: Any, gradient: Any) -> None:
+    parts = {Problem: problem, Adaptation: adaptation, MetaGradient: gradient}
+    for kind, part in parts.items():
+        if not isinstance(part, kind):
+            raise StructureError(
+                f"the parts of a meta-objective come as (problem, adaptation, gradient), and "
+                f"{describe(part)} is no {kind.__name__}",
+                got=", ".join(type(part).__name__ for part in parts.values()),
+                expected="Problem, Adaptation, MetaGradient",
+                write="meta_value_and_grad(problem, GradientDescent(optax.sgd(0.01), 5), Unroll())",
+            )
+
+
 def _check_episode(episode: Episode) -> None:
     if isinstance(episode, Episode):
         return
@@ -256,7 +270,8 @@ def _check_episode(episode: Episode) -> None:
     )
 
 
-def _task_count(episodes: Episode) -> int:
+def task_count(episodes: Episode) -> int:
+    """How many tasks a batch holds. Raises `StructureError` where its leaves do not agree."""
     _check_episode(episodes)
     leaves = zip(leaf_names(episodes), jax.tree.leaves(episodes), strict=True)
     counts = {name: jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for name, leaf in leaves}

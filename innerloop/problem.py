@@ -204,9 +204,9 @@ def _call_with_context(name, loss, params, meta, batch, key):
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise StructureError(
-            f"{name} failed on what it was given: {type(error).__name__}: {error}",
-            got=f"params={describe(params)}, batch={describe(batch)}",
-            expected=f"parameters and a batch that {name} can read",
+            f"{name} failed on what it was given: {type(error).__name__}: {str(error).rstrip('.')}",
+            got=f"params={describe(params)}, meta={describe(meta)}, batch={describe(batch)}",
+            expected=f"parameters, meta and a batch that {name} can read",
             write="Problem(init, ...) whose init returns what the losses take as params",
         ) from error
 

@@ -306,3 +306,21 @@ def test_a_python_number_in_aux_is_a_metric_like_any_other(chunk, tasks):
     batch = il.Episode(jnp.ones((tasks, 2)), jnp.ones((tasks, 2)))
     (_, aux), _ = f(jnp.zeros(2), batch, jax.random.key(0))
     np.testing.assert_array_equal(aux.metrics["constant"], [2] * tasks)
+
+
+def test_parts_in_the_wrong_order_are_named():
+    loss = lambda params, meta, batch, key: jnp.sum(params**2)
+    problem = il.Problem(lambda meta, support, key: meta, loss, loss)
+    learn = il.GradientDescent(optax.sgd(0.1), 1)
+    for parts in ((learn, problem), (problem, learn, il.Unroll)):
+        with pytest.raises(il.StructureError, match=r"come as \(problem, adaptation, gradient\)"):
+            il.meta_objective(*parts)
+
+
+def test_evaluate_refuses_a_single_episode():
+    loss = lambda params, meta, batch, key: jnp.sum((params - batch) ** 2)
+    problem = il.Problem(lambda meta, support, key: meta, loss, loss)
+    learn = il.GradientDescent(optax.sgd(0.1), 1)
+    one = il.Episode(jnp.ones(3), jnp.ones(4))
+    with pytest.raises(il.StructureError, match="one task axis"):
+        il.evaluate(problem, learn, jnp.zeros(()), one, jax.random.key(0))

@@ -12,6 +12,7 @@ from innerloop.adaptation import Adaptation, run
 from innerloop.errors import StructureError
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
+from innerloop.objective import task_count
 from innerloop.problem import Episode, Problem, loss_function, task_keys
 
 TASKS_AT_ONCE = 100
@@ -77,7 +78,7 @@ def evaluator(
                 expected="episodes without weights",
                 write="evaluate on the tasks whose weight is not zero, as Episode(support, query)",
             )
-        keys = jax.random.split(key, jax.tree.leaves(episodes)[0].shape[0])
+        keys = jax.random.split(key, task_count(episodes))
         return jax.lax.map(
             lambda task: one_task(meta, *task),
             (episodes, keys),

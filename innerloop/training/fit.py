@@ -98,6 +98,13 @@ def fit(
     program. Raises `StructureError` for counts below one, `RunError` when the loss is no longer
     finite.
     """
+    if not isinstance(recipe, Recipe):
+        raise StructureError(
+            "fit trains a recipe",
+            got=type(recipe).__name__,
+            expected="Recipe(problem, adaptation, gradient, init_meta)",
+            write="fit(Recipe(problem, adaptation, Unroll(), model.init), tasks, ...)",
+        )
     _check_counts(steps=steps, batch=batch, per_call=per_call)
     init_key, step_key, validation_key = jax.random.split(key, 3)
     value_and_grad = meta_value_and_grad(
