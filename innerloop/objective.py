@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
+from innerloop.adaptation.constant import refuse_derivative
 from innerloop.errors import GradientError, InnerloopError, StructureError
 from innerloop.gradients import Aux, MetaGradient, Unroll
 from innerloop.gradients.base import TaskObjective
@@ -17,7 +18,6 @@ from innerloop.gradients.loops import store_all
 from innerloop.gradients.reach import (
     detached,
     leaf_names,
-    refuse_derivative,
     require_reach,
     watch_reach,
 )
@@ -105,7 +105,8 @@ def meta_value_and_grad(
       evenly over the fewest chunks; results are equal up to rounding.
 
     `aux.diagnostics["unreached"]` holds one entry, named by its path, for each meta leaf that no
-    gradient reaches; its gradient is zero.
+    gradient reaches; its gradient is zero. (Estimators without a backward pass, `ForwardMode` and
+    `EvolutionStrategies`, cannot tell, and name none.)
 
     The problems and adaptations of a `mixture` are taken too: then `episodes` is a tuple of
     batches, one per kind, the loss is the weighted sum over kinds, and `aux` a tuple.

@@ -620,3 +620,76 @@ def test_checkpointing_keeps_fewer_values(settings):
 
     assert temporary(il.Unroll(il.Segments(length), mixed)) < 0.5 * temporary(il.Unroll())
     assert temporary(il.Unroll(il.Binomial(3))) < temporary(il.Unroll(1))
+
+
+# --- found by trying to break it ----------------------------------------------------------------
+
+
+def test_truncation_bridges_past_an_infinite_initial_state():
+    learn = il.GradientDescent(
+        optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2)), 5
+    )
+    values = [
+        objective(g, adaptation=learn)(quadratic_meta()) for g in (il.Unroll(), il.Truncated(2))
+    ]
+    np.testing.assert_allclose(values[1], values[0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("gradient", [il.Implicit(), il.EvolutionStrategies(2, 0.1)], ids=str)
+def test_a_mixed_derivative_after_minimise_raises(gradient):
+    problem, data, meta, _ = ridge()
+    f = il.meta_objective(problem, il.Minimise(optx.BFGS(1e-8, 1e-8)), gradient)
+
+    def slope(targets):
+        moved = il.Episode((data.support[0], targets), data.query)
+        return jax.grad(lambda meta: f(meta, moved, KEY)[0])(meta)["decay"]
+
+    with pytest.raises(il.GradientError, match="in meta alone"):
+        jax.grad(slope)(data.support[1])
+
+
+@pytest.mark.parametrize("solver", [lx.LU(), lx.SVD()], ids=["lu", "svd"])
+def test_a_direct_solver_of_a_singular_system_raises(solver):
+    inner = lambda params, meta, batch, key: (params @ jnp.array([0.3, 0.1, 0.7]) - meta) ** 2
+    outer = lambda params, meta, batch, key: jnp.sum((params - 3) ** 2)
+    problem = il.Problem(lambda meta, support, key: jnp.zeros(3), inner, outer)
+    f = il.meta_objective(problem, il.GradientDescent(optax.sgd(0.1), 200), il.Implicit(solver))
+    with pytest.raises(Exception, match="did not converge"):
+        jax.block_until_ready(
+            jax.jit(jax.grad(f, has_aux=True))(
+                jnp.array(1.0), il.Episode(jnp.ones(1), jnp.ones(1)), KEY
+            )
+        )
+
+
+def test_an_outer_gradient_of_zero_needs_no_solver():
+    problem, data, meta, _ = ridge()
+    flat = lambda params, meta, batch, key: 0.0 * jnp.sum(params) - 0.4 * meta["decay"]
+    problem = il.Problem(problem.init, problem.inner_loss, flat)
+    learn = il.GradientDescent(optax.sgd(0.03), 50)
+    f = il.meta_objective(problem, learn, il.Implicit(lx.BiCGStab(1e-8, 1e-8)))
+    grads, _ = jax.jit(jax.grad(f, has_aux=True))(meta, data, KEY)
+    np.testing.assert_allclose(grads["decay"], -0.4)
+
+
+@pytest.mark.parametrize(
+    "gradient", [il.EvolutionStrategies(2, 0.1), il.Reptile(), il.ForwardMode()]
+)
+def test_python_numbers_are_meta_parameters(gradient):
+    loss = lambda params, meta, batch, key: (params - 2.0) ** 2
+    problem = il.Problem(lambda meta, support, key: meta, loss, loss)
+    f = il.meta_objective(problem, il.GradientDescent(optax.sgd(0.1), 2), gradient)
+    got, _ = jax.grad(f, has_aux=True)(0.5, il.Episode(jnp.ones(1), jnp.ones(1)), KEY)
+    assert got < 0
+
+
+def test_mixed_mode_with_a_loss_of_higher_precision_than_its_parameters():
+    loss = lambda params, meta, batch, key: jnp.sum(params.astype(jnp.float32) ** 2)
+    problem = il.Problem(lambda meta, support, key: meta, loss, loss)
+    learn = il.GradientDescent(optax.polyak_sgd(), 2)
+    f = lambda g: jax.grad(il.meta_objective(problem, learn, g), has_aux=True)
+    args = (jnp.ones(2, jnp.bfloat16), il.Episode(jnp.ones(1), jnp.ones(1)), KEY)
+    with jax.numpy_dtype_promotion("standard"):
+        got, expected = f(il.Unroll(mixed_mode=True))(*args)[0], f(il.Unroll())(*args)[0]
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(float), expected.astype(float), rtol=0.05, atol=1e-3)

@@ -8,8 +8,8 @@ import optimistix as optx
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
-from innerloop.adaptation.constant import constant
-from innerloop.errors import StructureError
+from innerloop.adaptation.constant import undifferentiable
+from innerloop.errors import GradientError, StructureError
 from innerloop.problem import Problem, loss_function
 
 
@@ -94,12 +94,20 @@ class Minimise(Adaptation):
             value, aux = loss(params, meta, support, key)
             return params, MinimiseInfo(value, aux, jnp.asarray(solution.stats["num_steps"]))
 
-        return constant(solve)(state)
+        return undifferentiable(solve, _NO_DERIVATIVE)(state)
 
     def params(self, state: PyTree) -> PyTree:
         """The minimum."""
         return state
 
+
+_NO_DERIVATIVE = GradientError(
+    "the way of a solver to its solution has no derivative",
+    got="a derivative through Minimise, in an episode or in a value that the problem closes over",
+    expected="a derivative of the meta-objective in meta alone",
+    write="meta_objective(problem, Minimise(solver), Implicit()), and what is to be differentiated "
+    "as a part of meta",
+)
 
 _NOT_CONVERGED = (
     "the inner solver did not converge. Got: max_steps reached, or a loss that is not finite. "

@@ -63,7 +63,7 @@ class EvolutionStrategies(MetaGradient):
         """The meta-objective's value, with the estimate for a gradient."""
 
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
-            fixed = jax.lax.stop_gradient(meta)
+            fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
             outcome = lambda meta: run_task(
                 problem, adaptation, meta, episode, key, exact_inner_gradient, store_all
             )

@@ -127,7 +127,7 @@ class Implicit(MetaGradient):
 
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             keys = task_keys(key)
-            fixed = jax.lax.stop_gradient(meta)
+            fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
             state, info, _ = run(
                 problem,
                 adaptation,
@@ -172,8 +172,8 @@ class Implicit(MetaGradient):
             _, pull_back = jax.vjp(residual, params)
             product = lambda v: pull_back(v)[0]
         matrix = lambda v: _add(product(v), v, self.damping)
-        size = _norm(rhs)
-        size = jnp.where(size > 0, size, 1)
+        norm = _norm(rhs)
+        size = jnp.where(norm > 0, norm, 1)
         unit = _scale(rhs, 1 / size)
         if isinstance(self.solver, Neumann):
             vector, steps = _neumann(self.solver, matrix, unit), jnp.int32(self.solver.terms)
@@ -181,7 +181,11 @@ class Implicit(MetaGradient):
         else:
             vector, steps, bad = self._lineax(self.solver, matrix, unit)
         gap = _norm(_add(matrix(vector), unit, -1.0))
-        bad = bad | ~jnp.isfinite(gap)
+        # Direct and least-squares solvers call a singular system solved; the residual tells. No
+        # right-hand side needs no solver, and some break down on it.
+        useless = ~jnp.isfinite(gap) if isinstance(self.solver, Neumann) else ~(gap < _USELESS)
+        bad = (norm > 0) & (bad | useless)
+        vector = jax.tree.map(lambda leaf: jnp.where(norm > 0, leaf, 0), vector)
         if self.throw:
             vector = eqx.error_if(vector, bad, _NOT_SOLVED)
         return _Solution(_scale(vector, size), gap, steps)
@@ -210,6 +214,9 @@ class _Solution(NamedTuple):
     residual: Scalar
     steps: Array
 
+
+_USELESS = 0.1
+"""Relative residual above which a solution is none."""
 
 _NOT_SOLVED = (
     "the linear solve of the implicit meta-gradient did not converge. Got: a solver that gave up, "

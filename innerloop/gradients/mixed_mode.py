@@ -23,6 +23,9 @@ def mixed_mode_inner_gradient(loss: Loss):
     $\nabla_{(\theta, \phi)} L$ along $(v, 0)$: one forward-mode pass over one reverse pass, which
     stores nothing between steps but $\theta$ (MixFlow-MG: Kemaev et al. 2025, arXiv 2505.00793).
 
+    A custom rule in the loss that is not the derivative of what it computes (a straight-through
+    estimator) has no symmetric second derivative: use the plain gradient there.
+
     Of meta, batch and closed-over values, only the floating-point arrays that the loss reads take
     part: there are no dense zero cotangents for the others.
 
@@ -103,7 +106,7 @@ def _through_gradient(of_loss: Callable, params, live, value_bar, gradient_bar):
     if all(isinstance(bar, SymbolicZero) for bar in gradient_bar):
         if isinstance(value_bar, SymbolicZero):
             return None
-        return jax.tree.map(lambda first: value_bar * first, both(params))
+        return jax.tree.map(lambda first: value_bar.astype(first.dtype) * first, both(params))
     direction = [_dense(bar) for bar in gradient_bar]
     try:
         first, second = jax.jvp(both, (params,), (direction,))
@@ -113,7 +116,7 @@ def _through_gradient(of_loss: Callable, params, live, value_bar, gradient_bar):
         raise
     if isinstance(value_bar, SymbolicZero):
         return second
-    return jax.tree.map(lambda a, b: value_bar * a + b, first, second)
+    return jax.tree.map(lambda a, b: value_bar.astype(a.dtype) * a + b, first, second)
 
 
 def _through_aux(of_loss: Callable, params, live, aux_bar):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, PyTree
 
+from innerloop.adaptation.constant import tangent_leaves
 from innerloop.errors import GradientError
 
 
@@ -58,23 +59,6 @@ def detached(leaves: str) -> GradientError:
     )
 
 
-def refuse_derivative(tree: PyTree, error: GradientError) -> PyTree:
-    """Return `tree`; differentiating it raises `error`."""
-
-    @jax.custom_jvp
-    def identity(tree):
-        return tree
-
-    def refuse(primals, tangents):
-        (tree,), (tangent,) = primals, tangents
-        if not all(isinstance(leaf, SymbolicZero) for leaf in tangent_leaves(tangent)):
-            raise error
-        return tree, jax.tree.map(lambda zero: jnp.zeros(zero.shape, zero.dtype), tangent)
-
-    identity.defjvp(refuse, symbolic_zeros=True)
-    return identity(tree)
-
-
 def watch_reach(
     meta: PyTree,
 ) -> tuple[Callable[[PyTree], PyTree], Callable[[], list[str]]]:
@@ -117,8 +101,3 @@ def reached_leaves(gradient: PyTree, unreached: list[str]) -> list[Array | None]
 def leaf_names(tree: PyTree) -> list[str]:
     """The path of every leaf, such as `['layers'][0]['weight']`."""
     return [jax.tree_util.keystr(path) or "meta" for path, _ in jax.tree.leaves_with_path(tree)]
-
-
-def tangent_leaves(tangents: PyTree) -> list:
-    """The leaves of a tree of tangents, symbolic zeros included."""
-    return jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))

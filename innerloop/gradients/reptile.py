@@ -41,7 +41,7 @@ class Reptile(MetaGradient):
         """The meta-objective's value, with Reptile's direction for a gradient."""
 
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
-            fixed = jax.lax.stop_gradient(meta)
+            fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
             outcome = run_task(
                 problem, adaptation, fixed, episode, key, exact_inner_gradient, store_all
             )

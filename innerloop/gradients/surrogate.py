@@ -56,10 +56,10 @@ def _once(estimator, derivative, meta):
 
 def _once_jvp(estimator, primals, tangents):
     (derivative, _), (derivative_dot, meta_dot) = primals, tangents
-    if not all(_is_zero(leaf) for leaf in tangent_leaves(meta_dot)):
+    if not all(_is_zero(leaf) for leaf in tangent_leaves((derivative_dot, meta_dot))):
         raise GradientError(
             f"the gradient of {estimator} is not itself differentiable",
-            got="a second derivative in meta",
+            got="a second derivative",
             expected="first derivatives",
             write="Unroll(), whose derivatives of every order are exact",
         )

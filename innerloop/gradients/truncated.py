@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -86,6 +87,7 @@ class Truncated(MetaGradient):
         def leaf(now, first):
             if not self.identity or not is_floating(now):
                 return now
-            return now + (first - jax.lax.stop_gradient(first))
+            link = first - jax.lax.stop_gradient(first)
+            return now + jnp.where(jnp.isfinite(first), link, 0)  # inf - inf is not zero
 
         return jax.tree.map(leaf, jax.lax.stop_gradient(state), start)

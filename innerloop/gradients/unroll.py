@@ -33,9 +33,10 @@ class Unroll(MetaGradient):
     inner states and the intermediate values of n steps, or `slots` states and those of one step.
     `checkpoint=1, mixed_mode=True` is the right first try where memory is short.
 
-    Second derivatives by `jax.grad` of `jax.grad` or by `jax.hessian` are exact too. Forward mode
-    straight over it (`jax.jvp`, `jax.jacfwd`) needs `Unroll()` or `Unroll(checkpoint=n)`: for mixed
-    mode and `Binomial` JAX raises.
+    Second derivatives are exact too, with `Binomial` by `jax.hessian` alone. Forward mode straight
+    over it (`jax.jvp`, `jax.jacfwd`) needs `Unroll()` or `Unroll(checkpoint=n)`. What is not
+    supported raises in JAX. Mixed mode takes second derivatives for symmetric, which they are
+    unless the inner loss has a custom rule that is not its derivative (a straight-through estimator).
 
     Raises `StructureError` for a `checkpoint` that is none of the above.
     """
