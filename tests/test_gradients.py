@@ -693,3 +693,16 @@ def test_mixed_mode_with_a_loss_of_higher_precision_than_its_parameters():
         got, expected = f(il.Unroll(mixed_mode=True))(*args)[0], f(il.Unroll())(*args)[0]
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(float), expected.astype(float), rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-3), (jnp.bfloat16, 0.3)])
+def test_the_default_solver_of_implicit_runs_in_low_precision(dtype, tolerance):
+    problem, data, meta, closed = ridge()
+    cast = lambda tree: jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+    start = lambda meta, support, key: jnp.zeros(4, dtype)
+    problem = il.Problem(start, problem.inner_loss, problem.outer_loss)
+    f = il.meta_objective(problem, il.GradientDescent(optax.sgd(0.03), 400), il.Implicit())
+    grads, _ = jax.jit(jax.grad(f, has_aux=True))(cast(meta), cast(data), KEY)
+    expected = complex_step(closed, {"decay": np.array(0.5)})["decay"]
+    assert grads["decay"].dtype == dtype
+    np.testing.assert_allclose(float(grads["decay"]), expected, rtol=tolerance)

@@ -247,6 +247,7 @@ class Estimator(NamedTuple):
     - `predict`: (task, meta) -> gradient, in NumPy
     - `draws`: whether it draws random numbers of its own, which differ between dtypes
     - `reads_outer`: whether the outer loss has a part in it
+    - `float64_only`: its solver's tolerance, or LAPACK, asks for it
     """
 
     name: str
@@ -254,6 +255,7 @@ class Estimator(NamedTuple):
     predict: Callable[[Task, dict], dict]
     draws: bool = False
     reads_outer: bool = True
+    float64_only: bool = False
 
 
 def exact(task, meta):
@@ -384,11 +386,17 @@ GRADIENTS = [
     Estimator("reptile", il.Reptile(), _reptile, reads_outer=False),
     Estimator("evolution", il.EvolutionStrategies(3, 0.1), _evolution(3, 0.1), draws=True),
     Estimator("evolution-chunks", il.EvolutionStrategies(3, 0.1, 2), _evolution(3, 0.1), True),
-    Estimator("implicit", il.Implicit(lx.CG(1e-13, 1e-13)), _implicit(np.linalg.solve)),
+    Estimator(
+        "implicit",
+        il.Implicit(lx.CG(1e-13, 1e-13)),
+        _implicit(np.linalg.solve),
+        float64_only=True,
+    ),
     Estimator(
         "implicit-damped",
         il.Implicit(lx.LU(), damping=0.5),
         _implicit(lambda h, g: np.linalg.solve(h + 0.5 * np.eye(3), g)),
+        float64_only=True,
     ),
     Estimator("implicit-neumann", il.Implicit(il.Neumann(7, 0.3)), _implicit(_neumann(7, 0.3))),
 ]

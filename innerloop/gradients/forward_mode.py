@@ -91,9 +91,12 @@ class Basis(Directions):
             )
         vectors = [jnp.asarray(v, leaf.dtype) for v, leaf in zip(vectors, leaves, strict=True)]
         n = counts.pop()[0]
-        flat = [v.reshape(n, -1) for v in vectors]
-        gram = sum(v @ v.T for v in flat[1:]) + flat[0] @ flat[0].T
-        weights = jnp.linalg.solve(gram, slopes(lambda i: [v[i] for v in vectors], n))
+        along = slopes(lambda i: [v[i] for v in vectors], n)
+        # LAPACK knows no bfloat16.
+        wide = along.dtype if jnp.finfo(along.dtype).bits >= 32 else jnp.float32
+        flat = [v.reshape(n, -1).astype(wide) for v in vectors]
+        gram = jax.tree.reduce(jnp.add, [v @ v.T for v in flat])
+        weights = jnp.linalg.solve(gram, along.astype(wide))
         return [jnp.tensordot(weights.astype(v.dtype), v, axes=1) for v in vectors]
 
 

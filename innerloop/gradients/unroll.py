@@ -36,7 +36,8 @@ class Unroll(MetaGradient):
     Second derivatives are exact too, with `Binomial` by `jax.hessian` alone. Forward mode straight
     over it (`jax.jvp`, `jax.jacfwd`) needs `Unroll()` or `Unroll(checkpoint=n)`. What is not
     supported raises in JAX. Mixed mode takes second derivatives for symmetric, which they are
-    unless the inner loss has a custom rule that is not its derivative (a straight-through estimator).
+    unless the inner loss has a custom rule that is not its derivative (as straight-through
+    estimators have).
 
     Raises `StructureError` for a `checkpoint` that is none of the above.
     """
