@@ -1,5 +1,8 @@
 """Every test runs with strict promotion; oracles run in float64 (`x64`)."""
 
+import gc
+import sys
+
 import jax
 import pytest
 
@@ -16,3 +19,23 @@ def x64():
     """Double precision for the duration of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True)
+def few_compiled_programs(request):
+    """Every compiled program maps memory, and the system limits the maps of a process.
+
+    With some thousand programs alive, the next compilation crashes the interpreter.
+    """
+    yield
+    count = request.config.stash.setdefault(_TESTS_RUN, 0) + 1
+    request.config.stash[_TESTS_RUN] = count
+    if count % 40 == 0:
+        laws = sys.modules.get("laws")
+        if laws is not None:
+            laws._COMPILED.clear()
+        jax.clear_caches()
+        gc.collect()
+
+
+_TESTS_RUN = pytest.StashKey[int]()
