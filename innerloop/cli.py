@@ -1,5 +1,6 @@
 """The command line: `innerloop train EXPERIMENT`, `innerloop evaluate RUN`, `innerloop demo`."""
 
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -64,6 +65,13 @@ def main(arguments: list[str] | None = None) -> None:
     except InnerloopError as error:
         print(f"innerloop: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        kept = "stopped. What the run's folder holds stays; best.eqx has the best meta-parameters"
+        print(f"innerloop: {kept} of the validations so far", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from None
+
+
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 def _run(command: Train | Evaluate | Demo) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
-from innerloop.adaptation.constant import refuse_derivative
+from innerloop.checks import check_count, describe, is_floating
 from innerloop.errors import GradientError, InnerloopError, StructureError
 from innerloop.gradients import Aux, MetaGradient, Unroll
 from innerloop.gradients.base import TaskObjective
@@ -22,14 +22,8 @@ from innerloop.gradients.reach import (
     watch_reach,
 )
 from innerloop.gradients.validity import require_valid
-from innerloop.problem import (
-    Episode,
-    Problem,
-    ProblemMixture,
-    describe,
-    is_floating,
-    task_keys,
-)
+from innerloop.problem import Episode, Problem, ProblemMixture, task_keys
+from innerloop.tangents import refuse_derivative
 
 MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
 """`(meta, episodes, key) -> ((loss, aux), grads)`, over a batch of tasks."""
@@ -114,13 +108,8 @@ def meta_value_and_grad(
     Raises, while tracing, `StructureError` for parts that do not fit and `GradientError` when no
     meta-parameter reaches the loss.
     """
-    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
-        raise StructureError(
-            "a chunk holds at least one task",
-            got=f"chunk={chunk!r}",
-            expected="an int >= 1, or None for all tasks at once",
-            write="meta_value_and_grad(problem, adaptation, chunk=1)",
-        )
+    if chunk is not None:
+        check_count("chunk", chunk, write="meta_value_and_grad(problem, adaptation, chunk=1)")
     if isinstance(problem, ProblemMixture):
         return _mixture_value_and_grad(problem, adaptation, gradient, chunk)
     if isinstance(adaptation, tuple):

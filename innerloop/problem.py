@@ -1,6 +1,5 @@
 """What is optimised: the problem, its episodes, and the keys of a task's randomness."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
+from innerloop.checks import check_signature, describe, is_floating
 from innerloop.errors import InnerloopError, StructureError
 
 Loss = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], tuple[Scalar, PyTree]]
@@ -196,6 +196,38 @@ def loss_function(name: str, loss: Callable[..., Any] | None, needed_by: str) ->
     return normal
 
 
+def initial_params(problem: Problem, needed_by: str) -> Callable[..., PyTree]:
+    """The problem's `init`, `(meta, support, key) -> params`, its result checked.
+
+    Every leaf is an array of a definite dtype, so that a loop finds one structure from the first
+    step to the last. Raises `StructureError` when there is no `init`, and while tracing unless it
+    returns floating-point parameters.
+    """
+    init = problem.init
+    if init is None:
+        raise StructureError(
+            f"{needed_by} needs parameters to start from",
+            got="Problem(init=None, ...)",
+            expected="init(meta, support, key) -> params",
+            write="Problem(init=lambda meta, support, key: meta, ...)",
+        )
+
+    def normal(meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+        params = init(meta, support, key)
+        leaves = jax.tree.leaves(params)
+        if not leaves or not all(is_floating(leaf) for leaf in leaves):
+            raise StructureError(
+                "init must return floating-point parameters to adapt",
+                got=describe(params),
+                expected="a pytree of floating-point arrays with at least one leaf",
+                write="init=lambda meta, support, key: meta['params'], the rest read off meta by "
+                "losses",
+            )
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
+
+    return normal
+
+
 def _call_with_context(name, loss, params, meta, batch, key):
     """Call a user's loss; where it fails on what it was given, say what that was."""
     try:
@@ -209,52 +241,3 @@ def _call_with_context(name, loss, params, meta, batch, key):
             expected=f"parameters, meta and a batch that {name} can read",
             write="Problem(init, ...) whose init returns what the losses take as params",
         ) from error
-
-
-def describe(tree: PyTree) -> str:
-    """Shapes and dtypes of a pytree on one line, for error messages: `{'w': f32[3,2]}`."""
-    return eqx.tree_pformat(tree, short_arrays=True, width=10_000)
-
-
-def is_floating(leaf: Any) -> bool:
-    """Whether a leaf is a real floating-point number or array, and so can have a gradient."""
-    dtype = getattr(leaf, "dtype", None)
-    return isinstance(leaf, float) or (dtype is not None and jnp.issubdtype(dtype, jnp.floating))
-
-
-def check_signature(name: str, function: Any, arguments: tuple[str, ...]) -> None:
-    """Raise `StructureError` unless `function` is None or takes exactly these arguments."""
-    if function is None:
-        return
-    signature = f"{name}({', '.join(arguments)})"
-    if not callable(function):
-        raise StructureError(
-            f"{name} is not a function",
-            got=type(function).__name__,
-            expected=signature,
-            write=f"{name}=lambda {', '.join(arguments)}: ...",
-        )
-    try:
-        given = inspect.signature(function)
-    except (TypeError, ValueError):  # builtins and compiled callables may have no signature
-        return
-    try:
-        given.bind(*arguments)
-    except TypeError as error:
-        raise StructureError(
-            f"{name} has the wrong arguments",
-            got=f"{name}{given}",
-            expected=signature,
-            write=f"{name}=lambda {', '.join(arguments)}: ...",
-        ) from error
-
-
-def check_count(name: str, value: Any, write: str) -> None:
-    """Raise `StructureError` unless `value` is an integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise StructureError(
-            f"{name} must be a whole number of at least 1",
-            got=f"{name}={value!r}",
-            expected="an int >= 1",
-            write=write,
-        )

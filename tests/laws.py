@@ -5,13 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from variants import (
-    TASKS,
-    Estimator,
-    Variant,
-    quadratic_episodes,
-    quadratic_meta,
-)
+from quadratic import TASKS, quadratic_episodes, quadratic_meta
+from variants import Estimator, Variant
 
 import innerloop as il
 

@@ -114,7 +114,7 @@ def test_steps_beyond_the_trained_number(steps):
 
 @pytest.mark.parametrize("steps", [-1, True])
 def test_an_override_is_checked(steps):
-    with pytest.raises(il.StructureError, match=r"number of inner steps"):
+    with pytest.raises(il.StructureError, match=r"steps must be a whole number"):
         inner(LEARN, steps=steps)
 
 
@@ -239,7 +239,7 @@ def test_a_mini_batch_of_all_rows_is_the_whole_set():
 
 @pytest.mark.parametrize("size", [0, -1, True])
 def test_a_mini_batch_has_a_row(size):
-    with pytest.raises(il.StructureError, match=r"at least one row.*Write: MiniBatches"):
+    with pytest.raises(il.StructureError, match=r"size must be a whole number.*Write: MiniBatches"):
         il.MiniBatches(LEARN, size)
 
 

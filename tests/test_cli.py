@@ -165,6 +165,35 @@ def test_evaluate_takes_other_tasks_steps_and_seed(own_run):
     assert len(record["test"]["mean"]["loss"]) == 2
 
 
+@pytest.mark.parametrize("flags", ["--averaging 0", "--cosine", "--inner-steps 1"])
+def test_settings_change_the_result(sinusoid_run, tmp_path, flags):
+    main([*SINUSOID, *flags.split(), "--run", str(tmp_path / "run")])
+    assert read(tmp_path / "run/result.json")["test"] != read(sinusoid_run / "result.json")["test"]
+
+
+def test_an_interrupt_is_one_line_and_keeps_what_is_there(tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("innerloop.experiments.train.test_evaluation", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main([*SINUSOID, "--run", str(tmp_path / "run")])
+    assert caught.value.code == 130
+    error = capsys.readouterr().err
+    assert error.startswith("innerloop: stopped")
+    assert error.count("\n") == 1
+    assert (tmp_path / "run/best.eqx").exists()
+
+
+def test_evaluate_finds_out_before_it_works_that_it_cannot_write(own_run, capsys, monkeypatch):
+    def too_late(*_, **__):
+        raise AssertionError("evaluated first")
+
+    monkeypatch.setattr("innerloop.experiments.train.test_evaluation", too_late)
+    (own_run / "probe.tmp").mkdir()  # a file system that refuses, even for root
+    assert "cannot be written" in refused(capsys, own_run, "evaluate", own_run)
+
+
 # --- bad input ----------------------------------------------------------------------------------
 
 

@@ -8,14 +8,8 @@ import optax
 import pytest
 from laws import LAWS
 from mutants import MUTANTS
-from variants import (
-    ADAPTATIONS,
-    GRADIENTS,
-    Estimator,
-    exact,
-    quadratic_episodes,
-    quadratic_meta,
-)
+from quadratic import quadratic_episodes, quadratic_meta
+from variants import ADAPTATIONS, GRADIENTS, Estimator, exact
 
 import innerloop as il
 from innerloop.gradients.validity import refusal

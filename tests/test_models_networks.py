@@ -221,7 +221,7 @@ def test_max_pool_network_refuses_images():
 @pytest.mark.parametrize("wrong", ["filters", "channels", "blocks", "ways"])
 def test_sizes_must_be_positive(wrong):
     for build in (models.conv4, models.conv4_max_pool):
-        with pytest.raises(StructureError, match=f"{wrong} is not a positive integer"):
+        with pytest.raises(StructureError, match=f"{wrong} must be a whole number"):
             build(**{"ways": 5, wrong: 0})
 
 

@@ -300,7 +300,7 @@ def test_a_token_outside_the_vocabulary_gives_nan_in_its_row(outside):
 @pytest.mark.parametrize("wrong", ["vocabulary", "width", "depth", "heads", "length"])
 def test_sizes_must_be_positive(wrong):
     sizes = {"vocabulary": 11, "width": 8, "depth": 2, "heads": 2, "length": 6}
-    with pytest.raises(StructureError, match=f"{wrong} is not a positive integer"):
+    with pytest.raises(StructureError, match=f"{wrong} must be a whole number"):
         models.transformer(**sizes | {wrong: 0})
 
 

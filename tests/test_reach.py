@@ -235,3 +235,25 @@ def test_first_order_holds_the_value_function_constant_too():
     # g = 2 and v = 1 are constants, so theta' = 1.8 and d theta'^2 / dw = 2 theta'.
     np.testing.assert_allclose(grads["w"], 3.6, rtol=1e-6)
     assert grads["reg"] == 0
+
+
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        il.Unroll(),
+        il.Unroll(checkpoint=1),
+        il.Unroll(checkpoint=il.Segments()),
+        il.Unroll(checkpoint=il.Binomial(2)),
+        il.Unroll(mixed_mode=True),
+        il.Unroll(checkpoint=1, mixed_mode=True),
+        il.Unroll(checkpoint=il.Binomial(2), mixed_mode=True),
+        il.FirstOrder(),
+        il.Truncated(1),
+        il.Reptile(),
+    ],
+    ids=str,
+)
+def test_a_leaf_that_nothing_reads_is_named_by_every_backward_pass(gradient):
+    """Custom rules could pass dense zeros back, which would hide it."""
+    (_, aux), _ = il.meta_value_and_grad(LIVE, LEARN, gradient)(META, episodes(), KEY)
+    assert set(aux.diagnostics["unreached"]) == {"['idle'][0]", "['idle'][1]"}

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from innerloop.experiments.sinusoid import half_after_one_step
 from innerloop.gradients import FirstOrder, Unroll
 from innerloop.models import mean_squared_error, mlp
 from innerloop.objective import meta_value_and_grad
@@ -88,3 +89,30 @@ def test_the_parts_are_those_of_the_algorithm():
     assert recipe.adaptation.steps == 3
     assert isinstance(fomaml(MODEL, mean_squared_error).gradient, FirstOrder)
     assert_close(recipe.init_meta(jax.random.key(3)), MODEL.init(jax.random.key(3)), rtol=0)
+
+
+def test_maml_weighs_the_losses_after_each_step(start):
+    meta, episodes = start
+    recipe = maml(MODEL, mean_squared_error, RATE, 2, step_weights=lambda steps: [0.2, 0.3, 0.5])
+
+    def by_hand(meta, support, query):
+        once = adapted(meta, support)
+        thetas = meta, once, adapted(once, support)
+        return sum(w * loss(theta, query) for w, theta in zip((0.2, 0.3, 0.5), thetas, strict=True))
+
+    value, grads = result(recipe, meta, episodes)
+    expected = jax.value_and_grad(lambda meta: task_mean(by_hand, meta, episodes))(meta)
+    assert_close((value, grads), expected)
+
+
+@pytest.mark.parametrize(
+    ("steps", "weights"),
+    [
+        (0, [1]),
+        (1, [0, 1]),
+        (2, [0, 0.5, 0.5]),
+        (3, [0, 0.5, 0.25, 0.25]),
+    ],
+)
+def test_half_of_the_loss_is_after_one_step(steps, weights):
+    np.testing.assert_allclose(half_after_one_step(steps), weights)

@@ -214,13 +214,16 @@ CASES = {
     "subset_attribute": (with_subset(lambda m: m.head), "not in the tree.*Write: subset\\("),
     # Counts.
     **{
-        f"steps_{steps}": (with_steps(steps), "number of inner steps.*Write: GradientDescent\\(")
+        f"steps_{steps}": (
+            with_steps(steps),
+            "steps must be a whole number.*Write: GradientDescent\\(",
+        )
         for steps in (-1, 1.0, 1.5, True, None, "2")
     },
     **{
         f"chunk_{chunk}": (
             with_chunk(chunk),
-            "chunk holds at least one.*Write: meta_value_and_grad",
+            "chunk must be a whole number.*Write: meta_value_and_grad",
         )
         for chunk in (0, -1, 1.5, True)
     },

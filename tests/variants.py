@@ -1,7 +1,6 @@
 """The table: every adaptation and every meta-gradient. A new variant joins the laws by one line."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,84 +9,28 @@ import lineax as lx
 import numpy as np
 import optax
 import optimistix as optx
-from oracle import (
-    Quadratic,
-    Task,
-    adam,
-    complex_step,
-    momentum,
-    quadratic_gradient,
-    quadratic_noise,
-    quadratic_outer,
-    sgd,
-    trajectory,
+from oracle import Task, adam, momentum, sgd
+from predictions import (
+    evolution,
+    exact,
+    held,
+    implicit,
+    last,
+    neumann,
+    projected,
+    random_directions,
+    reptile,
+)
+from quadratic import (
+    descent_reference,
+    minimum_reference,
+    procedure,
+    procedure_reference,
+    quadratic_meta,
+    quadratic_problem,
 )
 
 import innerloop as il
-
-ROWS, TASKS = 4, 5
-
-
-def quadratic_problem(step_weights=None) -> il.Problem:
-    """Least squares with learned start, scale and decay; noise by the step's key and the rows'."""
-
-    def noise(batch, key, dtype):
-        return quadratic_noise(key, dtype) + jnp.mean(quadratic_noise(batch["salt"], dtype), axis=0)
-
-    def fit(params, batch):
-        inputs = batch["inputs"].astype(params.dtype)
-        return jnp.mean((inputs @ params - batch["targets"].astype(params.dtype)) ** 2) / 2
-
-    def inner_loss(params, meta, batch, key):
-        penalty = jnp.exp(meta["decay"]) * jnp.sum(params**2) / 2
-        loss = jnp.exp(meta["scale"]) * fit(params, batch) + penalty
-        return loss + noise(batch, key, params.dtype) @ params, batch["index"]
-
-    def outer_loss(params, meta, batch, key):
-        loss = fit(params, batch) + noise(batch, key, params.dtype) @ params
-        return loss + jnp.sum(meta["start"] ** 2) / 20, {"params": params, "rows": batch["index"]}
-
-    return il.Problem(
-        lambda meta, support, key: meta["start"], inner_loss, outer_loss, step_weights
-    )
-
-
-def quadratic_meta(dtype=None) -> dict[str, jax.Array]:
-    """Meta-parameters; rates and decays are logarithms."""
-    meta = {
-        "start": np.array([0.5, -1.0, 2.0]),
-        "rate": np.log(0.1),
-        "rates": np.log([0.05, 0.1, 0.2]),
-        "scale": np.array(0.3),
-        "decay": np.array(-2.0),
-    }
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), meta)
-
-
-def quadratic_episodes(seed=0, tasks=TASKS) -> il.Episode:
-    """Tasks whose rows hold floats, integers and keys."""
-
-    rng = np.random.default_rng(seed)
-
-    def rows(key):
-        return {
-            "inputs": jnp.asarray(rng.normal(size=(tasks, ROWS, 3))),
-            "targets": jnp.asarray(rng.normal(size=(tasks, ROWS))),
-            "index": jnp.asarray(np.tile(np.arange(ROWS), (tasks, 1))),
-            "salt": jax.random.split(key, (tasks, ROWS)),
-        }
-
-    support, query = jax.random.split(jax.random.key(seed))
-    return il.Episode(rows(support), rows(query))
-
-
-def _numpy_rows(batch) -> Quadratic:
-    salt = np.array(quadratic_noise(batch["salt"]))
-    return Quadratic(np.array(batch["inputs"]), np.array(batch["targets"]), salt)
-
-
-def _take(rows: Quadratic, index) -> Quadratic:
-    return Quadratic(*(field[np.array(index)] for field in rows))
 
 
 class Variant(NamedTuple):
@@ -102,83 +45,6 @@ class Variant(NamedTuple):
     adaptation: il.Adaptation
     reference: Callable[..., Task]
     float64_only: bool = False
-
-
-def _numpy(meta):
-    return {name: np.array(leaf) for name, leaf in meta.items()}
-
-
-def _outer_of(episode, key):
-    query, noise = _numpy_rows(episode.query), np.array(quadratic_noise(key))
-    return lambda theta, meta: quadratic_outer(theta, meta, query, noise)
-
-
-def descent_reference(update, steps, weights=None, batched=False):
-    """The oracle of an optimizer on the quadratic problem."""
-
-    def reference(meta, episode, key):
-        meta = _numpy(meta)
-        adapt_key, outer_key, own_key = jax.random.split(key, 3)
-        step_keys = [jax.random.fold_in(adapt_key, t + 1) for t in range(max(steps, 1))]
-        support, last_key = _numpy_rows(episode.support), step_keys[-1]
-        rows_at = [support] * steps
-        if batched:  # the documented draw: the step's key splits into (draw, step)
-            draws = [jax.random.split(step_key) for step_key in step_keys]
-            order = [jax.random.permutation(draw, ROWS)[:batched] for draw, _ in draws]
-            rows_at = [_take(support, index) for index in order]
-            step_keys = [step_key for _, step_key in draws]
-        noises = [np.array(quadratic_noise(step_key)) for step_key in step_keys]
-        outer = _outer_of(episode, outer_key)
-        scale = np.eye(steps + 1)[-1] if weights is None else np.array(weights(steps))
-        follow = partial(trajectory, update, steps, lambda meta: meta["start"])
-        frozen = follow(meta, rows_at.__getitem__, noises)
-
-        def loss(meta, hold=None, last=None):
-            thetas, _, _ = follow(meta, rows_at.__getitem__, noises, frozen, hold, last)
-            return sum(w * outer(theta, meta) for w, theta in zip(scale, thetas, strict=True))
-
-        noise = np.array(quadratic_noise(last_key))
-        stationarity = lambda theta, meta: quadratic_gradient(theta, meta, support, noise)
-        return Task(loss, frozen[0][-1], stationarity, outer, own_key)
-
-    return reference
-
-
-def minimum_reference(meta, episode, key):
-    """The oracle of the minimum itself, by solving the normal equations."""
-    adapt_key, outer_key, own_key = jax.random.split(key, 3)
-    noise = np.array(quadratic_noise(jax.random.fold_in(adapt_key, 1)))
-    support, outer = _numpy_rows(episode.support), _outer_of(episode, outer_key)
-
-    def minimum(meta):
-        at = lambda theta: quadratic_gradient(theta, meta, support, noise)
-        offset = at(np.zeros(3))
-        return np.linalg.solve(np.stack([at(unit) - offset for unit in np.eye(3)], 1), -offset)
-
-    stationarity = lambda theta, meta: quadratic_gradient(theta, meta, support, noise)
-    loss = lambda meta, hold=None, last=None: outer(minimum(meta), meta)
-    return Task(loss, minimum(_numpy(meta)), stationarity, outer, own_key)
-
-
-def _procedure_fn(meta, support, key):
-    dtype = meta["start"].dtype
-    inputs, targets = support["inputs"].astype(dtype), support["targets"].astype(dtype)
-    gram = inputs.T @ inputs + jnp.exp(meta["decay"]) * jnp.eye(3, dtype=dtype)
-    offset = inputs.T @ targets + quadratic_noise(key, dtype)
-    return meta["start"] + jnp.linalg.solve(gram, offset)
-
-
-def _procedure_reference(meta, episode, key):
-    adapt_key, outer_key, own_key = jax.random.split(key, 3)
-    noise = np.array(quadratic_noise(jax.random.fold_in(adapt_key, 0)))
-    support, outer = _numpy_rows(episode.support), _outer_of(episode, outer_key)
-
-    def loss(meta, hold=None, last=None):
-        gram = support.inputs.T @ support.inputs + np.exp(meta["decay"]) * np.eye(3)
-        offset = support.inputs.T @ support.targets + noise
-        return outer(meta["start"] + np.linalg.solve(gram, offset), meta)
-
-    return Task(loss, None, None, outer, own_key)
 
 
 def _rate(meta):
@@ -226,8 +92,8 @@ ADAPTATIONS = [
     Variant(
         "procedure",
         il.Problem(None, None, quadratic_problem().outer_loss),
-        il.Procedure(_procedure_fn),
-        _procedure_reference,
+        il.Procedure(procedure),
+        procedure_reference,
         float64_only=True,  # LAPACK knows no bfloat16
     ),
     Variant(
@@ -258,96 +124,6 @@ class Estimator(NamedTuple):
     float64_only: bool = False
 
 
-def exact(task, meta):
-    return complex_step(task.loss, meta)
-
-
-def held(hold):
-    return lambda task, meta: complex_step(lambda meta: task.loss(meta, hold=hold), meta)
-
-
-def last(steps):
-    return lambda task, meta: complex_step(lambda meta: task.loss(meta, last=steps), meta)
-
-
-def _implicit(solve):
-    """d/dmeta outer - (dF/dmeta)^T v, with H^T v = d/dtheta outer."""
-
-    def predict(task, meta):
-        at = lambda theta: task.stationarity(theta, meta)
-        hessian = np.stack([at(task.theta + unit) - at(task.theta) for unit in np.eye(3)], axis=1)
-        slope = complex_step(lambda m: task.outer(m["theta"], meta), {"theta": task.theta})
-        v = solve(hessian, slope["theta"])
-        pulled = lambda m: task.outer(task.theta, m) - v @ task.stationarity(task.theta, m)
-        return complex_step(pulled, meta)
-
-    return predict
-
-
-def _neumann(terms, rate):
-    def solve(hessian, slope):
-        power = np.eye(3) - rate * hessian
-        return rate * sum(np.linalg.matrix_power(power, j) for j in range(terms)) @ slope
-
-    return solve
-
-
-def _reptile(task, meta):
-    zeros = {name: np.zeros_like(leaf) for name, leaf in meta.items()}
-    return zeros | {"start": meta["start"] - task.theta}
-
-
-def _flat(tree):
-    return np.concatenate([np.ravel(tree[name]) for name in sorted(tree)])
-
-
-def _unflat(flat, meta):
-    ends = np.cumsum([meta[name].size for name in sorted(meta)])
-    parts = np.split(flat, ends[:-1])
-    return {
-        name: part.reshape(meta[name].shape) for name, part in zip(sorted(meta), parts, strict=True)
-    }
-
-
-def _projected(vectors):
-    """The orthogonal projection onto the span of `vectors`."""
-    rows = np.stack([_flat(_take_row(vectors, i)) for i in range(len(vectors["rate"]))])
-    onto = rows.T @ np.linalg.solve(rows @ rows.T, rows)
-    return lambda task, meta: _unflat(onto @ _flat(exact(task, meta)), meta)
-
-
-def _take_row(tree, i):
-    return {name: np.array(leaf)[i] for name, leaf in tree.items()}
-
-
-def _draws(task, meta, sample, count):
-    """The documented draw: fold_in(estimator key, i), split over the leaves."""
-    for i in range(count):
-        keys = jax.random.split(jax.random.fold_in(task.key, i), len(meta))
-        leaves = zip(sorted(meta), keys, strict=True)
-        yield _flat({n: np.array(sample(k, meta[n].shape, jnp.float64)) for n, k in leaves})
-
-
-def _random_directions(count):
-    def predict(task, meta):
-        gradient = _flat(exact(task, meta))
-        drawn = _draws(task, meta, jax.random.rademacher, count)
-        return _unflat(sum((v @ gradient) * v for v in drawn) / count, meta)
-
-    return predict
-
-
-def _evolution(pairs, sigma):
-    def predict(task, meta):
-        at = lambda flat: task.loss(_unflat(flat, meta))
-        centre, total = _flat(meta), 0
-        for e in _draws(task, meta, jax.random.normal, pairs):
-            total += (at(centre + sigma * e) - at(centre - sigma * e)) * e / (2 * sigma * pairs)
-        return _unflat(total, meta)
-
-    return predict
-
-
 def _basis():
     rng = np.random.default_rng(5)
     return jax.tree.map(lambda leaf: rng.normal(size=(3, *leaf.shape)), quadratic_meta())
@@ -370,11 +146,11 @@ GRADIENTS = [
     Estimator("offload", il.Unroll(il.Segments(2, True, offload=True), mixed_mode=True), exact),
     Estimator("forward-mode", il.ForwardMode(), exact),
     Estimator("forward-mode-chunks", il.ForwardMode(chunk=2), exact),
-    Estimator("forward-mode-basis", il.ForwardMode(il.Basis(BASIS)), _projected(BASIS)),
+    Estimator("forward-mode-basis", il.ForwardMode(il.Basis(BASIS)), projected(BASIS)),
     Estimator(
         "forward-mode-random",
         il.ForwardMode(il.RandomDirections(3)),
-        _random_directions(3),
+        random_directions(3),
         draws=True,
     ),
     Estimator("first-order", il.FirstOrder(), held(lambda t: True)),
@@ -383,20 +159,20 @@ GRADIENTS = [
     Estimator("truncated-0", il.Truncated(0), last(0)),
     Estimator("truncated-2", il.Truncated(2), last(2)),
     Estimator("truncated-all", il.Truncated(99), exact),
-    Estimator("reptile", il.Reptile(), _reptile, reads_outer=False),
-    Estimator("evolution", il.EvolutionStrategies(3, 0.1), _evolution(3, 0.1), draws=True),
-    Estimator("evolution-chunks", il.EvolutionStrategies(3, 0.1, 2), _evolution(3, 0.1), True),
+    Estimator("reptile", il.Reptile(), reptile, reads_outer=False),
+    Estimator("evolution", il.EvolutionStrategies(3, 0.1), evolution(3, 0.1), draws=True),
+    Estimator("evolution-chunks", il.EvolutionStrategies(3, 0.1, 2), evolution(3, 0.1), True),
     Estimator(
         "implicit",
         il.Implicit(lx.CG(1e-13, 1e-13)),
-        _implicit(np.linalg.solve),
+        implicit(np.linalg.solve),
         float64_only=True,
     ),
     Estimator(
         "implicit-damped",
         il.Implicit(lx.LU(), damping=0.5),
-        _implicit(lambda h, g: np.linalg.solve(h + 0.5 * np.eye(3), g)),
+        implicit(lambda h, g: np.linalg.solve(h + 0.5 * np.eye(3), g)),
         float64_only=True,
     ),
-    Estimator("implicit-neumann", il.Implicit(il.Neumann(7, 0.3)), _implicit(_neumann(7, 0.3))),
+    Estimator("implicit-neumann", il.Implicit(il.Neumann(7, 0.3)), implicit(neumann(7, 0.3))),
 ]

@@ -4,11 +4,9 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
-from jaxtyping import PyTree
 
 from innerloop.errors import GradientError
+from innerloop.tangents import refuse_derivative
 
 
 def constant(function: Callable) -> Callable:
@@ -33,25 +31,3 @@ def _on_everything_it_reads(function: Callable, identity: Callable) -> Callable:
         return eqx.combine(arrays, rest)(*args)
 
     return call
-
-
-def refuse_derivative(tree: PyTree, error: GradientError) -> PyTree:
-    """Return `tree`; differentiating it raises `error`."""
-
-    @jax.custom_jvp
-    def identity(tree):
-        return tree
-
-    def refuse(primals, tangents):
-        (tree,), (tangent,) = primals, tangents
-        if not all(isinstance(leaf, SymbolicZero) for leaf in tangent_leaves(tangent)):
-            raise error
-        return tree, jax.tree.map(lambda zero: jnp.zeros(zero.shape, zero.dtype), tangent)
-
-    identity.defjvp(refuse, symbolic_zeros=True)
-    return identity(tree)
-
-
-def tangent_leaves(tangents: PyTree) -> list:
-    """The leaves of a tree of tangents, symbolic zeros included."""
-    return jax.tree.leaves(tangents, is_leaf=lambda leaf: isinstance(leaf, SymbolicZero))

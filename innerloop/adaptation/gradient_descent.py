@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, Info, InnerGradient, Origin
-from innerloop.adaptation.run import check_steps
+from innerloop.checks import check_count
 from innerloop.errors import StructureError
-from innerloop.problem import Problem, describe, is_floating, loss_function
+from innerloop.problem import Problem, initial_params, loss_function
 
 MetaOptimizer = Callable[[PyTree], optax.GradientTransformation]
 
@@ -48,7 +47,7 @@ class GradientDescent(Adaptation):
     origin: Origin = eqx.field(default=Origin.STEPS, init=False, static=True)
 
     def __check_init__(self):
-        check_steps(self.steps)
+        check_count("steps", self.steps, 0, write="GradientDescent(optax.sgd(0.01), steps=5)")
         if isinstance(self.optimizer, optax.GradientTransformation):
             return
         if not callable(self.optimizer) or not _takes_meta_only(self.optimizer):
@@ -58,17 +57,7 @@ class GradientDescent(Adaptation):
         self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray
     ) -> GradientDescentState:
         """Parameters from the problem's `init`, and a fresh optimizer state."""
-        if problem.init is None:
-            raise StructureError(
-                "GradientDescent needs parameters to start from",
-                got="Problem(init=None, ...)",
-                expected="init(meta, support, key) -> params",
-                write="Problem(init=lambda meta, support, key: meta, ...)",
-            )
-        params = problem.init(meta, support, key)
-        _check_params(params)
-        # One structure from the first step to the last: no Python numbers, no weak types.
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
+        params = initial_params(problem, needed_by="GradientDescent")(meta, support, key)
         with _optax_promotion():
             return GradientDescentState(params, self._transformation(meta).init(params))
 
@@ -143,16 +132,4 @@ def _not_an_optimizer(got: object) -> StructureError:
         expected="an optax.GradientTransformation, or a function of meta that returns one",
         write="GradientDescent(optax.sgd(0.01), steps=5), or "
         "GradientDescent(lambda meta: optax.sgd(meta['rate']), steps=5)",
-    )
-
-
-def _check_params(params: PyTree) -> None:
-    leaves = jax.tree.leaves(params)
-    if leaves and all(is_floating(leaf) for leaf in leaves):
-        return
-    raise StructureError(
-        "init must return floating-point parameters to adapt",
-        got=describe(params),
-        expected="a pytree of floating-point arrays with at least one leaf",
-        write="init=lambda meta, support, key: meta['params'], the rest read off meta by losses",
     )

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
+from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
-from innerloop.problem import Examples, Problem, describe
+from innerloop.problem import Examples, Problem
 
 
 def examples_mask(support: PyTree) -> Array | None:
@@ -38,13 +39,7 @@ class MiniBatches(Adaptation):
     mask: Callable[[PyTree], Array | None] = examples_mask
 
     def __check_init__(self):
-        if not isinstance(self.size, int) or isinstance(self.size, bool) or self.size < 1:
-            raise StructureError(
-                "a mini-batch needs at least one row",
-                got=f"size={self.size!r}",
-                expected="an int >= 1",
-                write="MiniBatches(adaptation, size=16)",
-            )
+        check_count("size", self.size, write="MiniBatches(adaptation, size=16)")
 
     @property
     def steps(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]

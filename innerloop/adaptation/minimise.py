@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
 from innerloop.adaptation.constant import undifferentiable
 from innerloop.errors import GradientError, StructureError
-from innerloop.problem import Problem, loss_function
+from innerloop.problem import Problem, initial_params, loss_function
 
 
 class MinimiseInfo(NamedTuple):
@@ -56,14 +56,7 @@ class Minimise(Adaptation):
 
     def init(self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
         """Parameters from the problem's `init`."""
-        if problem.init is None:
-            raise StructureError(
-                "Minimise needs parameters to start from",
-                got="Problem(init=None, ...)",
-                expected="init(meta, support, key) -> params",
-                write="Problem(init=lambda meta, support, key: meta, ...)",
-            )
-        return problem.init(meta, support, key)
+        return initial_params(problem, needed_by="Minimise")(meta, support, key)
 
     def step(
         self,

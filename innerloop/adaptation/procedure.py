@@ -6,8 +6,9 @@ import equinox as eqx
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
+from innerloop.checks import check_signature
 from innerloop.errors import StructureError
-from innerloop.problem import Problem, check_signature
+from innerloop.problem import Problem
 
 
 class Procedure(Adaptation):

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, InnerGradient
+from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
-from innerloop.problem import Problem, describe
+from innerloop.problem import Problem
 
 
 @dataclass(frozen=True, eq=False)  # a tuple could not be weakly referenced, as JAX's loops do
@@ -85,7 +86,7 @@ def _step_count(adaptation: Adaptation, steps: int | None) -> int:
     if steps is None:
         # None on the adaptation itself means: one call of `step` runs to convergence.
         return 1 if adaptation.steps is None else adaptation.steps
-    check_steps(steps)
+    check_count("steps", steps, 0, write="GradientDescent(optax.sgd(0.01), steps=5)")
     if adaptation.steps is None or (adaptation.steps == 0 and steps > 0):
         raise StructureError(
             "this adaptation has no steps to count",
@@ -94,17 +95,6 @@ def _step_count(adaptation: Adaptation, steps: int | None) -> int:
             write="leave steps out",
         )
     return steps
-
-
-def check_steps(steps: Any) -> None:
-    """Raise `StructureError` unless `steps` is an integer of at least 0."""
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-        raise StructureError(
-            "the number of inner steps must be a whole number of at least 0",
-            got=f"steps={steps!r}",
-            expected="an int >= 0, known while tracing",
-            write="GradientDescent(optax.sgd(0.01), steps=5)",
-        )
 
 
 def _check_support(support: PyTree) -> None:

@@ -2,16 +2,12 @@
 
 from innerloop.gradients.base import Aux, Fidelity, MetaGradient
 from innerloop.gradients.checkpoint import Binomial, Segments
+from innerloop.gradients.conditions import fixed_point, projected_gradient, proximal
 from innerloop.gradients.evolution import EvolutionStrategies
 from innerloop.gradients.first_order import FirstOrder
 from innerloop.gradients.forward_mode import Basis, Coordinates, ForwardMode, RandomDirections
-from innerloop.gradients.implicit import (
-    Implicit,
-    Neumann,
-    fixed_point,
-    projected_gradient,
-    proximal,
-)
+from innerloop.gradients.implicit import Implicit
+from innerloop.gradients.linear_solve import Neumann
 from innerloop.gradients.reptile import Reptile
 from innerloop.gradients.truncated import Truncated
 from innerloop.gradients.unroll import Unroll

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, InnerGradient, Loop, run
+from innerloop.checks import describe
 from innerloop.errors import StructureError
-from innerloop.problem import Episode, Problem, describe, loss_function, task_keys
+from innerloop.problem import Episode, Problem, loss_function, task_keys
 
 
 class Aux(NamedTuple):

@@ -5,11 +5,20 @@ import math
 from typing import Any
 
 import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import PyTree
 
 from innerloop.adaptation import InnerStep
-from innerloop.gradients.loops import binomial, segments, store_all
-from innerloop.problem import check_count
+from innerloop.checks import check_count
+from innerloop.gradients.inner import INNER_GRADIENT
+from innerloop.gradients.loops import concatenate, store_all
+
+_INNER_STATE = "inner_state"
+"""Name under which the kept states are found."""
 
 
 class Checkpoint(eqx.Module):
@@ -51,12 +60,46 @@ class Segments(Checkpoint):
 
     def __check_init__(self):
         if self.length is not None:
-            check_count("length", self.length, "Segments(length=4)")
+            check_count("length", self.length, write="Segments(length=4)")
 
     def loop(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
         """See `Checkpoint`."""
         length = self.length or math.isqrt(steps - 1) + 1
-        return segments(length, self.keep_inner_gradients, self.offload)(step, state, steps)
+        if steps <= length:
+            return store_all(step, state, steps)
+        whole, rest = divmod(steps, length)
+        policy = self._policy()
+
+        def segment(count: int, state: PyTree, first: Any):
+            state = jax.tree.map(lambda leaf: checkpoint_name(leaf, _INNER_STATE), state)
+            return store_all(step, state, count, first)
+
+        def whole_segment(state: PyTree, first: Any):
+            return segment(length, state, first)
+
+        # Inside a scan nothing is there to be shared with the recomputation, so the barriers
+        # against sharing would only cost; a scan of one turn is inlined, and needs them.
+        kept = jax.checkpoint(whole_segment, prevent_cse=whole == 1, policy=policy)
+        state, outputs = jax.lax.scan(kept, state, length * jnp.arange(whole, dtype=jnp.int32))
+        outputs = jax.tree.map(lambda leaf: leaf.reshape(whole * length, *leaf.shape[2:]), outputs)
+        if rest:
+            last = jax.checkpoint(
+                lambda state: segment(rest, state, np.int32(whole * length)), policy=policy
+            )
+            state, tail = last(state)
+            outputs = concatenate(outputs, tail)
+        return state, outputs
+
+    def _policy(self):
+        names = [_INNER_STATE, *([INNER_GRADIENT] if self.keep_inner_gradients else [])]
+        if not self.offload:
+            return jax.checkpoint_policies.save_only_these_names(*names)
+        return jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=names,
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
 
 
 class Binomial(Checkpoint):
@@ -74,11 +117,12 @@ class Binomial(Checkpoint):
     slots: int
 
     def __check_init__(self):
-        check_count("slots", self.slots, "Binomial(slots=10)")
+        check_count("slots", self.slots, write="Binomial(slots=10)")
 
     def loop(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
         """See `Checkpoint`."""
-        return binomial(self.slots)(step, state, steps)
+        times, slots = jnp.arange(steps, dtype=jnp.int32), min(self.slots, steps)
+        return eqxi.scan(step, state, times, kind="checkpointed", checkpoints=slots)
 
 
 def as_checkpoint(checkpoint: Any) -> Checkpoint:
@@ -88,6 +132,6 @@ def as_checkpoint(checkpoint: Any) -> Checkpoint:
     if isinstance(checkpoint, Checkpoint):
         return checkpoint
     check_count(
-        "checkpoint", checkpoint, "Unroll(checkpoint=1), or Unroll(checkpoint=Binomial(10))"
+        "checkpoint", checkpoint, write="Unroll(checkpoint=1), or Unroll(checkpoint=Binomial(10))"
     )
     return Segments(checkpoint)

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
+from innerloop.checks import check_count
 from innerloop.errors import StructureError
 from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective, run_task
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.gradients.surrogate import known_gradient
-from innerloop.problem import Episode, Problem, check_count, task_keys
+from innerloop.problem import Episode, Problem, task_keys
 
 
 class EvolutionStrategies(MetaGradient):
@@ -40,9 +41,11 @@ class EvolutionStrategies(MetaGradient):
     chunk: int | None = None
 
     def __check_init__(self):
-        check_count("pairs", self.pairs, "EvolutionStrategies(pairs=64, sigma=0.01)")
+        check_count("pairs", self.pairs, write="EvolutionStrategies(pairs=64, sigma=0.01)")
         if self.chunk is not None:
-            check_count("chunk", self.chunk, "EvolutionStrategies(pairs=64, sigma=0.01, chunk=8)")
+            check_count(
+                "chunk", self.chunk, write="EvolutionStrategies(pairs=64, sigma=0.01, chunk=8)"
+            )
         if not isinstance(self.sigma, (int, float)) or not 0 < self.sigma < float("inf"):
             raise StructureError(
                 "the smoothing needs a width",

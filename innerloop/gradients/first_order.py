@@ -6,10 +6,11 @@ from typing import Any
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerStep
+from innerloop.checks import check_signature
 from innerloop.gradients.base import Fidelity, MetaGradient, TaskObjective, objective_after_run
 from innerloop.gradients.inner import partly_stopped_inner_gradient, stopped_inner_gradient
 from innerloop.gradients.loops import store_all
-from innerloop.problem import Problem, check_signature
+from innerloop.problem import Problem
 
 
 class FirstOrder(MetaGradient):

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
+from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
 from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective, run_task
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.gradients.reach import detached, require_reach
 from innerloop.gradients.surrogate import known_gradient
-from innerloop.problem import Episode, Problem, check_count, describe, task_keys
+from innerloop.problem import Episode, Problem, task_keys
 
 Slopes = Callable[[Callable[[Array], list[Array]], int], Array]
 """`slopes(direction, n)`: the n derivatives of the meta-objective along `direction(i)`."""
@@ -112,7 +113,7 @@ class RandomDirections(Directions):
     count: int
 
     def __check_init__(self):
-        check_count("count", self.count, "RandomDirections(16)")
+        check_count("count", self.count, write="RandomDirections(16)")
 
     def fidelity(self) -> Fidelity:
         """See `Directions`."""
@@ -163,7 +164,7 @@ class ForwardMode(MetaGradient):
                 write="ForwardMode(RandomDirections(16))",
             )
         if self.chunk is not None:
-            check_count("chunk", self.chunk, "ForwardMode(chunk=8)")
+            check_count("chunk", self.chunk, write="ForwardMode(chunk=8)")
 
     def fidelity(self, adaptation: Adaptation) -> Fidelity:
         """That of the directions."""

@@ -10,8 +10,10 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import InnerGradient
 from innerloop.errors import StructureError
-from innerloop.gradients.loops import INNER_GRADIENT
 from innerloop.problem import Loss
+
+INNER_GRADIENT = "inner_gradient"
+"""Name under which checkpointing finds the inner gradients, so that it can keep them."""
 
 
 def exact_inner_gradient(loss: Loss):

@@ -5,14 +5,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
+import numpy as np
+from jax.custom_derivatives import CustomVJPPrimal
 from jax.extend import core
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.errors import GradientError
 from innerloop.problem import Loss
+from innerloop.programs import inputs_read
+from innerloop.tangents import dense, is_zero
 
-_Read = dict[int, Array]
+_Read = dict[int, Array | np.ndarray]
 
 
 def mixed_mode_inner_gradient(loss: Loss):
@@ -38,8 +41,13 @@ def mixed_mode_inner_gradient(loss: Loss):
         arguments = [jnp.asarray(leaf) for leaf in arguments]
         first = len(closed.consts)
         place = slice(first, first + len(jax.tree.leaves(params)))
-        operation = _operation(_Program(closed, jax.tree.structure(shape), place))
-        (value, aux), gradient = operation(arguments[place], _rest(arguments, place))
+        program = _Program(closed, jax.tree.structure(shape), place)
+        rest = {i: leaf for i, leaf in enumerate(arguments) if not place.start <= i < place.stop}
+        # Staged loops take every argument of a custom rule for one that has a derivative; what the
+        # loss does not read must not be an argument.
+        unread = [i for i, leaf in rest.items() if i not in program.reads and _is_inexact(leaf)]
+        rest |= {i: jnp.zeros_like(jax.typeof(rest[i])) for i in unread}
+        (value, aux), gradient = _operation(program)(arguments[place], rest)
         return (value, aux), jax.tree.unflatten(jax.tree.structure(params), gradient)
 
     return value_and_gradient
@@ -50,10 +58,7 @@ class _Program:
 
     def __init__(self, closed: core.ClosedJaxpr, result: Any, place: slice):
         self._closed, self._result, self._place = closed, result, place
-        used = {id(atom) for eqn in closed.jaxpr.eqns for atom in eqn.invars}
-        used |= {id(atom) for atom in closed.jaxpr.outvars}
-        inputs = [*closed.jaxpr.constvars, *closed.jaxpr.invars]
-        self.reads = {i for i, variable in enumerate(inputs) if id(variable) in used}
+        self.reads = {i for i, read in enumerate(inputs_read(closed.jaxpr)) if read}
 
     def __call__(self, params: Sequence[Array], rest: _Read) -> tuple[Array, PyTree]:
         inputs = dict(rest)
@@ -62,11 +67,6 @@ class _Program:
         n = len(self._closed.consts)
         run = core.jaxpr_as_fun(core.ClosedJaxpr(self._closed.jaxpr, arguments[:n]))
         return jax.tree.unflatten(self._result, run(*arguments[n:]))
-
-
-def _rest(arguments: list, place: slice) -> _Read:
-    inside = range(place.start, place.stop)
-    return {i: leaf for i, leaf in enumerate(arguments) if i not in inside}
 
 
 def _operation(program: _Program) -> Callable:
@@ -103,26 +103,26 @@ def _operation(program: _Program) -> Callable:
 def _through_gradient(of_loss: Callable, params, live, value_bar, gradient_bar):
     """What value and gradient pass back: the value's first derivative comes with the second."""
     both = lambda params: jax.grad(of_loss, argnums=(0, 1), has_aux=True)(params, live)[0]
-    if all(isinstance(bar, SymbolicZero) for bar in gradient_bar):
-        if isinstance(value_bar, SymbolicZero):
+    if all(is_zero(bar) for bar in gradient_bar):
+        if is_zero(value_bar):
             return None
         return jax.tree.map(lambda first: value_bar.astype(first.dtype) * first, both(params))
-    direction = [_dense(bar) for bar in gradient_bar]
+    direction = [dense(bar) for bar in gradient_bar]
     try:
         first, second = jax.jvp(both, (params,), (direction,))
     except TypeError as error:
         if "forward-mode" in str(error):
             raise _no_forward_mode() from error
         raise
-    if isinstance(value_bar, SymbolicZero):
+    if is_zero(value_bar):
         return second
     return jax.tree.map(lambda a, b: value_bar.astype(a.dtype) * a + b, first, second)
 
 
 def _through_aux(of_loss: Callable, params, live, aux_bar):
     """What aux passes back; nothing, at no cost, where it is not differentiated."""
-    bars = jax.tree.leaves(aux_bar, is_leaf=_is_zero)
-    taken = [i for i, bar in enumerate(bars) if not _is_zero(bar) and _is_inexact(bar)]
+    bars = jax.tree.leaves(aux_bar, is_leaf=is_zero)
+    taken = [i for i, bar in enumerate(bars) if not is_zero(bar) and _is_inexact(bar)]
     if not taken:
         return None
     aux_leaves = lambda params, live: jax.tree.leaves(of_loss(params, live)[1])
@@ -135,16 +135,8 @@ def _is_primal(node: Any) -> bool:
     return isinstance(node, CustomVJPPrimal)
 
 
-def _is_zero(node: Any) -> bool:
-    return isinstance(node, SymbolicZero)
-
-
 def _is_inexact(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def _dense(bar: Any) -> Array:
-    return jnp.zeros(bar.shape, bar.dtype) if _is_zero(bar) else bar
 
 
 def _no_forward_mode() -> GradientError:

@@ -9,11 +9,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, PyTree
 
-from innerloop.adaptation.constant import tangent_leaves
 from innerloop.errors import GradientError
+from innerloop.tangents import is_zero, tangent_leaves
 
 
 def require_reach(value: Array, meta: PyTree, error: Callable[[str], GradientError]) -> Array:
@@ -31,12 +30,12 @@ def _require_reach(error, value, meta):
 
 def _require_reach_jvp(error, primals, tangents):
     (value, meta), (value_tangent, meta_tangents) = primals, tangents
-    if isinstance(value_tangent, SymbolicZero):
+    if is_zero(value_tangent):
         names = leaf_names(meta)
         differentiated = [
             name
             for name, tangent in zip(names, tangent_leaves(meta_tangents), strict=True)
-            if not isinstance(tangent, SymbolicZero)
+            if not is_zero(tangent)
         ]
         if differentiated:
             raise error(", ".join(differentiated))
@@ -77,7 +76,7 @@ def watch_reach(
             return x
 
         def backward(_, cotangent):
-            if isinstance(cotangent, SymbolicZero):
+            if is_zero(cotangent):
                 return (None,)
             reached.add(name)
             return (cotangent,)

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
-from innerloop.errors import GradientError, StructureError
+from innerloop.checks import describe
+from innerloop.errors import GradientError
 from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective, run_task
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.gradients.reach import reached_leaves, watch_reach
 from innerloop.gradients.surrogate import known_gradient
-from innerloop.problem import Episode, Problem, describe, task_keys
+from innerloop.problem import Episode, Problem, initial_params, task_keys
 
 
 class Reptile(MetaGradient):
@@ -54,17 +55,10 @@ class Reptile(MetaGradient):
 
 
 def _direction(problem: Problem, meta: PyTree, adapted: PyTree, episode: Episode, key) -> list:
-    if problem.init is None:
-        raise StructureError(
-            "Reptile() goes from initial to adapted parameters, and there are no initial ones",
-            got="Problem(init=None, ...)",
-            expected="init(meta, support, key) -> params",
-            write="Problem(init=lambda meta, support, key: meta, ...)",
-        )
+    init = initial_params(problem, needed_by="Reptile()")
     init_key = jax.random.fold_in(task_keys(key).adapt, 0)
     mark, unreached = watch_reach(meta)
-    init = lambda meta: problem.init(mark(meta), episode.support, init_key)  # pyright: ignore
-    start, pull_back = jax.vjp(init, meta)
+    start, pull_back = jax.vjp(lambda meta: init(mark(meta), episode.support, init_key), meta)
     if jax.tree.structure(start) != jax.tree.structure(adapted):
         raise GradientError(
             "Reptile() needs adapted parameters of the same structure as the initial ones",
@@ -72,7 +66,7 @@ def _direction(problem: Problem, meta: PyTree, adapted: PyTree, episode: Episode
             expected=describe(start),
             write="Unroll()",
         )
-    way = jax.tree.map(lambda a, b: jnp.asarray(a - b.astype(a.dtype)), start, adapted)
+    way = jax.tree.map(lambda a, b: a - b.astype(a.dtype), start, adapted)
     (gradient,) = pull_back(way)
     leaves = reached_leaves(gradient, unreached())
     if all(leaf is None for leaf in leaves):

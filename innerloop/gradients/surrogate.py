@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, PyTree, Scalar
 
 from innerloop.errors import GradientError
-from innerloop.gradients.reach import tangent_leaves
+from innerloop.tangents import dense, is_zero, tangent_leaves
 
 
 def known_gradient(
@@ -36,12 +35,12 @@ def _known_gradient(estimator, value, gradient, meta):
 def _known_gradient_jvp(estimator, primals, tangents):
     value, gradient, meta = primals
     value_dot, gradient_dot, meta_dot = tangents
-    if not all(_is_zero(leaf) for leaf in tangent_leaves((value_dot, gradient_dot))):
+    if not all(is_zero(leaf) for leaf in tangent_leaves((value_dot, gradient_dot))):
         raise _in_meta_alone(estimator)
     gradient = _once(estimator, gradient, meta)
     slope = jnp.zeros_like(value)
     for leaf, dot in zip(gradient, tangent_leaves(meta_dot), strict=True):
-        if not (_is_zero(dot) or leaf is None):
+        if not (is_zero(dot) or leaf is None):
             slope += jnp.sum(leaf * dot).astype(slope.dtype)
     return value, slope
 
@@ -56,14 +55,14 @@ def _once(estimator, derivative, meta):
 
 def _once_jvp(estimator, primals, tangents):
     (derivative, _), (derivative_dot, meta_dot) = primals, tangents
-    if not all(_is_zero(leaf) for leaf in tangent_leaves((derivative_dot, meta_dot))):
+    if not all(is_zero(leaf) for leaf in tangent_leaves((derivative_dot, meta_dot))):
         raise GradientError(
             f"the gradient of {estimator} is not itself differentiable",
             got="a second derivative",
             expected="first derivatives",
             write="Unroll(), whose derivatives of every order are exact",
         )
-    return derivative, jax.tree.map(_dense, derivative_dot, is_leaf=_is_zero)
+    return derivative, jax.tree.map(dense, derivative_dot, is_leaf=is_zero)
 
 
 _once.defjvp(_once_jvp, symbolic_zeros=True)
@@ -76,11 +75,3 @@ def _in_meta_alone(estimator: str) -> GradientError:
         expected="a derivative in meta",
         write="what is to be differentiated as a part of meta, or Unroll()",
     )
-
-
-def _is_zero(leaf) -> bool:
-    return isinstance(leaf, SymbolicZero)
-
-
-def _dense(leaf):
-    return jnp.zeros(leaf.shape, leaf.dtype) if _is_zero(leaf) else leaf

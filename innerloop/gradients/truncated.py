@@ -9,11 +9,11 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerStep
 from innerloop.adaptation.constant import constant
-from innerloop.errors import StructureError
+from innerloop.checks import check_count, is_floating
 from innerloop.gradients.base import Fidelity, MetaGradient, TaskObjective, objective_after_run
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import concatenate, store_all
-from innerloop.problem import Problem, is_floating
+from innerloop.problem import Problem
 
 
 class Truncated(MetaGradient):
@@ -43,13 +43,7 @@ class Truncated(MetaGradient):
     identity: bool = True
 
     def __check_init__(self):
-        if not isinstance(self.last, int) or isinstance(self.last, bool) or self.last < 0:
-            raise StructureError(
-                "the number of differentiated steps must be a whole number of at least 0",
-                got=f"last={self.last!r}",
-                expected="an int >= 0",
-                write="Truncated(last=5)",
-            )
+        check_count("last", self.last, 0, write="Truncated(last=5)")
 
     def fidelity(self, adaptation: Adaptation) -> Fidelity:
         """Exact where all steps are differentiated."""

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, PRNGKeyArray, PyTree
 
-from innerloop.errors import StructureError
 from innerloop.models.masks import blank_rows
 
 
@@ -55,15 +54,3 @@ def model_inputs(
 def at_least_float32(values: Float[Array, "..."]) -> Float[Array, "..."]:
     """`values` in float32, or in float64 if they are: means of many narrow numbers lose digits."""
     return values if values.dtype.itemsize >= 4 else values.astype(jnp.float32)
-
-
-def positive_integer(name: str, value: int, *, write: str) -> int:
-    """`value` as an int. Raises `StructureError` where it is not a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise StructureError(
-            f"{name} is not a positive integer",
-            got=f"{name}={value!r}",
-            expected="an integer of at least 1",
-            write=write,
-        )
-    return int(value)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
+from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
-from innerloop.models.base import Model, model_inputs, positive_integer
+from innerloop.models.base import Model, model_inputs
 from innerloop.models.head import linear_head
 from innerloop.models.layers import GLOROT, conv, conv_init, max_pool
 from innerloop.models.normalisation import Normalisation, transductive
-from innerloop.problem import describe
 
 
 def conv4(
@@ -36,7 +36,7 @@ def conv4(
     features = conv_features(
         filters, channels, blocks=blocks, normalisation=normalisation, weights=weights
     )
-    return linear_head(features, filters, positive_integer("ways", ways, write="conv4(ways=5)"))
+    return linear_head(features, filters, check_count("ways", ways, write="conv4(ways=5)"))
 
 
 def conv4_max_pool(
@@ -59,7 +59,7 @@ def conv4_max_pool(
     features = conv_features_max_pool(
         image, filters, channels, blocks=blocks, normalisation=normalisation, weights=weights
     )
-    ways = positive_integer("ways", ways, write="conv4_max_pool(ways=5)")
+    ways = check_count("ways", ways, write="conv4_max_pool(ways=5)")
     return linear_head(features, pooled_width(image, filters, blocks), ways)
 
 
@@ -150,8 +150,8 @@ def pooled_width(image: tuple[int, int], filters: int = 64, blocks: int = 4) -> 
     Raises `StructureError` where nothing remains of the image.
     """
     call = "conv_features_max_pool(image=(28, 28), filters=64, blocks=4)"
-    blocks = positive_integer("blocks", blocks, write=call)
-    height, width = (positive_integer("image", side, write=call) for side in image)
+    blocks = check_count("blocks", blocks, write=call)
+    height, width = (check_count("image", side, write=call) for side in image)
     smallest = 2**blocks
     if min(height, width) < smallest:
         raise StructureError(
@@ -161,7 +161,7 @@ def pooled_width(image: tuple[int, int], filters: int = 64, blocks: int = 4) -> 
             write=f"blocks={max(min(height, width).bit_length() - 1, 1)}, or conv_features, "
             "which takes images of any size",
         )
-    return positive_integer("filters", filters, write=call) * (
+    return check_count("filters", filters, write=call) * (
         (height // smallest) * (width // smallest)
     )
 
@@ -170,9 +170,9 @@ def _blocks_init(
     filters: int, channels: int, blocks: int, normalisation: Normalisation, weights: Initializer
 ) -> Callable[[PRNGKeyArray], PyTree[Array]]:
     call = "conv_features(filters=64, channels=1, blocks=4)"
-    filters = positive_integer("filters", filters, write=call)
-    channels = positive_integer("channels", channels, write=call)
-    blocks = positive_integer("blocks", blocks, write=call)
+    filters = check_count("filters", filters, write=call)
+    channels = check_count("channels", channels, write=call)
+    blocks = check_count("blocks", blocks, write=call)
 
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         inputs = [channels] + [filters] * (blocks - 1)

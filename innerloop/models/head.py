@@ -4,7 +4,8 @@ import jax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from innerloop.models.base import Model, positive_integer
+from innerloop.checks import check_count
+from innerloop.models.base import Model
 from innerloop.models.layers import GLOROT, dense, dense_init
 
 
@@ -23,8 +24,8 @@ def linear_head(features: Model, width: int, outputs: int, weights: Initializer 
     features are not `(rows, width)`.
     """
     call = "linear_head(features, width=64, outputs=5)"
-    width = positive_integer("width", width, write=call)
-    outputs = positive_integer("outputs", outputs, write=call)
+    width = check_count("width", width, write=call)
+    outputs = check_count("outputs", outputs, write=call)
 
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         body_key, head_key = jax.random.split(key)

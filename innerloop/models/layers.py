@@ -6,9 +6,9 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
-from innerloop.models.base import default_float, positive_integer
-from innerloop.problem import describe
+from innerloop.models.base import default_float
 
 Dense = dict[str, Array]
 """Parameters of a dense layer: `{"weights": (inputs, outputs), "bias": (outputs,)}`."""
@@ -157,4 +157,4 @@ def _check_conv(weights: Array, x: Array, stride: int) -> None:
             expected="images (rows, height, width, inputs), weights (size, size, inputs, outputs)",
             write="conv(weights, images[..., None]) for grey images without a channel axis",
         )
-    positive_integer("stride", stride, write="conv(weights, x, stride=2)")
+    check_count("stride", stride, write="conv(weights, x, stride=2)")

@@ -4,10 +4,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Scalar
 
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.models.base import at_least_float32
 from innerloop.models.masks import blank_rows, masked_mean
-from innerloop.problem import Examples, describe
+from innerloop.problem import Examples
 
 
 def cross_entropy(

@@ -5,8 +5,8 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
+from innerloop.checks import describe
 from innerloop.errors import StructureError
-from innerloop.problem import describe
 
 
 def row_mask(values: Shaped[Array, "..."], mask: Array) -> Bool[Array, "..."]:

@@ -7,10 +7,10 @@ import jax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
+from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
-from innerloop.models.base import Model, model_inputs, positive_integer
+from innerloop.models.base import Model, model_inputs
 from innerloop.models.layers import GLOROT, dense, dense_init
-from innerloop.problem import describe
 
 
 def mlp(
@@ -64,7 +64,7 @@ def _widths(sizes: Sequence[int]) -> tuple[int, ...]:
             expected="at least two positive integers",
             write="mlp([1, 40, 40, 1])",
         )
-    return tuple(positive_integer("sizes", size, write="mlp([1, 40, 40, 1])") for size in sizes)
+    return tuple(check_count("sizes", size, write="mlp([1, 40, 40, 1])") for size in sizes)
 
 
 def _flat_rows(x: Float[Array, "..."], widths: tuple[int, ...]) -> Float[Array, "rows width"]:

@@ -6,11 +6,11 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PRNGKeyArray, PyTree
 
+from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
-from innerloop.models.base import Model, at_least_float32, default_float, positive_integer
+from innerloop.models.base import Model, at_least_float32, default_float
 from innerloop.models.layers import Dense, dense, dense_init
 from innerloop.models.masks import blank_rows
-from innerloop.problem import describe
 
 LECUN = jax.nn.initializers.lecun_normal()
 """The default for all matrices: standard deviation 1 / √inputs, so that layers keep the unit
@@ -77,11 +77,11 @@ def transformer(
     to `length` positions.
     """
     call = "transformer(vocabulary=256, width=64, depth=2, heads=4, length=128)"
-    vocabulary = positive_integer("vocabulary", vocabulary, write=call)
-    width = positive_integer("width", width, write=call)
-    depth = positive_integer("depth", depth, write=call)
-    heads = positive_integer("heads", heads, write=call)
-    length = positive_integer("length", length, write=call)
+    vocabulary = check_count("vocabulary", vocabulary, write=call)
+    width = check_count("width", width, write=call)
+    depth = check_count("depth", depth, write=call)
+    heads = check_count("heads", heads, write=call)
+    length = check_count("length", length, write=call)
     if width % heads:
         raise StructureError(
             "the heads do not divide the width",

@@ -1,6 +1,5 @@
 """What a task distribution is: a key goes in, a batch of episodes comes out, on the device."""
 
-import operator
 import zlib
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
@@ -9,7 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from innerloop.errors import StructureError
+from innerloop.checks import check_count
 from innerloop.problem import Episode
 
 # Evaluation keys live in a stream of their own: the first batch of a training loop that starts
@@ -41,7 +40,7 @@ def sample_each(
 
     Raises `StructureError` unless `n` is an integer of at least 1.
     """
-    check_count("n", n, 1, write="tasks.sample(key, n=8)")
+    check_count("n", n, write="tasks.sample(key, n=8)")
     return jax.vmap(sample_one)(jax.random.split(key, n))
 
 
@@ -78,25 +77,10 @@ def evaluation_episodes(
 
     Raises `StructureError` unless `n` is an integer of at least 1.
     """
-    check_count("n", n, 1, write="evaluation_episodes(tasks, n=600, seed=0)")
+    check_count("n", n, write="evaluation_episodes(tasks, n=600, seed=0)")
     return _sample(tasks, evaluation_key(seed, purpose), n)
 
 
 @eqx.filter_jit
 def _sample(tasks: TaskDistribution, key: PRNGKeyArray, n: int) -> Episode:
     return tasks.sample(key, n)
-
-
-def check_count(name: str, value: int, least: int, *, write: str) -> None:
-    """Raises `StructureError` unless `value` is an integer (a static one) of at least `least`."""
-    try:
-        enough = operator.index(value) >= least
-    except TypeError:
-        enough = False
-    if not enough:
-        raise StructureError(
-            f"{name} is not a number that tasks can be made of",
-            got=f"{name}={value!r}",
-            expected=f"an integer of at least {least}",
-            write=write,
-        )

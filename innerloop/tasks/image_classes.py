@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from innerloop.checks import describe
 from innerloop.errors import DataError, StructureError
-from innerloop.problem import describe
 
 TURNS = 4
 

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import PRNGKeyArray
 
+from innerloop.checks import check_count
 from innerloop.errors import DataError
 from innerloop.problem import Episode, Examples
-from innerloop.tasks.base import check_count, sample_each
+from innerloop.tasks.base import sample_each
 from innerloop.tasks.image_classes import ImageClasses, turn, upright
 
 _WRITE = "ClassificationTasks(images, ways=5, shots=1, queries=15)"
@@ -50,8 +51,8 @@ class ClassificationTasks(eqx.Module):
 
     def __check_init__(self):
         check_count("ways", self.ways, 2, write=_WRITE)
-        check_count("shots", self.shots, 1, write=_WRITE)
-        check_count("queries", self.queries, 1, write=_WRITE)
+        check_count("shots", self.shots, write=_WRITE)
+        check_count("queries", self.queries, write=_WRITE)
         classes, examples = len(self.images), self.images.images.shape[1]
         if self.ways > classes:
             raise DataError(

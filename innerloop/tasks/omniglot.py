@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from innerloop.checks import check_count
 from innerloop.errors import StructureError
-from innerloop.tasks.base import check_count
 from innerloop.tasks.image_classes import ImageClasses, with_quarter_turns
 from innerloop.tasks.omniglot_files import (
     BACKGROUND,
@@ -139,7 +139,7 @@ def _permutation(count: int) -> np.ndarray:
 
 
 def _check_size(size: int) -> None:
-    check_count("size", size, 1, write="omniglot(size=28)")
+    check_count("size", size, write="omniglot(size=28)")
     if size > _DRAWN_SIZE:
         raise StructureError(
             "Omniglot's drawings are smaller than that",

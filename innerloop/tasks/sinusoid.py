@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
+from innerloop.checks import check_count
 from innerloop.errors import StructureError
 from innerloop.problem import Episode, Examples
-from innerloop.tasks.base import check_count, sample_each
+from innerloop.tasks.base import sample_each
 
 _WRITE = "SinusoidTasks(shots=10, queries=10, amplitude=(0.1, 5.0))"
 
@@ -39,8 +40,8 @@ class SinusoidTasks(eqx.Module):
     inputs: tuple[float, float] = eqx.field(static=True, default=(-5.0, 5.0))
 
     def __check_init__(self):
-        check_count("shots", self.shots, 1, write=_WRITE)
-        check_count("queries", self.queries, 1, write=_WRITE)
+        check_count("shots", self.shots, write=_WRITE)
+        check_count("queries", self.queries, write=_WRITE)
         _check_range("amplitude", self.amplitude)
         _check_range("phase", self.phase)
         _check_range("inputs", self.inputs)

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
+from innerloop.checks import check_count
 from innerloop.errors import RunError, StructureError
 from innerloop.objective import meta_value_and_grad
 from innerloop.problem import Episode, ProblemMixture
@@ -105,7 +106,8 @@ def fit(
             expected="Recipe(problem, adaptation, gradient, init_meta)",
             write="fit(Recipe(problem, adaptation, Unroll(), model.init), tasks, ...)",
         )
-    _check_counts(steps=steps, batch=batch, per_call=per_call)
+    for name, count in {"steps": steps, "batch": batch, "per_call": per_call}.items():
+        check_count(name, count, write=f"fit(..., {name}=1)")
     init_key, step_key, validation_key = jax.random.split(key, 3)
     value_and_grad = meta_value_and_grad(
         recipe.problem, recipe.adaptation, recipe.gradient, chunk=chunk
@@ -148,7 +150,7 @@ class _Validator:
                     expected="fit without validation",
                     write="fit(..., validation=None), then evaluate each kind by itself",
                 )
-            _check_counts(every=validation.every)
+            check_count("every", validation.every, write="Validation(episodes, every=100)")
             self._evaluate = evaluator(
                 recipe.problem,  # pyright: ignore[reportArgumentType]
                 recipe.adaptation,  # pyright: ignore[reportArgumentType]
@@ -185,14 +187,3 @@ def _check_finite(losses: np.ndarray, step: int) -> None:
         expected="finite losses",
         write="a lower inner or outer rate, or optax.chain(optax.clip_by_global_norm(1.0), ...)",
     )
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise StructureError(
-                f"{name} must be a whole number of at least 1",
-                got=f"{name}={count!r}",
-                expected="an int >= 1",
-                write=f"fit(..., {name}=1)",
-            )

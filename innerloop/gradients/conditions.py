@@ -1,0 +1,77 @@
+"""What holds at the adapted parameters: the equations that `Implicit` differentiates."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree, Scalar
+
+from innerloop.gradients.inner import exact_inner_gradient
+from innerloop.gradients.linear_solve import add, dot
+from innerloop.problem import Problem, initial_params, loss_function
+
+Condition = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], PyTree]
+"""`(params, meta, batch, key) -> residual`, zero at the adapted parameters and shaped like them."""
+
+
+def stationarity(problem: Problem) -> Condition:
+    r"""The condition $F = \nabla_\theta L_\text{inner}$ of a minimum."""
+    loss = loss_function("inner_loss", problem.inner_loss, needed_by="Implicit")
+    gradient = exact_inner_gradient(loss)
+    return lambda params, meta, batch, key: gradient(params, meta, batch, key)[1]
+
+
+def fixed_point(function: Condition) -> Condition:
+    r"""The condition $F = \theta - T(\theta, \phi)$ of a fixed point of `function`, T.
+
+    - `function`: `(params, meta, batch, key) -> params`: an inner step, a projected or a proximal
+      one (`projected_gradient`), or any other map that the adaptation has converged under
+    """
+
+    def condition(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray) -> PyTree:
+        return jax.tree.map(jnp.subtract, params, function(params, meta, batch, key))
+
+    return condition
+
+
+def projected_gradient(
+    problem: Problem, projection: Callable[[PyTree, PyTree], PyTree], rate: float
+) -> Condition:
+    r"""The condition $F = \theta - P(\theta - \alpha \nabla_\theta L_\text{inner}(\theta), \phi)$.
+
+    - `projection`: `(params, meta) -> params`: the projection onto a feasible set, or the proximal
+      operator of a penalty that is not differentiable, for the step α
+    - `rate`: α > 0; any step gives the same optimum
+    """
+    gradient_at = stationarity(problem)
+
+    def step(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray) -> PyTree:
+        gradient = gradient_at(params, meta, batch, key)
+        return projection(add(params, gradient, -rate), meta)
+
+    return fixed_point(step)
+
+
+def proximal(problem: Problem, strength: float | Callable[[PyTree], Scalar]) -> Problem:
+    r"""The problem with a pull of the parameters to where they start (iMAML, equation 3).
+
+    $$L_\text{inner}(\theta) + \frac{\lambda}{2} \|\theta - \theta_0(\phi)\|^2$$
+
+    makes the optimum depend on the initialisation, and strictly convex what is nearly flat.
+
+    - `strength`: λ > 0, or a function of meta that gives it
+    - `problem.init` must give the same parameters for every key and every part of the support
+
+    Raises `StructureError` where the problem has no `init` or no `inner_loss`.
+    """
+    inner_loss = loss_function("inner_loss", problem.inner_loss, needed_by="proximal")
+    init = initial_params(problem, needed_by="proximal")
+
+    def pulled(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
+        value, aux = inner_loss(params, meta, batch, key)
+        pull = strength(meta) if callable(strength) else strength
+        way = jax.tree.map(jnp.subtract, params, init(meta, batch, key))
+        penalty = jnp.asarray(pull / 2, value.dtype) * dot(way, way).astype(value.dtype)
+        return value + penalty, aux
+
+    return Problem(problem.init, pulled, problem.outer_loss, problem.step_weights)
