@@ -28,6 +28,10 @@ class GradientError(InnerloopError, ValueError):
     """A meta-gradient that does not exist. Raised while tracing, never returned as zeros."""
 
 
+class DetachedError(GradientError):
+    """No meta-parameter reaches the outer loss: the whole meta-gradient would be zeros."""
+
+
 class DataError(InnerloopError, ValueError):
     """Data that is missing, corrupt, or cannot give what was asked of it."""
 

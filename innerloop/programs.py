@@ -1,7 +1,8 @@
 """Traced programs: what their results read, and the operations on the way."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax.extend import core
 
@@ -9,9 +10,21 @@ _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 """Parameters under which primitives that just call a program hold it."""
 
 
+class Operation(NamedTuple):
+    """An operation of a traced program, and the calls that it is in, innermost first."""
+
+    eqn: core.JaxprEqn
+    callers: tuple[core.JaxprEqn, ...]
+
+    @property
+    def name(self) -> str:
+        """Of its primitive."""
+        return self.eqn.primitive.name
+
+
 def between(
     program: core.ClosedJaxpr, inputs: Iterable[int], outputs: Iterable[int]
-) -> list[core.JaxprEqn]:
+) -> list[Operation]:
     """The operations that read one of the `inputs` and are read by one of the `outputs`.
 
     Both by position, both directly or through others, in programs that the program calls too. A
@@ -22,7 +35,7 @@ def between(
     jaxpr = program.jaxpr
     walk.forward(jaxpr, [i in inputs for i in range(len(jaxpr.invars))])
     walk.backward(jaxpr, [i in outputs for i in range(len(jaxpr.outvars))])
-    return [eqn for eqn in equations(jaxpr) if id(eqn) in walk.reading and id(eqn) in walk.read]
+    return [op for op in operations(jaxpr) if walk.reading[id(op.eqn)] & walk.read[id(op.eqn)]]
 
 
 def inputs_read(jaxpr: core.Jaxpr) -> list[bool]:
@@ -31,12 +44,12 @@ def inputs_read(jaxpr: core.Jaxpr) -> list[bool]:
     return [var in read for var in (*jaxpr.constvars, *jaxpr.invars)]
 
 
-def equations(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+def operations(jaxpr: core.Jaxpr, callers: tuple[core.JaxprEqn, ...] = ()) -> Iterator[Operation]:
     """All operations, those of the programs that they call after them."""
     for eqn in jaxpr.eqns:
-        yield eqn
+        yield Operation(eqn, callers)
         for inner in subprograms(eqn):
-            yield from equations(inner)
+            yield from operations(inner, (eqn, *callers))
 
 
 def subprograms(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
@@ -47,11 +60,11 @@ def subprograms(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
 
 
 class _Walk:
-    """Marks, forward, what reads the inputs and, backward, what the outputs read."""
+    """Marks results of operations: forward, those that read the inputs; backward, those read."""
 
     def __init__(self):
-        self.reading: set[int] = set()
-        self.read: set[int] = set()
+        self.reading: dict[int, set[int]] = defaultdict(set)
+        self.read: dict[int, set[int]] = defaultdict(set)
 
     def forward(self, jaxpr: core.Jaxpr, given: Sequence[bool]) -> list[bool]:
         marked = {var for var, mark in zip(jaxpr.invars, given, strict=True) if mark}
@@ -59,8 +72,8 @@ class _Walk:
             ins = [_in(atom, marked) for atom in eqn.invars]
             if not any(ins):
                 continue
-            self.reading.add(id(eqn))
             outs = self._through(eqn, ins, self.forward, onward=True)
+            self.reading[id(eqn)].update(i for i, mark in enumerate(outs) if mark)
             marked.update(var for var, mark in zip(eqn.outvars, outs, strict=True) if mark)
         return [_in(atom, marked) for atom in jaxpr.outvars]
 
@@ -78,7 +91,7 @@ class _Walk:
             outs = [var in marked for var in eqn.outvars]
             if not any(outs):
                 continue
-            self.read.add(id(eqn))
+            self.read[id(eqn)].update(i for i, mark in enumerate(outs) if mark)
             ins = self._through(eqn, outs, self.backward, onward=False)
             marked.update(
                 atom

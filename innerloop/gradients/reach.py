@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from innerloop.errors import GradientError
+from innerloop.errors import DetachedError, GradientError
 from innerloop.tangents import is_zero, tangent_leaves
 
 
@@ -46,9 +46,9 @@ def _require_reach_jvp(error, primals, tangents):
 _require_reach.defjvp(_require_reach_jvp, symbolic_zeros=True)
 
 
-def detached(leaves: str) -> GradientError:
+def detached(leaves: str) -> DetachedError:
     """No meta-parameter reaches the outer loss."""
-    return GradientError(
+    return DetachedError(
         "the meta-gradient is identically zero: no meta-parameter reaches the outer loss",
         got=f"a detached graph for meta leaves {leaves}",
         expected="at least one leaf that init, the inner loss (unless first-order) or the "

@@ -1,0 +1,63 @@
+"""Findings before the run: nested differentiation fails silently, and this is where it is heard."""
+
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.adaptation import Adaptation
+from innerloop.diagnostics.checks.derivatives import finite_differences
+from innerloop.diagnostics.checks.episodes import overlap
+from innerloop.diagnostics.checks.inner_loop import inner_loss_falls, stationary, steep_at_zero
+from innerloop.diagnostics.checks.paths import cutting_operations, unreached_leaves
+from innerloop.diagnostics.checks.purity import captured_state, repeatable
+from innerloop.diagnostics.checks.subject import Subject
+from innerloop.diagnostics.checks.tracing import missing_derivatives
+from innerloop.diagnostics.checks.values import finite_and_not_zero
+from innerloop.diagnostics.findings import Report, Severity, report
+from innerloop.gradients import MetaGradient
+from innerloop.objective import meta_objective, task_count
+from innerloop.problem import Episode, Problem
+
+TRACED = (
+    (captured_state, missing_derivatives),
+    (unreached_leaves, overlap),
+    (cutting_operations,),
+)
+"""Checks that run nothing, in stages: after a stage with errors the next would find them again."""
+
+RUN = (
+    (repeatable, finite_and_not_zero, steep_at_zero, inner_loss_falls, stationary),
+    (finite_differences,),
+)
+
+
+def check(
+    problem: Problem,
+    adaptation: Adaptation,
+    meta: PyTree,
+    episodes: Episode,
+    key: PRNGKeyArray,
+    gradient: MetaGradient | None = None,
+    *,
+    run: bool = True,
+) -> Report:
+    """What is wrong with a meta-learning problem, or will be.
+
+    - `episodes`: a batch of a few tasks; they are adapted on, and the gradient is taken of them
+    - `gradient`: the estimator that is going to be used; the exact one unless given. The problem
+      itself is judged by the exact one in any case.
+    - `run`: False for the checks that only trace: no derivative (custom rules, callbacks,
+      `while_loop`), leaves without a gradient, operations that cut the way, captured state, shared
+      rows. The others compute losses and gradients a few dozen times.
+
+    Nothing is said of a problem without faults. What the checks cannot know is whether a cut that
+    they find was meant. Raises `StructureError` for parts that do not fit, and `GradientError` for
+    an estimator that does not exist after this adaptation.
+    """
+    subject = Subject(problem, adaptation, meta, episodes, key, gradient)
+    meta_objective(problem, adaptation, subject.gradient)  # refuses what does not fit
+    task_count(episodes)
+    findings = []
+    for stage in TRACED + RUN * run:
+        findings += [finding for look in stage for finding in look(subject)]
+        if any(finding.severity is Severity.ERROR for finding in findings):
+            break
+    return report(findings)

@@ -1,0 +1,139 @@
+"""Derivatives held against finite differences, in float64."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from innerloop.adaptation import Origin
+from innerloop.checks import is_floating
+from innerloop.diagnostics.checks.subject import Subject, jit_quickly
+from innerloop.diagnostics.findings import Finding, Severity
+from innerloop.diagnostics.source import written_at, written_by_the_user
+from innerloop.gradients.linear_solve import dot
+from innerloop.gradients.reach import leaf_names
+from innerloop.programs import between
+
+_STEP = 1e-5
+"""Of the leaf's own size: truncation and rounding errors are then both below 1e-9."""
+_TOLERANCE = 1e-3
+_MOST_TASKS = 4
+_MOST_LEAVES = 16
+
+_RULES = ("custom_vjp_call", "custom_vjp_call_jaxpr", "custom_jvp_call", "stop_gradient")
+
+
+def finite_differences(subject: Subject) -> Iterator[Finding]:
+    """First the losses by themselves, which tells where; then the whole meta-objective."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        findings = list(_of_losses(subject))
+        # A solver stops somewhere within its tolerance, which differences would magnify.
+        if not findings and subject.adaptation.origin is not Origin.SOLVER:
+            findings = list(_of_the_whole(subject))
+    yield from findings
+
+
+def _of_losses(subject: Subject) -> Iterator[Finding]:
+    arguments = _in_float64((subject.meta, *subject.task()))
+    given = jit_quickly(subject.arguments)(*arguments)
+    for name, (*at, batch, key) in given.items():
+        at = _in_float64(at)
+        loss, along = subject.loss(name), _directions(at)
+        value = lambda at, loss=loss, rest=(batch, key): loss(*at, *rest)[0]
+        slope = lambda at, value=value, along=along: dot(jax.grad(value)(at), along)
+        place = f"{name}, {_rules_of(value, at)}"
+        if _Derivative(value, at).is_wrong(along):
+            yield Finding(
+                Severity.ERROR,
+                f"the gradient of {name} is not the derivative of its value",
+                place,
+                "finite differences disagree: a custom rule or a stop_gradient hides a part",
+                "a rule that matches the function, or the function without it",
+            )
+        elif name == "inner_loss" and _Derivative(slope, at).is_wrong(along):
+            yield Finding(
+                Severity.ERROR,
+                f"the second derivative of {name} is not that of its gradient",
+                place,
+                "a custom rule whose backward pass is not itself differentiable leaves out the "
+                "second-order part of the meta-gradient",
+                "jax.custom_jvp, or a backward pass that reads its inputs; FirstOrder() does "
+                "without second derivatives",
+            )
+
+
+def _of_the_whole(subject: Subject) -> Iterator[Finding]:
+    objective, meta = subject.objective(subject.exact), _in_float64(subject.meta)
+    tasks = jax.tree.map(lambda leaf: leaf[:_MOST_TASKS], (subject.episodes, subject.keys))
+    each = jax.vmap(lambda meta, *task: objective(meta, *task)[0], (None, 0, 0))
+    value = lambda meta: jnp.mean(each(meta, *_in_float64(tasks)))
+    derivative, along = _Derivative(value, meta), _directions(meta)
+    if not derivative.is_wrong(along):
+        return
+    names, (moves, treedef) = leaf_names(meta), jax.tree.flatten(along)
+    alone = lambda i: treedef.unflatten([v if i == j else 0 * v for j, v in enumerate(moves)])
+    wrong = [
+        f"meta{n}" for i, n in enumerate(names[:_MOST_LEAVES]) if derivative.is_wrong(alone(i))
+    ]
+    yield Finding(
+        Severity.ERROR,
+        "the meta-gradient is not the derivative of the meta-objective",
+        f"{', '.join(wrong) or 'meta'}; {_rules_of(value, meta)}",
+        "finite differences disagree: something on the way hides a part of the derivative, or the "
+        "objective jumps here",
+        "the operation without its custom rule or stop_gradient",
+    )
+
+
+class _Derivative:
+    """A function and its gradient at a point, as one compiled program."""
+
+    def __init__(self, function: Callable, at: PyTree):
+        self._at = at
+        self._run = jit_quickly(jax.value_and_grad(function))
+        self._value, self._gradient = self._run(at)
+
+    def is_wrong(self, along: PyTree) -> bool:
+        """Whether the slope along a direction is not the limit of differences."""
+        slope = float(dot(self._gradient, along))
+        coarse, fine = self._difference(along, 4 * _STEP), self._difference(along, _STEP)
+        gap = abs(fine - slope)
+        floor = 1e-8 * (1 + abs(float(self._value)))
+        # Where two steps disagree, the differences are no derivative either: noise, or a jump.
+        return gap > max(_TOLERANCE * max(abs(fine), abs(slope)), floor, 10 * abs(fine - coarse))
+
+    def _difference(self, along: PyTree, step: float) -> float:
+        ahead = jax.tree.map(lambda x, v: x + step * v, self._at, along)
+        behind = jax.tree.map(lambda x, v: x - step * v, self._at, along)
+        return (float(self._run(ahead)[0]) - float(self._run(behind)[0])) / (2 * step)
+
+
+def _directions(at: PyTree) -> PyTree:
+    """A direction that moves every number by a part of its leaf's own size."""
+    generator = np.random.default_rng(0)
+
+    def direction(leaf: np.ndarray) -> np.ndarray:
+        size = np.sqrt(np.mean(np.square(leaf))) or 1.0
+        return np.asarray(size * generator.normal(size=leaf.shape))
+
+    return jax.tree.map(direction, at)
+
+
+def _rules_of(value: Callable, at: PyTree) -> str:
+    program = jax.make_jaxpr(value)(at)
+    found = [
+        f"{operation.name.removesuffix('_call')} at {line}"
+        for operation in between(program, range(len(jax.tree.leaves(at))), [0])
+        if operation.name in _RULES and (line := written_at(operation)) is not None
+        if operation.name != "stop_gradient" or written_by_the_user(operation, "stop_gradient")
+    ]
+    return ", ".join(dict.fromkeys(found)) or "no custom rule on the way"
+
+
+def _in_float64(tree: PyTree) -> PyTree:
+    """The floating-point leaves in double precision, as NumPy's: nothing is compiled for them."""
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64) if is_floating(leaf) else leaf, tree
+    )

@@ -1,0 +1,84 @@
+"""What is checked: a problem with everything that is needed to trace and to run it."""
+
+from collections.abc import Callable
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+from jax.extend import core
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from innerloop.adaptation import Adaptation, Origin
+from innerloop.gradients import Implicit, MetaGradient, Unroll
+from innerloop.objective import adapt, meta_objective
+from innerloop.problem import Episode, Loss, Problem, initial_params, loss_function
+
+jit_quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""Compiling takes longer here than the few runs do."""
+
+
+class Subject:
+    """A problem, how it is learned, and a batch of its episodes.
+
+    - `gradient`: the estimator that is going to be used
+    - `exact`: one that drops nothing, to tell the problem's faults from the estimator's
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        adaptation: Adaptation,
+        meta: PyTree,
+        episodes: Episode,
+        key: PRNGKeyArray,
+        gradient: MetaGradient | None,
+    ):
+        self.problem = problem
+        self.adaptation = adaptation
+        self.meta = jax.tree.map(jnp.asarray, meta)
+        self.episodes = episodes
+        self.key = key
+        self.exact = Implicit() if adaptation.origin is Origin.SOLVER else Unroll()
+        self.gradient = gradient or self.exact
+
+    @property
+    def tasks(self) -> int:
+        """How many episodes there are."""
+        return jnp.shape(jax.tree.leaves(self.episodes)[0])[0]
+
+    @property
+    def keys(self) -> Array:
+        """One key per task, as `meta_value_and_grad` splits them."""
+        return jax.random.split(self.key, self.tasks)
+
+    def task(self, index: int = 0) -> tuple[Episode, PRNGKeyArray]:
+        """One episode and its key."""
+        return jax.tree.map(lambda leaf: leaf[index], (self.episodes, self.keys))
+
+    def objective(self, gradient: MetaGradient | None = None) -> Callable[..., tuple]:
+        """The meta-objective of one task: `(meta, episode, key) -> (loss, aux)`."""
+        return meta_objective(self.problem, self.adaptation, gradient or self.gradient)
+
+    @cached_property
+    def program(self) -> core.ClosedJaxpr:
+        """The loss of the first task as a program of the meta leaves."""
+        return self.trace_loss()
+
+    def trace_loss(self) -> core.ClosedJaxpr:
+        """The same, traced again."""
+        objective, task = self.objective(self.exact), self.task()
+        return jax.make_jaxpr(lambda meta: objective(meta, *task)[0])(self.meta)
+
+    def loss(self, name: str) -> Loss:
+        """A loss of the problem in its normal form."""
+        return loss_function(name, getattr(self.problem, name), needed_by="check")
+
+    def arguments(self, meta: PyTree, episode: Episode, key: PRNGKeyArray) -> dict[str, tuple]:
+        """What each loss that there is would be given: `(params, meta, batch, key)`."""
+        problem = self.problem
+        adapted, _ = adapt(problem, self.adaptation, meta, episode.support, key)
+        given = {"outer_loss": (adapted, meta, episode.query, key)}
+        if problem.inner_loss is not None and problem.init is not None:
+            start = initial_params(problem, needed_by="check")(meta, episode.support, key)
+            given["inner_loss"] = (start, meta, episode.support, key)
+        return given

@@ -1,0 +1,83 @@
+"""Meta-gradients that are not finite, or zero by accident: found by computing them."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from innerloop.diagnostics.blame import origin_of_non_finite
+from innerloop.diagnostics.checks.paths import unreached
+from innerloop.diagnostics.checks.subject import Subject, jit_quickly
+from innerloop.diagnostics.findings import Finding, Severity
+from innerloop.diagnostics.source import written_at
+from innerloop.gradients.reach import leaf_names
+from innerloop.programs import Operation
+
+
+def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
+    """The loss and its gradient on every given task."""
+    objective = subject.objective(subject.exact)
+    per_task = jax.vmap(jax.value_and_grad(objective, has_aux=True), (None, 0, 0))
+    arguments = (subject.meta, subject.episodes, subject.keys)
+    (losses, _), grads = jit_quickly(per_task)(*arguments)
+    bad = [_bad_tasks(leaf) for leaf in jax.tree.leaves((losses, grads))]
+    tasks = np.flatnonzero(np.any(bad, axis=0))
+    if tasks.size:
+        names = ["the loss", *(f"the gradient of meta{n}" for n in leaf_names(subject.meta))]
+        what = [name for name, marks in zip(names, bad, strict=True) if marks.any()]
+        yield _not_finite(subject, what, int(tasks[0]), len(tasks))
+        return
+    cut_off = unreached(subject, subject.exact)
+    for name, leaf in zip(leaf_names(subject.meta), jax.tree.leaves(grads), strict=True):
+        if not np.any(np.asarray(leaf)) and name not in cut_off:
+            yield Finding(
+                Severity.WARNING,
+                f"the gradient of meta{name} is zero on every task",
+                f"meta{name}",
+                "it is not cut off, but comes out as zero here, as behind a dead rectifier or a "
+                "layer of zeros",
+                "another initialisation of the leaf, or of what multiplies it",
+            )
+
+
+def _not_finite(subject: Subject, what: list[str], task: int, count: int) -> Finding:
+    objective, arguments = subject.objective(subject.exact), subject.task(task)
+    loss = lambda meta: objective(meta, *arguments)[0]
+    # The forward pass first: the backward pass repeats its numbers.
+    culprit = origin_of_non_finite(loss, subject.meta)
+    culprit = culprit or origin_of_non_finite(jax.grad(loss), subject.meta)
+    where = f"{culprit.name} at {written_at(culprit)}" if culprit else "an operation not found"
+    return Finding(
+        Severity.ERROR,
+        f"{', '.join(what)} not finite on {count} of {subject.tasks} tasks",
+        f"task {task} of {subject.tasks}: {where}",
+        *_explained(culprit),
+    )
+
+
+def _explained(culprit: Operation | None) -> tuple[str, str]:
+    kind = culprit.name if culprit else "the program"
+    dtype = culprit.eqn.outvars[0].aval.dtype if culprit else None  # pyright: ignore
+    if dtype == jnp.float16 and kind not in ("sqrt", "rsqrt", "div", "log"):
+        return (
+            f"a number beyond {float(jnp.finfo(dtype).max):.0f}, the largest of float16",
+            "bfloat16 or float32 for this computation, or a smaller scale",
+        )
+    if kind in ("sqrt", "rsqrt", "div", "pow", "log", "integer_pow"):
+        return (
+            f"the derivative of {'a root or norm' if kind != 'log' else 'log'} at zero, or a "
+            "division by zero",
+            "jnp.sqrt(x + 1e-12) for jnp.sqrt(x) and norms, eps_root=1e-8 for optax.adam, or "
+            "jnp.where on the argument of the function as well as on its result",
+        )
+    return (
+        f"{kind} made it out of finite numbers: an overflow, or an undefined result",
+        "a lower inner learning rate, or a bounded argument",
+    )
+
+
+def _bad_tasks(leaf) -> np.ndarray:
+    """Which rows hold a number that is not finite."""
+    finite = np.asarray(jnp.isfinite(leaf))
+    return np.asarray(~finite.reshape(len(finite), -1).all(axis=1))

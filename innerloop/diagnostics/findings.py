@@ -1,0 +1,75 @@
+"""What a check says: findings with severity, place, cause and cure."""
+
+import enum
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from innerloop.errors import GradientError
+
+
+class Severity(enum.Enum):
+    """How much a finding matters."""
+
+    ERROR = "error"
+    """The meta-gradient is wrong, not finite, or does not exist."""
+    WARNING = "warning"
+    """It may be wrong on other data, or training may not do what was meant."""
+    NOTE = "note"
+    """Worth knowing."""
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong.
+
+    - `problem`: what, in one clause
+    - `place`: where: a meta leaf's path, a primitive, `file.py:line (function)`
+    - `cause`: why it is so
+    - `cure`: what to write instead
+    """
+
+    severity: Severity
+    problem: str
+    place: str
+    cause: str
+    cure: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.severity.value}: {self.problem}\n  place: {self.place}\n"
+            f"  cause: {self.cause}\n  cure:  {self.cure}"
+        )
+
+
+class Report(NamedTuple):
+    """All findings, the gravest first; it prints as text and is true when there is any."""
+
+    findings: tuple[Finding, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.findings)
+
+    def __str__(self) -> str:
+        if not self.findings:
+            return "No findings."
+        return "\n".join(map(str, self.findings))
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """Those of severity `ERROR`."""
+        return tuple(f for f in self.findings if f.severity is Severity.ERROR)
+
+    def raise_errors(self) -> None:
+        """Raise `GradientError` with the first error, where there is one."""
+        for first in self.errors:
+            raise GradientError(
+                first.problem,
+                got=f"{first.cause} ({first.place})",
+                expected="a problem on which check finds no errors",
+                write=first.cure,
+            )
+
+
+def report(findings: Iterable[Finding]) -> Report:
+    """Findings in order of severity, each once."""
+    order = list(Severity)
+    return Report(tuple(sorted(dict.fromkeys(findings), key=lambda f: order.index(f.severity))))
