@@ -1,14 +1,20 @@
 """Checks that every part makes of what it is given."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from innerloop.errors import StructureError
+from innerloop.errors import InnerloopError, StructureError
+
+# JAX's own tracing errors say best what went wrong.
+_TRACING_ERRORS = (jax.errors.JAXTypeError, jax.errors.JAXIndexError)
 
 
 def describe(tree: PyTree) -> str:
@@ -62,4 +68,33 @@ def check_signature(name: str, function: Any, arguments: tuple[str, ...]) -> Non
             got=f"{name}{given}",
             expected=signature,
             write=f"{name}=lambda {', '.join(arguments)}: ...",
+        ) from error
+
+
+def check_key(key: Any) -> None:
+    """Raise `StructureError` unless `key` is a random key, of the new kind or the old."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
+        return
+    raise StructureError(
+        "a random key is needed",
+        got=f"key={key!r}" if dtype is None else f"key={describe(key)}",
+        expected="what jax.random.key makes, one per call",
+        write="jax.random.key(0)",
+    )
+
+
+@contextmanager
+def failures_explained(name: str, *, expected: str, write: str, **given: PyTree) -> Iterator[None]:
+    """Where a user's function fails on what it was given, say what that was."""
+    try:
+        yield
+    except (InnerloopError, *_TRACING_ERRORS):
+        raise
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise StructureError(
+            f"{name} failed on what it was given: {type(error).__name__}: {str(error).rstrip('.')}",
+            got=", ".join(f"{part}={describe(value)}" for part, value in given.items()),
+            expected=expected,
+            write=write,
         ) from error

@@ -11,6 +11,11 @@ import tyro
 
 from innerloop.errors import InnerloopError
 from innerloop.experiments.base import Experiment
+from innerloop.experiments.before_training import (
+    check_experiment,
+    compare_experiment,
+    plan_experiment,
+)
 from innerloop.experiments.train import EXPERIMENTS, evaluate_run, train
 
 _ExperimentConfig = tyro.extras.subcommand_type_from_defaults(
@@ -45,6 +50,42 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Look for faults before training: one finding each, with place, cause and cure."""
+
+    experiment: Annotated[_ExperimentConfig, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
+    """Which experiment; each has its own settings."""
+    tasks: int = 4
+    """Tasks to look at."""
+    trace_only: bool = False
+    """Leave out the checks that compute losses and gradients."""
+    trained: Path | None = None
+    """Run whose meta-parameters are looked at; the initial ones unless given."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Hold every kind of meta-gradient against the exact one: error, memory and time."""
+
+    experiment: Annotated[_ExperimentConfig, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
+    """Which experiment; each has its own settings."""
+    trained: Path | None = None
+    """Run whose meta-parameters are looked at; the initial ones unless given."""
+    figure: Path | None = None
+    """File for a figure of error against memory and time."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Find the cheapest exact meta-gradient that fits a budget of memory; nothing is run."""
+
+    experiment: Annotated[_ExperimentConfig, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
+    """Which experiment; each has its own settings."""
+    memory: str = "2GiB"
+    """The budget, such as 512MiB."""
+
+
+@dataclass(frozen=True)
 class Demo:
     """Meta-train sinusoid and digits to the end, in under three minutes on two cores."""
 
@@ -55,10 +96,18 @@ class Demo:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Errors of the library are one line on standard error and exit status 2."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {"train": Train, "evaluate": Evaluate, "demo": Demo},
+        {
+            "train": Train,
+            "evaluate": Evaluate,
+            "check": Check,
+            "compare": Compare,
+            "plan": Plan,
+            "demo": Demo,
+        },
         prog="innerloop",
         description="Meta-learning on JAX: it differentiates through learning.",
         args=arguments,
+        config=(tyro.conf.CascadeSubcommandArgs,),
     )
     try:
         _run(command)
@@ -74,7 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
 _INTERRUPTED = 128 + signal.SIGINT
 
 
-def _run(command: Train | Evaluate | Demo) -> None:
+def _run(command: Train | Evaluate | Check | Compare | Plan | Demo) -> None:
     match command:
         case Train(experiment):
             _train(experiment)
@@ -88,6 +137,18 @@ def _run(command: Train | Evaluate | Demo) -> None:
             )
             _print_table(record["test"], record["normalisation"])
             print(record["file"])
+        case Check(experiment, tasks, trace_only, trained):
+            report = check_experiment(experiment, tasks, not trace_only, trained)
+            print(report)
+            if report.errors:
+                raise SystemExit(1)
+        case Compare(experiment, trained, figure):
+            comparison = compare_experiment(experiment, trained)
+            print(comparison)
+            if figure is not None:
+                print(comparison.plot(figure))
+        case Plan(experiment, memory):
+            print(plan_experiment(experiment, memory))
         case Demo(folder):
             stamp = time.strftime("%Y%m%d-%H%M%S")
             for name in ("sinusoid", "digits"):

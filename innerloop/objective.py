@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
-from innerloop.checks import check_count, describe, is_floating
+from innerloop.checks import check_count, check_key, describe, is_floating
 from innerloop.errors import GradientError, InnerloopError, StructureError
 from innerloop.gradients import Aux, MetaGradient, Unroll
-from innerloop.gradients.base import TaskObjective
+from innerloop.gradients.base import ChunkedGradient, TaskObjective
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.gradients.reach import (
@@ -40,6 +40,7 @@ def adapt(
     Raises `GradientError` when differentiated, `StructureError` for parts that do not fit.
     """
     _check_meta(meta)
+    check_key(key)
     keys = task_keys(key)
     state, info, _ = run(
         problem, adaptation, meta, support, keys.adapt, exact_inner_gradient, store_all
@@ -68,6 +69,8 @@ def meta_objective(
     differentiated but no meta-parameter reaches the loss.
     """
     gradient = Unroll() if gradient is None else gradient
+    if isinstance(gradient, ChunkedGradient):
+        gradient = gradient.gradient
     _check_parts(problem, adaptation, gradient)
     require_valid(gradient, problem, adaptation)
     task_objective = gradient.objective(problem, adaptation)
@@ -75,6 +78,7 @@ def meta_objective(
     def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
         _check_meta(meta)
         _check_episode(episode)
+        check_key(key)
         loss, aux = task_objective(meta, episode, key)
         return require_reach(loss, meta, detached), aux
 
@@ -96,7 +100,8 @@ def meta_value_and_grad(
 
     - `chunk`: None runs all tasks at once under `vmap`; n runs at most n at a time and accumulates
       their gradients, in the memory of n tasks (1: a plain loop over tasks). Tasks are spread
-      evenly over the fewest chunks; results are equal up to rounding.
+      evenly over the fewest chunks; results are equal up to rounding. A `gradient` that comes with
+      a chunk of its own, as a `Plan` does, has that chunk unless one is given here.
 
     `aux.diagnostics["unreached"]` holds one entry, named by its path, for each meta leaf that no
     gradient reaches; its gradient is zero. (Estimators without a backward pass, `ForwardMode` and
@@ -110,6 +115,8 @@ def meta_value_and_grad(
     """
     if chunk is not None:
         check_count("chunk", chunk, write="meta_value_and_grad(problem, adaptation, chunk=1)")
+    if chunk is None and isinstance(gradient, ChunkedGradient):
+        chunk = gradient.chunk
     if isinstance(problem, ProblemMixture):
         return _mixture_value_and_grad(problem, adaptation, gradient, chunk)
     if isinstance(adaptation, tuple):
@@ -131,6 +138,7 @@ def meta_value_and_grad(
                 write="meta_objective(problem, adaptation)(meta, episode, key) for the value alone",
             )
         tasks = task_count(episodes)
+        check_key(key)
         keys = jax.random.split(key, tasks)
         weights = jnp.ones(tasks) if episodes.weight is None else episodes.weight
         batch = (Episode(episodes.support, episodes.query), keys, weights)
@@ -264,7 +272,8 @@ def task_count(episodes: Episode) -> int:
     """How many tasks a batch holds. Raises `StructureError` where its leaves do not agree."""
     _check_episode(episodes)
     leaves = zip(leaf_names(episodes), jax.tree.leaves(episodes), strict=True)
-    counts = {name: jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for name, leaf in leaves}
+    shapes = {name: getattr(leaf, "shape", ()) for name, leaf in leaves}  # names are no arrays
+    counts = {name: shape[0] if shape else None for name, shape in shapes.items()}
     distinct = set(counts.values())
     tasks = distinct.pop() if len(distinct) == 1 else None
     if tasks:

@@ -8,14 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.checks import check_signature, describe, is_floating
-from innerloop.errors import InnerloopError, StructureError
+from innerloop.checks import check_signature, describe, failures_explained, is_floating
+from innerloop.errors import StructureError
 
 Loss = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], tuple[Scalar, PyTree]]
 """A loss in its normal form: `(params, meta, batch, key) -> (value, aux)`."""
-
-# JAX's own tracing errors say best what went wrong.
-_TRACING_ERRORS = (jax.errors.JAXTypeError, jax.errors.JAXIndexError)
 
 
 class Episode(eqx.Module):
@@ -181,7 +178,15 @@ def loss_function(name: str, loss: Callable[..., Any] | None, needed_by: str) ->
         )
 
     def normal(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
-        result: Any = _call_with_context(name, loss, params, meta, batch, key)
+        with failures_explained(
+            name,
+            params=params,
+            meta=meta,
+            batch=batch,
+            expected=f"parameters, meta and a batch that {name} can read",
+            write="Problem(init, ...) whose init returns what the losses take as params",
+        ):
+            result: Any = loss(params, meta, batch, key)
         value: Any
         value, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         if not is_floating(value) or jnp.shape(value) != ():
@@ -226,18 +231,3 @@ def initial_params(problem: Problem, needed_by: str) -> Callable[..., PyTree]:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
 
     return normal
-
-
-def _call_with_context(name, loss, params, meta, batch, key):
-    """Call a user's loss; where it fails on what it was given, say what that was."""
-    try:
-        return loss(params, meta, batch, key)
-    except (InnerloopError, *_TRACING_ERRORS):
-        raise
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise StructureError(
-            f"{name} failed on what it was given: {type(error).__name__}: {str(error).rstrip('.')}",
-            got=f"params={describe(params)}, meta={describe(meta)}, batch={describe(batch)}",
-            expected=f"parameters, meta and a batch that {name} can read",
-            write="Problem(init, ...) whose init returns what the losses take as params",
-        ) from error

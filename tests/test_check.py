@@ -236,6 +236,14 @@ FAULTS = {
         WARNING,
         r"inner problem is not solved.*Minimise",
     ),
+    "no convergence": (
+        {
+            "inner": lambda p, m, b, k: inner(p, m, b, k) + jnp.sum(p * m["w"]),
+            "learn": il.Minimise(optx.BFGS(1e-12, 1e-12), max_steps=3),
+        },
+        ERROR,
+        r"inner solver did not converge.*cure:  Minimise\(solver, max_steps=1024\)",
+    ),
     "estimator": (
         {
             "learn": il.GradientDescent(lambda meta: optax.sgd(0.1 * jnp.exp(meta["scale"])), 400),
@@ -316,7 +324,7 @@ CLEAN = {
     ),
     "mini-batches": lambda: parts_of(il.Problem(start, inner, outer), il.MiniBatches(LEARN, 2)),
     "minimise": lambda: parts_of(
-        il.proximal(il.Problem(start, inner, outer), 1.0), il.Minimise(optx.BFGS(1e-6, 1e-6))
+        il.proximal(il.Problem(start, inner, outer), 1.0), il.Minimise(optx.BFGS(1e-4, 1e-4))
     ),
     "implicit": lambda: parts_of(
         il.proximal(il.Problem(start, inner, outer), 1.0),
@@ -370,3 +378,44 @@ def test_broken_parts_raise_as_they_do_elsewhere():
         checked(learn=il.Minimise(optx.BFGS(1e-6, 1e-6)), gradient=il.Unroll())
     with pytest.raises(il.StructureError, match="task axis"):
         checked(data=il.Episode({"x": jnp.ones((2, 3))}, {"x": jnp.ones((3, 3))}))
+
+
+# --- before training ----------------------------------------------------------------------------
+
+
+def trained(inner=inner, meta=META, **options):
+    recipe = il.Recipe(
+        il.Problem(start, inner, outer),
+        LEARN,
+        il.Unroll(),
+        lambda key: jax.tree.map(jnp.copy, meta),
+    )
+    tasks = il.IndependentTasks(lambda key: jax.tree.map(lambda leaf: leaf[0], episodes()))
+    with jax.numpy_dtype_promotion("standard"):
+        return il.fit(recipe, tasks, optimizer=optax.sgd(0.1), steps=2, batch=2, key=KEY, **options)
+
+
+def test_fit_stops_at_errors_and_warns_of_the_rest():
+    with pytest.raises(il.GradientError, match=r"cut off.*\(stopped\)"):
+        trained(inner=stopped, check=True)
+    with pytest.warns(UserWarning, match=r"nothing reads meta\['idle'\]"):
+        trained(meta=UNREAD, check=True)
+    trained(inner=stopped)  # unasked, it lets the user's choice stand
+    np.testing.assert_array_equal(trained(check=True).meta["w"], trained().meta["w"])
+
+
+def test_fit_checks_every_kind_of_a_mixture():
+    sinusoids = il.SinusoidTasks(3, 3)
+    recipes = [il.maml(il.mlp([1, 4, 1]), il.mean_squared_error, rate, 1) for rate in (0.01, 0.02)]
+    cut = il.Problem(
+        lambda meta, support, key: jax.lax.stop_gradient(meta),
+        recipes[1].problem.inner_loss,
+        recipes[1].problem.outer_loss,
+    )
+    problems = (recipes[0].problem, cut)
+    kinds = [(p, r.adaptation, sinusoids, 1.0) for p, r in zip(problems, recipes, strict=True)]
+    problem, adaptation, tasks = il.mixture(*kinds)
+    recipe = il.Recipe(problem, adaptation, il.Unroll(), recipes[0].init_meta)
+    options = {"optimizer": optax.sgd(0.1), "steps": 1, "batch": 2, "key": KEY}
+    with pytest.raises(il.GradientError, match=r"cut off.*stop_gradient at test_check.py"):
+        il.fit(recipe, tasks, check=True, **options)

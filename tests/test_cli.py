@@ -165,6 +165,37 @@ def test_evaluate_takes_other_tasks_steps_and_seed(own_run):
     assert len(record["test"]["mean"]["loss"]) == 2
 
 
+def test_check_says_that_nothing_is_wrong(capsys):
+    main(["check", "sinusoid", "--tasks", "2", "--trace-only", "--width", "5"])
+    assert capsys.readouterr().out == "No findings.\n"
+
+
+def test_check_exits_with_1_where_it_finds_an_error(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["check", "sinusoid", "--inner-rate", "1e30", "--tasks", "2", "--width", "5"])
+    assert caught.value.code == 1
+    assert "error: the loss, the gradient" in capsys.readouterr().out
+
+
+def test_compare_tells_and_draws(own_run, tmp_path, capsys):
+    figure = tmp_path / "compare.png"
+    small = ["--batch", "2", "--width", "5", "--inner-steps", "1"]
+    main(["compare", "sinusoid", *small, "--trained", str(own_run), "--figure", str(figure)])
+    output = capsys.readouterr().out
+    assert "FirstOrder()" in output
+    assert str(figure) in output.replace("\n", "")
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plan_fits_the_budget(capsys):
+    main(["plan", "sinusoid", "--width", "5", "--batch", "2", "--memory", "1MiB"])
+    assert "chosen" in capsys.readouterr().out
+
+
+def test_a_budget_that_cannot_be_read_is_refused(tmp_path, capsys):
+    assert "2parsecs" in refused(capsys, tmp_path, "plan", "sinusoid", "--memory", "2parsecs")
+
+
 @pytest.mark.parametrize("flags", ["--averaging 0", "--cosine", "--inner-steps 1"])
 def test_settings_change_the_result(sinusoid_run, tmp_path, flags):
     main([*SINUSOID, *flags.split(), "--run", str(tmp_path / "run")])

@@ -233,6 +233,31 @@ CASES = {
         with_optimizer(optax.adam),
         "not an optimizer.*adam.*Write: GradientDescent\\(",
     ),
+    "optimizer_without_its_leaf": (
+        with_optimizer(lambda meta: optax.sgd(meta["rate"])),
+        "the optimizer failed.*KeyError.*rate.*meta={'w': f32\\[3\\]}.*Write: GradientDescent\\(",
+    ),
+    "optimizer_of_another_shape": (
+        with_optimizer(lambda meta: optax.sgd(meta["w"][:2])),
+        "the optimizer failed.*shape.*Write: GradientDescent\\(",
+    ),
+    # Keys.
+    "integer_key": (
+        lambda m, e, k: il.meta_value_and_grad(problem(), LEARN)(m, e, 0),
+        "random key is needed.*key=0.*Write: jax.random.key\\(0\\)",
+    ),
+    "float_key": (
+        one_task(lambda m, e, k: il.meta_objective(problem(), LEARN)(m, e, m["w"])),
+        "random key is needed.*f32\\[3\\].*Write: jax.random.key\\(0\\)",
+    ),
+    "integer_key_in_adapt": (
+        one_task(lambda m, e, k: il.adapt(problem(), LEARN, m, e.support, 7)),
+        "random key is needed.*key=7",
+    ),
+    "name_in_episode": (
+        with_episodes(lambda e: il.Episode({"x": e.support.inputs, "name": "first"}, e.query)),
+        "one task axis.*'name'.*None.*Write: jax.tree.map",
+    ),
     "optimizer_returns_float": (
         with_optimizer(lambda meta: 0.1),
         "not an optimizer.*0.1.*Write: GradientDescent\\(",

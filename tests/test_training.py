@@ -11,13 +11,14 @@ import pytest
 
 from innerloop.adaptation import GradientDescent
 from innerloop.errors import RunError, StructureError
-from innerloop.gradients import Unroll
+from innerloop.gradients import FirstOrder, Unroll
 from innerloop.models import mean_squared_error, mlp
 from innerloop.objective import adapt, meta_value_and_grad
 from innerloop.problem import Episode, Problem, task_keys
 from innerloop.recipes import Recipe, maml
 from innerloop.tasks import IndependentTasks, SinusoidTasks, evaluation_episodes, mixture
 from innerloop.training import Validation, evaluate, fit
+from innerloop.training.budget import plan_training
 from innerloop.training.step import init_state, outer_steps
 
 KEY = jax.random.key(0)
@@ -356,3 +357,67 @@ def test_logged_metrics_are_weighted_as_the_loss_is():
     _, reports = train(recipe._replace(problem=problem), Weighted())
     metrics = reports[0].metrics
     np.testing.assert_allclose(metrics["same"], metrics["loss"], rtol=1e-6)
+
+
+# --- fit: a budget of memory --------------------------------------------------------------------
+
+
+def test_a_budget_gives_what_its_plan_gives_by_hand():
+    recipe = maml(mlp([1, 16, 1]), mean_squared_error, 0.01, 2)
+    tasks, options = SinusoidTasks(5, 5), {"batch": 8, "steps": 2}
+    planned = plan_training(recipe, tasks, optax.adam(0.1), 8, "1GiB")
+    by_hand = recipe._replace(gradient=planned.gradient)
+    budgeted = train(recipe, tasks, memory="1GiB", **options)[0]
+    assert_same_bits(budgeted.meta, train(by_hand, tasks, chunk=planned.chunk, **options)[0].meta)
+    exact = train(recipe, tasks, **options)[0]
+    for a, b in zip(jax.tree.leaves(budgeted.meta), jax.tree.leaves(exact.meta), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_budget_holds_the_trainers_own_state():
+    recipe = maml(mlp([1, 64, 64, 1]), mean_squared_error, 0.01, 1)
+    tasks, optimizer, memory = SinusoidTasks(5, 5), optax.adam(0.1), 600 * 1024
+    planned = plan_training(recipe, tasks, optimizer, 8, memory)
+    value_and_grad = meta_value_and_grad(recipe.problem, recipe.adaptation, planned)
+    steps = outer_steps(value_and_grad, optimizer, batch=8, averaging=0.5, at_most=4)
+    state = init_state(recipe.init_meta(KEY), optimizer)
+    program = steps.lower(state, tasks, KEY, jnp.int32(4)).compile()
+    sizes = program.compiled.memory_analysis()
+    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+    assert planned.memory < memory
+    assert held + sizes.temp_size_in_bytes <= memory
+
+
+def test_a_biased_gradient_is_kept_and_its_chunk_planned():
+    recipe = point_recipe()._replace(gradient=FirstOrder())
+    planned = plan_training(recipe, POINTS, optax.adam(0.1), 3, "1GiB")
+    assert isinstance(planned.gradient, FirstOrder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"memory": "1GiB", "chunk": 1}, "by hand or by a budget"),
+        ({"memory": "a lot"}, "not an amount of memory"),
+        ({"memory": 10}, "what the trainer keeps"),
+        ({"memory": 150}, "no meta-gradient"),
+    ],
+)
+def test_budgets_that_cannot_be_met_are_refused(changed, message):
+    with pytest.raises(StructureError, match=message):
+        train(**changed)
+
+
+def test_a_mixture_has_no_budget():
+    recipe = point_recipe()
+    problem, adaptation, tasks = mixture((recipe.problem, recipe.adaptation, POINTS, 1.0))
+    with pytest.raises(StructureError, match="mixture"):
+        train(Recipe(problem, adaptation, Unroll(), recipe.init_meta), tasks, memory="1GiB")
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_evaluate_refuses_a_chunk_that_is_no_count(chunk):
+    recipe = maml(mlp([1, 4, 1]), mean_squared_error)
+    episodes = evaluation_episodes(SinusoidTasks(2, 2), 3, 0)
+    with pytest.raises(StructureError, match="chunk must be a whole number"):
+        evaluate(recipe.problem, recipe.adaptation, {}, episodes, KEY, chunk=chunk)

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, Info, InnerGradient, Origin
-from innerloop.checks import check_count
+from innerloop.checks import check_count, failures_explained
 from innerloop.errors import StructureError
 from innerloop.problem import Problem, initial_params, loss_function
 
@@ -58,7 +58,7 @@ class GradientDescent(Adaptation):
     ) -> GradientDescentState:
         """Parameters from the problem's `init`, and a fresh optimizer state."""
         params = initial_params(problem, needed_by="GradientDescent")(meta, support, key)
-        with _optax_promotion():
+        with _optax_promotion(), _explained(params=params, meta=meta):
             return GradientDescentState(params, self._transformation(meta).init(params))
 
     def step(
@@ -75,7 +75,7 @@ class GradientDescent(Adaptation):
         params = state.params
         value_and_gradient = inner_gradient(loss)
         (value, aux), gradient = value_and_gradient(params, meta, support, key)
-        with _optax_promotion():
+        with _optax_promotion(), _explained(params=params, meta=meta):
             updates, optimizer = self._transformation(meta).update(
                 gradient,
                 state.optimizer,
@@ -115,6 +115,16 @@ class _optax_promotion:
     def __exit__(self, *exception):
         for context in reversed(self._contexts):
             context.__exit__(*exception)
+
+
+def _explained(**given: PyTree):
+    return failures_explained(
+        "the optimizer",
+        expected="an optimizer whose rates, scalars or of the shape of params, are in meta",
+        write="GradientDescent(lambda meta: optax.sgd(meta['rate']), steps=5) with meta['rate'] a "
+        "scalar",
+        **given,
+    )
 
 
 def _takes_meta_only(function: Callable) -> bool:

@@ -17,6 +17,8 @@ class Frame(NamedTuple):
     function: str
 
     def __str__(self) -> str:
+        if _of_a_library(self):  # whose lines move from version to version
+            return f"{Path(self.file).name} of a library ({self.function.partition('.')[0]})"
         return f"{Path(self.file).name}:{self.line} ({self.function})"
 
 

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -57,6 +57,32 @@ class MetaGradient(eqx.Module):
     @abc.abstractmethod
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
         """The function `(meta, episode, key) -> (loss, aux)` of one task."""
+
+
+class ChunkedGradient(MetaGradient):
+    """A meta-gradient together with how many tasks are run at a time: what a plan comes to.
+
+    `meta_objective` takes its `gradient`, and `meta_value_and_grad` its `chunk` too, unless the
+    caller gives one.
+
+    - `gradient`: the estimator that is meant
+    - `chunk`: tasks at a time; None for all at once
+    """
+
+    if TYPE_CHECKING:  # type checkers would count the abstract variables as arguments
+        gradient: ClassVar[MetaGradient]
+        chunk: ClassVar[int | None]
+    else:
+        gradient: eqx.AbstractVar[MetaGradient]
+        chunk: eqx.AbstractVar[int | None]
+
+    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+        """That of the estimator."""
+        return self.gradient.fidelity(adaptation)
+
+    def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
+        """That of the estimator."""
+        return self.gradient.objective(problem, adaptation)
 
 
 class Outcome(NamedTuple):

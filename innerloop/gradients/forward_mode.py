@@ -128,8 +128,13 @@ class RandomDirections(Directions):
             return [jax.random.rademacher(k, leaf.shape, leaf.dtype) for k, leaf in pairs]
 
         weights = slopes(direction, self.count) / self.count
-        vectors = jax.vmap(direction)(jnp.arange(self.count, dtype=jnp.int32))
-        return [jnp.tensordot(weights.astype(v.dtype), v, axes=1) for v in vectors]
+
+        def add(total, i):  # one direction at a time: drawn again, rather than kept
+            parts = zip(total, direction(i), strict=True)
+            return [t + weights[i].astype(v.dtype) * v for t, v in parts], None
+
+        zeros = [jnp.zeros_like(leaf) for leaf in leaves]
+        return jax.lax.scan(add, zeros, jnp.arange(self.count, dtype=jnp.int32))[0]
 
 
 class ForwardMode(MetaGradient):

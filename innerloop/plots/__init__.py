@@ -6,6 +6,7 @@ so a reader never meets half a figure.
 """
 
 from innerloop.plots.adaptation_curve import adaptation_curve
+from innerloop.plots.comparison import error_against_cost
 from innerloop.plots.episodes import episodes_with_predictions
 from innerloop.plots.learning_curve import learning_curve
 from innerloop.plots.sinusoid_fits import sinusoid_fits
@@ -14,6 +15,7 @@ from innerloop.plots.validation_over_time import validation_over_time
 __all__ = [
     "adaptation_curve",
     "episodes_with_predictions",
+    "error_against_cost",
     "learning_curve",
     "sinusoid_fits",
     "validation_over_time",

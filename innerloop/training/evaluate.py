@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation, run
+from innerloop.checks import check_count
 from innerloop.errors import StructureError
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
@@ -47,6 +48,8 @@ def evaluator(
     - `steps`: how many inner steps to take; those of the adaptation unless given
     - `chunk`: tasks at a time; `TASKS_AT_ONCE` unless given
     """
+    if chunk is not None:
+        check_count("chunk", chunk, write="evaluate(problem, adaptation, ..., chunk=100)")
     outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
 
     def one_task(meta: PyTree, episode: Episode, key: PRNGKeyArray):
@@ -82,7 +85,7 @@ def evaluator(
         return jax.lax.map(
             lambda task: one_task(meta, *task),
             (episodes, keys),
-            batch_size=min(chunk or TASKS_AT_ONCE, len(keys)),
+            batch_size=min(TASKS_AT_ONCE if chunk is None else chunk, len(keys)),
         )
 
     return all_tasks

@@ -17,7 +17,9 @@ from innerloop.objective import meta_value_and_grad
 from innerloop.problem import Episode, ProblemMixture
 from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution
+from innerloop.training.budget import plan_training
 from innerloop.training.evaluate import Evaluation, evaluator, summarise
+from innerloop.training.faults import stop_at_faults
 from innerloop.training.step import init_state, outer_steps
 
 
@@ -79,9 +81,11 @@ def fit(
     key: PRNGKeyArray,
     validation: Validation | None = None,
     chunk: int | None = None,
+    memory: str | int | None = None,
     averaging: float = 0.0,
     per_call: int = 50,
     minutes: float | None = None,
+    check: bool = False,
     report: Callable[[Progress], Any] = lambda progress: None,
 ) -> Fit:
     """Meta-train: `steps` outer steps of `optimizer` on batches of `batch` tasks.
@@ -89,15 +93,20 @@ def fit(
     - `optimizer`: any optax transformation; clip with `optax.chain(optax.clip_by_global_norm(1.0),
       optax.adam(1e-3))`
     - `chunk`: tasks at a time, see `meta_value_and_grad`
+    - `memory`: a budget, such as `"2GiB"`, in place of `chunk`: `plan` chooses how many tasks at a
+      time, and in place of an exact gradient the cheapest exact one that fits. What the trainer
+      itself holds is in the budget; validation runs as many tasks at a time.
     - `averaging`: decay of an exponential moving average of the meta-parameters, which is then what
       is validated and returned; 0 for none
     - `per_call`: outer steps per call to the device
     - `minutes`: validate and stop after the first call that ends later than this; None for no limit
+    - `check`: look for faults first, by tracing alone (`check(..., run=False)`): an error raises
+      `GradientError`, what is less than an error warns
     - `report`: called after each call to the device
 
     The same key gives the same bits, and every step after the first call runs the same compiled
-    program. Raises `StructureError` for counts below one, `RunError` when the loss is no longer
-    finite.
+    program. Raises `StructureError` for counts below one, for a budget that cannot be met and for
+    one beside a chunk, `RunError` when the loss is no longer finite.
     """
     if not isinstance(recipe, Recipe):
         raise StructureError(
@@ -108,10 +117,15 @@ def fit(
         )
     for name, count in {"steps": steps, "batch": batch, "per_call": per_call}.items():
         check_count(name, count, write=f"fit(..., {name}=1)")
+    gradient = recipe.gradient
+    if memory is not None:
+        _check_no_chunk(chunk)
+        gradient = plan_training(recipe, tasks, optimizer, batch, memory)
+        chunk = gradient.chunk or batch
+    if check:
+        stop_at_faults(recipe, tasks, batch, key)
     init_key, step_key, validation_key = jax.random.split(key, 3)
-    value_and_grad = meta_value_and_grad(
-        recipe.problem, recipe.adaptation, recipe.gradient, chunk=chunk
-    )
+    value_and_grad = meta_value_and_grad(recipe.problem, recipe.adaptation, gradient, chunk=chunk)
     take_steps = outer_steps(
         value_and_grad, optimizer, batch=batch, averaging=averaging, at_most=per_call
     )
@@ -175,6 +189,16 @@ class _Validator:
         # The first is kept whatever it is, so that a run never ends without meta-parameters.
         self._score, self.best = np.nan_to_num(score, nan=-np.inf), (meta, step)
         return evaluation, True
+
+
+def _check_no_chunk(chunk: int | None) -> None:
+    if chunk is not None:
+        raise StructureError(
+            "a chunk is chosen either by hand or by a budget",
+            got=f"fit(..., chunk={chunk}, memory=...)",
+            expected="one of the two",
+            write=f"fit(..., memory='2GiB'), or fit(..., chunk={chunk})",
+        )
 
 
 def _check_finite(losses: np.ndarray, step: int) -> None:

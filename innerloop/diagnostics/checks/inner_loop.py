@@ -24,7 +24,7 @@ _STATIONARY = 0.01
 def inner_loss_falls(subject: Subject) -> Iterator[Finding]:
     """The inner loss over the inner steps, and how far the parameters go."""
     problem, adaptation = subject.problem, subject.adaptation
-    if problem.inner_loss is None or adaptation.origin is Origin.PROCEDURE or adaptation.steps == 0:
+    if problem.inner_loss is None or adaptation.origin is not Origin.STEPS or not adaptation.steps:
         return
     loss = loss_function("inner_loss", problem.inner_loss, needed_by="check")
     losses, moved = jit_quickly(jax.vmap(partial(_run, subject, loss), (None, 0, 0)))(

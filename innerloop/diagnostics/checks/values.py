@@ -20,12 +20,17 @@ def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
     objective = subject.objective(subject.exact)
     per_task = jax.vmap(jax.value_and_grad(objective, has_aux=True), (None, 0, 0))
     arguments = (subject.meta, subject.episodes, subject.keys)
-    (losses, _), grads = jit_quickly(per_task)(*arguments)
+    try:
+        (losses, _), grads = jax.block_until_ready(jit_quickly(per_task)(*arguments))
+    except jax.errors.JaxRuntimeError as error:
+        yield _raises(str(error))
+        return
     bad = [_bad_tasks(leaf) for leaf in jax.tree.leaves((losses, grads))]
     tasks = np.flatnonzero(np.any(bad, axis=0))
     if tasks.size:
         names = ["the loss", *(f"the gradient of meta{n}" for n in leaf_names(subject.meta))]
         what = [name for name, marks in zip(names, bad, strict=True) if marks.any()]
+        what[2:] = [f"{len(what) - 2} other gradients"] if len(what) > 3 else what[2:]
         yield _not_finite(subject, what, int(tasks[0]), len(tasks))
         return
     cut_off = unreached(subject, subject.exact)
@@ -39,6 +44,19 @@ def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
                 "layer of zeros",
                 "another initialisation of the leaf, or of what multiplies it",
             )
+
+
+def _raises(message: str) -> Finding:
+    lines = message.splitlines()
+    ours = next((line.partition("Error: ")[2] for line in lines if " Got: " in line), lines[0])
+    what, _, cure = ours.partition(" Write: ")
+    return Finding(
+        Severity.ERROR,
+        "the meta-gradient cannot be computed",
+        "at run time",
+        what,
+        cure or "the call that raises, by itself, on one task",
+    )
 
 
 def _not_finite(subject: Subject, what: list[str], task: int, count: int) -> Finding:

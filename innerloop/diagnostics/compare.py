@@ -1,0 +1,183 @@
+"""Which meta-gradient? All of them on your own problem: how far from exact, and at what cost."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.adaptation import Adaptation
+from innerloop.checks import check_count
+from innerloop.diagnostics.candidates import candidates, gradient_name, parameter_count
+from innerloop.diagnostics.comparison import Comparison
+from innerloop.diagnostics.trial import Trial, measure_errors, measure_seconds, reason
+from innerloop.errors import GradientError, InnerloopError, StructureError
+from innerloop.gradients import Implicit, MetaGradient, Unroll
+from innerloop.objective import meta_objective, meta_value_and_grad, task_count
+from innerloop.problem import Episode, Problem, ProblemMixture
+
+
+def compare(
+    problem: Problem,
+    adaptation: Adaptation,
+    meta: PyTree,
+    episodes: Episode,
+    key: PRNGKeyArray,
+    gradients: Sequence[MetaGradient] | Mapping[str, MetaGradient] | None = None,
+    *,
+    exact: MetaGradient | None = None,
+    chunk: int | None = None,
+    draws: int = 8,
+    seconds: float = 1.0,
+) -> Comparison:
+    r"""Hold meta-gradients against the exact one: cosine, relative error, memory and time.
+
+    Each is compiled as `jax.jit(meta_value_and_grad(problem, adaptation, gradient, chunk=chunk))`
+    and gives a gradient g at `meta`, on the same episodes and keys as the exact gradient e. With
+    all leaves as one vector, in float64,
+
+    $$\text{cosine} = \frac{g \cdot e}{\|g\| \|e\|}, \qquad
+      \text{relative error} = \frac{\|g - e\|}{\|e\|}.$$
+
+    An estimator that is stochastic (whose fidelity is "unbiased") is drawn with each of
+    `jax.random.split(key, draws)` and held against the exact gradient of the same key; given are
+    the means and their standard errors. Any other is computed with the first of these keys alone.
+
+    - `meta`: where the gradients are compared. Errors differ between the start and the end of
+      training.
+    - `episodes`: a batch of tasks
+    - `gradients`: the estimators, or a mapping from names to them; None: one of every kind. One
+      that does not exist for the pair, or fails, gives a row that says why.
+    - `exact`: the estimator that the others are held against; `Unroll()` unless given, or
+      `Implicit()` where that does not exist. It is put first where it is not one of `gradients`.
+    - `chunk`: tasks that are computed at a time, as in `meta_value_and_grad`
+    - `draws`: keys for stochastic estimators, at least 2 where there is one
+    - `seconds`: time spent on timing, per estimator. They take turns, at least one call and at most
+      100 each, after all are compiled.
+
+    Cosine and relative error are NaN where the exact gradient is zero or a gradient is not finite;
+    the row's note says so.
+
+    Raises `StructureError` for no gradients, for anything but meta-gradients among them, for a
+    `draws` or `seconds` out of range, for a mixture of problems, and for a problem that fails by
+    itself; `GradientError` where the reference does not exist. These come before anything is
+    measured, but for a reference that fails when it runs.
+    """
+    if isinstance(problem, ProblemMixture):
+        raise _mixture()
+    reference = _reference(problem, adaptation, exact)
+    build = lambda gradient: meta_value_and_grad(problem, adaptation, gradient, chunk=chunk)
+    given = candidates(adaptation, meta) if gradients is None else gradients
+    named, main = _with_reference(_named(given), reference)
+    _check_budget(draws, seconds)
+    _check_draws(named, adaptation, draws)
+    keys = jax.random.split(key, draws)
+    arguments = (meta, episodes, keys[0])
+    tasks = task_count(episodes)
+    _require_sound(build(reference), arguments, main)
+
+    trials = [Trial(name, gradient, adaptation) for name, gradient in named.items()]
+    for trial in trials:
+        trial.compile(build, arguments)
+    measure_errors(trials, main, lambda key: (meta, episodes, key), keys)
+    measure_seconds(trials, arguments, seconds)
+    rows = tuple(trial.row for trial in trials)
+    return Comparison(rows, main, tasks, parameter_count(meta), draws)
+
+
+def _reference(problem: Any, adaptation: Any, exact: MetaGradient | None) -> MetaGradient:
+    if exact is not None:
+        meta_objective(problem, adaptation, exact)  # which refuses what does not fit
+        return exact
+    try:
+        meta_objective(problem, adaptation, Unroll())
+    except GradientError:
+        return Implicit()
+    return Unroll()
+
+
+def _named(gradients: Any) -> dict[str, MetaGradient]:
+    """The estimators by name; those of one name are numbered."""
+    named: dict[str, Any] = {}
+    if isinstance(gradients, Mapping):
+        named = {str(name): gradient for name, gradient in gradients.items()}
+    elif isinstance(gradients, Sequence):
+        for gradient in gradients:
+            name = gradient_name(gradient)
+            count = sum(other.split(" #")[0] == name for other in named)
+            named[f"{name} #{count + 1}" if count else name] = gradient
+    if named and all(isinstance(gradient, MetaGradient) for gradient in named.values()):
+        return named
+    kinds = [type(gradient).__name__ for gradient in named.values()]
+    raise StructureError(
+        "compare needs meta-gradients to compare",
+        got=", ".join(kinds) if kinds else f"gradients={gradients!r}",
+        expected="at least one meta-gradient, in a sequence or as the values of a mapping",
+        write="compare(problem, adaptation, meta, episodes, key, [Unroll(), FirstOrder()])",
+    )
+
+
+def _with_reference(
+    named: dict[str, MetaGradient], reference: MetaGradient
+) -> tuple[dict[str, MetaGradient], str]:
+    """The estimators, the reference among them, and its name."""
+    for name, gradient in named.items():
+        if type(gradient) is type(reference) and bool(eqx.tree_equal(gradient, reference)):
+            return named, name
+    name = gradient_name(reference)
+    name = f"{name}, the reference" if name in named else name
+    return {name: reference} | named, name
+
+
+def _check_budget(draws: int, seconds: float) -> None:
+    check_count("draws", draws, write="compare(..., draws=8)")
+    if isinstance(seconds, int | float) and 0 <= seconds < float("inf"):
+        return
+    raise StructureError(
+        "the time for timing must be a number of seconds",
+        got=f"seconds={seconds!r}",
+        expected="a finite number of at least 0",
+        write="compare(..., seconds=1.0)",
+    )
+
+
+def _check_draws(named: dict[str, MetaGradient], adaptation: Adaptation, draws: int) -> None:
+    stochastic = [
+        name for name, gradient in named.items() if gradient.fidelity(adaptation).kind == "unbiased"
+    ]
+    if stochastic and draws < 2:
+        raise StructureError(
+            "a stochastic meta-gradient needs draws to tell its standard error",
+            got=f"draws={draws} for {', '.join(stochastic)}",
+            expected="draws >= 2, or deterministic meta-gradients alone",
+            write="compare(..., draws=8)",
+        )
+
+
+def _mixture() -> StructureError:
+    return StructureError(
+        "compare takes one kind of task at a time",
+        got="a mixture of problems",
+        expected="one problem and one adaptation",
+        write="compare(mixture.problems[0], adaptations[0], meta, episodes[0], key)",
+    )
+
+
+def _require_sound(function: Callable, arguments: tuple, name: str) -> None:
+    """Trace the reference: what is wrong with the problem itself comes out here.
+
+    It also spares the first estimator to be compiled what JAX does only once.
+    """
+    try:
+        jax.eval_shape(function, *arguments)
+    except (InnerloopError, jax.errors.JAXTypeError, jax.errors.JAXIndexError):
+        raise
+    except Exception as error:
+        raise StructureError(
+            f"the problem fails while its meta-gradient is traced: {reason(error)}",
+            got=f"{type(error).__name__} under {name}",
+            expected="init and losses that can be traced and differentiated",
+            write="meta_objective(problem, adaptation, gradient)(meta, episode, key) to find out "
+            "where, or exact=... for another reference",
+        ) from error

@@ -1,0 +1,38 @@
+"""What the compiler says about a program before it is run."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PyTree
+
+
+class Compiled(NamedTuple):
+    """A program compiled for given shapes.
+
+    - `call`: runs it
+    - `seconds`: that tracing and compiling took
+    - `memory`: peak bytes on the device while it runs: arguments, results and everything between
+    - `temporary`: those of everything between
+    """
+
+    call: Callable[..., Any]
+    seconds: float
+    memory: int
+    temporary: int
+
+
+def compile_ahead(function: Callable, *args: PyTree) -> Compiled:
+    """Compile `function` for arguments like these, which may be `jax.ShapeDtypeStruct`s."""
+    begin = time.perf_counter()
+    program = jax.jit(function).lower(*args).compile()
+    seconds = time.perf_counter() - begin
+    sizes: Any = program.memory_analysis()  # every backend of JAX today has one
+    memory = (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes
+    )
+    return Compiled(program, seconds, memory, sizes.temp_size_in_bytes)
