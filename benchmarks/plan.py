@@ -7,7 +7,7 @@ after a first call. Then every exact gradient is timed with one and with all tas
 fastest of those whose forecast fits the budget is the best choice. For large programs, the forecast
 of `Unroll()` on all tasks at once is compared with its peak too.
 
-    python benchmarks/plan.py [--only sinusoid] [--rounds 3]
+    python benchmarks/plan.py [--only sinusoid] [--rounds 3] [--peaks] [--replot]
 """
 
 import argparse
@@ -87,6 +87,7 @@ def child(path: Path) -> None:
         jax.block_until_ready(compiled.call(meta, episodes, KEY))
         wall.append(time.perf_counter() - start)
         processor.append(time.process_time() - cpu)
+        time.sleep(0.5)  # a call's memory is given back a moment after its result is there
     peak = resident("VmHWM") - before
     print(json.dumps({
         "measured_bytes": peak,
@@ -175,6 +176,21 @@ def measure(name: str, rounds: int) -> dict:
     return {"problem": name, "what": make.__doc__, "plans": plans, "tried": tried, "plain": plain}
 
 
+def measure_peaks_again(problem: dict) -> None:
+    """The fresh processes alone, for the choices that are on record."""
+    case = CASES[problem["problem"]][0]()
+    gradients = exact_gradients(case.problem, case.adaptation, case.meta)
+    by_name = {gradient_name(gradient): gradient for gradient in gradients}
+    rows = [(row["gradient"], row["chunk"], row) for row in problem["plans"]]
+    rows.append(("Unroll()", case_tasks(case), problem["plain"]))
+    seen: dict = {}
+    for name, chunk, row in rows:
+        if (name, chunk) not in seen:
+            seen[name, chunk] = measured(problem["problem"], by_name[name], chunk)
+        row |= seen[name, chunk]
+        row["forecast_ratio"] = row["again_bytes"] / row["measured_bytes"]
+
+
 def case_tasks(case: Case) -> int:
     """How many tasks the batch has."""
     return jax.tree.leaves(case.episodes)[0].shape[0]
@@ -205,24 +221,33 @@ def main() -> None:
     parser.add_argument("--only", default="", help="problems whose name holds this; writes nothing")
     parser.add_argument("--rounds", type=int, default=3, help="timed calls of each")
     parser.add_argument("--replot", action="store_true", help="print the recorded table again")
+    parser.add_argument(
+        "--peaks", action="store_true", help="measure recorded choices' peaks again"
+    )
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments.child)
         return
+    if arguments.peaks:
+        result = json.loads(RESULTS.read_text())
+        for problem in result["problems"]:
+            measure_peaks_again(problem)
+        RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        show(result)
+        return
     if arguments.replot:
         show(json.loads(RESULTS.read_text()))
         return
-    result = {
-        "command": shlex.join(["python", "benchmarks/plan.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "problems": [measure(name, arguments.rounds) for name in CASES if arguments.only in name],
-    }
+    command = shlex.join(["python", "benchmarks/plan.py", *sys.argv[1:]])
+    result = {"command": command, "machine": machine(), "problems": []}
+    for name in CASES:
+        if arguments.only in name:
+            result["problems"].append(measure(name, arguments.rounds))
+        if not arguments.only:  # after each, so that a run that is cut off leaves what it has
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     show(result)
-    if arguments.only:
-        return
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

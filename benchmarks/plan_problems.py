@@ -101,7 +101,7 @@ def _case(recipe: il.Recipe, episodes: il.Episode) -> Case:
 CASES: dict[str, tuple[Callable[[], Case], list[str]]] = {
     "sinusoid": (sinusoid, ["1GiB", "4MiB", "2MiB"]),
     "images": (images, ["1GiB", "24MiB", "16MiB"]),
-    "transformer": (tokens, ["1GiB", "128MiB", "50MiB"]),
+    "transformer": (tokens, ["1GiB", "128MiB", "80MiB"]),
     "rates": (rates, ["1GiB", "16MiB", "2MiB"]),
     "ridge": (ridge, ["1GiB", "32MiB", "14MiB"]),
 }
