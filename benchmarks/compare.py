@@ -20,9 +20,9 @@ import optax
 from overhead import machine
 
 import innerloop as il
-from innerloop.diagnostics.candidates import candidates
 from innerloop.diagnostics.compare import compare
-from innerloop.diagnostics.comparison import Comparison
+from innerloop.diagnostics.comparison.candidates import candidates
+from innerloop.diagnostics.comparison.table import Comparison
 from innerloop.experiments.digits import Digits
 from innerloop.experiments.sinusoid import Sinusoid
 from innerloop.plots import error_against_cost

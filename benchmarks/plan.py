@@ -28,12 +28,12 @@ from overhead import machine
 from plan_problems import CASES, Case
 
 import innerloop as il
-from innerloop.diagnostics.candidates import gradient_name
-from innerloop.diagnostics.choices import exact_gradients
+from innerloop.diagnostics.comparison.candidates import gradient_name
 from innerloop.diagnostics.compiled import compile_ahead
-from innerloop.diagnostics.drafts import Request
-from innerloop.diagnostics.memory import format_bytes, parse_bytes
 from innerloop.diagnostics.plan import Plan, plan
+from innerloop.diagnostics.planning.choices import exact_gradients
+from innerloop.diagnostics.planning.drafts import Request
+from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 KEY = jax.random.key(1)
@@ -231,6 +231,7 @@ def main() -> None:
         return
     if arguments.peaks:
         result = json.loads(RESULTS.read_text())
+        result["peaks_command"] = "python benchmarks/plan.py --peaks"
         for problem in result["problems"]:
             measure_peaks_again(problem)
         RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -14,9 +14,9 @@ from PIL import Image
 from quadratic import LEARN, quadratic_episodes, quadratic_meta, quadratic_problem
 
 import innerloop as il
-from innerloop.diagnostics.candidates import candidates, gradient_name
 from innerloop.diagnostics.compare import compare
-from innerloop.diagnostics.comparison import Comparison, ComparisonRow
+from innerloop.diagnostics.comparison.candidates import candidates, gradient_name
+from innerloop.diagnostics.comparison.table import Comparison, ComparisonRow
 from innerloop.errors import GradientError, StructureError
 from innerloop.plots import error_against_cost
 
@@ -205,7 +205,7 @@ def _fails(params, meta, batch, key):
 )
 def test_a_broken_problem_raises(changes, monkeypatch):
     """Before anything is compiled."""
-    monkeypatch.setattr("innerloop.diagnostics.trial.compile_ahead", None)
+    monkeypatch.setattr("innerloop.diagnostics.comparison.trial.compile_ahead", None)
     with pytest.raises(StructureError):
         small(problem=scalar_problem(**changes))
 

@@ -14,10 +14,10 @@ from quadratic import LEARN, assert_close, quadratic_episodes, quadratic_meta, q
 
 import innerloop as il
 from innerloop.diagnostics.compiled import compile_ahead
-from innerloop.diagnostics.cost import flops
-from innerloop.diagnostics.memory import format_bytes, parse_bytes, tree_bytes
 from innerloop.diagnostics.plan import chunk_sizes, plan
-from innerloop.diagnostics.treeverse import evaluations, step_flops
+from innerloop.diagnostics.planning.cost import flops
+from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
+from innerloop.diagnostics.planning.treeverse import evaluations, step_flops
 from innerloop.errors import GradientError, StructureError
 from innerloop.gradients.checkpoint import Binomial
 
@@ -257,7 +257,7 @@ def test_a_budget_below_the_arguments_is_refused_without_compiling(monkeypatch):
     def compiled(*args):
         raise AssertionError("it compiled")
 
-    monkeypatch.setattr("innerloop.diagnostics.drafts.compile_ahead", compiled)
+    monkeypatch.setattr("innerloop.diagnostics.planning.drafts.compile_ahead", compiled)
     with pytest.raises(StructureError, match="what goes in and what comes out"):
         plan(*network(), "4KiB")
 

@@ -2,7 +2,7 @@
 
 from innerloop.diagnostics.check import check
 from innerloop.diagnostics.compare import compare
-from innerloop.diagnostics.comparison import Comparison, ComparisonRow
+from innerloop.diagnostics.comparison.table import Comparison, ComparisonRow
 from innerloop.diagnostics.findings import Finding, Report, Severity
 from innerloop.diagnostics.plan import Option, Plan, plan
 

@@ -9,9 +9,9 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count
-from innerloop.diagnostics.candidates import candidates, gradient_name, parameter_count
-from innerloop.diagnostics.comparison import Comparison
-from innerloop.diagnostics.trial import Trial, measure_errors, measure_seconds, reason
+from innerloop.diagnostics.comparison.candidates import candidates, gradient_name, parameter_count
+from innerloop.diagnostics.comparison.table import Comparison
+from innerloop.diagnostics.comparison.trial import Trial, measure_errors, measure_seconds, reason
 from innerloop.errors import GradientError, InnerloopError, StructureError
 from innerloop.gradients import Implicit, MetaGradient, Unroll
 from innerloop.objective import meta_objective, meta_value_and_grad, task_count

@@ -10,12 +10,12 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count
-from innerloop.diagnostics.candidates import gradient_name
-from innerloop.diagnostics.choices import biased_gradients, exact_gradients
-from innerloop.diagnostics.drafts import Request
-from innerloop.diagnostics.memory import format_bytes, parse_bytes, tree_bytes
-from innerloop.diagnostics.plan_table import plan_table, plan_text
-from innerloop.diagnostics.search import Draft, Search, Trial
+from innerloop.diagnostics.comparison.candidates import gradient_name
+from innerloop.diagnostics.planning.choices import biased_gradients, exact_gradients
+from innerloop.diagnostics.planning.drafts import Request
+from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
+from innerloop.diagnostics.planning.search import Draft, Search, Trial
+from innerloop.diagnostics.planning.table import plan_table, plan_text
 from innerloop.errors import StructureError
 from innerloop.gradients import MetaGradient
 from innerloop.gradients.base import ChunkedGradient
@@ -96,7 +96,7 @@ def plan(
     memory; from the cheapest on they are compiled, until one fits by the compiler's account of its
     memory. The price of a candidate is what predicts its time: floating-point operations, bytes of
     temporary memory, and calls that are too small to be cheap, weighed by rates of the backend
-    (`innerloop.diagnostics.price`).
+    (`innerloop.diagnostics.planning.price`).
 
     - `meta`, `episodes`: arrays, or `jax.ShapeDtypeStruct`s in their places. `episodes` is the
       whole batch, with its task axis.

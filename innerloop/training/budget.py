@@ -6,8 +6,8 @@ import equinox as eqx
 import jax
 import optax
 
-from innerloop.diagnostics.memory import format_bytes, parse_bytes, tree_bytes
 from innerloop.diagnostics.plan import Plan, plan
+from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
 from innerloop.errors import StructureError
 from innerloop.gradients import Implicit
 from innerloop.problem import Problem

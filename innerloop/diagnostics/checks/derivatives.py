@@ -9,9 +9,9 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Origin
 from innerloop.checks import is_floating
+from innerloop.diagnostics.checks.source import written_at, written_by_the_user
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
-from innerloop.diagnostics.source import written_at, written_by_the_user
 from innerloop.gradients.linear_solve import dot
 from innerloop.gradients.reach import leaf_names
 from innerloop.programs import between

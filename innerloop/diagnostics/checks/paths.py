@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from innerloop.diagnostics.checks.source import called_through, written_at, written_by_the_user
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
-from innerloop.diagnostics.source import called_through, written_at, written_by_the_user
 from innerloop.errors import DetachedError
 from innerloop.gradients import MetaGradient
 from innerloop.gradients.reach import leaf_names

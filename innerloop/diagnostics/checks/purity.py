@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from innerloop.diagnostics.checks.source import written_at
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
-from innerloop.diagnostics.source import written_at
 from innerloop.programs import operations
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import jax
 
 from innerloop.checks import is_floating
+from innerloop.diagnostics.checks.source import written_at
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
-from innerloop.diagnostics.source import written_at
 from innerloop.errors import DetachedError, GradientError, InnerloopError
 from innerloop.gradients.linear_solve import dot
 from innerloop.problem import Loss, initial_params

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from innerloop.diagnostics.blame import origin_of_non_finite
+from innerloop.diagnostics.checks.blame import origin_of_non_finite
 from innerloop.diagnostics.checks.paths import unreached
+from innerloop.diagnostics.checks.source import written_at
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
-from innerloop.diagnostics.source import written_at
 from innerloop.gradients.reach import leaf_names
 from innerloop.programs import Operation
 

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerStep
-from innerloop.diagnostics.cost import flops
+from innerloop.diagnostics.planning.cost import flops
 from innerloop.gradients.base import objective_after_run
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from innerloop.diagnostics.cost import Cost
-from innerloop.diagnostics.price import price
+from innerloop.diagnostics.planning.cost import Cost
+from innerloop.diagnostics.planning.price import price
 from innerloop.gradients import MetaGradient
 
 _SMALL = 2**20

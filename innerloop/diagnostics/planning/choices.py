@@ -5,7 +5,7 @@ import math
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.diagnostics.candidates import parameter_count
+from innerloop.diagnostics.comparison.candidates import parameter_count
 from innerloop.gradients import (
     Binomial,
     FirstOrder,

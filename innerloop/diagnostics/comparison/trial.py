@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.diagnostics.comparison import ComparisonRow
+from innerloop.diagnostics.comparison.table import ComparisonRow
 from innerloop.diagnostics.compiled import Compiled, compile_ahead
 from innerloop.errors import GradientError, InnerloopError
 from innerloop.gradients import MetaGradient

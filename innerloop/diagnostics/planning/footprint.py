@@ -9,8 +9,14 @@ from collections.abc import Hashable
 
 from jax.extend import core
 
-from innerloop.diagnostics.flop_rules import DATA_MOVEMENT, is_elementwise
-from innerloop.diagnostics.straight_line import Constant, Instruction, Needs, Program, Value
+from innerloop.diagnostics.planning.flop_rules import DATA_MOVEMENT, is_elementwise
+from innerloop.diagnostics.planning.straight_line import (
+    Constant,
+    Instruction,
+    Needs,
+    Program,
+    Value,
+)
 
 
 def temporary_bytes(program: core.ClosedJaxpr) -> int:
