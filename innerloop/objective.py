@@ -39,7 +39,7 @@ def adapt(
 
     Raises `GradientError` when differentiated, `StructureError` for parts that do not fit.
     """
-    _check_meta(meta)
+    check_meta(meta)
     check_key(key)
     keys = task_keys(key)
     state, info, _ = run(
@@ -76,7 +76,7 @@ def meta_objective(
     task_objective = gradient.objective(problem, adaptation)
 
     def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
-        _check_meta(meta)
+        check_meta(meta)
         _check_episode(episode)
         check_key(key)
         loss, aux = task_objective(meta, episode, key)
@@ -129,7 +129,7 @@ def meta_value_and_grad(
     objective = meta_objective(problem, adaptation, gradient)
 
     def value_and_grad(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
-        _check_meta(meta)
+        check_meta(meta)
         if not jax.tree.leaves(meta):
             raise GradientError(
                 "meta is empty, so there is nothing to take a gradient in",
@@ -231,7 +231,8 @@ def _chunked_sum(objective: TaskObjective, meta, batch, tasks: int, chunk: int):
     return (jnp.sum(totals), aux), grads, names
 
 
-def _check_meta(meta: PyTree) -> None:
+def check_meta(meta: PyTree) -> None:
+    """Raise `StructureError` unless all leaves of `meta` are floating-point arrays."""
     for name, leaf in zip(leaf_names(meta), jax.tree.leaves(meta), strict=True):
         if is_floating(leaf):
             continue

@@ -126,7 +126,7 @@ class _Walk:
 
     def _loop(self, body: core.Jaxpr, marks: list[bool], walk: Any, onward: bool, params):
         """What a step leaves in the carry, the next step reads."""
-        consts, carry = params["num_consts"], params["num_carry"]
+        consts, carry = scan_counts(params)
         while True:
             result = walk(body, marks)
             start, end = (consts, 0) if onward else (0, consts)
@@ -140,6 +140,14 @@ class _Walk:
 
 def _in(atom: Any, marked: set) -> bool:
     return not isinstance(atom, core.Literal) and atom in marked
+
+
+def scan_counts(params: dict) -> tuple[int, int]:
+    """How many constants and how many carried values a scan takes, before its rows."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # from jax 0.11 on
+    return len(list(consts)), len(list(carry))
 
 
 def called(eqn: core.JaxprEqn) -> tuple[core.Jaxpr, Sequence] | None:

@@ -221,7 +221,8 @@ FAULTS = {
         r"another loss each time",
     ),
     "captured list": ({"inner": remembering}, ERROR, r"inner_loss changes history.*list"),
-    "captured counter": ({"inner": counting()}, ERROR, r"inner_loss changes calls"),
+    "captured counter": ({"inner": counting()}, WARNING, r"inner_loss changes calls"),
+    "captured counter, read": ({"inner": counting()}, ERROR, r"another function each time"),
     "overlap": ({"data": overlapping()}, WARNING, r"share rows in 3 of 3 tasks"),
     "early argmax": (
         {"learn": il.Procedure(nearest)},

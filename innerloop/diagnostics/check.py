@@ -4,20 +4,28 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.diagnostics.checks.derivatives import finite_differences
-from innerloop.diagnostics.checks.episodes import overlap
+from innerloop.diagnostics.checks.episodes import overlap, task_axis
 from innerloop.diagnostics.checks.inner_loop import inner_loss_falls, stationary, steep_at_zero
-from innerloop.diagnostics.checks.paths import cutting_operations, unreached_leaves
-from innerloop.diagnostics.checks.purity import captured_state, repeatable
+from innerloop.diagnostics.checks.paths import (
+    cutting_operations,
+    losses_read_params,
+    unreached_leaves,
+)
+from innerloop.diagnostics.checks.purity import repeatable
+from innerloop.diagnostics.checks.state import captured_state
 from innerloop.diagnostics.checks.subject import Subject
-from innerloop.diagnostics.checks.tracing import missing_derivatives
+from innerloop.diagnostics.checks.tracing import missing_derivatives, traceable
 from innerloop.diagnostics.checks.values import finite_and_not_zero
-from innerloop.diagnostics.findings import Report, Severity, report
+from innerloop.diagnostics.findings import NotChecked, Report, Severity, report
+from innerloop.diagnostics.given import check_given, exact_gradient
 from innerloop.gradients import MetaGradient
-from innerloop.objective import meta_objective, task_count
 from innerloop.problem import Episode, Problem
 
 TRACED = (
-    (captured_state, missing_derivatives),
+    (captured_state, task_axis),
+    (traceable,),
+    (missing_derivatives,),
+    (losses_read_params,),
     (unreached_leaves, overlap),
     (cutting_operations,),
 )
@@ -49,16 +57,23 @@ def check(
       `while_loop`), leaves without a gradient, operations that cut the way, captured state, shared
       rows. The others compute losses and gradients a few dozen times.
 
-    Nothing is said of a problem without faults. What the checks cannot know is whether a cut that
-    they find was meant. Raises `StructureError` for parts that do not fit, and `GradientError` for
-    an estimator that does not exist after this adaptation.
+    Nothing is said of a problem without faults. A fault that does not touch the estimator in use is
+    a note, as a missing derivative is under `EvolutionStrategies`. What the checks cannot know is
+    whether a cut that they find was meant. `left_out` names the checks that could not be made.
+
+    Raises `StructureError` for parts that do not fit and for a mixture of problems, and
+    `GradientError` for an estimator that does not exist after this adaptation.
     """
+    used = gradient or exact_gradient(adaptation)
+    check_given(problem, adaptation, used, meta, episodes, key, needed_by="check")
     subject = Subject(problem, adaptation, meta, episodes, key, gradient)
-    meta_objective(problem, adaptation, subject.gradient)  # refuses what does not fit
-    task_count(episodes)
-    findings = []
+    findings, left_out = [], []
     for stage in TRACED + RUN * run:
-        findings += [finding for look in stage for finding in look(subject)]
+        for look in stage:
+            try:
+                findings += look(subject)
+            except NotChecked as reason:
+                left_out.append(f"{look.__name__.replace('_', ' ')}, since {reason}")
         if any(finding.severity is Severity.ERROR for finding in findings):
             break
-    return report(findings)
+    return report(findings, left_out)

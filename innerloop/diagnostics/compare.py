@@ -12,10 +12,11 @@ from innerloop.checks import check_count
 from innerloop.diagnostics.comparison.candidates import candidates, gradient_name, parameter_count
 from innerloop.diagnostics.comparison.table import Comparison
 from innerloop.diagnostics.comparison.trial import Trial, measure_errors, measure_seconds, reason
-from innerloop.errors import GradientError, InnerloopError, StructureError
-from innerloop.gradients import Implicit, MetaGradient, Unroll
-from innerloop.objective import meta_objective, meta_value_and_grad, task_count
-from innerloop.problem import Episode, Problem, ProblemMixture
+from innerloop.diagnostics.given import check_given, exact_gradient
+from innerloop.errors import InnerloopError, StructureError
+from innerloop.gradients import MetaGradient
+from innerloop.objective import meta_value_and_grad
+from innerloop.problem import Episode, Problem
 
 
 def compare(
@@ -64,9 +65,8 @@ def compare(
     itself; `GradientError` where the reference does not exist. These come before anything is
     measured, but for a reference that fails when it runs.
     """
-    if isinstance(problem, ProblemMixture):
-        raise _mixture()
-    reference = _reference(problem, adaptation, exact)
+    reference = exact or exact_gradient(adaptation)
+    tasks = check_given(problem, adaptation, reference, meta, episodes, key, needed_by="compare")
     build = lambda gradient: meta_value_and_grad(problem, adaptation, gradient, chunk=chunk)
     given = candidates(adaptation, meta) if gradients is None else gradients
     named, main = _with_reference(_named(given), reference)
@@ -74,7 +74,6 @@ def compare(
     _check_draws(named, adaptation, draws)
     keys = jax.random.split(key, draws)
     arguments = (meta, episodes, keys[0])
-    tasks = task_count(episodes)
     _require_sound(build(reference), arguments, main)
 
     trials = [Trial(name, gradient, adaptation) for name, gradient in named.items()]
@@ -84,17 +83,6 @@ def compare(
     measure_seconds(trials, arguments, seconds)
     rows = tuple(trial.row for trial in trials)
     return Comparison(rows, main, tasks, parameter_count(meta), draws)
-
-
-def _reference(problem: Any, adaptation: Any, exact: MetaGradient | None) -> MetaGradient:
-    if exact is not None:
-        meta_objective(problem, adaptation, exact)  # which refuses what does not fit
-        return exact
-    try:
-        meta_objective(problem, adaptation, Unroll())
-    except GradientError:
-        return Implicit()
-    return Unroll()
 
 
 def _named(gradients: Any) -> dict[str, MetaGradient]:
@@ -126,7 +114,8 @@ def _with_reference(
         if type(gradient) is type(reference) and bool(eqx.tree_equal(gradient, reference)):
             return named, name
     name = gradient_name(reference)
-    name = f"{name}, the reference" if name in named else name
+    while name in named:
+        name = f"{name}, the reference"
     return {name: reference} | named, name
 
 
@@ -153,15 +142,6 @@ def _check_draws(named: dict[str, MetaGradient], adaptation: Adaptation, draws: 
             expected="draws >= 2, or deterministic meta-gradients alone",
             write="compare(..., draws=8)",
         )
-
-
-def _mixture() -> StructureError:
-    return StructureError(
-        "compare takes one kind of task at a time",
-        got="a mixture of problems",
-        expected="one problem and one adaptation",
-        write="compare(mixture.problems[0], adaptations[0], meta, episodes[0], key)",
-    )
 
 
 def _require_sound(function: Callable, arguments: tuple, name: str) -> None:

@@ -40,18 +40,25 @@ class Finding(NamedTuple):
         )
 
 
+class NotChecked(Exception):
+    """Raised by a check that cannot be made of a problem: with the reason."""
+
+
 class Report(NamedTuple):
-    """All findings, the gravest first; it prints as text and is true when there is any."""
+    """All findings, the gravest first; it prints as text and is true when there is any.
+
+    - `left_out`: checks that could not be made, each with the reason
+    """
 
     findings: tuple[Finding, ...]
+    left_out: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.findings)
 
     def __str__(self) -> str:
-        if not self.findings:
-            return "No findings."
-        return "\n".join(map(str, self.findings))
+        lines = list(map(str, self.findings)) or ["No findings."]
+        return "\n".join([*lines, *(f"not checked: {check}" for check in self.left_out)])
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -69,7 +76,7 @@ class Report(NamedTuple):
             )
 
 
-def report(findings: Iterable[Finding]) -> Report:
+def report(findings: Iterable[Finding], left_out: Iterable[str] = ()) -> Report:
     """Findings in order of severity, each once."""
-    order = list(Severity)
-    return Report(tuple(sorted(dict.fromkeys(findings), key=lambda f: order.index(f.severity))))
+    order, once = list(Severity), dict.fromkeys(findings)
+    return Report(tuple(sorted(once, key=lambda f: order.index(f.severity))), tuple(left_out))

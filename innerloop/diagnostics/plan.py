@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count
 from innerloop.diagnostics.comparison.candidates import gradient_name
+from innerloop.diagnostics.given import check_one_problem
 from innerloop.diagnostics.planning.choices import biased_gradients, exact_gradients
 from innerloop.diagnostics.planning.drafts import Request
 from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
@@ -19,7 +20,7 @@ from innerloop.diagnostics.planning.table import plan_table, plan_text
 from innerloop.errors import StructureError
 from innerloop.gradients import MetaGradient
 from innerloop.gradients.base import ChunkedGradient
-from innerloop.problem import Episode, Problem, ProblemMixture
+from innerloop.problem import Episode, Problem
 
 Kind = Literal["exact", "unbiased", "biased"]
 
@@ -80,7 +81,7 @@ class Plan(ChunkedGradient):
 
 
 def plan(
-    problem: Problem | ProblemMixture,
+    problem: Problem,
     adaptation: Adaptation,
     meta: PyTree,
     episodes: Episode,
@@ -119,8 +120,7 @@ def plan(
     they are traced is raised, but for candidates that do not exist for them where others do.
     """
     begin = time.perf_counter()
-    if isinstance(problem, ProblemMixture):
-        raise _not_one_problem(problem)
+    check_one_problem(problem, "plan")
     budget = parse_bytes(memory)
     request = Request(problem, adaptation, meta, episodes)
     tasks = request.tasks
@@ -262,12 +262,3 @@ def _needs(trial: Trial) -> str:
     flops = f"{trial.draft.cost.flops / 1e9:.3g} GFLOP"
     name = gradient_name(trial.draft.gradient)
     return f"{name} with chunk={trial.chunk}: {format_bytes(trial.room.peak)}, {flops}"
-
-
-def _not_one_problem(problem: ProblemMixture) -> StructureError:
-    return StructureError(
-        "plan takes one problem at a time",
-        got=type(problem).__name__,
-        expected="a Problem with its adaptation and episodes",
-        write="a plan for each kind of a mixture, and the smallest chunk of them",
-    )

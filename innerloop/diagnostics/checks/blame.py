@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import PyTree
 
-from innerloop.programs import Operation, called
+from innerloop.programs import Operation, called, scan_counts
 
 
 class _Executed(NamedTuple):
@@ -20,10 +20,12 @@ class _Executed(NamedTuple):
 
 
 def origin_of_non_finite(function: Callable, *args: PyTree) -> Operation | None:
-    """The operation that made numbers that are not finite out of finite ones.
+    """The operation that made numbers that are not finite.
 
-    `function(*args)` is run; from a leaf of its result that is not finite the search goes back, by
-    whichever input is not finite either. None where everything is finite, or the arguments are not.
+    `function(*args)` is run. From a NaN in its result the search goes back, by whichever input is a
+    NaN too, to the operation that made a NaN of none; if that read an infinity, to what made the
+    infinity of finite numbers, unless it was written so, as in masks of `-inf`. None where
+    everything comes out finite, or what is not was given as such.
     """
     closed = jax.make_jaxpr(function)(*args)
     executed: list[_Executed] = []
@@ -36,13 +38,26 @@ def origin_of_non_finite(function: Callable, *args: PyTree) -> Operation | None:
         for value in record.outputs
         if not any(value is given for given in record.inputs)
     }
-    suspect = next((value for value in results if _is_bad(value)), None)
-    culprit = None
-    while suspect is not None and id(suspect) in made_by:
-        record = made_by[id(suspect)]
-        culprit = record.operation
-        suspect = next((value for value in record.inputs if _is_bad(value)), None)
-    return culprit if suspect is None else None
+    of_nan, given = _trace_back(results, made_by, _has_nan)
+    if given:
+        return None
+    of_infinity, given = _trace_back(of_nan.inputs if of_nan else results, made_by, _has_infinity)
+    origin = of_nan if given or of_infinity is None else of_infinity
+    return origin.operation if origin else None
+
+
+def _trace_back(values: Sequence, made_by: dict[int, _Executed], is_bad: Callable):
+    """What made a bad value of good ones (None: nothing is bad), and whether it was given as bad.
+
+    What was written as bad is a literal or a constant, spread by operations that compute nothing.
+    """
+    suspect, origin = next(filter(is_bad, values), None), None
+    while suspect is not None:
+        if id(suspect) not in made_by:
+            return None, True
+        origin = made_by[id(suspect)]
+        suspect = next(filter(is_bad, origin.inputs), None)
+    return origin, False
 
 
 class _Interpreter(NamedTuple):
@@ -78,7 +93,7 @@ class _Interpreter(NamedTuple):
         return outputs
 
     def scan(self, params: dict, values: list) -> list:
-        body, consts, carries = params["jaxpr"], params["num_consts"], params["num_carry"]
+        body, (consts, carries) = params["jaxpr"], scan_counts(params)
         fixed, rest = values[:consts], values[consts:]
         carry, xs = rest[:carries], rest[carries:]
         order = range(params["length"])
@@ -110,8 +125,14 @@ def _read(atom: Any, environment: dict) -> Any:
     return atom.val if isinstance(atom, core.Literal) else environment[atom]
 
 
-def _is_bad(value: Any) -> bool:
+def _has_nan(value: Any) -> bool:
+    return _is_inexact(value) and bool(jnp.any(jnp.isnan(value)))
+
+
+def _has_infinity(value: Any) -> bool:
+    return _is_inexact(value) and bool(jnp.any(jnp.isinf(value)))
+
+
+def _is_inexact(value: Any) -> bool:
     dtype = getattr(value, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
-        return False
-    return not jnp.all(jnp.isfinite(value))
+    return isinstance(value, float) or (dtype is not None and jnp.issubdtype(dtype, jnp.inexact))

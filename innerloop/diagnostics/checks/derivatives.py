@@ -9,9 +9,9 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Origin
 from innerloop.checks import is_floating
-from innerloop.diagnostics.checks.source import written_at, written_by_the_user
+from innerloop.diagnostics.checks.source import asked_for, of_the_library, written_at
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
-from innerloop.diagnostics.findings import Finding, Severity
+from innerloop.diagnostics.findings import Finding, NotChecked, Severity
 from innerloop.gradients.linear_solve import dot
 from innerloop.gradients.reach import leaf_names
 from innerloop.programs import between
@@ -26,27 +26,38 @@ _RULES = ("custom_vjp_call", "custom_vjp_call_jaxpr", "custom_jvp_call", "stop_g
 
 
 def finite_differences(subject: Subject) -> Iterator[Finding]:
-    """First the losses by themselves, which tells where; then the whole meta-objective."""
+    """First the losses by themselves, which tells where; then the whole meta-objective.
+
+    Raises `NotChecked` where the program cannot be had in float64: where the losses fix another
+    type, or round to one on the way, which no difference sees through.
+    """
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        findings = list(_of_losses(subject))
-        # A solver stops somewhere within its tolerance, which differences would magnify.
-        if not findings and subject.adaptation.origin is not Origin.SOLVER:
-            findings = list(_of_the_whole(subject))
+        try:
+            findings = list(_of_losses(subject))
+            # A solver stops somewhere within its tolerance, which differences would magnify.
+            if not findings and subject.adaptation.origin is not Origin.SOLVER:
+                findings = list(_of_the_whole(subject))
+        except NotChecked:
+            raise
+        except Exception as error:  # of code that is right in its own types alone
+            raise NotChecked("the losses cannot be computed in float64") from error
     yield from findings
 
 
 def _of_losses(subject: Subject) -> Iterator[Finding]:
     arguments = _in_float64((subject.meta, *subject.task()))
     given = jit_quickly(subject.arguments)(*arguments)
+    severity = Severity.ERROR if subject.takes_derivatives else Severity.NOTE
+    second = Severity.ERROR if subject.takes_second_derivatives else Severity.NOTE
     for name, (*at, batch, key) in given.items():
-        at = _in_float64(at)
+        at = _beside(_in_float64(at))
         loss, along = subject.loss(name), _directions(at)
         value = lambda at, loss=loss, rest=(batch, key): loss(*at, *rest)[0]
         slope = lambda at, value=value, along=along: dot(jax.grad(value)(at), along)
         place = f"{name}, {_rules_of(value, at)}"
         if _Derivative(value, at).is_wrong(along):
             yield Finding(
-                Severity.ERROR,
+                severity,
                 f"the gradient of {name} is not the derivative of its value",
                 place,
                 "finite differences disagree: a custom rule or a stop_gradient hides a part",
@@ -54,7 +65,7 @@ def _of_losses(subject: Subject) -> Iterator[Finding]:
             )
         elif name == "inner_loss" and _Derivative(slope, at).is_wrong(along):
             yield Finding(
-                Severity.ERROR,
+                second,
                 f"the second derivative of {name} is not that of its gradient",
                 place,
                 "a custom rule whose backward pass is not itself differentiable leaves out the "
@@ -78,7 +89,7 @@ def _of_the_whole(subject: Subject) -> Iterator[Finding]:
         f"meta{n}" for i, n in enumerate(names[:_MOST_LEAVES]) if derivative.is_wrong(alone(i))
     ]
     yield Finding(
-        Severity.ERROR,
+        Severity.ERROR if subject.takes_second_derivatives else Severity.NOTE,
         "the meta-gradient is not the derivative of the meta-objective",
         f"{', '.join(wrong) or 'meta'}; {_rules_of(value, meta)}",
         "finite differences disagree: something on the way hides a part of the derivative, or the "
@@ -91,23 +102,31 @@ class _Derivative:
     """A function and its gradient at a point, as one compiled program."""
 
     def __init__(self, function: Callable, at: PyTree):
+        _require_smooth(function, at)
         self._at = at
         self._run = jit_quickly(jax.value_and_grad(function))
         self._value, self._gradient = self._run(at)
 
     def is_wrong(self, along: PyTree) -> bool:
         """Whether the slope along a direction is not the limit of differences."""
-        slope = float(dot(self._gradient, along))
-        coarse, fine = self._difference(along, 4 * _STEP), self._difference(along, _STEP)
+        slope, here = float(dot(self._gradient, along)), float(self._value)
+        coarse = self._differences(along, 4 * _STEP)
+        ahead, behind = self._differences(along, _STEP)
+        fine = (ahead + behind) / 2
         gap = abs(fine - slope)
-        floor = 1e-8 * (1 + abs(float(self._value)))
-        # Where two steps disagree, the differences are no derivative either: noise, or a jump.
-        return gap > max(_TOLERANCE * max(abs(fine), abs(slope)), floor, 10 * abs(fine - coarse))
+        # Where two steps disagree, the differences are no derivative either: noise, or a jump;
+        # where the two sides do, there is a kink just here.
+        doubt = 10 * max(abs(fine - sum(coarse) / 2), abs(ahead - behind))
+        return gap > max(_TOLERANCE * max(abs(fine), abs(slope)), 1e-8 * (1 + abs(here)), doubt)
 
-    def _difference(self, along: PyTree, step: float) -> float:
+    def _differences(self, along: PyTree, step: float) -> tuple[float, float]:
+        here = float(self._value)
         ahead = jax.tree.map(lambda x, v: x + step * v, self._at, along)
         behind = jax.tree.map(lambda x, v: x - step * v, self._at, along)
-        return (float(self._run(ahead)[0]) - float(self._run(behind)[0])) / (2 * step)
+        return (
+            (float(self._run(ahead)[0]) - here) / step,
+            (here - float(self._run(behind)[0])) / step,
+        )
 
 
 def _directions(at: PyTree) -> PyTree:
@@ -121,13 +140,29 @@ def _directions(at: PyTree) -> PyTree:
     return jax.tree.map(direction, at)
 
 
+def _beside(at: PyTree) -> PyTree:
+    """A point near by: what starts at zero often starts at a kink."""
+    return jax.tree.map(lambda x, v: np.asarray(x + 1e-3 * v), at, _directions(at))
+
+
+def _require_smooth(function: Callable, at: PyTree) -> None:
+    """Raise `NotChecked` where something on the way is rounded to a narrower type than float64."""
+    program = jax.make_jaxpr(function)(at)
+    for operation in between(program, range(len(jax.tree.leaves(at))), [0]):
+        for atom in operation.eqn.outvars:
+            dtype = getattr(atom.aval, "dtype", None)
+            if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 8:
+                raise NotChecked(f"{written_at(operation)} computes in {dtype.name}")
+
+
 def _rules_of(value: Callable, at: PyTree) -> str:
     program = jax.make_jaxpr(value)(at)
     found = [
         f"{operation.name.removesuffix('_call')} at {line}"
         for operation in between(program, range(len(jax.tree.leaves(at))), [0])
         if operation.name in _RULES and (line := written_at(operation)) is not None
-        if operation.name != "stop_gradient" or written_by_the_user(operation, "stop_gradient")
+        if not of_the_library(line)
+        if operation.name != "stop_gradient" or "stop_gradient" in asked_for(operation)
     ]
     return ", ".join(dict.fromkeys(found)) or "no custom rule on the way"
 

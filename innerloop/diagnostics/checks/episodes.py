@@ -1,6 +1,7 @@
-"""Support and query sets that share rows."""
+"""The episodes: support and query sets that share rows, and batches without their task axis."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,26 +12,67 @@ from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.problem import Examples
 
+_Rows = list[list[bytes]]
+"""By task, the contents of its rows."""
+
 
 def overlap(subject: Subject) -> Iterator[Finding]:
-    """Rows of a task's query set that are in its support set too, mask and labels left out."""
+    """Rows of a task's query set that are in its support set too, mask and labels left out.
+
+    Rows that repeat within a set as often as between the two are chance, as where inputs are few
+    categories.
+    """
     support, query = _rows(subject.episodes.support), _rows(subject.episodes.query)
     if support is None or query is None:
         return
-    shared = [len(a & b) for a, b in zip(support, query, strict=True)]
-    tasks = np.count_nonzero(shared)
-    if tasks:
+    pairs = list(zip(support, query, strict=True))
+    shared = [len(set(a) & set(b)) for a, b in pairs]
+    within = _rate((_repeats(a) + _repeats(b), _pairs(a) + _pairs(b)) for a, b in pairs)
+    across = _rate((sum(row in set(a) for row in b), len(a) * len(b)) for a, b in pairs)
+    if across > 3 * within:
         yield Finding(
             Severity.WARNING,
-            f"support and query sets share rows in {tasks} of {len(shared)} tasks",
+            f"support and query sets share rows in {np.count_nonzero(shared)} of "
+            f"{len(shared)} tasks",
             f"task {int(np.argmax(shared))}: {max(shared)} rows",
             "the outer loss judges what the inner loop has seen, so it rewards learning by heart",
             "disjoint rows, as tasks.sample draws them",
         )
 
 
-def _rows(batch: PyTree) -> list[set[bytes]] | None:
-    """Each task's rows as bytes; None where the leaves have no row axis in common."""
+def task_axis(subject: Subject) -> Iterator[Finding]:
+    """Sets whose first axis is not that of tasks, as where one episode is given for a batch."""
+    for name in ("support", "query"):
+        batch = getattr(subject.episodes, name)
+        leaves = jax.tree.leaves(batch)
+        if isinstance(batch, Examples) and any(np.ndim(leaf) < 2 for leaf in leaves):
+            yield Finding(
+                Severity.WARNING,
+                f"the {name} sets have no row axis, or no task axis",
+                f"episodes.{name}: " + ", ".join(str(np.shape(leaf)) for leaf in leaves),
+                "the first axis is taken for tasks, and a task would be a single number",
+                "jax.tree.map(lambda leaf: leaf[None], episode) for a batch of one episode",
+            )
+
+
+def _rate(counts: Iterable[tuple[int, int]]) -> float:
+    found, possible = map(sum, zip(*counts, strict=True))
+    return found / possible if possible else 0.0
+
+
+def _repeats(rows: list[bytes]) -> int:
+    return sum(n * (n - 1) // 2 for n in Counter(rows).values())
+
+
+def _pairs(rows: list[bytes]) -> int:
+    return len(rows) * (len(rows) - 1) // 2
+
+
+def _rows(batch: PyTree) -> _Rows | None:
+    """Each task's rows as bytes; None where the leaves have no row axis in common.
+
+    Of a set that does not say what its inputs are, the leaf with the most numbers in a row.
+    """
     mask = batch.mask if isinstance(batch, Examples) else None
     content = batch.inputs if isinstance(batch, Examples) else batch
     leaves = [leaf for leaf in jax.tree.leaves(content) if not _is_key(leaf)]
@@ -38,11 +80,13 @@ def _rows(batch: PyTree) -> list[set[bytes]] | None:
         return None
     if len({np.shape(leaf)[:2] for leaf in leaves}) != 1:
         return None
+    if not isinstance(batch, Examples):
+        leaves = [max(leaves, key=np.size)]
     tasks, rows = np.shape(leaves[0])[:2]
     counted = np.ones((tasks, rows), bool) if mask is None else np.asarray(mask, bool)
     flat = [np.ascontiguousarray(np.asarray(leaf).reshape(tasks, rows, -1)) for leaf in leaves]
     return [
-        {b"".join(leaf[t, r].tobytes() for leaf in flat) for r in range(rows) if counted[t, r]}
+        [b"".join(leaf[t, r].tobytes() for leaf in flat) for r in range(rows) if counted[t, r]]
         for t in range(tasks)
     ]
 

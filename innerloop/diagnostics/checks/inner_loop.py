@@ -30,7 +30,8 @@ def inner_loss_falls(subject: Subject) -> Iterator[Finding]:
     losses, moved = jit_quickly(jax.vmap(partial(_run, subject, loss), (None, 0, 0)))(
         subject.meta, subject.episodes, subject.keys
     )
-    losses = np.asarray(losses, np.float64).mean(axis=0)
+    weights = np.asarray(subject.weights, np.float64)
+    losses = np.average(np.asarray(losses, np.float64)[weights > 0], 0, weights[weights > 0])
     curve = f"{losses[0]:.4g} to {losses[-1]:.4g} in {len(losses) - 1} steps"
     last = losses[np.isfinite(losses)][-1:]  # what is not finite at once has not diverged
     if np.any(last > losses[0]) and np.any(np.abs(last) > _DIVERGED * abs(losses[0])):
@@ -146,10 +147,11 @@ def steep_at_zero(subject: Subject) -> Iterator[Finding]:
     if all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(slope)):
         return
     yield Finding(
-        Severity.WARNING,
+        Severity.WARNING if subject.takes_second_derivatives else Severity.NOTE,
         "the optimizer has no derivative at a gradient of zero",
         "the adaptation's optimizer",
-        "it divides by the root of a second moment, whose derivative at zero is infinite; one dead "
-        "rectifier makes the whole meta-gradient NaN",
-        "eps_root=1e-8, as in optax.adam(rate, eps_root=1e-8)",
+        "it divides by the root of a second moment or by a norm, whose derivative at zero is not "
+        "finite; one dead rectifier can make the whole meta-gradient NaN",
+        "eps_root=1e-8 where the optimizer has it, as in optax.adam(rate, eps_root=1e-8), or one "
+        "without roots and norms of gradients",
     )

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from innerloop.diagnostics.checks.source import called_through, written_at, written_by_the_user
+from innerloop.adaptation import Origin
+from innerloop.diagnostics.checks.source import asked_for, written_at
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.errors import DetachedError
@@ -15,15 +16,50 @@ from innerloop.gradients.reach import leaf_names
 from innerloop.objective import meta_value_and_grad
 from innerloop.programs import Operation, between
 
+_ROUNDING = ("rounding", {"floor", "ceil", "round", "rint", "trunc", "operator_floordiv"})
 _STEPS = {
-    "argmax": "the place of a maximum",
-    "argmin": "the place of a minimum",
-    "floor": "rounding",
-    "ceil": "rounding",
-    "round": "rounding",
+    "stop_gradient": ("stop_gradient", {"stop_gradient"}),
+    "argmax": ("the place of a maximum", {"argmax", "nanargmax"}),
+    "argmin": ("the place of a minimum", {"argmin", "nanargmin"}),
+    "floor": _ROUNDING,
+    "ceil": _ROUNDING,
+    "round": _ROUNDING,
+    "sign": ("the sign of a number", {"sign"}),
+    "sort": ("the order of numbers", {"argsort", "lexsort"}),
+    "top_k": ("the order of numbers", {"top_k"}),
+    "convert_element_type": (
+        "a conversion to whole numbers",
+        {"astype", "asarray", "array", "convert_element_type", "ScalarMeta"},
+    ),
 }
-"""Operations that are constant nearly everywhere; comparisons are not among them, because a choice
-between two branches by one is differentiable."""
+"""Operations that are constant nearly everywhere, and the functions by which a user asks for them:
+JAX's own functions make use of them where no derivative is lost. Comparisons are not among them,
+because a choice between two branches by one is differentiable."""
+
+
+def losses_read_params(subject: Subject) -> Iterator[Finding]:
+    """An inner loss that does not read the parameters, or an outer loss that does not."""
+    for name, arguments in subject.given.items():
+        loss = subject.loss(name)
+        program = jax.make_jaxpr(lambda *args, loss=loss: loss(*args)[0])(*arguments)
+        params = range(len(jax.tree.leaves(arguments[0])))
+        if not between(program, params, [0]):
+            yield _unread_params(subject, name)
+
+
+def _unread_params(subject: Subject, name: str) -> Finding:
+    if name == "inner_loss":
+        problem, cause = "inner_loss does not depend on params", "there is nothing to learn by"
+        cure = "a loss of what the model makes of params on the support set"
+    elif subject.adaptation.origin is Origin.PROCEDURE:
+        problem = "outer_loss does not depend on what the procedure made"
+        cause = "the support set has no part in the meta-objective"
+        cure = "a loss that reads params, the result of the procedure"
+    else:
+        problem = "outer_loss does not depend on the adapted params"
+        cause = "the inner loop has no part in the meta-objective: what it learns is not judged"
+        cure = "a loss of params on the query set; meta holds what they started from"
+    return Finding(Severity.ERROR, problem, f"{name}, params", cause, cure)
 
 
 def unreached_leaves(subject: Subject) -> Iterator[Finding]:
@@ -50,7 +86,7 @@ def cutting_operations(subject: Subject) -> Iterator[Finding]:
     for operation, what in _cuts(between(subject.program, leaves, [0])):
         stopped = operation.name == "stop_gradient"
         yield Finding(
-            Severity.WARNING,
+            Severity.WARNING if subject.takes_derivatives else Severity.NOTE,
             f"{operation.name} cuts a way from meta to the loss",
             str(written_at(operation)),
             f"{what} has a derivative of zero",
@@ -84,7 +120,7 @@ def _unreached_finding(subject: Subject, name: str) -> Finding:
     cuts = [f"{operation.name} at {written_at(operation)}" for operation, _ in _cuts(operations)]
     where = ", ".join(dict.fromkeys(cuts)) or "operations with a derivative of zero"
     return Finding(
-        Severity.ERROR,
+        Severity.ERROR if subject.takes_derivatives else Severity.NOTE,
         f"meta{name} is read, but its gradient is cut off",
         f"meta{name}: {where}",
         "every way from the leaf to the loss passes an operation with a derivative of zero",
@@ -94,15 +130,11 @@ def _unreached_finding(subject: Subject, name: str) -> Finding:
 
 def _cuts(operations: list[Operation]) -> Iterator[tuple[Operation, str]]:
     for operation in operations:
-        kind = operation.name
-        if kind == "stop_gradient" and written_by_the_user(operation, "stop_gradient"):
-            yield operation, "stop_gradient"
-        elif kind in _STEPS:
-            yield operation, _STEPS[kind]
-        elif kind == "convert_element_type" and _to_integer(operation.eqn):
-            yield operation, "a conversion to whole numbers"
-        elif kind in ("sort", "top_k") and called_through(operation, ("argsort", "top_k")):
-            yield operation, "the order of numbers"
+        what, functions = _STEPS.get(operation.name, (None, set()))
+        if what is None or functions.isdisjoint(asked_for(operation)):
+            continue
+        if operation.name != "convert_element_type" or _to_integer(operation.eqn):
+            yield operation, what
 
 
 def _to_integer(eqn: core.JaxprEqn) -> bool:

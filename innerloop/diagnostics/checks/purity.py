@@ -1,7 +1,5 @@
-"""Randomness and state that JAX does not see: a function traced twice must be the same twice."""
+"""Randomness that JAX does not see: a function traced twice must be the same twice."""
 
-import contextlib
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,34 +12,6 @@ from innerloop.diagnostics.checks.source import written_at
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.programs import operations
-
-
-def captured_state(subject: Subject) -> Iterator[Finding]:
-    """Mutable values that the user's functions close over and change while they are traced."""
-    functions = {
-        "init": subject.problem.init,
-        "inner_loss": subject.problem.inner_loss,
-        "outer_loss": subject.problem.outer_loss,
-        **{name: getattr(subject.adaptation, name, None) for name in ("optimizer", "fn")},
-    }
-    before = {
-        (function, name): _copy(value)
-        for function, given in functions.items()
-        for name, value in _captured(given)
-    }
-    with contextlib.suppress(Exception):  # why it cannot be traced is another check's to say
-        subject.trace_loss()
-    for function, given in functions.items():
-        for name, value in _captured(given):
-            if (function, name) in before and not _same(before[function, name], value):
-                yield Finding(
-                    Severity.ERROR,
-                    f"{function} changes {name}, which it closes over",
-                    f"{function}, {name}: {type(value).__name__}",
-                    "a function is traced once and then run as compiled: what it does to Python "
-                    "objects happens at tracing alone, and leaves tracers in them",
-                    "the value as a part of params, meta or aux, returned in place of stored",
-                )
 
 
 def repeatable(subject: Subject) -> Iterator[Finding]:
@@ -69,37 +39,6 @@ def repeatable(subject: Subject) -> Iterator[Finding]:
             "keeps state",
             "jax.random with the key that the function is given",
         )
-
-
-def _captured(function: Any) -> Iterator[tuple[str, Any]]:
-    function = inspect.unwrap(function) if callable(function) else function
-    function = getattr(function, "__func__", function)
-    if not inspect.isfunction(function):
-        return
-    variables = inspect.getclosurevars(function)
-    for name, value in {**variables.nonlocals, **variables.globals}.items():
-        if _is_state(value):
-            yield name, value
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, list | dict | set | int | float | np.ndarray)
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    return type(value)(value)
-
-
-def _same(before: Any, now: Any) -> bool:
-    if isinstance(before, np.ndarray):
-        return np.array_equal(before, now, equal_nan=True)
-    if isinstance(before, list):
-        return len(before) == len(now) and all(a is b for a, b in zip(before, now, strict=True))
-    if isinstance(before, dict):
-        return before.keys() == now.keys() and all(before[name] is now[name] for name in now)
-    return before == now or before is now
 
 
 def _difference(a: core.ClosedJaxpr, b: core.ClosedJaxpr) -> str | None:

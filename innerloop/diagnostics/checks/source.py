@@ -2,9 +2,13 @@
 
 import contextlib
 import functools
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from traceback import extract_tb
 from typing import NamedTuple
+
+from jax.extend import core
 
 from innerloop.programs import Operation
 
@@ -35,30 +39,49 @@ def written_at(operation: Operation) -> Frame | None:
     return None
 
 
-def written_by_the_user(operation: Operation, function: str) -> bool:
-    """Whether `function`, JAX's own, was called by the user and not by a library for its ends."""
-    frames = iter(_frames(operation))
-    for frame in frames:
-        if frame.function == function:
-            caller = next((f for f in frames if f.function != function), None)
-            return caller is not None and not _of_a_library(caller)
-    return False
+def asked_for(operation: Operation) -> frozenset[str]:
+    """The names under which the user called the function of JAX that an operation is part of.
+
+    A method comes with the function behind it, an operator as `_operator_floordiv`. Empty where a
+    library other than JAX made the call.
+    """
+    for eqn in (operation.eqn, *operation.callers):
+        names = [str(eqn.params.get("name", eqn.primitive.name))]
+        for frame in _frames_of(eqn):
+            if not _of_jax(frame):
+                called = frozenset(name.split(".")[0].lstrip("_") for name in names[-2:])
+                return frozenset() if _of_a_library(frame) else called
+            if Path(frame.file).name not in _MACHINERY:
+                names.append(frame.function)
+    return frozenset()
 
 
-def called_through(operation: Operation, functions: tuple[str, ...]) -> bool:
-    """Whether one of these functions asked for an operation, directly or not."""
-    return any(frame.function in functions for frame in _frames(operation))
+def raised_at(error: BaseException) -> Frame | None:
+    """The innermost line outside the libraries that an exception passed."""
+    frames = [Frame(f.filename, f.lineno or 0, f.name) for f in extract_tb(error.__traceback__)]
+    return next((frame for frame in reversed(frames) if not _of_a_library(frame)), None)
+
+
+def is_library(module: str) -> bool:
+    """Whether a module, by its name, is of Python itself or of a library known here."""
+    root = module.partition(".")[0]
+    return root in sys.stdlib_module_names - {"__main__"} or root in _PACKAGES
+
+
+def of_the_library(frame: Frame) -> bool:
+    """Whether a line is one of innerloop's own."""
+    return frame.file.startswith(_folders("innerloop"))
 
 
 def _frames(operation: Operation) -> list[Frame]:
     """Innermost first. What is compiled by itself knows its own lines, its caller the rest."""
-    tracebacks = [eqn.source_info.traceback for eqn in (operation.eqn, *operation.callers)]
-    return [
-        Frame(frame.file_name, frame.line_num, frame.function_name)
-        for traceback in tracebacks
-        if traceback is not None
-        for frame in traceback.frames
-    ]
+    return [f for eqn in (operation.eqn, *operation.callers) for f in _frames_of(eqn)]
+
+
+def _frames_of(eqn: core.JaxprEqn) -> list[Frame]:
+    traceback = eqn.source_info.traceback
+    frames = traceback.frames if traceback is not None else ()
+    return [Frame(frame.file_name, frame.line_num, frame.function_name) for frame in frames]
 
 
 def _of_jax(frame: Frame) -> bool:
@@ -78,6 +101,13 @@ def _folders(*packages: str) -> tuple[str, ...]:
     return tuple(folder for folder in map(_folder, packages) if folder is not None)
 
 
-_JAX = _folders("jax", "jaxlib", "equinox", "jaxtyping", "beartype")
-_LIBRARIES = (*_JAX, *_folders("optax", "lineax", "optimistix", "innerloop"))
+_OF_JAX = ("jax", "jaxlib", "equinox", "jaxtyping", "beartype")
+_PACKAGES = (*_OF_JAX, "optax", "lineax", "optimistix", "innerloop", "numpy", "scipy")
+_JAX = _folders(*_OF_JAX)
+_LIBRARIES = _folders(*_PACKAGES)
+_MACHINERY = (
+    *("source_info_util.py", "partial_eval.py", "core.py", "pjit.py", "traceback_util.py"),
+    *("api.py", "batching.py", "linear_util.py", "tree_util.py", "tree.py"),
+)
+"""Files of JAX by which calls pass."""
 _GLUE = (contextlib.__file__, functools.__file__)

@@ -8,13 +8,20 @@ import jax.numpy as jnp
 from jax.extend import core
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from innerloop.adaptation import Adaptation, Origin
-from innerloop.gradients import Implicit, MetaGradient, Unroll
+from innerloop.adaptation import Adaptation
+from innerloop.diagnostics.given import exact_gradient
+from innerloop.gradients import (
+    EvolutionStrategies,
+    FirstOrder,
+    MetaGradient,
+    Reptile,
+)
+from innerloop.gradients.base import ChunkedGradient
 from innerloop.objective import adapt, meta_objective
 from innerloop.problem import Episode, Loss, Problem, initial_params, loss_function
 
-jit_quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""Compiling takes longer here than the few runs do."""
+jit_quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
+"""Compiling takes longer here than the few runs do. (Level 0 miscompiles a maximum.)"""
 
 
 class Subject:
@@ -38,8 +45,19 @@ class Subject:
         self.meta = jax.tree.map(jnp.asarray, meta)
         self.episodes = episodes
         self.key = key
-        self.exact = Implicit() if adaptation.origin is Origin.SOLVER else Unroll()
-        self.gradient = gradient or self.exact
+        self.exact = exact_gradient(adaptation)
+        gradient = gradient or self.exact
+        self.gradient = gradient.gradient if isinstance(gradient, ChunkedGradient) else gradient
+
+    @property
+    def takes_derivatives(self) -> bool:
+        """Whether the estimator that is going to be used differentiates the losses."""
+        return not isinstance(self.gradient, EvolutionStrategies)
+
+    @property
+    def takes_second_derivatives(self) -> bool:
+        """Whether it differentiates the inner loss twice."""
+        return not isinstance(self.gradient, EvolutionStrategies | FirstOrder | Reptile)
 
     @property
     def tasks(self) -> int:
@@ -73,8 +91,13 @@ class Subject:
         """A loss of the problem in its normal form."""
         return loss_function(name, getattr(self.problem, name), needed_by="check")
 
+    @cached_property
+    def given(self) -> dict[str, tuple]:
+        """What each loss that there is would be given, as shapes: `(params, meta, batch, key)`."""
+        return jax.eval_shape(self.arguments, self.meta, *self.task())
+
     def arguments(self, meta: PyTree, episode: Episode, key: PRNGKeyArray) -> dict[str, tuple]:
-        """What each loss that there is would be given: `(params, meta, batch, key)`."""
+        """The same as arrays."""
         problem = self.problem
         adapted, _ = adapt(problem, self.adaptation, meta, episode.support, key)
         given = {"outer_loss": (adapted, meta, episode.query, key)}
@@ -82,3 +105,9 @@ class Subject:
             start = initial_params(problem, needed_by="check")(meta, episode.support, key)
             given["inner_loss"] = (start, meta, episode.support, key)
         return given
+
+    @property
+    def weights(self) -> Array:
+        """One per task."""
+        weight = self.episodes.weight
+        return jnp.ones(self.tasks) if weight is None else weight

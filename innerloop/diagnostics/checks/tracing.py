@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 import jax
 
 from innerloop.checks import is_floating
-from innerloop.diagnostics.checks.source import written_at
+from innerloop.diagnostics.checks.source import raised_at, written_at
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
-from innerloop.errors import DetachedError, GradientError, InnerloopError
+from innerloop.errors import DetachedError, GradientError, InnerloopError, StructureError
+from innerloop.gradients import MetaGradient
 from innerloop.gradients.linear_solve import dot
-from innerloop.problem import Loss, initial_params
+from innerloop.problem import initial_params
 from innerloop.programs import Operation, between
 
 NO_RULE = (TypeError, ValueError, NotImplementedError)
@@ -20,34 +21,73 @@ _CALLBACKS = ("pure_callback", "io_callback")
 _CUSTOM = ("custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
-def missing_derivatives(subject: Subject) -> Iterator[Finding]:
-    """Operations in the losses without the derivatives that meta-gradients take."""
-    failure = None
+def traceable(subject: Subject) -> Iterator[Finding]:
+    """Losses that ask a traced value for its number."""
     try:
-        given = jax.eval_shape(subject.arguments, subject.meta, *subject.task())
-    except NO_RULE as error:  # of a derivative that the adaptation itself takes, or of its own
-        given, failure = _without_adaptation(subject), error
-    found = False
-    for name, arguments in given.items():
-        loss = subject.loss(name)
-        program = jax.make_jaxpr(lambda *args, loss=loss: loss(*args)[0])(*arguments)
-        leaves = jax.tree.leaves(arguments[:2])
-        read = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
-        for finding in _in_loss(name, between(program, read, [0]), loss, arguments):
-            found |= finding.severity is Severity.ERROR
-            yield finding
-    if failure is not None and not found:
+        _ = subject.program
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        yield Finding(
+            Severity.ERROR,
+            "the problem cannot be traced",
+            str(raised_at(error)),
+            f"{type(error).__name__}: {str(error).splitlines()[0]}",
+            "jnp.where or jax.lax.cond in place of if, jnp in place of np and math; what decides "
+            "shapes comes from Python numbers",
+        )
+    except (InnerloopError, *NO_RULE):
+        return  # perhaps of a derivative that the adaptation takes: the next check finds where
+
+
+def missing_derivatives(subject: Subject) -> Iterator[Finding]:
+    """Operations in the losses without the derivatives that meta-gradients take.
+
+    An error where the estimator that is going to be used takes them, or else a note.
+    """
+    failure = _failure(subject, subject.exact)
+    if failure is None:
+        yield from _without_forward_mode(subject)
+        return
+    used = _failure(subject, subject.gradient) if subject.gradient != subject.exact else failure
+    severity = Severity.ERROR if used is not None else Severity.NOTE
+    findings = [f for name in _given(subject) for f in _in_loss(subject, name, severity)]
+    if not findings and isinstance(failure, StructureError):
         raise failure
-    if not found:
-        yield from _in_the_whole(subject)
+    yield from findings or [_of_the_whole(used or failure, severity)]
 
 
-def _in_loss(name: str, operations: list[Operation], loss: Loss, arguments: tuple):
-    for operation in operations:
+def _failure(subject: Subject, gradient: MetaGradient) -> Exception | None:
+    """What tracing the meta-gradient of one task raises."""
+    objective, task = subject.objective(gradient), subject.task()
+    try:
+        jax.eval_shape(jax.grad(lambda meta: objective(meta, *task)[0]), subject.meta)
+    except DetachedError:
+        return None  # which leaf is cut off, and where, is another check's to say
+    except (InnerloopError, *NO_RULE) as error:
+        return error
+    return None
+
+
+def _in_loss(subject: Subject, name: str, severity: Severity) -> Iterator[Finding]:
+    """What stands against the derivatives of one loss, if it is one that does not have them."""
+    arguments = _given(subject)[name]
+    loss = subject.loss(name)
+    value = lambda params, meta, *rest: loss(params, meta, *rest)[0]
+    if _traces(jax.grad(value, argnums=(0, 1)), arguments):
+        # Reverse mode over reverse mode is what Unroll takes; the inner loss alone needs it.
+        if name == "inner_loss" and not _traces(_reverse_over_reverse(value), arguments):
+            yield Finding(
+                severity,
+                "inner_loss has no second derivative",
+                f"{name}, {_places(subject, name, _CUSTOM)}",
+                "the backward pass of a custom_vjp is itself not differentiable",
+                "jax.custom_jvp, or a backward pass in jax.numpy; FirstOrder() needs none",
+            )
+        return
+    for operation in _on_the_way(subject, name):
         kind, place = operation.name, f"{name}, {written_at(operation)}"
         if kind in _CALLBACKS:
             yield Finding(
-                Severity.ERROR,
+                severity,
                 f"{kind} has no derivative",
                 place,
                 "JAX cannot look into a function that runs on the host",
@@ -55,63 +95,66 @@ def _in_loss(name: str, operations: list[Operation], loss: Loss, arguments: tupl
             )
         if kind == "while":
             yield Finding(
-                Severity.ERROR,
+                severity,
                 "while_loop has no reverse-mode derivative",
                 place,
                 "how often it goes round is not known beforehand, so nothing can be stored",
-                "jax.lax.scan, or jax.lax.fori_loop with a fixed number of turns",
+                "jax.lax.scan, or jax.lax.fori_loop with a fixed number of turns; or "
+                "ForwardMode(), EvolutionStrategies(pairs, sigma)",
             )
-    custom = [str(written_at(operation)) for operation in operations if operation.name in _CUSTOM]
-    if custom and name == "inner_loss":
-        yield from _of_custom_rules(f"{name}, {', '.join(dict.fromkeys(custom))}", loss, arguments)
 
 
-def _of_custom_rules(place: str, loss: Loss, arguments: tuple) -> Iterator[Finding]:
+def _on_the_way(subject: Subject, name: str) -> list[Operation]:
+    """Operations from params and meta to a loss, those that a custom rule stands for left out."""
+    arguments, loss = _given(subject)[name], subject.loss(name)
+    program = jax.make_jaxpr(lambda *args: loss(*args)[0])(*arguments)
+    leaves = jax.tree.leaves(arguments[:2])
+    read = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
+    covered = ("custom_jvp_call", *_CUSTOM)
+    return [
+        operation
+        for operation in between(program, read, [0])
+        if not any(caller.primitive.name in covered for caller in operation.callers)
+    ]
+
+
+def _places(subject: Subject, name: str, kinds: tuple[str, ...]) -> str:
+    found = [str(written_at(op)) for op in _on_the_way(subject, name) if op.name in kinds]
+    return ", ".join(dict.fromkeys(found)) or "an operation not found"
+
+
+def _without_forward_mode(subject: Subject) -> Iterator[Finding]:
+    if "inner_loss" not in subject.given:
+        return
+    loss, arguments = subject.loss("inner_loss"), subject.given["inner_loss"]
     gradient = jax.grad(lambda params, *rest: loss(params, *rest)[0])
-
-    def forward_over_reverse(params, *rest):
-        return jax.jvp(lambda params: gradient(params, *rest), (params,), (params,))
-
-    def reverse_over_reverse(params, *rest):
-        return jax.grad(lambda p: dot(gradient(p, *rest), params))(params)
-
-    if not _traces(reverse_over_reverse, arguments):
-        yield Finding(
-            Severity.ERROR,
-            "inner_loss has no second derivative",
-            place,
-            "the backward pass of a custom_vjp is itself not differentiable",
-            "jax.custom_jvp, or a backward pass in jax.numpy; FirstOrder() needs none",
-        )
-    elif not _traces(forward_over_reverse, arguments):
+    forward = lambda params, *rest: jax.jvp(lambda p: gradient(p, *rest), (params,), (params,))
+    if not _traces(forward, arguments):
         yield Finding(
             Severity.NOTE,
             "inner_loss has no forward-mode derivative",
-            place,
+            f"inner_loss, {_places(subject, 'inner_loss', _CUSTOM)}",
             "jax.custom_vjp defines reverse mode alone; ForwardMode(), Implicit() and mixed mode "
             "take forward mode",
             "jax.custom_jvp in its place, or Unroll()",
         )
 
 
-def _in_the_whole(subject: Subject) -> Iterator[Finding]:
-    objective, task = subject.objective(), subject.task()
-    try:
-        jax.eval_shape(jax.grad(lambda meta: objective(meta, *task)[0]), subject.meta)
-    except DetachedError:
-        return  # which leaf is cut off, and where, is another check's to say
-    except GradientError as error:
-        yield Finding(Severity.ERROR, error.problem, "meta", error.got, error.write)
-    except InnerloopError:
-        raise
-    except NO_RULE as error:
-        yield Finding(
-            Severity.ERROR,
-            "the meta-objective cannot be differentiated",
-            type(error).__name__,
-            str(error).splitlines()[0],
-            "EvolutionStrategies(pairs, sigma), which needs no derivatives, or another operation",
-        )
+def _reverse_over_reverse(value: Callable) -> Callable:
+    gradient = jax.grad(value)
+    return lambda params, *rest: jax.grad(lambda p: dot(gradient(p, *rest), params))(params)
+
+
+def _of_the_whole(error: Exception, severity: Severity) -> Finding:
+    if isinstance(error, GradientError):
+        return Finding(severity, error.problem, "meta", error.got, error.write)
+    return Finding(
+        severity,
+        "the meta-objective cannot be differentiated",
+        str(raised_at(error) or type(error).__name__),
+        str(error).splitlines()[0],
+        "EvolutionStrategies(pairs, sigma), which needs no derivatives, or another operation",
+    )
 
 
 def _traces(function: Callable, arguments: tuple) -> bool:
@@ -122,10 +165,13 @@ def _traces(function: Callable, arguments: tuple) -> bool:
     return True
 
 
-def _without_adaptation(subject: Subject) -> dict[str, tuple]:
-    """What the losses are given where the adaptation itself cannot be traced: what init gives."""
-    if subject.problem.init is None:
-        return {}
+def _given(subject: Subject) -> dict[str, tuple]:
+    """What the losses are given; where the adaptation cannot be traced, what init gives."""
+    try:
+        return subject.given
+    except (InnerloopError, *NO_RULE):
+        if subject.problem.init is None:
+            return {}
 
     def arguments(meta, episode, key):
         start = initial_params(subject.problem, needed_by="check")(meta, episode.support, key)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from innerloop.checks import is_floating
 from innerloop.diagnostics.checks.blame import origin_of_non_finite
 from innerloop.diagnostics.checks.paths import unreached
 from innerloop.diagnostics.checks.source import written_at
@@ -25,13 +26,16 @@ def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
     except jax.errors.JaxRuntimeError as error:
         yield _raises(str(error))
         return
-    bad = [_bad_tasks(leaf) for leaf in jax.tree.leaves((losses, grads))]
+    counted = np.asarray(subject.weights) != 0
+    bad = [_bad_tasks(leaf) & counted for leaf in jax.tree.leaves((losses, grads))]
     tasks = np.flatnonzero(np.any(bad, axis=0))
     if tasks.size:
         names = ["the loss", *(f"the gradient of meta{n}" for n in leaf_names(subject.meta))]
         what = [name for name, marks in zip(names, bad, strict=True) if marks.any()]
         what[2:] = [f"{len(what) - 2} other gradients"] if len(what) > 3 else what[2:]
-        yield _not_finite(subject, what, int(tasks[0]), len(tasks))
+        title = f"{', '.join(what)} not finite on {len(tasks)} of {subject.tasks} tasks"
+        finding = _given_as_such(subject, title, int(tasks[0]))
+        yield finding or _not_finite(subject, title, int(tasks[0]))
         return
     cut_off = unreached(subject, subject.exact)
     for name, leaf in zip(leaf_names(subject.meta), jax.tree.leaves(grads), strict=True):
@@ -59,7 +63,26 @@ def _raises(message: str) -> Finding:
     )
 
 
-def _not_finite(subject: Subject, what: list[str], task: int, count: int) -> Finding:
+def _given_as_such(subject: Subject, title: str, task: int) -> Finding | None:
+    """The meta-parameters or data that were not finite to begin with."""
+    episode, _ = subject.task(task)
+    given = {"meta": subject.meta, "episodes.support": episode.support}
+    given |= {"episodes.query": episode.query}
+    for part, tree in given.items():
+        for name, leaf in zip(leaf_names(tree), jax.tree.leaves(tree), strict=True):
+            if is_floating(leaf) and not np.all(np.isfinite(np.asarray(leaf, np.float64))):
+                where = part + name if part == "meta" else f"{part}{name}, task {task}"
+                return Finding(
+                    Severity.ERROR,
+                    title,
+                    where,
+                    "it holds NaN or infinity as it was given",
+                    "finite numbers; jnp.where(mask, x, 0) for what is missing, and a mask",
+                )
+    return None
+
+
+def _not_finite(subject: Subject, title: str, task: int) -> Finding:
     objective, arguments = subject.objective(subject.exact), subject.task(task)
     loss = lambda meta: objective(meta, *arguments)[0]
     # The forward pass first: the backward pass repeats its numbers.
@@ -67,10 +90,7 @@ def _not_finite(subject: Subject, what: list[str], task: int, count: int) -> Fin
     culprit = culprit or origin_of_non_finite(jax.grad(loss), subject.meta)
     where = f"{culprit.name} at {written_at(culprit)}" if culprit else "an operation not found"
     return Finding(
-        Severity.ERROR,
-        f"{', '.join(what)} not finite on {count} of {subject.tasks} tasks",
-        f"task {task} of {subject.tasks}: {where}",
-        *_explained(culprit),
+        Severity.ERROR, title, f"task {task} of {subject.tasks}: {where}", *_explained(culprit)
     )
 
 
@@ -88,6 +108,16 @@ def _explained(culprit: Operation | None) -> tuple[str, str]:
             "division by zero",
             "jnp.sqrt(x + 1e-12) for jnp.sqrt(x) and norms, eps_root=1e-8 for optax.adam, or "
             "jnp.where on the argument of the function as well as on its result",
+        )
+    if kind in ("lu", "triangular_solve", "cholesky"):
+        return (
+            "a linear system that is singular, or not positive definite",
+            "a ridge: matrix + 1e-3 * jnp.eye(n)",
+        )
+    if kind in ("eigh", "eig", "svd"):
+        return (
+            "eigenvalues that are equal: the derivative of their vectors divides by the difference",
+            "a small perturbation of the matrix, or eigenvalues alone",
         )
     return (
         f"{kind} made it out of finite numbers: an overflow, or an undefined result",

@@ -1,0 +1,154 @@
+"""Python state that the user's functions change while they are traced."""
+
+import contextlib
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.core import Tracer
+
+from innerloop.diagnostics.checks.source import is_library
+from innerloop.diagnostics.checks.subject import Subject
+from innerloop.diagnostics.findings import Finding, Severity
+
+_MOST_OBJECTS = 10_000
+"""Looked at, by function: what is farther away is not found."""
+_NUMBERS = (bool, int, float, complex, str, bytes, type(None))
+
+
+class _Held(NamedTuple):
+    """A mutable object, how the function comes to it, and what it held before."""
+
+    name: str
+    owner: Any
+    before: dict[Any, Any]
+
+
+def captured_state(subject: Subject) -> Iterator[Finding]:
+    """Mutable values that the user's functions hold and change while they are traced.
+
+    Looked at are closures, the globals that a function names, defaults, attributes of functions, of
+    bound methods' objects and of `functools.partial`, and what they hold in turn.
+    """
+    functions = {
+        "init": subject.problem.init,
+        "inner_loss": subject.problem.inner_loss,
+        "outer_loss": subject.problem.outer_loss,
+        **{name: getattr(subject.adaptation, name, None) for name in ("optimizer", "fn")},
+    }
+    held = {name: _held(function) for name, function in functions.items()}
+    with contextlib.suppress(Exception):  # why it cannot be traced is another check's to say
+        subject.trace_loss()
+    for function, owners in held.items():
+        for name, owner, before in owners:
+            changed = _changed(owner, before)
+            if changed is not None:
+                yield _finding(f"{function} changes {name}", type(owner).__name__, changed)
+
+
+def _finding(problem: str, kind: str, changed: Any) -> Finding:
+    if _has_tracer(changed):
+        return Finding(
+            Severity.ERROR,
+            problem,
+            f"a {kind} that it closes over",
+            "a function is traced once and then run as compiled: what it does to Python objects "
+            "happens at tracing alone, and leaves tracers in them",
+            "the value as a part of params, meta or aux, returned in place of stored",
+        )
+    return Finding(
+        Severity.WARNING,
+        problem,
+        f"a {kind} that it closes over",
+        "a function is traced once and then run as compiled: what it does to Python objects "
+        "happens at tracing alone, not at every step",
+        "jax.debug.callback to count or to log, or the value in aux",
+    )
+
+
+def _held(function: Any) -> list[_Held]:
+    """The mutable objects that a function comes to, each with a shallow copy of what it holds."""
+    found: list[_Held] = []
+    seen: set[int] = set()
+    queue = [("", function)]
+    while queue and len(seen) < _MOST_OBJECTS:
+        name, value = queue.pop(0)
+        if id(value) in seen or isinstance(value, (*_NUMBERS, jax.Array, types.ModuleType, type)):
+            continue
+        seen.add(id(value))
+        inside = _inside(value)
+        if _is_mutable(value):
+            found.append(_Held(name or "an attribute of itself", value, inside))
+        queue += [(_name(name, value, part), each) for part, each in inside.items()]
+    return found
+
+
+def _name(name: str, owner: Any, part: Any) -> str:
+    if inspect.isfunction(owner) or not name:
+        return str(part).removeprefix(".")
+    return f"{name}{part}" if str(part).startswith(".") else f"{name}[{part!r}]"
+
+
+def _inside(value: Any) -> dict[Any, Any]:
+    """What a value holds, by name: variables of a function, items, attributes."""
+    if isinstance(value, functools.partial):
+        return {".func": value.func, **value.keywords, **dict(enumerate(value.args))}
+    if inspect.ismethod(value):
+        return {".self": value.__self__, ".function": value.__func__}
+    if inspect.isfunction(value):
+        return _variables(value)
+    if isinstance(value, dict):
+        return dict(dict.items(value))
+    if isinstance(value, list | tuple | set | frozenset):
+        return dict(enumerate(value))
+    if isinstance(value, np.ndarray):
+        return {"bytes": value.tobytes()} if value.dtype != object else {}
+    if is_library(type(value).__module__):
+        return {}
+    return {f".{name}": each for name, each in getattr(value, "__dict__", {}).items()}
+
+
+def _variables(function: types.FunctionType) -> dict[str, Any]:
+    if is_library(function.__module__ or ""):
+        return {}
+    variables = {f".{name}": value for name, value in vars(function).items()}
+    names = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    for name, cell in names:
+        with contextlib.suppress(ValueError):  # a variable that has no value yet
+            variables[name] = cell.cell_contents
+    for name in function.__code__.co_names:
+        if name in function.__globals__:
+            variables[name] = function.__globals__[name]
+    return variables | dict(enumerate(function.__defaults__ or ()))  # pyright: ignore
+
+
+def _is_mutable(value: Any) -> bool:
+    if isinstance(value, tuple | frozenset | functools.partial | types.MethodType):
+        return False
+    return isinstance(value, list | dict | set | np.ndarray) or hasattr(value, "__dict__")
+
+
+def _changed(owner: Any, before: dict[Any, Any]) -> Any:
+    """What an object holds now and did not before; None where it is as it was.
+
+    A new attribute or key that holds no tracer is a cache, as of `functools.cached_property`.
+    """
+    now = _inside(owner)
+    other = [now[name] for name in now.keys() & before.keys() if not _same(now[name], before[name])]
+    new = [now[name] for name in now.keys() - before.keys()]
+    if not isinstance(owner, list | set):
+        new = [value for value in new if _has_tracer(value)]
+    gone = before.keys() - now.keys()
+    return [*other, *new] if other or new or gone else None
+
+
+def _same(one: Any, two: Any) -> bool:
+    return one is two or (isinstance(one, _NUMBERS) and type(one) is type(two) and one == two)
+
+
+def _has_tracer(value: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))

@@ -1,0 +1,46 @@
+"""What the diagnostics take: one problem that fits its parts; refused before anything is done."""
+
+from typing import Any
+
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.adaptation import Origin
+from innerloop.checks import check_key
+from innerloop.errors import StructureError
+from innerloop.gradients import Implicit, MetaGradient, Unroll
+from innerloop.objective import check_meta, meta_objective, task_count
+from innerloop.problem import Episode, ProblemMixture
+
+
+def exact_gradient(adaptation: Any) -> MetaGradient:
+    """An estimator that drops nothing, for this adaptation."""
+    return Implicit() if getattr(adaptation, "origin", None) is Origin.SOLVER else Unroll()
+
+
+def check_given(
+    problem: Any,
+    adaptation: Any,
+    gradient: MetaGradient,
+    meta: PyTree,
+    episodes: Episode,
+    key: PRNGKeyArray,
+    *,
+    needed_by: str,
+) -> int:
+    """How many tasks there are. Raises as `meta_value_and_grad` does for what does not fit."""
+    check_one_problem(problem, needed_by)
+    meta_objective(problem, adaptation, gradient)
+    check_meta(meta)
+    check_key(key)
+    return task_count(episodes)
+
+
+def check_one_problem(problem: Any, needed_by: str) -> None:
+    """Raise `StructureError` for a mixture of problems."""
+    if isinstance(problem, ProblemMixture):
+        raise StructureError(
+            f"{needed_by} takes one kind of task at a time",
+            got=f"a mixture of {len(problem.problems)} problems",
+            expected="one problem and one adaptation",
+            write=f"{needed_by}(mixture.problems[0], adaptations[0], meta, episodes[0], ...)",
+        )
