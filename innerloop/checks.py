@@ -72,14 +72,16 @@ def check_signature(name: str, function: Any, arguments: tuple[str, ...]) -> Non
 
 
 def check_key(key: Any) -> None:
-    """Raise `StructureError` unless `key` is a random key, of the new kind or the old."""
-    dtype = getattr(key, "dtype", None)
-    if dtype is not None and (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32):
+    """Raise `StructureError` unless `key` is one random key, of the new kind or the old."""
+    dtype, axes = getattr(key, "dtype", None), len(getattr(key, "shape", ()))
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and axes == 0:
+        return
+    if dtype == jnp.uint32 and axes == 1:
         return
     raise StructureError(
         "a random key is needed",
         got=f"key={key!r}" if dtype is None else f"key={describe(key)}",
-        expected="what jax.random.key makes, one per call",
+        expected="one key, as jax.random.key makes",
         write="jax.random.key(0)",
     )
 

@@ -1,5 +1,6 @@
 """`check` names each planted fault, with its place, and says nothing of clean problems."""
 
+import functools
 import re
 
 import jax
@@ -80,9 +81,8 @@ def host_energy(x):
 
 
 def _host_slope(x, bar):
-    slope = jax.pure_callback(
-        lambda x: np.asarray(3 * x**2), jax.ShapeDtypeStruct(x.shape, x.dtype), x
-    )
+    shape = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    slope = jax.pure_callback(lambda x: np.asarray(3 * x**2), shape, x, vmap_method="sequential")
     return (bar * slope,)
 
 
@@ -95,7 +95,8 @@ def with_energy(function):
 
 def called_back(params, meta, batch, key):
     shape = jax.ShapeDtypeStruct((), params.dtype)
-    penalty = jax.pure_callback(lambda x: np.sum(x**2, dtype=x.dtype), shape, params)
+    square = lambda x: np.sum(x**2, dtype=x.dtype)
+    penalty = jax.pure_callback(square, shape, params, vmap_method="sequential")
     return inner(params, meta, batch, key) + penalty
 
 
@@ -121,7 +122,8 @@ def host_random(params, meta, batch, key):
 
 def drawn_by_a_callback(params, meta, batch, key):
     shape = jax.ShapeDtypeStruct((), params.dtype)
-    noise = jax.pure_callback(lambda: np.float32(np.random.default_rng().normal()), shape)
+    draw = lambda: np.float32(np.random.default_rng().normal())
+    noise = jax.pure_callback(draw, shape, vmap_method="sequential")
     return outer(params, meta, batch, key) * (1 + noise)
 
 
@@ -169,6 +171,39 @@ def ordered(params, meta, batch, key):
     return outer(params, meta, batch, key) + params @ rank.astype(params.dtype)
 
 
+def signed(params, meta, batch, key):
+    return outer(params, meta, batch, key) + jnp.sum(jnp.sign(meta["scale"]))
+
+
+def branching(params, meta, batch, key):
+    return inner(params, meta, batch, key) * (2.0 if params[0] > 0 else 1.0)
+
+
+def with_a_hole():
+    one = episodes()
+    return il.Episode(
+        one.support, il.Examples(one.query.inputs.at[2].set(jnp.nan), one.query.targets)
+    )
+
+
+def singular(params, meta, batch, key):
+    nothing = jnp.zeros((3, 3)) * params[0]
+    return outer(params, meta, batch, key) + jnp.sum(jnp.linalg.solve(nothing, params))
+
+
+class Recorder:
+    def __init__(self):
+        self.seen = {"losses": []}
+
+    def loss(self, params, meta, batch, key):
+        self.seen["losses"].append(inner(params, meta, batch, key))
+        return self.seen["losses"][-1]
+
+
+def one_episode():
+    return jax.tree.map(lambda leaf: leaf[0], episodes())
+
+
 UNREAD = {**META, "idle": jnp.ones(2)}
 ADAM = il.GradientDescent(optax.adam(0.1), 2)
 ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -177,7 +212,7 @@ FAULTS = {
     "stop_gradient": ({"inner": stopped}, ERROR, r"\['scale'\].*test_check.py:\d+ \(stopped\)"),
     "stop_gradient in part": (
         {"inner": half_stopped},
-        ERROR,
+        WARNING,
         r"gradient of inner_loss.*stop_gradient at test_check.py:\d+ \(half_stopped\)",
     ),
     "custom_vjp, silent": (
@@ -230,6 +265,30 @@ FAULTS = {
         r"\['w'\].*argmax at test_check.py:\d+ \(nearest\)",
     ),
     "float16 overflow": ({"outer": in_half}, ERROR, r"not finite.*65504.*float16"),
+    "nested state": (
+        {"inner": Recorder().loss},
+        ERROR,
+        r"inner_loss changes self.seen\['losses'\]",
+    ),
+    "sign": ({"outer": signed}, WARNING, r"sign cuts a way.*\(signed\)"),
+    "python if": ({"inner": branching}, ERROR, r"cannot be traced.*\(branching\).*jnp.where"),
+    "NaN in the data": (
+        {"data": with_a_hole()},
+        ERROR,
+        r"not finite on 1 of 3.*episodes.query.inputs, task 2.*as it was given",
+    ),
+    "singular system": ({"outer": singular}, ERROR, r"\(singular\).*linear system"),
+    "no task axis": ({"data": one_episode()}, WARNING, r"no row axis.*leaf\[None\]"),
+    "params unread within": (
+        {"inner": lambda p, m, b, k: jnp.sum(m["w"] ** 2)},
+        ERROR,
+        r"inner_loss does not depend on params",
+    ),
+    "params unread without": (
+        {"outer": lambda p, m, b, k: fit(m["w"], b)},
+        ERROR,
+        r"outer_loss does not depend on the adapted params.*inner loop has no part",
+    ),
     "rounding": ({"init": biased_start}, ERROR, r"\['w'\].*round at test_check.py"),
     "argsort": ({"outer": ordered}, WARNING, r"sort cuts a way.*\(ordered\)"),
     "not stationary": (
@@ -344,6 +403,124 @@ CLEAN = {
 }
 
 
+def kinked(params, meta, batch, key):
+    """Kinks just where it starts: dead rectifiers, and the distance to the start."""
+    hidden = jax.nn.relu(batch.inputs.at[0].set(0.0) @ jnp.diag(params))
+    away = jnp.sum(jnp.abs(params - meta["w"]))
+    return inner(params, meta, batch, key) + jnp.mean(hidden) + away
+
+
+def half_precision(params, meta, batch, key):
+    predictions = batch.inputs.astype(jnp.bfloat16) @ params.astype(jnp.bfloat16)
+    error = jnp.mean((predictions.astype(jnp.float32) - batch.targets) ** 2)
+    return error + inner(params, meta, batch, key)
+
+
+def single_precision_only(params, meta, batch, key):
+    total = jax.lax.fori_loop(
+        0, 3, lambda i, a: a + inner(params, meta, batch, key), jnp.zeros((), jnp.float32)
+    )
+    return jax.lax.cond(total > 1e9, lambda: jnp.float32(0), lambda: total / 3)
+
+
+def stable_logsumexp(params, meta, batch, key):
+    scores = batch.inputs @ params
+    top = jax.lax.stop_gradient(jnp.max(scores))
+    return jnp.log(jnp.sum(jnp.exp(scores - top))) + top + jnp.exp(meta["scale"])
+
+
+@jax.custom_jvp
+def newton_root(a):
+    return jax.lax.while_loop(lambda x: jnp.abs(x * x - a) > 1e-6 * a, lambda x: (x + a / x) / 2, a)
+
+
+newton_root.defjvp(lambda p, t: (newton_root(*p), t[0] / (2 * newton_root(*p))))
+
+
+def masked_by_infinity(params, meta, batch, key):
+    scores = jnp.where(jnp.arange(5) < 3, batch.inputs @ params, -jnp.inf)
+    return fit(params, batch) - jax.nn.log_softmax(scores)[0]
+
+
+def by_matrix_exponential(params, meta, batch, key):
+    turn = jax.scipy.linalg.expm(jnp.outer(params, params))
+    return inner(turn @ params, meta, batch, key)
+
+
+class Model:
+    @functools.cached_property
+    def signs(self):
+        return np.array([1.0, -1.0, 1.0], np.float32)
+
+    def loss(self, params, meta, batch, key):
+        return inner(params * self.signs, meta, batch, key)
+
+
+def categories():
+    inputs = jax.random.randint(jax.random.key(1), (3, 10, 3), 0, 2).astype(jnp.float32)
+    rows = il.Examples(inputs, jnp.sum(inputs, -1))
+    return il.Episode(
+        *(
+            jax.tree.map(lambda leaf, part=part: leaf[:, part], rows)
+            for part in (slice(5), slice(5, 10))
+        )
+    )
+
+
+def padded():
+    one = episodes()
+    hole = jax.tree.map(lambda leaf: leaf.at[1].set(jnp.nan), (one.support, one.query))
+    return il.Episode(*hole, jnp.array([1.0, 0.0, 1.0]))
+
+
+INNOCENT = {
+    "kinks": {"inner": kinked},
+    "half precision": {"inner": half_precision},
+    "single precision only": {"inner": single_precision_only},
+    "stop_gradient without effect": {"outer": stable_logsumexp},
+    "loop under a rule": {"inner": lambda p, m, b, k: inner(p, m, b, k) + newton_root(1 + p @ p)},
+    "mask of infinities": {"outer": masked_by_infinity},
+    "library that rounds": {"outer": by_matrix_exponential},
+    "cached property": {"inner": Model().loss},
+    "categories": {"data": categories()},
+    "padded task": {"data": padded()},
+}
+
+
+@pytest.mark.parametrize("given", INNOCENT.values(), ids=INNOCENT)
+def test_what_looks_like_a_fault_and_is_none_is_let_through(given):
+    report = checked(**given)
+    assert not report, str(report)
+
+
+def test_a_check_that_cannot_be_made_is_named():
+    assert str(checked(inner=half_precision)) == (
+        "No findings.\nnot checked: finite differences, since "
+        + re.search(r"test_check.py:\d+ \(half_precision\)", str(checked(inner=half_precision)))[0]
+        + " computes in bfloat16"
+    )
+    assert checked(inner=single_precision_only).left_out == (
+        "finite differences, since the losses cannot be differentiated in float64",
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "gradient"),
+    [
+        ({"outer": looped}, il.EvolutionStrategies(2, 0.1)),
+        ({"outer": looped}, il.ForwardMode()),
+        ({"outer": called_back}, il.EvolutionStrategies(2, 0.1, chunk=1)),
+        ({"inner": with_energy(host_energy)}, il.FirstOrder()),
+        ({"inner": with_energy(energy)}, il.FirstOrder()),
+    ],
+)
+def test_a_missing_derivative_that_is_not_taken_is_a_note(given, gradient):
+    report = checked(**given, gradient=gradient)
+    assert report.findings, str(report)
+    assert not report.errors, str(report)
+    assert not checked(**given, gradient=gradient, run=False).errors
+
+
 @pytest.mark.parametrize("make", CLEAN.values(), ids=CLEAN)
 def test_nothing_is_said_of_a_clean_problem(make):
     recipe, meta, data = make()
@@ -377,6 +554,8 @@ def test_broken_parts_raise_as_they_do_elsewhere():
         checked(inner=lambda p, m, b, k: p["missing"])
     with pytest.raises(il.GradientError, match="Implicit"):
         checked(learn=il.Minimise(optx.BFGS(1e-6, 1e-6)), gradient=il.Unroll())
+    with pytest.raises(il.StructureError, match="floating-point"):
+        checked(meta={**META, "name": "a"})
     with pytest.raises(il.StructureError, match="task axis"):
         checked(data=il.Episode({"x": jnp.ones((2, 3))}, {"x": jnp.ones((3, 3))}))
 

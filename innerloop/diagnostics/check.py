@@ -1,5 +1,7 @@
 """Findings before the run: nested differentiation fails silently, and this is where it is heard."""
 
+from itertools import chain
+
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
@@ -7,8 +9,9 @@ from innerloop.diagnostics.checks.derivatives import finite_differences
 from innerloop.diagnostics.checks.episodes import overlap, task_axis
 from innerloop.diagnostics.checks.inner_loop import inner_loss_falls, stationary, steep_at_zero
 from innerloop.diagnostics.checks.paths import (
-    cutting_operations,
     losses_read_params,
+    stepped_ways,
+    stopped_ways,
     unreached_leaves,
 )
 from innerloop.diagnostics.checks.purity import repeatable
@@ -27,7 +30,7 @@ TRACED = (
     (missing_derivatives,),
     (losses_read_params,),
     (unreached_leaves, overlap),
-    (cutting_operations,),
+    (stopped_ways, stepped_ways),
 )
 """Checks that run nothing, in stages: after a stage with errors the next would find them again."""
 
@@ -67,13 +70,15 @@ def check(
     used = gradient or exact_gradient(adaptation)
     check_given(problem, adaptation, used, meta, episodes, key, needed_by="check")
     subject = Subject(problem, adaptation, meta, episodes, key, gradient)
-    findings, left_out = [], []
+    found, left_out = {}, []
     for stage in TRACED + RUN * run:
         for look in stage:
             try:
-                findings += look(subject)
+                found[look] = list(look(subject))
             except NotChecked as reason:
                 left_out.append(f"{look.__name__.replace('_', ' ')}, since {reason}")
-        if any(finding.severity is Severity.ERROR for finding in findings):
+        if any(finding.severity is Severity.ERROR for finding in chain(*found.values())):
             break
-    return report(findings, left_out)
+    if found.get(finite_differences) == []:  # what was stopped has no part in the derivative
+        del found[stopped_ways]
+    return report(chain(*found.values()), left_out)

@@ -40,7 +40,7 @@ def finite_differences(subject: Subject) -> Iterator[Finding]:
         except NotChecked:
             raise
         except Exception as error:  # of code that is right in its own types alone
-            raise NotChecked("the losses cannot be computed in float64") from error
+            raise NotChecked("the losses cannot be differentiated in float64") from error
     yield from findings
 
 
@@ -57,7 +57,7 @@ def _of_losses(subject: Subject) -> Iterator[Finding]:
         place = f"{name}, {_rules_of(value, at)}"
         if _Derivative(value, at).is_wrong(along):
             yield Finding(
-                severity,
+                _meant(place, severity),
                 f"the gradient of {name} is not the derivative of its value",
                 place,
                 "finite differences disagree: a custom rule or a stop_gradient hides a part",
@@ -88,10 +88,12 @@ def _of_the_whole(subject: Subject) -> Iterator[Finding]:
     wrong = [
         f"meta{n}" for i, n in enumerate(names[:_MOST_LEAVES]) if derivative.is_wrong(alone(i))
     ]
+    rules = _rules_of(value, meta)
+    severity = Severity.ERROR if subject.takes_second_derivatives else Severity.NOTE
     yield Finding(
-        Severity.ERROR if subject.takes_second_derivatives else Severity.NOTE,
+        _meant(rules, severity),
         "the meta-gradient is not the derivative of the meta-objective",
-        f"{', '.join(wrong) or 'meta'}; {_rules_of(value, meta)}",
+        f"{', '.join(wrong) or 'meta'}; {rules}",
         "finite differences disagree: something on the way hides a part of the derivative, or the "
         "objective jumps here",
         "the operation without its custom rule or stop_gradient",
@@ -153,6 +155,12 @@ def _require_smooth(function: Callable, at: PyTree) -> None:
             dtype = getattr(atom.aval, "dtype", None)
             if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 8:
                 raise NotChecked(f"{written_at(operation)} computes in {dtype.name}")
+
+
+def _meant(rules: str, severity: Severity) -> Severity:
+    """A difference that the user's own stop_gradient makes may be meant."""
+    stopped = "stop_gradient" in rules and "custom" not in rules
+    return Severity.WARNING if stopped and severity is Severity.ERROR else severity
 
 
 def _rules_of(value: Callable, at: PyTree) -> str:

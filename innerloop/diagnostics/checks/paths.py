@@ -64,11 +64,12 @@ def _unread_params(subject: Subject, name: str) -> Finding:
 
 def unreached_leaves(subject: Subject) -> Iterator[Finding]:
     """Leaves of meta with a gradient that is zero by structure."""
-    exact = unreached(subject, subject.exact)
-    for name in exact:
-        yield _unreached_finding(subject, name)
-    for name in unreached(subject, subject.gradient):
-        if name not in exact:
+    of_exact = unreached(subject, subject.exact)
+    of_estimator = unreached(subject, subject.gradient)
+    for name in dict.fromkeys(of_exact + of_estimator):
+        if not _read_at(subject, name) or (name in of_exact and subject.missing is None):
+            yield _unreached_finding(subject, name)
+        else:
             kind = type(subject.gradient).__name__
             yield Finding(
                 Severity.NOTE,
@@ -80,20 +81,34 @@ def unreached_leaves(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def cutting_operations(subject: Subject) -> Iterator[Finding]:
-    """Operations between meta and the loss whose derivative is zero whatever they read."""
+def stopped_ways(subject: Subject) -> Iterator[Finding]:
+    """The user's own stop_gradient between meta and the loss."""
+    for operation, what in _cuts_from_meta(subject):
+        if operation.name == "stop_gradient":
+            yield _cut(subject, operation, what, "the value without it, if its derivative counts")
+
+
+def stepped_ways(subject: Subject) -> Iterator[Finding]:
+    """Operations between meta and the loss that are constant nearly everywhere."""
+    soft = "a soft choice such as jax.nn.softmax, or EvolutionStrategies(pairs, sigma)"
+    for operation, what in _cuts_from_meta(subject):
+        if operation.name != "stop_gradient":
+            yield _cut(subject, operation, what, soft)
+
+
+def _cut(subject: Subject, operation: Operation, what: str, cure: str) -> Finding:
+    return Finding(
+        Severity.WARNING if subject.takes_derivatives else Severity.NOTE,
+        f"{operation.name} cuts a way from meta to the loss",
+        str(written_at(operation)),
+        f"{what} has a derivative of zero",
+        cure,
+    )
+
+
+def _cuts_from_meta(subject: Subject) -> Iterator[tuple[Operation, str]]:
     leaves = range(len(jax.tree.leaves(subject.meta)))
-    for operation, what in _cuts(between(subject.program, leaves, [0])):
-        stopped = operation.name == "stop_gradient"
-        yield Finding(
-            Severity.WARNING if subject.takes_derivatives else Severity.NOTE,
-            f"{operation.name} cuts a way from meta to the loss",
-            str(written_at(operation)),
-            f"{what} has a derivative of zero",
-            "the value without it, if its derivative is meant to count"
-            if stopped
-            else "a soft choice such as jax.nn.softmax, or EvolutionStrategies(pairs, sigma)",
-        )
+    return _cuts(between(subject.program, leaves, [0]))
 
 
 def unreached(subject: Subject, gradient: MetaGradient) -> list[str]:
@@ -107,8 +122,7 @@ def unreached(subject: Subject, gradient: MetaGradient) -> list[str]:
 
 
 def _unreached_finding(subject: Subject, name: str) -> Finding:
-    index = leaf_names(subject.meta).index(name)
-    operations = between(subject.program, [index], [0])
+    operations = _read_at(subject, name)
     if not operations:
         return Finding(
             Severity.WARNING,
@@ -126,6 +140,11 @@ def _unreached_finding(subject: Subject, name: str) -> Finding:
         "every way from the leaf to the loss passes an operation with a derivative of zero",
         "a way without it, or EvolutionStrategies(pairs, sigma), which needs no derivative",
     )
+
+
+def _read_at(subject: Subject, name: str) -> list[Operation]:
+    """The operations between a leaf of meta and the loss."""
+    return between(subject.program, [leaf_names(subject.meta).index(name)], [0])
 
 
 def _cuts(operations: list[Operation]) -> Iterator[tuple[Operation, str]]:

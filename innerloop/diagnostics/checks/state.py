@@ -46,8 +46,12 @@ def captured_state(subject: Subject) -> Iterator[Finding]:
     for function, owners in held.items():
         for name, owner, before in owners:
             changed = _changed(owner, before)
-            if changed is not None:
-                yield _finding(f"{function} changes {name}", type(owner).__name__, changed)
+            if changed:
+                what = name
+                if not isinstance(owner, list | dict | set | np.ndarray):
+                    what = ", ".join(_name(name, owner, part) for part in changed)
+                kind = type(owner).__name__
+                yield _finding(f"{function} changes {what}", kind, list(changed.values()))
 
 
 def _finding(problem: str, kind: str, changed: Any) -> Finding:
@@ -55,7 +59,7 @@ def _finding(problem: str, kind: str, changed: Any) -> Finding:
         return Finding(
             Severity.ERROR,
             problem,
-            f"a {kind} that it closes over",
+            f"of type {kind}",
             "a function is traced once and then run as compiled: what it does to Python objects "
             "happens at tracing alone, and leaves tracers in them",
             "the value as a part of params, meta or aux, returned in place of stored",
@@ -63,7 +67,7 @@ def _finding(problem: str, kind: str, changed: Any) -> Finding:
     return Finding(
         Severity.WARNING,
         problem,
-        f"a {kind} that it closes over",
+        f"of type {kind}",
         "a function is traced once and then run as compiled: what it does to Python objects "
         "happens at tracing alone, not at every step",
         "jax.debug.callback to count or to log, or the value in aux",
@@ -82,15 +86,17 @@ def _held(function: Any) -> list[_Held]:
         seen.add(id(value))
         inside = _inside(value)
         if _is_mutable(value):
-            found.append(_Held(name or "an attribute of itself", value, inside))
+            found.append(_Held(name, value, inside))
         queue += [(_name(name, value, part), each) for part, each in inside.items()]
     return found
 
 
 def _name(name: str, owner: Any, part: Any) -> str:
-    if inspect.isfunction(owner) or not name:
-        return str(part).removeprefix(".")
-    return f"{name}{part}" if str(part).startswith(".") else f"{name}[{part!r}]"
+    if isinstance(part, str) and (part.startswith(".") or inspect.isfunction(owner)):
+        return (name + part if part.startswith(".") else part).removeprefix(".")
+    if not name:
+        return f"argument {part}"
+    return f"{name}[{part!r}]"
 
 
 def _inside(value: Any) -> dict[Any, Any]:
@@ -132,18 +138,20 @@ def _is_mutable(value: Any) -> bool:
     return isinstance(value, list | dict | set | np.ndarray) or hasattr(value, "__dict__")
 
 
-def _changed(owner: Any, before: dict[Any, Any]) -> Any:
-    """What an object holds now and did not before; None where it is as it was.
+def _changed(owner: Any, before: dict[Any, Any]) -> dict[Any, Any]:
+    """What an object holds now and did not before, or no longer holds.
 
     A new attribute or key that holds no tracer is a cache, as of `functools.cached_property`.
     """
     now = _inside(owner)
-    other = [now[name] for name in now.keys() & before.keys() if not _same(now[name], before[name])]
-    new = [now[name] for name in now.keys() - before.keys()]
-    if not isinstance(owner, list | set):
-        new = [value for value in new if _has_tracer(value)]
-    gone = before.keys() - now.keys()
-    return [*other, *new] if other or new or gone else None
+    grows = isinstance(owner, list | set)
+    changed = {
+        name: value
+        for name, value in now.items()
+        if (name in before and not _same(value, before[name]))
+        or (name not in before and (grows or _has_tracer(value)))
+    }
+    return changed | dict.fromkeys(before.keys() - now.keys())
 
 
 def _same(one: Any, two: Any) -> bool:

@@ -10,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.diagnostics.given import exact_gradient
+from innerloop.errors import DetachedError, InnerloopError
 from innerloop.gradients import (
     EvolutionStrategies,
     FirstOrder,
@@ -19,6 +20,9 @@ from innerloop.gradients import (
 from innerloop.gradients.base import ChunkedGradient
 from innerloop.objective import adapt, meta_objective
 from innerloop.problem import Episode, Loss, Problem, initial_params, loss_function
+
+NO_RULE = (TypeError, ValueError, NotImplementedError)
+"""What JAX raises for a derivative that does not exist."""
 
 jit_quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 """Compiling takes longer here than the few runs do. (Level 0 miscompiles a maximum.)"""
@@ -45,9 +49,29 @@ class Subject:
         self.meta = jax.tree.map(jnp.asarray, meta)
         self.episodes = episodes
         self.key = key
-        self.exact = exact_gradient(adaptation)
-        gradient = gradient or self.exact
+        gradient = gradient or exact_gradient(adaptation)
         self.gradient = gradient.gradient if isinstance(gradient, ChunkedGradient) else gradient
+
+    @cached_property
+    def missing(self) -> Exception | None:
+        """What stands against the exact meta-gradient of this problem."""
+        return self.failure(exact_gradient(self.adaptation))
+
+    @property
+    def exact(self) -> MetaGradient:
+        """The exact estimator; where the losses lack its derivatives, the one in use."""
+        return exact_gradient(self.adaptation) if self.missing is None else self.gradient
+
+    def failure(self, gradient: MetaGradient) -> Exception | None:
+        """What tracing the meta-gradient of one task raises."""
+        objective, task = self.objective(gradient), self.task()
+        try:
+            jax.eval_shape(jax.grad(lambda meta: objective(meta, *task)[0]), self.meta)
+        except DetachedError:
+            return None  # which leaf is cut off, and where, is a check's to say
+        except (InnerloopError, *NO_RULE) as error:
+            return error
+        return None
 
     @property
     def takes_derivatives(self) -> bool:
@@ -84,7 +108,7 @@ class Subject:
 
     def trace_loss(self) -> core.ClosedJaxpr:
         """The same, traced again."""
-        objective, task = self.objective(self.exact), self.task()
+        objective, task = self.objective(exact_gradient(self.adaptation)), self.task()
         return jax.make_jaxpr(lambda meta: objective(meta, *task)[0])(self.meta)
 
     def loss(self, name: str) -> Loss:

@@ -6,16 +6,12 @@ import jax
 
 from innerloop.checks import is_floating
 from innerloop.diagnostics.checks.source import raised_at, written_at
-from innerloop.diagnostics.checks.subject import Subject
+from innerloop.diagnostics.checks.subject import NO_RULE, Subject
 from innerloop.diagnostics.findings import Finding, Severity
-from innerloop.errors import DetachedError, GradientError, InnerloopError, StructureError
-from innerloop.gradients import MetaGradient
+from innerloop.errors import GradientError, InnerloopError, StructureError
 from innerloop.gradients.linear_solve import dot
 from innerloop.problem import initial_params
 from innerloop.programs import Operation, between
-
-NO_RULE = (TypeError, ValueError, NotImplementedError)
-"""What JAX raises for a derivative that does not exist."""
 
 _CALLBACKS = ("pure_callback", "io_callback")
 _CUSTOM = ("custom_vjp_call", "custom_vjp_call_jaxpr")
@@ -43,28 +39,16 @@ def missing_derivatives(subject: Subject) -> Iterator[Finding]:
 
     An error where the estimator that is going to be used takes them, or else a note.
     """
-    failure = _failure(subject, subject.exact)
+    failure = subject.missing
     if failure is None:
         yield from _without_forward_mode(subject)
         return
-    used = _failure(subject, subject.gradient) if subject.gradient != subject.exact else failure
+    used = subject.failure(subject.gradient)
     severity = Severity.ERROR if used is not None else Severity.NOTE
     findings = [f for name in _given(subject) for f in _in_loss(subject, name, severity)]
     if not findings and isinstance(failure, StructureError):
         raise failure
     yield from findings or [_of_the_whole(used or failure, severity)]
-
-
-def _failure(subject: Subject, gradient: MetaGradient) -> Exception | None:
-    """What tracing the meta-gradient of one task raises."""
-    objective, task = subject.objective(gradient), subject.task()
-    try:
-        jax.eval_shape(jax.grad(lambda meta: objective(meta, *task)[0]), subject.meta)
-    except DetachedError:
-        return None  # which leaf is cut off, and where, is another check's to say
-    except (InnerloopError, *NO_RULE) as error:
-        return error
-    return None
 
 
 def _in_loss(subject: Subject, name: str, severity: Severity) -> Iterator[Finding]:

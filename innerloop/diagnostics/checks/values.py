@@ -9,8 +9,8 @@ import numpy as np
 from innerloop.checks import is_floating
 from innerloop.diagnostics.checks.blame import origin_of_non_finite
 from innerloop.diagnostics.checks.paths import unreached
-from innerloop.diagnostics.checks.source import written_at
-from innerloop.diagnostics.checks.subject import Subject, jit_quickly
+from innerloop.diagnostics.checks.source import asked_for, written_at
+from innerloop.diagnostics.checks.subject import NO_RULE, Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.gradients.reach import leaf_names
 from innerloop.programs import Operation
@@ -23,7 +23,7 @@ def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
     arguments = (subject.meta, subject.episodes, subject.keys)
     try:
         (losses, _), grads = jax.block_until_ready(jit_quickly(per_task)(*arguments))
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, *NO_RULE) as error:
         yield _raises(str(error))
         return
     counted = np.asarray(subject.weights) != 0
@@ -97,6 +97,11 @@ def _not_finite(subject: Subject, title: str, task: int) -> Finding:
 def _explained(culprit: Operation | None) -> tuple[str, str]:
     kind = culprit.name if culprit else "the program"
     dtype = culprit.eqn.outvars[0].aval.dtype if culprit else None  # pyright: ignore
+    if culprit and not {"eigh", "eig", "svd"}.isdisjoint({kind, *asked_for(culprit)}):
+        return (
+            "eigenvalues that are equal: the derivative of their vectors divides by the difference",
+            "a small perturbation of the matrix, or eigenvalues alone",
+        )
     if dtype == jnp.float16 and kind not in ("sqrt", "rsqrt", "div", "log"):
         return (
             f"a number beyond {float(jnp.finfo(dtype).max):.0f}, the largest of float16",
@@ -109,18 +114,14 @@ def _explained(culprit: Operation | None) -> tuple[str, str]:
             "jnp.sqrt(x + 1e-12) for jnp.sqrt(x) and norms, eps_root=1e-8 for optax.adam, or "
             "jnp.where on the argument of the function as well as on its result",
         )
-    if kind in ("lu", "triangular_solve", "cholesky"):
+    if kind in ("lu", "triangular_solve", "cholesky", "custom_linear_solve"):
         return (
             "a linear system that is singular, or not positive definite",
             "a ridge: matrix + 1e-3 * jnp.eye(n)",
         )
-    if kind in ("eigh", "eig", "svd"):
-        return (
-            "eigenvalues that are equal: the derivative of their vectors divides by the difference",
-            "a small perturbation of the matrix, or eigenvalues alone",
-        )
     return (
-        f"{kind} made it out of finite numbers: an overflow, or an undefined result",
+        f"{kind} made it: an overflow, or an undefined result such as inf - inf, as where a mask "
+        "of -inf leaves nothing",
         "a lower inner learning rate, or a bounded argument",
     )
 
