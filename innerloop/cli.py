@@ -1,8 +1,11 @@
 """The command line: `innerloop train EXPERIMENT`, `innerloop evaluate RUN`, `innerloop demo`."""
 
+import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -80,9 +83,7 @@ class Plan:
     """Find the cheapest exact meta-gradient that fits a budget of memory; nothing is run."""
 
     experiment: Annotated[_ExperimentConfig, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
-    """Which experiment; each has its own settings."""
-    memory: str = "2GiB"
-    """The budget, such as 512MiB."""
+    """Which experiment; each has its own settings. --memory is the budget, 2GiB unless given."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,14 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"innerloop: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        kept = "stopped. What the run's folder holds stays; best.eqx has the best meta-parameters"
-        print(f"innerloop: {kept} of the validations so far", file=sys.stderr)
+        kept = ""
+        if isinstance(command, Train | Demo):
+            kept = ". What the run's folder holds stays; best.eqx, once validated, has the best"
+        print(f"innerloop: stopped{kept}", file=sys.stderr)
+        if arguments is None:
+            # Not by way of the interpreter's end: a compilation in another thread may still run.
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)
         raise SystemExit(_INTERRUPTED) from None
 
 
@@ -138,21 +145,34 @@ def _run(command: Train | Evaluate | Check | Compare | Plan | Demo) -> None:
             _print_table(record["test"], record["normalisation"])
             print(record["file"])
         case Check(experiment, tasks, trace_only, trained):
-            report = check_experiment(experiment, tasks, not trace_only, trained)
+            with _working("checking"):
+                report = check_experiment(experiment, tasks, not trace_only, trained)
             print(report)
             if report.errors:
                 raise SystemExit(1)
         case Compare(experiment, trained, figure):
-            comparison = compare_experiment(experiment, trained)
+            with _working("comparing"):
+                comparison = compare_experiment(experiment, trained)
             print(comparison)
             if figure is not None:
                 print(comparison.plot(figure))
-        case Plan(experiment, memory):
-            print(plan_experiment(experiment, memory))
+        case Plan(experiment):
+            with _working("planning"):
+                plan = plan_experiment(experiment)
+            print(plan)
         case Demo(folder):
             stamp = time.strftime("%Y%m%d-%H%M%S")
             for name in ("sinusoid", "digits"):
                 _train(EXPERIMENTS[name](run=folder / f"demo-{stamp}" / name))
+
+
+@contextmanager
+def _working(what: str) -> Iterator[None]:
+    """A sign of life on standard error."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} …"):
+        yield
 
 
 def _train(experiment: Experiment) -> None:
@@ -161,6 +181,8 @@ def _train(experiment: Experiment) -> None:
     print(f"{name}: run folder {run}")
     result = train(experiment, run)
     _print_table(result["test"], result["normalisation"])
+    if result["plan"] is not None:
+        print(f"within {experiment.memory}: {result['plan']}")
     print(f"best meta-parameters: outer step {result['best_step']} of {result['outer_steps']}")
     print(f"{result['seconds']:.0f} s. Figures:")
     for figure in sorted(run.glob("*.png")):

@@ -187,6 +187,45 @@ def test_compare_tells_and_draws(own_run, tmp_path, capsys):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("check", "--tasks", "0"), "--tasks 1"),
+        (("check", "--shots", "0"), "--shots 10"),
+        (("compare", "--batch", "0"), "--batch 25"),
+        (
+            (
+                "plan",
+                "--inner-steps=-1",
+            ),
+            "--inner-steps 3",
+        ),
+        (("train", "--chunk", "1", "--memory", "1GiB"), "--chunk 1 --memory 1GiB"),
+    ],
+)
+def test_settings_out_of_range_are_named_by_their_flags(tmp_path, capsys, arguments, named):
+    command, *flags = arguments
+    assert named in refused(capsys, tmp_path, command, "sinusoid", *flags)
+
+
+def test_a_run_of_other_settings_is_told_from_this_one(own_run, tmp_path, capsys):
+    message = refused(
+        capsys, tmp_path, "check", "sinusoid", "--width", "9", "--trained", str(own_run)
+    )
+    assert "other settings" in message
+    assert "--width 5" in message
+    message = refused(capsys, tmp_path, "compare", "digits", "--trained", str(own_run))
+    assert "a run of sinusoid" in message
+
+
+def test_train_takes_a_budget_and_checks(tmp_path, capsys):
+    run = tmp_path / "run"
+    main([*SINUSOID, "--run", str(run), "--memory", "64MiB", "--check"])
+    assert "within 64MiB: Unroll()" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((run / "result.json").read_text())["chunk"] >= 1
+    main(["evaluate", str(run), "--tasks", "3"])
+
+
 def test_plan_fits_the_budget(capsys):
     main(["plan", "sinusoid", "--width", "5", "--batch", "2", "--memory", "1MiB"])
     assert "chosen" in capsys.readouterr().out

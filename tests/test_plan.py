@@ -307,7 +307,7 @@ def test_unknown_fidelities(allow):
 
 
 def test_a_mixture_is_refused():
-    with pytest.raises(StructureError, match="one problem at a time"):
+    with pytest.raises(StructureError, match="one kind of task at a time"):
         plan(il.ProblemMixture((), ()), LEARN, quadratic_meta(), quadratic_episodes(), "1GiB")
 
 

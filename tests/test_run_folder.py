@@ -25,7 +25,7 @@ def contents(folder):
 def test_what_is_written_is_read(folder):
     folder.save_meta(META)
     opened = RunFolder.open(folder.path)
-    assert opened.read_config() == {"experiment": "digits", "config": {"seed": 1}}
+    assert opened.read_json("config.json") == {"experiment": "digits", "config": {"seed": 1}}
     read = opened.load_meta({"body": [jnp.zeros(200)], "head": jnp.zeros((2, 3))})
     np.testing.assert_array_equal(read["body"][0], META["body"][0])
     np.testing.assert_array_equal(read["head"], META["head"])
@@ -78,7 +78,7 @@ def test_a_truncated_file_is_a_run_error(folder, damage):
         path = folder.path / name
         path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(RunError, match=r"config\.json"):
-        folder.read_config()
+        folder.read_json("config.json")
     with pytest.raises(RunError, match=r"best\.eqx"):
         folder.load_meta(META)
 
@@ -86,7 +86,7 @@ def test_a_truncated_file_is_a_run_error(folder, damage):
 def test_bytes_that_are_not_text_are_a_run_error(folder):
     (folder.path / "config.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RunError, match=r"config\.json"):
-        folder.read_config()
+        folder.read_json("config.json")
 
 
 def test_missing_meta_is_a_run_error(folder):

@@ -1,6 +1,7 @@
 """The outer loop and evaluation."""
 
 import dataclasses
+import inspect
 from typing import NamedTuple
 
 import jax
@@ -421,3 +422,20 @@ def test_evaluate_refuses_a_chunk_that_is_no_count(chunk):
     episodes = evaluation_episodes(SinusoidTasks(2, 2), 3, 0)
     with pytest.raises(StructureError, match="chunk must be a whole number"):
         evaluate(recipe.problem, recipe.adaptation, {}, episodes, KEY, chunk=chunk)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"key": 0}, r"random key.*Write: jax.random.key"),
+        ({"optimizer": 0.01}, r"optimizer is of another kind.*optimizer=0.01.*optax.adam"),
+        ({"tasks": [1, 2]}, r"tasks is of another kind.*SinusoidTasks"),
+        ({"validation": "episodes"}, r"validation is of another kind.*Validation\(episodes"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(given, message):
+    recipe = maml(mlp([1, 4, 1]), mean_squared_error, 0.01, 1)
+    options = {"tasks": SinusoidTasks(3, 3), "optimizer": optax.sgd(0.1), "key": jax.random.key(0)}
+    unchecked = inspect.unwrap(fit)
+    with pytest.raises(StructureError, match=message):
+        unchecked(recipe, steps=1, batch=1, **(options | given))

@@ -9,7 +9,7 @@ from innerloop.checks import check_key
 from innerloop.errors import StructureError
 from innerloop.gradients import Implicit, MetaGradient, Unroll
 from innerloop.objective import check_meta, meta_objective, task_count
-from innerloop.problem import Episode, ProblemMixture
+from innerloop.problem import Episode, Problem, ProblemMixture
 
 
 def exact_gradient(adaptation: Any) -> MetaGradient:
@@ -28,15 +28,15 @@ def check_given(
     needed_by: str,
 ) -> int:
     """How many tasks there are. Raises as `meta_value_and_grad` does for what does not fit."""
-    check_one_problem(problem, needed_by)
+    one_problem(problem, needed_by)
     meta_objective(problem, adaptation, gradient)
     check_meta(meta)
     check_key(key)
     return task_count(episodes)
 
 
-def check_one_problem(problem: Any, needed_by: str) -> None:
-    """Raise `StructureError` for a mixture of problems."""
+def one_problem(problem: Any, needed_by: str) -> Problem:
+    """The problem itself. Raises `StructureError` for a mixture of problems."""
     if isinstance(problem, ProblemMixture):
         raise StructureError(
             f"{needed_by} takes one kind of task at a time",
@@ -44,3 +44,4 @@ def check_one_problem(problem: Any, needed_by: str) -> None:
             expected="one problem and one adaptation",
             write=f"{needed_by}(mixture.problems[0], adaptations[0], meta, episodes[0], ...)",
         )
+    return problem

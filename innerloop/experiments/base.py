@@ -67,6 +67,10 @@ class Experiment(abc.ABC):
     """Validate and stop after the first call to the device that ends later than this."""
     chunk: int | None = None
     """Tasks that are computed at a time; None for all at once."""
+    memory: str | None = None
+    """A budget such as 2GiB, in place of --chunk: the cheapest exact gradient that fits."""
+    check: bool = False
+    """Look for faults before the first step; an error stops the run."""
     per_call: int = 100
     """Outer steps per call to the device."""
 

@@ -8,7 +8,10 @@ import jax
 from jaxtyping import PyTree
 
 from innerloop.diagnostics import Comparison, Plan, Report, check, compare, plan
+from innerloop.errors import RunError
 from innerloop.experiments.base import Experiment, Parts
+from innerloop.experiments.ranges import check_ranges
+from innerloop.experiments.train import read_experiment
 from innerloop.training.run_folder import RunFolder
 
 
@@ -23,21 +26,47 @@ def compare_experiment(experiment: Experiment, trained: Path | None) -> Comparis
     return compare(*problem, chunk=experiment.chunk)
 
 
-def plan_experiment(experiment: Experiment, memory: str) -> Plan:
-    """The cheapest exact meta-gradient of a batch that fits a budget."""
+def plan_experiment(experiment: Experiment) -> Plan:
+    """The cheapest exact meta-gradient of a batch that fits its budget, 2 GiB unless given."""
+    memory = experiment.memory or "2GiB"
     problem, adaptation, meta, episodes, *_ = _on_tasks(experiment, experiment.batch, None)
-    return plan(problem, adaptation, meta, episodes, memory)
+    return plan(problem, adaptation, meta, episodes, memory, chunk=experiment.chunk)
 
 
 def _on_tasks(experiment: Experiment, tasks: int, trained: Path | None) -> tuple[Any, ...]:
+    check_ranges(dataclasses.replace(experiment, memory=None))
+    check_ranges({"tasks": tasks})
     parts = dataclasses.replace(experiment, batch=tasks).parts()
     problem, adaptation, gradient, _ = parts.recipe
     init_key, sample_key, key = jax.random.split(jax.random.key(experiment.seed), 3)
-    meta = _meta(parts, init_key, trained)
+    meta = _meta(experiment, parts, init_key, trained)
     return problem, adaptation, meta, parts.train.sample(sample_key, tasks), key, gradient
 
 
-def _meta(parts: Parts, key: Any, trained: Path | None) -> PyTree:
+def _meta(experiment: Experiment, parts: Parts, key: Any, trained: Path | None) -> PyTree:
     if trained is None:
         return parts.recipe.init_meta(key)
-    return RunFolder.open(trained).load_meta(jax.eval_shape(parts.recipe.init_meta, key))
+    folder = RunFolder.open(trained)
+    other = read_experiment(folder)
+    like, theirs = (
+        jax.eval_shape(init, key)
+        for init in (parts.recipe.init_meta, other.parts().recipe.init_meta)
+    )
+    if type(other) is not type(experiment) or not _same_shapes(like, theirs):
+        mine, others = dataclasses.asdict(experiment), dataclasses.asdict(other)
+        different = [name for name in mine if others.get(name) != mine[name] and name != "run"]
+        flags = " ".join(f"--{name.replace('_', '-')} {others.get(name)}" for name in different)
+        kind = type(other).__name__.lower()
+        raise RunError(
+            "the run was trained with other settings than those given",
+            got=f"{trained}, a run of {kind}, with {flags or 'the same settings'}",
+            expected=f"a run of {type(experiment).__name__.lower()} with meta-parameters of the "
+            "same shapes",
+            write=f"innerloop check {kind} {flags} --trained {trained}",
+        )
+    return folder.load_meta(like)
+
+
+def _same_shapes(one: PyTree, two: PyTree) -> bool:
+    shapes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (one, two)]
+    return jax.tree.structure(one) == jax.tree.structure(two) and shapes[0] == shapes[1]

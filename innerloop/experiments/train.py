@@ -1,8 +1,6 @@
 """Run an experiment from config to result: train, choose by validation, test once, draw."""
 
 import dataclasses
-import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,12 @@ import numpy as np
 import optax
 
 from innerloop import plots
-from innerloop.errors import StructureError
+from innerloop.diagnostics.planning.table import summary as plan_summary
 from innerloop.experiments.base import Experiment, Parts, support_labels_shuffled
 from innerloop.experiments.digits import Digits
 from innerloop.experiments.omniglot import Omniglot
 from innerloop.experiments.progress import progress_bar
+from innerloop.experiments.ranges import check_ranges
 from innerloop.experiments.sinusoid import Sinusoid
 from innerloop.tasks import evaluation_episodes, evaluation_key
 from innerloop.training import Evaluation, Progress, Validation, evaluate, fit
@@ -37,7 +36,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     of them before anything is written.
     """
     begin = time.perf_counter()
-    _check_ranges(experiment)
+    check_ranges(experiment)
     parts = experiment.parts()
     validation = evaluation_episodes(
         parts.validation, experiment.validation_tasks, experiment.seed, "validation"
@@ -68,12 +67,15 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
                 experiment.test_steps,
             ),
             chunk=experiment.chunk,
+            memory=experiment.memory,
+            check=experiment.check,
             averaging=experiment.averaging,
             per_call=experiment.per_call,
             minutes=experiment.minutes,
             report=report,
         )
     trained_seconds = time.perf_counter() - begin
+    experiment = dataclasses.replace(experiment, chunk=outcome.chunk)
     test = test_evaluation(experiment, parts, outcome.meta)
     result = {
         **config,
@@ -82,6 +84,8 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         "outer_steps": outcome.step,
         "best_step": outcome.best_step,
         "seconds": trained_seconds,
+        "chunk": outcome.chunk,
+        "plan": None if outcome.plan is None else plan_summary(outcome.plan),
         "test": evaluation_record(test),
     }
     folder.write_json(RESULT, result)
@@ -107,8 +111,12 @@ def evaluate_run(
     folder.require_writable()  # before minutes of work
     overrides = {"test_tasks": tasks, "test_steps": steps, "seed": seed}
     changed = {name: value for name, value in overrides.items() if value is not None}
-    experiment = dataclasses.replace(_read_experiment(folder), **changed)
-    _check_ranges(experiment)
+    chunk = folder.read_json(RESULT).get("chunk") if folder.has(RESULT) else None
+    experiment = read_experiment(folder)
+    experiment = dataclasses.replace(
+        experiment, memory=None, chunk=chunk or experiment.chunk, **changed
+    )
+    check_ranges(experiment)
     parts = experiment.parts()
     like = jax.eval_shape(parts.recipe.init_meta, jax.random.key(0))
     meta = folder.load_meta(like)
@@ -208,8 +216,9 @@ def _name(experiment: Experiment) -> str:
     return next(name for name, kind in EXPERIMENTS.items() if type(experiment) is kind)
 
 
-def _read_experiment(folder: RunFolder) -> Experiment:
-    content = folder.read_config()
+def read_experiment(folder: RunFolder) -> Experiment:
+    """The experiment of a run. Raises `RunError` for a config that is none."""
+    content = folder.read_json(CONFIG)
     try:
         kind = EXPERIMENTS[content["experiment"]]
         config = dict(content["config"])
@@ -219,41 +228,3 @@ def _read_experiment(folder: RunFolder) -> Experiment:
         return kind(**(config | paths))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise folder.damaged(CONFIG, error) from error
-
-
-_COUNTS = (
-    "steps",
-    "batch",
-    "validate_every",
-    "validation_tasks",
-    "test_tasks",
-    "per_call",
-    "chunk",
-)
-_RANGES: dict[str, tuple[type, float, float]] = {
-    **dict.fromkeys(_COUNTS, (int, 1, math.inf)),
-    **dict.fromkeys(("inner_steps", "test_steps"), (int, 0, math.inf)),
-    "seed": (int, 0, 2**31 - 1),
-    "averaging": (float, 0, 1),
-    **dict.fromkeys(("inner_rate", "outer_rate", "minutes"), (float, 0, sys.float_info.max)),
-}
-_OPTIONAL = ("chunk", "minutes")
-
-
-def _check_ranges(experiment: Experiment) -> None:
-    """All at once and first of all: a run of hours must not fail on them at its end."""
-    for name, (kind, least, most) in _RANGES.items():
-        value = vars(experiment)[name]
-        if value is None:
-            if name in _OPTIONAL:
-                continue
-        elif type(value) in (int, kind) and least <= value <= most:
-            continue
-        what = "whole number" if kind is int else "finite number"
-        bounds = f"of at least {least}" if most >= 2**31 else f"from {least} to {most}"
-        raise StructureError(
-            f"{name} is out of range",
-            got=f"{name}={value!r}",
-            expected=f"a {what} {bounds}",
-            write=f"--{name.replace('_', '-')} {getattr(type(experiment), name) or least}",
-        )

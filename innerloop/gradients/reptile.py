@@ -64,7 +64,7 @@ def _direction(problem: Problem, meta: PyTree, adapted: PyTree, episode: Episode
             "Reptile() needs adapted parameters of the same structure as the initial ones",
             got=describe(adapted),
             expected=describe(start),
-            write="Unroll()",
+            write="Unroll(), or Implicit() after Minimise",
         )
     way = jax.tree.map(lambda a, b: a - b.astype(a.dtype), start, adapted)
     (gradient,) = pull_back(way)
@@ -74,6 +74,6 @@ def _direction(problem: Problem, meta: PyTree, adapted: PyTree, episode: Episode
             "Reptile() learns what init reads, and init reads no part of meta",
             got="an init without meta",
             expected="init=lambda meta, support, key: meta, or a part of it",
-            write="Unroll()",
+            write="Unroll(), or Implicit() after Minimise",
         )
     return leaves

@@ -11,7 +11,8 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count
+from innerloop.checks import check_count, check_key, describe
+from innerloop.diagnostics.plan import Plan
 from innerloop.errors import RunError, StructureError
 from innerloop.objective import meta_value_and_grad
 from innerloop.problem import Episode, ProblemMixture
@@ -63,12 +64,16 @@ class Fit(NamedTuple):
     - `meta`: the best meta-parameters by validation (the last ones without validation)
     - `last`: the last ones
     - `step`, `best_step`: outer steps taken in all, and up to the best
+    - `chunk`: tasks that were computed at a time; None for all at once
+    - `plan`: what `memory=` was met by; None without a budget
     """
 
     meta: PyTree
     last: PyTree
     step: int
     best_step: int
+    chunk: int | None
+    plan: Plan | None
 
 
 def fit(
@@ -117,11 +122,14 @@ def fit(
         )
     for name, count in {"steps": steps, "batch": batch, "per_call": per_call}.items():
         check_count(name, count, write=f"fit(..., {name}=1)")
-    gradient = recipe.gradient
+    _check_kinds(recipe, tasks, optimizer, validation)
+    check_key(key)
+    budgeted = None
     if memory is not None:
         _check_no_chunk(chunk)
-        gradient = plan_training(recipe, tasks, optimizer, batch, memory)
-        chunk = gradient.chunk or batch
+        budgeted = plan_training(recipe, tasks, optimizer, batch, memory)
+        chunk = budgeted.chunk or batch
+    gradient = budgeted or recipe.gradient
     if check:
         stop_at_faults(recipe, tasks, batch, key)
     init_key, step_key, validation_key = jax.random.split(key, 3)
@@ -145,7 +153,7 @@ def fit(
         if late:
             break
     meta, best_step = validate.best or (state.average, step)
-    return Fit(meta, state.average, step, best_step)
+    return Fit(meta, state.average, step, best_step, chunk, budgeted)
 
 
 class _Validator:
@@ -189,6 +197,40 @@ class _Validator:
         # The first is kept whatever it is, so that a run never ends without meta-parameters.
         self._score, self.best = np.nan_to_num(score, nan=-np.inf), (meta, step)
         return evaluation, True
+
+
+def _check_kinds(recipe: Recipe, tasks: Any, optimizer: Any, validation: Any) -> None:
+    """Raise `StructureError` for an argument of another kind than `fit` takes."""
+    kinds = {
+        "tasks": (callable(getattr(tasks, "sample", None)), tasks, "SinusoidTasks(5, 5)"),
+        "optimizer": (
+            callable(getattr(optimizer, "init", None))
+            and callable(getattr(optimizer, "update", None)),
+            optimizer,
+            "optax.adam(1e-3)",
+        ),
+        "validation": (
+            validation is None or isinstance(validation, Validation),
+            validation,
+            "Validation(episodes, every=100)",
+        ),
+        "init_meta": (callable(recipe.init_meta), recipe.init_meta, "model.init"),
+    }
+    for name, (fits, given, write) in kinds.items():
+        if not fits:
+            raise StructureError(
+                f"{name} is of another kind than fit takes",
+                got=f"{name}={describe(given)}",
+                expected={
+                    "tasks": "a task distribution, with sample(key, n)",
+                    "optimizer": "an optax transformation",
+                    "validation": "a Validation, or None",
+                    "init_meta": "a function of a key that gives meta-parameters",
+                }[name],
+                write=f"Recipe(..., init_meta={write})"
+                if name == "init_meta"
+                else f"fit(..., {name}={write})",
+            )
 
 
 def _check_no_chunk(chunk: int | None) -> None:

@@ -68,15 +68,19 @@ class RunFolder:
         probe = self._write("probe.tmp", lambda temporary: temporary.write_text("probe\n"))
         probe.unlink(missing_ok=True)
 
-    def read_config(self) -> dict[str, Any]:
-        """The content of `config.json`. Raises `RunError` where it is damaged."""
+    def has(self, name: str) -> bool:
+        """Whether the run has come to a file."""
+        return (self.path / name).exists()
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The content of a JSON file such as `config.json`. Raises `RunError` where damaged."""
         try:
-            content = json.loads((self.path / CONFIG).read_text())
+            content = json.loads((self.path / name).read_text())
             if not isinstance(content, dict):
                 raise ValueError("not an object with names")
             return content
         except (OSError, ValueError) as error:
-            raise self.damaged(CONFIG, error) from error
+            raise self.damaged(name, error) from error
 
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file whole."""

@@ -50,16 +50,16 @@ def captured_state(subject: Subject) -> Iterator[Finding]:
                 what = name
                 if not isinstance(owner, list | dict | set | np.ndarray):
                     what = ", ".join(_name(name, owner, part) for part in changed)
-                kind = type(owner).__name__
-                yield _finding(f"{function} changes {what}", kind, list(changed.values()))
+                place = f"{function}, {type(owner).__name__}"
+                yield _finding(f"{function} changes {what}", place, list(changed.values()))
 
 
-def _finding(problem: str, kind: str, changed: Any) -> Finding:
+def _finding(problem: str, place: str, changed: Any) -> Finding:
     if _has_tracer(changed):
         return Finding(
             Severity.ERROR,
             problem,
-            f"of type {kind}",
+            place,
             "a function is traced once and then run as compiled: what it does to Python objects "
             "happens at tracing alone, and leaves tracers in them",
             "the value as a part of params, meta or aux, returned in place of stored",
@@ -67,7 +67,7 @@ def _finding(problem: str, kind: str, changed: Any) -> Finding:
     return Finding(
         Severity.WARNING,
         problem,
-        f"of type {kind}",
+        place,
         "a function is traced once and then run as compiled: what it does to Python objects "
         "happens at tracing alone, not at every step",
         "jax.debug.callback to count or to log, or the value in aux",

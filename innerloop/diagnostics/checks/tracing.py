@@ -83,8 +83,8 @@ def _in_loss(subject: Subject, name: str, severity: Severity) -> Iterator[Findin
                 "while_loop has no reverse-mode derivative",
                 place,
                 "how often it goes round is not known beforehand, so nothing can be stored",
-                "jax.lax.scan, or jax.lax.fori_loop with a fixed number of turns; or "
-                "ForwardMode(), EvolutionStrategies(pairs, sigma)",
+                "jax.lax.scan, or jax.lax.fori_loop with a fixed number of turns"
+                + "; or ForwardMode(), EvolutionStrategies(pairs, sigma)" * (name == "outer_loss"),
             )
 
 

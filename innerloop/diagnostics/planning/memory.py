@@ -23,7 +23,7 @@ def parse_bytes(memory: Any) -> int:
     """
     number, unit = memory, ""
     if isinstance(memory, str):
-        parts = re.fullmatch(r"\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*([A-Za-z]*)\s*", memory)
+        parts = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE]\d+)?)\s*([A-Za-z]*)\s*", memory)
         if parts is None or parts[2].lower() not in _BY_LOWER_CASE:
             raise _unreadable(memory)
         number, unit = float(parts[1]), parts[2].lower()

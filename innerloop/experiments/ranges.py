@@ -1,0 +1,51 @@
+"""Settings out of range, refused by the name of their flag before anything is done."""
+
+import math
+import sys
+from typing import Any
+
+from innerloop.errors import StructureError
+
+_AT_LEAST_ONE = (
+    *("steps", "batch", "validate_every", "validation_tasks", "test_tasks", "per_call", "chunk"),
+    *("tasks", "shots", "queries", "test_shots", "ways", "width"),
+)
+_RANGES: dict[str, tuple[type, float, float]] = {
+    **dict.fromkeys(_AT_LEAST_ONE, (int, 1, math.inf)),
+    **dict.fromkeys(("inner_steps", "test_steps"), (int, 0, math.inf)),
+    "seed": (int, 0, 2**31 - 1),
+    "averaging": (float, 0, 1),
+    **dict.fromkeys(("inner_rate", "outer_rate", "minutes"), (float, 0, sys.float_info.max)),
+}
+_OPTIONAL = ("chunk", "minutes")
+
+
+def check_ranges(settings: Any) -> None:
+    """All at once and first of all: a run of hours must not fail on them at its end.
+
+    `settings` is a dataclass, or a mapping from names to values. Raises `StructureError`.
+    """
+    values = settings if isinstance(settings, dict) else vars(settings)
+    for name, (kind, least, most) in _RANGES.items():
+        value = values.get(name, least)
+        if value is None:
+            if name in _OPTIONAL:
+                continue
+        elif type(value) in (int, kind) and least <= value <= most:
+            continue
+        what = "whole number" if kind is int else "finite number"
+        bounds = f"of at least {least}" if most >= 2**31 else f"from {least} to {most}"
+        usual = getattr(type(settings), name, None) or least
+        raise StructureError(
+            f"{name} is out of range",
+            got=f"{name}={value!r}",
+            expected=f"a {what} {bounds}",
+            write=f"--{name.replace('_', '-')} {usual}",
+        )
+    if values.get("memory") is not None and values.get("chunk") is not None:
+        raise StructureError(
+            "a chunk is chosen either by hand or by a budget",
+            got=f"--chunk {values['chunk']} --memory {values['memory']}",
+            expected="one of the two",
+            write=f"--memory {values['memory']}",
+        )
