@@ -102,7 +102,16 @@ from innerloop.tasks import (
     upright,
     with_quarter_turns,
 )
-from innerloop.training import Evaluation, Fit, Progress, Validation, evaluate, fit
+from innerloop.training import (
+    Checkpoints,
+    Evaluation,
+    Fit,
+    Progress,
+    Stopped,
+    Validation,
+    evaluate,
+    fit,
+)
 
 __all__ = [
     "Adaptation",
@@ -110,6 +119,7 @@ __all__ = [
     "Aux",
     "Basis",
     "Binomial",
+    "Checkpoints",
     "ClassificationTasks",
     "Comparison",
     "ComparisonRow",
@@ -156,6 +166,7 @@ __all__ = [
     "Severity",
     "SinusoidTasks",
     "Splits",
+    "Stopped",
     "StructureError",
     "TaskDistribution",
     "TaskKeys",

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from innerloop.errors import InnerloopError
+from innerloop.errors import InnerloopError, StructureError
 from innerloop.experiments.base import Experiment
 from innerloop.experiments.before_training import (
     check_experiment,
@@ -20,6 +20,8 @@ from innerloop.experiments.before_training import (
     plan_experiment,
 )
 from innerloop.experiments.train import EXPERIMENTS, evaluate_run, train
+from innerloop.tasks.known_files import cache_folder
+from innerloop.training import Stopped
 
 _ExperimentConfig = tyro.extras.subcommand_type_from_defaults(
     {name: kind() for name, kind in EXPERIMENTS.items()},
@@ -110,11 +112,16 @@ def main(arguments: list[str] | None = None) -> None:
         args=arguments,
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
+    if arguments is None:  # not where a program or a test calls, whose settings these are
+        _keep_compiled()
     try:
         _run(command)
     except InnerloopError as error:
         print(f"innerloop: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except Stopped as stop:
+        print(f"innerloop: stopped {stop}; --run and --resume go on with it", file=sys.stderr)
+        raise SystemExit(128 + stop.signal) from None
     except KeyboardInterrupt:
         kept = ""
         if isinstance(command, Train | Demo):
@@ -125,6 +132,17 @@ def main(arguments: list[str] | None = None) -> None:
             sys.stderr.flush()
             os._exit(_INTERRUPTED)
         raise SystemExit(_INTERRUPTED) from None
+
+
+def _keep_compiled() -> None:
+    """Compiled programs are kept on disk, so that the second start compiles little.
+
+    JAX's own variable, JAX_COMPILATION_CACHE_DIR, names another folder.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -177,6 +195,13 @@ def _working(what: str) -> Iterator[None]:
 
 def _train(experiment: Experiment) -> None:
     name = type(experiment).__name__.lower()
+    if experiment.resume and experiment.run is None:
+        raise StructureError(
+            "which run is to go on?",
+            got="--resume without --run",
+            expected="the folder of the run",
+            write=f"innerloop train {name} --run runs/{name}-... --resume",
+        )
     run = experiment.run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     print(f"{name}: run folder {run}")
     result = train(experiment, run)

@@ -69,6 +69,10 @@ class Experiment(abc.ABC):
     """Tasks that are computed at a time; None for all at once."""
     memory: str | None = None
     """A budget such as 2GiB, in place of --chunk: the cheapest exact gradient that fits."""
+    save_every: int = 500
+    """Outer steps between checkpoints: what a kill can lose."""
+    resume: bool = False
+    """Go on with the run in the folder --run, from its last checkpoint."""
     check: bool = False
     """Look for faults before the first step; an error stops the run."""
     per_call: int = 100

@@ -7,7 +7,16 @@ from typing import Any
 from innerloop.errors import StructureError
 
 _AT_LEAST_ONE = (
-    *("steps", "batch", "validate_every", "validation_tasks", "test_tasks", "per_call", "chunk"),
+    *(
+        "steps",
+        "batch",
+        "validate_every",
+        "validation_tasks",
+        "test_tasks",
+        "per_call",
+        "chunk",
+        "save_every",
+    ),
     *("tasks", "shots", "queries", "test_shots", "ways", "width"),
 )
 _RANGES: dict[str, tuple[type, float, float]] = {

@@ -18,14 +18,24 @@ from innerloop.experiments.progress import progress_bar
 from innerloop.experiments.ranges import check_ranges
 from innerloop.experiments.sinusoid import Sinusoid
 from innerloop.tasks import evaluation_episodes, evaluation_key
-from innerloop.training import Evaluation, Progress, Validation, evaluate, fit
-from innerloop.training.run_folder import CONFIG, RESULT, RunFolder, environment
+from innerloop.training import Checkpoints, Evaluation, Progress, Validation, evaluate, fit
+from innerloop.training.run_folder import CHECKPOINTS, CONFIG, RESULT, RunFolder, environment
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "sinusoid": Sinusoid,
     "digits": Digits,
     "omniglot": Omniglot,
 }
+
+
+_MAY_CHANGE = (
+    *("run", "resume", "minutes", "per_call", "save_every", "check", "test_tasks"),
+    *("chunk", "memory"),
+)
+"""Settings that a run may go on with others of: the numbers do not depend on them.
+
+The number of steps is one where the outer rate does not fall along it.
+"""
 
 
 def train(experiment: Experiment, run: Path) -> dict[str, Any]:
@@ -42,7 +52,11 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         parts.validation, experiment.validation_tasks, experiment.seed, "validation"
     )
     config = {"experiment": _name(experiment), "config": dataclasses.asdict(experiment)}
-    folder = RunFolder.create(run, config)
+    if experiment.resume:
+        may_change = (*_MAY_CHANGE, *(["steps"] if not experiment.cosine else []))
+        folder = RunFolder.resume(run, config, may_change=may_change)
+    else:
+        folder = RunFolder.create(run, config)
     history = _History(folder, parts.metric)
     rate = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
     optimizer = optax.adam(rate if experiment.cosine else experiment.outer_rate)
@@ -69,6 +83,8 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
             chunk=experiment.chunk,
             memory=experiment.memory,
             check=experiment.check,
+            checkpoints=Checkpoints(folder.path / CHECKPOINTS, experiment.save_every),
+            resume=experiment.resume,
             averaging=experiment.averaging,
             per_call=experiment.per_call,
             minutes=experiment.minutes,
@@ -163,29 +179,36 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
 
 
 class _History:
-    """What a run reports: to its log while it runs, to its figures afterwards."""
+    """What a run reports: to its log while it runs, to its figures afterwards.
+
+    Where a run goes on, what the log has beyond the checkpoint is taken back: it comes again.
+    """
 
     def __init__(self, folder: RunFolder, metric: str):
         self._folder = folder
         self._metric = metric
-        self._losses: list[np.ndarray] = []
-        self._validations: list[tuple[int, float, float]] = []
+        self._records = folder.read_log()
 
     def add(self, progress: Progress) -> None:
-        self._losses.append(progress.metrics["loss"])
+        losses = progress.metrics["loss"]
+        before = [r for r in self._records if r["step"] <= progress.step - len(losses)]
+        if len(before) < len(self._records):
+            self._folder.write_log(before)
         record: dict[str, Any] = {"step": progress.step, "seconds": round(progress.seconds, 3)}
         record |= {name: float(np.mean(leaf)) for name, leaf in progress.metrics.items()}
+        record["losses"] = losses.tolist()
         if progress.evaluation is not None:
-            value = progress.evaluation.mean[self._metric][-1]
-            self._validations.append((progress.step, progress.seconds, value))
             record["validation"] = evaluation_record(progress.evaluation)
         self._folder.append_log(record)
+        self._records = [*before, record]
         if progress.best:
             self._folder.save_meta(progress.meta)
 
     def draw(self, test: Evaluation, experiment: Experiment) -> None:
-        losses = np.concatenate(self._losses)
-        steps, seconds, values = zip(*self._validations, strict=True)
+        losses = np.concatenate([record["losses"] for record in self._records])
+        validated = [record for record in self._records if "validation" in record]
+        values = [record["validation"]["mean"][self._metric][-1] for record in validated]
+        steps, seconds = ([record[name] for record in validated] for name in ("step", "seconds"))
         plots.learning_curve(
             self._folder.path / "learning_curve.png",
             steps=np.arange(1, len(losses) + 1),

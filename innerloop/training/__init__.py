@@ -1,6 +1,17 @@
 """How meta-parameters are updated over many tasks: the outer loop, evaluation, run folders."""
 
+from innerloop.training.checkpoint import Checkpoints
 from innerloop.training.evaluate import Evaluation, evaluate
 from innerloop.training.fit import Fit, Progress, Validation, fit
+from innerloop.training.signals import Stopped
 
-__all__ = ["Evaluation", "Fit", "Progress", "Validation", "evaluate", "fit"]
+__all__ = [
+    "Checkpoints",
+    "Evaluation",
+    "Fit",
+    "Progress",
+    "Stopped",
+    "Validation",
+    "evaluate",
+    "fit",
+]

@@ -19,8 +19,10 @@ from innerloop.problem import Episode, ProblemMixture
 from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution
 from innerloop.training.budget import plan_training
+from innerloop.training.checkpoint import Checkpoints
 from innerloop.training.evaluate import Evaluation, evaluator, summarise
 from innerloop.training.faults import stop_at_faults
+from innerloop.training.saving import training_saved
 from innerloop.training.step import init_state, outer_steps
 
 
@@ -91,6 +93,8 @@ def fit(
     per_call: int = 50,
     minutes: float | None = None,
     check: bool = False,
+    checkpoints: Checkpoints | None = None,
+    resume: bool = False,
     report: Callable[[Progress], Any] = lambda progress: None,
 ) -> Fit:
     """Meta-train: `steps` outer steps of `optimizer` on batches of `batch` tasks.
@@ -104,14 +108,21 @@ def fit(
     - `averaging`: decay of an exponential moving average of the meta-parameters, which is then what
       is validated and returned; 0 for none
     - `per_call`: outer steps per call to the device
-    - `minutes`: validate and stop after the first call that ends later than this; None for no limit
+    - `minutes`: validate and stop after the first call that ends later than this, since the run
+      began; None for no limit
     - `check`: look for faults first, by tracing alone (`check(..., run=False)`): an error raises
       `GradientError`, what is less than an error warns
+    - `checkpoints`: where the training state is saved. With them, SIGTERM and Ctrl-C finish the
+      call to the device, save, and raise `Stopped`.
+    - `resume`: go on from the last checkpoint, to the bits of a run that was never cut off. Where
+      there is none, it begins. `steps`, `minutes` and `per_call` may be others than before; another
+      `chunk` gives the same up to rounding.
     - `report`: called after each call to the device
 
     The same key gives the same bits, and every step after the first call runs the same compiled
     program. Raises `StructureError` for counts below one, for a budget that cannot be met and for
-    one beside a chunk, `RunError` when the loss is no longer finite.
+    one beside a chunk, `RunError` when the loss is no longer finite, for checkpoints that are not
+    this run's or cannot be written, and where another process writes to them.
     """
     if not isinstance(recipe, Recipe):
         raise StructureError(
@@ -137,33 +148,45 @@ def fit(
     take_steps = outer_steps(
         value_and_grad, optimizer, batch=batch, averaging=averaging, at_most=per_call
     )
-    validate = _Validator(recipe, validation, chunk, validation_key)
+    validate = Validator(recipe, validation, chunk, validation_key)
     state = init_state(recipe.init_meta(init_key), optimizer)
-    begin, step = time.perf_counter(), 0
-    while step < steps:
-        n = min(per_call, steps - step, validate.steps_until_due(step))
-        state, filled = take_steps(state, tasks, step_key, jnp.int32(n))
-        metrics = {name: np.asarray(leaf)[:n] for name, leaf in filled.items()}
-        _check_finite(metrics["loss"], step)
-        step += n
-        late = minutes is not None and time.perf_counter() - begin > 60 * minutes
-        evaluation, best = validate(state.average, step, last=step == steps or late)
-        seconds = time.perf_counter() - begin
-        report(Progress(step, metrics, seconds, evaluation, best, state.average))
-        if late:
-            break
+    step, seconds = 0, 0.0
+    with training_saved(checkpoints, _settings(batch, averaging, key, validation)) as saved:
+        if resume:
+            state, seconds = saved.resumed(state, validate)
+            step = int(state.step)
+        else:
+            saved.require_none()
+        begin = time.perf_counter() - seconds
+        while step < steps:
+            due = (validate.steps_until_due(step), saved.steps_until_due(step))
+            n = min(per_call, steps - step, *due)
+            state, filled = take_steps(state, tasks, step_key, jnp.int32(n))
+            metrics = {name: np.asarray(leaf)[:n] for name, leaf in filled.items()}
+            _check_finite(metrics["loss"], step)
+            step += n
+            late = minutes is not None and time.perf_counter() - begin > 60 * minutes
+            evaluation, best = validate(state.average, step, last=step == steps or late)
+            seconds = time.perf_counter() - begin
+            report(Progress(step, metrics, seconds, evaluation, best, state.average))
+            saved.save(state, validate, seconds, last=step == steps or late)
+            if late:
+                break
     meta, best_step = validate.best or (state.average, step)
     return Fit(meta, state.average, step, best_step, chunk, budgeted)
 
 
-class _Validator:
-    """Validates when it is due, and remembers the best."""
+class Validator:
+    """Validates when it is due, and remembers the best.
+
+    - `best`: `(meta, step)`, once there is one; `score`: its score, of which more is better
+    """
 
     def __init__(self, recipe: Recipe, validation: Validation | None, chunk, key: PRNGKeyArray):
         self.best: tuple[PyTree, int] | None = None
         self._validation = validation
         self._key = key
-        self._score = -np.inf
+        self.score = -np.inf
         if validation is not None:
             if isinstance(recipe.problem, ProblemMixture):
                 raise StructureError(
@@ -192,11 +215,23 @@ class _Validator:
         evaluation = summarise(self._evaluate(meta, validation.episodes, self._key))
         value = evaluation.mean[validation.metric][-1]
         score = value if validation.maximise else -value
-        if self.best is not None and not score > self._score:
+        if self.best is not None and not score > self.score:
             return evaluation, False
         # The first is kept whatever it is, so that a run never ends without meta-parameters.
-        self._score, self.best = np.nan_to_num(score, nan=-np.inf), (meta, step)
+        self.score, self.best = float(np.nan_to_num(score, nan=-np.inf)), (meta, step)
         return evaluation, True
+
+
+def _settings(batch: int, averaging: float, key: PRNGKeyArray, validation) -> dict[str, Any]:
+    """What the numbers of a run depend on, beside recipe, tasks and optimizer."""
+    chosen_by = None if validation is None else list(validation[1:])
+    bits = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
+    return {
+        "batch": batch,
+        "averaging": averaging,
+        "key": np.asarray(bits).tolist(),
+        "validation": chosen_by,
+    }
 
 
 def _check_kinds(recipe: Recipe, tasks: Any, optimizer: Any, validation: Any) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 from innerloop.errors import RunError
 
 CONFIG, LOG, META, RESULT = "config.json", "log.jsonl", "best.eqx", "result.json"
+CHECKPOINTS = "checkpoints"
 _PACKAGES = ("innerloop", "jax", "jaxlib", "equinox", "optax", "numpy")
 
 
@@ -50,6 +51,39 @@ class RunFolder:
             raise folder._unwritable(error) from error
         folder.write_json(CONFIG, config)
         return folder
+
+    @staticmethod
+    def resume(path: Path, config: dict[str, Any], *, may_change: tuple[str, ...]) -> "RunFolder":
+        """Go on with a run, or start it where there is none.
+
+        Raises `RunError` where the folder holds a run of another experiment, or of a config that
+        differs in more than `may_change`.
+        """
+        if not os.path.exists(path / CONFIG):
+            return RunFolder.create(path, config)
+        folder = RunFolder(path)
+        before = folder.read_json(CONFIG)
+        theirs, mine = (json.loads(_strict_json(each)) for each in (before, config))
+        changed = {
+            name: (theirs["config"].get(name), value)
+            for name, value in mine["config"].items()
+            if name not in may_change and theirs["config"].get(name) != value
+        }
+        if theirs["experiment"] == mine["experiment"] and not changed:
+            return folder
+        other = theirs["experiment"] != mine["experiment"]
+        flag = lambda name, value: f"--{name.replace('_', '-')} {value}"
+        raise RunError(
+            "a run goes on with the settings that it began with",
+            got=mine["experiment"]
+            if other
+            else " ".join(flag(name, now) for name, (_, now) in changed.items()),
+            expected=theirs["experiment"]
+            if other
+            else " ".join(flag(name, then) for name, (then, _) in changed.items()),
+            write="the settings as they were; without harm may change "
+            + ", ".join(f"--{name.replace('_', '-')}" for name in may_change),
+        )
 
     @staticmethod
     def open(path: Path) -> "RunFolder":
@@ -86,6 +120,20 @@ class RunFolder:
         """Write a JSON file whole."""
         text = _strict_json(content, indent=2) + "\n"
         return self._write(name, lambda temporary: temporary.write_text(text))
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """The lines of the log; one that a kill cut short is left out."""
+        records = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.path / LOG).read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    records.append(json.loads(line))
+        return records
+
+    def write_log(self, records: list[dict[str, Any]]) -> None:
+        """Replace the log."""
+        text = "".join(_strict_json(record) + "\n" for record in records)
+        self._write(LOG, lambda temporary: temporary.write_text(text))
 
     def append_log(self, record: dict[str, Any]) -> None:
         """Add one line to the log."""

@@ -1,0 +1,232 @@
+"""The whole training state on disk: saved while training goes on, complete or not at all."""
+
+import fcntl
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from innerloop.checks import check_count, describe
+from innerloop.errors import RunError
+from innerloop.gradients.reach import leaf_names
+
+FORMAT = 1
+"""Of the checkpoints; another one is refused."""
+
+
+class Checkpoints(NamedTuple):
+    """Where the training state is saved, and how often.
+
+    - `folder`: made where there is none; one run each
+    - `every`: outer steps between two saves, which is what a kill can lose
+    - `keep`: how many of the last are kept. The best meta-parameters so far are in each of them.
+    """
+
+    folder: Path
+    every: int = 500
+    keep: int = 3
+
+
+class CheckpointFolder:
+    """The checkpoints of one run, written by one process at a time.
+
+    `settings` are what a run that goes on must have in common with the one that was cut off.
+    Raises `RunError` where the folder cannot be written or another process writes to it.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any]):
+        check_count("every", checkpoints.every, write="Checkpoints(folder, every=500)")
+        check_count("keep", checkpoints.keep, write="Checkpoints(folder, keep=3)")
+        self._path = Path(checkpoints.folder).absolute()
+        self._every = checkpoints.every
+        self._settings = json.loads(json.dumps(settings))
+        try:
+            self._path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self._path / "lock").open("w")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        _lock(self._lock, self._path)
+        # Only here: it takes a second to import, and a run without checkpoints does not need it.
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=checkpoints.keep, cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self._path, options=options)
+
+    def require_none(self) -> None:
+        """Raise `RunError` where a run was saved here already, which a new one would mix with."""
+        steps = self._manager.all_steps()
+        if steps:
+            raise RunError(
+                "these checkpoints are of a run that began before",
+                got=f"{self._path}, saved at outer step {max(steps)}",
+                expected="a folder without checkpoints, or resume=True",
+                write="fit(..., resume=True) to go on, or Checkpoints(another_folder)",
+            )
+
+    def steps_until_due(self, step: int) -> int:
+        """Outer steps to the next save."""
+        return self._every - step % self._every
+
+    def is_due(self, step: int) -> bool:
+        """Whether this is a step to save at."""
+        return step % self._every == 0
+
+    def save(self, step: int, state: PyTree, record: dict[str, Any]) -> None:
+        """Save in the background. A state that was saved at this step before stays."""
+        if step in self._manager.all_steps():
+            return
+        leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(_without_keys(state)))}
+        about = {
+            "format": FORMAT,
+            "settings": self._settings,
+            "leaves": _names_and_shapes(state),
+            "record": record,
+        }
+        args = self._ocp.args
+        try:
+            self._manager.save(
+                step,
+                args=args.Composite(state=args.StandardSave(leaves), about=args.JsonSave(about)),
+            )
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def load(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+        """The last state that can be read, and its record; None where nothing was saved.
+
+        One that cannot be read is passed over with a warning. Raises `RunError` for checkpoints of
+        another format, of other settings, or of a state of another structure.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            about = self._about(step)
+            if about is not None:
+                self._require_same(about, like)
+                state = self._state(step, like)
+                if state is not None:
+                    return state, about["record"]
+            warnings.warn(
+                f"the checkpoint at outer step {step} cannot be read; the one before is taken",
+                stacklevel=3,
+            )
+            self._manager.delete(step)
+        if steps:
+            raise RunError(
+                "no checkpoint of this run can be read",
+                got=f"{self._path}: {len(steps)} damaged",
+                expected="at least one whole checkpoint",
+                write="the same run without resume, in another folder",
+            )
+        return None
+
+    def close(self) -> None:
+        """Wait for what is being saved, and let others write."""
+        try:
+            self._manager.wait_until_finished()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            self._manager.close()
+            self._lock.close()
+
+    def _about(self, step: int) -> dict[str, Any] | None:
+        args = self._ocp.args
+        try:
+            return self._manager.restore(step, args=args.Composite(about=args.JsonRestore()))[
+                "about"
+            ]
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _state(self, step: int, like: PyTree) -> PyTree | None:
+        args, given = self._ocp.args, _without_keys(like)
+        shapes = {
+            str(i): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+            for i, leaf in enumerate(jax.tree.leaves(given))
+        }
+        try:
+            found = self._manager.restore(
+                step, args=args.Composite(state=args.StandardRestore(shapes))
+            )["state"]
+        except (OSError, ValueError, KeyError):
+            return None
+        leaves = [found[str(i)] for i in range(len(found))]
+        return jax.tree.map(_as_in, like, jax.tree.unflatten(jax.tree.structure(given), leaves))
+
+    def _require_same(self, about: dict[str, Any], like: PyTree) -> None:
+        if about.get("format") != FORMAT:
+            raise RunError(
+                "the checkpoints are of another format",
+                got=f"format {about.get('format')}",
+                expected=f"format {FORMAT}",
+                write="the version of innerloop that wrote them",
+            )
+        theirs, mine = about["settings"], self._settings
+        changed = [name for name in mine if theirs.get(name) != mine[name]]
+        if changed:
+            raise RunError(
+                "a run goes on with the settings that it began with",
+                got=", ".join(f"{name}={mine[name]}" for name in changed),
+                expected=", ".join(f"{name}={theirs.get(name)}" for name in changed),
+                write="fit(..., resume=True) with these settings as they were, or another folder; "
+                "steps, minutes, chunk and per_call may change",
+            )
+        if about["leaves"] != _names_and_shapes(like):
+            raise RunError(
+                "the checkpoints hold another training state than this run has",
+                got=describe(like),
+                expected=", ".join(f"{name}: {shape}" for name, shape in about["leaves"]),
+                write="the same recipe and optimizer as when the run began, or another folder",
+            )
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            "the checkpoints cannot be written",
+            got=f"{self._path}: {error.strerror or error}",
+            expected="a folder that this user may write to, on a disk with space left",
+            write="Checkpoints(another_folder)",
+        )
+
+
+def _lock(file: Any, path: Path) -> None:
+    """A lock that ends with the process, however that ends."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise RunError(
+            "another process writes to this run",
+            got=str(path),
+            expected="one process per run",
+            write="another folder, or wait until the other process has ended",
+        ) from error
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+
+
+def _names_and_shapes(state: PyTree) -> list[list[str]]:
+    leaves = zip(leaf_names(state), jax.tree.leaves(state), strict=True)
+    return [[name, f"{leaf.dtype}{list(leaf.shape)}"] for name, leaf in leaves]
+
+
+def _without_keys(state: PyTree) -> PyTree:
+    """Random keys as their data, which can be saved."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
+
+
+def _as_in(like: Any, leaf: Any) -> Any:
+    if _is_key(like):
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
+    return leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,92 @@
+"""What `fit` saves and goes on from: the state, the best so far, and where in the run it was."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from jaxtyping import PyTree
+
+from innerloop.errors import StructureError
+from innerloop.training.checkpoint import CheckpointFolder, Checkpoints
+from innerloop.training.signals import Stopped, signals_deferred
+from innerloop.training.step import TrainState
+
+
+class _Saved(NamedTuple):
+    """All that a run needs to go on. `best` is the state's average where nothing was validated."""
+
+    state: TrainState
+    best: PyTree
+
+
+class _Saving:
+    """The checkpoints of a run that `fit` makes."""
+
+    def __init__(self, folder: CheckpointFolder, stopped_by: Callable[[], int | None]):
+        self._folder = folder
+        self._stopped_by = stopped_by
+
+    def steps_until_due(self, step: int) -> int:
+        return self._folder.steps_until_due(step)
+
+    def require_none(self) -> None:
+        self._folder.require_none()
+
+    def resumed(self, state: TrainState, validate: Any) -> tuple[TrainState, float]:
+        """The saved state, and the seconds it took; the given one where nothing was saved."""
+        found = self._folder.load(_Saved(state, state.average))
+        if found is None:
+            return state, 0.0
+        (state, best), record = found
+        if record["best_step"] is not None:
+            validate.best, validate.score = (best, record["best_step"]), float(record["score"])
+        return state, record["seconds"]
+
+    def save(self, state: TrainState, validate: Any, seconds: float, last: bool) -> None:
+        """Where it is due, at the end, and before the end that a signal asks for."""
+        step, number = int(state.step), self._stopped_by()
+        if last or number is not None or self._folder.is_due(step):
+            best, best_step = validate.best or (state.average, None)
+            # A score of minus infinity is no JSON number.
+            record = {"best_step": best_step, "score": str(validate.score), "seconds": seconds}
+            self._folder.save(step, _Saved(state, best), record)
+        if number is not None and not last:
+            raise Stopped(number, step)
+
+
+class _NotSaving:
+    """A run without checkpoints."""
+
+    def steps_until_due(self, step: int) -> int:
+        return sys.maxsize
+
+    def resumed(self, state: TrainState, validate: Any) -> tuple[TrainState, float]:
+        raise StructureError(
+            "there is nothing to resume from without checkpoints",
+            got="fit(..., resume=True, checkpoints=None)",
+            expected="the checkpoints that the run was saved to",
+            write="fit(..., checkpoints=Checkpoints(folder), resume=True)",
+        )
+
+    def require_none(self) -> None:
+        pass
+
+    def save(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+@contextmanager
+def training_saved(
+    checkpoints: Checkpoints | None, settings: dict[str, Any]
+) -> Iterator[_Saving | _NotSaving]:
+    """Open the checkpoints of a run, if it has any; close them however the run ends."""
+    if checkpoints is None:
+        yield _NotSaving()
+        return
+    folder = CheckpointFolder(checkpoints, settings)
+    try:
+        with signals_deferred() as stopped_by:
+            yield _Saving(folder, stopped_by)
+    finally:
+        folder.close()
