@@ -87,7 +87,7 @@ def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
         "adaptation_curve.png",
         "episodes.png",
     }
-    assert names == {"config.json", "log.jsonl", "best.eqx", "result.json"} | figures
+    assert names == {"config.json", "log.jsonl", "best.eqx", "checkpoints", "result.json"} | figures
     for figure in figures:
         assert (digits_run / figure).read_bytes().startswith(b"\x89PNG")
     config, result = read(digits_run / "config.json"), read(digits_run / "result.json")
@@ -122,7 +122,7 @@ def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
 def test_sinusoid_leaves_its_figures_too(sinusoid_run):
     names = {path.name for path in sinusoid_run.iterdir()}
     figures = {"learning_curve.png", "validation_over_time.png", "adaptation_curve.png", "fits.png"}
-    assert names == {"config.json", "log.jsonl", "best.eqx", "result.json"} | figures
+    assert names == {"config.json", "log.jsonl", "best.eqx", "checkpoints", "result.json"} | figures
     assert read(sinusoid_run / "result.json")["normalisation"] == "none"
 
 
@@ -376,7 +376,7 @@ def test_a_loss_that_diverges_is_one_line(tmp_path, capsys):
     assert caught.value.code == 2
     assert error.startswith("innerloop: the meta-objective is no longer finite")
     assert error.count("\n") == 1
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "checkpoints"}
 
 
 def test_unknown_flags_and_experiments_exit_with_2(capsys):

@@ -25,7 +25,9 @@ class RunFolder:
     """The folder of one run.
 
     - `config.json`: the experiment's name and every field of its config
-    - `log.jsonl`: one line per call to the device: step, seconds, mean metrics, validation
+    - `log.jsonl`: one line per call to the device: step, seconds, mean metrics, the loss of each
+      outer step, validation
+    - `checkpoints/`: the training state, by which a run goes on
     - `best.eqx`: the best meta-parameters by validation
     - `result.json`: the test evaluation with config, seed, versions and device
     - `*.png`: figures
