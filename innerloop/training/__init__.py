@@ -2,8 +2,9 @@
 
 from innerloop.training.checkpoint import Checkpoints
 from innerloop.training.evaluate import Evaluation, evaluate
-from innerloop.training.fit import Fit, Progress, Validation, fit
+from innerloop.training.fit import Fit, Progress, fit
 from innerloop.training.signals import Stopped
+from innerloop.training.validation import Validation
 
 __all__ = [
     "Checkpoints",

@@ -1,6 +1,5 @@
 """The outer loop: update meta-parameters over many tasks, keep the best by validation."""
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,36 +10,19 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count, check_key, describe
 from innerloop.diagnostics.plan import Plan
-from innerloop.errors import RunError, StructureError
+from innerloop.errors import RunError
 from innerloop.objective import meta_value_and_grad
-from innerloop.problem import Episode, ProblemMixture
 from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution
+from innerloop.training.arguments import check_arguments, check_no_chunk
 from innerloop.training.budget import plan_training
 from innerloop.training.checkpoint import Checkpoints
-from innerloop.training.evaluate import Evaluation, evaluator, summarise
+from innerloop.training.evaluate import Evaluation
 from innerloop.training.faults import stop_at_faults
 from innerloop.training.saving import training_saved
 from innerloop.training.step import init_state, outer_steps
-
-
-class Validation(NamedTuple):
-    """How the best meta-parameters are chosen.
-
-    - `episodes`: a fixed batch of meta-validation episodes
-    - `every`: outer steps between validations
-    - `metric`: which metric decides, after `steps` inner steps
-    - `maximise`: whether more of it is better
-    - `steps`: inner steps at validation; those of the adaptation unless given
-    """
-
-    episodes: Episode
-    every: int
-    metric: str = "loss"
-    maximise: bool = False
-    steps: int | None = None
+from innerloop.training.validation import Validation, Validator
 
 
 class Progress(NamedTuple):
@@ -124,20 +106,11 @@ def fit(
     one beside a chunk, `RunError` when the loss is no longer finite, for checkpoints that are not
     this run's or cannot be written, and where another process writes to them.
     """
-    if not isinstance(recipe, Recipe):
-        raise StructureError(
-            "fit trains a recipe",
-            got=type(recipe).__name__,
-            expected="Recipe(problem, adaptation, gradient, init_meta)",
-            write="fit(Recipe(problem, adaptation, Unroll(), model.init), tasks, ...)",
-        )
-    for name, count in {"steps": steps, "batch": batch, "per_call": per_call}.items():
-        check_count(name, count, write=f"fit(..., {name}=1)")
-    _check_kinds(recipe, tasks, optimizer, validation)
-    check_key(key)
+    counts = {"steps": steps, "batch": batch, "per_call": per_call}
+    check_arguments(recipe, tasks, optimizer, validation, key, counts)
     budgeted = None
     if memory is not None:
-        _check_no_chunk(chunk)
+        check_no_chunk(chunk)
         budgeted = plan_training(recipe, tasks, optimizer, batch, memory)
         chunk = budgeted.chunk or batch
     gradient = budgeted or recipe.gradient
@@ -176,52 +149,6 @@ def fit(
     return Fit(meta, state.average, step, best_step, chunk, budgeted)
 
 
-class Validator:
-    """Validates when it is due, and remembers the best.
-
-    - `best`: `(meta, step)`, once there is one; `score`: its score, of which more is better
-    """
-
-    def __init__(self, recipe: Recipe, validation: Validation | None, chunk, key: PRNGKeyArray):
-        self.best: tuple[PyTree, int] | None = None
-        self._validation = validation
-        self._key = key
-        self.score = -np.inf
-        if validation is not None:
-            if isinstance(recipe.problem, ProblemMixture):
-                raise StructureError(
-                    "a mixture has no single metric to validate by",
-                    got="validation for a mixture of problems",
-                    expected="fit without validation",
-                    write="fit(..., validation=None), then evaluate each kind by itself",
-                )
-            check_count("every", validation.every, write="Validation(episodes, every=100)")
-            self._evaluate = evaluator(
-                recipe.problem,  # pyright: ignore[reportArgumentType]
-                recipe.adaptation,  # pyright: ignore[reportArgumentType]
-                steps=validation.steps,
-                chunk=chunk,
-            )
-
-    def steps_until_due(self, step: int) -> int:
-        if self._validation is None:
-            return sys.maxsize
-        return self._validation.every - step % self._validation.every
-
-    def __call__(self, meta: PyTree, step: int, last: bool) -> tuple[Evaluation | None, bool]:
-        validation = self._validation
-        if validation is None or not (last or step % validation.every == 0):
-            return None, False
-        evaluation = summarise(self._evaluate(meta, validation.episodes, self._key))
-        value = evaluation.mean[validation.metric][-1]
-        score = value if validation.maximise else -value
-        if self.best is not None and not score > self.score:
-            return evaluation, False
-        # The first is kept whatever it is, so that a run never ends without meta-parameters.
-        self.score, self.best = float(np.nan_to_num(score, nan=-np.inf)), (meta, step)
-        return evaluation, True
-
-
 def _settings(batch: int, averaging: float, key: PRNGKeyArray, validation) -> dict[str, Any]:
     """What the numbers of a run depend on, beside recipe, tasks and optimizer."""
     chosen_by = None if validation is None else list(validation[1:])
@@ -232,50 +159,6 @@ def _settings(batch: int, averaging: float, key: PRNGKeyArray, validation) -> di
         "key": np.asarray(bits).tolist(),
         "validation": chosen_by,
     }
-
-
-def _check_kinds(recipe: Recipe, tasks: Any, optimizer: Any, validation: Any) -> None:
-    """Raise `StructureError` for an argument of another kind than `fit` takes."""
-    kinds = {
-        "tasks": (callable(getattr(tasks, "sample", None)), tasks, "SinusoidTasks(5, 5)"),
-        "optimizer": (
-            callable(getattr(optimizer, "init", None))
-            and callable(getattr(optimizer, "update", None)),
-            optimizer,
-            "optax.adam(1e-3)",
-        ),
-        "validation": (
-            validation is None or isinstance(validation, Validation),
-            validation,
-            "Validation(episodes, every=100)",
-        ),
-        "init_meta": (callable(recipe.init_meta), recipe.init_meta, "model.init"),
-    }
-    for name, (fits, given, write) in kinds.items():
-        if not fits:
-            raise StructureError(
-                f"{name} is of another kind than fit takes",
-                got=f"{name}={describe(given)}",
-                expected={
-                    "tasks": "a task distribution, with sample(key, n)",
-                    "optimizer": "an optax transformation",
-                    "validation": "a Validation, or None",
-                    "init_meta": "a function of a key that gives meta-parameters",
-                }[name],
-                write=f"Recipe(..., init_meta={write})"
-                if name == "init_meta"
-                else f"fit(..., {name}={write})",
-            )
-
-
-def _check_no_chunk(chunk: int | None) -> None:
-    if chunk is not None:
-        raise StructureError(
-            "a chunk is chosen either by hand or by a budget",
-            got=f"fit(..., chunk={chunk}, memory=...)",
-            expected="one of the two",
-            write=f"fit(..., memory='2GiB'), or fit(..., chunk={chunk})",
-        )
 
 
 def _check_finite(losses: np.ndarray, step: int) -> None:

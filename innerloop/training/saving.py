@@ -11,6 +11,7 @@ from innerloop.errors import StructureError
 from innerloop.training.checkpoint import CheckpointFolder, Checkpoints
 from innerloop.training.signals import Stopped, signals_deferred
 from innerloop.training.step import TrainState
+from innerloop.training.validation import Validator
 
 
 class _Saved(NamedTuple):
@@ -33,7 +34,7 @@ class _Saving:
     def require_none(self) -> None:
         self._folder.require_none()
 
-    def resumed(self, state: TrainState, validate: Any) -> tuple[TrainState, float]:
+    def resumed(self, state: TrainState, validate: Validator) -> tuple[TrainState, float]:
         """The saved state, and the seconds it took; the given one where nothing was saved."""
         found = self._folder.load(_Saved(state, state.average))
         if found is None:
@@ -43,7 +44,7 @@ class _Saving:
             validate.best, validate.score = (best, record["best_step"]), float(record["score"])
         return state, record["seconds"]
 
-    def save(self, state: TrainState, validate: Any, seconds: float, last: bool) -> None:
+    def save(self, state: TrainState, validate: Validator, seconds: float, last: bool) -> None:
         """Where it is due, at the end, and before the end that a signal asks for."""
         step, number = int(state.step), self._stopped_by()
         if last or number is not None or self._folder.is_due(step):
@@ -61,7 +62,7 @@ class _NotSaving:
     def steps_until_due(self, step: int) -> int:
         return sys.maxsize
 
-    def resumed(self, state: TrainState, validate: Any) -> tuple[TrainState, float]:
+    def resumed(self, state: TrainState, validate: Validator) -> tuple[TrainState, float]:
         raise StructureError(
             "there is nothing to resume from without checkpoints",
             got="fit(..., resume=True, checkpoints=None)",

@@ -1,0 +1,77 @@
+"""What `fit` is given: each argument of the kind that it takes."""
+
+from typing import Any
+
+from innerloop.checks import check_count, check_key, describe
+from innerloop.errors import StructureError
+from innerloop.recipes import Recipe
+from innerloop.training.validation import Validation
+
+
+def check_arguments(
+    recipe: Any, tasks: Any, optimizer: Any, validation: Any, key: Any, counts: dict[str, Any]
+) -> None:
+    """Raise `StructureError` for the first argument that is of another kind, or out of range."""
+    if not isinstance(recipe, Recipe):
+        raise StructureError(
+            "fit trains a recipe",
+            got=type(recipe).__name__,
+            expected="Recipe(problem, adaptation, gradient, init_meta)",
+            write="fit(Recipe(problem, adaptation, Unroll(), model.init), tasks, ...)",
+        )
+    for name, count in counts.items():
+        check_count(name, count, write=f"fit(..., {name}=1)")
+    _check_kind(
+        "tasks",
+        tasks,
+        _has(tasks, "sample"),
+        "a task distribution, with sample(key, n)",
+        "fit(recipe, SinusoidTasks(5, 5), ...)",
+    )
+    _check_kind(
+        "optimizer",
+        optimizer,
+        _has(optimizer, "init") and _has(optimizer, "update"),
+        "an optax transformation",
+        "fit(..., optimizer=optax.adam(1e-3))",
+    )
+    _check_kind(
+        "validation",
+        validation,
+        validation is None or isinstance(validation, Validation),
+        "a Validation, or None",
+        "fit(..., validation=Validation(episodes, every=100))",
+    )
+    _check_kind(
+        "init_meta",
+        recipe.init_meta,
+        callable(recipe.init_meta),
+        "a function of a key that gives meta-parameters",
+        "Recipe(problem, adaptation, gradient, init_meta=model.init)",
+    )
+    check_key(key)
+
+
+def check_no_chunk(chunk: int | None) -> None:
+    """Raise `StructureError` for a chunk that is given beside a budget."""
+    if chunk is not None:
+        raise StructureError(
+            "a chunk is chosen either by hand or by a budget",
+            got=f"fit(..., chunk={chunk}, memory=...)",
+            expected="one of the two",
+            write=f"fit(..., memory='2GiB'), or fit(..., chunk={chunk})",
+        )
+
+
+def _check_kind(name: str, given: Any, fits: bool, expected: str, write: str) -> None:
+    if not fits:
+        raise StructureError(
+            f"{name} is of another kind than fit takes",
+            got=f"{name}={describe(given)}",
+            expected=expected,
+            write=write,
+        )
+
+
+def _has(given: Any, method: str) -> bool:
+    return callable(getattr(given, method, None))
