@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
 from innerloop.checks import check_count, check_key, describe, is_floating
@@ -27,6 +27,13 @@ from innerloop.tangents import refuse_derivative
 
 MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
 """`(meta, episodes, key) -> ((loss, aux), grads)`, over a batch of tasks."""
+
+SumOverTasks = Callable[[PyTree, Episode, Array, Array], tuple[Scalar, Aux, PyTree]]
+"""`(meta, episodes, keys, weights) -> (total, aux, grads)`: the weighted sum of the tasks' losses,
+aux per task, and the gradient of the sum. Every argument but meta has the task axis."""
+
+Spread = Callable[[SumOverTasks], SumOverTasks]
+"""The same sum, run in another way: over devices, or task by task."""
 
 
 def adapt(
@@ -91,6 +98,7 @@ def meta_value_and_grad(
     gradient: MetaGradient | None = None,
     *,
     chunk: int | None = None,
+    spread: Spread | None = None,
 ) -> MetaValueAndGrad:
     """The meta-objective of a batch of tasks and its gradient.
 
@@ -102,6 +110,8 @@ def meta_value_and_grad(
       their gradients, in the memory of n tasks (1: a plain loop over tasks). Tasks are spread
       evenly over the fewest chunks; results are equal up to rounding. A `gradient` that comes with
       a chunk of its own, as a `Plan` does, has that chunk unless one is given here.
+    - `spread`: how the sum over tasks is run, such as `Sharding(mesh).spread`, over the devices of
+      a mesh (then a chunk is of one device's tasks); None: here, as it is
 
     `aux.diagnostics["unreached"]` holds one entry, named by its path, for each meta leaf that no
     gradient reaches; its gradient is zero. (Estimators without a backward pass, `ForwardMode` and
@@ -118,7 +128,7 @@ def meta_value_and_grad(
     if chunk is None and isinstance(gradient, ChunkedGradient):
         chunk = gradient.chunk
     if isinstance(problem, ProblemMixture):
-        return _mixture_value_and_grad(problem, adaptation, gradient, chunk)
+        return _mixture_value_and_grad(problem, adaptation, gradient, chunk, spread)
     if isinstance(adaptation, tuple):
         raise StructureError(
             "a single problem is learned by a single adaptation",
@@ -141,11 +151,10 @@ def meta_value_and_grad(
         check_key(key)
         keys = jax.random.split(key, tasks)
         weights = jnp.ones(tasks) if episodes.weight is None else episodes.weight
+        unreached: list[str] = []
+        sums = _sum_over_tasks(objective, chunk, unreached)
         batch = (Episode(episodes.support, episodes.query), keys, weights)
-        if chunk is None or chunk >= tasks:
-            (total, aux), grads, unreached = _weighted_sum(objective, meta, *batch)
-        else:
-            (total, aux), grads, unreached = _chunked_sum(objective, meta, batch, tasks, chunk)
+        total, aux, grads = (spread(sums) if spread else sums)(meta, *batch)
         scale = 1 / jnp.sum(weights)
         grads = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), grads)
         marks = {name: jnp.ones(tasks, bool) for name in unreached}
@@ -155,9 +164,9 @@ def meta_value_and_grad(
     return value_and_grad
 
 
-def _mixture_value_and_grad(mixture: ProblemMixture, adaptations, gradient, chunk):
+def _mixture_value_and_grad(mixture: ProblemMixture, adaptations, gradient, chunk, spread):
     kinds = zip(mixture.problems, adaptations, strict=True)
-    parts = [meta_value_and_grad(*kind, gradient, chunk=chunk) for kind in kinds]
+    parts = [meta_value_and_grad(*kind, gradient, chunk=chunk, spread=spread) for kind in kinds]
 
     def value_and_grad(meta: PyTree, episodes: tuple[Episode, ...], key: PRNGKeyArray):
         keys = jax.random.split(key, len(parts))
@@ -175,9 +184,24 @@ def _mixture_value_and_grad(mixture: ProblemMixture, adaptations, gradient, chun
     return value_and_grad
 
 
-def _weighted_sum(objective: TaskObjective, meta, episodes, keys, weights):
-    """Weighted sum of the task losses and its gradient; aux per task; the unreached meta leaves."""
-    mark, unreached = watch_reach(meta)
+def _sum_over_tasks(
+    objective: TaskObjective, chunk: int | None, unreached: list[str]
+) -> SumOverTasks:
+    """Tracing it leaves the names of the unreached meta leaves in `unreached`."""
+
+    def sums(meta: PyTree, episodes: Episode, keys: Array, weights: Array):
+        tasks = len(weights)
+        if chunk is None or chunk >= tasks:
+            return _weighted_sum(objective, unreached, meta, episodes, keys, weights)
+        batch = (episodes, keys, weights)
+        return _chunked_sum(objective, unreached, meta, batch, tasks, chunk)
+
+    return sums
+
+
+def _weighted_sum(objective: TaskObjective, unreached: list[str], meta, episodes, keys, weights):
+    """Weighted sum of the task losses, aux per task, and the gradient of the sum."""
+    mark, names = watch_reach(meta)
 
     def total(meta):
         if len(weights) == 1:  # a vmap over one task would only hide its shapes from the compiler
@@ -189,12 +213,13 @@ def _weighted_sum(objective: TaskObjective, meta, episodes, keys, weights):
         return jnp.sum(weights.astype(loss.dtype) * loss), aux
 
     try:
-        result, grads = jax.value_and_grad(total, has_aux=True)(meta)
+        (value, aux), grads = jax.value_and_grad(total, has_aux=True)(meta)
     except ValueError as error:
         if "lax.while_loop" in str(error) and not isinstance(error, InnerloopError):
             raise _no_reverse_mode() from error
         raise
-    return result, grads, unreached()
+    unreached[:] = names()
+    return value, aux, grads
 
 
 def _no_reverse_mode() -> GradientError:
@@ -207,7 +232,9 @@ def _no_reverse_mode() -> GradientError:
     )
 
 
-def _chunked_sum(objective: TaskObjective, meta, batch, tasks: int, chunk: int):
+def _chunked_sum(
+    objective: TaskObjective, unreached: list[str], meta, batch, tasks: int, chunk: int
+):
     """The same sums over chunks of tasks, the gradients accumulated in the loop's carry."""
     chunks = math.ceil(tasks / chunk)
     size = math.ceil(tasks / chunks)
@@ -218,17 +245,16 @@ def _chunked_sum(objective: TaskObjective, meta, batch, tasks: int, chunk: int):
         batch = (episodes, keys, jnp.where(jnp.arange(chunks * size) < tasks, weights, 0))
     if size > 1:
         batch = jax.tree.map(lambda leaf: leaf.reshape(chunks, size, *leaf.shape[1:]), batch)
-    names: list[str] = []
 
     def body(grads, part):
         if size == 1:  # an axis of size 1 outside the loop would copy the batch
             part = jax.tree.map(lambda leaf: leaf[None], part)
-        (total, aux), part_grads, names[:] = _weighted_sum(objective, meta, *part)
+        total, aux, part_grads = _weighted_sum(objective, unreached, meta, *part)
         return jax.tree.map(jnp.add, grads, part_grads), (total, aux)
 
     grads, (totals, aux) = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, meta), batch)
     aux = jax.tree.map(lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:tasks], aux)
-    return (jnp.sum(totals), aux), grads, names
+    return jnp.sum(totals), aux, grads
 
 
 def check_meta(meta: PyTree) -> None:

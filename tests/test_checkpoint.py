@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -142,11 +144,22 @@ def test_resume_begins_where_nothing_was_saved(undisturbed, tmp_path):
     assert_same(train(tmp_path, resume=True), undisturbed)
 
 
-def test_another_format_is_refused(tmp_path, monkeypatch):
-    train(tmp_path, steps=8)
-    monkeypatch.setattr("innerloop.training.checkpoint.FORMAT", 2)
-    with pytest.raises(RunError, match=r"another format. Got: format 1. Expected: format 2"):
+def test_a_newer_format_is_refused(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("innerloop.training.checkpoint.FORMAT", 3)
+        train(tmp_path, steps=8)
+    with pytest.raises(RunError, match=r"does not know. Got: format 3. Expected: format 1 to 2"):
         train(tmp_path, resume=True)
+
+
+def test_an_older_format_is_read(undisturbed, tmp_path):
+    """Written by the version before the counts of faults: `train(folder, steps=24, every=24)`."""
+    with tarfile.open(Path(__file__).parent / "data" / "checkpoints-format-1.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    again = train(tmp_path, resume=True)
+    assert (again.step, again.best_step) == (undisturbed.step, undisturbed.best_step)
+    for a, b in zip(jax.tree.leaves(again.last), jax.tree.leaves(undisturbed.last), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)  # other programs, and another machine
 
 
 def test_one_process_writes_to_a_run(tmp_path):

@@ -1,18 +1,30 @@
 """How meta-parameters are updated over many tasks: the outer loop, evaluation, run folders."""
 
+from innerloop.training.batch import tasks_of_step
 from innerloop.training.checkpoint import Checkpoints
 from innerloop.training.evaluate import Evaluation, evaluate
 from innerloop.training.fit import Fit, Progress, fit
+from innerloop.training.non_finite import Clip, Fault, NonFinite, Skip, Stop
+from innerloop.training.sharding import Sharding, largest_axis, replicated
 from innerloop.training.signals import Stopped
 from innerloop.training.validation import Validation
 
 __all__ = [
     "Checkpoints",
+    "Clip",
     "Evaluation",
+    "Fault",
     "Fit",
+    "NonFinite",
     "Progress",
+    "Sharding",
+    "Skip",
+    "Stop",
     "Stopped",
     "Validation",
     "evaluate",
     "fit",
+    "largest_axis",
+    "replicated",
+    "tasks_of_step",
 ]

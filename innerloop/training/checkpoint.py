@@ -15,8 +15,11 @@ from innerloop.checks import check_count, describe
 from innerloop.errors import RunError
 from innerloop.gradients.reach import leaf_names
 
-FORMAT = 1
-"""Of the checkpoints; another one is refused."""
+FORMAT = 2
+"""Of the checkpoints. Older ones are read, newer ones refused."""
+
+_NEW_SINCE = {1: {".state.faults", ".state.in_a_row"}}
+"""Leaves that a format did not have yet: they begin as in a new run."""
 
 
 class Checkpoints(NamedTuple):
@@ -110,7 +113,7 @@ class CheckpointFolder:
             about = self._about(step)
             if about is not None:
                 self._require_same(about, like)
-                state = self._state(step, like)
+                state = self._state(step, like, _new_since(about["format"]))
                 if state is not None:
                     return state, about["record"]
             warnings.warn(
@@ -146,11 +149,13 @@ class CheckpointFolder:
         except (OSError, ValueError, KeyError):
             return None
 
-    def _state(self, step: int, like: PyTree) -> PyTree | None:
+    def _state(self, step: int, like: PyTree, new: set[str]) -> PyTree | None:
         args, given = self._ocp.args, _without_keys(like)
+        leaves = dict(zip(leaf_names(given), jax.tree.leaves(given), strict=True))
+        saved = [name for name in leaves if name not in new]
         shapes = {
             str(i): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-            for i, leaf in enumerate(jax.tree.leaves(given))
+            for i, leaf in enumerate(leaves[name] for name in saved)
         }
         try:
             found = self._manager.restore(
@@ -158,15 +163,16 @@ class CheckpointFolder:
             )["state"]
         except (OSError, ValueError, KeyError):
             return None
-        leaves = [found[str(i)] for i in range(len(found))]
-        return jax.tree.map(_as_in, like, jax.tree.unflatten(jax.tree.structure(given), leaves))
+        leaves |= {name: found[str(i)] for i, name in enumerate(saved)}
+        state = jax.tree.unflatten(jax.tree.structure(given), list(leaves.values()))
+        return jax.tree.map(_as_in, like, state)
 
     def _require_same(self, about: dict[str, Any], like: PyTree) -> None:
-        if about.get("format") != FORMAT:
+        if about.get("format") not in range(1, FORMAT + 1):
             raise RunError(
-                "the checkpoints are of another format",
+                "the checkpoints are of a format that this version does not know",
                 got=f"format {about.get('format')}",
-                expected=f"format {FORMAT}",
+                expected=f"format 1 to {FORMAT}",
                 write="the version of innerloop that wrote them",
             )
         theirs, mine = about["settings"], self._settings
@@ -179,7 +185,8 @@ class CheckpointFolder:
                 write="fit(..., resume=True) with these settings as they were, or another folder; "
                 "steps, minutes, chunk and per_call may change",
             )
-        if about["leaves"] != _names_and_shapes(like):
+        new = _new_since(about["format"])
+        if about["leaves"] != [leaf for leaf in _names_and_shapes(like) if leaf[0] not in new]:
             raise RunError(
                 "the checkpoints hold another training state than this run has",
                 got=describe(like),
@@ -210,6 +217,10 @@ def _lock(file: Any, path: Path) -> None:
         ) from error
     file.write(f"{os.getpid()}\n")
     file.flush()
+
+
+def _new_since(format: int) -> set[str]:
+    return set().union(*(names for before, names in _NEW_SINCE.items() if before >= format))
 
 
 def _names_and_shapes(state: PyTree) -> list[list[str]]:

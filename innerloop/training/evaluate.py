@@ -1,12 +1,13 @@
 """How well tasks are learned after each number of inner steps, with intervals."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jax.sharding import Mesh
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation, run
 from innerloop.checks import check_count
@@ -15,6 +16,7 @@ from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.objective import task_count
 from innerloop.problem import Episode, Problem, loss_function, task_keys
+from innerloop.training.sharding import OneDevice, Placement, placement
 
 TASKS_AT_ONCE = 100
 """Enough to fill the cores, few enough to stay in the cache: on a CPU faster than
@@ -39,6 +41,7 @@ def evaluator(
     *,
     steps: int | None = None,
     chunk: int | None = None,
+    placement: Placement = OneDevice(),
 ) -> Callable[[PyTree, Episode, PRNGKeyArray], dict[str, jax.Array]]:
     """A compiled function `(meta, episodes, key) -> metrics`, each `(tasks, steps + 1)`.
 
@@ -47,6 +50,7 @@ def evaluator(
 
     - `steps`: how many inner steps to take; those of the adaptation unless given
     - `chunk`: tasks at a time; `TASKS_AT_ONCE` unless given
+    - `placement`: the devices that share the tasks
     """
     if chunk is not None:
         check_count("chunk", chunk, write="evaluate(problem, adaptation, ..., chunk=100)")
@@ -82,6 +86,9 @@ def evaluator(
                 write="evaluate on the tasks whose weight is not zero, as Episode(support, query)",
             )
         keys = jax.random.split(key, task_count(episodes))
+        return placement.each(some_tasks)(meta, episodes, keys)
+
+    def some_tasks(meta: PyTree, episodes: Episode, keys: Array):
         return jax.lax.map(
             lambda task: one_task(meta, *task),
             (episodes, keys),
@@ -100,13 +107,16 @@ def evaluate(
     *,
     steps: int | None = None,
     chunk: int | None = None,
+    devices: Placement | Mesh | int | Literal["all"] | None = None,
 ) -> Evaluation:
     """Learn every task of a batch from `meta` and judge it on its query set.
 
     Returns mean and 95% interval (1.96 standard errors over tasks) after 0 ... `steps` inner steps,
-    which may go beyond the trained number.
+    which may go beyond the trained number. `devices` share the tasks, as in `fit`.
     """
-    return summarise(evaluator(problem, adaptation, steps=steps, chunk=chunk)(meta, episodes, key))
+    place = placement(devices)
+    measure = evaluator(problem, adaptation, steps=steps, chunk=chunk, placement=place)
+    return summarise(measure(*(place.place(each) for each in (meta, episodes, key))))
 
 
 def summarise(per_task: dict[str, jax.Array]) -> Evaluation:

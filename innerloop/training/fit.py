@@ -2,26 +2,30 @@
 
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.diagnostics.plan import Plan
-from innerloop.errors import RunError
 from innerloop.objective import meta_value_and_grad
 from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution
 from innerloop.training.arguments import check_arguments, check_no_chunk
+from innerloop.training.batch import run_keys
 from innerloop.training.budget import plan_training
 from innerloop.training.checkpoint import Checkpoints
 from innerloop.training.evaluate import Evaluation
 from innerloop.training.faults import stop_at_faults
+from innerloop.training.non_finite import Fault, NonFinite, Stop, Treatment
+from innerloop.training.processes import in_any
 from innerloop.training.saving import training_saved
-from innerloop.training.step import init_state, outer_steps
+from innerloop.training.sharding import Placement, placement
+from innerloop.training.step import init_state, outer_steps, updating
 from innerloop.training.validation import Validation, Validator
 
 
@@ -32,6 +36,7 @@ class Progress(NamedTuple):
     - `seconds`: since the start, compilation included
     - `evaluation`: the validation made now, if one was due; `best`: whether it is the best so far
     - `meta`: the meta-parameters that were validated
+    - `fault`: the last of these steps, where its loss or meta-gradient was not finite
     """
 
     step: int
@@ -40,6 +45,7 @@ class Progress(NamedTuple):
     evaluation: Evaluation | None
     best: bool
     meta: PyTree
+    fault: Fault | None
 
 
 class Fit(NamedTuple):
@@ -48,6 +54,7 @@ class Fit(NamedTuple):
     - `meta`: the best meta-parameters by validation (the last ones without validation)
     - `last`: the last ones
     - `step`, `best_step`: outer steps taken in all, and up to the best
+    - `faults`: how many of them had a loss or meta-gradient that was not finite
     - `chunk`: tasks that were computed at a time; None for all at once
     - `plan`: what `memory=` was met by; None without a budget
     """
@@ -56,6 +63,7 @@ class Fit(NamedTuple):
     last: PyTree
     step: int
     best_step: int
+    faults: int
     chunk: int | None
     plan: Plan | None
 
@@ -75,6 +83,8 @@ def fit(
     per_call: int = 50,
     minutes: float | None = None,
     check: bool = False,
+    non_finite: NonFinite = Stop(),
+    devices: Placement | Mesh | int | Literal["all"] | None = None,
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
     report: Callable[[Progress], Any] = lambda progress: None,
@@ -94,6 +104,11 @@ def fit(
       began; None for no limit
     - `check`: look for faults first, by tracing alone (`check(..., run=False)`): an error raises
       `GradientError`, what is less than an error warns
+    - `non_finite`: what happens at a step whose loss or meta-gradient is not finite: `Stop()`,
+      `Skip()` or `Clip(norm)`
+    - `devices`: over which the tasks of a batch are shared out: `"all"`, how many, a mesh, or
+      `Sharding(mesh, largest_axis)` for meta-parameters in parts; None for one. `chunk` and
+      `memory` are then of each device.
     - `checkpoints`: where the training state is saved. With them, SIGTERM and Ctrl-C finish the
       call to the device, save, and raise `Stopped`.
     - `resume`: go on from the last checkpoint, to the bits of a run that was never cut off. Where
@@ -103,26 +118,30 @@ def fit(
 
     The same key gives the same bits, and every step after the first call runs the same compiled
     program. Raises `StructureError` for counts below one, for a budget that cannot be met and for
-    one beside a chunk, `RunError` when the loss is no longer finite, for checkpoints that are not
-    this run's or cannot be written, and where another process writes to them.
+    one beside a chunk, `RunError` when `non_finite` ends the run, for checkpoints that are not this
+    run's or cannot be written, and where another process writes to them.
     """
     counts = {"steps": steps, "batch": batch, "per_call": per_call}
     check_arguments(recipe, tasks, optimizer, validation, key, counts)
+    place = placement(devices)
     budgeted = None
     if memory is not None:
         check_no_chunk(chunk)
-        budgeted = plan_training(recipe, tasks, optimizer, batch, memory)
+        budgeted = plan_training(recipe, tasks, optimizer, -(-batch // place.devices), memory)
         chunk = budgeted.chunk or batch
     gradient = budgeted or recipe.gradient
     if check:
         stop_at_faults(recipe, tasks, batch, key)
-    init_key, step_key, validation_key = jax.random.split(key, 3)
-    value_and_grad = meta_value_and_grad(recipe.problem, recipe.adaptation, gradient, chunk=chunk)
-    take_steps = outer_steps(
-        value_and_grad, optimizer, batch=batch, averaging=averaging, at_most=per_call
+    init_key, step_key, validation_key = run_keys(key)
+    value_and_grad = meta_value_and_grad(
+        recipe.problem, recipe.adaptation, gradient, chunk=chunk, spread=place.spread
     )
-    validate = Validator(recipe, validation, chunk, validation_key)
-    state = init_state(recipe.init_meta(init_key), optimizer)
+    update = updating(optimizer, averaging, place)
+    take_steps = outer_steps(value_and_grad, update, batch=batch, at_most=per_call, placement=place)
+    treat = Treatment(recipe, gradient, non_finite, update, batch, place)
+    validate = Validator(recipe, validation, chunk, validation_key, place)
+    state = place.place_state(init_state(recipe.init_meta(init_key), optimizer), optimizer)
+    tasks, step_key = place.place(tasks), place.place(step_key)
     step, seconds = 0, 0.0
     with training_saved(checkpoints, _settings(batch, averaging, key, validation)) as saved:
         if resume:
@@ -134,19 +153,26 @@ def fit(
         while step < steps:
             due = (validate.steps_until_due(step), saved.steps_until_due(step))
             n = min(per_call, steps - step, *due)
-            state, filled = take_steps(state, tasks, step_key, jnp.int32(n))
-            metrics = {name: np.asarray(leaf)[:n] for name, leaf in filled.items()}
-            _check_finite(metrics["loss"], step)
-            step += n
+            state, filled, sound = take_steps(state, tasks, step_key, place.place(np.int32(n)))
+            taken, fault = int(sound), None
+            if taken < n:
+                state, fault = treat(state, tasks, step_key, float(filled["loss"][taken]))
+                taken += 1
+            metrics = {name: np.asarray(leaf)[:taken] for name, leaf in filled.items()}
+            step += taken
             late = minutes is not None and time.perf_counter() - begin > 60 * minutes
-            evaluation, best = validate(state.average, step, last=step == steps or late)
+            fatal = fault if fault is not None and fault.ends else None
+            ends = in_any(late) or step == steps or fatal is not None
+            evaluation, best = (None, False) if fatal else validate(state.average, step, ends)
             seconds = time.perf_counter() - begin
-            report(Progress(step, metrics, seconds, evaluation, best, state.average))
-            saved.save(state, validate, seconds, last=step == steps or late)
-            if late:
+            report(Progress(step, metrics, seconds, evaluation, best, state.average, fault))
+            saved.save(state, validate, seconds, last=ends)
+            if fatal is not None:
+                raise fatal.error()
+            if ends:
                 break
     meta, best_step = validate.best or (state.average, step)
-    return Fit(meta, state.average, step, best_step, chunk, budgeted)
+    return Fit(meta, state.average, step, best_step, int(state.faults), chunk, budgeted)
 
 
 def _settings(batch: int, averaging: float, key: PRNGKeyArray, validation) -> dict[str, Any]:
@@ -159,15 +185,3 @@ def _settings(batch: int, averaging: float, key: PRNGKeyArray, validation) -> di
         "key": np.asarray(bits).tolist(),
         "validation": chosen_by,
     }
-
-
-def _check_finite(losses: np.ndarray, step: int) -> None:
-    if np.all(np.isfinite(losses)):
-        return
-    bad = step + int(np.argmin(np.isfinite(losses)))
-    raise RunError(
-        "the meta-objective is no longer finite",
-        got=f"a loss of {losses[bad - step]} at outer step {bad}",
-        expected="finite losses",
-        write="a lower inner or outer rate, or optax.chain(optax.clip_by_global_norm(1.0), ...)",
-    )

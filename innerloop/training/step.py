@@ -7,11 +7,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.objective import MetaValueAndGrad
 from innerloop.tasks import TaskDistribution
+from innerloop.training.batch import batch_and_key
 from innerloop.training.evaluate import named_metrics
+from innerloop.training.sharding import OneDevice, Placement
+
+Update = Callable[["TrainState", PyTree], "TrainState"]
+"""`(state, meta-gradient) -> state` after an outer step."""
 
 
 class TrainState(NamedTuple):
@@ -19,61 +24,94 @@ class TrainState(NamedTuple):
 
     - `average`: exponential moving average of `meta`; the same as `meta` where none is asked for
     - `step`: number of outer steps taken
+    - `faults`: how many of them had a meta-gradient that was not finite; `in_a_row`: since the last
+      sound one
     """
 
     meta: PyTree
     average: PyTree
     optimizer: PyTree
     step: Int[Array, ""]
+    faults: Int[Array, ""]
+    in_a_row: Int[Array, ""]
 
 
 def init_state(meta: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first outer step."""
     meta = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), meta)
-    return TrainState(meta, meta, optimizer.init(meta), jnp.int32(0))
+    return TrainState(meta, meta, optimizer.init(meta), jnp.int32(0), jnp.int32(0), jnp.int32(0))
 
 
-def outer_steps(
-    value_and_grad: MetaValueAndGrad,
-    optimizer: optax.GradientTransformation,
-    *,
-    batch: int,
-    averaging: float,
-    at_most: int,
-) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """A compiled function `(state, tasks, key, n) -> (state, metrics)` of n <= `at_most` steps.
+def updating(
+    optimizer: optax.GradientTransformation, averaging: float, placement: Placement
+) -> Update:
+    """What a sound meta-gradient does to the state."""
 
-    Step i samples its tasks from `fold_in(key, i)`, however the steps are divided over calls. The
-    metrics are arrays of length `at_most`, of which the first n are filled. n is a traced number:
-    there is one compilation for all of them. `tasks` is an argument, so its arrays are no constants
-    of the compiled program.
-    """
-
-    def one_step(state: TrainState, tasks: TaskDistribution, key: PRNGKeyArray):
-        sample_key, task_key = jax.random.split(jax.random.fold_in(key, state.step))
-        episodes = tasks.sample(sample_key, batch)
-        (loss, aux), grads = value_and_grad(state.meta, episodes, task_key)
+    def update(state: TrainState, grads: PyTree) -> TrainState:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             updates, optimizer_state = optimizer.update(grads, state.optimizer, state.meta)
             meta = optax.apply_updates(state.meta, updates)
             average = optax.incremental_update(meta, state.average, 1 - averaging)
+        meta, average = placement.as_state(meta), placement.as_state(average)
+        return TrainState(
+            meta, average, optimizer_state, state.step + 1, state.faults, jnp.int32(0)
+        )
+
+    return update
+
+
+def outer_steps(
+    value_and_grad: MetaValueAndGrad,
+    update: Update,
+    *,
+    batch: int,
+    at_most: int,
+    placement: Placement = OneDevice(),
+) -> Callable[..., tuple[TrainState, dict[str, Any], Int[Array, ""]]]:
+    """A compiled function `(state, tasks, key, n) -> (state, metrics, sound)`.
+
+    It takes n <= `at_most` steps, or ends at the first whose loss or meta-gradient is not finite.
+    That one leaves the state as it was, and `sound` is the number of steps before it (n where
+    there is none). The metrics are arrays of length `at_most`, of which the rows of these steps are
+    filled. n is a traced number: there is one compilation for all of them. `tasks` is an argument,
+    so its arrays are no constants of the compiled program.
+    """
+
+    def one_step(state: TrainState, tasks: TaskDistribution, key: PRNGKeyArray):
+        episodes, task_key = batch_and_key(tasks, key, state.step, batch, placement)
+        (loss, aux), grads = value_and_grad(state.meta, episodes, task_key)
+        with jax.numpy_dtype_promotion("standard"):
             norm = optax.tree.norm(grads)
+        sound = is_sound(loss, norm)
+        state = jax.lax.cond(sound, update, lambda state, grads: state, state, grads)
         metrics = {"loss": loss, "gradient_norm": norm} | _mean_metrics(aux, episodes)
-        return TrainState(meta, average, optimizer_state, state.step + 1), metrics
+        return state, placement.whole(metrics), sound
 
     @eqx.filter_jit(donate="none")
     def steps(state: TrainState, tasks: TaskDistribution, key: PRNGKeyArray, n: Int[Array, ""]):
         shapes = eqx.filter_eval_shape(one_step, state, tasks, key)[1]
         empty = jax.tree.map(lambda leaf: jnp.full(at_most, jnp.nan, leaf.dtype), shapes)
 
-        def body(i, carry):
-            state, filled = carry
-            state, metrics = one_step(state, tasks, key)
-            return state, jax.tree.map(lambda row, x: row.at[i].set(x), filled, metrics)
+        def goes_on(carry):
+            _, _, i, sound = carry
+            return (i < n) & sound
 
-        return jax.lax.fori_loop(0, n, body, (state, empty))
+        def body(carry):
+            state, filled, i, _ = carry
+            state, metrics, sound = one_step(state, tasks, key)
+            filled = jax.tree.map(lambda row, x: row.at[i].set(x), filled, metrics)
+            return state, filled, i + sound.astype(i.dtype), sound
+
+        start = (state, empty, jnp.int32(0), jnp.bool_(True))
+        state, filled, taken, _ = jax.lax.while_loop(goes_on, body, start)
+        return state, filled, taken
 
     return steps
+
+
+def is_sound(loss: Scalar, norm: Scalar) -> Bool[Array, ""]:
+    """Whether a loss and its gradient, by its norm, are finite."""
+    return jnp.isfinite(loss) & jnp.isfinite(norm)
 
 
 def _mean_metrics(aux: Any, episodes: Any) -> dict:

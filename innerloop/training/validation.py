@@ -11,6 +11,7 @@ from innerloop.errors import StructureError
 from innerloop.problem import Episode, ProblemMixture
 from innerloop.recipes import Recipe
 from innerloop.training.evaluate import Evaluation, evaluator, summarise
+from innerloop.training.sharding import Placement
 
 
 class Validation(NamedTuple):
@@ -36,10 +37,17 @@ class Validator:
     - `best`: `(meta, step)`, once there is one; `score`: its score, of which more is better
     """
 
-    def __init__(self, recipe: Recipe, validation: Validation | None, chunk, key: PRNGKeyArray):
+    def __init__(
+        self,
+        recipe: Recipe,
+        validation: Validation | None,
+        chunk: int | None,
+        key: PRNGKeyArray,
+        placement: Placement,
+    ):
         self.best: tuple[PyTree, int] | None = None
         self._validation = validation
-        self._key = key
+        self._key = placement.place(key)
         self.score = -np.inf
         if validation is not None:
             if isinstance(recipe.problem, ProblemMixture):
@@ -55,7 +63,9 @@ class Validator:
                 recipe.adaptation,  # pyright: ignore[reportArgumentType]
                 steps=validation.steps,
                 chunk=chunk,
+                placement=placement,
             )
+            self._episodes = placement.place(validation.episodes)
 
     def steps_until_due(self, step: int) -> int:
         if self._validation is None:
@@ -66,7 +76,7 @@ class Validator:
         validation = self._validation
         if validation is None or not (last or step % validation.every == 0):
             return None, False
-        evaluation = summarise(self._evaluate(meta, validation.episodes, self._key))
+        evaluation = summarise(self._evaluate(meta, self._episodes, self._key))
         value = evaluation.mean[validation.metric][-1]
         score = value if validation.maximise else -value
         if self.best is not None and not score > self.score:
