@@ -5,7 +5,7 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import PyTree
 from innerloop.checks import check_count, describe
 from innerloop.errors import RunError
 from innerloop.gradients.reach import leaf_names
+from innerloop.training.processes import is_first
 
 FORMAT = 2
 """Of the checkpoints. Older ones are read, newer ones refused."""
@@ -50,10 +51,9 @@ class CheckpointFolder:
         self._settings = json.loads(json.dumps(settings))
         try:
             self._path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self._path / "lock").open("w")
+            self._lock = _locked(self._path)
         except OSError as error:
             raise self._unwritable(error) from error
-        _lock(self._lock, self._path)
         # Only here: it takes a second to import, and a run without checkpoints does not need it.
         import orbax.checkpoint as ocp
 
@@ -138,7 +138,8 @@ class CheckpointFolder:
             raise self._unwritable(error) from error
         finally:
             self._manager.close()
-            self._lock.close()
+            if self._lock is not None:
+                self._lock.close()
 
     def _about(self, step: int) -> dict[str, Any] | None:
         args = self._ocp.args
@@ -203,8 +204,11 @@ class CheckpointFolder:
         )
 
 
-def _lock(file: Any, path: Path) -> None:
-    """A lock that ends with the process, however that ends."""
+def _locked(path: Path) -> TextIO | None:
+    """A lock that ends with the process, however that ends. The first of several holds it."""
+    if not is_first():
+        return None
+    file = (path / "lock").open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -215,8 +219,10 @@ def _lock(file: Any, path: Path) -> None:
             expected="one process per run",
             write="another folder, or wait until the other process has ended",
         ) from error
+    file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
+    return file
 
 
 def _new_since(format: int) -> set[str]:

@@ -1,0 +1,210 @@
+"""Outer steps whose loss or meta-gradient is not finite: what is done, counted and found."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import innerloop as il
+from innerloop.errors import RunError
+
+KEY, BATCH, STEPS = jax.random.key(7), 4, 30
+OPTIMIZER = optax.adam(0.1)
+LIMIT = 1.6
+
+
+def loss(params, meta, batch, key):
+    """A parabola around the task's point; NaN for a point beyond the limit."""
+    return jnp.where(batch[0] > LIMIT, jnp.nan, 1.0) * jnp.sum((params["x"] - batch) ** 2)
+
+
+RECIPE = il.Recipe(
+    il.Problem(lambda meta, support, key: meta, loss, loss),
+    il.GradientDescent(optax.sgd(0.1), 1),
+    il.Unroll(),
+    lambda key: {"x": jax.random.normal(key, (2,))},
+)
+
+
+def sample_point(key):
+    point = jax.random.normal(key, (2,))
+    return il.Episode(point, point)
+
+
+TASKS = il.IndependentTasks(sample_point)
+
+
+def train(non_finite, **changed):
+    reports = []
+    options = {"optimizer": OPTIMIZER, "steps": STEPS, "batch": BATCH, "key": KEY, "per_call": 7}
+    options |= {"report": reports.append}
+    outcome = il.fit(RECIPE, TASKS, non_finite=non_finite, **(options | changed))
+    return outcome, [progress.fault for progress in reports if progress.fault], reports
+
+
+def poisoned():
+    """Step -> the places of the tasks beyond the limit, by the tasks alone."""
+    found = {}
+    for step in range(STEPS):
+        episodes, _ = il.tasks_of_step(TASKS, KEY, step, BATCH)
+        places = np.flatnonzero(np.asarray(episodes.support[:, 0]) > LIMIT)
+        if len(places):
+            found[step] = tuple(places.tolist())
+    return found
+
+
+POISONED = poisoned()
+
+
+def by_hand(gradient):
+    """The outer loop written out: `gradient(meta, points, sound)`, None for a step left out."""
+    meta = RECIPE.init_meta(jax.random.split(KEY, 3)[0])
+    state = OPTIMIZER.init(meta)
+    for step in range(STEPS):
+        episodes, _ = il.tasks_of_step(TASKS, KEY, step, BATCH)
+        sound = np.asarray(episodes.support[:, 0]) <= LIMIT
+        grads = gradient(np.asarray(meta["x"]), np.asarray(episodes.support), sound)
+        if grads is not None:
+            with jax.numpy_dtype_promotion("standard"):  # optax's own
+                updates, state = OPTIMIZER.update({"x": jnp.asarray(grads)}, state, meta)
+            meta = optax.apply_updates(meta, updates)
+    return meta["x"]
+
+
+def task_gradients(x, points):
+    """Of |x - 0.2 (x - p) - p|² in x: 0.2 is twice the inner rate."""
+    return 2 * 0.8 * 0.8 * (x - points)
+
+
+def test_the_tasks_hold_what_is_tested():
+    assert 3 <= len(POISONED) <= STEPS - 10
+    assert any(step + 1 in POISONED for step in POISONED)  # two in a row
+    assert any(len(places) < BATCH for places in POISONED.values())
+
+
+def test_stop_names_the_step_the_tasks_and_their_keys():
+    """And is the default."""
+    first = min(POISONED)
+    with pytest.raises(RunError, match=f"no longer finite.*at outer step {first}") as error:
+        il.fit(RECIPE, TASKS, optimizer=OPTIMIZER, steps=STEPS, batch=BATCH, key=KEY)
+    _, keys = il.tasks_of_step(TASKS, KEY, first, BATCH)
+    for place in POISONED[first]:
+        assert f"task {place} with key {jax.random.key_data(keys)[place].tolist()}" in str(error.value)
+
+
+@pytest.mark.parametrize("per_call", [1, 7, 100])
+def test_skip_leaves_the_step_out(per_call):
+    outcome, faults, reports = train(il.Skip(), per_call=per_call)
+    expected = by_hand(lambda x, p, sound: task_gradients(x, p).mean(0) if sound.all() else None)
+    np.testing.assert_allclose(outcome.meta["x"], expected, rtol=1e-5)
+    assert {fault.step: fault.tasks for fault in faults} == POISONED
+    assert outcome.faults == len(POISONED)
+    assert all(fault.policy == "skip" and not np.isfinite(fault.loss) for fault in faults)
+    # Every step is reported once, those that were left out with the loss that they had.
+    losses = np.concatenate([progress.metrics["loss"] for progress in reports])
+    assert np.flatnonzero(~np.isfinite(losses)).tolist() == list(POISONED)
+    assert len(losses) == STEPS
+
+
+def test_clip_steps_along_the_mean_of_clipped_gradients():
+    norm = 0.5
+
+    def clipped(x, points, sound):
+        grads = task_gradients(x, points)
+        if sound.all():
+            return grads.mean(0)
+        scale = np.minimum(1, norm / np.linalg.norm(grads, axis=1, keepdims=True))
+        return np.where(sound[:, None], grads * scale, 0).mean(0)
+
+    outcome, faults, _ = train(il.Clip(norm))
+    np.testing.assert_allclose(outcome.meta["x"], by_hand(clipped), rtol=1e-5)
+    assert {fault.policy for fault in faults} == {"clip"}
+
+
+@pytest.mark.parametrize("policy", [il.Skip(in_a_row=1), il.Clip(in_a_row=1)])
+def test_too_many_in_a_row_end_the_run(policy):
+    second = min(step for step in POISONED if step - 1 in POISONED)
+    with pytest.raises(RunError, match=f"at outer step {second}"):
+        train(policy)
+
+
+def test_a_step_is_played_again_by_hand():
+    """From its number, the run's key, and the meta-parameters that it came from."""
+    _, faults, _ = train(il.Skip())
+    fault = faults[-1]
+    before, *_ = train(il.Skip(), steps=fault.step)
+    episodes, keys = il.tasks_of_step(TASKS, KEY, fault.step, BATCH)
+    objective = il.meta_objective(*RECIPE[:3])
+    for place in range(BATCH):
+        episode = jax.tree.map(lambda leaf, i=place: leaf[i], episodes)
+        value, _ = objective(before.last, episode, keys[place])
+        assert np.isfinite(value) == (place not in fault.tasks)
+
+
+def test_what_stopped_goes_on_under_another_policy(tmp_path):
+    saved = il.Checkpoints(tmp_path, every=100)
+    with pytest.raises(RunError, match="no longer finite"):
+        train(il.Stop(), checkpoints=saved)
+    again, faults, _ = train(il.Skip(), checkpoints=saved, resume=True)
+    whole, *_ = train(il.Skip())
+    np.testing.assert_array_equal(again.meta["x"], whole.meta["x"])
+    assert [fault.step for fault in faults] == list(POISONED)
+    assert again.faults == whole.faults
+
+
+def test_counts_survive_a_resume(tmp_path):
+    saved = il.Checkpoints(tmp_path, every=5)
+    train(il.Skip(), checkpoints=saved, steps=20)
+    again, *_ = train(il.Skip(), checkpoints=saved, resume=True)
+    whole, *_ = train(il.Skip())
+    np.testing.assert_array_equal(again.meta["x"], whole.meta["x"])
+    assert again.faults == whole.faults == len(POISONED)
+
+
+def test_a_mixture_names_kind_and_place():
+    kind = (RECIPE.problem, RECIPE.adaptation, TASKS, 1.0)
+    problem, adaptation, tasks = il.mixture(kind, kind)
+    recipe = il.Recipe(problem, adaptation, RECIPE.gradient, RECIPE.init_meta)
+    reports = []
+    il.fit(
+        *(recipe, tasks),
+        optimizer=OPTIMIZER,
+        steps=10,
+        batch=BATCH,
+        key=KEY,
+        non_finite=il.Skip(),
+        report=reports.append,
+    )
+    found = {p.fault.step: set(p.fault.tasks) for p in reports if p.fault}
+    expected = {}
+    for step in range(10):
+        episodes, _ = il.tasks_of_step(tasks, KEY, step, BATCH)
+        places = [
+            (kind, place)
+            for kind, batch in enumerate(episodes)
+            for place in np.flatnonzero(np.asarray(batch.support[:, 0]) > LIMIT).tolist()
+        ]
+        if places:
+            expected[step] = set(places)
+    assert found == expected
+    assert expected
+
+
+def test_a_sum_that_overflows_has_no_single_cause():
+    def sample(key):
+        return il.Episode(jnp.zeros(1), jnp.zeros(1), weight=jnp.float32(3e38))
+
+    outer = lambda params, meta, batch, key: 1.0 + 1e-25 * jnp.sum(params["x"])
+    recipe = RECIPE._replace(
+        problem=il.Problem(lambda meta, support, key: meta, None, outer),
+        adaptation=il.Procedure(lambda meta, support, key: meta),
+    )
+    with pytest.raises(RunError, match="at outer step 0, caused by no single task"):
+        il.fit(
+            *(recipe, il.IndependentTasks(sample)),
+            optimizer=optax.sgd(1.0),
+            steps=3,
+            batch=2,
+            key=KEY,
+        )
