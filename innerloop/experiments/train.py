@@ -197,6 +197,7 @@ class _History:
         record: dict[str, Any] = {"step": progress.step, "seconds": round(progress.seconds, 3)}
         record |= {name: float(np.mean(leaf)) for name, leaf in progress.metrics.items()}
         record["losses"] = losses.tolist()
+        record["system"] = progress.system
         if progress.evaluation is not None:
             record["validation"] = evaluation_record(progress.evaluation)
         self._folder.append_log(record)

@@ -22,6 +22,7 @@ from innerloop.training.evaluate import Evaluation
 from innerloop.training.faults import stop_at_faults
 from innerloop.training.saving import training_saved
 from innerloop.training.step import init_state, outer_steps
+from innerloop.training.system import Meter
 from innerloop.training.validation import Validation, Validator
 
 
@@ -32,6 +33,7 @@ class Progress(NamedTuple):
     - `seconds`: since the start, compilation included
     - `evaluation`: the validation made now, if one was due; `best`: whether it is the best so far
     - `meta`: the meta-parameters that were validated
+    - `system`: seconds, tasks per second, memory: the figures of `innerloop.training.system.Meter`
     """
 
     step: int
@@ -40,6 +42,7 @@ class Progress(NamedTuple):
     evaluation: Evaluation | None
     best: bool
     meta: PyTree
+    system: dict[str, float]
 
 
 class Fit(NamedTuple):
@@ -124,7 +127,8 @@ def fit(
     validate = Validator(recipe, validation, chunk, validation_key)
     state = init_state(recipe.init_meta(init_key), optimizer)
     step, seconds = 0, 0.0
-    with training_saved(checkpoints, _settings(batch, averaging, key, validation)) as saved:
+    settings = _settings(batch, averaging, key, validation)
+    with training_saved(checkpoints, settings) as saved, Meter(batch) as meter:
         if resume:
             state, seconds = saved.resumed(state, validate)
             step = int(state.step)
@@ -134,14 +138,17 @@ def fit(
         while step < steps:
             due = (validate.steps_until_due(step), saved.steps_until_due(step))
             n = min(per_call, steps - step, *due)
+            meter.begin()
             state, filled = take_steps(state, tasks, step_key, jnp.int32(n))
             metrics = {name: np.asarray(leaf)[:n] for name, leaf in filled.items()}
+            meter.end(n)
             _check_finite(metrics["loss"], step)
             step += n
             late = minutes is not None and time.perf_counter() - begin > 60 * minutes
             evaluation, best = validate(state.average, step, last=step == steps or late)
             seconds = time.perf_counter() - begin
-            report(Progress(step, metrics, seconds, evaluation, best, state.average))
+            system = meter.figures()
+            report(Progress(step, metrics, seconds, evaluation, best, state.average, system))
             saved.save(state, validate, seconds, last=step == steps or late)
             if late:
                 break

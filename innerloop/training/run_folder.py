@@ -26,7 +26,7 @@ class RunFolder:
 
     - `config.json`: the experiment's name and every field of its config
     - `log.jsonl`: one line per call to the device: step, seconds, mean metrics, the loss of each
-      outer step, validation
+      outer step, system figures, validation
     - `checkpoints/`: the training state, by which a run goes on
     - `best.eqx`: the best meta-parameters by validation
     - `result.json`: the test evaluation with config, seed, versions and device
