@@ -3,6 +3,14 @@
 from innerloop.training.checkpoint import Checkpoints
 from innerloop.training.evaluate import Evaluation, evaluate
 from innerloop.training.fit import Fit, Progress, fit
+from innerloop.training.logging import (
+    JsonLines,
+    Logger,
+    Loggers,
+    TensorBoard,
+    WeightsAndBiases,
+    scalars,
+)
 from innerloop.training.signals import Stopped
 from innerloop.training.validation import Validation
 
@@ -10,9 +18,15 @@ __all__ = [
     "Checkpoints",
     "Evaluation",
     "Fit",
+    "JsonLines",
+    "Logger",
+    "Loggers",
     "Progress",
     "Stopped",
+    "TensorBoard",
     "Validation",
+    "WeightsAndBiases",
     "evaluate",
     "fit",
+    "scalars",
 ]
