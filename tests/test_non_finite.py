@@ -90,7 +90,9 @@ def test_stop_names_the_step_the_tasks_and_their_keys():
         il.fit(RECIPE, TASKS, optimizer=OPTIMIZER, steps=STEPS, batch=BATCH, key=KEY)
     _, keys = il.tasks_of_step(TASKS, KEY, first, BATCH)
     for place in POISONED[first]:
-        assert f"task {place} with key {jax.random.key_data(keys)[place].tolist()}" in str(error.value)
+        assert f"task {place} with key {jax.random.key_data(keys)[place].tolist()}" in str(
+            error.value
+        )
 
 
 @pytest.mark.parametrize("per_call", [1, 7, 100])

@@ -31,16 +31,6 @@ def test_what_is_written_is_read(folder):
     np.testing.assert_array_equal(read["head"], META["head"])
 
 
-def test_the_log_has_one_line_per_record(folder):
-    folder.append_log({"step": 1, "loss": np.float32(0.5)})
-    folder.append_log({"step": 2, "loss": jnp.array([1.0, 2.0])})
-    lines = (folder.path / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"step": 1, "loss": 0.5},
-        {"step": 2, "loss": [1.0, 2.0]},
-    ]
-
-
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(folder):
     before = contents(folder)
     with pytest.raises(RunError, match="already holds a run") as caught:
@@ -140,13 +130,6 @@ def test_a_rename_that_fails_leaves_the_old_content(folder, monkeypatch):
     assert contents(folder) == before
 
 
-def test_a_full_disk_is_a_run_error(folder):
-    """A real one: /dev/full refuses every write."""
-    (folder.path / "log.jsonl").symlink_to("/dev/full")
-    with pytest.raises(RunError, match="No space left on device"):
-        folder.append_log({"step": 1})
-
-
 def test_the_probe_for_writing_leaves_nothing(folder):
     before = contents(folder)
     folder.require_writable()
@@ -180,11 +163,10 @@ def test_numbers_that_are_not_finite_leave_strict_json(tmp_path):
     """A diverged task must not make the run's files unreadable to other parsers."""
     folder = RunFolder.create(tmp_path / "run", {})
     content = {"mean": [1.5, float("nan"), float("-inf")]}
-    folder.append_log(content)
 
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
 
-    for path in (folder.write_json("result.json", content), folder.path / "log.jsonl"):
-        read = json.loads(path.read_text(), parse_constant=refuse)
-        assert read == {"mean": [1.5, "NaN", "-Infinity"]}
+    path = folder.write_json("result.json", content)
+    read = json.loads(path.read_text(), parse_constant=refuse)
+    assert read == {"mean": [1.5, "NaN", "-Infinity"]}

@@ -73,6 +73,11 @@ class Experiment(abc.ABC):
     """Outer steps between checkpoints: what a kill can lose."""
     resume: bool = False
     """Go on with the run in the folder --run, from its last checkpoint."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard, into the run's folder (needs innerloop[tensorboard])."""
+    wandb: str | None = None
+    """Weights & Biases project that the metrics are logged to (needs innerloop[wandb]): offline, in
+    the run's folder, unless WANDB_MODE says otherwise."""
     check: bool = False
     """Look for faults before the first step; an error stops the run."""
     per_call: int = 100

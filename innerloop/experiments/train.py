@@ -1,6 +1,7 @@
 """Run an experiment from config to result: train, choose by validation, test once, draw."""
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,24 @@ from innerloop.diagnostics.planning.table import summary as plan_summary
 from innerloop.experiments.base import Experiment, Parts, support_labels_shuffled
 from innerloop.experiments.digits import Digits
 from innerloop.experiments.omniglot import Omniglot
-from innerloop.experiments.progress import progress_bar
+from innerloop.experiments.progress import BestMeta, ProgressBar
 from innerloop.experiments.ranges import check_ranges
 from innerloop.experiments.sinusoid import Sinusoid
 from innerloop.tasks import evaluation_episodes, evaluation_key
-from innerloop.training import Checkpoints, Evaluation, Progress, Validation, evaluate, fit
-from innerloop.training.run_folder import CHECKPOINTS, CONFIG, RESULT, RunFolder, environment
+from innerloop.training import (
+    Checkpoints,
+    Evaluation,
+    JsonLines,
+    Logger,
+    Loggers,
+    TensorBoard,
+    Validation,
+    WeightsAndBiases,
+    evaluate,
+    fit,
+)
+from innerloop.training.logging.records import evaluation_record
+from innerloop.training.run_folder import CHECKPOINTS, CONFIG, LOG, RESULT, RunFolder, environment
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "sinusoid": Sinusoid,
@@ -30,7 +43,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
 
 _MAY_CHANGE = (
     *("run", "resume", "minutes", "per_call", "save_every", "check", "test_tasks"),
-    *("chunk", "memory"),
+    *("chunk", "memory", "tensorboard", "wandb"),
 )
 """Settings that a run may go on with others of: the numbers do not depend on them.
 
@@ -52,20 +65,20 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         parts.validation, experiment.validation_tasks, experiment.seed, "validation"
     )
     config = {"experiment": _name(experiment), "config": dataclasses.asdict(experiment)}
+    chosen = _chosen_loggers(experiment, run)
     if experiment.resume:
         may_change = (*_MAY_CHANGE, *(["steps"] if not experiment.cosine else []))
         folder = RunFolder.resume(run, config, may_change=may_change)
     else:
         folder = RunFolder.create(run, config)
-    history = _History(folder, parts.metric)
     rate = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
     optimizer = optax.adam(rate if experiment.cosine else experiment.outer_rate)
-    with progress_bar(experiment.steps, parts.metric) as show:
-
-        def report(progress: Progress) -> None:
-            history.add(progress)
-            show(progress)
-
+    loggers = (
+        JsonLines(folder.path / LOG),
+        BestMeta(folder),
+        ProgressBar(experiment.steps, parts.metric),
+    )
+    with Loggers(*loggers, *chosen) as log:
         outcome = fit(
             parts.recipe,
             parts.train,
@@ -88,7 +101,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
             averaging=experiment.averaging,
             per_call=experiment.per_call,
             minutes=experiment.minutes,
-            report=report,
+            report=log,
         )
     trained_seconds = time.perf_counter() - begin
     experiment = dataclasses.replace(experiment, chunk=outcome.chunk)
@@ -105,7 +118,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         "test": evaluation_record(test),
     }
     folder.write_json(RESULT, result)
-    history.draw(test, experiment)
+    _draw(folder, parts.metric, test, experiment)
     experiment.figures(parts, outcome.meta, folder.path)
     return result
 
@@ -169,70 +182,50 @@ def test_evaluation(
     )
 
 
-def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation as JSON: lists over 0 ... K inner steps."""
-    return {
-        "tasks": evaluation.tasks,
-        "mean": {name: leaf.tolist() for name, leaf in evaluation.mean.items()},
-        "interval_95": {name: leaf.tolist() for name, leaf in evaluation.interval.items()},
-    }
+def _chosen_loggers(experiment: Experiment, run: Path) -> list[Logger]:
+    """Those that the user asks for. Raises `RunError` where one lacks its package."""
+    chosen: list[Logger] = []
+    if experiment.tensorboard:
+        chosen.append(TensorBoard(run))
+    if experiment.wandb is not None:
+        mode = os.environ.get("WANDB_MODE", "offline")
+        config = dataclasses.asdict(experiment)
+        chosen.append(WeightsAndBiases(experiment.wandb, run, mode=mode, config=config))
+    return chosen
 
 
-class _History:
-    """What a run reports: to its log while it runs, to its figures afterwards.
-
-    Where a run goes on, what the log has beyond the checkpoint is taken back: it comes again.
-    """
-
-    def __init__(self, folder: RunFolder, metric: str):
-        self._folder = folder
-        self._metric = metric
-        self._records = folder.read_log()
-
-    def add(self, progress: Progress) -> None:
-        losses = progress.metrics["loss"]
-        before = [r for r in self._records if r["step"] <= progress.step - len(losses)]
-        if len(before) < len(self._records):
-            self._folder.write_log(before)
-        record: dict[str, Any] = {"step": progress.step, "seconds": round(progress.seconds, 3)}
-        record |= {name: float(np.mean(leaf)) for name, leaf in progress.metrics.items()}
-        record["losses"] = losses.tolist()
-        if progress.evaluation is not None:
-            record["validation"] = evaluation_record(progress.evaluation)
-        self._folder.append_log(record)
-        self._records = [*before, record]
-        if progress.best:
-            self._folder.save_meta(progress.meta)
-
-    def draw(self, test: Evaluation, experiment: Experiment) -> None:
-        losses = np.concatenate([record["losses"] for record in self._records])
-        validated = [record for record in self._records if "validation" in record]
-        values = [record["validation"]["mean"][self._metric][-1] for record in validated]
-        steps, seconds = ([record[name] for record in validated] for name in ("step", "seconds"))
-        plots.learning_curve(
-            self._folder.path / "learning_curve.png",
-            steps=np.arange(1, len(losses) + 1),
-            losses=losses,
-            validation_steps=np.asarray(steps),
-            validation=np.asarray(values),
-            metric=self._metric,
-            title=f"{_name(experiment)}: meta-training",
-        )
-        plots.validation_over_time(
-            self._folder.path / "validation_over_time.png",
-            minutes=np.asarray(seconds) / 60,
-            validation=np.asarray(values),
-            metric=self._metric,
-            title=f"{_name(experiment)}: validation against wall-clock",
-        )
-        plots.adaptation_curve(
-            self._folder.path / "adaptation_curve.png",
-            mean=test.mean[self._metric],
-            interval=test.interval[self._metric],
-            metric=self._metric,
-            trained_steps=experiment.inner_steps,
-            title=f"{_name(experiment)}: {test.tasks} test tasks",
-        )
+def _draw(folder: RunFolder, metric: str, test: Evaluation, experiment: Experiment) -> None:
+    """The curves of a run, from its log."""
+    records = folder.read_log()
+    # As floats, because what is not finite is a string in the log.
+    losses = np.concatenate([np.asarray(record["losses"], float) for record in records])
+    validated = [record for record in records if "validation" in record]
+    values = [record["validation"]["mean"][metric][-1] for record in validated]
+    steps, seconds = ([record[name] for record in validated] for name in ("step", "seconds"))
+    plots.learning_curve(
+        folder.path / "learning_curve.png",
+        steps=np.arange(1, len(losses) + 1),
+        losses=losses,
+        validation_steps=np.asarray(steps),
+        validation=np.asarray(values, float),
+        metric=metric,
+        title=f"{_name(experiment)}: meta-training",
+    )
+    plots.validation_over_time(
+        folder.path / "validation_over_time.png",
+        minutes=np.asarray(seconds) / 60,
+        validation=np.asarray(values, float),
+        metric=metric,
+        title=f"{_name(experiment)}: validation against wall-clock",
+    )
+    plots.adaptation_curve(
+        folder.path / "adaptation_curve.png",
+        mean=test.mean[metric],
+        interval=test.interval[metric],
+        metric=metric,
+        trained_steps=experiment.inner_steps,
+        title=f"{_name(experiment)}: {test.tasks} test tasks",
+    )
 
 
 def _name(experiment: Experiment) -> str:

@@ -4,6 +4,14 @@ from innerloop.training.batch import tasks_of_step
 from innerloop.training.checkpoint import Checkpoints
 from innerloop.training.evaluate import Evaluation, evaluate
 from innerloop.training.fit import Fit, Progress, fit
+from innerloop.training.logging import (
+    JsonLines,
+    Logger,
+    Loggers,
+    TensorBoard,
+    WeightsAndBiases,
+    scalars,
+)
 from innerloop.training.non_finite import Clip, Fault, NonFinite, Skip, Stop
 from innerloop.training.sharding import Sharding, largest_axis, replicated
 from innerloop.training.signals import Stopped
@@ -15,16 +23,22 @@ __all__ = [
     "Evaluation",
     "Fault",
     "Fit",
+    "JsonLines",
+    "Logger",
+    "Loggers",
     "NonFinite",
     "Progress",
     "Sharding",
     "Skip",
     "Stop",
     "Stopped",
+    "TensorBoard",
     "Validation",
+    "WeightsAndBiases",
     "evaluate",
     "fit",
     "largest_axis",
     "replicated",
+    "scalars",
     "tasks_of_step",
 ]

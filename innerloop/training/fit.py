@@ -26,6 +26,7 @@ from innerloop.training.processes import in_any
 from innerloop.training.saving import training_saved
 from innerloop.training.sharding import Placement, placement
 from innerloop.training.step import init_state, outer_steps, updating
+from innerloop.training.system import Meter
 from innerloop.training.validation import Validation, Validator
 
 
@@ -37,6 +38,7 @@ class Progress(NamedTuple):
     - `evaluation`: the validation made now, if one was due; `best`: whether it is the best so far
     - `meta`: the meta-parameters that were validated
     - `fault`: the last of these steps, where its loss or meta-gradient was not finite
+    - `system`: seconds, tasks per second, memory: the figures of `innerloop.training.system.Meter`
     """
 
     step: int
@@ -46,6 +48,7 @@ class Progress(NamedTuple):
     best: bool
     meta: PyTree
     fault: Fault | None
+    system: dict[str, float]
 
 
 class Fit(NamedTuple):
@@ -143,7 +146,8 @@ def fit(
     state = place.place_state(init_state(recipe.init_meta(init_key), optimizer), optimizer)
     tasks, step_key = place.place(tasks), place.place(step_key)
     step, seconds = 0, 0.0
-    with training_saved(checkpoints, _settings(batch, averaging, key, validation)) as saved:
+    settings = _settings(batch, averaging, key, validation)
+    with training_saved(checkpoints, settings) as saved, Meter(batch) as meter:
         if resume:
             state, seconds = saved.resumed(state, validate)
             step = int(state.step)
@@ -153,19 +157,26 @@ def fit(
         while step < steps:
             due = (validate.steps_until_due(step), saved.steps_until_due(step))
             n = min(per_call, steps - step, *due)
+            meter.begin()
             state, filled, sound = take_steps(state, tasks, step_key, place.place(np.int32(n)))
             taken, fault = int(sound), None
             if taken < n:
                 state, fault = treat(state, tasks, step_key, float(filled["loss"][taken]))
                 taken += 1
             metrics = {name: np.asarray(leaf)[:taken] for name, leaf in filled.items()}
+            meter.end(taken)
             step += taken
             late = minutes is not None and time.perf_counter() - begin > 60 * minutes
             fatal = fault if fault is not None and fault.ends else None
             ends = in_any(late) or step == steps or fatal is not None
             evaluation, best = (None, False) if fatal else validate(state.average, step, ends)
             seconds = time.perf_counter() - begin
-            report(Progress(step, metrics, seconds, evaluation, best, state.average, fault))
+            report(
+                Progress(
+                    *(step, metrics, seconds, evaluation, best, state.average),
+                    *(fault, meter.figures()),
+                )
+            )
             saved.save(state, validate, seconds, last=ends)
             if fatal is not None:
                 raise fatal.error()

@@ -1,6 +1,5 @@
 """A run's folder: config, log, best meta-parameters, results. Files appear whole or not at all."""
 
-import contextlib
 import json
 import os
 import platform
@@ -11,10 +10,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from innerloop.errors import RunError
+from innerloop.training.files import read_json_lines, strict_json, write_whole
 
 CONFIG, LOG, META, RESULT = "config.json", "log.jsonl", "best.eqx", "result.json"
 CHECKPOINTS = "checkpoints"
@@ -26,7 +25,7 @@ class RunFolder:
 
     - `config.json`: the experiment's name and every field of its config
     - `log.jsonl`: one line per call to the device: step, seconds, mean metrics, the loss of each
-      outer step, validation
+      outer step, system figures, validation
     - `checkpoints/`: the training state, by which a run goes on
     - `best.eqx`: the best meta-parameters by validation
     - `result.json`: the test evaluation with config, seed, versions and device
@@ -65,7 +64,7 @@ class RunFolder:
             return RunFolder.create(path, config)
         folder = RunFolder(path)
         before = folder.read_json(CONFIG)
-        theirs, mine = (json.loads(_strict_json(each)) for each in (before, config))
+        theirs, mine = (json.loads(strict_json(each)) for each in (before, config))
         changed = {
             name: (theirs["config"].get(name), value)
             for name, value in mine["config"].items()
@@ -120,30 +119,12 @@ class RunFolder:
 
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file whole."""
-        text = _strict_json(content, indent=2) + "\n"
+        text = strict_json(content, indent=2) + "\n"
         return self._write(name, lambda temporary: temporary.write_text(text))
 
     def read_log(self) -> list[dict[str, Any]]:
         """The lines of the log; one that a kill cut short is left out."""
-        records = []
-        with contextlib.suppress(FileNotFoundError):
-            for line in (self.path / LOG).read_text().splitlines():
-                with contextlib.suppress(ValueError):
-                    records.append(json.loads(line))
-        return records
-
-    def write_log(self, records: list[dict[str, Any]]) -> None:
-        """Replace the log."""
-        text = "".join(_strict_json(record) + "\n" for record in records)
-        self._write(LOG, lambda temporary: temporary.write_text(text))
-
-    def append_log(self, record: dict[str, Any]) -> None:
-        """Add one line to the log."""
-        try:
-            with (self.path / LOG).open("a") as log:
-                log.write(_strict_json(record) + "\n")
-        except OSError as error:
-            raise self._unwritable(error) from error
+        return read_json_lines(self.path / LOG)
 
     def save_meta(self, meta: PyTree) -> Path:
         """Keep the best meta-parameters."""
@@ -157,17 +138,10 @@ class RunFolder:
             raise self.damaged(META, error) from error
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> Path:
-        # equinox adds its own suffix to names without one
-        temporary = self.path / f".{name}.{os.getpid()}{Path(name).suffix}"
         try:
-            write(temporary)
-            os.replace(temporary, self.path / name)
+            return write_whole(self.path / name, write)
         except OSError as error:
             raise self._unwritable(error) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        return self.path / name
 
     def _unwritable(self, error: OSError) -> RunError:
         return RunError(
@@ -197,19 +171,3 @@ def environment() -> dict[str, Any]:
         "devices": jax.device_count(),
         "cores": os.cpu_count(),
     }
-
-
-def _strict_json(content: Any, indent: int | None = None) -> str:
-    """JSON that any parser reads: what is not finite becomes the string "NaN" or "Infinity"."""
-    loose = json.dumps(content, default=_to_json)
-    return json.dumps(json.loads(loose, parse_constant=str), indent=indent, allow_nan=False)
-
-
-def _to_json(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, jax.Array)):
-        return np.asarray(value).tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"{type(value).__name__} is not JSON")

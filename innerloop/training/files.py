@@ -1,0 +1,50 @@
+"""Files that appear whole or not at all, and JSON that any parser reads."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Let `write` fill a temporary file, then move it into place. Raises `OSError`."""
+    # equinox adds its own suffix to names without one
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; none where there is no file. One that a kill cut short is left out."""
+    records = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                records.append(json.loads(line))
+    return records
+
+
+def strict_json(content: Any, indent: int | None = None) -> str:
+    """JSON that any parser reads: what is not finite becomes the string "NaN" or "Infinity"."""
+    loose = json.dumps(content, default=_to_json)
+    return json.dumps(json.loads(loose, parse_constant=str), indent=indent, allow_nan=False)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, (np.ndarray, jax.Array)):
+        return np.asarray(value).tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")

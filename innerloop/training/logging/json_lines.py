@@ -1,0 +1,54 @@
+"""A log in a file, one JSON object a line."""
+
+import os
+from pathlib import Path
+
+from innerloop.errors import RunError
+from innerloop.training.files import read_json_lines, strict_json, write_whole
+from innerloop.training.fit import Progress
+from innerloop.training.logging.base import Logger, steps_before
+from innerloop.training.logging.records import record
+
+
+class JsonLines(Logger):
+    """One line per call to the device: step, seconds, metrics, losses, system, validation.
+
+    Numbers that are not finite are the strings "NaN" and "Infinity". Each line is in the file when
+    the report returns. Lines of steps that come (again) are taken back: a run that begins at step 0
+    begins the file anew.
+
+    - `path`: the file; its folder is made where there is none
+
+    Raises `RunError` where it cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._path = Path(path)
+        self._step: int | None = None
+
+    def __enter__(self) -> "JsonLines":
+        return self
+
+    def __call__(self, progress: Progress) -> None:
+        try:
+            if steps_before(progress) != self._step:
+                self._take_back_to(steps_before(progress))
+            with self._path.open("a") as file:
+                file.write(strict_json(record(progress)) + "\n")
+        except OSError as error:
+            raise RunError(
+                "the log cannot be written",
+                got=f"{self._path}: {error.strerror or error}",
+                expected="a file that this user may write to, on a disk with space left",
+                write="another folder for the run, or JsonLines(another_path)",
+            ) from error
+        self._step = progress.step
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        pass
+
+    def _take_back_to(self, step: int) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_json_lines(self._path) if line["step"] <= step]
+        text = "".join(strict_json(line) + "\n" for line in kept)
+        write_whole(self._path, lambda temporary: temporary.write_text(text))

@@ -1,0 +1,56 @@
+"""A report as a record for a file, and as flat numbers for a dashboard."""
+
+from typing import Any
+
+import numpy as np
+
+from innerloop.training.evaluate import Evaluation
+from innerloop.training.fit import Progress
+
+
+def record(progress: Progress) -> dict[str, Any]:
+    """A report as JSON.
+
+    - `"step"`, `"seconds"`; each metric by its name, as the mean over the steps of the call
+    - `"losses"`: the loss of each outer step
+    - `"system"`: the system figures
+    - `"validation"`: the evaluation, if one was made
+    """
+    content = {"step": progress.step, "seconds": round(progress.seconds, 3)}
+    content |= _means(progress) | {"losses": progress.metrics["loss"].tolist()}
+    content["system"] = progress.system
+    if progress.evaluation is not None:
+        content["validation"] = evaluation_record(progress.evaluation)
+    return content
+
+
+def scalars(progress: Progress) -> dict[str, float]:
+    """A report as flat numbers by name, for dashboards.
+
+    - `"loss"`, `"gradient_norm"`, `"accuracy"`, …: mean over the steps of the call
+    - `"validation/accuracy"`, …: after the last inner step, if a validation was made, with half the
+      width of its 95% interval as `"validation/accuracy/interval_95"`
+    - `"system/step_seconds"`, …: the system figures
+    """
+    flat = _means(progress)
+    flat |= {f"system/{name}": value for name, value in progress.system.items()}
+    if progress.evaluation is not None:
+        mean, interval, _ = progress.evaluation
+        flat |= {f"validation/{name}": float(leaf[-1]) for name, leaf in mean.items()}
+        flat |= {
+            f"validation/{name}/interval_95": float(leaf[-1]) for name, leaf in interval.items()
+        }
+    return flat
+
+
+def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as JSON: lists over 0 ... K inner steps."""
+    return {
+        "tasks": evaluation.tasks,
+        "mean": {name: leaf.tolist() for name, leaf in evaluation.mean.items()},
+        "interval_95": {name: leaf.tolist() for name, leaf in evaluation.interval.items()},
+    }
+
+
+def _means(progress: Progress) -> dict[str, float]:
+    return {name: float(np.mean(leaf)) for name, leaf in progress.metrics.items()}
