@@ -27,7 +27,7 @@ def progress(step, steps=2, *, loss=0.5, accuracy=None):
     losses = np.full(steps, loss, np.float32)
     metrics = {"loss": losses, "gradient_norm": np.arange(steps, dtype=np.float32)}
     system = {"step_seconds": 0.25}
-    return il.Progress(step, metrics, 1.23456, evaluation, False, {}, system)
+    return il.Progress(step, metrics, 1.23456, evaluation, False, {}, None, system)
 
 
 def logged(logger, *reports):
