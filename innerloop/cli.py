@@ -22,6 +22,7 @@ from innerloop.experiments.before_training import (
 from innerloop.experiments.train import EXPERIMENTS, evaluate_run, train
 from innerloop.tasks.known_files import cache_folder
 from innerloop.training import Stopped
+from innerloop.training.processes import is_first, join
 
 _ExperimentConfig = tyro.extras.subcommand_type_from_defaults(
     {name: kind() for name, kind in EXPERIMENTS.items()},
@@ -36,6 +37,14 @@ class Train:
 
     experiment: Annotated[_ExperimentConfig, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
     """Which experiment; each has its own settings."""
+    cluster: bool = False
+    """This process is one of several, which SLURM, Open MPI or the cloud started."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where no scheduler tells; with --processes and --process."""
+    processes: int | None = None
+    """How many processes train together. Each samples and learns its own tasks."""
+    process: int | None = None
+    """Number of this process, from 0. Process 0 writes the run folder, which all must see."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,8 @@ _INTERRUPTED = 128 + signal.SIGINT
 def _run(command: Train | Evaluate | Check | Compare | Plan | Demo) -> None:
     match command:
         case Train(experiment):
+            if command.cluster or command.coordinator is not None:
+                _join(command)
             _train(experiment)
         case Evaluate():
             record = evaluate_run(
@@ -193,6 +204,22 @@ def _working(what: str) -> Iterator[None]:
         yield
 
 
+def _join(command: Train) -> None:
+    numbers = (command.coordinator, command.processes, command.process)
+    named = command.experiment.run is not None
+    if not named or (not command.cluster and None in numbers):
+        raise StructureError(
+            "which processes train together, and where?",
+            got=f"--coordinator {numbers[0]} --processes {numbers[1]} --process {numbers[2]}"
+            + ("" if named else ", without --run"),
+            expected="all three, or --cluster where a scheduler started the processes; and --run, "
+            "since the time would give each process another folder",
+            write="innerloop train digits --run RUN --devices all --coordinator HOST:1234 "
+            "--processes 2 --process 0",
+        )
+    join(*numbers)
+
+
 def _train(experiment: Experiment) -> None:
     name = type(experiment).__name__.lower()
     if experiment.resume and experiment.run is None:
@@ -203,6 +230,9 @@ def _train(experiment: Experiment) -> None:
             write=f"innerloop train {name} --run runs/{name}-... --resume",
         )
     run = experiment.run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if not is_first():
+        train(experiment, run)
+        return
     print(f"{name}: run folder {run}")
     result = train(experiment, run)
     _print_table(result["test"], result["normalisation"])

@@ -3,7 +3,7 @@
 import abc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -82,6 +82,11 @@ class Experiment(abc.ABC):
     """Look for faults before the first step; an error stops the run."""
     per_call: int = 100
     """Outer steps per call to the device."""
+    devices: Literal["all"] | int | None = None
+    """Devices that share the tasks of a batch; one unless given. --chunk and --memory are each's."""
+    non_finite: Literal["stop", "skip", "clip"] = "stop"
+    """What happens at a step whose loss or gradient is not finite: the run ends, the step is left
+    out, or it goes on along the mean of the tasks' gradients, each clipped to norm 1."""
 
     @abc.abstractmethod
     def parts(self) -> Parts:

@@ -16,6 +16,7 @@ _AT_LEAST_ONE = (
         "per_call",
         "chunk",
         "save_every",
+        "devices",
     ),
     *("tasks", "shots", "queries", "test_shots", "ways", "width"),
 )
@@ -26,7 +27,7 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "averaging": (float, 0, 1),
     **dict.fromkeys(("inner_rate", "outer_rate", "minutes"), (float, 0, sys.float_info.max)),
 }
-_OPTIONAL = ("chunk", "minutes")
+_ALSO = {"chunk": (None,), "minutes": (None,), "devices": (None, "all")}
 
 
 def check_ranges(settings: Any) -> None:
@@ -37,10 +38,9 @@ def check_ranges(settings: Any) -> None:
     values = settings if isinstance(settings, dict) else vars(settings)
     for name, (kind, least, most) in _RANGES.items():
         value = values.get(name, least)
-        if value is None:
-            if name in _OPTIONAL:
-                continue
-        elif type(value) in (int, kind) and least <= value <= most:
+        if value in _ALSO.get(name, ()):
+            continue
+        if type(value) in (int, kind) and least <= value <= most:
             continue
         what = "whole number" if kind is int else "finite number"
         bounds = f"of at least {least}" if most >= 2**31 else f"from {least} to {most}"

@@ -21,10 +21,14 @@ from innerloop.experiments.sinusoid import Sinusoid
 from innerloop.tasks import evaluation_episodes, evaluation_key
 from innerloop.training import (
     Checkpoints,
+    Clip,
     Evaluation,
     JsonLines,
     Logger,
     Loggers,
+    NonFinite,
+    Skip,
+    Stop,
     TensorBoard,
     Validation,
     WeightsAndBiases,
@@ -32,6 +36,7 @@ from innerloop.training import (
     fit,
 )
 from innerloop.training.logging.records import evaluation_record
+from innerloop.training.processes import is_first
 from innerloop.training.run_folder import CHECKPOINTS, CONFIG, LOG, RESULT, RunFolder, environment
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
@@ -43,12 +48,14 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
 
 _MAY_CHANGE = (
     *("run", "resume", "minutes", "per_call", "save_every", "check", "test_tasks"),
-    *("chunk", "memory", "tensorboard", "wandb"),
+    *("chunk", "memory", "tensorboard", "wandb", "devices", "non_finite"),
 )
 """Settings that a run may go on with others of: the numbers do not depend on them.
 
 The number of steps is one where the outer rate does not fall along it.
 """
+
+_NON_FINITE: dict[str, NonFinite] = {"stop": Stop(), "skip": Skip(), "clip": Clip()}
 
 
 def train(experiment: Experiment, run: Path) -> dict[str, Any]:
@@ -66,11 +73,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     )
     config = {"experiment": _name(experiment), "config": dataclasses.asdict(experiment)}
     chosen = _chosen_loggers(experiment, run)
-    if experiment.resume:
-        may_change = (*_MAY_CHANGE, *(["steps"] if not experiment.cosine else []))
-        folder = RunFolder.resume(run, config, may_change=may_change)
-    else:
-        folder = RunFolder.create(run, config)
+    folder = _folder(experiment, run, config)
     rate = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
     optimizer = optax.adam(rate if experiment.cosine else experiment.outer_rate)
     loggers = (
@@ -78,7 +81,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         BestMeta(folder),
         ProgressBar(experiment.steps, parts.metric),
     )
-    with Loggers(*loggers, *chosen) as log:
+    with Loggers(*(loggers if is_first() else ()), *chosen) as log:
         outcome = fit(
             parts.recipe,
             parts.train,
@@ -96,6 +99,8 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
             chunk=experiment.chunk,
             memory=experiment.memory,
             check=experiment.check,
+            non_finite=_NON_FINITE[experiment.non_finite],
+            devices=experiment.devices,
             checkpoints=Checkpoints(folder.path / CHECKPOINTS, experiment.save_every),
             resume=experiment.resume,
             averaging=experiment.averaging,
@@ -112,14 +117,16 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         "normalisation": parts.normalisation,
         "outer_steps": outcome.step,
         "best_step": outcome.best_step,
+        "faults": outcome.faults,
         "seconds": trained_seconds,
         "chunk": outcome.chunk,
         "plan": None if outcome.plan is None else plan_summary(outcome.plan),
         "test": evaluation_record(test),
     }
-    folder.write_json(RESULT, result)
-    _draw(folder, parts.metric, test, experiment)
-    experiment.figures(parts, outcome.meta, folder.path)
+    if is_first():
+        folder.write_json(RESULT, result)
+        _draw(folder, parts.metric, test, experiment)
+        experiment.figures(parts, jax.device_get(outcome.meta), folder.path)
     return result
 
 
@@ -179,12 +186,25 @@ def test_evaluation(
         evaluation_key(experiment.seed, "test adaptation"),
         steps=experiment.test_steps,
         chunk=experiment.chunk,
+        devices=experiment.devices,
     )
+
+
+def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFolder:
+    """The run's folder, begun or gone on with; of several processes the first writes to it."""
+    if not is_first():
+        return RunFolder(run)
+    if not experiment.resume:
+        return RunFolder.create(run, config)
+    may_change = (*_MAY_CHANGE, *(["steps"] if not experiment.cosine else []))
+    return RunFolder.resume(run, config, may_change=may_change)
 
 
 def _chosen_loggers(experiment: Experiment, run: Path) -> list[Logger]:
     """Those that the user asks for. Raises `RunError` where one lacks its package."""
     chosen: list[Logger] = []
+    if not is_first():
+        return chosen
     if experiment.tensorboard:
         chosen.append(TensorBoard(run))
     if experiment.wandb is not None:

@@ -171,19 +171,17 @@ def fit(
             ends = in_any(late) or step == steps or fatal is not None
             evaluation, best = (None, False) if fatal else validate(state.average, step, ends)
             seconds = time.perf_counter() - begin
-            report(
-                Progress(
-                    *(step, metrics, seconds, evaluation, best, state.average),
-                    *(fault, meter.figures()),
-                )
-            )
+            shown = state.average if evaluation is None else place.gathered(state.average)
+            figures = meter.figures()
+            report(Progress(step, metrics, seconds, evaluation, best, shown, fault, figures))
             saved.save(state, validate, seconds, last=ends)
             if fatal is not None:
                 raise fatal.error()
             if ends:
                 break
     meta, best_step = validate.best or (state.average, step)
-    return Fit(meta, state.average, step, best_step, int(state.faults), chunk, budgeted)
+    meta, last = place.gathered(meta), place.gathered(state.average)
+    return Fit(meta, last, step, best_step, int(state.faults), chunk, budgeted)
 
 
 def _settings(batch: int, averaging: float, key: PRNGKeyArray, validation) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What `fit` saves and goes on from: the state, the best so far, and where in the run it was."""
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from jaxtyping import PyTree
 
 from innerloop.errors import StructureError
 from innerloop.training.checkpoint import CheckpointFolder, Checkpoints
+from innerloop.training.processes import in_any
 from innerloop.training.signals import Stopped, signals_deferred
 from innerloop.training.step import TrainState
 from innerloop.training.validation import Validator
@@ -47,6 +49,8 @@ class _Saving:
     def save(self, state: TrainState, validate: Validator, seconds: float, last: bool) -> None:
         """Where it is due, at the end, and before the end that a signal asks for."""
         step, number = int(state.step), self._stopped_by()
+        if in_any(number is not None):  # then all processes stop, and save together
+            number = number or signal.SIGTERM
         if last or number is not None or self._folder.is_due(step):
             best, best_step = validate.best or (state.average, None)
             # A score of minus infinity is no JSON number.

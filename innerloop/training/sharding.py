@@ -71,6 +71,10 @@ class Placement(eqx.Module):
         """Inside a compiled function: meta-parameters where the training state has them."""
 
     @abc.abstractmethod
+    def gathered(self, meta: PyTree) -> PyTree:
+        """Meta-parameters of the training state, whole in every process."""
+
+    @abc.abstractmethod
     def place(self, tree: PyTree) -> PyTree:
         """Arrays of this process, the same in all of them, whole on every device."""
 
@@ -99,6 +103,9 @@ class OneDevice(Placement):
         return tree
 
     def as_state(self, meta: PyTree) -> PyTree:
+        return meta
+
+    def gathered(self, meta: PyTree) -> PyTree:
         return meta
 
     def place(self, tree: PyTree) -> PyTree:
@@ -178,6 +185,11 @@ class Sharding(Placement):
         return jax.tree.map(
             lambda leaf: jax.lax.with_sharding_constraint(leaf, self._sharding(leaf)), meta
         )
+
+    def gathered(self, meta: PyTree) -> PyTree:
+        if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(meta)):
+            return meta
+        return jax.jit(lambda meta: meta, out_shardings=self._named(PartitionSpec()))(meta)
 
     def place(self, tree: PyTree) -> PyTree:
         return jax.tree.map(

@@ -15,12 +15,16 @@ def record(progress: Progress) -> dict[str, Any]:
     - `"losses"`: the loss of each outer step
     - `"system"`: the system figures
     - `"validation"`: the evaluation, if one was made
+    - `"faults"`: the step whose loss or meta-gradient was not finite, if there was one; it does not
+      count in the means
     """
     content = {"step": progress.step, "seconds": round(progress.seconds, 3)}
     content |= _means(progress) | {"losses": progress.metrics["loss"].tolist()}
     content["system"] = progress.system
     if progress.evaluation is not None:
         content["validation"] = evaluation_record(progress.evaluation)
+    if progress.fault is not None:
+        content["faults"] = [progress.fault._asdict()]
     return content
 
 
@@ -53,4 +57,9 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _means(progress: Progress) -> dict[str, float]:
-    return {name: float(np.mean(leaf)) for name, leaf in progress.metrics.items()}
+    """Over the sound steps; NaN where there is none."""
+    sound = len(progress.metrics["loss"]) - (progress.fault is not None)
+    return {
+        name: float(np.mean(leaf[:sound])) if sound else np.nan
+        for name, leaf in progress.metrics.items()
+    }
