@@ -1,0 +1,190 @@
+"""Run by test_sharding.py in a process with eight host devices: prints what it found as JSON.
+
+What is trained on several devices is held against one device, in float64, from the same key.
+"""
+
+import json
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec
+
+import innerloop as il
+from innerloop.training.batch import batch_and_key
+from innerloop.training.sharding import placement
+
+KEY, STEPS = jax.random.key(0), 12
+TASKS = il.SinusoidTasks(shots=3, queries=3)
+RECIPE = il.maml(il.mlp([1, 16, 1]), il.mean_squared_error, rate=0.01, steps=2)
+MESH = placement("all").mesh
+
+
+def spread_where_possible(leaf, devices):
+    """A rule of one's own: an axis that the devices divide, whatever the leaf's size."""
+    return next((i for i, size in enumerate(leaf.shape) if size % devices == 0), None)
+
+
+IN_PARTS = il.Sharding(MESH, spread_where_possible)
+
+
+def train(devices, recipe=RECIPE, tasks=TASKS, **changed):
+    reports = []
+    options = {"optimizer": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))}
+    options |= {"steps": STEPS, "batch": 8, "key": KEY, "per_call": 5, "averaging": 0.9}
+    options |= {"report": reports.append}
+    return il.fit(recipe, tasks, devices=devices, **(options | changed)), reports
+
+
+def distance(several, one):
+    """How far losses, gradient norms and parameters are from those of one device, relatively."""
+    (fit, reports), (expected_fit, expected) = several, one
+    pairs = [
+        *zip(
+            *(jax.tree.leaves((each.meta, each.last)) for each in (fit, expected_fit)), strict=True
+        ),
+        *(
+            (report.metrics[name], other.metrics[name])
+            for report, other in zip(reports, expected, strict=True)
+            for name in other.metrics
+        ),
+    ]
+    apart = [np.abs(np.asarray(a) - np.asarray(b)) / (1 + np.abs(np.asarray(b))) for a, b in pairs]
+    return max(float(np.max(each)) for each in apart)
+
+
+def validated():
+    episodes = il.evaluation_episodes(TASKS, 5, 1)
+    return {"validation": il.Validation(episodes, every=6, steps=3)}
+
+
+def a_mixture():
+    kind = (RECIPE.problem, RECIPE.adaptation)
+    wide = il.SinusoidTasks(shots=5, queries=5)
+    problem, adaptation, tasks = il.mixture((*kind, TASKS, 2.0), (*kind, wide, 1.0))
+    recipe = il.Recipe(problem, adaptation, RECIPE.gradient, RECIPE.init_meta)
+    return {"recipe": recipe, "tasks": tasks, "batch": 7}
+
+
+def with_weights():
+    def sample(key):
+        episode = jax.tree.map(lambda leaf: leaf[0], TASKS.sample(key, 1))
+        return il.Episode(episode.support, episode.query, weight=jax.random.uniform(key))
+
+    return {"tasks": il.IndependentTasks(sample), "batch": 6}
+
+
+def with_faults():
+    """The loss of a task whose first input is large is NaN."""
+
+    def loss(params, meta, batch, key):
+        value, aux = RECIPE.problem.inner_loss(params, meta, batch, key)
+        return value * jnp.where(batch.inputs[0, 0] > 4.5, jnp.nan, 1.0), aux
+
+    problem = il.Problem(RECIPE.problem.init, loss, loss)
+    return {"recipe": RECIPE._replace(problem=problem), "non_finite": il.Clip()}
+
+
+def by(gradient):
+    return {"recipe": RECIPE._replace(gradient=gradient)}
+
+
+CASES = (
+    # what is trained, and on which devices
+    (
+        validated(),
+        {
+            "all devices": "all",
+            "tasks that three devices do not share evenly": 3,
+            "a mesh of two axes": jax.make_mesh((4, 2), ("a", "b")),
+            "meta in parts": IN_PARTS,
+        },
+    ),
+    ({"batch": 1}, {"one task on eight devices": "all"}),
+    ({"chunk": 1}, {"chunks": 2}),
+    ({"memory": "1GiB"}, {"a budget": 2}),
+    (a_mixture(), {"a mixture": 4}),
+    (with_weights(), {"weights": 4}),
+    (by(il.Unroll(checkpoint=1, mixed_mode=True)), {"checkpointed, mixed mode": 2}),
+    (by(il.EvolutionStrategies(2, 0.1)), {"evolution": 2}),
+)
+
+
+def faults():
+    """The same tasks are named, and the run goes on to the same parameters."""
+    (several, reports), (one, expected) = (train(n, **with_faults()) for n in (4, None))
+    named = [[p.fault.tasks for p in each if p.fault] for each in (reports, expected)]
+    return {
+        "named alike": named[0] == named[1],
+        "count": len(named[0]),
+        "distance": max(
+            float(np.max(np.abs(np.asarray(a) - np.asarray(b))))
+            for a, b in zip(jax.tree.leaves(several.meta), jax.tree.leaves(one.meta), strict=True)
+        ),
+    }
+
+
+def resumed():
+    """Begun on two devices, gone on with on eight in parts, ended on one."""
+    whole, _ = train(None)
+    with tempfile.TemporaryDirectory() as folder:
+        saved = il.Checkpoints(folder, every=4)
+        train(2, steps=4, checkpoints=saved)
+        train(IN_PARTS, steps=8, checkpoints=saved, resume=True)
+        last, _ = train(None, checkpoints=saved, resume=True)
+    leaves = zip(jax.tree.leaves(last.last), jax.tree.leaves(whole.last), strict=True)
+    return max(float(np.max(np.abs(np.asarray(a) - np.asarray(b)))) for a, b in leaves)
+
+
+def held_in_parts():
+    """The spec of each leaf of the state, while it is trained."""
+    place = placement(IN_PARTS)
+    optimizer = optax.adam(1e-2)
+    from innerloop.training.step import init_state
+
+    meta = RECIPE.init_meta(KEY)
+    state = place.place_state(init_state(meta, optimizer), optimizer)
+    spread = lambda tree: sum(
+        leaf.sharding.spec != PartitionSpec() for leaf in jax.tree.leaves(tree)
+    )
+    moments = state.optimizer[0]
+    return [spread(tree) for tree in (state.meta, state.average, moments.mu, moments.nu)]
+
+
+def drawn_on_each_device():
+    """The share of a batch of eight that one device computes while it is drawn."""
+    place = placement("all")
+    draw = lambda place: jax.jit(lambda key: batch_and_key(TASKS, key, 0, 8, place)[0])
+    operations = lambda place, key: (
+        draw(place).lower(key).compile().cost_analysis()["transcendentals"]
+    )
+    return operations(place, place.place(KEY)) / operations(placement(None), KEY)
+
+
+def main():
+    jax.config.update("jax_enable_x64", True)
+    found = {}
+    for options, placements in CASES:
+        alone = train(None, **options)
+        for name, devices in placements.items():
+            found[name] = distance(train(devices, **options), alone)
+    evaluations = [
+        il.evaluate(
+            *RECIPE[:2], RECIPE.init_meta(KEY), validated()["validation"][0], KEY, devices=n
+        )
+        for n in (None, 3)
+    ]
+    apart = np.abs(evaluations[0].mean["loss"] - evaluations[1].mean["loss"])
+    report = {
+        "distances": found | {"evaluate": float(apart.max()), "resumed": resumed()},
+        "faults": faults(),
+        "leaves in parts": held_in_parts(),
+        "share of the draw": drawn_on_each_device(),
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

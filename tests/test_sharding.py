@@ -1,0 +1,160 @@
+"""Several devices and several processes come to what one device comes to."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import innerloop as il
+from innerloop.cli import main
+from innerloop.errors import StructureError
+from innerloop.training.sharding import placement
+
+SCRIPT = Path(__file__).parent / "on_eight_devices.py"
+FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # of the time, most is compilation
+
+
+# --- eight devices of one process ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def found():
+    environment = os.environ | FAST | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    result = subprocess.run(
+        [sys.executable, SCRIPT], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.xdist_group("eight devices")
+def test_every_placement_gives_what_one_device_gives(found):
+    assert len(found["distances"]) == 13
+    assert {name: d for name, d in found["distances"].items() if not d < 1e-14} == {}
+
+
+@pytest.mark.xdist_group("eight devices")
+def test_faults_are_found_and_mended_alike(found):
+    assert found["faults"]["named alike"]
+    assert found["faults"]["count"] > 2
+    assert found["faults"]["distance"] < 1e-14
+
+
+@pytest.mark.xdist_group("eight devices")
+def test_a_rule_spreads_meta_its_average_and_the_optimizers_state(found):
+    assert found["leaves in parts"] == [3, 3, 3, 3]  # of four leaves: one has a single element
+
+
+@pytest.mark.xdist_group("eight devices")
+def test_each_device_draws_its_own_tasks(found):
+    assert found["share of the draw"] == 1 / 8
+
+
+# --- two processes, on the command line ----------------------------------------------------------
+
+DIGITS = [
+    *(sys.executable, "-m", "innerloop", "train", "digits", "--steps", "16", "--batch", "3"),
+    *("--filters", "4", "--validate-every", "8", "--validation-tasks", "5", "--test-tasks", "5"),
+    *("--test-steps", "2", "--per-call", "4", "--save-every", "4", "--devices", "all"),
+]
+
+
+def start(run, *flags):
+    return subprocess.Popen(
+        [*DIGITS, "--run", str(run), *flags],
+        env=os.environ | FAST | {"JAX_ENABLE_X64": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def two(run, *flags):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    numbers = ("--coordinator", address, "--processes", "2", "--process")
+    return [start(run, *flags, *numbers, str(i)) for i in range(2)]
+
+
+def losses_and_test(run):
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    test = json.loads((run / "result.json").read_text())["test"]["mean"]["loss"]
+    return np.concatenate([record["losses"] for record in log]), np.asarray(test)
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
+    """Stopped by a signal to the second alone, and gone on with."""
+    monkeypatch.setenv("INNERLOOP_CACHE", str(tmp_path / "cache"))
+    one, several = tmp_path / "one", tmp_path / "several"
+    alone = start(one)
+    first, second = two(several)
+    while not (several / "checkpoints" / "4").exists():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.02)
+    second.send_signal(signal.SIGTERM)
+    for process in (first, second):
+        _, errors = process.communicate()
+        assert process.returncode == 128 + signal.SIGTERM, errors
+        assert "which is saved" in errors
+    outputs = [process.communicate() for process in two(several, "--resume")]
+    assert "best meta-parameters" in outputs[0][0], outputs[0]
+    assert "test tasks" not in outputs[1][0]  # the first alone reports
+    _, errors = alone.communicate()
+    assert alone.returncode == 0, errors
+    for a, b in zip(losses_and_test(one), losses_and_test(several), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    assert len(losses_and_test(several)[0]) == 16
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--coordinator", "127.0.0.1:1", "--processes", "2", "--process", "0"),
+        ("--coordinator", "127.0.0.1:1", "--processes", "2", "--run", "RUN"),
+        ("--cluster",),
+    ],
+)
+def test_processes_that_cannot_find_each_other_are_refused(flags, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["train", "digits", *flags])
+    assert exit.value.code == 2
+    assert "which processes train together" in capsys.readouterr().err
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("devices", ["some", 0, -1, True, 2.0, object()])
+def test_other_things_are_no_devices(devices):
+    with pytest.raises(StructureError, match="devices"):
+        placement(devices)
+
+
+def test_more_devices_than_there_are():
+    there = jax.device_count()
+    with pytest.raises(StructureError, match=rf"devices={there + 1} of {there} .*at most {there}"):
+        il.fit(
+            il.maml(il.mlp([1, 4, 1]), il.mean_squared_error, 0.01, 1),
+            il.SinusoidTasks(3, 3),
+            optimizer=optax.sgd(0.1),
+            steps=1,
+            batch=2,
+            key=jax.random.key(0),
+            devices=there + 1,
+        )
+
+
+def test_a_sharding_needs_a_mesh():
+    with pytest.raises(StructureError, match="mesh"):
+        il.Sharding("all")
