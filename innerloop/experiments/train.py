@@ -129,8 +129,9 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     if is_first():
         folder.save_meta(outcome.meta)  # once more: a run that goes on may have lost it
         folder.write_json(RESULT, result)
-        draw_curves(folder, parts.metric, test, _name(experiment), experiment.inner_steps)
-        experiment.figures(parts, jax.device_get(outcome.meta), folder.path)
+        with folder.writing():
+            draw_curves(folder, parts.metric, test, _name(experiment), experiment.inner_steps)
+            experiment.figures(parts, jax.device_get(outcome.meta), folder.path)
     return result
 
 
@@ -255,7 +256,7 @@ def _name(experiment: Experiment) -> str:
 
 def read_experiment(folder: RunFolder) -> Experiment:
     """The experiment of a run. Raises `RunError` for a config that is none."""
-    content = folder.read_json(CONFIG)
+    content = folder.read_config()
     try:
         kind = EXPERIMENTS[content["experiment"]]
         config = dict(content["config"])
