@@ -31,6 +31,7 @@ from innerloop.errors import (
     RunError,
     StructureError,
 )
+from innerloop.experiments.train import best_meta
 from innerloop.gradients import (
     Aux,
     Basis,
@@ -79,7 +80,7 @@ from innerloop.problem import (
     subset,
     task_keys,
 )
-from innerloop.recipes import Recipe, fomaml, maml, supervised_loss
+from innerloop.recipes import Recipe, fomaml, maml, pretrained, supervised_loss
 from innerloop.tasks import (
     Alphabets,
     ClassificationTasks,
@@ -201,6 +202,7 @@ __all__ = [
     "Validation",
     "WeightsAndBiases",
     "adapt",
+    "best_meta",
     "check",
     "check_disjoint",
     "compare",
@@ -231,6 +233,7 @@ __all__ = [
     "per_example",
     "plan",
     "pooled_width",
+    "pretrained",
     "projected_gradient",
     "proximal",
     "replicated",

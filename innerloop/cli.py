@@ -1,9 +1,12 @@
 """The command line: `innerloop train EXPERIMENT`, `innerloop evaluate RUN`, `innerloop demo`."""
 
+import contextlib
+import logging
 import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ from innerloop.experiments.train import EXPERIMENTS, evaluate_run, train
 from innerloop.tasks.known_files import cache_folder
 from innerloop.training import Stopped
 from innerloop.training.processes import is_first, join
+from innerloop.training.signals import Terminated, own_process
 
 _ExperimentConfig = tyro.extras.subcommand_type_from_defaults(
     {name: kind() for name, kind in EXPERIMENTS.items()},
@@ -121,26 +125,31 @@ def main(arguments: list[str] | None = None) -> None:
         args=arguments,
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
-    if arguments is None:  # not where a program or a test calls, whose settings these are
+    own = arguments is None  # not where a program or a test calls, whose settings these are
+    goes_on = "; --run and --resume go on from the last save" * isinstance(command, Train)
+    if own:
         _keep_compiled()
+        _one_line_each()
+        own_process(f"innerloop: ended at once by a second signal{goes_on}")
     try:
         _run(command)
+        return
     except InnerloopError as error:
-        print(f"innerloop: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        message, status = str(error), 2
     except Stopped as stop:
-        print(f"innerloop: stopped {stop}; --run and --resume go on with it", file=sys.stderr)
-        raise SystemExit(128 + stop.signal) from None
-    except KeyboardInterrupt:
-        kept = ""
-        if isinstance(command, Train | Demo):
-            kept = ". What the run's folder holds stays; best.eqx, once validated, has the best"
-        print(f"innerloop: stopped{kept}", file=sys.stderr)
-        if arguments is None:
-            # Not by way of the interpreter's end: a compilation in another thread may still run.
-            sys.stderr.flush()
-            os._exit(_INTERRUPTED)
-        raise SystemExit(_INTERRUPTED) from None
+        message = f"stopped {stop}; --run and --resume go on with it"
+        status = 128 + stop.signal
+    except KeyboardInterrupt as stop:
+        message = f"stopped{goes_on}"
+        status = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+    print(f"innerloop: {message}", file=sys.stderr, flush=True)
+    if own:
+        # Not by way of the interpreter's end: a compilation or a save in another thread may still
+        # run.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+    raise SystemExit(status)
 
 
 def _keep_compiled() -> None:
@@ -154,7 +163,21 @@ def _keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
 
 
-_INTERRUPTED = 128 + signal.SIGINT
+def _one_line_each() -> None:
+    """Warnings are one line, and so is a save that failed.
+
+    The error is raised; what the storage layer prints of it besides is left out.
+    """
+    warnings.formatwarning = lambda message, *_, **__: f"innerloop: {message}\n"
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    shown = sys.excepthook
+
+    def show(kind, error, trace):
+        if str(error) != "Event loop is closed":  # of its threads, which come too late
+            shown(kind, error, trace)
+
+    sys.excepthook = show
 
 
 def _run(command: Train | Evaluate | Check | Compare | Plan | Demo) -> None:

@@ -71,6 +71,8 @@ class Experiment(abc.ABC):
     """A budget such as 2GiB, in place of --chunk: the cheapest exact gradient that fits."""
     save_every: int = 500
     """Outer steps between checkpoints: what a kill can lose."""
+    pretrained: Path | None = None
+    """Run folder whose best meta-parameters training starts from."""
     resume: bool = False
     """Go on with the run in the folder --run, from its last checkpoint."""
     tensorboard: bool = False
@@ -89,8 +91,12 @@ class Experiment(abc.ABC):
     out, or it goes on along the mean of the tasks' gradients, each clipped to norm 1."""
 
     @abc.abstractmethod
+    def recipe(self) -> Recipe:
+        """Assemble problem, adaptation and meta-gradient; this reads no data."""
+
+    @abc.abstractmethod
     def parts(self) -> Parts:
-        """Assemble problem, adaptation, meta-gradient and tasks."""
+        """The recipe and the tasks that it is trained, validated and tested on."""
 
     @abc.abstractmethod
     def figures(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from innerloop.diagnostics import Comparison, Plan, Report, check, compare, plan
 from innerloop.errors import RunError
 from innerloop.experiments.base import Experiment, Parts
 from innerloop.experiments.ranges import check_ranges
-from innerloop.experiments.train import read_experiment
+from innerloop.experiments.train import initial_recipe, read_experiment
 from innerloop.training.run_folder import RunFolder
 
 
@@ -45,12 +45,11 @@ def _on_tasks(experiment: Experiment, tasks: int, trained: Path | None) -> tuple
 
 def _meta(experiment: Experiment, parts: Parts, key: Any, trained: Path | None) -> PyTree:
     if trained is None:
-        return parts.recipe.init_meta(key)
+        return initial_recipe(experiment, parts.recipe).init_meta(key)
     folder = RunFolder.open(trained)
     other = read_experiment(folder)
     like, theirs = (
-        jax.eval_shape(init, key)
-        for init in (parts.recipe.init_meta, other.parts().recipe.init_meta)
+        jax.eval_shape(recipe.init_meta, key) for recipe in (parts.recipe, other.recipe())
     )
     if type(other) is not type(experiment) or not _same_shapes(like, theirs):
         mine, others = dataclasses.asdict(experiment), dataclasses.asdict(other)

@@ -12,7 +12,7 @@ from innerloop.experiments.base import Experiment, Parts
 from innerloop.models import Model, conv4, cross_entropy
 from innerloop.models.normalisation import per_example, transductive
 from innerloop.objective import adapt
-from innerloop.recipes import fomaml, maml
+from innerloop.recipes import Recipe, fomaml, maml
 from innerloop.tasks import ClassificationTasks, Splits, evaluation_episodes
 
 
@@ -43,19 +43,23 @@ class FewShotImages(Experiment):
         policy = transductive if self.transductive else per_example
         return conv4(self.ways, self.filters, normalisation=policy)
 
-    def parts(self) -> Parts:
-        """MAML on tasks drawn from disjoint classes."""
+    def recipe(self) -> Recipe:
+        """MAML."""
         algorithm = fomaml if self.first_order else maml
-        model, splits = self.model(), self.splits()
+        return algorithm(self.model(), cross_entropy, self.inner_rate, self.inner_steps)
+
+    def parts(self) -> Parts:
+        """Tasks drawn from disjoint classes."""
+        splits = self.splits()
         held_out = (self.ways, self.shots, self.test_queries)
         return Parts(
-            algorithm(model, cross_entropy, self.inner_rate, self.inner_steps),
+            self.recipe(),
             ClassificationTasks(splits.train, self.ways, self.shots, self.queries),
             ClassificationTasks(splits.validation, *held_out),
             ClassificationTasks(splits.test, *held_out),
             metric="accuracy",
             maximise=True,
-            normalisation=model.normalisation,
+            normalisation=self.model().normalisation,
         )
 
     def figures(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:

@@ -12,9 +12,9 @@ from innerloop.adaptation import run
 from innerloop.experiments.base import Experiment, Parts
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
-from innerloop.models import mean_squared_error, mlp
+from innerloop.models import Model, mean_squared_error, mlp
 from innerloop.problem import task_keys
-from innerloop.recipes import fomaml, maml
+from innerloop.recipes import Recipe, fomaml, maml
 from innerloop.tasks import SinusoidTasks, evaluation_episodes
 
 
@@ -44,22 +44,28 @@ class Sinusoid(Experiment):
     width: int = 40
     """Units in each of the two hidden layers."""
 
-    def parts(self) -> Parts:
-        """A network of two hidden layers on sinusoids."""
+    def model(self) -> Model:
+        """A network of two hidden layers."""
+        return mlp([1, self.width, self.width, 1])
+
+    def recipe(self) -> Recipe:
+        """MAML with a multi-step loss."""
         algorithm = fomaml if self.first_order else maml
-        model = mlp([1, self.width, self.width, 1])
-        recipe = algorithm(
-            model, mean_squared_error, self.inner_rate, self.inner_steps, half_after_one_step
+        return algorithm(
+            self.model(), mean_squared_error, self.inner_rate, self.inner_steps, half_after_one_step
         )
+
+    def parts(self) -> Parts:
+        """Sinusoids."""
         test = SinusoidTasks(self.test_shots, 100)
         return Parts(
-            recipe,
+            self.recipe(),
             SinusoidTasks(self.shots, self.shots),
             test,
             test,
             metric="loss",
             maximise=False,
-            normalisation=model.normalisation,
+            normalisation=self.model().normalisation,
         )
 
     def figures(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
@@ -69,7 +75,7 @@ class Sinusoid(Experiment):
         episodes = evaluation_episodes(parts.test, 4, self.seed, "figures")
         grid = jnp.linspace(-5, 5, 200)[:, None]
         shown = [step for step in (0, 1, 5, 10) if step <= self.test_steps]
-        model = mlp([1, self.width, self.width, 1])
+        model = self.model()
         tasks = []
         for i in range(4):
             episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)

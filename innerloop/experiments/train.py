@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
+from jaxtyping import PyTree
 
-from innerloop import plots
 from innerloop.diagnostics.planning.table import summary as plan_summary
+from innerloop.errors import RunError, StructureError
 from innerloop.experiments.base import Experiment, Parts, support_labels_shuffled
+from innerloop.experiments.curves import draw_curves
 from innerloop.experiments.digits import Digits
 from innerloop.experiments.omniglot import Omniglot
 from innerloop.experiments.progress import BestMeta, ProgressBar
 from innerloop.experiments.ranges import check_ranges
 from innerloop.experiments.sinusoid import Sinusoid
+from innerloop.recipes import Recipe, pretrained
 from innerloop.tasks import evaluation_episodes, evaluation_key
 from innerloop.training import (
     Checkpoints,
@@ -68,6 +70,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     check_ranges(experiment)
     parts = experiment.parts()
+    recipe = initial_recipe(experiment, parts.recipe)
     validation = evaluation_episodes(
         parts.validation, experiment.validation_tasks, experiment.seed, "validation"
     )
@@ -83,7 +86,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     )
     with Loggers(*(loggers if is_first() else ()), *chosen) as log:
         outcome = fit(
-            parts.recipe,
+            recipe,
             parts.train,
             optimizer=optimizer,
             steps=experiment.steps,
@@ -124,9 +127,11 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         "test": evaluation_record(test),
     }
     if is_first():
+        folder.save_meta(outcome.meta)  # once more: a run that goes on may have lost it
         folder.write_json(RESULT, result)
-        _draw(folder, parts.metric, test, experiment)
-        experiment.figures(parts, jax.device_get(outcome.meta), folder.path)
+        with folder.writing():
+            draw_curves(folder, parts.metric, test, _name(experiment), experiment.inner_steps)
+            experiment.figures(parts, jax.device_get(outcome.meta), folder.path)
     return result
 
 
@@ -154,8 +159,7 @@ def evaluate_run(
     )
     check_ranges(experiment)
     parts = experiment.parts()
-    like = jax.eval_shape(parts.recipe.init_meta, jax.random.key(0))
-    meta = folder.load_meta(like)
+    meta = _best_meta(folder, parts.recipe)
     test = test_evaluation(experiment, parts, meta, shuffle_support_labels)
     record = {
         "run": str(path),
@@ -214,38 +218,36 @@ def _chosen_loggers(experiment: Experiment, run: Path) -> list[Logger]:
     return chosen
 
 
-def _draw(folder: RunFolder, metric: str, test: Evaluation, experiment: Experiment) -> None:
-    """The curves of a run, from its log."""
-    records = folder.read_log()
-    # As floats, because what is not finite is a string in the log.
-    losses = np.concatenate([np.asarray(record["losses"], float) for record in records])
-    validated = [record for record in records if "validation" in record]
-    values = [record["validation"]["mean"][metric][-1] for record in validated]
-    steps, seconds = ([record[name] for record in validated] for name in ("step", "seconds"))
-    plots.learning_curve(
-        folder.path / "learning_curve.png",
-        steps=np.arange(1, len(losses) + 1),
-        losses=losses,
-        validation_steps=np.asarray(steps),
-        validation=np.asarray(values, float),
-        metric=metric,
-        title=f"{_name(experiment)}: meta-training",
-    )
-    plots.validation_over_time(
-        folder.path / "validation_over_time.png",
-        minutes=np.asarray(seconds) / 60,
-        validation=np.asarray(values, float),
-        metric=metric,
-        title=f"{_name(experiment)}: validation against wall-clock",
-    )
-    plots.adaptation_curve(
-        folder.path / "adaptation_curve.png",
-        mean=test.mean[metric],
-        interval=test.interval[metric],
-        metric=metric,
-        trained_steps=experiment.inner_steps,
-        title=f"{_name(experiment)}: {test.tasks} test tasks",
-    )
+def best_meta(run: str | os.PathLike[str]) -> PyTree:
+    """The best meta-parameters, by validation, of a run folder that `innerloop train` wrote.
+
+    Of a run that goes on, those so far. No data are read. Raises `RunError` where the folder holds
+    no run, or a damaged one.
+    """
+    folder = RunFolder.open(Path(run))
+    return _best_meta(folder, read_experiment(folder).recipe())
+
+
+def _best_meta(folder: RunFolder, recipe: Recipe) -> PyTree:
+    return folder.load_meta(jax.eval_shape(recipe.init_meta, jax.random.key(0)))
+
+
+def initial_recipe(experiment: Experiment, recipe: Recipe) -> Recipe:
+    """The recipe, to start from the run `--pretrained` where there is one.
+
+    Raises `RunError` where that run's meta-parameters have other shapes.
+    """
+    if experiment.pretrained is None:
+        return recipe
+    try:
+        return pretrained(recipe, best_meta(experiment.pretrained))
+    except StructureError as error:
+        raise RunError(
+            "the meta-parameters of that run do not fit this experiment",
+            got=f"--pretrained {experiment.pretrained}: {error.got}",
+            expected=error.expected,
+            write="--pretrained with a run of the same network",
+        ) from error
 
 
 def _name(experiment: Experiment) -> str:
@@ -254,12 +256,12 @@ def _name(experiment: Experiment) -> str:
 
 def read_experiment(folder: RunFolder) -> Experiment:
     """The experiment of a run. Raises `RunError` for a config that is none."""
-    content = folder.read_json(CONFIG)
+    content = folder.read_config()
     try:
         kind = EXPERIMENTS[content["experiment"]]
         config = dict(content["config"])
         paths: dict[str, Any] = {
-            name: Path(config[name]) for name in ("run", "data") if config.get(name)
+            name: Path(config[name]) for name in ("run", "data", "pretrained") if config.get(name)
         }
         return kind(**(config | paths))
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -100,3 +100,9 @@ def reached_leaves(gradient: PyTree, unreached: list[str]) -> list[Array | None]
 def leaf_names(tree: PyTree) -> list[str]:
     """The path of every leaf, such as `['layers'][0]['weight']`."""
     return [jax.tree_util.keystr(path) or "meta" for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def leaf_shapes(tree: PyTree) -> dict[str, str]:
+    """The dtype and shape of every leaf by its path, such as `float32[3, 2]`."""
+    leaves = zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves}

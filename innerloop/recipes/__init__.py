@@ -2,5 +2,6 @@
 
 from innerloop.recipes.base import Recipe, supervised_loss
 from innerloop.recipes.maml import fomaml, maml
+from innerloop.recipes.pretrained import pretrained
 
-__all__ = ["Recipe", "fomaml", "maml", "supervised_loss"]
+__all__ = ["Recipe", "fomaml", "maml", "pretrained", "supervised_loss"]

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import warnings
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -13,7 +14,8 @@ from jaxtyping import PyTree
 
 from innerloop.checks import check_count, describe
 from innerloop.errors import RunError
-from innerloop.gradients.reach import leaf_names
+from innerloop.gradients.reach import leaf_names, leaf_shapes
+from innerloop.training.files import writing
 from innerloop.training.processes import is_first
 
 FORMAT = 2
@@ -21,6 +23,10 @@ FORMAT = 2
 
 _NEW_SINCE = {1: {".state.faults", ".state.in_a_row"}}
 """Leaves that a format did not have yet: they begin as in a new run."""
+
+# What Orbax raises for a disk that is full, and for files that are damaged: its own storage layer
+# reports both as ValueError.
+_STORAGE_ERRORS = (OSError, ValueError, KeyError)
 
 
 class Checkpoints(NamedTuple):
@@ -49,11 +55,9 @@ class CheckpointFolder:
         self._path = Path(checkpoints.folder).absolute()
         self._every = checkpoints.every
         self._settings = json.loads(json.dumps(settings))
-        try:
+        with self._writing():
             self._path.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self._path)
-        except OSError as error:
-            raise self._unwritable(error) from error
         # Only here: it takes a second to import, and a run without checkpoints does not need it.
         import orbax.checkpoint as ocp
 
@@ -61,7 +65,8 @@ class CheckpointFolder:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=checkpoints.keep, cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(self._path, options=options)
+        with self._writing():
+            self._manager = ocp.CheckpointManager(self._path, options=options)
 
     def require_none(self) -> None:
         """Raise `RunError` where a run was saved here already, which a new one would mix with."""
@@ -86,58 +91,62 @@ class CheckpointFolder:
         """Save in the background. A state that was saved at this step before stays."""
         if step in self._manager.all_steps():
             return
+        self._require_there()
         leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(_without_keys(state)))}
         about = {
             "format": FORMAT,
             "settings": self._settings,
-            "leaves": _names_and_shapes(state),
+            "leaves": _shapes(state),
             "record": record,
         }
         args = self._ocp.args
-        try:
+        with self._writing():
             self._manager.save(
                 step,
                 args=args.Composite(state=args.StandardSave(leaves), about=args.JsonSave(about)),
             )
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def load(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
         """The last state that can be read, and its record; None where nothing was saved.
 
-        One that cannot be read is passed over with a warning. Raises `RunError` for checkpoints of
-        another format, of other settings, or of a state of another structure.
+        One that cannot be read is passed over with a warning, and deleted once an earlier one has
+        been read: that step is going to be saved again. Raises `RunError` for checkpoints of
+        another format, of other settings, or of a state of another structure, and where none can be
+        read, which deletes nothing.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        damaged = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
             about = self._about(step)
             if about is not None:
                 self._require_same(about, like)
                 state = self._state(step, like, _new_since(about["format"]))
                 if state is not None:
+                    with self._writing():
+                        for later in damaged:
+                            self._manager.delete(later)
                     return state, about["record"]
+            damaged.append(step)
             warnings.warn(
                 f"the checkpoint at outer step {step} cannot be read; the one before is taken",
                 stacklevel=3,
             )
-            self._manager.delete(step)
-        if steps:
+        if damaged:
             raise RunError(
                 "no checkpoint of this run can be read",
-                got=f"{self._path}: {len(steps)} damaged",
+                got=f"{self._path}: {len(damaged)} damaged",
                 expected="at least one whole checkpoint",
-                write="the same run without resume, in another folder",
+                write="delete that folder, and resume=True (--resume) begins anew",
             )
         return None
 
     def close(self) -> None:
         """Wait for what is being saved, and let others write."""
         try:
-            self._manager.wait_until_finished()
-        except OSError as error:
-            raise self._unwritable(error) from error
+            with self._writing():
+                self._manager.wait_until_finished()
         finally:
-            self._manager.close()
+            with suppress(*_STORAGE_ERRORS):  # told by now
+                self._manager.close()
             if self._lock is not None:
                 self._lock.close()
 
@@ -147,7 +156,7 @@ class CheckpointFolder:
             return self._manager.restore(step, args=args.Composite(about=args.JsonRestore()))[
                 "about"
             ]
-        except (OSError, ValueError, KeyError):
+        except _STORAGE_ERRORS:
             return None
 
     def _state(self, step: int, like: PyTree, new: set[str]) -> PyTree | None:
@@ -162,7 +171,7 @@ class CheckpointFolder:
             found = self._manager.restore(
                 step, args=args.Composite(state=args.StandardRestore(shapes))
             )["state"]
-        except (OSError, ValueError, KeyError):
+        except _STORAGE_ERRORS:
             return None
         leaves |= {name: found[str(i)] for i, name in enumerate(saved)}
         state = jax.tree.unflatten(jax.tree.structure(given), list(leaves.values()))
@@ -187,7 +196,7 @@ class CheckpointFolder:
                 "steps, minutes, chunk and per_call may change",
             )
         new = _new_since(about["format"])
-        if about["leaves"] != [leaf for leaf in _names_and_shapes(like) if leaf[0] not in new]:
+        if about["leaves"] != [leaf for leaf in _shapes(like) if leaf[0] not in new]:
             raise RunError(
                 "the checkpoints hold another training state than this run has",
                 got=describe(like),
@@ -195,12 +204,23 @@ class CheckpointFolder:
                 write="the same recipe and optimizer as when the run began, or another folder",
             )
 
-    def _unwritable(self, error: OSError) -> RunError:
-        return RunError(
-            "the checkpoints cannot be written",
-            got=f"{self._path}: {error.strerror or error}",
-            expected="a folder that this user may write to, on a disk with space left",
-            write="Checkpoints(another_folder)",
+    def _require_there(self) -> None:
+        """Orbax would make a deleted folder again, and the run end without its beginning."""
+        if self._lock is not None and os.fstat(self._lock.fileno()).st_nlink == 0:
+            raise RunError(
+                "the checkpoints were deleted while the run went on",
+                got=f"{self._path}, without the file that this run has locked",
+                expected="a folder that is this run's until it ends",
+                write="the same run with resume=True (--resume): it goes on from what is left",
+            )
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(
+            "the checkpoints",
+            self._path,
+            write="the same run with resume=True (--resume), once there is: it goes on from the "
+            "last checkpoint. Or Checkpoints(another_folder)",
+            refusals=_STORAGE_ERRORS,
         )
 
 
@@ -208,20 +228,22 @@ def _locked(path: Path) -> TextIO | None:
     """A lock that ends with the process, however that ends. The first of several holds it."""
     if not is_first():
         return None
-    file = (path / "lock").open("a")
+    file = (path / "lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+    except BlockingIOError as error:
+        file.seek(0)
+        owner = file.read().strip()
         file.close()
         raise RunError(
             "another process writes to this run",
-            got=str(path),
+            got=f"{path.parent}, written by process {owner}",
             expected="one process per run",
             write="another folder, or wait until the other process has ended",
         ) from error
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
     return file
 
 
@@ -229,9 +251,9 @@ def _new_since(format: int) -> set[str]:
     return set().union(*(names for before, names in _NEW_SINCE.items() if before >= format))
 
 
-def _names_and_shapes(state: PyTree) -> list[list[str]]:
-    leaves = zip(leaf_names(state), jax.tree.leaves(state), strict=True)
-    return [[name, f"{leaf.dtype}{list(leaf.shape)}"] for name, leaf in leaves]
+def _shapes(state: PyTree) -> list[list[str]]:
+    """As JSON gives them back."""
+    return [[name, shape] for name, shape in leaf_shapes(state).items()]
 
 
 def _without_keys(state: PyTree) -> PyTree:

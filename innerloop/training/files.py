@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+from innerloop.errors import InnerloopError, RunError
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
@@ -22,6 +24,34 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def writing(
+    what: str, path: Path, *, write: str, refusals: tuple[type[Exception], ...] = (OSError,)
+) -> Iterator[None]:
+    """A disk that refuses is a `RunError` of one line.
+
+    - `what`: is written to `path`; `write`: the cure
+    - `refusals`: how what writes tells of it
+    """
+    try:
+        yield
+    except InnerloopError:
+        raise
+    except refusals as error:
+        raise RunError(
+            f"{what} cannot be written",
+            got=f"{path}: {_reason(error)}",
+            expected="a place that this user may write to, on a disk with space left",
+            write=write,
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """On one line. Orbax's storage layer names one file after another, and the reason last."""
+    strerror = getattr(error, "strerror", None)
+    return strerror or " ".join(str(error).split()).rsplit(": ", 1)[-1].split(" [", 1)[0]
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 from jaxtyping import PyTree
 
 from innerloop.errors import RunError
-from innerloop.training.files import read_json_lines, strict_json, write_whole
+from innerloop.training.files import read_json_lines, strict_json, write_whole, writing
 
 CONFIG, LOG, META, RESULT = "config.json", "log.jsonl", "best.eqx", "result.json"
 CHECKPOINTS = "checkpoints"
@@ -46,10 +47,8 @@ class RunFolder:
                 write=f"--run {path}-2, or delete {path} first",
             )
         folder = RunFolder(path)
-        try:
+        with folder.writing():
             path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise folder._unwritable(error) from error
         folder.write_json(CONFIG, config)
         return folder
 
@@ -63,8 +62,7 @@ class RunFolder:
         if not os.path.exists(path / CONFIG):
             return RunFolder.create(path, config)
         folder = RunFolder(path)
-        before = folder.read_json(CONFIG)
-        theirs, mine = (json.loads(strict_json(each)) for each in (before, config))
+        theirs, mine = folder.read_config(), json.loads(strict_json(config))
         changed = {
             name: (theirs["config"].get(name), value)
             for name, value in mine["config"].items()
@@ -117,6 +115,13 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise self.damaged(name, error) from error
 
+    def read_config(self) -> dict[str, Any]:
+        """The experiment's name, and its config by field. Raises `RunError` where damaged."""
+        content = self.read_json(CONFIG)
+        if isinstance(content.get("experiment"), str) and isinstance(content.get("config"), dict):
+            return content
+        raise self.damaged(CONFIG, ValueError("no experiment and config"))
+
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file whole."""
         text = strict_json(content, indent=2) + "\n"
@@ -138,17 +143,16 @@ class RunFolder:
             raise self.damaged(META, error) from error
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> Path:
-        try:
+        with self.writing():
             return write_whole(self.path / name, write)
-        except OSError as error:
-            raise self._unwritable(error) from error
 
-    def _unwritable(self, error: OSError) -> RunError:
-        return RunError(
-            "the run folder cannot be written",
-            got=f"{self.path}: {error.strerror or error}",
-            expected="a folder that this user may write to, on a disk with space left",
-            write="--run ANOTHER/FOLDER",
+    def writing(self) -> AbstractContextManager[None]:
+        """What is written to the folder in here raises `RunError` where the disk refuses."""
+        return writing(
+            "the run folder",
+            self.path,
+            write="the same command again, once there is (innerloop train goes on with --resume), "
+            "or --run ANOTHER/FOLDER",
         )
 
     def damaged(self, name: str, error: Exception) -> RunError:
@@ -157,7 +161,8 @@ class RunFolder:
             "the run cannot be read",
             got=f"{self.path / name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
             expected="a file as innerloop train wrote it",
-            write="innerloop train again, with another --run",
+            write="innerloop train with this run's flags and --resume, which makes the file anew"
+            + f" once {CONFIG} is deleted" * (name == CONFIG),
         )
 
 

@@ -29,6 +29,7 @@ class _Saving:
     def __init__(self, folder: CheckpointFolder, stopped_by: Callable[[], int | None]):
         self._folder = folder
         self._stopped_by = stopped_by
+        self._step = 0
 
     def steps_until_due(self, step: int) -> int:
         return self._folder.steps_until_due(step)
@@ -42,22 +43,33 @@ class _Saving:
         if found is None:
             return state, 0.0
         (state, best), record = found
+        self._step = int(state.step)
         if record["best_step"] is not None:
             validate.best, validate.score = (best, record["best_step"]), float(record["score"])
         return state, record["seconds"]
 
     def save(self, state: TrainState, validate: Validator, seconds: float, last: bool) -> None:
         """Where it is due, at the end, and before the end that a signal asks for."""
-        step, number = int(state.step), self._stopped_by()
-        if in_any(number is not None):  # then all processes stop, and save together
-            number = number or signal.SIGTERM
+        self._step = step = int(state.step)
+        number = self._asked()
         if last or number is not None or self._folder.is_due(step):
             best, best_step = validate.best or (state.average, None)
             # A score of minus infinity is no JSON number.
             record = {"best_step": best_step, "score": str(validate.score), "seconds": seconds}
             self._folder.save(step, _Saved(state, best), record)
-        if number is not None and not last:
+        if number is not None:
             raise Stopped(number, step)
+
+    def stop_if_asked(self) -> None:
+        """Raise `Stopped` for a signal that came since."""
+        number = self._asked()
+        if number is not None:
+            raise Stopped(number, self._step)
+
+    def _asked(self) -> int | None:
+        """The signal that asks to stop. Where it came to one process, all stop and save."""
+        number = self._stopped_by()
+        return number or signal.SIGTERM if in_any(number is not None) else None
 
 
 class _NotSaving:
@@ -89,9 +101,11 @@ def training_saved(
     if checkpoints is None:
         yield _NotSaving()
         return
-    folder = CheckpointFolder(checkpoints, settings)
-    try:
-        with signals_deferred() as stopped_by:
-            yield _Saving(folder, stopped_by)
-    finally:
-        folder.close()
+    with signals_deferred() as stopped_by:
+        folder = CheckpointFolder(checkpoints, settings)
+        saving = _Saving(folder, stopped_by)
+        try:
+            yield saving
+        finally:
+            folder.close()
+        saving.stop_if_asked()  # it came during the last save

@@ -1,11 +1,17 @@
 """SIGTERM and Ctrl-C: the step is finished and saved before the run ends."""
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing holds it back; Ctrl-C is a plain `KeyboardInterrupt`."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -45,3 +51,31 @@ def signals_deferred() -> Iterator[Callable[[], int | None]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def own_process(message: str) -> None:
+    """For the command line, whose process is its own: SIGTERM raises `Terminated`, and the second
+    signal prints `message` and ends the process at once.
+
+    Python runs its handlers between two of its own instructions, so not during a compilation or a
+    call to the device. What arrives is therefore read from the wakeup file by a thread.
+    """
+
+    def terminate(number, frame):
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    came, arrives = os.pipe()
+    os.set_blocking(arrives, False)
+    signal.set_wakeup_fd(arrives, warn_on_full_buffer=False)
+    threading.Thread(target=_end_at_second, args=(came, message), daemon=True).start()
+
+
+def _end_at_second(came: int, message: str) -> None:
+    number = 0
+    for _ in range(2):
+        number = os.read(came, 1)[0]
+        while number not in _SIGNALS:
+            number = os.read(came, 1)[0]
+    print(message, file=sys.stderr, flush=True)
+    os._exit(128 + number)

@@ -3,8 +3,7 @@
 import os
 from pathlib import Path
 
-from innerloop.errors import RunError
-from innerloop.training.files import read_json_lines, strict_json, write_whole
+from innerloop.training.files import read_json_lines, strict_json, write_whole, writing
 from innerloop.training.fit import Progress
 from innerloop.training.logging.base import Logger, steps_before
 from innerloop.training.logging.records import record
@@ -30,18 +29,16 @@ class JsonLines(Logger):
         return self
 
     def __call__(self, progress: Progress) -> None:
-        try:
+        with writing(
+            "the log",
+            self._path,
+            write="the same run with resume=True (--resume), once there is, or another folder: "
+            "JsonLines(another_path)",
+        ):
             if steps_before(progress) != self._step:
                 self._take_back_to(steps_before(progress))
             with self._path.open("a") as file:
                 file.write(strict_json(record(progress)) + "\n")
-        except OSError as error:
-            raise RunError(
-                "the log cannot be written",
-                got=f"{self._path}: {error.strerror or error}",
-                expected="a file that this user may write to, on a disk with space left",
-                write="another folder for the run, or JsonLines(another_path)",
-            ) from error
         self._step = progress.step
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

@@ -1,0 +1,43 @@
+"""The figures that every run has: its learning, and the adaptation on its test tasks."""
+
+import numpy as np
+
+from innerloop import plots
+from innerloop.training import Evaluation
+from innerloop.training.run_folder import RunFolder
+
+
+def draw_curves(
+    folder: RunFolder, metric: str, test: Evaluation, name: str, trained_steps: int
+) -> None:
+    """The curves of a run, from its log."""
+    records = folder.read_log()
+    # As floats, because what is not finite is a string in the log.
+    losses = np.concatenate([np.asarray(record["losses"], float) for record in records])
+    validated = [record for record in records if "validation" in record]
+    values = [record["validation"]["mean"][metric][-1] for record in validated]
+    steps, seconds = ([record[name] for record in validated] for name in ("step", "seconds"))
+    plots.learning_curve(
+        folder.path / "learning_curve.png",
+        steps=np.arange(1, len(losses) + 1),
+        losses=losses,
+        validation_steps=np.asarray(steps),
+        validation=np.asarray(values, float),
+        metric=metric,
+        title=f"{name}: meta-training",
+    )
+    plots.validation_over_time(
+        folder.path / "validation_over_time.png",
+        minutes=np.asarray(seconds) / 60,
+        validation=np.asarray(values, float),
+        metric=metric,
+        title=f"{name}: validation against wall-clock",
+    )
+    plots.adaptation_curve(
+        folder.path / "adaptation_curve.png",
+        mean=test.mean[metric],
+        interval=test.interval[metric],
+        metric=metric,
+        trained_steps=trained_steps,
+        title=f"{name}: {test.tasks} test tasks",
+    )
