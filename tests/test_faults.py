@@ -94,7 +94,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(undisturbed, tmp_path):
 
 def test_checkpoints_that_are_deleted_while_a_run_goes_on(undisturbed, tmp_path):
     folder = tmp_path / "run"
-    with pytest.raises(il.RunError, match="cannot be written|were deleted") as caught:
+    with pytest.raises(il.RunError, match=r"cannot be written|were deleted") as caught:
         fitted(folder, report=at(9, lambda: shutil.rmtree(folder)))
     assert_one_line(caught.value)
     assert_same(fitted(folder, resume=True), undisturbed)
@@ -113,7 +113,7 @@ def test_nothing_is_deleted_where_no_checkpoint_can_be_read(undisturbed, tmp_pat
     kept = shutil.copytree(tmp_path / "run", tmp_path / "kept")
     damage(tmp_path / "run", [3, 6])
     for _ in range(2):
-        with pytest.raises(il.RunError, match="no checkpoint.*begins anew"):
+        with pytest.raises(il.RunError, match=r"no checkpoint.*begins anew"):
             fitted(tmp_path / "run", resume=True)
     shutil.copytree(kept, tmp_path / "run", dirs_exist_ok=True)  # the disk can be read again
     assert_same(fitted(tmp_path / "run", resume=True), undisturbed)

@@ -85,7 +85,7 @@ class Experiment(abc.ABC):
     per_call: int = 100
     """Outer steps per call to the device."""
     devices: Literal["all"] | int | None = None
-    """Devices that share the tasks of a batch; one unless given. --chunk and --memory are of one."""
+    """Devices that share the tasks of a batch; one unless given. --chunk, --memory are of one."""
     non_finite: Literal["stop", "skip", "clip"] = "stop"
     """What happens at a step whose loss or gradient is not finite: the run ends, the step is left
     out, or it goes on along the mean of the tasks' gradients, each clipped to norm 1."""

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.diagnostics.plan import Plan
-from innerloop.objective import meta_value_and_grad
 from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution
 from innerloop.training.arguments import check_arguments, check_no_chunk
@@ -21,11 +20,11 @@ from innerloop.training.budget import plan_training
 from innerloop.training.checkpoint import Checkpoints
 from innerloop.training.evaluate import Evaluation
 from innerloop.training.faults import stop_at_faults
-from innerloop.training.non_finite import Fault, NonFinite, Stop, Treatment
+from innerloop.training.non_finite import Fault, NonFinite, Stop
+from innerloop.training.outer_loop import OuterLoop
 from innerloop.training.processes import in_any
 from innerloop.training.saving import training_saved
 from innerloop.training.sharding import Placement, placement
-from innerloop.training.step import init_state, outer_steps, updating
 from innerloop.training.system import Meter
 from innerloop.training.validation import Validation, Validator
 
@@ -136,15 +135,17 @@ def fit(
     if check:
         stop_at_faults(recipe, tasks, batch, key)
     init_key, step_key, validation_key = run_keys(key)
-    value_and_grad = meta_value_and_grad(
-        recipe.problem, recipe.adaptation, gradient, chunk=chunk, spread=place.spread
+    take = OuterLoop(
+        *(recipe, gradient, tasks, optimizer, step_key),
+        batch=batch,
+        chunk=chunk,
+        averaging=averaging,
+        at_most=per_call,
+        non_finite=non_finite,
+        placement=place,
     )
-    update = updating(optimizer, averaging, place)
-    take_steps = outer_steps(value_and_grad, update, batch=batch, at_most=per_call, placement=place)
-    treat = Treatment(recipe, gradient, non_finite, update, batch, place)
     validate = Validator(recipe, validation, chunk, validation_key, place)
-    state = place.place_state(init_state(recipe.init_meta(init_key), optimizer), optimizer)
-    tasks, step_key = place.place(tasks), place.place(step_key)
+    state = take.begin(init_key)
     step, seconds = 0, 0.0
     settings = _settings(batch, averaging, key, validation)
     with training_saved(checkpoints, settings) as saved, Meter(batch) as meter:
@@ -158,12 +159,8 @@ def fit(
             due = (validate.steps_until_due(step), saved.steps_until_due(step))
             n = min(per_call, steps - step, *due)
             meter.begin()
-            state, filled, sound = take_steps(state, tasks, step_key, place.place(np.int32(n)))
-            taken, fault = int(sound), None
-            if taken < n:
-                state, fault = treat(state, tasks, step_key, float(filled["loss"][taken]))
-                taken += 1
-            metrics = {name: np.asarray(leaf)[:taken] for name, leaf in filled.items()}
+            state, metrics, fault = take(state, n)
+            taken = len(metrics["loss"])
             meter.end(taken)
             step += taken
             late = minutes is not None and time.perf_counter() - begin > 60 * minutes

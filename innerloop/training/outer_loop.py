@@ -1,0 +1,69 @@
+"""The outer loop, call by call: steps, and what is done about one that is not finite."""
+
+from typing import Any
+
+import numpy as np
+import optax
+from jaxtyping import PRNGKeyArray
+
+from innerloop.gradients import MetaGradient
+from innerloop.objective import meta_value_and_grad
+from innerloop.recipes import Recipe
+from innerloop.tasks import TaskDistribution
+from innerloop.training.non_finite import Fault, NonFinite, Treatment
+from innerloop.training.sharding import Placement
+from innerloop.training.step import TrainState, init_state, outer_steps, updating
+
+
+class OuterLoop:
+    """The outer steps of a run: `state, metrics, fault = loop(state, n)`.
+
+    - `key`: of the steps; step i draws its tasks from `fold_in(key, i)`
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        gradient: MetaGradient,
+        tasks: TaskDistribution,
+        optimizer: optax.GradientTransformation,
+        key: PRNGKeyArray,
+        *,
+        batch: int,
+        chunk: int | None,
+        averaging: float,
+        at_most: int,
+        non_finite: NonFinite,
+        placement: Placement,
+    ):
+        value_and_grad = meta_value_and_grad(
+            recipe.problem, recipe.adaptation, gradient, chunk=chunk, spread=placement.spread
+        )
+        update = updating(optimizer, averaging, placement)
+        self._take = outer_steps(
+            value_and_grad, update, batch=batch, at_most=at_most, placement=placement
+        )
+        self._treat = Treatment(recipe, gradient, non_finite, update, batch, placement)
+        self._tasks, self._key = placement.place(tasks), placement.place(key)
+        self._recipe, self._optimizer, self._placement = recipe, optimizer, placement
+
+    def begin(self, key: PRNGKeyArray) -> TrainState:
+        """The state before the first step, with the recipe's initial meta-parameters."""
+        state = init_state(self._recipe.init_meta(key), self._optimizer)
+        return self._placement.place_state(state, self._optimizer)
+
+    def __call__(
+        self, state: TrainState, n: int
+    ) -> tuple[TrainState, dict[str, Any], Fault | None]:
+        """Take n steps, or end with the first that is not finite, which the metrics include.
+
+        Where the policy ends the run, the state is the one before that step.
+        """
+        steps = self._placement.place(np.int32(n))
+        state, filled, sound = self._take(state, self._tasks, self._key, steps)
+        taken, fault = int(sound), None
+        if taken < n:
+            loss = float(filled["loss"][taken])
+            state, fault = self._treat(state, self._tasks, self._key, loss)
+            taken += 1
+        return state, {name: np.asarray(leaf)[:taken] for name, leaf in filled.items()}, fault
