@@ -81,7 +81,7 @@ def train(folder: Path, name: str, processes: int, xla_flags: str = "", steps: i
 
 
 def row(folder: Path, name: str, devices: int, processes: int, flags: str, one: np.ndarray) -> dict:
-    losses, _, step_seconds = train(folder, name, processes, flags)
+    losses, sent, step_seconds = train(folder, name, processes, flags)
     record = {
         "devices": devices,
         "processes": processes,
@@ -89,9 +89,10 @@ def row(folder: Path, name: str, devices: int, processes: int, flags: str, one: 
         "step_ms": 1e3 * step_seconds,
     }
     if processes > 1:
-        # What both send while they start and end is taken off by a shorter run.
-        sent = {steps: train(folder, name, processes, flags, steps)[1] for steps in (STEPS, 1100)}
-        record["loopback_bytes_per_step"] = round((sent[1100] - sent[STEPS]) / (1100 - STEPS))
+        # What is sent at the beginning and the end of any run is taken off.
+        longer = 11 * STEPS
+        more = train(folder, name, processes, flags, longer)[1] - sent
+        record["loopback_bytes_per_step"] = round(more / (longer - STEPS))
     return record
 
 
