@@ -1,10 +1,37 @@
 """Every test runs with strict promotion; oracles run in float64 (`x64`)."""
 
 import gc
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
+
+# XLA's optimiser and LLVM's would take most of the suite's time, for programs that run once. The
+# passes over the whole program, which decide what it stores, are left on. Flags of one's own are
+# kept: `XLA_FLAGS= make test` compiles as a user's program is compiled.
+QUICK_COMPILATION = (
+    "--xla_backend_optimization_level=0"
+    " --xla_cpu_use_fusion_emitters=false"
+    " --xla_cpu_parallel_codegen_split_count=1"
+)
+# Each compiled program maps memory, and the system limits the maps of a process (65,530 on Linux):
+# beyond them the next compilation crashes the interpreter. This many are a few GB of programs.
+MANY_MAPS = 10_000
+
+
+def _known_to_xla(flags: str) -> bool:
+    """XLA ends the process that gives it a flag of another version."""
+    read = "from jaxlib import xla_client as x; x.CompileOptions().executable_build_options"
+    command = [sys.executable, "-c", f"{read}.debug_options"]
+    environment = {**os.environ, "XLA_FLAGS": flags}
+    return subprocess.run(command, env=environment, capture_output=True).returncode == 0
+
+
+if "XLA_FLAGS" not in os.environ and _known_to_xla(QUICK_COMPILATION):
+    os.environ["XLA_FLAGS"] = QUICK_COMPILATION  # read at the first compilation, and by workers
 
 
 @pytest.fixture(autouse=True)
@@ -22,15 +49,10 @@ def x64():
 
 
 @pytest.fixture(autouse=True)
-def few_compiled_programs(request):
-    """Every compiled program maps memory, and the system limits the maps of a process.
-
-    With some thousand programs alive, the next compilation crashes the interpreter.
-    """
+def few_compiled_programs():
+    """Forgets compiled programs before there are too many."""
     yield
-    count = request.config.stash.setdefault(_TESTS_RUN, 0) + 1
-    request.config.stash[_TESTS_RUN] = count
-    if count % 40 == 0:
+    if _maps() > MANY_MAPS:
         laws = sys.modules.get("laws")
         if laws is not None:
             laws._COMPILED.clear()
@@ -38,4 +60,6 @@ def few_compiled_programs(request):
         gc.collect()
 
 
-_TESTS_RUN = pytest.StashKey[int]()
+def _maps() -> int:
+    maps = Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0

@@ -1,7 +1,5 @@
 """The laws that every pair of adaptation and meta-gradient keeps. Each raises AssertionError."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,23 +15,6 @@ def _key():
     return jax.random.key(7)
 
 
-@functools.cache
-def _compiler_options():
-    """What compiles fastest: the laws spend nearly all their time in XLA's optimiser."""
-    options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-    except Exception as error:  # other versions of XLA have other options
-        if "compile option" not in str(error):
-            raise
-        return None
-    return options
-
-
-def _jit(function):
-    return jax.jit(function, compiler_options=_compiler_options())
-
-
 _COMPILED: dict = {}
 
 
@@ -41,7 +22,7 @@ def batched(variant: Variant, estimator: Estimator, chunk=None):
     """The jitted meta_value_and_grad of a pair, compiled once per kind of input."""
     name = (variant.name, estimator.name, chunk)
     if name not in _COMPILED:
-        _COMPILED[name] = _jit(
+        _COMPILED[name] = jax.jit(
             il.meta_value_and_grad(
                 variant.problem, variant.adaptation, estimator.gradient, chunk=chunk
             )
@@ -88,7 +69,7 @@ def one_task_at_a_time(variant, estimator):
     """The batch is the mean of plain jax.grad over tasks, and aux is per task, never averaged."""
     episodes, meta, key = _episodes(), quadratic_meta(), _key()
     objective = il.meta_objective(variant.problem, variant.adaptation, estimator.gradient)
-    single = _jit(jax.value_and_grad(objective, has_aux=True))
+    single = jax.jit(jax.value_and_grad(objective, has_aux=True))
     results = [
         single(meta, _task(episodes, i), task_key)
         for i, task_key in enumerate(jax.random.split(key, TASKS))
@@ -129,7 +110,7 @@ def closed_over_tracers(variant, estimator):
         return loss, grads
 
     factors = jnp.array([1.0, 3.0])
-    losses, grads = _jit(jax.vmap(scaled))(factors)
+    losses, grads = jax.jit(jax.vmap(scaled))(factors)
     (loss, _), expected = batched(variant, estimator)(meta, episodes, key)
     _assert_close(losses, factors * loss)
     factor = 3 if estimator.reads_outer else 1
@@ -200,7 +181,7 @@ def same_inner_loop_as_adapt(variant, estimator):
     """`adapt` with the task's key returns the parameters that the objective saw."""
     episodes, meta, key = _episodes(), quadratic_meta(), _key()
     (_, aux), _ = batched(variant, estimator)(meta, episodes, key)
-    learn = _jit(lambda *args: il.adapt(variant.problem, variant.adaptation, *args))
+    learn = jax.jit(lambda *args: il.adapt(variant.problem, variant.adaptation, *args))
     for i, task_key in enumerate(jax.random.split(key, TASKS)):
         params, info = learn(meta, _task(episodes, i).support, task_key)
         _assert_close(params, aux.metrics["params"][i])
