@@ -1,163 +1,28 @@
 """Do to a run of the digits experiment what machines do, resume it, compare the bits.
 
-`python benchmarks/faults.py [NAME ...]` writes `results/faults.json` and prints the table of
-docs/long-runs.md; with names, only those faults are done again. It needs root on Linux: full disks
-are real ones, of a small tmpfs.
+`python benchmarks/faults.py [NAME ...]` writes `results/faults.json` and the table of
+docs/long-runs.md, to which a test holds the page; with names, only those faults are done again. It
+needs root on Linux: full disks are real ones, of a small tmpfs.
 """
 
 import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+
+from fault_runs import COMMAND, Disk, Run
 
 from innerloop.training.run_folder import environment
 
 FILE = Path(__file__).parent / "results" / "faults.json"
+PAGE = Path(__file__).parents[1] / "docs" / "long-runs.md"
+BEGIN, END = "<!-- faults: begin, written by benchmarks/faults.py -->", "<!-- faults: end -->"
 # Root, but for its right to write where the mode of a file does not let it.
 MODES_OBEYED = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
-COMMAND = [
-    *(sys.executable, "-m", "innerloop", "train", "digits", "--steps", "120", "--batch", "2"),
-    *("--filters", "4", "--per-call", "4", "--save-every", "16", "--validate-every", "40"),
-    *("--validation-tasks", "1000", "--test-tasks", "1000"),
-]
-
-
-class Disk:
-    """A small disk of its own, which a run's folder lies on."""
-
-    def __init__(self, path: Path):
-        self.path, self.run, self.cache = path / "disk", path / "disk" / "run", path / "cache"
-        self.path.mkdir()
-        self._do("mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs")
-
-    def fill(self) -> None:
-        with (self.path / "ballast").open("wb", buffering=0) as ballast:
-            try:
-                while True:
-                    ballast.write(bytes(4096))
-            except OSError:
-                pass
-
-    def read_only(self) -> None:
-        self._do("mount", "-o", "remount,ro")
-
-    def mend(self) -> None:
-        self._do("mount", "-o", "remount,rw")
-        (self.path / "ballast").unlink(missing_ok=True)
-        for path in (self.run, *self.run.rglob("*")):
-            if path.is_dir():
-                path.chmod(0o755)
-
-    def remove(self) -> None:
-        self._do("umount")
-
-    def _do(self, *command: str) -> None:
-        subprocess.run([*command, self.path], check=True)
-
-
-class Run:
-    """A process that trains, and what can be seen of it from outside."""
-
-    def __init__(
-        self,
-        folder: Path,
-        *flags: str,
-        cache: Path | None = None,
-        prefix: tuple[str, ...] = (),
-    ):
-        self.folder, self.checkpoints = folder, folder / "checkpoints"
-        self.reached = 0
-        self._damaged: set[str] = set()
-        self._errors: str | None = None
-        changed = {} if cache is None else {"INNERLOOP_CACHE": str(cache)}
-        self._process = subprocess.Popen(
-            [*prefix, *COMMAND, *flags, "--run", str(folder)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | changed,
-        )
-
-    def until(self, reached: Callable[[], bool]) -> "Run":
-        """Look often; return at the moment when something has been reached."""
-        while not reached():
-            assert self._process.poll() is None, self.ended()
-            time.sleep(0.002)
-        self.logged()
-        return self
-
-    def again(self) -> "Run":
-        """Another process that goes on with the run."""
-        other = Run(self.folder, "--resume")
-        other.reached, other._damaged = self.reached, self._damaged
-        return other
-
-    def logged(self) -> int:
-        """The outer step that the log has come to."""
-        try:
-            line = (self.folder / "log.jsonl").read_text().splitlines()[-1]
-            self.reached = max(self.reached, json.loads(line)["step"])
-        except (OSError, IndexError, ValueError):
-            return 0
-        return self.reached
-
-    def saved(self) -> int:
-        """The outer step of the last whole checkpoint."""
-        found = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
-        names = {path.name for path in found if path.name.isdigit()} - self._damaged
-        return max(map(int, names), default=0)
-
-    def damage_checkpoint(self) -> None:
-        """Cut every file of the last whole one to half its length."""
-        name = str(self.saved())
-        for path in (self.checkpoints / name).rglob("*"):
-            if path.is_file():
-                os.truncate(path, path.stat().st_size // 2)
-        self._damaged.add(name)
-
-    def compiling(self) -> "Run":
-        self.until((self.checkpoints / "lock").exists)
-        time.sleep(1.5)
-        assert self.logged() == 0, "it had been compiled"
-        return self
-
-    def training(self) -> "Run":
-        return self.until(lambda: self.logged() >= 52 and self.saved() >= 48)
-
-    def validating(self) -> "Run":
-        self.until(lambda: self.logged() >= 76)
-        time.sleep(0.3)
-        assert self.logged() == 76, "it had been validated"
-        return self
-
-    def saving(self) -> "Run":
-        unfinished = lambda: any(self.checkpoints.glob("*tmp*"))
-        return self.until(lambda: self.saved() >= 32 and unfinished())
-
-    def testing(self) -> "Run":
-        return self.until(lambda: self.saved() == 120)
-
-    def drawing(self) -> "Run":
-        return self.until((self.folder / "result.json").exists)
-
-    def signal(self, *numbers: int) -> "Run":
-        for number in numbers:
-            self._process.send_signal(number)
-            time.sleep(0.2)
-        return self
-
-    def ended(self) -> tuple[int, list[str]]:
-        """Exit status, as a shell gives it, and the lines that were printed on standard error."""
-        if self._errors is None:
-            _, self._errors = self._process.communicate()
-        code, names = self._process.returncode, (str(self.folder), "RUN")
-        return code if code >= 0 else 128 - code, self._errors.replace(*names).splitlines()
 
 
 # --- the faults: each does its own, and returns the run whose end is looked at -------------------
@@ -307,6 +172,28 @@ def tried(name: str, whole: Path) -> dict:
             disk.remove()
 
 
+def table(rows: list[dict]) -> str:
+    """What happened, what was printed of it, what was lost, and where it went on to."""
+    lines = [
+        "| what happens | what is printed | steps lost | exit status | the same bits after all |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        printed = row["printed"] or row["resumed_printed"]
+        said = printed[-1].removeprefix("innerloop: ").split(". Got")[0] if printed else ""
+        same_bits = "yes" if row["same_bits"] else "no"
+        cells = (row["what"], said, row["lost"], row["exit_status"], same_bits)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def updated(text: str) -> str:
+    """The page with the table of the results between its markers."""
+    head, rest = text.split(BEGIN)
+    _, tail = rest.split(END)
+    return f"{head}{BEGIN}\n\n{table(json.loads(FILE.read_text())['faults'])}\n\n{END}{tail}"
+
+
 def main() -> None:
     record = json.loads(FILE.read_text()) if FILE.exists() else {"faults": []}
     rows = {row["what"]: row for row in record["faults"]}
@@ -322,6 +209,7 @@ def main() -> None:
         "environment": environment(),
     }
     FILE.write_text(json.dumps(record, indent=1) + "\n")
+    PAGE.write_text(updated(PAGE.read_text()))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import errno
 import json
 import os
+import re
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -21,8 +23,10 @@ import pytest
 import innerloop as il
 from innerloop.cli import main
 from innerloop.training.checkpoint import CheckpointFolder
+from innerloop.training.logging.json_lines import JsonLines
 from innerloop.training.run_folder import RunFolder
 
+ROOT = Path(__file__).parents[1]
 TASKS = il.SinusoidTasks(5, 5)
 SINUSOID = [
     *("train", "sinusoid", "--steps", "8", "--batch", "2", "--width", "5", "--per-call", "2"),
@@ -194,20 +198,29 @@ def goes_on(run, whole_run):
     assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("method", ["append_log", "save_meta", "write_json"])
-def test_a_disk_that_is_full_for_one_file(method, tmp_path, whole_run, capsys, monkeypatch):
-    whole, run = getattr(RunFolder, method), tmp_path / "run"
+@pytest.mark.parametrize(
+    ("kind", "method", "what"),
+    [
+        (JsonLines, "__call__", "the log"),
+        (RunFolder, "save_meta", "the run folder"),
+        (RunFolder, "write_json", "the run folder"),
+    ],
+)
+def test_a_disk_that_is_full_for_one_file(
+    kind, method, what, tmp_path, whole_run, capsys, monkeypatch
+):
+    whole, run = getattr(kind, method), tmp_path / "run"
 
-    def full(folder, *given):
-        if method == "write_json" and given[0] == "config.json":
-            return whole(folder, *given)
+    def full(writer, *given):
+        if given[0] == "config.json":
+            return whole(writer, *given)
         with full_disk():
-            return whole(folder, *given)
+            return whole(writer, *given)
 
-    monkeypatch.setattr(RunFolder, method, full)
+    monkeypatch.setattr(kind, method, full)
     error = failed(capsys, *SINUSOID, "--run", str(run))
-    assert "the run folder cannot be written" in error
-    assert "--resume" in error
+    assert f"{what} cannot be written" in error
+    assert "resume" in error
     monkeypatch.undo()
     goes_on(run, whole_run)
 
@@ -316,3 +329,31 @@ def test_train_refuses_a_run_of_other_shapes_by_leaf(run, tmp_path, capsys):
     assert "float32[1, 5]" in error
     assert "float32[1, 7]" in error
     assert not Path(tmp_path / "next").exists()
+
+
+# --- the documentation --------------------------------------------------------------------------
+
+
+def test_the_table_of_faults_is_what_was_measured(monkeypatch):
+    """`python benchmarks/faults.py` writes both; every row went on to the same bits."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "faults.py"))
+    text = script["PAGE"].read_text()
+    assert script["updated"](text) == text
+    rows = json.loads(script["FILE"].read_text())["faults"]
+    assert [row["what"] for row in rows] == list(script["FAULTS"])
+    for row in rows:
+        assert row["same_bits"], row
+        assert row["resumed_exit_status"] == 0, row
+        assert all(line.startswith("innerloop: ") for line in row["printed"]), row
+        warned = [line for line in row["printed"] if "cannot be read; the one before" in line]
+        assert len(row["printed"]) <= len(warned) + 1, row
+
+
+def test_the_documentation_tells_the_number_of_kills():
+    record = json.loads((ROOT / "benchmarks" / "results" / "kills.json").read_text())
+    assert record["same_parameters"]
+    assert record["same_metrics"]
+    told = re.search(r"after (\d+)\s+kills", (ROOT / "docs" / "long-runs.md").read_text())
+    assert told is not None
+    assert int(told[1]) == record["sigkills"]
