@@ -1,4 +1,4 @@
-"""The command line: `innerloop train EXPERIMENT`, `innerloop evaluate RUN`, `innerloop demo`."""
+"""The command line: `innerloop train EXPERIMENT`, `innerloop report RUN`, `innerloop demo`, …"""
 
 import contextlib
 import logging
@@ -23,6 +23,7 @@ from innerloop.experiments.before_training import (
     plan_experiment,
 )
 from innerloop.experiments.train import EXPERIMENTS, evaluate_run, train
+from innerloop.report import write_report
 from innerloop.tasks.known_files import cache_folder
 from innerloop.training import Stopped
 from innerloop.training.processes import is_first, join
@@ -65,6 +66,16 @@ class Evaluate:
     """Seed of the test set; the run's own unless given."""
     shuffle_support_labels: bool = False
     """Shuffle each task's support labels: accuracy must fall to chance."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write a run, or several side by side, as one self-contained HTML page."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of the runs."""
+    out: Path | None = None
+    """File to write; RUN/report.html unless given, and report.html for several runs."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
         {
             "train": Train,
             "evaluate": Evaluate,
+            "report": Report,
             "check": Check,
             "compare": Compare,
             "plan": Plan,
@@ -180,7 +192,7 @@ def _one_line_each() -> None:
     sys.excepthook = show
 
 
-def _run(command: Train | Evaluate | Check | Compare | Plan | Demo) -> None:
+def _run(command: Train | Evaluate | Report | Check | Compare | Plan | Demo) -> None:
     match command:
         case Train(experiment):
             if command.cluster or command.coordinator is not None:
@@ -196,6 +208,8 @@ def _run(command: Train | Evaluate | Check | Compare | Plan | Demo) -> None:
             )
             _print_table(record["test"], record["normalisation"])
             print(record["file"])
+        case Report(runs, out):
+            print(write_report(runs, out))
         case Check(experiment, tasks, trace_only, trained):
             with _working("checking"):
                 report = check_experiment(experiment, tasks, not trace_only, trained)

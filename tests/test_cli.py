@@ -29,6 +29,7 @@ SMALL = [
     "2",
 ]
 DIGITS = ["train", "digits", *SMALL, "--filters", "4", "--test-queries", "3"]
+FILES = {"config.json", "log.jsonl", "best.eqx", "checkpoints", "result.json", "test_tasks.npz"}
 SINUSOID = ["train", "sinusoid", *SMALL, "--width", "5"]
 
 
@@ -87,7 +88,7 @@ def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
         "adaptation_curve.png",
         "episodes.png",
     }
-    assert names == {"config.json", "log.jsonl", "best.eqx", "checkpoints", "result.json"} | figures
+    assert names == FILES | figures
     for figure in figures:
         assert (digits_run / figure).read_bytes().startswith(b"\x89PNG")
     config, result = read(digits_run / "config.json"), read(digits_run / "result.json")
@@ -103,6 +104,16 @@ def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
     test = result["test"]
     assert test["tasks"] == 4
     assert len(test["mean"]["accuracy"]) == len(test["interval_95"]["loss"]) == 3
+    with np.load(digits_run / "test_tasks.npz") as per_task:
+        for name, mean in test["mean"].items():
+            assert per_task[name].shape == (4, 3)
+            assert per_task[name].dtype == np.float32
+            np.testing.assert_allclose(per_task[name].mean(axis=0), mean, rtol=1e-5)
+    cost = result["cost"]
+    assert cost["flops_per_step"] > 1e5
+    assert cost["unreached"] == []
+    assert 0 < cost["seconds_per_step"] < cost["compile_seconds"]
+    assert 5e7 < cost["peak_memory_bytes"] < 1e12
     assert all(0 <= value <= 1 for value in test["mean"]["accuracy"])
     log = [json.loads(line) for line in (digits_run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [2, 4]
@@ -122,7 +133,7 @@ def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
 def test_sinusoid_leaves_its_figures_too(sinusoid_run):
     names = {path.name for path in sinusoid_run.iterdir()}
     figures = {"learning_curve.png", "validation_over_time.png", "adaptation_curve.png", "fits.png"}
-    assert names == {"config.json", "log.jsonl", "best.eqx", "checkpoints", "result.json"} | figures
+    assert names == FILES | figures
     assert read(sinusoid_run / "result.json")["normalisation"] == "none"
 
 
@@ -163,6 +174,48 @@ def test_evaluate_takes_other_tasks_steps_and_seed(own_run):
     assert record["seed"] == 7
     assert record["test"]["tasks"] == 3
     assert len(record["test"]["mean"]["loss"]) == 2
+
+
+def test_report_writes_a_page_that_lacks_nothing(own_run, capsys):
+    capsys.readouterr()
+    main(["report", str(own_run)])
+    assert capsys.readouterr().out == f"{own_run / 'report.html'}\n"
+    page = (own_run / "report.html").read_text()
+    mean = read(own_run / "result.json")["test"]["mean"]["loss"][-1]
+    assert f"{mean:.1f}" in page
+    assert "not recorded" not in page.lower()
+
+
+def test_report_refuses_what_is_no_run(sinusoid_run, tmp_path, capsys):
+    assert "no run" in refused(capsys, tmp_path, "report", sinusoid_run, tmp_path)
+    assert "needs a run" in refused(capsys, tmp_path, "report")
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file" / "a.html", tmp_path / "page.json"):
+        assert "cannot be written" in refused(
+            capsys, tmp_path, "report", sinusoid_run, "--out", out
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", '{"experiment": "sinusoid"}'),
+        ("config.json", '{"experiment": "sinusoid", "config": {"batch": "many"}}'),
+        ("log.jsonl", '{"step": 1}'),
+        ("log.jsonl", "[1, 2]"),
+        ("log.jsonl", '{"step": 1, "seconds": 1, "losses": [1], "system": {}}'),
+        ("log.jsonl", '{"step": 1, "seconds": 1, "losses": [1], "faults": [3]}'),
+        ("result.json", '{"test": 3}'),
+        ("result.json", '{"test": {"mean": {"loss": [1]}, "interval_95": {}, "tasks": 1}}'),
+        ("result.json", '{"cost": {"seconds_per_step": "long"}}'),
+        ("test_tasks.npz", "rubbish"),
+        ("fits.png", "rubbish"),
+    ],
+)
+def test_report_refuses_a_damaged_run(own_run, tmp_path, capsys, name, content):
+    (own_run / name).write_text(content)
+    assert name in refused(capsys, tmp_path, "report", own_run)
 
 
 def test_check_says_that_nothing_is_wrong(capsys):

@@ -8,10 +8,13 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from innerloop.adaptation import run
 from innerloop.experiments.base import Experiment, Parts
+from innerloop.gradients.inner import exact_inner_gradient
+from innerloop.gradients.loops import store_all
 from innerloop.models import Model, conv4, cross_entropy
 from innerloop.models.normalisation import per_example, transductive
-from innerloop.objective import adapt
+from innerloop.problem import task_keys
 from innerloop.recipes import Recipe, fomaml, maml
 from innerloop.tasks import ClassificationTasks, Splits, evaluation_episodes
 
@@ -63,7 +66,7 @@ class FewShotImages(Experiment):
         )
 
     def figures(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
-        """Three test episodes with what was predicted for the query images."""
+        """Three test episodes: what is predicted for the query images after `test_steps` steps."""
         from innerloop.plots import episodes_with_predictions
 
         episodes = evaluation_episodes(parts.test, 3, self.seed, "figures")
@@ -72,7 +75,17 @@ class FewShotImages(Experiment):
 
         @jax.jit
         def learn_and_predict(episode, key):
-            params, _ = adapt(problem, adaptation, meta, episode.support, key)  # pyright: ignore[reportArgumentType]
+            state, *_ = run(
+                problem,  # pyright: ignore[reportArgumentType]
+                adaptation,  # pyright: ignore[reportArgumentType]
+                meta,
+                episode.support,
+                task_keys(key).adapt,
+                exact_inner_gradient,
+                store_all,
+                steps=self.test_steps,
+            )
+            params = adaptation.params(state)  # pyright: ignore[reportAttributeAccessIssue]
             return jax.nn.softmax(model.apply(params, episode.query.inputs, None, None))
 
         shown = []

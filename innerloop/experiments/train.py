@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jaxtyping import PyTree
 
 from innerloop.diagnostics.planning.table import summary as plan_summary
 from innerloop.errors import RunError, StructureError
 from innerloop.experiments.base import Experiment, Parts, support_labels_shuffled
+from innerloop.experiments.cost import meta_gradient_record, training_cost
 from innerloop.experiments.curves import draw_curves
 from innerloop.experiments.digits import Digits
 from innerloop.experiments.omniglot import Omniglot
@@ -24,7 +26,6 @@ from innerloop.tasks import evaluation_episodes, evaluation_key
 from innerloop.training import (
     Checkpoints,
     Clip,
-    Evaluation,
     JsonLines,
     Logger,
     Loggers,
@@ -34,12 +35,20 @@ from innerloop.training import (
     TensorBoard,
     Validation,
     WeightsAndBiases,
-    evaluate,
     fit,
 )
+from innerloop.training.evaluate import evaluate_tasks, summarise
 from innerloop.training.logging.records import evaluation_record
 from innerloop.training.processes import is_first
-from innerloop.training.run_folder import CHECKPOINTS, CONFIG, LOG, RESULT, RunFolder, environment
+from innerloop.training.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    LOG,
+    RESULT,
+    TEST_TASKS,
+    RunFolder,
+    environment,
+)
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "sinusoid": Sinusoid,
@@ -74,7 +83,11 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     validation = evaluation_episodes(
         parts.validation, experiment.validation_tasks, experiment.seed, "validation"
     )
-    config = {"experiment": _name(experiment), "config": dataclasses.asdict(experiment)}
+    config = {
+        "experiment": _name(experiment),
+        "config": dataclasses.asdict(experiment),
+        "metric": parts.metric,
+    }
     chosen = _chosen_loggers(experiment, run)
     folder = _folder(experiment, run, config)
     rate = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
@@ -113,7 +126,8 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         )
     trained_seconds = time.perf_counter() - begin
     experiment = dataclasses.replace(experiment, chunk=outcome.chunk)
-    test = test_evaluation(experiment, parts, outcome.meta)
+    per_task = test_evaluation(experiment, parts, outcome.meta)
+    test = summarise(per_task)
     result = {
         **config,
         "environment": environment(),
@@ -124,10 +138,13 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         "seconds": trained_seconds,
         "chunk": outcome.chunk,
         "plan": None if outcome.plan is None else plan_summary(outcome.plan),
+        "cost": training_cost(folder.read_log())
+        | meta_gradient_record(parts, outcome, experiment.batch),
         "test": evaluation_record(test),
     }
     if is_first():
         folder.save_meta(outcome.meta)  # once more: a run that goes on may have lost it
+        folder.write_arrays(TEST_TASKS, {name: np.asarray(x, "f4") for name, x in per_task.items()})
         folder.write_json(RESULT, result)
         with folder.writing():
             draw_curves(folder, parts.metric, test, _name(experiment), experiment.inner_steps)
@@ -160,7 +177,7 @@ def evaluate_run(
     check_ranges(experiment)
     parts = experiment.parts()
     meta = _best_meta(folder, parts.recipe)
-    test = test_evaluation(experiment, parts, meta, shuffle_support_labels)
+    test = summarise(test_evaluation(experiment, parts, meta, shuffle_support_labels))
     record = {
         "run": str(path),
         "shuffled_support_labels": shuffle_support_labels,
@@ -176,13 +193,16 @@ def evaluate_run(
 
 def test_evaluation(
     experiment: Experiment, parts: Parts, meta: Any, shuffle_support_labels: bool = False
-) -> Evaluation:
-    """The fixed test set of the experiment's seed, after 0 ... `test_steps` inner steps."""
+) -> dict[str, jax.Array]:
+    """Every metric of every task in the fixed test set of the experiment's seed.
+
+    Each `(test_tasks, test_steps + 1)`: after 0 ... `test_steps` inner steps.
+    """
     episodes = evaluation_episodes(parts.test, experiment.test_tasks, experiment.seed, "test")
     if shuffle_support_labels:
         episodes = support_labels_shuffled(episodes, evaluation_key(experiment.seed, "shuffling"))
     problem, adaptation, *_ = parts.recipe
-    return evaluate(
+    return evaluate_tasks(
         problem,  # pyright: ignore[reportArgumentType]
         adaptation,  # pyright: ignore[reportArgumentType]
         meta,

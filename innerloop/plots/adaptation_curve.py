@@ -30,34 +30,32 @@ def adaptation_curve(
 
     Returns `path`. Raises `StructureError` where the lengths differ.
     """
-    from matplotlib.ticker import MaxNLocator
-
     centre, half = pair("mean", mean, "interval", interval)
-    inner = np.arange(len(centre))
     with new_figure(path, (6.2, 4.0)) as (figure, done):
         axes = figure.subplots()
         figure.suptitle(title)
-        marker = "o" if len(inner) <= 30 else None
-        axes.plot(inner, centre, color=BLUE, marker=marker, markersize=5, label="mean over tasks")
-        axes.fill_between(
-            inner,
-            centre - half,
-            centre + half,
-            color=BLUE,
-            alpha=0.2,
-            linewidth=0,
-            label="95% interval",
-        )
-        plural = "step" if trained_steps == 1 else "steps"
-        axes.axvline(
-            trained_steps,
-            color=INK,
-            linestyle=":",
-            linewidth=1.4,
-            label=f"meta-trained with {trained_steps} {plural}",
-        )
-        axes.set(xlabel="inner steps", ylabel=metric)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        metric_axis(axes, metric)
+        labels = ("mean over tasks", "95% interval")
+        adaptation_panel(axes, centre, centre - half, centre + half, metric, labels=labels)
+        trained_line(axes, trained_steps)
         axes.legend(loc="best")
         return done()
+
+
+def adaptation_panel(axes, centre, low, high, metric, *, colour=BLUE, labels=(None, None), **style):
+    """Draw the metric by number of inner steps: a line, and a band from `low` to `high`."""
+    from matplotlib.ticker import MaxNLocator
+
+    inner = np.arange(len(centre))
+    marker = "o" if len(inner) <= 30 else None
+    axes.plot(inner, centre, color=colour, marker=marker, markersize=5, label=labels[0], **style)
+    axes.fill_between(inner, low, high, color=colour, alpha=0.2, linewidth=0, label=labels[1])
+    axes.set(xlabel="inner steps", ylabel=metric)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    metric_axis(axes.yaxis, metric)
+
+
+def trained_line(axes, trained_steps: int):
+    """Mark the inner steps of meta-training."""
+    plural = "step" if trained_steps == 1 else "steps"
+    label = f"meta-trained with {trained_steps} {plural}"
+    axes.axvline(trained_steps, color=INK, linestyle=":", linewidth=1.4, label=label)

@@ -8,7 +8,7 @@ from typing import Any
 
 from innerloop.plots.checks import nothing
 from innerloop.plots.labels import label_points
-from innerloop.plots.style import BLUE, GREEN, RED, new_figure
+from innerloop.plots.style import BLUE, GREEN, RED, new_figure, plain_log_ticks
 
 FLOOR = 1e-5
 """Relative error below which a gradient is drawn as exact: rounding in single precision."""
@@ -102,14 +102,10 @@ def _error_axis(axes, records) -> float:
 
 def _cost_axis(axes, costs: list[float], label: str) -> None:
     """A logarithmic axis with room at the sides, its ticks plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
     decades = math.log10(max(costs) / min(costs))
     room = 10 ** (0.15 + 0.12 * decades)
     axes.set(xscale="log", xlim=(min(costs) / room, max(costs) * room), xlabel=label)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    plain_log_ticks(axes.xaxis, 10**decades)
 
 
 def _below(axes, row: float) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from innerloop.errors import StructureError
 from innerloop.plots.checks import pair
-from innerloop.plots.style import BLUE, new_figure
+from innerloop.plots.style import BLUE, new_figure, spread_axis, step_axis
 from innerloop.plots.validation_over_time import validation_panel
 
 
@@ -46,7 +46,6 @@ def learning_curve(
             write="learning_curve(path, steps=steps, losses=losses, ...)",
         )
     y = np.where(np.isfinite(y), y, np.nan)
-    finite = y[np.isfinite(y)]
     window = max(1, len(y) // 50)
     panels = 2 if len(at) else 1
     with new_figure(path, (5.2 * panels, 3.9)) as (figure, done):
@@ -60,20 +59,12 @@ def learning_curve(
                 x, _running_mean(y, window), color=BLUE, label=f"mean of the last {window}"
             )
             axes[0].legend(loc="upper right")
-        if len(finite) and finite.min() > 0 and finite.max() > 10 * finite.min():
-            axes[0].set_yscale("log")
+        spread_axis(axes[0], y)
         axes[0].set(xlabel="outer step", ylabel="training loss")
         if panels == 2:
             validation_panel(axes[1], at, scores, metric, higher_is_better)
-        _thousands(axes[0])
+        step_axis(axes[0])
         return done()
-
-
-def _thousands(axes):
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:

@@ -38,12 +38,21 @@ def validation_panel(
     axes, at, scores, metric, higher_is_better=None, *, along="outer step", where="step {:,.0f}"
 ):
     """Draw the metric `along` something, and say at the best point its value and `where` it is."""
+    validation_line(axes, at, scores, metric, along=along)
+    axes.margins(y=0.2)  # room for the label, on the side where no other point can be
+    _mark_best(axes, at, scores, metric, higher_is_better, where)
+
+
+def validation_line(axes, at, scores, metric, *, along, colour=ORANGE, **style):
+    """Draw the metric `along` something."""
+    axes.plot(at, scores, color=colour, marker="o", markersize=5, **style)
+    axes.set(xlabel=along, ylabel=f"validation {metric}")
+    metric_axis(axes.yaxis, metric)
+
+
+def _mark_best(axes, at, scores, metric, higher_is_better, where):
     if higher_is_better is None:
         higher_is_better = is_fraction(metric)
-    axes.plot(at, scores, color=ORANGE, marker="o", markersize=5)
-    axes.set(xlabel=along, ylabel=f"validation {metric}")
-    axes.margins(y=0.2)  # room for the label, on the side where no other point can be
-    metric_axis(axes, metric)
     usable = np.flatnonzero(np.isfinite(scores))
     if not len(usable):
         return

@@ -114,9 +114,28 @@ def evaluate(
     Returns mean and 95% interval (1.96 standard errors over tasks) after 0 ... `steps` inner steps,
     which may go beyond the trained number. `devices` share the tasks, as in `fit`.
     """
+    return summarise(
+        evaluate_tasks(
+            problem, adaptation, meta, episodes, key, steps=steps, chunk=chunk, devices=devices
+        )
+    )
+
+
+def evaluate_tasks(
+    problem: Problem,
+    adaptation: Adaptation,
+    meta: PyTree,
+    episodes: Episode,
+    key: PRNGKeyArray,
+    *,
+    steps: int | None = None,
+    chunk: int | None = None,
+    devices: Placement | Mesh | int | Literal["all"] | None = None,
+) -> dict[str, jax.Array]:
+    """What `evaluate` summarises: every metric of every task, `(tasks, steps + 1)`."""
     place = placement(devices)
     measure = evaluator(problem, adaptation, steps=steps, chunk=chunk, placement=place)
-    return summarise(measure(*(place.place(each) for each in (meta, episodes, key))))
+    return measure(*(place.place(each) for each in (meta, episodes, key)))
 
 
 def summarise(per_task: dict[str, jax.Array]) -> Evaluation:

@@ -3,21 +3,23 @@
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from innerloop.errors import RunError
 from innerloop.training.files import read_json_lines, strict_json, write_whole, writing
 
 CONFIG, LOG, META, RESULT = "config.json", "log.jsonl", "best.eqx", "result.json"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, TEST_TASKS = "checkpoints", "test_tasks.npz"
 _PACKAGES = ("innerloop", "jax", "jaxlib", "equinox", "optax", "numpy")
 
 
@@ -29,7 +31,8 @@ class RunFolder:
       outer step, system figures, validation
     - `checkpoints/`: the training state, by which a run goes on
     - `best.eqx`: the best meta-parameters by validation
-    - `result.json`: the test evaluation with config, seed, versions and device
+    - `result.json`: the test evaluation with config, seed, versions, device and cost
+    - `test_tasks.npz`: every metric of every test task, `(tasks, inner steps + 1)`
     - `*.png`: figures
     """
 
@@ -128,8 +131,24 @@ class RunFolder:
         return self._write(name, lambda temporary: temporary.write_text(text))
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The lines of the log; one that a kill cut short is left out."""
-        return read_json_lines(self.path / LOG)
+        """The lines of the log, as `read_json_lines`. Raises `RunError` where damaged."""
+        try:
+            return read_json_lines(self.path / LOG)
+        except (OSError, ValueError) as error:
+            raise self.damaged(LOG, error) from error
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a file such as `test_tasks.npz`. Raises `RunError` where damaged."""
+        try:
+            with np.load(self.path / name, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, BadZipFile) as error:
+            raise self.damaged(name, error) from error
+
+    def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> Path:
+        """Write named arrays whole, compressed."""
+        write: Callable[..., Any] = np.savez_compressed
+        return self._write(name, lambda temporary: write(temporary, **arrays))
 
     def save_meta(self, meta: PyTree) -> Path:
         """Keep the best meta-parameters."""

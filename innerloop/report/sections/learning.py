@@ -1,0 +1,87 @@
+"""How the run learned: over outer steps, and over inner steps."""
+
+from collections.abc import Iterator
+from itertools import zip_longest
+
+from innerloop.report import figures, text
+from innerloop.report.blocks import Block, Figures, NotRecorded, Table
+from innerloop.report.runs import Run
+from innerloop.report.sections.common import by_metric, split, with_metric
+from innerloop.report.seeds import over_seeds, same_but_for_the_seed
+
+
+def learning(runs: list[Run]) -> Iterator[Block]:
+    """Training loss and validation over outer steps and over time."""
+    begun, missing = split(runs, lambda run: len(run.losses))
+    if missing:
+        yield NotRecorded("the log of outer steps", missing)
+    drawn = [figures.training_loss(begun)] if begun else []
+    validated, missing = split(runs, lambda run: len(run.validations.steps))
+    for same in by_metric(validated):
+        drawn += [figures.validation_by_step(same), figures.validation_by_time(same)]
+    if drawn:
+        yield Figures(runs, drawn)
+    if missing:
+        yield NotRecorded("validation", missing)
+
+
+def adaptation(runs: list[Run]) -> Iterator[Block]:
+    """How well the test tasks are learned by each inner step."""
+    tested, missing = split(runs, lambda run: run.finished)
+    names = dict.fromkeys(name for run in tested for name in run.test.mean)
+    if tested:
+        drawn = [figures.adaptation(with_metric(tested, name), name) for name in names]
+        yield Figures(runs, drawn)
+    if missing:
+        yield NotRecorded("the test evaluation", missing)
+
+
+def intervals(runs: list[Run]) -> Iterator[Block]:
+    """Means with intervals over tasks, and over seeds where runs differ in nothing else."""
+    tested, missing = split(runs, lambda run: run.finished)
+    if len(tested) == 1:
+        yield _intervals_table(tested[0])
+    else:
+        names = dict.fromkeys(name for run in tested for name in run.test.mean)
+        yield from (_intervals_beside(with_metric(tested, name), name) for name in names)
+    for group in same_but_for_the_seed(runs):
+        yield _seeds_table(group)
+    if missing:
+        yield NotRecorded("the test evaluation", missing)
+
+
+def _intervals_table(run: Run) -> Table:
+    names = list(run.test.mean)
+    columns = [_means(run, name) for name in names]
+    rows = [[str(step), *cells] for step, cells in enumerate(zip(*columns, strict=True))]
+    caption = f"Mean over {run.test.tasks:,} test tasks ± 95% interval over tasks"
+    return Table(["inner steps", *names], rows, caption)
+
+
+def _intervals_beside(runs: list[Run], name: str) -> Table:
+    columns = [_means(run, name) for run in runs]
+    rows = [[str(step), *cells] for step, cells in enumerate(zip_longest(*columns, fillvalue=""))]
+    caption = f"{name}: mean over test tasks ± 95% interval over tasks"
+    return Table(["inner steps", *(run.name for run in runs)], rows, caption)
+
+
+def _means(run: Run, name: str) -> list[str]:
+    pairs = zip(run.test.mean[name], run.test.interval[name], strict=True)
+    return [text.plus_minus(*pair, name) for pair in pairs]
+
+
+def _seeds_table(group: list[Run]) -> Table:
+    metric = group[0].metric
+    names = [name for name in group[0].test.mean if all(name in run.test.mean for run in group)]
+    rows = []
+    for step in range(len(group[0].test.mean[metric])):
+        together = {
+            name: over_seeds([run.test.mean[name][step] for run in group]) for name in names
+        }
+        cells = [text.plus_minus(each.mean, each.half, name) for name, each in together.items()]
+        ends = [text.value(end, metric) for end in (together[metric].low, together[metric].high)]
+        rows.append([str(step), *cells, " to ".join(ends)])
+    seeds = ", ".join(str(run.config["seed"]) for run in group)
+    caption = f"Over seeds {seeds}, all else the same: mean of {len(group)} runs ± 95% interval "
+    caption += "over seeds (Student's t)"
+    return Table(["inner steps", *names, f"{metric}, least to most"], rows, caption)
