@@ -81,6 +81,7 @@ from innerloop.problem import (
     task_keys,
 )
 from innerloop.recipes import Recipe, fomaml, maml, pretrained, supervised_loss
+from innerloop.report import write_report
 from innerloop.tasks import (
     Alphabets,
     ClassificationTasks,
@@ -248,4 +249,5 @@ __all__ = [
     "transformer",
     "upright",
     "with_quarter_turns",
+    "write_report",
 ]
