@@ -203,7 +203,7 @@ def test_report_refuses_what_is_no_run(sinusoid_run, tmp_path, capsys):
         ("config.json", '{"experiment": "sinusoid"}'),
         ("config.json", '{"experiment": "sinusoid", "config": {"batch": "many"}}'),
         ("log.jsonl", '{"step": 1}'),
-        ("log.jsonl", "[1, 2]"),
+        ("log.jsonl", '{"step": "soon", "seconds": 1, "losses": []}'),
         ("log.jsonl", '{"step": 1, "seconds": 1, "losses": [1], "system": {}}'),
         ("log.jsonl", '{"step": 1, "seconds": 1, "losses": [1], "faults": [3]}'),
         ("result.json", '{"test": 3}'),

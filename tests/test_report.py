@@ -172,6 +172,7 @@ def test_a_long_run_makes_no_large_page(tmp_path):
 
 def test_a_run_that_has_only_begun_says_so(tmp_path):
     RunFolder.create(tmp_path / "run", {"experiment": "digits", "config": {"steps": 300}})
+    (tmp_path / "run/log.jsonl").write_text('[1]\n{"step": 20, "seco')  # as a kill leaves it
     text = text_of(write_report([tmp_path / "run"]))
     for missing in (
         "log of outer steps",

@@ -55,13 +55,16 @@ def _reason(error: Exception) -> str:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; none where there is no file. One that a kill cut short is left out."""
+    """The objects of a log; none where there is no file.
+
+    A line that a kill cut short, or that is no object, is left out.
+    """
     records = []
     with contextlib.suppress(FileNotFoundError):
         for line in path.read_text().splitlines():
             with contextlib.suppress(ValueError):
                 records.append(json.loads(line))
-    return records
+    return [record for record in records if isinstance(record, dict)]
 
 
 def strict_json(content: Any, indent: int | None = None) -> str:
