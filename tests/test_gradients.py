@@ -104,13 +104,13 @@ def test_reptile_without_meta_in_init_raises_and_names_what_it_leaves_out():
     with pytest.raises(il.GradientError, match="init reads no part of meta"):
         objective(il.Reptile(), blind)(quadratic_meta())
     f = il.meta_value_and_grad(base, LEARN, il.Reptile())
-    (_, aux), _ = f(quadratic_meta(), quadratic_episodes(), KEY)
+    (_, aux), _ = jax.eval_shape(f, quadratic_meta(), quadratic_episodes(), KEY)
     assert set(aux.diagnostics["unreached"]) == {"['rate']", "['rates']", "['scale']", "['decay']"}
     assert aux.diagnostics["unreached"]["['rate']"].shape == (TASKS,)
 
 
 def test_a_learning_rate_under_implicit_is_unreached():
-    f = il.meta_value_and_grad(quadratic_problem(), LEARN, il.Implicit())
+    f = jax.jit(il.meta_value_and_grad(quadratic_problem(), LEARN, il.Implicit()))
     (_, aux), grads = f(quadratic_meta(), quadratic_episodes(), KEY)
     assert set(aux.diagnostics["unreached"]) == {"['rate']", "['rates']"}
     assert grads["rate"] == 0
@@ -128,7 +128,7 @@ def test_mixed_dtypes_in_meta_are_kept(gradient):
     f = il.meta_value_and_grad(base, learn, gradient)
     if isinstance(gradient, il.ForwardMode) and isinstance(gradient.directions, il.Basis):
         pytest.skip("a basis has the dtypes of meta")
-    _, grads = jax.jit(f)(meta, quadratic_episodes(), KEY)
+    _, grads = jax.eval_shape(f, meta, quadratic_episodes(), KEY)
     assert {name: leaf.dtype for name, leaf in grads.items()} == {
         name: leaf.dtype for name, leaf in meta.items()
     }
@@ -169,7 +169,8 @@ def test_truncation_bridges_past_an_infinite_initial_state():
         optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=2)), 5
     )
     values = [
-        objective(g, adaptation=learn)(quadratic_meta()) for g in (il.Unroll(), il.Truncated(2))
+        jax.jit(objective(g, adaptation=learn))(quadratic_meta())
+        for g in (il.Unroll(), il.Truncated(2))
     ]
     np.testing.assert_allclose(values[1], values[0], rtol=1e-12)
 

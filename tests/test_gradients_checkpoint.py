@@ -1,5 +1,7 @@
 """What an unrolled loop keeps: memory and work change, the gradient does not."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,21 +13,27 @@ import innerloop as il
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-@pytest.mark.parametrize("settings", [(1, False), (4, True), (None, False)])
-def test_checkpointing_keeps_fewer_values(settings):
-    """Compiled, not run: temporary memory of 64 steps."""
-    length, mixed = settings
+@functools.cache
+def temporary(gradient):
+    """Memory of the values kept over 64 steps; compiled, not run."""
     model = il.mlp([8, 32, 32, 8])
     problem, learn, _, init = il.maml(model, il.mean_squared_error, 0.01, 64)
     meta = init(jax.random.key(0))
     rows = jnp.zeros((64, 8))
     data = il.Episode(il.Examples(rows, rows), il.Examples(rows, rows))
+    f = jax.jit(jax.grad(il.meta_objective(problem, learn, gradient), has_aux=True))
+    return f.lower(meta, data, KEY).compile().memory_analysis().temp_size_in_bytes
 
-    def temporary(gradient):
-        f = jax.jit(jax.grad(il.meta_objective(problem, learn, gradient), has_aux=True))
-        return f.lower(meta, data, KEY).compile().memory_analysis().temp_size_in_bytes
 
+@pytest.mark.xdist_group("temporary memory")
+@pytest.mark.parametrize("settings", [(1, False), (4, True), (None, False)])
+def test_checkpointing_keeps_fewer_values(settings):
+    length, mixed = settings
     assert temporary(il.Unroll(il.Segments(length), mixed)) < 0.5 * temporary(il.Unroll())
+
+
+@pytest.mark.xdist_group("temporary memory")
+def test_a_fixed_number_of_states_takes_less_than_every_state():
     assert temporary(il.Unroll(il.Binomial(3))) < temporary(il.Unroll(1))
 
 
