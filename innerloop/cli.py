@@ -195,7 +195,8 @@ def _one_line_each() -> None:
 def _run(command: Train | Evaluate | Report | Check | Compare | Plan | Demo) -> None:
     match command:
         case Train(experiment):
-            if command.cluster or command.coordinator is not None:
+            numbers = (command.coordinator, command.processes, command.process)
+            if command.cluster or numbers != (None, None, None):
                 _join(command)
             _train(experiment)
         case Evaluate():

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
 from innerloop.training import Logger, Progress
+from innerloop.training.logging.records import means
 from innerloop.training.run_folder import RunFolder
 
 
@@ -40,7 +39,7 @@ class ProgressBar(Logger):
         return self
 
     def __call__(self, progress: Progress) -> None:
-        loss = f"{np.mean(progress.metrics['loss']):.4f}"
+        loss = f"{means(progress)['loss']:.4f}"
         self._bar.update(self._task, completed=progress.step, loss=loss)
         if progress.evaluation is not None:
             validation = f"{progress.evaluation.mean[self._metric][-1]:.4f}"

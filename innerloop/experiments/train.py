@@ -39,7 +39,7 @@ from innerloop.training import (
 )
 from innerloop.training.evaluate import evaluate_tasks, summarise
 from innerloop.training.logging.records import evaluation_record
-from innerloop.training.processes import is_first
+from innerloop.training.processes import is_first, together
 from innerloop.training.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -89,7 +89,8 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         "metric": parts.metric,
     }
     chosen = _chosen_loggers(experiment, run)
-    folder = _folder(experiment, run, config)
+    with together():
+        folder = _folder(experiment, run, config)
     rate = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
     optimizer = optax.adam(rate if experiment.cosine else experiment.outer_rate)
     loggers = (
@@ -172,7 +173,7 @@ def evaluate_run(
     chunk = folder.read_json(RESULT).get("chunk") if folder.has(RESULT) else None
     experiment = read_experiment(folder)
     experiment = dataclasses.replace(
-        experiment, memory=None, chunk=chunk or experiment.chunk, **changed
+        experiment, memory=None, devices=None, chunk=chunk or experiment.chunk, **changed
     )
     check_ranges(experiment)
     parts = experiment.parts()

@@ -5,6 +5,8 @@ from typing import Any
 from innerloop.checks import check_count, check_key, describe
 from innerloop.errors import StructureError
 from innerloop.recipes import Recipe
+from innerloop.training.checkpoint import Checkpoints
+from innerloop.training.non_finite import NonFinite
 from innerloop.training.validation import Validation
 
 
@@ -50,6 +52,31 @@ def check_arguments(
         "Recipe(problem, adaptation, gradient, init_meta=model.init)",
     )
     check_key(key)
+
+
+def check_policies(non_finite: Any, checkpoints: Any, averaging: Any) -> None:
+    """Raise `StructureError` for the first of them that is of another kind, or out of range."""
+    _check_kind(
+        "non_finite",
+        non_finite,
+        isinstance(non_finite, NonFinite),
+        "a policy",
+        "fit(..., non_finite=Stop()), or Skip() or Clip(1.0)",
+    )
+    _check_kind(
+        "checkpoints",
+        checkpoints,
+        checkpoints is None or isinstance(checkpoints, Checkpoints),
+        "Checkpoints, or None",
+        "fit(..., checkpoints=Checkpoints(folder, every=500))",
+    )
+    _check_kind(
+        "averaging",
+        averaging,
+        isinstance(averaging, int | float) and 0 <= averaging < 1,
+        "a decay of at least 0 and below 1",
+        "fit(..., averaging=0.999)",
+    )
 
 
 def check_no_chunk(chunk: int | None) -> None:

@@ -8,10 +8,12 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from innerloop.checks import check_count, check_key
+from innerloop.errors import StructureError
 from innerloop.objective import task_count
 from innerloop.problem import Episode
 from innerloop.tasks import TaskDistribution
-from innerloop.training.sharding import Placement, round_up
+from innerloop.training.placement import Placement
+from innerloop.training.sharding import round_up
 
 
 def run_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArray]:
@@ -72,6 +74,14 @@ def _filled(episodes: Episode, devices: int) -> Episode:
     rows = round_up(tasks, devices)
     if rows == tasks:
         return episodes
+    if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
+        raise StructureError(
+            "the keys of a batch that is filled up would be others than those of the batch",
+            got=f"{tasks} tasks on {devices} devices, with jax_threefry_partitionable=False",
+            expected="JAX's default, with which the first keys of a larger split are the same",
+            write="jax.config.update('jax_threefry_partitionable', True), or a multiple of "
+            f"{devices} tasks",
+        )
     repeated = np.minimum(np.arange(rows), tasks - 1)
     weight = jnp.ones(tasks) if episodes.weight is None else episodes.weight
     support, query, weight = jax.tree.map(

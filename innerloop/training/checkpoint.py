@@ -16,7 +16,7 @@ from innerloop.checks import check_count, describe
 from innerloop.errors import RunError
 from innerloop.gradients.reach import leaf_names, leaf_shapes
 from innerloop.training.files import writing
-from innerloop.training.processes import is_first
+from innerloop.training.processes import in_any, is_first, same_in_all, together
 
 FORMAT = 2
 """Of the checkpoints. Older ones are read, newer ones refused."""
@@ -55,7 +55,7 @@ class CheckpointFolder:
         self._path = Path(checkpoints.folder).absolute()
         self._every = checkpoints.every
         self._settings = json.loads(json.dumps(settings))
-        with self._writing():
+        with together(), self._writing():
             self._path.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(self._path)
         # Only here: it takes a second to import, and a run without checkpoints does not need it.
@@ -91,7 +91,8 @@ class CheckpointFolder:
         """Save in the background. A state that was saved at this step before stays."""
         if step in self._manager.all_steps():
             return
-        self._require_there()
+        with together():
+            self._require_there()
         leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(_without_keys(state)))}
         about = {
             "format": FORMAT,
@@ -114,13 +115,21 @@ class CheckpointFolder:
         another format, of other settings, or of a state of another structure, and where none can be
         read, which deletes nothing.
         """
-        damaged = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        damaged, steps = [], sorted(self._manager.all_steps(), reverse=True)
+        if not same_in_all(max(steps, default=-1)):
+            raise RunError(
+                "the processes do not see the same checkpoints",
+                got=f"{self._path}, with outer steps {steps} in process {jax.process_index()}",
+                expected="one folder that all of them read and write",
+                write="Checkpoints(folder) on a file system that the machines share",
+            )
+        for step in steps:
             about = self._about(step)
-            if about is not None:
+            missing = in_any(about is None)  # asked by all, whatever they found
+            if about is not None and not missing:
                 self._require_same(about, like)
                 state = self._state(step, like, _new_since(about["format"]))
-                if state is not None:
+                if not in_any(state is None):
                     with self._writing():
                         for later in damaged:
                             self._manager.delete(later)

@@ -16,7 +16,8 @@ from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.objective import task_count
 from innerloop.problem import Episode, Problem, loss_function, task_keys
-from innerloop.training.sharding import OneDevice, Placement, placement
+from innerloop.training.placement import OneDevice, Placement
+from innerloop.training.sharding import placement
 
 TASKS_AT_ONCE = 100
 """Enough to fill the cores, few enough to stay in the cache: on a CPU faster than

@@ -14,7 +14,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from innerloop.diagnostics.plan import Plan
 from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution
-from innerloop.training.arguments import check_arguments, check_no_chunk
+from innerloop.training.arguments import check_arguments, check_no_chunk, check_policies
 from innerloop.training.batch import run_keys
 from innerloop.training.budget import plan_training
 from innerloop.training.checkpoint import Checkpoints
@@ -22,9 +22,11 @@ from innerloop.training.evaluate import Evaluation
 from innerloop.training.faults import stop_at_faults
 from innerloop.training.non_finite import Fault, NonFinite, Stop
 from innerloop.training.outer_loop import OuterLoop
-from innerloop.training.processes import in_any
+from innerloop.training.placement import Placement
+from innerloop.training.processes import in_any, together
 from innerloop.training.saving import training_saved
-from innerloop.training.sharding import Placement, placement
+from innerloop.training.sharding import placement
+from innerloop.training.step import averaged
 from innerloop.training.system import Meter
 from innerloop.training.validation import Validation, Validator
 
@@ -35,7 +37,7 @@ class Progress(NamedTuple):
     - `step`: outer steps taken so far; `metrics`: name -> one value per step of this call
     - `seconds`: since the start, compilation included
     - `evaluation`: the validation made now, if one was due; `best`: whether it is the best so far
-    - `meta`: the meta-parameters that were validated
+    - `meta`: the meta-parameters now, those that were validated where an evaluation was due
     - `fault`: the last of these steps, where its loss or meta-gradient was not finite
     - `system`: seconds, tasks per second, memory: the figures of `innerloop.training.system.Meter`
     """
@@ -125,6 +127,7 @@ def fit(
     """
     counts = {"steps": steps, "batch": batch, "per_call": per_call}
     check_arguments(recipe, tasks, optimizer, validation, key, counts)
+    check_policies(non_finite, checkpoints, averaging)
     place = placement(devices)
     budgeted = None
     if memory is not None:
@@ -160,24 +163,25 @@ def fit(
             n = min(per_call, steps - step, *due)
             meter.begin()
             state, metrics, fault = take(state, n)
-            taken = len(metrics["loss"])
-            meter.end(taken)
-            step += taken
+            meter.end(len(metrics["loss"]))
+            step += len(metrics["loss"])
             late = minutes is not None and time.perf_counter() - begin > 60 * minutes
             fatal = fault if fault is not None and fault.ends else None
             ends = in_any(late) or step == steps or fatal is not None
-            evaluation, best = (None, False) if fatal else validate(state.average, step, ends)
+            meta = averaged(state)
+            evaluation, best = (None, False) if fatal else validate(meta, step, ends)
             seconds = time.perf_counter() - begin
-            shown = state.average if evaluation is None else place.gathered(state.average)
+            shown = meta if evaluation is None else place.gathered(meta)
             figures = meter.figures()
-            report(Progress(step, metrics, seconds, evaluation, best, shown, fault, figures))
+            with together():
+                report(Progress(step, metrics, seconds, evaluation, best, shown, fault, figures))
             saved.save(state, validate, seconds, last=ends)
             if fatal is not None:
                 raise fatal.error()
             if ends:
                 break
-    meta, best_step = validate.best or (state.average, step)
-    meta, last = place.gathered(meta), place.gathered(state.average)
+    meta, best_step = validate.best or (averaged(state), step)
+    meta, last = place.gathered(meta), place.gathered(averaged(state))
     return Fit(meta, last, step, best_step, int(state.faults), chunk, budgeted)
 
 

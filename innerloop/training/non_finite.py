@@ -1,5 +1,6 @@
 """What happens at an outer step whose loss or meta-gradient is not finite."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,17 +8,17 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.errors import RunError
+from innerloop.checks import check_count
+from innerloop.errors import RunError, StructureError
 from innerloop.gradients import Aux, MetaGradient
 from innerloop.objective import SumOverTasks, meta_value_and_grad
 from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution
 from innerloop.training.batch import batch_and_key
-from innerloop.training.sharding import Placement
-from innerloop.training.step import TrainState, Update, is_sound
+from innerloop.training.placement import OneDevice, Placement
+from innerloop.training.step import TrainState, Update, global_norm, is_sound
 
 
 class NonFinite(eqx.Module):
@@ -46,14 +47,27 @@ class Skip(NonFinite):
     in_a_row: int = 10
     norm: float | None = eqx.field(default=None, init=False)
 
+    def __check_init__(self):
+        check_count("in_a_row", self.in_a_row, write="Skip(in_a_row=10)")
+
 
 class Clip(NonFinite):
     r"""Step along $\frac{1}{W} \sum_i w_i\, g_i \min(1, c / \lVert g_i \rVert)$, where tasks whose
     loss or gradient $g_i$ is not finite count as zero; c is `norm`, W the sum of all weights.
     """
 
-    norm: float | None = 1.0
+    norm: float = 1.0
     in_a_row: int = 10
+
+    def __check_init__(self):
+        check_count("in_a_row", self.in_a_row, write="Clip(norm=1.0, in_a_row=10)")
+        if not (isinstance(self.norm, int | float) and 0 < self.norm < math.inf):
+            raise StructureError(
+                "gradients are clipped to a length",
+                got=f"norm={self.norm!r}",
+                expected="a finite number above 0",
+                write="Clip(norm=1.0)",
+            )
 
 
 class Fault(NamedTuple):
@@ -61,9 +75,9 @@ class Fault(NamedTuple):
 
     - `step`: its number, the first being 0; `loss`: the mean loss, as it came out
     - `tasks`: the places in the batch of the tasks that caused it; of a mixture, pairs of kind and
-      place. Empty where each is finite by itself, and only their sum is not.
+      place. Empty where each is finite when it is computed alone.
     - `keys`: the keys that these tasks were learned with, as numbers
-    - `policy`: what was done
+    - `policy`: the name of the policy; `ends`: whether the run ends here
 
     `tasks_of_step` gives the same tasks and keys again.
     """
@@ -73,11 +87,7 @@ class Fault(NamedTuple):
     tasks: tuple[Any, ...]
     keys: tuple[list[int], ...]
     policy: str
-
-    @property
-    def ends(self) -> bool:
-        """Whether the run ends with it."""
-        return self.policy == "stop"
+    ends: bool
 
     def error(self) -> RunError:
         """The error that ends a run."""
@@ -87,9 +97,10 @@ class Fault(NamedTuple):
         return RunError(
             "the loss or the meta-gradient is no longer finite",
             got=f"a loss of {self.loss} at outer step {self.step}, caused by "
-            + (causes or "no single task: the sum over tasks is not finite"),
+            + (causes or "no single task: each is finite when it is computed alone"),
             expected="finite losses and gradients",
-            write="a lower inner or outer rate, or fit(..., non_finite=Skip()); "
+            write="a lower inner or outer rate, or, on resuming, a policy that goes on, such as "
+            "fit(..., non_finite=Skip(in_a_row=100)) (--non-finite skip); "
             f"tasks_of_step(tasks, key, {self.step}, batch) gives these tasks again",
         )
 
@@ -113,7 +124,8 @@ class Treatment:
 
         @eqx.filter_jit
         def treated(state: TrainState, tasks: TaskDistribution, key: PRNGKeyArray):
-            episodes, task_key = batch_and_key(tasks, key, state.step, batch, placement)
+            # Without what would fill the batch up for the devices: every device does it all.
+            episodes, task_key = batch_and_key(tasks, key, state.step, batch, OneDevice())
             (_, aux), grads = by_task(state.meta, placement.whole(episodes), task_key)
             after = state._replace(step=state.step + 1)
             if policy.norm is not None:
@@ -132,12 +144,12 @@ class Treatment:
         after, found = self._treated(state, tasks, key)
         goes_on = int(state.in_a_row) < self._policy.in_a_row
         places, keys = [], []
-        for kind, (finite, weight, data) in enumerate(jax.tree.map(np.asarray, found)):
-            for i in np.flatnonzero(~finite & (weight != 0)).tolist():
+        for kind, (finite, data) in enumerate(jax.tree.map(np.asarray, found)):
+            for i in np.flatnonzero(~finite).tolist():
                 places.append(i if len(found) == 1 else (kind, i))
                 keys.append(data[i].tolist())
-        policy = type(self._policy).__name__.lower() if goes_on else "stop"
-        fault = Fault(int(state.step), loss, tuple(places), tuple(keys), policy)
+        policy = type(self._policy).__name__.lower()
+        fault = Fault(int(state.step), loss, tuple(places), tuple(keys), policy, not goes_on)
         return (after if goes_on else state), fault
 
 
@@ -151,10 +163,9 @@ def _task_by_task(norm: float) -> Callable[[SumOverTasks], SumOverTasks]:
         def run(meta: PyTree, episodes: PyTree, keys: jax.Array, weights: jax.Array):
             def add(total: PyTree, task: PyTree):
                 loss, aux, grads = sums(meta, *jax.tree.map(lambda leaf: leaf[None], task))
+                sound = is_sound(loss, grads)
                 with jax.numpy_dtype_promotion("standard"):
-                    length = optax.tree.norm(grads)
-                    scale = jnp.minimum(1, task[-1] * norm / jnp.maximum(length, 1e-30))
-                sound = is_sound(loss, length)
+                    scale = jnp.minimum(1, task[-1] * norm / jnp.maximum(global_norm(grads), 1e-30))
                 clipped = jax.tree.map(
                     lambda leaf: jnp.where(sound, leaf * scale.astype(leaf.dtype), 0), grads
                 )
@@ -165,7 +176,7 @@ def _task_by_task(norm: float) -> Callable[[SumOverTasks], SumOverTasks]:
             grads, (losses, aux, sound) = jax.lax.scan(add, zero, (episodes, keys, weights))
             aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
             is_typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-            found = (sound, weights, jax.random.key_data(keys) if is_typed else keys)
+            found = (sound, jax.random.key_data(keys) if is_typed else keys)
             diagnostics = aux.diagnostics | {_FOUND: found}
             return jnp.sum(losses), aux._replace(diagnostics=diagnostics), grads
 

@@ -11,7 +11,7 @@ from innerloop.objective import meta_value_and_grad
 from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution
 from innerloop.training.non_finite import Fault, NonFinite, Treatment
-from innerloop.training.sharding import Placement
+from innerloop.training.placement import Placement
 from innerloop.training.step import TrainState, init_state, outer_steps, updating
 
 
@@ -55,9 +55,10 @@ class OuterLoop:
     def __call__(
         self, state: TrainState, n: int
     ) -> tuple[TrainState, dict[str, Any], Fault | None]:
-        """Take n steps, or end with the first that is not finite, which the metrics include.
+        """Take n steps, or end with the first that is not finite.
 
-        Where the policy ends the run, the state is the one before that step.
+        The metrics have a row for each step that the state has taken: where the policy ends the
+        run, the state is the one before the fault, and the metrics end there too.
         """
         steps = self._placement.place(np.int32(n))
         state, filled, sound = self._take(state, self._tasks, self._key, steps)
@@ -65,5 +66,5 @@ class OuterLoop:
         if taken < n:
             loss = float(filled["loss"][taken])
             state, fault = self._treat(state, self._tasks, self._key, loss)
-            taken += 1
+            taken += not fault.ends
         return state, {name: np.asarray(leaf)[:taken] for name, leaf in filled.items()}, fault

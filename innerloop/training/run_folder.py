@@ -72,6 +72,7 @@ class RunFolder:
             if name not in may_change and theirs["config"].get(name) != value
         }
         if theirs["experiment"] == mine["experiment"] and not changed:
+            folder.write_json(CONFIG, config)  # with what has changed: it is read by others
             return folder
         other = theirs["experiment"] != mine["experiment"]
         flag = lambda name, value: f"--{name.replace('_', '-')} {value}"

@@ -12,7 +12,7 @@ from innerloop.errors import StructureError
 from innerloop.training.checkpoint import CheckpointFolder, Checkpoints
 from innerloop.training.processes import in_any
 from innerloop.training.signals import Stopped, signals_deferred
-from innerloop.training.step import TrainState
+from innerloop.training.step import TrainState, averaged
 from innerloop.training.validation import Validator
 
 
@@ -39,7 +39,7 @@ class _Saving:
 
     def resumed(self, state: TrainState, validate: Validator) -> tuple[TrainState, float]:
         """The saved state, and the seconds it took; the given one where nothing was saved."""
-        found = self._folder.load(_Saved(state, state.average))
+        found = self._folder.load(_Saved(state, averaged(state)))
         if found is None:
             return state, 0.0
         (state, best), record = found
@@ -53,7 +53,7 @@ class _Saving:
         self._step = step = int(state.step)
         number = self._asked()
         if last or number is not None or self._folder.is_due(step):
-            best, best_step = validate.best or (state.average, None)
+            best, best_step = validate.best or (averaged(state), None)
             # A score of minus infinity is no JSON number.
             record = {"best_step": best_step, "score": str(validate.score), "seconds": seconds}
             self._folder.save(step, _Saved(state, best), record)
@@ -69,7 +69,7 @@ class _Saving:
     def _asked(self) -> int | None:
         """The signal that asks to stop. Where it came to one process, all stop and save."""
         number = self._stopped_by()
-        return number or signal.SIGTERM if in_any(number is not None) else None
+        return (number or signal.SIGTERM) if in_any(number is not None) else None
 
 
 class _NotSaving:

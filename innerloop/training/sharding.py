@@ -1,6 +1,5 @@
-"""Tasks over the devices of a mesh, on one machine or many. No other file names devices."""
+"""Tasks over the devices of a mesh, on one machine or many. No other file chooses devices."""
 
-import abc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import PyTree
 from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
 from innerloop.objective import SumOverTasks
+from innerloop.training.placement import OneDevice, Placement
 
 MetaRule = Callable[[jax.ShapeDtypeStruct, int], int | None]
 """`(leaf, devices) -> axis` of a meta leaf that is spread over the devices; None: whole on each."""
@@ -40,79 +40,6 @@ def largest_axis(leaf: jax.ShapeDtypeStruct, devices: int) -> int | None:
 
 _WORTH_SPREADING = 1024
 """Elements of a leaf. Below, a message costs more than the memory it saves."""
-
-
-class Placement(eqx.Module):
-    """Where the trainer's arrays are, and how a sum over tasks is run there."""
-
-    @property
-    @abc.abstractmethod
-    def devices(self) -> int:
-        """How many devices share the tasks."""
-
-    @abc.abstractmethod
-    def spread(self, sums: SumOverTasks) -> SumOverTasks:
-        """The same sum over tasks, each device its own part of them."""
-
-    @abc.abstractmethod
-    def each(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """`function(meta, episodes, keys) -> results per task`, each device its own tasks."""
-
-    @abc.abstractmethod
-    def by_task(self, tree: PyTree) -> PyTree:
-        """Inside a compiled function: the leading axis of every leaf goes over the devices."""
-
-    @abc.abstractmethod
-    def whole(self, tree: PyTree) -> PyTree:
-        """Inside a compiled function: every leaf whole on every device."""
-
-    @abc.abstractmethod
-    def as_state(self, meta: PyTree) -> PyTree:
-        """Inside a compiled function: meta-parameters where the training state has them."""
-
-    @abc.abstractmethod
-    def gathered(self, meta: PyTree) -> PyTree:
-        """Meta-parameters of the training state, whole in every process."""
-
-    @abc.abstractmethod
-    def place(self, tree: PyTree) -> PyTree:
-        """Arrays of this process, the same in all of them, whole on every device."""
-
-    @abc.abstractmethod
-    def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
-        """The training state where its parts belong."""
-
-
-class OneDevice(Placement):
-    """JAX's default device."""
-
-    @property
-    def devices(self) -> int:
-        return 1
-
-    def spread(self, sums: SumOverTasks) -> SumOverTasks:
-        return sums
-
-    def each(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        return function
-
-    def by_task(self, tree: PyTree) -> PyTree:
-        return tree
-
-    def whole(self, tree: PyTree) -> PyTree:
-        return tree
-
-    def as_state(self, meta: PyTree) -> PyTree:
-        return meta
-
-    def gathered(self, meta: PyTree) -> PyTree:
-        return meta
-
-    def place(self, tree: PyTree) -> PyTree:
-        return tree
-
-    def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
-        return state
 
 
 class Sharding(Placement):
@@ -144,6 +71,7 @@ class Sharding(Placement):
         names = self.mesh.axis_names
 
         def run(meta: PyTree, *batch: Any):
+            self._require_even(len(batch[-1]))
             axes = [self._axis(leaf) for leaf in jax.tree.leaves(meta)]
             structure = jax.tree.structure(meta)
 
@@ -186,6 +114,12 @@ class Sharding(Placement):
             lambda leaf: jax.lax.with_sharding_constraint(leaf, self._sharding(leaf)), meta
         )
 
+    def as_optimizer_state(
+        self, optimizer: optax.GradientTransformation, state: PyTree, meta: PyTree
+    ) -> PyTree:
+        put = jax.lax.with_sharding_constraint
+        return self._of_leaves(optimizer, state, meta, put, self.whole)
+
     def gathered(self, meta: PyTree) -> PyTree:
         if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(meta)):
             return meta
@@ -198,19 +132,24 @@ class Sharding(Placement):
         )
 
     def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
-        shardings = jax.tree.map(self._sharding, state.meta)
-        inner = optax.tree.map_params(
-            optimizer,
-            lambda leaf, sharding: _put(leaf, sharding),
-            state.optimizer,
-            shardings,
-            transform_non_params=self.place,
-        )
+        inner = self._of_leaves(optimizer, state.optimizer, state.meta, _put, self.place)
         placed = self.place(state._replace(meta=None, average=None, optimizer=None))
         meta, average = (
-            jax.tree.map(_put, tree, shardings) for tree in (state.meta, state.average)
+            jax.tree.map(lambda leaf: _put(leaf, self._sharding(leaf)), tree)
+            for tree in (state.meta, state.average)
         )
         return placed._replace(meta=meta, average=average, optimizer=inner)
+
+    def _of_leaves(
+        self, optimizer: Any, state: PyTree, meta: PyTree, put: Callable, rest: Callable
+    ):
+        """What is kept of a leaf goes where the leaf is, if of its shape; the rest everywhere."""
+
+        def one(kept: Any, leaf: Any) -> Any:
+            whole = self._named(PartitionSpec())
+            return put(kept, self._sharding(leaf) if kept.shape == leaf.shape else whole)
+
+        return optax.tree.map_params(optimizer, one, state, meta, transform_non_params=rest)
 
     def _on_each(self, function: Callable, ins: Any, outs: Any) -> Callable:
         # The checks of what varies over devices do not know the library's own derivative rules.
@@ -218,12 +157,31 @@ class Sharding(Placement):
             function, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False
         )
 
+    def _require_even(self, tasks: int) -> None:
+        if tasks % self.devices:
+            raise StructureError(
+                "the devices cannot share the tasks evenly",
+                got=f"{tasks} tasks on {self.devices} devices",
+                expected="a multiple of the number of devices",
+                write=f"tasks.sample(key, {round_up(tasks, self.devices)}), or fit(devices=...), "
+                "which fills a batch up",
+            )
+
     @property
     def _tasks(self) -> PartitionSpec:
         return PartitionSpec(self.mesh.axis_names)
 
     def _axis(self, leaf: Any) -> int | None:
-        return self.meta(jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), self.devices)
+        shape, devices = jnp.shape(leaf), self.devices
+        axis = self.meta(jax.ShapeDtypeStruct(shape, leaf.dtype), devices)
+        if axis is None or (0 <= axis < len(shape) and shape[axis] % devices == 0):
+            return axis
+        raise StructureError(
+            "a leaf of meta cannot be spread along the axis that the rule gives",
+            got=f"axis {axis!r} of a leaf of shape {shape}, on {devices} devices",
+            expected="an axis from 0 on that the number of devices divides, or None",
+            write="Sharding(mesh, largest_axis)",
+        )
 
     def _part(self, axis: int | None) -> PartitionSpec:
         if axis is None:
@@ -249,8 +207,23 @@ def round_up(count: int, multiple: int) -> int:
 def placement(devices: Any) -> Placement:
     """What `fit(devices=...)` stands for: None, `"all"`, a count, a mesh, or a `Placement`.
 
-    Raises `StructureError` for anything else, and for more devices than there are.
+    Raises `StructureError` for anything else, for more devices than there are, and where one of
+    several processes would have no part in it.
     """
+    place = _placement(devices)
+    mesh = place.mesh.devices.flat if isinstance(place, Sharding) else jax.local_devices()[:1]
+    without = set(range(jax.process_count())) - {device.process_index for device in mesh}
+    if without:
+        raise StructureError(
+            "every process needs a device of its own among those that share the tasks",
+            got=f"devices={describe(devices)}, none of them of process {min(without)}",
+            expected=f"devices of all {jax.process_count()} processes",
+            write="fit(..., devices='all') (--devices all)",
+        )
+    return place
+
+
+def _placement(devices: Any) -> Placement:
     if devices is None:
         return OneDevice()
     if isinstance(devices, Placement):

@@ -13,7 +13,7 @@ from innerloop.objective import MetaValueAndGrad
 from innerloop.tasks import TaskDistribution
 from innerloop.training.batch import batch_and_key
 from innerloop.training.evaluate import named_metrics
-from innerloop.training.sharding import OneDevice, Placement
+from innerloop.training.placement import OneDevice, Placement
 
 Update = Callable[["TrainState", PyTree], "TrainState"]
 """`(state, meta-gradient) -> state` after an outer step."""
@@ -22,7 +22,9 @@ Update = Callable[["TrainState", PyTree], "TrainState"]
 class TrainState(NamedTuple):
     """All that the next outer step needs.
 
-    - `average`: exponential moving average of `meta`; the same as `meta` where none is asked for
+    - `average`: exponential moving average of `meta`, of which it holds the values in float32 at
+      least: a step of a narrower type would be too coarse for it to move. The same values as `meta`
+      where none is asked for.
     - `step`: number of outer steps taken
     - `faults`: how many of them had a meta-gradient that was not finite; `in_a_row`: since the last
       sound one
@@ -39,7 +41,14 @@ class TrainState(NamedTuple):
 def init_state(meta: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first outer step."""
     meta = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), meta)
-    return TrainState(meta, meta, optimizer.init(meta), jnp.int32(0), jnp.int32(0), jnp.int32(0))
+    average = jax.tree.map(_widened, meta)
+    zero = jnp.int32(0)
+    return TrainState(meta, average, optimizer.init(meta), zero, zero, zero)
+
+
+def averaged(state: TrainState) -> PyTree:
+    """The average as meta-parameters: what is validated, kept and returned."""
+    return jax.tree.map(lambda leaf, mean: mean.astype(leaf.dtype), state.meta, state.average)
 
 
 def updating(
@@ -51,8 +60,10 @@ def updating(
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             updates, optimizer_state = optimizer.update(grads, state.optimizer, state.meta)
             meta = optax.apply_updates(state.meta, updates)
-            average = optax.incremental_update(meta, state.average, 1 - averaging)
+            wide = jax.tree.map(_widened, meta)
+            average = optax.incremental_update(wide, state.average, 1 - averaging)
         meta, average = placement.as_state(meta), placement.as_state(average)
+        optimizer_state = placement.as_optimizer_state(optimizer, optimizer_state, meta)
         return TrainState(
             meta, average, optimizer_state, state.step + 1, state.faults, jnp.int32(0)
         )
@@ -80,9 +91,8 @@ def outer_steps(
     def one_step(state: TrainState, tasks: TaskDistribution, key: PRNGKeyArray):
         episodes, task_key = batch_and_key(tasks, key, state.step, batch, placement)
         (loss, aux), grads = value_and_grad(state.meta, episodes, task_key)
-        with jax.numpy_dtype_promotion("standard"):
-            norm = optax.tree.norm(grads)
-        sound = is_sound(loss, norm)
+        norm = global_norm(grads)
+        sound = is_sound(loss, grads)
         state = jax.lax.cond(sound, update, lambda state, grads: state, state, grads)
         metrics = {"loss": loss, "gradient_norm": norm} | _mean_metrics(aux, episodes)
         return state, placement.whole(metrics), sound
@@ -109,9 +119,20 @@ def outer_steps(
     return steps
 
 
-def is_sound(loss: Scalar, norm: Scalar) -> Bool[Array, ""]:
-    """Whether a loss and its gradient, by its norm, are finite."""
-    return jnp.isfinite(loss) & jnp.isfinite(norm)
+def is_sound(loss: Scalar, grads: PyTree) -> Bool[Array, ""]:
+    """Whether a loss and its gradient are finite."""
+    parts = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
+    return jnp.all(jnp.stack([jnp.isfinite(loss), *parts]))
+
+
+def global_norm(grads: PyTree) -> Scalar:
+    """Of all leaves together, in float32 at least, whose squares go further."""
+    with jax.numpy_dtype_promotion("standard"):
+        return optax.tree.norm(jax.tree.map(_widened, grads))
+
+
+def _widened(leaf: Array) -> Array:
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def _mean_metrics(aux: Any, episodes: Any) -> dict:
@@ -123,10 +144,12 @@ def _mean_metrics(aux: Any, episodes: Any) -> dict:
     named_metrics(jax.tree.map(lambda leaf: leaf[0], metrics))
     if not metrics:
         return {}
-    weights = episodes.weight
-    return {
-        name: jnp.mean(leaf)
-        if weights is None
-        else jnp.sum(weights.astype(leaf.dtype) * leaf) / jnp.sum(weights.astype(leaf.dtype))
-        for name, leaf in metrics.items()
-    }
+    if episodes.weight is None:
+        return {name: jnp.mean(leaf) for name, leaf in metrics.items()}
+
+    def weighted(leaf: Array) -> Scalar:
+        dtype = jnp.promote_types(leaf.dtype, episodes.weight.dtype)
+        weights = episodes.weight.astype(dtype)
+        return jnp.sum(weights * leaf.astype(dtype)) / jnp.sum(weights)
+
+    return {name: weighted(leaf) for name, leaf in metrics.items()}

@@ -41,7 +41,8 @@ class Meter:
     def end(self, steps: int) -> None:
         """The call has ended, after so many outer steps."""
         preparing = sum(end - begin for begin, end in self._spans)
-        self._step_seconds = (time.perf_counter() - self._begin - preparing) / steps
+        seconds = max(time.perf_counter() - self._begin - preparing, 1e-9)
+        self._step_seconds = seconds / max(steps, 1)
 
     def figures(self) -> dict[str, float]:
         """The figures of the last call, by name.

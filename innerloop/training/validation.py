@@ -11,7 +11,7 @@ from innerloop.errors import StructureError
 from innerloop.problem import Episode, ProblemMixture
 from innerloop.recipes import Recipe
 from innerloop.training.evaluate import Evaluation, evaluator, summarise
-from innerloop.training.sharding import Placement
+from innerloop.training.placement import Placement
 
 
 class Validation(NamedTuple):

@@ -15,11 +15,10 @@ def record(progress: Progress) -> dict[str, Any]:
     - `"losses"`: the loss of each outer step
     - `"system"`: the system figures
     - `"validation"`: the evaluation, if one was made
-    - `"faults"`: the step whose loss or meta-gradient was not finite, if there was one; it does not
-      count in the means
+    - `"faults"`: the step whose loss or meta-gradient was not finite, if there was one
     """
     content = {"step": progress.step, "seconds": round(progress.seconds, 3)}
-    content |= _means(progress) | {"losses": progress.metrics["loss"].tolist()}
+    content |= means(progress) | {"losses": progress.metrics["loss"].tolist()}
     content["system"] = progress.system
     if progress.evaluation is not None:
         content["validation"] = evaluation_record(progress.evaluation)
@@ -36,7 +35,7 @@ def scalars(progress: Progress) -> dict[str, float]:
       width of its 95% interval as `"validation/accuracy/interval_95"`
     - `"system/step_seconds"`, …: the system figures
     """
-    flat = _means(progress)
+    flat = means(progress)
     flat |= {f"system/{name}": value for name, value in progress.system.items()}
     if progress.evaluation is not None:
         mean, interval, _ = progress.evaluation
@@ -56,10 +55,10 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _means(progress: Progress) -> dict[str, float]:
-    """Over the sound steps; NaN where there is none."""
-    sound = len(progress.metrics["loss"]) - (progress.fault is not None)
+def means(progress: Progress) -> dict[str, float]:
+    """Each metric's mean over the sound steps of the call; NaN where there is none."""
+    rows = {name: np.asarray(leaf, np.float64) for name, leaf in progress.metrics.items()}
+    sound = np.isfinite(rows["loss"]) & np.isfinite(rows["gradient_norm"])
     return {
-        name: float(np.mean(leaf[:sound])) if sound else np.nan
-        for name, leaf in progress.metrics.items()
+        name: float(leaf[sound].mean()) if sound.any() else np.nan for name, leaf in rows.items()
     }

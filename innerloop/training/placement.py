@@ -1,0 +1,94 @@
+"""Where the trainer's arrays are: one device, or what `sharding.py` says of many."""
+
+import abc
+from collections.abc import Callable
+
+import equinox as eqx
+import optax
+from jaxtyping import PyTree
+
+from innerloop.objective import SumOverTasks
+
+
+class Placement(eqx.Module):
+    """Where the trainer's arrays are, and how a sum over tasks is run there."""
+
+    @property
+    @abc.abstractmethod
+    def devices(self) -> int:
+        """How many devices share the tasks."""
+
+    @abc.abstractmethod
+    def spread(self, sums: SumOverTasks) -> SumOverTasks:
+        """The same sum over tasks, each device its own part of them."""
+
+    @abc.abstractmethod
+    def each(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        """`function(meta, episodes, keys) -> results per task`, each device its own tasks."""
+
+    @abc.abstractmethod
+    def by_task(self, tree: PyTree) -> PyTree:
+        """Inside a compiled function: the leading axis of every leaf goes over the devices."""
+
+    @abc.abstractmethod
+    def whole(self, tree: PyTree) -> PyTree:
+        """Inside a compiled function: every leaf whole on every device."""
+
+    @abc.abstractmethod
+    def as_state(self, meta: PyTree) -> PyTree:
+        """Inside a compiled function: meta-parameters where the training state has them."""
+
+    @abc.abstractmethod
+    def as_optimizer_state(
+        self, optimizer: optax.GradientTransformation, state: PyTree, meta: PyTree
+    ) -> PyTree:
+        """Inside a compiled function: what the optimizer keeps of each leaf, where the leaf is."""
+
+    @abc.abstractmethod
+    def gathered(self, meta: PyTree) -> PyTree:
+        """Meta-parameters of the training state, whole in every process."""
+
+    @abc.abstractmethod
+    def place(self, tree: PyTree) -> PyTree:
+        """Arrays of this process, the same in all of them, whole on every device."""
+
+    @abc.abstractmethod
+    def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
+        """The training state where its parts belong."""
+
+
+class OneDevice(Placement):
+    """JAX's default device."""
+
+    @property
+    def devices(self) -> int:
+        return 1
+
+    def spread(self, sums: SumOverTasks) -> SumOverTasks:
+        return sums
+
+    def each(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        return function
+
+    def by_task(self, tree: PyTree) -> PyTree:
+        return tree
+
+    def whole(self, tree: PyTree) -> PyTree:
+        return tree
+
+    def as_state(self, meta: PyTree) -> PyTree:
+        return meta
+
+    def as_optimizer_state(
+        self, optimizer: optax.GradientTransformation, state: PyTree, meta: PyTree
+    ) -> PyTree:
+        return state
+
+    def gathered(self, meta: PyTree) -> PyTree:
+        return meta
+
+    def place(self, tree: PyTree) -> PyTree:
+        return tree
+
+    def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
+        return state
