@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -118,6 +119,7 @@ def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
     log = [json.loads(line) for line in (digits_run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [2, 4]
     assert all("validation" in line and np.isfinite(line["loss"]) for line in log)
+    assert all(line["system"]["step_seconds"] > 0 for line in log)
 
     main(["evaluate", str(digits_run), "--shuffle-support-labels"])
     file = digits_run / "evaluation-seed0-steps2-tasks4-shuffled.json"
@@ -271,9 +273,11 @@ def test_a_run_of_other_settings_is_told_from_this_one(own_run, tmp_path, capsys
     assert "a run of sinusoid" in message
 
 
-def test_train_takes_a_budget_and_checks(tmp_path, capsys):
+def test_train_takes_a_budget_and_checks_and_logs_for_tensorboard(tmp_path, capsys):
     run = tmp_path / "run"
-    main([*SINUSOID, "--run", str(run), "--memory", "64MiB", "--check"])
+    main([*SINUSOID, "--run", str(run), "--memory", "64MiB", "--check", "--tensorboard"])
+    (events,) = run.glob("events.out.tfevents.*")
+    assert b"validation/loss/interval_95" in events.read_bytes()
     assert "within 64MiB: Unroll()" in " ".join(capsys.readouterr().out.split())
     assert json.loads((run / "result.json").read_text())["chunk"] >= 1
     main(["evaluate", str(run), "--tasks", "3"])
@@ -353,6 +357,18 @@ def test_numbers_that_make_no_run_are_refused(arguments, named, tmp_path, capsys
 def omniglot(capsys, tmp_path, *arguments):
     train = ["train", "omniglot", *SMALL, "--filters", "4", "--run", tmp_path / "run"]
     return refused(capsys, tmp_path, *train, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("flags", "package", "extra"),
+    [("--tensorboard", "tensorboardX", "tensorboard"), ("--wandb project", "wandb", "wandb")],
+)
+def test_a_missing_package_is_named_before_anything_is_written(
+    tmp_path, capsys, monkeypatch, flags, package, extra
+):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    message = refused(capsys, tmp_path, *SINUSOID, "--run", tmp_path / "run", *flags.split())
+    assert f"pip install 'innerloop[{extra}]'" in message
 
 
 def test_an_unknown_data_folder_is_named(tmp_path, capsys):

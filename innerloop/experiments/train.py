@@ -97,8 +97,9 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         JsonLines(folder.path / LOG),
         BestMeta(folder),
         ProgressBar(experiment.steps, parts.metric),
+        *chosen,
     )
-    with Loggers(*(loggers if is_first() else ()), *chosen) as log:
+    with Loggers(*(loggers if is_first() else ())) as log:
         outcome = fit(
             recipe,
             parts.train,

@@ -1,0 +1,181 @@
+"""Resident memory over a long run: does it grow?
+
+`python benchmarks/flat_memory.py` writes `results/flat-memory.json` and
+`docs/images/flat-memory.png`. The digits experiment with a small network, with JSON lines,
+TensorBoard and validation, with checkpoints and without, each in a process of its own; sampled
+after each call to the device.
+
+The slope is that of least squares through the means of 30 blocks of calls after the warm-up.
+Memory is autocorrelated: what grew stays. Means of blocks are less so, and what is left of it
+shortens the sample: with r the lag-1 autocorrelation of their residuals, 30 blocks count as
+30 (1 - r) / (1 + r), in the standard error and in the degrees of freedom of Student's t. The
+warm-up is long: it takes some ten thousand steps until the allocator finds room for everything in
+what it holds.
+
+With checkpoints it does grow: `leaked_by_tensorstore` shows where. TensorStore, which Orbax writes
+with, keeps every list that it makes of JSON, as in `Spec.to_json`.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from scipy import stats
+
+import innerloop as il
+from innerloop.experiments.digits import Digits
+from innerloop.training.run_folder import environment
+
+STEPS, PER_CALL, WARM_UP, BLOCKS = 50_000, 10, 12_500, 30
+EVERY = 100  # steps between validations, and between checkpoints
+WITH, WITHOUT = "with checkpoints", "without checkpoints"
+EXPERIMENT = Digits(filters=4, batch=2, test_queries=5)
+ROOT = Path(__file__).parent.parent
+
+
+class Resident(il.Logger):
+    """Resident bytes of this process after each call to the device."""
+
+    def __init__(self):
+        self.steps, self.bytes = [], []
+        self._page = os.sysconf("SC_PAGE_SIZE")
+
+    def __enter__(self):
+        self._file = open("/proc/self/statm", "rb", buffering=0)
+        return self
+
+    def __call__(self, progress):
+        self._file.seek(0)
+        self.steps.append(progress.step)
+        self.bytes.append(int(self._file.read().split()[1]) * self._page)
+
+    def __exit__(self, kind, *rest):
+        self._file.close()
+
+
+def train(folder: Path, checkpoints: il.Checkpoints | None) -> Resident:
+    parts = EXPERIMENT.parts()
+    episodes = il.evaluation_episodes(parts.validation, 20, seed=0)
+    memory = Resident()
+    with il.Loggers(il.JsonLines(folder / "log.jsonl"), il.TensorBoard(folder), memory) as log:
+        il.fit(
+            parts.recipe,
+            parts.train,
+            optimizer=optax.adam(EXPERIMENT.outer_rate),
+            steps=STEPS,
+            batch=EXPERIMENT.batch,
+            key=jax.random.key(0),
+            per_call=PER_CALL,
+            validation=il.Validation(episodes, EVERY, "accuracy", maximise=True),
+            checkpoints=checkpoints,
+            report=log,
+        )
+    return memory
+
+
+def slope(steps: np.ndarray, values: np.ndarray) -> dict:
+    """Slope per 1,000 steps, with its 95% interval."""
+    means = lambda x: np.array([block.mean() for block in np.array_split(x, BLOCKS)])
+    x, y = means(steps) / 1000, means(values)
+    x = x - x.mean()
+    slope = x @ y / (x @ x)
+    residuals = y - y.mean() - slope * x
+    r = max(0.0, residuals[1:] @ residuals[:-1] / (residuals @ residuals))
+    freedom = max(2.0, BLOCKS * (1 - r) / (1 + r) - 2)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(residuals @ residuals / freedom / (x @ x))
+    return {
+        "bytes_per_1000_steps": slope,
+        "interval_95": [slope - half, slope + half],
+        "autocorrelation_of_block_residuals": r,
+        "degrees_of_freedom": freedom,
+    }
+
+
+def draw(path: Path, runs: dict[str, dict]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for name, run in runs.items():
+        slope = run["slope"]["bytes_per_1000_steps"] / 2**10
+        low, high = (bound / 2**10 for bound in run["slope"]["interval_95"])
+        label = f"{name}: {slope:.0f} KiB per 1,000 steps ({low:.0f} to {high:.0f})"
+        axes.plot(run["samples"]["step"], run["samples"]["mib"], linewidth=1, label=label)
+    axes.axvline(WARM_UP, color="0.6", linestyle=":", linewidth=1)
+    axes.set_xlabel("outer step")
+    axes.set_ylabel("resident memory (MiB)")
+    axes.set_ylim(bottom=0)
+    axes.legend(title="slope after the dotted line (95% interval)", loc="lower left")
+    figure.savefig(path, dpi=150)
+
+
+def one_run(with_checkpoints: bool) -> dict:
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        saved = il.Checkpoints(Path(folder) / "checkpoints", every=EVERY)
+        memory = train(Path(folder), saved if with_checkpoints else None)
+    steps, values = np.array(memory.steps), np.array(memory.bytes)
+    warm = steps > WARM_UP
+    return {
+        "slope": slope(steps[warm], values[warm]),  # of all samples; every tenth is kept
+        "seconds": round(time.perf_counter() - begin, 1),
+        "samples": {
+            "step": steps[::10].tolist(),
+            "mib": np.round(values[::10] / 2**20, 2).tolist(),
+        },
+    }
+
+
+def leaked_by_tensorstore(calls: int = 2000) -> dict:
+    """Lists that stay after so many calls of a function that returns none of them."""
+    import tensorstore
+
+    kvstore = {"driver": "memory", "path": "array/"}
+    schema = {"dtype": "float32", "domain": {"shape": [2, 3]}}
+    spec = tensorstore.Spec({"driver": "zarr3", "kvstore": kvstore, "schema": schema})
+
+    def lists() -> int:
+        gc.collect()
+        return sum(type(each) is list for each in gc.get_objects())
+
+    before = lists()
+    for _ in range(calls):
+        spec.to_json()
+    return {"version": version("tensorstore"), "calls": calls, "lists": lists() - before}
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        print(json.dumps(one_run(with_checkpoints=sys.argv[1] == WITH)))
+        return
+    runs = {}
+    for name in (WITH, WITHOUT):
+        output = subprocess.check_output([sys.executable, __file__, name])
+        runs[name] = json.loads(output.splitlines()[-1])
+        print(name, {key: value for key, value in runs[name].items() if key != "samples"})
+    record = {
+        "what": f"digits, {EXPERIMENT.filters} filters, {EXPERIMENT.batch} tasks a step, "
+        f"{PER_CALL} steps a call, {EVERY} steps between validations and between checkpoints",
+        "steps": STEPS,
+        "warm_up": WARM_UP,
+        "runs": runs,
+        "leaked_by_tensorstore": leaked_by_tensorstore(),
+        "command": "python benchmarks/flat_memory.py",
+        "environment": environment(),
+    }
+    path = Path(__file__).parent / "results" / "flat-memory.json"
+    path.write_text(json.dumps(record) + "\n")
+    draw(ROOT / "docs" / "images" / "flat-memory.png", runs)
+
+
+if __name__ == "__main__":
+    main()
