@@ -90,10 +90,10 @@ def config_damaged(disk: Disk) -> Run:
 
 
 def second_process(disk: Disk) -> Run:
-    first = Run(disk.run).training()
+    first = Run(disk.run).training().signal(signal.SIGSTOP)  # it lives, and has time
     second = first.again()
     second.ended()
-    first.ended()
+    first.signal(signal.SIGCONT).ended()
     return second
 
 
@@ -133,16 +133,21 @@ MENDED_BY = {
 """What the message asks for, beside a disk that can be written."""
 
 
-def same(one: Path, other: Path) -> bool:
-    """The best meta-parameters, the test metrics and the loss of every step, bit for bit."""
+def losses(run: Path) -> list[float]:
+    lines = (run / "log.jsonl").read_text().splitlines()
+    return [loss for line in lines for loss in json.loads(line)["losses"]]
+
+
+def same(run: Path, whole: Path) -> bool:
+    """The best meta-parameters, the test metrics and the logged losses, bit for bit."""
 
     def content(run: Path) -> tuple:
-        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-        losses = [loss for line in lines for loss in line["losses"]]
-        test = json.loads((run / "result.json").read_text())["test"]
-        return (run / "best.eqx").read_bytes(), test, losses
+        return (run / "best.eqx").read_bytes(), json.loads((run / "result.json").read_text())[
+            "test"
+        ]
 
-    return content(one) == content(other)
+    logged = losses(run)
+    return content(run) == content(whole) and logged == losses(whole)[-len(logged) :]
 
 
 def tried(name: str, whole: Path) -> dict:
@@ -166,6 +171,7 @@ def tried(name: str, whole: Path) -> dict:
                 "lost": max(reached - saved, 0),
                 "resumed_exit_status": resumed_status,
                 "resumed_printed": resumed_printed,
+                "steps_in_log": len(losses(disk.run)),
                 "same_bits": resumed_status == 0 and same(disk.run, whole),
             }
         finally:

@@ -189,13 +189,13 @@ def _one_line_each() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"innerloop: {message}\n"
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
-    shown = sys.excepthook
+    shown = sys.unraisablehook
 
-    def show(kind, error, trace):
-        if str(error) != "Event loop is closed":  # of its threads, which come too late
-            shown(kind, error, trace)
+    def show(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":  # of its threads, which are late
+            shown(unraisable)
 
-    sys.excepthook = show
+    sys.unraisablehook = show
 
 
 def _run(command: Train | Evaluate | Report | Check | Compare | Plan | Demo) -> None:
