@@ -16,7 +16,7 @@ from innerloop.models.layers import dense_init as dense_init
 from innerloop.models.layers import max_pool as max_pool
 from innerloop.models.losses import cross_entropy as cross_entropy
 from innerloop.models.losses import mean_squared_error as mean_squared_error
-from innerloop.models.masks import masked_mean as masked_mean
+from innerloop.masks import masked_mean as masked_mean
 from innerloop.models.mlp import mlp as mlp
 from innerloop.models.normalisation import Normalisation as Normalisation
 from innerloop.models.normalisation import none as none
