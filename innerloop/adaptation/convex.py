@@ -91,7 +91,7 @@ class ConvexHead(DirectAdaptation):
         if not (self.solver is None or isinstance(self.solver, Solver)):
             raise StructureError(
                 "ConvexHead was given something that does not solve for a root",
-                got=f"solver={self.solver!r}",
+                got=f"solver={type(self.solver).__name__}(...)",
                 expected="an Optimistix root finder or least-squares solver",
                 write="ConvexHead(..., solver=optimistix.Newton(rtol=1e-5, atol=1e-5))",
             )
