@@ -155,7 +155,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         with folder.writing():
             trained_steps = recipe.adaptation.steps or 0  # pyright: ignore[reportAttributeAccessIssue]
             draw_curves(folder, parts.metric, test, _name(experiment), trained_steps)
-            experiment.figures(parts, jax.device_get(outcome.meta), folder.path)
+            experiment.figures(parts, jax.device_put(jax.device_get(outcome.meta)), folder.path)
     return result
 
 
