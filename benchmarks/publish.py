@@ -29,7 +29,8 @@ def publish(run: Path, name: str) -> Path:
         if "validation" in line
     ]
     config = result["config"]
-    test_set = "seed{seed}-steps{test_steps}-tasks{test_tasks}".format(**config)
+    steps = len(result["test"]["mean"]["loss"]) - 1
+    test_set = f"seed{config['seed']}-steps{steps}-tasks{config['test_tasks']}"
     shuffled = run / f"evaluation-{test_set}-shuffled.json"
     if shuffled.exists():
         result["test_with_shuffled_support_labels"] = json.loads(shuffled.read_text())["test"]

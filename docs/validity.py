@@ -17,7 +17,7 @@ BEGIN, END = "<!-- validity: begin, written by docs/validity.py -->", "<!-- vali
 ADAPTATIONS: dict[str, il.Adaptation] = {
     "`GradientDescent`, K > 0": il.GradientDescent(optax.sgd(0.1), steps=5),
     "`Minimise`": il.Minimise(optimistix.BFGS(rtol=1e-6, atol=1e-6)),
-    "`Procedure`": il.Procedure(lambda meta, support, key: meta),
+    "`Procedure` and the heads": il.Procedure(lambda meta, support, key: meta),
 }
 PROBLEM = il.Problem(init=None, inner_loss=None, outer_loss=lambda params, meta, batch, key: params)
 GRADIENTS: dict[str, il.MetaGradient] = {

@@ -24,20 +24,22 @@ def quadratic_problem(step_weights=None) -> il.Problem:
     """Least squares with learned start, scale and decay; noise by the step's key and the rows'."""
 
     def noise(batch, key, dtype):
-        return quadratic_noise(key, dtype) + jnp.mean(quadratic_noise(batch["salt"], dtype), axis=0)
+        salt = quadratic_noise(batch.inputs["salt"], dtype)
+        return quadratic_noise(key, dtype) + jnp.mean(salt, axis=0)
 
     def fit(params, batch):
-        inputs = batch["inputs"].astype(params.dtype)
-        return jnp.mean((inputs @ params - batch["targets"].astype(params.dtype)) ** 2) / 2
+        inputs = batch.inputs["x"].astype(params.dtype)
+        return jnp.mean((inputs @ params - batch.targets.astype(params.dtype)) ** 2) / 2
 
     def inner_loss(params, meta, batch, key):
         penalty = jnp.exp(meta["decay"]) * jnp.sum(params**2) / 2
         loss = jnp.exp(meta["scale"]) * fit(params, batch) + penalty
-        return loss + noise(batch, key, params.dtype) @ params, batch["index"]
+        return loss + noise(batch, key, params.dtype) @ params, batch.inputs["index"]
 
     def outer_loss(params, meta, batch, key):
         loss = fit(params, batch) + noise(batch, key, params.dtype) @ params
-        return loss + jnp.sum(meta["start"] ** 2) / 20, {"params": params, "rows": batch["index"]}
+        metrics = {"params": params, "rows": batch.inputs["index"]}
+        return loss + jnp.sum(meta["start"] ** 2) / 20, metrics
 
     return il.Problem(
         lambda meta, support, key: meta["start"], inner_loss, outer_loss, step_weights
@@ -62,20 +64,20 @@ def quadratic_episodes(seed=0, tasks=TASKS) -> il.Episode:
     rng = np.random.default_rng(seed)
 
     def rows(key):
-        return {
-            "inputs": jnp.asarray(rng.normal(size=(tasks, ROWS, 3))),
-            "targets": jnp.asarray(rng.normal(size=(tasks, ROWS))),
+        inputs = {
+            "x": jnp.asarray(rng.normal(size=(tasks, ROWS, 3))),
             "index": jnp.asarray(np.tile(np.arange(ROWS), (tasks, 1))),
             "salt": jax.random.split(key, (tasks, ROWS)),
         }
+        return il.Examples(inputs, jnp.asarray(rng.normal(size=(tasks, ROWS))))
 
     support, query = jax.random.split(jax.random.key(seed))
     return il.Episode(rows(support), rows(query))
 
 
 def _numpy_rows(batch) -> Quadratic:
-    salt = np.array(quadratic_noise(batch["salt"]))
-    return Quadratic(np.array(batch["inputs"]), np.array(batch["targets"]), salt)
+    salt = np.array(quadratic_noise(batch.inputs["salt"]))
+    return Quadratic(np.array(batch.inputs["x"]), np.array(batch.targets), salt)
 
 
 def _take(rows: Quadratic, index) -> Quadratic:
@@ -141,7 +143,7 @@ def minimum_reference(meta, episode, key):
 def procedure(meta, support, key):
     """Ridge regression around the learned start, in closed form."""
     dtype = meta["start"].dtype
-    inputs, targets = support["inputs"].astype(dtype), support["targets"].astype(dtype)
+    inputs, targets = support.inputs["x"].astype(dtype), support.targets.astype(dtype)
     gram = inputs.T @ inputs + jnp.exp(meta["decay"]) * jnp.eye(3, dtype=dtype)
     offset = inputs.T @ targets + quadratic_noise(key, dtype)
     return meta["start"] + jnp.linalg.solve(gram, offset)

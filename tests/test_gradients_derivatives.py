@@ -2,6 +2,7 @@
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
@@ -44,13 +45,12 @@ def test_an_estimate_is_differentiated_in_meta_alone(gradient, part):
     one = episode()
 
     def of_data(inputs):
-        moved = {**getattr(one, part), "inputs": inputs}
-        rest = {name: getattr(one, name) for name in ("support", "query")}
+        moved = eqx.tree_at(lambda one: getattr(one, part).inputs["x"], one, inputs)
         f = il.meta_objective(quadratic_problem(), LEARN, gradient)
-        return f(quadratic_meta(), il.Episode(**{**rest, part: moved}), KEY)[0]
+        return f(quadratic_meta(), moved, KEY)[0]
 
     with pytest.raises(il.GradientError, match="derivative in meta alone"):
-        jax.eval_shape(jax.grad(of_data), getattr(one, part)["inputs"])
+        jax.eval_shape(jax.grad(of_data), getattr(one, part).inputs["x"])
 
 
 @pytest.mark.parametrize("gradient", SURROGATES, ids=lambda g: type(g).__name__)
@@ -82,10 +82,10 @@ def slope_in_the_targets(gradient):
     one = episode()
 
     def f(targets):
-        moved = il.Episode({**one.support, "targets": targets}, one.query)
+        moved = eqx.tree_at(lambda one: one.support.targets, one, targets)
         return objective(gradient)(quadratic_meta(), moved)
 
-    return jax.jit(jax.grad(f))(one.support["targets"])
+    return jax.jit(jax.grad(f))(one.support.targets)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from innerloop.errors import StructureError
+from innerloop.masks import masked_mean
 from innerloop.models.layers import (
     conv,
     conv_as_matmul,
@@ -19,7 +20,6 @@ from innerloop.models.layers import (
     dense_init,
     max_pool,
 )
-from innerloop.models.masks import masked_mean
 from innerloop.models.normalisation import EPSILON, none, per_example, transductive
 
 few_examples = settings(

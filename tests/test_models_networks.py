@@ -154,6 +154,32 @@ def test_mlp_equals_numpy(x64):
     np.testing.assert_allclose(apply(model, params, x), expected, atol=1e-14)
 
 
+def test_mlp_features_are_the_hidden_layers_of_an_mlp(x64):
+    features = models.mlp_features([2, 5, 4], activation=jnp.tanh)
+    params = start(models.mlp([2, 5, 4, 3], activation=jnp.tanh))
+    assert jax.tree.map(jnp.shape, start(features)) == jax.tree.map(jnp.shape, params["body"])
+    x = np.random.default_rng(0).normal(size=(6, 2))
+    whole = apply(models.linear_head(features, 4, 3), params, x)
+    np.testing.assert_allclose(
+        whole, apply(models.mlp([2, 5, 4, 3], activation=jnp.tanh), params, x), atol=1e-14
+    )
+
+
+def test_film_scales_and_shifts_the_features(x64):
+    features, head = models.mlp_features([2, 4]), models.mlp([4, 3])
+    model = models.film(features, 4, head, context=5)
+    assert not np.any(model.init(jax.random.key(0))["context"])
+    params = start(model)
+    x = np.random.default_rng(0).normal(size=(6, 2))
+    film = params["context"] @ params["film"]["weights"] + params["film"]["bias"]
+    hidden = apply(features, params["body"], x)
+    expected = apply(head, params["head"], (1 + film[:4])[None] * hidden + film[4:][None])
+    np.testing.assert_allclose(apply(model, params, x), expected, atol=1e-14)
+    for sizes in ((0, 5), (4, 0)):
+        with pytest.raises(StructureError, match="must be a whole number"):
+            models.film(features, sizes[0], head, context=sizes[1])
+
+
 def test_strided_network_is_four_halvings_and_a_mean():
     features = models.conv_features(filters=4)
     params = start(features)

@@ -118,10 +118,10 @@ def test_another_container_is_refused():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_recipe_of_an_experiment_needs_no_data(name, tmp_path, monkeypatch):
     monkeypatch.setenv("INNERLOOP_DATA", str(tmp_path / "nowhere"))
-    recipe = EXPERIMENTS[name]().recipe()
+    recipe = EXPERIMENTS[name]().build_recipe()
     assert jax.tree.leaves(jax.eval_shape(recipe.init_meta, KEY))
 
 
 def test_an_experiment_trains_its_own_recipe():
     experiment = Digits(filters=4)
-    assert_same(experiment.parts().recipe.init_meta(KEY), experiment.recipe().init_meta(KEY))
+    assert_same(experiment.parts().recipe.init_meta(KEY), experiment.build_recipe().init_meta(KEY))

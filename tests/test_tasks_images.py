@@ -16,6 +16,7 @@ from innerloop.errors import DataError, StructureError
 from innerloop.tasks import (
     ClassificationTasks,
     ImageClasses,
+    LabelledImages,
     Splits,
     check_disjoint,
     upright,
@@ -233,3 +234,16 @@ def test_splits_of_images_that_are_not_square_are_checked_as_well():
     second[0, 0] = third[1, 1]
     with pytest.raises(DataError, match="validation and test share images"):
         check_disjoint(Splits(upright(first), upright(second), upright(third)))
+
+
+def test_labelled_images_say_which_of_all_classes_each_is():
+    classes = with_quarter_turns(coded())
+    table = np.asarray(classes.classes)
+    for task in sample(LabelledImages(classes, rows=40), 3):
+        assert task.query.inputs.shape == (40, 2, 2, 1)
+        rows = decode(task.query.inputs)
+        np.testing.assert_array_equal(rows[:, [0, 2]], table[np.asarray(task.query.targets)])
+        assert len(np.unique(rows[:, 1])) > 1
+        np.testing.assert_array_equal(task.support.targets, task.query.targets)
+    with pytest.raises(StructureError, match=r"rows must be .*Write: LabelledImages"):
+        LabelledImages(classes, rows=0)

@@ -9,6 +9,22 @@ import lineax as lx
 import numpy as np
 import optax
 import optimistix as optx
+from heads import (
+    CLASSES,
+    OnClasses,
+    class_means,
+    features,
+    head_problem,
+    head_reference,
+    logistic_slope,
+    means_out,
+    narrow_features,
+    newton,
+    normal_equations,
+    squared_hinge_slope,
+    strength,
+    weights_out,
+)
 from oracle import Task, adam, momentum, sgd
 from predictions import (
     evolution,
@@ -103,6 +119,36 @@ ADAPTATIONS = [
         il.Minimise(optx.GradientDescent(0.1, rtol=1e-13, atol=1e-13), max_steps=4000),
         minimum_reference,
         float64_only=True,  # the solver's tolerance
+    ),
+    Variant(
+        "ridge-more-rows",
+        head_problem(narrow_features, weights_out),
+        il.RidgeHead(narrow_features, strength),
+        head_reference(normal_equations, weights_out, 3),
+    ),
+    Variant(
+        "ridge-more-features",
+        head_problem(features, weights_out),
+        il.RidgeHead(features, strength),
+        head_reference(normal_equations, weights_out, 6),
+    ),
+    Variant(
+        "prototypes",
+        head_problem(features, means_out),
+        OnClasses(il.Prototypes(features, CLASSES)),
+        head_reference(class_means, means_out, 6),
+    ),
+    Variant(
+        "logistic-head",
+        head_problem(features, weights_out),
+        OnClasses(il.ConvexHead(features, strength, il.logistic, CLASSES)),
+        head_reference(newton(logistic_slope), weights_out, 6),
+    ),
+    Variant(
+        "svm-head",
+        head_problem(narrow_features, weights_out),
+        OnClasses(il.ConvexHead(narrow_features, strength, il.squared_hinge, CLASSES)),
+        head_reference(newton(squared_hinge_slope), weights_out, 3),
     ),
 ]
 

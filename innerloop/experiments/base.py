@@ -3,14 +3,17 @@
 import abc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
+from innerloop.adaptation import Origin
+from innerloop.errors import StructureError
 from innerloop.problem import Episode
 from innerloop.recipes import Recipe
+from innerloop.recipes.table import RecipeName
 from innerloop.tasks import TaskDistribution
 
 
@@ -35,6 +38,8 @@ class Parts(NamedTuple):
 class Experiment(abc.ABC):
     """Fields that every experiment has."""
 
+    usual_test_steps: ClassVar[int] = 10
+
     run: Path | None = None
     """Run folder; runs/EXPERIMENT-TIME unless given."""
     seed: int = 0
@@ -49,20 +54,22 @@ class Experiment(abc.ABC):
     """Let the outer rate fall to 0 along a cosine; otherwise it stays."""
     averaging: float = 0.0
     """Decay of the running average of the meta-parameters that is validated and kept; 0: none."""
-    inner_rate: float = 0.01
-    """Inner learning rate."""
-    inner_steps: int = 1
-    """Inner steps in training."""
-    test_steps: int = 10
-    """Inner steps at validation and test; results are given after each of 0 to this many."""
+    recipe: RecipeName = "maml"
+    """The algorithm; Few-shot learning in the documentation has a paragraph on each."""
+    inner_rate: float | None = None
+    """Inner learning rate; that of the recipe's paper unless given."""
+    inner_steps: int | None = None
+    """Inner steps in training; those of the recipe's paper unless given."""
+    test_steps: int | None = None
+    """Inner steps at validation and test; results are given after each of 0 to this many. Those of
+    the experiment's own protocol, or the recipe's where they are more, unless given; a recipe that
+    computes the parameters in one go has one result."""
     validate_every: int = 500
     """Outer steps between validations."""
     validation_tasks: int = 200
     """Tasks in the fixed validation set."""
     test_tasks: int = 600
     """Tasks in the fixed test set."""
-    first_order: bool = False
-    """Use the first-order meta-gradient (FOMAML) in place of the exact one."""
     minutes: float | None = None
     """Validate and stop after the first call to the device that ends later than this."""
     chunk: int | None = None
@@ -90,9 +97,22 @@ class Experiment(abc.ABC):
     """What happens at a step whose loss or gradient is not finite: the run ends, the step is left
     out, or it goes on along the mean of the tasks' gradients, each clipped to norm 1."""
 
+    def inner_settings(self) -> dict[str, Any]:
+        """The recipe's hyper-parameters that are flags; None where the flag is not given."""
+        return {"rate": self.inner_rate, "steps": self.inner_steps}
+
+    def steps_at_test(self, recipe: Recipe) -> int | None:
+        """Inner steps of the recipe at test, or None where it learns new tasks in one go."""
+        _, adaptation = recipe.at_test
+        own = max(self.usual_test_steps, adaptation.steps or 0)
+        return counted_steps(recipe, own if self.test_steps is None else self.test_steps)
+
     @abc.abstractmethod
-    def recipe(self) -> Recipe:
-        """Assemble problem, adaptation and meta-gradient; this reads no data."""
+    def build_recipe(self) -> Recipe:
+        """Assemble problem, adaptation and meta-gradient; this reads no data.
+
+        Pretraining alone has to count the classes of its data.
+        """
 
     @abc.abstractmethod
     def parts(self) -> Parts:
@@ -101,6 +121,23 @@ class Experiment(abc.ABC):
     @abc.abstractmethod
     def figures(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
         """Draw what was learned into the run folder."""
+
+
+def counted_steps(recipe: Recipe, steps: int) -> int | None:
+    """`steps`, or None for a recipe that learns new tasks in one go."""
+    _, adaptation = recipe.at_test
+    return steps if adaptation.origin is Origin.STEPS else None
+
+
+def require_steps(name: str, recipe: Recipe) -> None:
+    """Raise `StructureError` for a recipe that takes no inner steps to be counted."""
+    if counted_steps(recipe, 0) is None:
+        raise StructureError(
+            f"{name} learns a task in one go",
+            got="--steps",
+            expected="no number of inner steps",
+            write="innerloop evaluate RUN, without --steps",
+        )
 
 
 def support_labels_shuffled(episodes: Episode, key: PRNGKeyArray) -> Episode:

@@ -37,7 +37,7 @@ def _on_tasks(experiment: Experiment, tasks: int, trained: Path | None) -> tuple
     check_ranges(dataclasses.replace(experiment, memory=None))
     check_ranges({"tasks": tasks})
     parts = dataclasses.replace(experiment, batch=tasks).parts()
-    problem, adaptation, gradient, _ = parts.recipe
+    problem, adaptation, gradient, *_ = parts.recipe
     init_key, sample_key, key = jax.random.split(jax.random.key(experiment.seed), 3)
     meta = _meta(experiment, parts, init_key, trained)
     return problem, adaptation, meta, parts.train.sample(sample_key, tasks), key, gradient
@@ -49,7 +49,7 @@ def _meta(experiment: Experiment, parts: Parts, key: Any, trained: Path | None) 
     folder = RunFolder.open(trained)
     other = read_experiment(folder)
     like, theirs = (
-        jax.eval_shape(recipe.init_meta, key) for recipe in (parts.recipe, other.recipe())
+        jax.eval_shape(recipe.init_meta, key) for recipe in (parts.recipe, other.build_recipe())
     )
     if type(other) is not type(experiment) or not _same_shapes(like, theirs):
         mine, others = dataclasses.asdict(experiment), dataclasses.asdict(other)

@@ -19,7 +19,7 @@ def meta_gradient_record(parts: Parts, outcome: Fit, batch: int) -> dict[str, An
       and the outer optimizer; `flops_are_lower_bound`: whether something could not be counted
     - `unreached`: names of the meta leaves that no gradient reaches
     """
-    problem, adaptation, gradient, init_meta = parts.recipe
+    problem, adaptation, gradient, init_meta, *_ = parts.recipe
     value_and_grad = meta_value_and_grad(
         problem, adaptation, outcome.plan or gradient, chunk=outcome.chunk
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from innerloop.experiments.images import FewShotImages
 from innerloop.tasks import Splits, omniglot, omniglot_official
@@ -9,17 +10,16 @@ from innerloop.tasks import Splits, omniglot, omniglot_official
 
 @dataclass(frozen=True)
 class Omniglot(FewShotImages):
-    """MAML on Omniglot (Finn et al. 2017, section 5.2): 5-way 1-shot, trained with 1 inner step.
+    """Few-shot classification of Omniglot characters, 5-way 1-shot.
 
-    Strided conv-64 network, tested with 3 steps. The data come from the folder in INNERLOOP_DATA,
+    Strided conv-64 network; the defaults are those of MAML (Finn et al. 2017, section 5.2), trained
+    with 1 inner step and tested with 3. The data come from the folder in INNERLOOP_DATA,
     or are downloaded.
     """
 
     steps: int = 20_000
     batch: int = 16
-    inner_rate: float = 0.4
-    inner_steps: int = 1
-    test_steps: int = 3
+    usual_test_steps: ClassVar[int] = 3
     chunk: int | None = 1
     official_split: bool = False
     """The background/evaluation split in place of the standard 1200/423 characters."""

@@ -27,7 +27,10 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "averaging": (float, 0, 1),
     **dict.fromkeys(("inner_rate", "outer_rate", "minutes"), (float, 0, sys.float_info.max)),
 }
-_ALSO = {"chunk": (None,), "minutes": (None,), "devices": (None, "all")}
+_ALSO = {
+    **dict.fromkeys(("chunk", "minutes", "inner_rate", "inner_steps", "test_steps"), (None,)),
+    "devices": (None, "all"),
+}
 
 
 def check_ranges(settings: Any) -> None:

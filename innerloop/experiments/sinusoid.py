@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,25 +13,26 @@ from innerloop.adaptation import run
 from innerloop.experiments.base import Experiment, Parts
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
-from innerloop.models import Model, mean_squared_error, mlp
-from innerloop.problem import task_keys
-from innerloop.recipes import Recipe, fomaml, maml
+from innerloop.models import mean_squared_error, mlp, mlp_features
+from innerloop.problem import Examples, task_keys
+from innerloop.recipes import Network, Recipe, named_recipe
+from innerloop.recipes.table import RegressionRecipe
 from innerloop.tasks import SinusoidTasks, evaluation_episodes
 
 
 @dataclass(frozen=True)
 class Sinusoid(Experiment):
-    """MAML on sinusoids (Finn et al. 2017, section 5.1): trained 10-shot, tested 5-shot.
+    """Regression to sinusoids (Finn et al. 2017, section 5.1): trained 10-shot, tested 5-shot.
 
-    The paper trains with 1 inner step. Beyond it such a start is fragile: one task in some thousand
-    diverges, and that one ruins the mean. So half of the outer loss is taken after 1 step and half
-    after the others (multi-step loss, Antoniou et al. 2019), and the average of the
+    MAML's paper trains with 1 inner step. Beyond it such a start is fragile: one task in some
+    thousand diverges, and that one ruins the mean. So half of the outer loss is taken after 1 step
+    and half after the others (multi-step loss, Antoniou et al. 2019), and the average of the
     meta-parameters is kept. `--inner-steps 1 --averaging 0` is the paper's training.
     """
 
     steps: int = 20_000
     batch: int = 25
-    inner_steps: int = 3
+    recipe: RegressionRecipe = "maml"
     cosine: bool = False
     averaging: float = 0.999
     validate_every: int = 1000
@@ -44,28 +46,29 @@ class Sinusoid(Experiment):
     width: int = 40
     """Units in each of the two hidden layers."""
 
-    def model(self) -> Model:
+    def network(self) -> Network:
         """A network of two hidden layers."""
-        return mlp([1, self.width, self.width, 1])
-
-    def recipe(self) -> Recipe:
-        """MAML with a multi-step loss."""
-        algorithm = fomaml if self.first_order else maml
-        return algorithm(
-            self.model(), mean_squared_error, self.inner_rate, self.inner_steps, half_after_one_step
+        sizes = [1, self.width, self.width]
+        return Network(
+            mlp([*sizes, 1]), mlp_features(sizes), self.width, outputs=1, loss=mean_squared_error
         )
+
+    def build_recipe(self) -> Recipe:
+        """The recipe for the network; MAML with a multi-step loss."""
+        defaults = _SETTINGS.get(self.recipe, {})
+        return named_recipe(self.recipe, self.network(), defaults, **self.inner_settings())
 
     def parts(self) -> Parts:
         """Sinusoids."""
         test = SinusoidTasks(self.test_shots, 100)
         return Parts(
-            self.recipe(),
+            self.build_recipe(),
             SinusoidTasks(self.shots, self.shots),
             test,
             test,
             metric="loss",
             maximise=False,
-            normalisation=self.model().normalisation,
+            normalisation=self.network().model.normalisation,
         )
 
     def figures(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
@@ -74,21 +77,21 @@ class Sinusoid(Experiment):
 
         episodes = evaluation_episodes(parts.test, 4, self.seed, "figures")
         grid = jnp.linspace(-5, 5, 200)[:, None]
-        shown = [step for step in (0, 1, 5, 10) if step <= self.test_steps]
-        model = self.model()
+        steps = self.steps_at_test(parts.recipe)
+        shown = [step for step in (0, 1, 5, 10) if step <= (steps or 0)]
+        predict, points = parts.recipe.predict, Examples(grid, jnp.zeros_like(grid))
         tasks = []
         for i in range(4):
             episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
             _, _, fits = run(
-                parts.recipe.problem,  # pyright: ignore[reportArgumentType]
-                parts.recipe.adaptation,  # pyright: ignore[reportArgumentType]
+                *parts.recipe.at_test,
                 meta,
                 episode.support,
                 task_keys(jax.random.key(i)).adapt,
                 exact_inner_gradient,
                 store_all,
-                lambda params, t: model.apply(params, grid, None, None)[:, 0],
-                steps=self.test_steps,
+                lambda params, t, i=i: predict(params, meta, points, jax.random.key(i))[:, 0],  # pyright: ignore[reportOptionalCall]
+                steps=steps,
             )
             tasks.append(
                 {
@@ -108,6 +111,20 @@ def half_after_one_step(steps: int) -> np.ndarray:
     weights[2:] = 0.5 / max(steps - 1, 1)
     weights[min(steps, 1)] = 1 - weights[2:].sum()
     return weights
+
+
+_MULTI_STEP = {"steps": 3, "step_weights": half_after_one_step}
+_ONE_STEP = {"rate": 0.01, "steps": 1}
+# What differs from the recipes' own values, which are those of images for all but MAML.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "maml": _MULTI_STEP,
+    "fomaml": _MULTI_STEP,
+    "anil": _ONE_STEP,
+    "boil": _ONE_STEP,
+    "maml_plus_plus": {"rate": 0.01, "steps": 3},
+    "cavia": {"steps": 1},
+    "imaml": {"rate": 0.01},
+}
 
 
 def _true_curve(query, grid) -> np.ndarray:

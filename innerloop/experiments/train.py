@@ -13,10 +13,16 @@ from jaxtyping import PyTree
 
 from innerloop.diagnostics.planning.table import summary as plan_summary
 from innerloop.errors import RunError, StructureError
-from innerloop.experiments.base import Experiment, Parts, support_labels_shuffled
+from innerloop.experiments.base import (
+    Experiment,
+    Parts,
+    require_steps,
+    support_labels_shuffled,
+)
 from innerloop.experiments.cost import meta_gradient_record, training_cost
 from innerloop.experiments.curves import draw_curves
 from innerloop.experiments.digits import Digits
+from innerloop.experiments.older_runs import refuse_without_recipe, with_recipe
 from innerloop.experiments.omniglot import Omniglot
 from innerloop.experiments.progress import BestMeta, ProgressBar
 from innerloop.experiments.ranges import check_ranges
@@ -112,7 +118,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
                 experiment.validate_every,
                 parts.metric,
                 parts.maximise,
-                experiment.test_steps,
+                experiment.steps_at_test(recipe),
             ),
             chunk=experiment.chunk,
             memory=experiment.memory,
@@ -149,8 +155,9 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         folder.write_arrays(TEST_TASKS, {name: np.asarray(x, "f4") for name, x in per_task.items()})
         folder.write_json(RESULT, result)
         with folder.writing():
-            draw_curves(folder, parts.metric, test, _name(experiment), experiment.inner_steps)
-            experiment.figures(parts, jax.device_get(outcome.meta), folder.path)
+            trained_steps = recipe.adaptation.steps or 0  # pyright: ignore[reportAttributeAccessIssue]
+            draw_curves(folder, parts.metric, test, _name(experiment), trained_steps)
+            experiment.figures(parts, jax.device_put(jax.device_get(outcome.meta)), folder.path)
     return result
 
 
@@ -178,6 +185,8 @@ def evaluate_run(
     )
     check_ranges(experiment)
     parts = experiment.parts()
+    if steps is not None:
+        require_steps(experiment.recipe, parts.recipe)
     meta = _best_meta(folder, parts.recipe)
     test = summarise(test_evaluation(experiment, parts, meta, shuffle_support_labels))
     record = {
@@ -188,7 +197,7 @@ def evaluate_run(
         "environment": environment(),
         "test": evaluation_record(test),
     }
-    name = f"evaluation-seed{experiment.seed}-steps{experiment.test_steps}"
+    name = f"evaluation-seed{experiment.seed}-steps{len(test.mean['loss']) - 1}"
     name += f"-tasks{experiment.test_tasks}" + "-shuffled" * shuffle_support_labels
     return record | {"file": str(folder.write_json(f"{name}.json", record))}
 
@@ -203,14 +212,12 @@ def test_evaluation(
     episodes = evaluation_episodes(parts.test, experiment.test_tasks, experiment.seed, "test")
     if shuffle_support_labels:
         episodes = support_labels_shuffled(episodes, evaluation_key(experiment.seed, "shuffling"))
-    problem, adaptation, *_ = parts.recipe
     return evaluate_tasks(
-        problem,  # pyright: ignore[reportArgumentType]
-        adaptation,  # pyright: ignore[reportArgumentType]
+        *parts.recipe.at_test,
         meta,
         episodes,
         evaluation_key(experiment.seed, "test adaptation"),
-        steps=experiment.test_steps,
+        steps=experiment.steps_at_test(parts.recipe),
         chunk=experiment.chunk,
         devices=experiment.devices,
     )
@@ -222,6 +229,7 @@ def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFol
         return RunFolder(run)
     if not experiment.resume:
         return RunFolder.create(run, config)
+    refuse_without_recipe(RunFolder(run))
     may_change = (*_MAY_CHANGE, *(["steps"] if not experiment.cosine else []))
     return RunFolder.resume(run, config, may_change=may_change)
 
@@ -247,7 +255,7 @@ def best_meta(run: str | os.PathLike[str]) -> PyTree:
     no run, or a damaged one.
     """
     folder = RunFolder.open(Path(run))
-    return _best_meta(folder, read_experiment(folder).recipe())
+    return _best_meta(folder, read_experiment(folder).build_recipe())
 
 
 def _best_meta(folder: RunFolder, recipe: Recipe) -> PyTree:
@@ -281,7 +289,7 @@ def read_experiment(folder: RunFolder) -> Experiment:
     content = folder.read_config()
     try:
         kind = EXPERIMENTS[content["experiment"]]
-        config = dict(content["config"])
+        config = with_recipe(content["config"])
         paths: dict[str, Any] = {
             name: Path(config[name]) for name in ("run", "data", "pretrained") if config.get(name)
         }

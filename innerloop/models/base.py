@@ -4,10 +4,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, PRNGKeyArray, PyTree
 
-from innerloop.models.masks import blank_rows
+from innerloop.masks import blank_rows
 
 
 class Model(NamedTuple):
@@ -35,11 +34,6 @@ class Model(NamedTuple):
     normalisation: str
 
 
-def default_float() -> np.dtype:
-    """JAX's default floating-point dtype: float32, or float64 under `jax_enable_x64`."""
-    return jnp.result_type(float)
-
-
 def model_inputs(
     inputs: ArrayLike, dtype: DTypeLike, mask: Array | None
 ) -> Float[Array, "rows ..."]:
@@ -49,8 +43,3 @@ def model_inputs(
     here because a weight's gradient multiplies activations by zeros otherwise: 0 · NaN is NaN.
     """
     return blank_rows(jnp.asarray(inputs).astype(dtype), mask)
-
-
-def at_least_float32(values: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`values` in float32, or in float64 if they are: means of many narrow numbers lose digits."""
-    return values if values.dtype.itemsize >= 4 else values.astype(jnp.float32)

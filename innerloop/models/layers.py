@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
-from innerloop.models.base import default_float
+from innerloop.precision import default_float
 
 Dense = dict[str, Array]
 """Parameters of a dense layer: `{"weights": (inputs, outputs), "bias": (outputs,)}`."""

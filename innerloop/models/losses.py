@@ -6,8 +6,8 @@ from jaxtyping import Array, Float, Scalar
 
 from innerloop.checks import describe
 from innerloop.errors import StructureError
-from innerloop.models.base import at_least_float32
-from innerloop.models.masks import blank_rows, masked_mean
+from innerloop.masks import blank_rows, masked_mean
+from innerloop.precision import at_least_float32
 from innerloop.problem import Examples
 
 

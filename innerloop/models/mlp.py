@@ -37,11 +37,7 @@ def mlp(
     widths = _widths(sizes)
 
     def init(key: PRNGKeyArray) -> PyTree[Array]:
-        keys = jax.random.split(key, len(widths) - 1)
-        layers = [
-            dense_init(layer_key, inputs, outputs, weights)
-            for layer_key, (inputs, outputs) in zip(keys, itertools.pairwise(widths), strict=True)
-        ]
+        layers = _layers(key, widths, weights)
         return {"body": layers[:-1], "head": layers[-1]}
 
     def apply(
@@ -54,6 +50,42 @@ def mlp(
         return dense(params["head"], x)
 
     return Model(init, apply, normalisation="none")
+
+
+def mlp_features(
+    sizes: Sequence[int],
+    activation: Callable[[Array], Array] = jax.nn.relu,
+    weights: Initializer = GLOROT,
+) -> Model:
+    """The hidden layers of `mlp`, an activation after each: `(rows, ...) -> (rows, sizes[-1])`.
+
+    `linear_head(mlp_features(sizes), sizes[-1], outputs)` is `mlp([*sizes, outputs])` with its
+    parameters in the same places, drawn from other keys.
+
+    - `sizes`: widths from inputs to features, at least two; the others and errors: see `mlp`
+
+    Parameters: a list of `{"weights", "bias"}`. Normalisation: none.
+    """
+    widths = _widths(sizes)
+
+    def apply(
+        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
+    ) -> Float[Array, "rows width"]:
+        x = model_inputs(inputs, params[0]["weights"].dtype, mask)
+        x = _flat_rows(x, widths)
+        for layer in params:
+            x = activation(dense(layer, x))
+        return x
+
+    return Model(lambda key: _layers(key, widths, weights), apply, normalisation="none")
+
+
+def _layers(key: PRNGKeyArray, widths: tuple[int, ...], weights: Initializer) -> list:
+    keys = jax.random.split(key, len(widths) - 1)
+    return [
+        dense_init(layer_key, inputs, outputs, weights)
+        for layer_key, (inputs, outputs) in zip(keys, itertools.pairwise(widths), strict=True)
+    ]
 
 
 def _widths(sizes: Sequence[int]) -> tuple[int, ...]:

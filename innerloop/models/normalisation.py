@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from innerloop.models.base import at_least_float32, default_float
-from innerloop.models.masks import masked_mean
+from innerloop.masks import masked_mean
+from innerloop.precision import at_least_float32, default_float
 
 EPSILON = 1e-3
 """Added to every variance: the value of the TensorFlow layer that MAML's authors used. It also

@@ -8,9 +8,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PRNGKeyArray, PyTr
 
 from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
-from innerloop.models.base import Model, at_least_float32, default_float
+from innerloop.masks import blank_rows
+from innerloop.models.base import Model
 from innerloop.models.layers import Dense, dense, dense_init
-from innerloop.models.masks import blank_rows
+from innerloop.precision import at_least_float32, default_float
 
 LECUN = jax.nn.initializers.lecun_normal()
 """The default for all matrices: standard deviation 1 / √inputs, so that layers keep the unit

@@ -1,36 +1,79 @@
 """What a recipe is: the parts of a named algorithm, put together."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxtyping import PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
+from innerloop.adaptation.heads import Features
 from innerloop.gradients import MetaGradient
 from innerloop.models import Model
 from innerloop.problem import Examples, Problem, ProblemMixture
+
+Predict = Callable[[PyTree, PyTree, Examples, PRNGKeyArray], Array]
+"""`(params, meta, batch, key) -> predictions` for the rows of `batch`, whose targets are not read.
+"""
 
 
 class Recipe(NamedTuple):
     """A named algorithm as its parts; replace any of them with `recipe._replace(...)`.
 
     - `init_meta`: `key -> meta`, the meta-parameters before meta-training
+    - `predict`: `(params, meta, batch, key) -> predictions` after adaptation; None where the
+      problem says all
+    - `tested`: the problem and adaptation by which new tasks are learned, where meta-training has
+      others (pretraining); None where they are the same
     """
 
     problem: Problem | ProblemMixture
     adaptation: Adaptation | tuple[Adaptation, ...]
     gradient: MetaGradient
     init_meta: Callable[[PRNGKeyArray], PyTree]
+    predict: Predict | None = None
+    tested: tuple[Problem, Adaptation] | None = None
+
+    @property
+    def at_test(self) -> tuple[Any, Any]:
+        """Problem and adaptation by which new tasks are learned; tuples of them for a mixture."""
+        return self.tested or (self.problem, self.adaptation)
 
 
 ExamplesLoss = Callable[[PyTree, Examples], tuple[Scalar, dict]]
 """`(predictions, examples) -> (loss, metrics)`, such as `cross_entropy`."""
 
 
+def model_predictions(model: Model) -> Predict:
+    """What a model says, whose parameters are those that were adapted."""
+    return lambda params, meta, batch, key: model.apply(params, batch.inputs, key, batch.mask)
+
+
+def model_features(model: Model, of_meta: Callable[[PyTree], PyTree]) -> Features:
+    """The features that a head is given: a model's outputs, its parameters a part of meta."""
+    return lambda meta, batch, key: model.apply(of_meta(meta), batch.inputs, key, batch.mask)
+
+
+def prediction_loss(predict: Predict, loss: ExamplesLoss) -> Callable:
+    """The loss of predictions, with the signature that a `Problem` wants."""
+
+    def judged(params: PyTree, meta: PyTree, batch: Examples, key: PRNGKeyArray):
+        return loss(predict(params, meta, batch, key), batch)
+
+    return judged
+
+
 def supervised_loss(model: Model, loss: ExamplesLoss) -> Callable:
     """The loss of a model on `Examples`, with the signature that a `Problem` wants."""
+    return prediction_loss(model_predictions(model), loss)
 
-    def model_loss(params: PyTree, meta: PyTree, batch: Examples, key: PRNGKeyArray):
-        return loss(model.apply(params, batch.inputs, key, batch.mask), batch)
 
-    return model_loss
+def learned_head(
+    adaptation: Adaptation,
+    init_meta: Callable[[PRNGKeyArray], PyTree],
+    predict: Predict,
+    loss: ExamplesLoss,
+    gradient: MetaGradient,
+) -> Recipe:
+    """A recipe whose adaptation builds its own parameters: no initialisation, no inner loss."""
+    problem = Problem(None, None, prediction_loss(predict, loss))
+    return Recipe(problem, adaptation, gradient, init_meta, predict)

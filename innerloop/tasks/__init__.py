@@ -10,6 +10,7 @@ from innerloop.tasks.base import (
 from innerloop.tasks.digits import digits
 from innerloop.tasks.image_classes import ImageClasses, upright, with_quarter_turns
 from innerloop.tasks.images import ClassificationTasks
+from innerloop.tasks.labelled_images import LabelledImages
 from innerloop.tasks.mixture import Kind, TaskMixture, mixture
 from innerloop.tasks.omniglot import (
     Alphabets,
@@ -27,6 +28,7 @@ __all__ = [
     "ImageClasses",
     "IndependentTasks",
     "Kind",
+    "LabelledImages",
     "SinusoidTasks",
     "Splits",
     "TaskDistribution",

@@ -15,7 +15,8 @@ from innerloop.tasks.image_classes import ImageClasses, turn, upright
 _WRITE = "ClassificationTasks(images, ways=5, shots=1, queries=15)"
 
 
-def _as_classes(images: ImageClasses | ArrayLike) -> ImageClasses:
+def as_classes(images: ImageClasses | ArrayLike) -> ImageClasses:
+    """Classes as they are, or those of an array, upright."""
     return images if isinstance(images, ImageClasses) else upright(images)
 
 
@@ -44,7 +45,7 @@ class ClassificationTasks(eqx.Module):
     there are too few classes, or too few examples of each.
     """
 
-    images: ImageClasses = eqx.field(converter=_as_classes)
+    images: ImageClasses = eqx.field(converter=as_classes)
     ways: int = eqx.field(static=True)
     shots: int = eqx.field(static=True)
     queries: int = eqx.field(static=True)
@@ -80,7 +81,7 @@ class ClassificationTasks(eqx.Module):
         images = self.images.images[rows[:, None], example]
         if self.images.turned:
             images = turn(images, turns)
-        inputs = _as_unit_interval(images)
+        inputs = as_unit_interval(images)
         return Episode(_labelled(inputs[:, : self.shots]), _labelled(inputs[:, self.shots :]))
 
     def sample(self, key: PRNGKeyArray, n: int) -> Episode:
@@ -98,7 +99,8 @@ def _distinct(key: PRNGKeyArray, count: int, shape: tuple[int, ...]) -> jax.Arra
     return jax.lax.top_k(jax.random.uniform(key, shape, jnp.float32), count)[1]
 
 
-def _as_unit_interval(images: jax.Array) -> jax.Array:
+def as_unit_interval(images: jax.Array) -> jax.Array:
+    """uint8 divided by 255, bool as 0 or 1; floating-point images as they are."""
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
     values = images.astype(jnp.result_type(float))

@@ -59,8 +59,7 @@ class Validator:
                 )
             check_count("every", validation.every, write="Validation(episodes, every=100)")
             self._evaluate = evaluator(
-                recipe.problem,  # pyright: ignore[reportArgumentType]
-                recipe.adaptation,  # pyright: ignore[reportArgumentType]
+                *recipe.at_test,
                 steps=validation.steps,
                 chunk=chunk,
                 placement=placement,

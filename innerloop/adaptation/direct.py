@@ -1,0 +1,50 @@
+"""Adaptations that compute the parameters from the support set in one go."""
+
+import abc
+
+import equinox as eqx
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
+from innerloop.errors import StructureError
+from innerloop.problem import Problem
+
+
+class DirectAdaptation(Adaptation):
+    """Parameters that are one differentiable function of meta and support set.
+
+    It takes no inner steps, so the problem's `init` and `inner_loss` may be None.
+    """
+
+    steps: int = eqx.field(default=0, init=False)
+    origin: Origin = eqx.field(default=Origin.PROCEDURE, init=False, static=True)
+
+    @abc.abstractmethod
+    def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+        """The adapted parameters, differentiable in `meta`."""
+
+    def init(self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+        """The adapted parameters."""
+        return self.solve(meta, support, key)
+
+    def step(
+        self,
+        problem: Problem,
+        meta: PyTree,
+        support: PyTree,
+        state: PyTree,
+        key: PRNGKeyArray,
+        inner_gradient: InnerGradient,
+    ):
+        """Never taken: raises `StructureError`."""
+        name = type(self).__name__
+        raise StructureError(
+            f"a {name} has no inner steps",
+            got=f"a call of {name}.step",
+            expected=f"{name}.init alone",
+            write=f"run(problem, {name}(...), ...), which takes 0 steps",
+        )
+
+    def params(self, state: PyTree) -> PyTree:
+        """What `solve` returned."""
+        return state

@@ -1,0 +1,100 @@
+"""What the heads share: features of the support set, its labels as vectors, a strength above 0."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, PyTree, Scalar
+
+from innerloop.checks import describe, is_floating
+from innerloop.errors import StructureError
+from innerloop.masks import blank_rows
+from innerloop.precision import at_least_float32
+from innerloop.problem import Examples
+
+Features = Callable[[PyTree, Examples, PRNGKeyArray], Float[Array, "rows width"]]
+"""`(meta, batch, key) -> (rows, width)`: a learned representation of `Examples`.
+
+It is given the batch and not its inputs alone, so that statistics of the batch can respect its
+mask.
+"""
+
+Strength = float | Callable[[PyTree], Scalar]
+"""A regularisation weight above 0, or a function of meta that gives it."""
+
+
+def embedded(
+    features: Features, meta: PyTree, support: Any, key: PRNGKeyArray
+) -> tuple[Float[Array, "rows width"], jnp.dtype]:
+    """The features of the support set, zeros in the padded rows, and their dtype.
+
+    They come in float32 at least, in which a head is solved; its parameters are of the dtype.
+
+    Raises `StructureError` while tracing where they are not `(rows, width)`.
+    """
+    if not isinstance(support, Examples):
+        raise StructureError(
+            "a head learns from Examples",
+            got=f"a support set of type {type(support).__name__}",
+            expected="Examples(inputs, targets, mask=None)",
+            write="Episode(support=Examples(inputs, targets), query=...), or Procedure(fn) for any "
+            "other pytree",
+        )
+    values = features(meta, support, key)
+    rows = jnp.shape(support.targets)[:1]
+    if not is_floating(values) or jnp.ndim(values) != 2 or jnp.shape(values)[:1] != rows:
+        raise StructureError(
+            "features must be one vector of real numbers per row",
+            got=f"features {describe(values)} for targets {describe(support.targets)}",
+            expected="shape (rows, width)",
+            write="features=lambda meta, batch, key: x.reshape(x.shape[0], -1), of x with all axes",
+        )
+    values = jnp.asarray(values)
+    return at_least_float32(blank_rows(values, support.mask)), values.dtype
+
+
+def one_hot(support: Examples, ways: int, dtype: DTypeLike) -> Float[Array, "rows ways"]:
+    """The classes of the support set as unit vectors, zeros in the padded rows.
+
+    Raises `StructureError` while tracing unless targets are integers, `(rows,)`.
+    """
+    targets = jnp.asarray(support.targets)
+    if targets.ndim != 1 or not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise StructureError(
+            "a classifier needs integer classes",
+            got=f"targets {describe(targets)}",
+            expected=f"integers from 0 to {ways - 1}, shape (rows,)",
+            write="Examples(inputs, jnp.argmax(one_hot_targets, axis=-1))",
+        )
+    return blank_rows(jax.nn.one_hot(targets, ways, dtype=dtype), support.mask)
+
+
+def check_strength(strength: Any, head: str) -> None:
+    """Raise `StructureError` for a number that is not above 0; a function is judged when called."""
+    if callable(strength):
+        return
+    number = isinstance(strength, int | float) and not isinstance(strength, bool)
+    if not (number and 0 < strength < math.inf):
+        raise _bad_strength(f"strength={strength!r}", head)
+
+
+def strength_at(strength: Strength, meta: PyTree, dtype: DTypeLike, head: str) -> Scalar:
+    """The strength as a scalar array. Raises `StructureError` where a function gives no such."""
+    value: Any = strength(meta) if callable(strength) else strength
+    traced = isinstance(value, Tracer)
+    scalar = (isinstance(value, int) or is_floating(value)) and jnp.shape(value) == ()
+    if not scalar or not (traced or 0 < float(value) < math.inf):
+        raise _bad_strength(f"strength(meta) = {describe(value)}", head)
+    return jnp.asarray(value, dtype)
+
+
+def _bad_strength(got: str, head: str) -> StructureError:
+    return StructureError(
+        "the strength of a regularisation must be a finite number above 0",
+        got=got,
+        expected="a float > 0, or a function of meta that gives such a scalar",
+        write=f"{head}(..., strength=lambda meta: jnp.exp(meta['log_strength']))",
+    )

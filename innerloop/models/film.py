@@ -1,0 +1,51 @@
+"""Features that a small context vector scales and shifts."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
+
+from innerloop.checks import check_count
+from innerloop.models.base import Model
+from innerloop.models.layers import dense, dense_init
+from innerloop.precision import default_float
+
+
+def film(features: Model, width: int, head: Model, context: int = 100) -> Model:
+    r"""`head` on features that a context scales and shifts (FiLM: Perez et al. 2018).
+
+    $$\text{head}\big((1 + \gamma(c)) \odot f(x) + \beta(c)\big), \qquad
+      (\gamma, \beta) = c\, W$$
+
+    (arXiv 1709.07871). The context c is one vector for all rows. It starts at zero, where γ and β
+    are zero too.
+
+    - `features`: a model whose outputs are `(rows, width)`
+    - `head`: a model whose inputs are `(rows, width)`
+    - `context`: length of c
+
+    Parameters: `{"body": those of features, "film": {"weights": (context, 2 * width), "bias"},
+    "head": those of head, "context": (context,)}`. Normalisation: that of `features`.
+
+    Raises `StructureError` where a size is not a positive integer.
+    """
+    call = "film(features, width=64, head=mlp([64, 64, 5]), context=100)"
+    width = check_count("width", width, write=call)
+    context = check_count("context", context, write=call)
+
+    def init(key: PRNGKeyArray) -> PyTree[Array]:
+        body_key, film_key, head_key = jax.random.split(key, 3)
+        return {
+            "body": features.init(body_key),
+            "film": dense_init(film_key, context, 2 * width),
+            "head": head.init(head_key),
+            "context": jnp.zeros(context, default_float()),
+        }
+
+    def apply(
+        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
+    ) -> Float[Array, "rows ..."]:
+        x = features.apply(params["body"], inputs, key, mask)
+        scale, shift = jnp.split(dense(params["film"], params["context"][None, :]), 2, axis=1)
+        return head.apply(params["head"], (1 + scale) * x + shift, key, mask)
+
+    return Model(init, apply, features.normalisation)

@@ -1,0 +1,15 @@
+"""Which floating-point type numbers are made and summed in."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def default_float() -> np.dtype:
+    """JAX's default floating-point dtype: float32, or float64 under `jax_enable_x64`."""
+    return jnp.result_type(float)
+
+
+def at_least_float32(values: Float[Array, "..."]) -> Float[Array, "..."]:
+    """`values` in float32, or in float64 if they are: sums of many narrow numbers lose digits."""
+    return values if values.dtype.itemsize >= 4 else values.astype(jnp.float32)

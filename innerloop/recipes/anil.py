@@ -1,0 +1,39 @@
+"""ANIL: almost no inner loop, the head alone is adapted."""
+
+from collections.abc import Callable
+
+import optax
+from jaxtyping import PyTree
+
+from innerloop.adaptation import GradientDescent
+from innerloop.gradients import Unroll
+from innerloop.models import Model
+from innerloop.problem import Problem, subset
+from innerloop.recipes.base import ExamplesLoss, Recipe, prediction_loss
+
+
+def anil(model: Model, loss: ExamplesLoss, rate: float = 0.1, steps: int = 5) -> Recipe:
+    r"""ANIL (Raghu, Raghu, Bengio and Vinyals 2020, arXiv 1909.09157): MAML of the head alone.
+
+    $$\min_{\phi} \; \mathbb{E}\, L_\text{query}(\theta_K, \phi_\text{body}), \qquad
+      \theta_0 = \phi_\text{head}, \quad
+      \theta_{t+1} = \theta_t - \alpha \nabla_\theta L_\text{support}(\theta_t, \phi_\text{body})$$
+
+    `model` keeps its parameters as `{"body", "head"}`; both are meta-learned. `rate` is α, `steps`
+    is K; the defaults are those of 20-way Omniglot in MAML, whose settings the paper takes.
+    """
+    return partly_adapted(model, loss, lambda params: params["head"], rate, steps)
+
+
+def partly_adapted(
+    model: Model, loss: ExamplesLoss, where: Callable[[PyTree], PyTree], rate: float, steps: int
+) -> Recipe:
+    """MAML in which only the part of the parameters that `where` selects is adapted."""
+
+    def predict(params, meta, batch, key):
+        _, merge = subset(meta, where)
+        return model.apply(merge(params), batch.inputs, key, batch.mask)
+
+    task_loss = prediction_loss(predict, loss)
+    problem = Problem(lambda meta, support, key: subset(meta, where)[0], task_loss, task_loss)
+    return Recipe(problem, GradientDescent(optax.sgd(rate), steps), Unroll(), model.init, predict)

@@ -1,0 +1,29 @@
+"""A support set remembered row by row."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Float
+
+from innerloop.adaptation import Procedure
+from innerloop.adaptation.heads import Features, embedded, one_hot
+from innerloop.checks import check_count
+
+
+class Memory(NamedTuple):
+    """The rows of a support set: `(rows, width)`, `(rows, ways)`, and whether each counts."""
+
+    features: Float[Array, "rows width"]
+    classes: Float[Array, "rows ways"]
+    present: Bool[Array, " rows"]
+
+
+def remembered(features: Features, ways: int) -> Procedure:
+    """The adaptation that keeps the support set's features and classes as they are."""
+    check_count("ways", ways, 2, write="matching(features, cross_entropy, ways=5)")
+
+    def fn(meta, support, key) -> Memory:
+        x, dtype = embedded(features, meta, support, key)
+        classes = one_hot(support, ways, dtype)
+        return Memory(x.astype(dtype), classes, classes.any(axis=1))
+
+    return Procedure(fn)

@@ -1,0 +1,41 @@
+"""Meta-SGD: learn an initialisation and one rate for each of its numbers."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.adaptation import GradientDescent
+from innerloop.gradients import Unroll
+from innerloop.models import Model
+from innerloop.problem import Problem
+from innerloop.recipes.base import ExamplesLoss, Recipe, model_predictions, supervised_loss
+
+
+def meta_sgd(model: Model, loss: ExamplesLoss, rate: float = 0.05, steps: int = 1) -> Recipe:
+    r"""Meta-SGD (Li, Zhou, Chen and Li 2017, arXiv 1707.09835).
+
+    $$\theta_{t+1} = \theta_t - \alpha \odot \nabla L_\text{support}(\theta_t), \qquad
+      \theta_0 = \phi$$
+
+    φ and α, which has the shape of φ, are both meta-learned: `{"start", "rates"}`. Rates may become
+    negative. `rate` is the value that all rates begin with, `steps` is K.
+
+    Departs from the paper: the rates begin with one value, and not with random ones from
+    [0.005, 0.1], of which the default is the middle.
+    """
+    task_loss = supervised_loss(model, loss)
+    problem = Problem(lambda meta, support, key: meta["start"], task_loss, task_loss)
+
+    def init_meta(key: PRNGKeyArray) -> PyTree:
+        start = model.init(key)
+        return {"start": start, "rates": jax.tree.map(lambda x: jnp.full_like(x, rate), start)}
+
+    learn = GradientDescent(lambda meta: _scaled(meta["rates"]), steps)
+    return Recipe(problem, learn, Unroll(), init_meta, model_predictions(model))
+
+
+def _scaled(rates: PyTree) -> optax.GradientTransformation:
+    return optax.stateless(
+        lambda gradient, params: jax.tree.map(lambda rate, g: -rate * g, rates, gradient)
+    )

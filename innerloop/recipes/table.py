@@ -1,0 +1,160 @@
+"""The table of recipes: each by its name, on the parts that it takes from a network."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, get_args
+
+from innerloop.errors import StructureError
+from innerloop.models import Model, film, mlp
+from innerloop.recipes.anil import anil
+from innerloop.recipes.base import ExamplesLoss, Recipe
+from innerloop.recipes.boil import boil
+from innerloop.recipes.cavia import cavia
+from innerloop.recipes.cnp import cnp
+from innerloop.recipes.imaml import imaml
+from innerloop.recipes.logistic_head import logistic_head
+from innerloop.recipes.maml import fomaml, maml
+from innerloop.recipes.maml_plus_plus import maml_plus_plus
+from innerloop.recipes.matching import matching
+from innerloop.recipes.meta_sgd import meta_sgd
+from innerloop.recipes.nearest_neighbour import nearest_neighbour
+from innerloop.recipes.pretrain_finetune import pretrain_classifier, pretrain_finetune
+from innerloop.recipes.protonet import protonet
+from innerloop.recipes.r2d2 import r2d2
+from innerloop.recipes.reptile import reptile
+from innerloop.recipes.svm_head import svm_head
+
+RegressionRecipe = Literal[
+    "maml",
+    "fomaml",
+    "reptile",
+    "meta_sgd",
+    "maml_plus_plus",
+    "anil",
+    "boil",
+    "cavia",
+    "imaml",
+    "r2d2",
+    "cnp",
+    "pretrain_finetune",
+]
+"""Names of the recipes that learn real targets too."""
+
+RecipeName = Literal[
+    RegressionRecipe, "protonet", "matching", "logistic_head", "svm_head", "nearest_neighbour"
+]
+"""Names of all recipes."""
+
+
+class Network(NamedTuple):
+    """What a recipe may take from a network and its tasks.
+
+    - `model`: the whole, its parameters `{"body", "head"}`
+    - `features`: the body alone, with outputs `(rows, width)`
+    - `outputs`: classes of a task, or regressed values
+    - `loss`: `(predictions, examples) -> (loss, metrics)`
+    - `classes`: a function that counts all meta-training classes, which may need the data; None for
+      regression
+    """
+
+    model: Model
+    features: Model
+    width: int
+    outputs: int
+    loss: ExamplesLoss
+    classes: Callable[[], int] | None = None
+
+    @property
+    def head(self) -> tuple[Model, ExamplesLoss, int | None]:
+        """What a recipe whose head is computed takes: features, loss and ways."""
+        return self.features, self.loss, self.ways
+
+    @property
+    def ways(self) -> int | None:
+        """Classes of a task; None for regression."""
+        return None if self.classes is None else self.outputs
+
+
+def _with_context(network: Network) -> Model:
+    head = mlp([network.width, network.width, network.outputs])
+    return film(network.features, network.width, head, _CONTEXT)
+
+
+def _process(network: Network) -> Callable[..., Recipe]:
+    """Three networks; a target is beside the features where there are no classes."""
+    width, outputs, ways = network.width, network.outputs, network.ways
+    encoder = mlp([width if ways else width + outputs, _HIDDEN, _HIDDEN])
+    decoder = mlp([width + _HIDDEN * (ways or 1), _HIDDEN, _HIDDEN, outputs])
+    return partial(cnp, network.features, encoder, decoder, network.loss, ways)
+
+
+def _pretrained(network: Network) -> Callable[..., Recipe]:
+    if network.classes is None:
+        return partial(pretrain_finetune, network.model, network.loss)
+    sizes = (network.width, network.classes(), network.outputs)
+    return partial(pretrain_classifier, network.features, *sizes, network.loss)
+
+
+_CONTEXT, _HIDDEN = 100, 128
+
+RECIPES: dict[str, Callable[[Network], Callable[..., Recipe]]] = {
+    "maml": lambda network: partial(maml, network.model, network.loss),
+    "fomaml": lambda network: partial(fomaml, network.model, network.loss),
+    "reptile": lambda network: partial(reptile, network.model, network.loss),
+    "meta_sgd": lambda network: partial(meta_sgd, network.model, network.loss),
+    "maml_plus_plus": lambda network: partial(maml_plus_plus, network.model, network.loss),
+    "anil": lambda network: partial(anil, network.model, network.loss),
+    "boil": lambda network: partial(boil, network.model, network.loss),
+    "cavia": lambda network: partial(cavia, _with_context(network), network.loss),
+    "imaml": lambda network: partial(imaml, network.model, network.loss),
+    "protonet": lambda network: partial(protonet, *network.head),
+    "matching": lambda network: partial(matching, *network.head),
+    "r2d2": lambda network: partial(r2d2, *network.head),
+    "logistic_head": lambda network: partial(logistic_head, *network.head),
+    "svm_head": lambda network: partial(svm_head, *network.head),
+    "cnp": _process,
+    "pretrain_finetune": _pretrained,
+    "nearest_neighbour": lambda network: partial(nearest_neighbour, network.loss, network.outputs),
+}
+"""All recipes by name: what each takes from a network, its hyper-parameters still to be given."""
+
+
+def hyper_parameters(name: str, network: Network) -> dict[str, Any]:
+    """The hyper-parameters of a recipe of the table, and their defaults."""
+    parameters = inspect.signature(RECIPES[name](network)).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def named_recipe(
+    name: str, network: Network, defaults: Mapping[str, Any] = MappingProxyType({}), **settings: Any
+) -> Recipe:
+    """A recipe of the table.
+
+    - `settings`: hyper-parameters; for one that is None, the value is that of `defaults`, or the
+      recipe's own
+
+    Raises `StructureError` for a name that is not in the table, for a classifier on a regression,
+    and for a hyper-parameter that the recipe does not have.
+    """
+    names = RECIPES if network.ways is not None else get_args(RegressionRecipe)
+    if name not in names:
+        kind = "regression" if name in RECIPES else "learning"
+        raise StructureError(
+            f"{name} is no recipe for {kind}",
+            got=f"recipe={name}",
+            expected="one of " + ", ".join(names),
+            write="--recipe maml",
+        )
+    given = {**defaults, **{key: value for key, value in settings.items() if value is not None}}
+    known = hyper_parameters(name, network)
+    for key in given:
+        if key not in known:
+            raise StructureError(
+                f"{name} has no {key}",
+                got=f"{key}={given[key]!r}",
+                expected=f"some of {', '.join(known)}" if known else "no hyper-parameters",
+                write=f"{name} without {key}",
+            )
+    return RECIPES[name](network)(**given)

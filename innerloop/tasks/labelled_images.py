@@ -1,0 +1,51 @@
+"""Ordinary classification of all classes at once, as tasks: what pretraining learns from."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from innerloop.checks import check_count
+from innerloop.problem import Episode, Examples
+from innerloop.tasks.base import sample_each
+from innerloop.tasks.image_classes import ImageClasses, turn
+from innerloop.tasks.images import as_classes, as_unit_interval
+
+_WRITE = "LabelledImages(images, rows=25)"
+
+
+class LabelledImages(eqx.Module):
+    """Batches of labelled images, whose labels say which of all classes each is.
+
+    Every task is the same one: `rows` images drawn independently and uniformly over classes and
+    examples, with the number of their class in `images` for a target. Support and query are the
+    same `Examples`, as those of `ClassificationTasks` but for the labels and their order.
+
+    - `images`: an `ImageClasses`, or an array by class, as `ClassificationTasks` takes it
+    - `rows`: images per task
+
+    Raises `StructureError` for `rows` below 1.
+    """
+
+    images: ImageClasses = eqx.field(converter=as_classes)
+    rows: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        check_count("rows", self.rows, write=_WRITE)
+
+    def sample_one(self, key: PRNGKeyArray) -> Episode:
+        """One batch."""
+        class_key, example_key = jax.random.split(key)
+        targets = jax.random.randint(class_key, (self.rows,), 0, len(self.images), jnp.int32)
+        number = self.images.images.shape[1]
+        example = jax.random.randint(example_key, (self.rows,), 0, number, jnp.int32)
+        row, turns = self.images.classes[targets, 0], self.images.classes[targets, 1]
+        images = self.images.images[row, example]
+        if self.images.turned:
+            images = turn(images[:, None], turns)[:, 0]
+        examples = Examples(as_unit_interval(images), targets)
+        return Episode(examples, examples)
+
+    def sample(self, key: PRNGKeyArray, n: int) -> Episode:
+        """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
+        return sample_each(self.sample_one, key, n)

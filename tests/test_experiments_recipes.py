@@ -1,0 +1,104 @@
+"""Recipes on the command line: chosen by name, refused where they do not fit; older runs."""
+
+import json
+
+import pytest
+
+from innerloop.cli import main
+from innerloop.errors import StructureError
+from innerloop.experiments.digits import Digits
+from innerloop.experiments.older_runs import with_recipe
+from innerloop.experiments.sinusoid import Sinusoid
+from innerloop.recipes import RECIPES
+from innerloop.tasks import ClassificationTasks, LabelledImages
+
+SMALL = [
+    "--steps",
+    "2",
+    "--batch",
+    "2",
+    "--validate-every",
+    "2",
+    "--validation-tasks",
+    "3",
+    "--test-tasks",
+    "3",
+    "--per-call",
+    "2",
+    "--test-steps",
+    "2",
+    "--width",
+    "4",
+]
+
+
+@pytest.fixture(autouse=True)
+def own_folders(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INNERLOOP_CACHE", str(tmp_path / "cache"))
+
+
+def refused(capsys, *arguments):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main([*arguments])
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_recipe_without_inner_steps_has_one_result(tmp_path, capsys):
+    main(["train", "sinusoid", *SMALL, "--recipe", "r2d2", "--run", str(tmp_path / "run")])
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    assert result["config"]["recipe"] == "r2d2"
+    assert len(result["test"]["mean"]["loss"]) == 1
+    assert (tmp_path / "run/fits.png").exists()
+    error = refused(capsys, "evaluate", str(tmp_path / "run"), "--steps", "3")
+    assert "r2d2 learns a task in one go" in error
+
+
+def test_a_run_of_the_time_before_recipes(tmp_path, capsys):
+    """Is evaluated to the same numbers, and not gone on with."""
+    run = tmp_path / "run"
+    main(["train", "sinusoid", *SMALL, "--recipe", "fomaml", "--run", str(run)])
+    content = json.loads((run / "config.json").read_text())
+    test = json.loads((run / "result.json").read_text())["test"]
+    del content["config"]["recipe"]
+    content["config"] |= {"first_order": True, "inner_rate": 0.01, "inner_steps": 3}
+    (run / "config.json").write_text(json.dumps(content))
+    main(["evaluate", str(run)])
+    evaluated = json.loads((run / "evaluation-seed0-steps2-tasks3.json").read_text())["test"]
+    assert evaluated["mean"]["loss"] == pytest.approx(test["mean"]["loss"], rel=1e-5)
+    error = refused(capsys, "train", "sinusoid", *SMALL, "--run", str(run), "--resume")
+    assert "older version, which knew no recipes" in error
+    assert "--recipe fomaml" in error
+
+
+@pytest.mark.parametrize(("flag", "recipe"), [(True, "fomaml"), (False, "maml")])
+def test_the_old_flag_becomes_a_recipe(flag, recipe):
+    assert with_recipe({"first_order": flag, "seed": 1}) == {"recipe": recipe, "seed": 1}
+    assert with_recipe({"recipe": "anil"}) == {"recipe": "anil"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_an_experiment_on_images(name):
+    """Only pretraining sees all classes at once."""
+    parts = Digits(recipe=name, filters=4).parts()
+    kind = LabelledImages if name == "pretrain_finetune" else ClassificationTasks
+    assert isinstance(parts.train, kind)
+    assert isinstance(parts.test, ClassificationTasks)
+    assert callable(parts.recipe.predict)
+
+
+def test_given_settings_go_before_those_of_the_paper():
+    steps = lambda **settings: Digits(recipe="maml", **settings).parts().recipe.adaptation.steps
+    assert (steps(), steps(inner_steps=4)) == (1, 4)
+    assert Sinusoid().parts().recipe.adaptation.steps == 3
+    assert Sinusoid(recipe="reptile").parts().recipe.adaptation.steps == 5
+    with pytest.raises(StructureError, match="protonet has no rate"):
+        Digits(recipe="protonet", inner_rate=0.1).parts()
+
+
+def test_the_command_line_names_what_it_refuses(capsys):
+    error = refused(capsys, "train", "digits", "--recipe", "protonet", "--inner-steps", "2")
+    assert "protonet has no steps" in error
+    assert "matching" not in refused(capsys, "train", "sinusoid", "--recipe", "mamil")

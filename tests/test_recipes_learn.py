@@ -1,0 +1,49 @@
+"""Every recipe learns to learn handwritten digits within seconds, from the labels it is given."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import innerloop as il
+from innerloop.experiments.base import counted_steps, support_labels_shuffled
+from innerloop.experiments.images import SETTINGS
+from innerloop.training.evaluate import evaluator, summarise
+
+WAYS, SHOTS, TASKS = 5, 3, 60
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return il.digits()
+
+
+def small_network(classes):
+    sizes = [64, 32]
+    return il.Network(
+        il.mlp([*sizes, WAYS]), il.mlp_features(sizes), sizes[-1], WAYS, il.cross_entropy, classes
+    )
+
+
+@pytest.mark.parametrize("name", il.RECIPES)
+def test_recipe_learns_and_falls_to_chance_with_shuffled_labels(name, splits):
+    network = small_network(lambda: len(splits.train))
+    recipe = il.named_recipe(name, network, SETTINGS.get(name, {}))
+    tasks = il.ClassificationTasks(splits.train, WAYS, SHOTS, queries=5)
+    if recipe.tested is not None:
+        tasks = il.LabelledImages(splits.train, rows=40)
+    optimizer = optax.adam(1e-3 if name == "imaml" else 1e-2)  # its inner loop diverges at a larger
+    trained = il.fit(recipe, tasks, optimizer=optimizer, steps=60, batch=4, key=jax.random.key(0))
+    test = il.ClassificationTasks(splits.test, WAYS, SHOTS, queries=10)
+    episodes = il.evaluation_episodes(test, TASKS, seed=0)
+    evaluate = evaluator(*recipe.at_test, steps=counted_steps(recipe, 10))
+
+    def accuracy(episodes):
+        evaluation = summarise(evaluate(trained.meta, episodes, jax.random.key(2)))
+        return evaluation.mean["accuracy"][-1], evaluation.interval["accuracy"][-1]
+
+    right, interval = accuracy(episodes)
+    assert right - interval > 1.5 / WAYS
+    chance, interval = accuracy(support_labels_shuffled(episodes, jax.random.key(1)))
+    assert np.abs(chance - 1 / WAYS) < 3 * interval
+    assert chance + interval < right

@@ -1,0 +1,85 @@
+"""The table of recipes: its names, its hyper-parameters, and what it refuses."""
+
+from functools import partial
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_recipes_by_hand import BY_HAND, FEATURES, LOSS, MODEL, WAYS, WIDTH
+
+import innerloop as il
+from innerloop.recipes.maml_plus_plus import after_each_step
+from innerloop.recipes.table import RecipeName, RegressionRecipe, hyper_parameters
+
+
+def network(classes=lambda: 7):
+    return il.Network(MODEL, FEATURES, WIDTH, WAYS, LOSS, classes)
+
+
+def test_the_table_and_the_names_are_the_same():
+    assert tuple(sorted(il.RECIPES)) == tuple(sorted(get_args(RecipeName)))
+    assert set(get_args(RegressionRecipe)) < set(il.RECIPES)
+    assert set(BY_HAND) | {"maml", "fomaml", "reptile", "imaml"} == set(il.RECIPES)
+
+
+@pytest.mark.parametrize("name", il.RECIPES)
+def test_every_hyper_parameter_has_a_value_and_can_be_given_another(name):
+    recipe = il.named_recipe(name, network())
+    assert callable(recipe.predict)
+    known = hyper_parameters(name, network())
+    if "steps" in known:
+        _, adaptation = il.named_recipe(name, network(), steps=3).at_test
+        assert adaptation.steps == 3
+    defaults = {key: value for key, value in known.items() if key == "rate"}
+    assert isinstance(il.named_recipe(name, network(), defaults, steps=None), il.Recipe)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (partial(il.named_recipe, "mamil", network()), "mamil is no recipe for learning.*maml"),
+        (
+            partial(il.named_recipe, "protonet", network(None)),
+            "protonet is no recipe for regression.*cnp",
+        ),
+        (
+            partial(il.named_recipe, "protonet", network(), rate=0.1),
+            "protonet has no rate.*no hyper-parameters",
+        ),
+        (partial(il.named_recipe, "anil", network(), strength=1.0), "anil has no strength.*steps"),
+        (partial(il.cavia, MODEL, LOSS), "needs a model with a context.*film"),
+        (partial(il.matching, FEATURES, LOSS, 1), "ways must be .* at least 2"),
+        (partial(il.protonet, FEATURES, LOSS, 1), "ways must be .* at least 2"),
+        (partial(il.r2d2, FEATURES, LOSS, 1), "ways must be .* at least 2"),
+        (partial(il.maml_plus_plus, MODEL, LOSS, 0.1, 0), "steps must be .* at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises(il.StructureError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(("steps", "weights"), [(0, [1]), (1, [0, 1]), (4, [0, *[0.25] * 4])])
+def test_the_losses_after_each_step_weigh_the_same(steps, weights):
+    np.testing.assert_allclose(after_each_step(steps), weights)
+
+
+def test_a_class_without_support_rows_is_never_predicted():
+    support = il.Examples(jnp.ones((4, 3)), jnp.array([0, 0, 2, 2]))
+    query = il.Examples(jnp.ones((5, 3)), jnp.zeros(5, jnp.int32))
+    key = jax.random.key(0)
+    recipes = (
+        il.protonet(FEATURES, LOSS, 3),
+        il.matching(FEATURES, LOSS, 3),
+        il.nearest_neighbour(LOSS, 3),
+    )
+    for recipe in recipes:
+        meta = recipe.init_meta(key)
+        params, _ = il.adapt(*recipe.at_test, meta, support, key)
+        predicted = jax.nn.softmax(recipe.predict(params, meta, query, key), axis=1)
+        np.testing.assert_allclose(predicted[:, 1], np.zeros(5), atol=1e-30)
+        loss = lambda meta: recipe.problem.outer_loss(params, meta, query, key)[0]  # noqa: B023
+        for leaf in jax.tree.leaves(jax.grad(loss)(meta)):
+            assert np.all(np.isfinite(leaf))
