@@ -15,7 +15,7 @@ from typing import Annotated
 
 import tyro
 
-from innerloop.errors import InnerloopError, StructureError
+from innerloop.errors import InnerloopError, RunError, StructureError
 from innerloop.experiments.base import Experiment
 from innerloop.experiments.before_training import (
     check_experiment,
@@ -141,27 +141,37 @@ def main(arguments: list[str] | None = None) -> None:
     goes_on = "; --run and --resume go on from the last save" * isinstance(command, Train)
     if own:
         _keep_compiled()
-        _one_line_each()
+        _one_line_each(goes_on)
         own_process(f"innerloop: ended at once by a second signal{goes_on}")
     try:
         _run(command)
         return
-    except InnerloopError as error:
-        message, status = str(error), 2
-    except Stopped as stop:
-        message = f"stopped {stop}; --run and --resume go on with it"
-        status = 128 + stop.signal
-    except KeyboardInterrupt as stop:
-        message = f"stopped{goes_on}"
-        status = 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
-    print(f"innerloop: {message}", file=sys.stderr, flush=True)
+    except (InnerloopError, KeyboardInterrupt) as error:
+        ended = error
+    message, status = _last_words(ended, goes_on)
     if own:
-        # Not by way of the interpreter's end: a compilation or a save in another thread may still
-        # run.
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-        os._exit(status)
+        _leave(message, status)
+    print(message, file=sys.stderr)
     raise SystemExit(status)
+
+
+def _last_words(error: BaseException, goes_on: str) -> tuple[str, int]:
+    """What is said of what ended a command, and its exit status."""
+    if isinstance(error, InnerloopError):
+        return f"innerloop: {error}", 2
+    if isinstance(error, Stopped):
+        message = f"innerloop: stopped {error}; --run and --resume go on with it"
+        return message, 128 + error.signal
+    number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+    return f"innerloop: stopped{goes_on}", 128 + number
+
+
+def _leave(message: str, status: int) -> None:
+    """End the process at once: a compilation or a save in another thread may still run."""
+    print(message, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(status)
 
 
 def _keep_compiled() -> None:
@@ -181,8 +191,8 @@ def _keep_compiled() -> None:
             jax.config.update(name, value)
 
 
-def _one_line_each() -> None:
-    """Warnings are one line, and so is a save that failed.
+def _one_line_each(goes_on: str) -> None:
+    """Warnings are one line, and so are a save that failed and a signal that nobody could raise.
 
     The error is raised; what the storage layer prints of it besides is left out.
     """
@@ -192,6 +202,9 @@ def _one_line_each() -> None:
     shown = sys.unraisablehook
 
     def show(unraisable):
+        # A signal that arrives while Python clears up ends there, and the command would go on.
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            _leave(*_last_words(unraisable.exc_value, goes_on))
         if str(unraisable.exc_value) != "Event loop is closed":  # of its threads, which are late
             shown(unraisable)
 
@@ -250,18 +263,29 @@ def _working(what: str) -> Iterator[None]:
 
 def _join(command: Train) -> None:
     numbers = (command.coordinator, command.processes, command.process)
-    named = command.experiment.run is not None
-    if not named or (not command.cluster and None in numbers):
+    named, known = command.experiment.run is not None, command.cluster
+    if None not in numbers:
+        _, _, port = (command.coordinator or "").rpartition(":")
+        known = port.isdigit() and 0 <= (command.process or 0) < (command.processes or 0)
+    if not named or not known:
         raise StructureError(
-            "which processes train together, and where?",
+            "it is not said which processes train together, and where",
             got=f"--coordinator {numbers[0]} --processes {numbers[1]} --process {numbers[2]}"
             + ("" if named else ", without --run"),
-            expected="all three, or --cluster where a scheduler started the processes; and --run, "
-            "since the time would give each process another folder",
+            expected="HOST:PORT, how many, and which of them from 0 on, or --cluster where a "
+            "scheduler started them; and --run, since the time would give each another folder",
             write="innerloop train digits --run RUN --devices all --coordinator HOST:1234 "
             "--processes 2 --process 0",
         )
-    join(*numbers)
+    try:
+        join(*numbers)
+    except (RuntimeError, ValueError) as error:
+        raise RunError(
+            "the processes did not find each other",
+            got=" ".join(str(error).split())[:200],
+            expected="a job of SLURM, Open MPI or a cloud, or a process 0 that can be reached",
+            write="--coordinator HOST:1234 --processes 2 --process 0",
+        ) from error
 
 
 def _train(experiment: Experiment) -> None:

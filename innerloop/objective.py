@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import ContextDecorator
 from typing import Any
 
 import jax
@@ -125,6 +126,13 @@ def meta_value_and_grad(
     """
     if chunk is not None:
         check_count("chunk", chunk, write="meta_value_and_grad(problem, adaptation, chunk=1)")
+    if isinstance(spread, ContextDecorator) or (spread is not None and not callable(spread)):
+        raise StructureError(  # a mesh is a context: called, it would do nothing, and say so never
+            "spread is a function that runs a sum over tasks in another way",
+            got=f"spread={describe(spread)}",
+            expected="a function of the sum over tasks",
+            write="meta_value_and_grad(..., spread=Sharding(mesh).spread)",
+        )
     if chunk is None and isinstance(gradient, ChunkedGradient):
         chunk = gradient.chunk
     if isinstance(problem, ProblemMixture):

@@ -123,13 +123,16 @@ def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
         ("--coordinator", "127.0.0.1:1", "--processes", "2", "--process", "0"),
         ("--coordinator", "127.0.0.1:1", "--processes", "2", "--run", "RUN"),
         ("--cluster",),
+        ("--processes", "2", "--process", "1", "--run", "RUN"),
+        ("--coordinator", "HOST", "--processes", "2", "--process", "0", "--run", "RUN"),
+        ("--coordinator", "HOST:1", "--processes", "2", "--process", "2", "--run", "RUN"),
     ],
 )
 def test_processes_that_cannot_find_each_other_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as exit:
         main(["train", "digits", *flags])
     assert exit.value.code == 2
-    assert "which processes train together" in capsys.readouterr().err
+    assert "which processes train together, and where" in capsys.readouterr().err
 
 
 # --- what is refused ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import math
 import sys
 from typing import Any
 
+from innerloop.diagnostics.planning.memory import parse_bytes
 from innerloop.errors import StructureError
 
 _AT_LEAST_ONE = (
@@ -54,6 +55,8 @@ def check_ranges(settings: Any) -> None:
             expected=f"a {what} {bounds}",
             write=f"--{name.replace('_', '-')} {usual}",
         )
+    if values.get("memory") is not None:
+        parse_bytes(values["memory"])
     if values.get("memory") is not None and values.get("chunk") is not None:
         raise StructureError(
             "a chunk is chosen either by hand or by a budget",

@@ -55,6 +55,7 @@ from innerloop.training.run_folder import (
     RunFolder,
     environment,
 )
+from innerloop.training.sharding import placement
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "sinusoid": Sinusoid,
@@ -84,6 +85,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     """
     begin = time.perf_counter()
     check_ranges(experiment)
+    placement(experiment.devices)
     parts = experiment.parts()
     recipe = initial_recipe(experiment, parts.recipe)
     validation = evaluation_episodes(
@@ -132,7 +134,9 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
             minutes=experiment.minutes,
             report=log,
         )
-    trained_seconds = time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
+    for record in folder.read_log()[-1:]:  # which counts what the run took before it went on
+        seconds = max(seconds, record["seconds"])
     experiment = dataclasses.replace(experiment, chunk=outcome.chunk)
     per_task = test_evaluation(experiment, parts, outcome.meta)
     test = summarise(per_task)
@@ -143,7 +147,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         "outer_steps": outcome.step,
         "best_step": outcome.best_step,
         "faults": outcome.faults,
-        "seconds": trained_seconds,
+        "seconds": seconds,
         "chunk": outcome.chunk,
         "plan": None if outcome.plan is None else plan_summary(outcome.plan),
         "cost": training_cost(folder.read_log())

@@ -47,7 +47,7 @@ class RunFolder:
                 "this folder already holds a run",
                 got=str(path),
                 expected="a folder without a run",
-                write=f"--run {path}-2, or delete {path} first",
+                write=f"--resume to go on with it, or --run {path}-2 for another",
             )
         folder = RunFolder(path)
         with folder.writing():

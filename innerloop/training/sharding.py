@@ -254,7 +254,12 @@ def _line_of(devices: Sequence[Any]) -> Mesh:
 def _with_automatic_axes(mesh: Any) -> Mesh:
     """Axes over which JAX itself propagates shardings; `jax.make_mesh` makes explicit ones."""
     if not isinstance(mesh, Mesh):
-        raise _no_mesh(mesh)
+        raise StructureError(
+            "tasks go over the devices of a mesh",
+            got=f"Sharding({describe(mesh)})",
+            expected="a jax.sharding.Mesh",
+            write="Sharding(jax.make_mesh((jax.device_count(),), ('tasks',)))",
+        )
     return Mesh(mesh.devices, mesh.axis_names)
 
 
