@@ -128,7 +128,10 @@ class Run:
         return self.until(lambda: self.saved() >= 32 and unfinished())
 
     def testing(self) -> "Run":
-        return self.until(lambda: self.saved() == 120)
+        self.until(lambda: self.saved() == 120)
+        time.sleep(0.5)
+        assert not (self.folder / "result.json").exists(), "it had been tested"
+        return self
 
     def drawing(self) -> "Run":
         return self.until((self.folder / "result.json").exists)
@@ -136,7 +139,7 @@ class Run:
     def signal(self, *numbers: int) -> "Run":
         for number in numbers:
             self._process.send_signal(number)
-            time.sleep(0.2)
+            time.sleep(0.05)
         return self
 
     def ended(self) -> tuple[int, list[str]]:

@@ -171,7 +171,6 @@ def tried(name: str, whole: Path) -> dict:
                 "lost": max(reached - saved, 0),
                 "resumed_exit_status": resumed_status,
                 "resumed_printed": resumed_printed,
-                "steps_in_log": len(losses(disk.run)),
                 "same_bits": resumed_status == 0 and same(disk.run, whole),
             }
         finally:
@@ -186,7 +185,7 @@ def table(rows: list[dict]) -> str:
     ]
     for row in rows:
         printed = row["printed"] or row["resumed_printed"]
-        said = printed[-1].removeprefix("innerloop: ").split(". Got")[0] if printed else ""
+        said = printed[-1].removeprefix("innerloop: ").split(". Got")[0] if printed else "nothing"
         same_bits = "yes" if row["same_bits"] else "no"
         cells = (row["what"], said, row["lost"], row["exit_status"], same_bits)
         lines.append(f"| {' | '.join(map(str, cells))} |")

@@ -351,7 +351,6 @@ def test_the_table_of_faults_is_what_was_measured(monkeypatch):
     for row in rows:
         assert row["same_bits"], row
         assert row["resumed_exit_status"] == 0, row
-        assert row["steps_in_log"] == 120 or row["what"] == "the folder is deleted", row
         assert all(line.startswith("innerloop: ") for line in row["printed"]), row
         warned = [line for line in row["printed"] if "cannot be read; the one before" in line]
         assert len(row["printed"]) <= len(warned) + 1, row
