@@ -54,8 +54,8 @@ def _of_losses(subject: Subject) -> Iterator[Finding]:
         loss, along = subject.loss(name), _directions(at)
         value = lambda at, loss=loss, rest=(batch, key): loss(*at, *rest)[0]
         slope = lambda at, value=value, along=along: dot(jax.grad(value)(at), along)
-        place = f"{name}, {_rules_of(value, at)}"
         if _Derivative(value, at).is_wrong(along):
+            place = f"{name}, {_rules_of(value, at)}"
             yield Finding(
                 _meant(place, severity),
                 f"the gradient of {name} is not the derivative of its value",
@@ -64,6 +64,7 @@ def _of_losses(subject: Subject) -> Iterator[Finding]:
                 "a rule that matches the function, or the function without it",
             )
         elif name == "inner_loss" and _Derivative(slope, at).is_wrong(along):
+            place = f"{name}, {_rules_of(value, at)}"
             yield Finding(
                 second,
                 f"the second derivative of {name} is not that of its gradient",

@@ -10,10 +10,7 @@ from innerloop.adaptation import Origin
 from innerloop.diagnostics.checks.source import asked_for, written_at
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
-from innerloop.errors import DetachedError
-from innerloop.gradients import MetaGradient
 from innerloop.gradients.reach import leaf_names
-from innerloop.objective import meta_value_and_grad
 from innerloop.programs import Operation, between
 
 _ROUNDING = ("rounding", {"floor", "ceil", "round", "rint", "trunc", "operator_floordiv"})
@@ -64,8 +61,9 @@ def _unread_params(subject: Subject, name: str) -> Finding:
 
 def unreached_leaves(subject: Subject) -> Iterator[Finding]:
     """Leaves of meta with a gradient that is zero by structure."""
-    of_exact = unreached(subject, subject.exact)
-    of_estimator = unreached(subject, subject.gradient)
+    of_exact = of_estimator = subject.unreached
+    if subject.gradient != subject.exact:
+        of_estimator = subject.unreached_by(subject.gradient)
     for name in dict.fromkeys(of_exact + of_estimator):
         if not _read_at(subject, name) or (name in of_exact and subject.missing is None):
             yield _unreached_finding(subject, name)
@@ -109,16 +107,6 @@ def _cut(subject: Subject, operation: Operation, what: str, cure: str) -> Findin
 def _cuts_from_meta(subject: Subject) -> Iterator[tuple[Operation, str]]:
     leaves = range(len(jax.tree.leaves(subject.meta)))
     return _cuts(between(subject.program, leaves, [0]))
-
-
-def unreached(subject: Subject, gradient: MetaGradient) -> list[str]:
-    """The leaves of meta that the backward pass of an estimator does not reach."""
-    f = meta_value_and_grad(subject.problem, subject.adaptation, gradient)
-    try:
-        (_, aux), _ = jax.eval_shape(f, subject.meta, subject.episodes, subject.key)
-    except DetachedError:
-        return leaf_names(subject.meta)
-    return list(aux.diagnostics["unreached"])
 
 
 def _unreached_finding(subject: Subject, name: str) -> Finding:

@@ -18,7 +18,8 @@ from innerloop.gradients import (
     Reptile,
 )
 from innerloop.gradients.base import ChunkedGradient
-from innerloop.objective import adapt, meta_objective
+from innerloop.gradients.reach import leaf_names
+from innerloop.objective import adapt, meta_objective, meta_value_and_grad
 from innerloop.problem import Episode, Loss, Problem, initial_params, loss_function
 
 NO_RULE = (TypeError, ValueError, NotImplementedError)
@@ -72,6 +73,20 @@ class Subject:
         except (InnerloopError, *NO_RULE) as error:
             return error
         return None
+
+    @cached_property
+    def unreached(self) -> list[str]:
+        """The leaves of meta that the exact estimator's backward pass does not reach."""
+        return self.unreached_by(self.exact)
+
+    def unreached_by(self, gradient: MetaGradient) -> list[str]:
+        """The leaves of meta that the backward pass of an estimator does not reach."""
+        f = meta_value_and_grad(self.problem, self.adaptation, gradient)
+        try:
+            (_, aux), _ = jax.eval_shape(f, self.meta, self.episodes, self.key)
+        except DetachedError:
+            return leaf_names(self.meta)
+        return list(aux.diagnostics["unreached"])
 
     @property
     def takes_derivatives(self) -> bool:

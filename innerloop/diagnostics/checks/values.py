@@ -8,7 +8,6 @@ import numpy as np
 
 from innerloop.checks import is_floating
 from innerloop.diagnostics.checks.blame import origin_of_non_finite
-from innerloop.diagnostics.checks.paths import unreached
 from innerloop.diagnostics.checks.source import asked_for, written_at
 from innerloop.diagnostics.checks.subject import NO_RULE, Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
@@ -37,9 +36,8 @@ def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
         finding = _given_as_such(subject, title, int(tasks[0]))
         yield finding or _not_finite(subject, title, int(tasks[0]))
         return
-    cut_off = unreached(subject, subject.exact)
     for name, leaf in zip(leaf_names(subject.meta), jax.tree.leaves(grads), strict=True):
-        if not np.any(np.asarray(leaf)) and name not in cut_off:
+        if not np.any(np.asarray(leaf)) and name not in subject.unreached:
             yield Finding(
                 Severity.WARNING,
                 f"the gradient of meta{name} is zero on every task",
