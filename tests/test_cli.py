@@ -253,7 +253,7 @@ def test_compare_tells_and_draws(own_run, tmp_path, capsys):
                 "plan",
                 "--inner-steps=-1",
             ),
-            "--inner-steps 3",
+            "--inner-steps 0",
         ),
         (("train", "--chunk", "1", "--memory", "1GiB"), "--chunk 1 --memory 1GiB"),
     ],
