@@ -42,7 +42,7 @@ class Disk:
                 path.chmod(0o755)
 
     def remove(self) -> None:
-        self._do("umount")
+        self._do("umount", "--lazy")
 
     def _do(self, *command: str) -> None:
         subprocess.run([*command, self.path], check=True)
@@ -127,11 +127,8 @@ class Run:
         unfinished = lambda: any(self.checkpoints.glob("*tmp*"))
         return self.until(lambda: self.saved() >= 32 and unfinished())
 
-    def testing(self) -> "Run":
-        self.until(lambda: self.saved() == 120)
-        time.sleep(0.5)
-        assert not (self.folder / "result.json").exists(), "it had been tested"
-        return self
+    def saved_last(self) -> "Run":
+        return self.until(lambda: self.saved() == 120)
 
     def drawing(self) -> "Run":
         return self.until((self.folder / "result.json").exists)
