@@ -120,7 +120,7 @@ def trained(setting: Setting, meta):
 
 def measure(setting: Setting) -> tuple[Comparison, dict]:
     """All estimators after training, and the biased ones at the start of it too."""
-    problem, adaptation, _, init_meta = setting.recipe
+    problem, adaptation, _, init_meta, *_ = setting.recipe
     rest = (setting.tasks.sample(jax.random.key(2), setting.batch), jax.random.key(3))
     start = init_meta(jax.random.key(0))
     biased = [

@@ -443,9 +443,11 @@ def test_a_loss_that_diverges_is_one_line(tmp_path, capsys):
         main(arguments)
     error = capsys.readouterr().err
     assert caught.value.code == 2
-    assert error.startswith("innerloop: the meta-objective is no longer finite")
+    assert error.startswith("innerloop: the loss or the meta-gradient is no longer finite")
     assert error.count("\n") == 1
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "checkpoints"}
+    log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    (fault,) = json.loads(log[-1])["faults"]
+    assert (fault["step"], fault["policy"]) == (0, "stop")
 
 
 def test_unknown_flags_and_experiments_exit_with_2(capsys):

@@ -63,7 +63,7 @@ def test_more_pairs_have_less_variance():
 def test_a_chunk_of_draws_takes_less_memory_than_all_at_once(build):
     """Compiled, not run."""
     model = il.mlp([8, 64, 8])
-    problem, learn, _, init = il.maml(model, il.mean_squared_error, 0.01, 4)
+    problem, learn, _, init, *_ = il.maml(model, il.mean_squared_error, 0.01, 4)
     rows = jnp.zeros((16, 8))
     data = il.Episode(il.Examples(rows, rows), il.Examples(rows, rows))
 

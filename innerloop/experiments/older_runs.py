@@ -18,7 +18,7 @@ def refuse_without_recipe(folder: RunFolder) -> None:
     """Raise `RunError` for a run of that time: its flags mean something else to go on with."""
     if not folder.has(CONFIG):
         return
-    config = folder.read_json(CONFIG).get("config", {})
+    config = folder.read_config()["config"]
     if "first_order" not in config:
         return
     recipe = with_recipe(config)["recipe"]
