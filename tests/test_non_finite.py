@@ -1,13 +1,16 @@
 """Outer steps whose loss or meta-gradient is not finite: what is done, counted and found."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jaxtyping import config
 
 import innerloop as il
-from innerloop.errors import RunError
+from innerloop.errors import RunError, StructureError
 
 KEY, BATCH, STEPS = jax.random.key(7), 4, 30
 OPTIMIZER = optax.adam(0.1)
@@ -153,6 +156,73 @@ def test_what_stopped_goes_on_under_another_policy(tmp_path):
     np.testing.assert_array_equal(again.meta["x"], whole.meta["x"])
     assert [fault.step for fault in faults] == list(POISONED)
     assert again.faults == whole.faults
+
+
+def test_the_log_of_a_run_that_stopped_and_went_on_has_every_step_once(tmp_path):
+    saved = il.Checkpoints(tmp_path / "checkpoints", every=100)
+    with (
+        il.JsonLines(tmp_path / "log.jsonl") as log,
+        pytest.raises(RunError, match="no longer finite"),
+    ):
+        train(il.Stop(), checkpoints=saved, report=log)
+    stopped = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert stopped[-1]["step"] == stopped[-1]["faults"][0]["step"] == min(POISONED)
+    with il.JsonLines(tmp_path / "log.jsonl") as log:
+        train(il.Skip(), checkpoints=saved, resume=True, report=log)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert sum(len(line["losses"]) for line in lines) == STEPS
+    # What a call's means are of: its sound steps.
+    assert all(np.isfinite(float(line["loss"])) for line in lines if len(line["losses"]) > 1)
+
+
+def test_large_gradients_of_a_narrow_type_are_no_fault():
+    """Their squares go beyond float16, they themselves do not."""
+    steep = lambda params, meta, batch, key: jnp.sum(params["x"]) * 3000
+    recipe = RECIPE._replace(
+        problem=il.Problem(lambda meta, support, key: meta, None, steep),
+        adaptation=il.Procedure(lambda meta, support, key: meta),
+        init_meta=lambda key: {"x": jnp.ones(2, jnp.float16)},
+    )
+    options = {"optimizer": optax.sgd(1e-4), "steps": 2, "batch": 2, "key": KEY}
+    assert il.fit(recipe, TASKS, **options).faults == 0
+
+
+def test_a_task_without_weight_is_named_too():
+    def sample(key):
+        return il.Episode(jnp.full(2, 2 * LIMIT), jnp.zeros(2), weight=jnp.zeros(()))
+
+    def sound(key):
+        return il.Episode(jnp.zeros(2), jnp.zeros(2), weight=jnp.ones(()))
+
+    def either(key):
+        first = jnp.array_equal(jax.random.key_data(key), jax.random.key_data(first_key))
+        return jax.tree.map(lambda a, b: jnp.where(first, a, b), sample(key), sound(key))
+
+    steps_key = jax.random.split(KEY, 3)[1]
+    sample_key, _ = jax.random.split(jax.random.fold_in(steps_key, 0))
+    first_key = jax.random.split(sample_key, 3)[0]
+    with pytest.raises(RunError, match="at outer step 0, caused by task 0 with"):
+        il.fit(RECIPE, il.IndependentTasks(either), optimizer=OPTIMIZER, steps=2, batch=3, key=KEY)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: il.Skip(0),
+        lambda: il.Clip(0.0),
+        lambda: il.Clip(-1.0),
+        lambda: il.Clip(float("nan")),
+        lambda: il.Clip(None),
+        lambda: il.Clip(1.0, 0),
+    ],
+)
+def test_policies_out_of_range_are_refused(make):
+    config.update("jaxtyping_disable", True)  # as users see it
+    try:
+        with pytest.raises(StructureError):
+            make()
+    finally:
+        config.update("jaxtyping_disable", False)
 
 
 def test_counts_survive_a_resume(tmp_path):

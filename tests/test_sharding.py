@@ -13,6 +13,8 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AbstractMesh
+from jaxtyping import config
 
 import innerloop as il
 from innerloop.cli import main
@@ -159,5 +161,48 @@ def test_more_devices_than_there_are():
 
 
 def test_a_sharding_needs_a_mesh():
-    with pytest.raises(StructureError, match="mesh"):
+    with pytest.raises(StructureError, match=r"Sharding\(jax.make_mesh"):
         il.Sharding("all")
+
+
+RECIPE = il.maml(il.mlp([1, 4, 1]), il.mean_squared_error, 0.01, 1)
+
+
+@pytest.mark.parametrize("axis", [-1, 7, "first"])
+def test_a_rule_gives_an_axis_that_there_is(axis):
+    config.update("jaxtyping_disable", True)  # as users see it
+    sharding = il.Sharding(placement("all").mesh, lambda leaf, devices: axis)
+    try:
+        with pytest.raises(StructureError, match=f"cannot be spread.*axis {axis!r} of a leaf"):
+            il.fit(
+                *(RECIPE, il.SinusoidTasks(3, 3)),
+                optimizer=optax.sgd(0.1),
+                steps=1,
+                batch=2,
+                key=jax.random.key(0),
+                devices=sharding,
+            )
+    finally:
+        config.update("jaxtyping_disable", False)
+
+
+def test_a_mesh_is_no_spread():
+    """It can be called, on a function, and then does nothing."""
+    config.update("jaxtyping_disable", True)  # as users see it
+    mesh = placement("all").mesh
+    try:
+        for spread in (mesh, il.Sharding(mesh)):
+            with pytest.raises(StructureError, match=r"Write: .*spread=Sharding\(mesh\).spread"):
+                il.meta_value_and_grad(*RECIPE[:2], spread=spread)
+    finally:
+        config.update("jaxtyping_disable", False)
+
+
+def test_in_a_loop_of_ones_own_the_devices_must_share_the_tasks_evenly():
+    mesh = AbstractMesh((4,), ("tasks",))
+    sharding = il.Sharding(placement("all").mesh)
+    object.__setattr__(sharding, "mesh", mesh)
+    f = il.meta_value_and_grad(*RECIPE[:2], spread=sharding.spread)
+    key = jax.random.key(0)
+    with pytest.raises(StructureError, match=r"6 tasks on 4 devices.*tasks.sample\(key, 8\)"):
+        f(RECIPE.init_meta(key), il.SinusoidTasks(3, 3).sample(key, 6), key)

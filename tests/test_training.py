@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jaxtyping import config
 
-from innerloop.adaptation import GradientDescent
+from innerloop.adaptation import GradientDescent, Procedure
 from innerloop.errors import RunError, StructureError
 from innerloop.gradients import FirstOrder, Unroll
 from innerloop.models import mean_squared_error, mlp
@@ -18,7 +19,7 @@ from innerloop.objective import adapt, meta_value_and_grad
 from innerloop.problem import Episode, Problem, task_keys
 from innerloop.recipes import Recipe, maml
 from innerloop.tasks import IndependentTasks, SinusoidTasks, evaluation_episodes, mixture
-from innerloop.training import Validation, evaluate, fit
+from innerloop.training import Skip, Validation, evaluate, fit
 from innerloop.training.budget import plan_training
 from innerloop.training.sharding import OneDevice
 from innerloop.training.step import init_state, outer_steps, updating
@@ -199,6 +200,49 @@ def test_a_loss_that_is_not_finite_names_its_step(per_call):
     rate = lambda count: jnp.where(count == 3, jnp.inf, 0.1)  # steps 0 ... 3 have finite losses
     with pytest.raises(RunError, match="at outer step 4"):
         train(optimizer=optax.sgd(rate), per_call=per_call)
+
+
+def test_the_average_of_a_narrow_type_moves():
+    recipe = point_recipe()._replace(init_meta=lambda key: {"x": jnp.ones(2, jnp.bfloat16)})
+    far = lambda params, meta, batch, key: jnp.sum(params["x"]).astype(jnp.float32)
+    recipe = recipe._replace(problem=Problem(lambda meta, support, key: meta, None, far))
+    recipe = recipe._replace(adaptation=Procedure(lambda meta, support, key: meta))
+    outcome = train(recipe, optimizer=optax.sgd(1.0), steps=50, averaging=0.99)[0]
+    mean = 1 - sum(k * 0.01 * 0.99 ** (50 - k) for k in range(1, 51))
+    assert outcome.last["x"].dtype == jnp.bfloat16
+    np.testing.assert_allclose(outcome.last["x"].astype(jnp.float32), mean, rtol=1e-2)
+
+
+def test_whole_numbers_among_the_metrics_are_weighted():
+    def sample(key):
+        point = jax.random.normal(key, (2,))
+        return Episode(point, point, weight=jnp.float32(0.25))
+
+    def loss(params, meta, batch, key):
+        return jnp.sum(params["x"] ** 2), {"count": jnp.int32(3), "right": jnp.bool_(True)}
+
+    _, reports = train(point_recipe(loss), IndependentTasks(sample))
+    assert np.all(reports[0].metrics["count"] == 3)
+    assert np.all(reports[0].metrics["right"] == 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("non_finite", "skip"),
+        ("non_finite", Skip),
+        ("checkpoints", "folder"),
+        ("averaging", 1.0),
+        ("averaging", -0.1),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(name, given):
+    config.update("jaxtyping_disable", True)  # as users see it
+    try:
+        with pytest.raises(StructureError, match=f"{name} is of another kind"):
+            train(**{name: given})
+    finally:
+        config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.parametrize("name", ["steps", "batch", "per_call"])

@@ -174,7 +174,7 @@ class Sharding(Placement):
     def _axis(self, leaf: Any) -> int | None:
         shape, devices = jnp.shape(leaf), self.devices
         axis = self.meta(jax.ShapeDtypeStruct(shape, leaf.dtype), devices)
-        if axis is None or (0 <= axis < len(shape) and shape[axis] % devices == 0):
+        if axis is None or (axis in range(len(shape)) and shape[axis] % devices == 0):
             return axis
         raise StructureError(
             "a leaf of meta cannot be spread along the axis that the rule gives",

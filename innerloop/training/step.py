@@ -132,7 +132,7 @@ def global_norm(grads: PyTree) -> Scalar:
 
 
 def _widened(leaf: Array) -> Array:
-    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    return leaf.astype(jnp.float32) if jnp.finfo(leaf.dtype).bits < 32 else leaf
 
 
 def _mean_metrics(aux: Any, episodes: Any) -> dict:
@@ -148,8 +148,9 @@ def _mean_metrics(aux: Any, episodes: Any) -> dict:
         return {name: jnp.mean(leaf) for name, leaf in metrics.items()}
 
     def weighted(leaf: Array) -> Scalar:
-        dtype = jnp.promote_types(leaf.dtype, episodes.weight.dtype)
-        weights = episodes.weight.astype(dtype)
-        return jnp.sum(weights * leaf.astype(dtype)) / jnp.sum(weights)
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            leaf = leaf.astype(episodes.weight.dtype)
+        weights = episodes.weight.astype(leaf.dtype)
+        return jnp.sum(weights * leaf) / jnp.sum(weights)
 
     return {name: weighted(leaf) for name, leaf in metrics.items()}
