@@ -96,6 +96,9 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(undisturbed, tmp_path):
     assert_same(fitted(tmp_path, resume=True), undisturbed)
 
 
+# What Orbax still writes in the background fails after the run has said so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_checkpoints_that_are_deleted_while_a_run_goes_on(undisturbed, tmp_path):
     folder = tmp_path / "run"
 

@@ -10,15 +10,16 @@ from typing import Any, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from innerloop.checks import check_count, describe
 from innerloop.errors import RunError
 from innerloop.gradients.reach import leaf_names, leaf_shapes
 from innerloop.training.files import writing
+from innerloop.training.packing import pack, stored_arrays, unpack
 from innerloop.training.processes import in_any, is_first, same_in_all, together
 
-FORMAT = 2
+FORMAT = 3
 """Of the checkpoints. Older ones are read, newer ones refused."""
 
 _NEW_SINCE = {1: {".state.faults", ".state.in_a_row"}}
@@ -93,18 +94,19 @@ class CheckpointFolder:
             return
         with together():
             self._require_there()
-        leaves = {str(i): leaf for i, leaf in enumerate(jax.tree.leaves(_without_keys(state)))}
+        arrays, packed = pack(_named_leaves(state))
         about = {
             "format": FORMAT,
             "settings": self._settings,
             "leaves": _shapes(state),
+            "packed": packed,
             "record": record,
         }
         args = self._ocp.args
         with self._writing():
             self._manager.save(
                 step,
-                args=args.Composite(state=args.StandardSave(leaves), about=args.JsonSave(about)),
+                args=args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about)),
             )
 
     def load(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
@@ -128,7 +130,7 @@ class CheckpointFolder:
             missing = in_any(about is None)  # asked by all, whatever they found
             if about is not None and not missing:
                 self._require_same(about, like)
-                state = self._state(step, like, _new_since(about["format"]))
+                state = self._state(step, like, about)
                 if not in_any(state is None):
                     with self._writing():
                         for later in damaged:
@@ -168,22 +170,18 @@ class CheckpointFolder:
         except _STORAGE_ERRORS:
             return None
 
-    def _state(self, step: int, like: PyTree, new: set[str]) -> PyTree | None:
-        args, given = self._ocp.args, _without_keys(like)
-        leaves = dict(zip(leaf_names(given), jax.tree.leaves(given), strict=True))
-        saved = [name for name in leaves if name not in new]
-        shapes = {
-            str(i): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-            for i, leaf in enumerate(leaves[name] for name in saved)
-        }
+    def _state(self, step: int, like: PyTree, about: dict[str, Any]) -> PyTree | None:
+        args, leaves = self._ocp.args, _named_leaves(like)
+        new, packed = _new_since(about["format"]), about.get("packed", [])  # format 2: none
+        saved = {name: leaf for name, leaf in leaves.items() if name not in new}
         try:
-            found = self._manager.restore(
-                step, args=args.Composite(state=args.StandardRestore(shapes))
+            arrays = self._manager.restore(
+                step, args=args.Composite(state=args.StandardRestore(stored_arrays(saved, packed)))
             )["state"]
         except _STORAGE_ERRORS:
             return None
-        leaves |= {name: found[str(i)] for i, name in enumerate(saved)}
-        state = jax.tree.unflatten(jax.tree.structure(given), list(leaves.values()))
+        leaves |= unpack(arrays, saved, packed)
+        state = jax.tree.unflatten(jax.tree.structure(like), list(leaves.values()))
         return jax.tree.map(_as_in, like, state)
 
     def _require_same(self, about: dict[str, Any], like: PyTree) -> None:
@@ -265,9 +263,12 @@ def _shapes(state: PyTree) -> list[list[str]]:
     return [[name, shape] for name, shape in leaf_shapes(state).items()]
 
 
-def _without_keys(state: PyTree) -> PyTree:
+def _named_leaves(state: PyTree) -> dict[str, Array]:
     """Random keys as their data, which can be saved."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state)
+    leaves = [
+        jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
+    ]
+    return dict(zip(leaf_names(state), leaves, strict=True))
 
 
 def _as_in(like: Any, leaf: Any) -> Any:

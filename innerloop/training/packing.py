@@ -1,0 +1,64 @@
+"""The leaves of a state as the arrays that are stored: the small ones together, as one of bytes.
+
+A storage layer's costs are per array: TensorStore keeps some 600 bytes of memory for each that was
+ever written, for as long as the process lives.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+SMALL = 2**20
+"""Bytes below which a leaf is packed."""
+
+_PACKED = "packed"
+
+Leaves = dict[str, Array]
+"""By name. Those that are not packed are stored under their number."""
+
+
+def pack(leaves: Leaves) -> tuple[dict[str, Any], list[str]]:
+    """Arrays to store, and the names of the leaves that are packed, which a reader must know.
+
+    A leaf that is spread over devices is never packed: each process writes its own part.
+    """
+    packed = [n for n, x in leaves.items() if x.is_fully_replicated and x.nbytes < SMALL]
+    arrays: dict[str, Any] = _numbered(leaves, packed)
+    if packed:
+        values = jax.device_get([leaves[name] for name in packed])
+        arrays[_PACKED] = np.concatenate([np.ravel(value).view(np.uint8) for value in values])
+    return arrays, packed
+
+
+def stored_arrays(like: Leaves, packed: list[str]) -> dict[str, Any]:
+    """Shapes, dtypes and places of what `pack` stored; `like` says where the leaves go."""
+    arrays: dict[str, Any] = {
+        i: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+        for i, leaf in _numbered(like, packed).items()
+    }
+    if packed:
+        arrays[_PACKED] = np.zeros(sum(like[name].nbytes for name in packed), np.uint8)
+    return arrays
+
+
+def unpack(arrays: dict[str, Any], like: Leaves, packed: list[str]) -> Leaves:
+    """The leaves again, in the places of `like`."""
+    names = [name for name in like if name not in packed]
+    leaves = {name: arrays[i] for name, i in zip(names, _numbered(like, packed), strict=True)}
+    start = 0
+    for name in packed:
+        end = start + like[name].nbytes
+        leaves[name] = _placed(arrays[_PACKED][start:end], like[name])
+        start = end
+    return leaves
+
+
+def _numbered(leaves: Leaves, packed: list[str]) -> Leaves:
+    return {str(i): leaf for i, (name, leaf) in enumerate(leaves.items()) if name not in packed}
+
+
+def _placed(data: np.ndarray, like: Array) -> Array:
+    value = data.copy().view(like.dtype).reshape(like.shape)  # a copy is aligned
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda index: value[index])
