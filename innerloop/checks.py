@@ -44,6 +44,19 @@ def check_count(name: str, value: Any, least: int = 1, *, write: str) -> int:
     )
 
 
+def check_numbers(name: str, tree: PyTree, *, write: str) -> None:
+    """Raise `StructureError` where a leaf is text, or an array of text or of Python objects."""
+    for leaf in jax.tree.leaves(tree):
+        dtype = np.asarray(leaf).dtype if isinstance(leaf, str | np.ndarray) else None
+        if dtype is not None and dtype.kind in "OSUMm":
+            raise StructureError(
+                f"{name} are not numbers",
+                got=f"{name} of type {dtype}",
+                expected="arrays of numbers",
+                write=write,
+            )
+
+
 def check_signature(name: str, function: Any, arguments: tuple[str, ...]) -> None:
     """Raise `StructureError` unless `function` is None or takes exactly these arguments."""
     if function is None:

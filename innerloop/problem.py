@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.checks import check_signature, describe, failures_explained, is_floating
+from innerloop.checks import (
+    check_numbers,
+    check_signature,
+    describe,
+    failures_explained,
+    is_floating,
+)
 from innerloop.errors import StructureError
 
 Loss = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], tuple[Scalar, PyTree]]
@@ -37,13 +43,23 @@ class Examples(eqx.Module):
     - `inputs`: `(rows, ...)`
     - `targets`: `(rows, ...)`, real for regression, integer classes for classification
     - `mask`: `(rows,)`, False where a row is padding; None when every row counts
+    - `classes`: `(rows, ways)`, False where an output is no class of the row's task, as in a task
+      of fewer classes than the model has outputs; None when all are
 
     Your own tasks may use any other pytree.
+
+    Raises `StructureError` for inputs or targets that are not numbers, such as labels in words.
     """
 
     inputs: PyTree[Array]
     targets: PyTree[Array]
     mask: Array | None = None
+    classes: Array | None = None
+
+    def __check_init__(self):
+        write = "Examples(inputs, numpy.unique(labels, return_inverse=True)[1])"
+        check_numbers("targets", self.targets, write=write)
+        check_numbers("inputs", self.inputs, write="Examples(inputs.astype(float), targets)")
 
 
 class Problem(eqx.Module):

@@ -7,6 +7,7 @@ from innerloop.tasks.base import (
     evaluation_key,
     sample_each,
 )
+from innerloop.tasks.counts import PerClass
 from innerloop.tasks.digits import digits
 from innerloop.tasks.image_classes import ImageClasses, upright, with_quarter_turns
 from innerloop.tasks.images import ClassificationTasks
@@ -29,6 +30,7 @@ __all__ = [
     "IndependentTasks",
     "Kind",
     "LabelledImages",
+    "PerClass",
     "SinusoidTasks",
     "Splits",
     "TaskDistribution",
