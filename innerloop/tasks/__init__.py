@@ -7,11 +7,15 @@ from innerloop.tasks.base import (
     evaluation_key,
     sample_each,
 )
+from innerloop.tasks.by_label import by_label
+from innerloop.tasks.cifar_fs import cifar_fs
 from innerloop.tasks.counts import PerClass
 from innerloop.tasks.digits import digits
 from innerloop.tasks.image_classes import ImageClasses, upright, with_quarter_turns
+from innerloop.tasks.image_folder import image_folder
 from innerloop.tasks.images import ClassificationTasks
 from innerloop.tasks.labelled_images import LabelledImages
+from innerloop.tasks.mini_imagenet import mini_imagenet
 from innerloop.tasks.mixture import Kind, TaskMixture, mixture
 from innerloop.tasks.omniglot import (
     Alphabets,
@@ -35,10 +39,14 @@ __all__ = [
     "Splits",
     "TaskDistribution",
     "TaskMixture",
+    "by_label",
     "check_disjoint",
+    "cifar_fs",
     "digits",
     "evaluation_episodes",
     "evaluation_key",
+    "image_folder",
+    "mini_imagenet",
     "mixture",
     "omniglot",
     "omniglot_official",
