@@ -1,5 +1,12 @@
 """Task distributions: where episodes come from."""
 
+from innerloop.tasks.augmentation import (
+    Augmented,
+    Compose,
+    RandomAffine,
+    RandomCrop,
+    RandomHorizontalFlip,
+)
 from innerloop.tasks.base import (
     IndependentTasks,
     TaskDistribution,
@@ -29,12 +36,17 @@ from innerloop.tasks.splits import Splits, check_disjoint
 
 __all__ = [
     "Alphabets",
+    "Augmented",
     "ClassificationTasks",
+    "Compose",
     "ImageClasses",
     "IndependentTasks",
     "Kind",
     "LabelledImages",
     "PerClass",
+    "RandomAffine",
+    "RandomCrop",
+    "RandomHorizontalFlip",
     "SinusoidTasks",
     "Splits",
     "TaskDistribution",
