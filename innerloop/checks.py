@@ -1,5 +1,6 @@
 """Checks that every part makes of what it is given."""
 
+import importlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from innerloop.errors import InnerloopError, StructureError
+from innerloop.errors import InnerloopError, RunError, StructureError
 
 # JAX's own tracing errors say best what went wrong.
 _TRACING_ERRORS = (jax.errors.JAXTypeError, jax.errors.JAXIndexError)
@@ -112,4 +113,17 @@ def failures_explained(name: str, *, expected: str, write: str, **given: PyTree)
             got=", ".join(f"{part}={describe(value)}" for part, value in given.items()),
             expected=expected,
             write=write,
+        ) from error
+
+
+def optional_package(name: str, needed_by: str, extra: str) -> Any:
+    """A package that not every installation has. Raises `RunError` where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise RunError(
+            f"{needed_by} needs the package {name}",
+            got=" ".join(str(error).split()),
+            expected=f"{name}, which innerloop[{extra}] brings along",
+            write=f"pip install 'innerloop[{extra}]'",
         ) from error

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.checks import (
@@ -32,8 +33,8 @@ class Episode(eqx.Module):
     A *batch of episodes* has one more leading axis, the task axis, on every leaf.
     """
 
-    support: PyTree[Array]
-    query: PyTree[Array]
+    support: PyTree[Array | np.ndarray]
+    query: PyTree[Array | np.ndarray]
     weight: Float[Array, "..."] | None = None
 
 
@@ -51,8 +52,8 @@ class Examples(eqx.Module):
     Raises `StructureError` for inputs or targets that are not numbers, such as labels in words.
     """
 
-    inputs: PyTree[Array]
-    targets: PyTree[Array]
+    inputs: PyTree[Array | np.ndarray]
+    targets: PyTree[Array | np.ndarray]
     mask: Array | None = None
     classes: Array | None = None
 

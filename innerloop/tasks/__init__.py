@@ -33,6 +33,7 @@ from innerloop.tasks.omniglot import (
 )
 from innerloop.tasks.sinusoid import SinusoidTasks
 from innerloop.tasks.splits import Splits, check_disjoint
+from innerloop.tasks.streamed import StoredImages, StreamedTasks
 
 __all__ = [
     "Alphabets",
@@ -49,6 +50,8 @@ __all__ = [
     "RandomHorizontalFlip",
     "SinusoidTasks",
     "Splits",
+    "StoredImages",
+    "StreamedTasks",
     "TaskDistribution",
     "TaskMixture",
     "by_label",
