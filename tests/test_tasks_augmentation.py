@@ -72,13 +72,13 @@ def tasks(**sizes):
 def test_augmented_tasks_are_the_tasks_with_other_pixels():
     """Each image by draws of its own, labels and masks as they are, padding blank."""
     augment = il.Compose((lambda key, images: images + 1, lambda key, images: 2 * images))
-    drawn = il.Augmented(tasks(ways=(2, 3)), augment).sample(jax.random.key(0), 8)
+    drawn = il.evaluation_episodes(il.Augmented(tasks(ways=(2, 3)), augment), 8, seed=0)
     for examples in (drawn.support, drawn.query):
         pixels, mask = np.asarray(examples.inputs), np.asarray(examples.mask)
         assert not mask.all() and not pixels[~mask].any()
         assert (pixels[mask] > 2).all()
         assert examples.classes.shape == (8, 6, 3)
-    cropped = il.Augmented(tasks(), il.RandomCrop(2)).sample(jax.random.key(0), 40)
+    cropped = il.evaluation_episodes(il.Augmented(tasks(), il.RandomCrop(2)), 40, seed=0)
     blank_rows = (np.asarray(cropped.support.inputs) == 0).all(axis=(3, 4)).sum(axis=2)
     assert {0, 1, 2} == set(np.unique(blank_rows))
     assert (blank_rows.min(axis=1) < blank_rows.max(axis=1)).any()
@@ -86,7 +86,7 @@ def test_augmented_tasks_are_the_tasks_with_other_pixels():
 
 def test_tasks_are_the_same_in_whatever_blocks_they_are_drawn():
     flipped = il.Augmented(tasks(), il.RandomHorizontalFlip())
-    many, few = (flipped.sample(jax.random.key(3), n) for n in (5, 2))
+    many, few = (il.evaluation_episodes(flipped, n, seed=3) for n in (5, 2))
     for whole, part in zip(jax.tree.leaves(many), jax.tree.leaves(few), strict=True):
         np.testing.assert_array_equal(whole[:2], part)
 
@@ -104,12 +104,16 @@ def test_fit_takes_augmented_tasks():
     ("make", "message"),
     [
         (lambda: il.RandomCrop(0), "padding=0"),
+        (
+            lambda: il.Augmented(il.TaskMixture((tasks(),), (1.0,)), il.RandomCrop(1)),
+            r"mixture.*Write: mixture\(",
+        ),
         (lambda: il.RandomAffine(degrees=-1, shift=0), "degrees=-1"),
         (
             lambda: il.Augmented(il.SinusoidTasks(1, 1), il.RandomCrop(1)).sample(
                 jax.random.key(0), 1
             ),
-            "no images to augment.*in the tasks of each kind",
+            "no images to augment",
         ),
         (
             lambda: il.Augmented(tasks(), lambda key, images: images[:, 1:]).sample(

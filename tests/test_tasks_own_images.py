@@ -67,6 +67,10 @@ def cached(names, protocol):
     return pickle.dumps(content, protocol=protocol)
 
 
+# an image that is of no class
+FEWER = pickle.dumps({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"n02": [1]}})
+
+
 @pytest.fixture
 def pickled(tmp_path):
     folder = tmp_path / "pickles"
@@ -161,6 +165,7 @@ def test_damaged_lists_are_named_with_the_cure(listed, damage, message):
         (partial(overwrite, "mini-imagenet-cache-val.pkl", b""), "pickle of arrays"),
         (partial(overwrite, "mini-imagenet-cache-val.pkl", pickle.dumps([1])), "does not hold"),
         (partial(overwrite, "mini-imagenet-cache-val.pkl", cached(["n01"], 4)), "train and val"),
+        (partial(overwrite, "mini-imagenet-cache-val.pkl", FEWER), "does not hold"),
     ],
 )
 def test_damaged_pickles_are_named_with_the_cure(pickled, damage, message):
@@ -192,7 +197,7 @@ def test_no_folder_is_named_with_what_it_should_hold(load, tmp_path):
     with pytest.raises(il.DataError, match=r"does not exist.*mkdir -p") as error:
         load(data=tmp_path / "nowhere")
     assert "download" not in error.value.write
-    with pytest.raises(il.DataError, match=r"train\.(csv|txt) is missing"):
+    with pytest.raises(il.DataError, match=r"(neither train\.csv nor|train\.txt is missing)"):
         load(data=tmp_path)
 
 

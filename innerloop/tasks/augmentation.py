@@ -14,6 +14,7 @@ from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.base import TaskDistribution, sample_each
+from innerloop.tasks.mixture import TaskMixture
 
 Images = Float[Array, "rows height width channels"]
 
@@ -34,12 +35,21 @@ class Augmented(eqx.Module):
     - `tasks`: draws episodes whose support and query are `Examples` of images
     - `augment`: `(key, images) -> images`, of the same shape
 
-    Rows that a mask leaves out stay zeros. Raises `StructureError` while tracing for episodes of
-    anything else, and for images that change their shape or type.
+    Rows that a mask leaves out stay zeros. Raises `StructureError` for a mixture, and while tracing
+    for episodes of anything but images and for images that change their shape or type.
     """
 
     tasks: TaskDistribution
     augment: Augment
+
+    def __check_init__(self):
+        if isinstance(self.tasks, TaskMixture):
+            raise StructureError(
+                "a mixture has tasks of several kinds to augment",
+                got="Augmented(TaskMixture(...), augment)",
+                expected="the tasks of one kind",
+                write="mixture((problem, adaptation, Augmented(tasks, augment), 1.0), ...)",
+            )
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One task."""
@@ -59,8 +69,7 @@ class Augmented(eqx.Module):
                 "there are no images to augment",
                 got=f"a support or query set {describe(examples)}",
                 expected="Examples with inputs (rows, height, width, channels)",
-                write="Augmented(ClassificationTasks(images, ...), augment); for a mixture, in the "
-                "tasks of each kind",
+                write="Augmented(ClassificationTasks(images, 5, 1, 15), augment)",
             )
         changed = self.augment(key, images)
         if (changed.shape, changed.dtype) != (images.shape, images.dtype):

@@ -15,7 +15,7 @@ from innerloop.tasks.image_classes import ImageClasses
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
-def classes_of_files(project: str, by_class: dict[str, list[Path]], size: int) -> ImageClasses:
+def classes_of_files(by_class: dict[str, list[Path]], size: int) -> ImageClasses:
     """The images of each class, sorted by the classes' names: uint8 RGB, `size` × `size` pixels.
 
     Scaled without regard to their proportions (Lanczos, antialiased), as miniImageNet is. The array
@@ -25,7 +25,7 @@ def classes_of_files(project: str, by_class: dict[str, list[Path]], size: int) -
     """
     files = [file for of_class in by_class.values() for file in of_class]
     labels = [name for name, of_class in by_class.items() for _ in of_class]
-    name = f"{project}-{_digest(files)}-{size}px"
+    name = f"images-{_digest(files)}-{size}px"
     return by_label(cached_array(name, lambda: _read(files, size)), labels)
 
 
@@ -45,8 +45,11 @@ def _read(files: Sequence[Path], size: int) -> np.ndarray:
             ) from error
         return np.asarray(scaled)
 
+    images = np.empty((len(files), size, size, 3), np.uint8)
     with ThreadPoolExecutor() as pool:  # Pillow decodes and scales without holding Python's lock
-        return np.stack(list(pool.map(pixels, files)))
+        for i, image in enumerate(pool.map(pixels, files)):
+            images[i] = image
+    return images
 
 
 def _digest(files: Sequence[Path]) -> str:

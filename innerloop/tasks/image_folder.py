@@ -37,7 +37,7 @@ def image_folder(
             expected=f"{path}/CLASS/*.png for every class",
             write=f"unpack the images of each class into a folder of its own in {path}",
         )
-    return classes_of_files(path.name, by_class, size)
+    return classes_of_files(by_class, size)
 
 
 def _images(folder: Path) -> list[Path]:

@@ -46,9 +46,16 @@ def mini_imagenet(*, data: str | os.PathLike[str] | None = None) -> Splits:
     """
     folder = needed_folder(data, "mini-imagenet", _EXPECTED)
     pickles = [folder / f"mini-imagenet-cache-{part}.pkl" for part in _PARTS]
-    if (folder / "train.csv").exists() or not pickles[0].exists():
+    if (folder / "train.csv").exists():
         return _splits([_listed(folder, part) for part in _PARTS])
-    return _splits([_pickled(path) for path in pickles])
+    if pickles[0].exists():
+        return _splits([_pickled(path) for path in pickles])
+    raise DataError(
+        "the files of miniImageNet are missing",
+        got=f"neither train.csv nor {pickles[0].name} in {folder}",
+        expected=_EXPECTED,
+        write=f"put the published files into {folder}",
+    )
 
 
 _Part = tuple[list[str], Callable[[], ImageClasses]]
@@ -72,7 +79,7 @@ def _listed(folder: Path, part: str) -> _Part:
                 write="the files of the split as they are published",
             )
         by_class.setdefault(row["label"], []).append(folder / "images" / row["filename"])
-    return list(by_class), lambda: classes_of_files("mini-imagenet", by_class, SIZE)
+    return list(by_class), lambda: classes_of_files(by_class, SIZE)
 
 
 def _pickled(path: Path) -> _Part:
@@ -86,11 +93,12 @@ def _pickled(path: Path) -> _Part:
     content = load_arrays(path)
     try:
         images, by_class = content["image_data"], content["class_dict"]
-        labels = np.repeat(list(by_class), [len(rows) for rows in by_class.values()])
-        images = images[np.concatenate([np.asarray(rows) for rows in by_class.values()])]
+        labels = np.full(len(images), None)
+        for name, rows in by_class.items():
+            labels[np.asarray(rows)] = str(name)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise _not_images(path, repr(error)) from error
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or None in labels:
         raise _not_images(path, f"image_data {images.dtype}{list(images.shape)}")
     return list(map(str, by_class)), lambda: by_label(images, labels)
 
@@ -99,7 +107,7 @@ def _not_images(path: Path, got: Any) -> DataError:
     return DataError(
         f"{path} does not hold classes of images",
         got=got,
-        expected="a dict with image_data, uint8 (images, height, width, 3), and class_dict, the "
-        "rows of each class",
+        expected="a dict with image_data, uint8 (images, height, width, 3), and class_dict, in "
+        "which each image is a row of some class",
         write=f"rm {path} and download it again",
     )
