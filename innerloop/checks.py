@@ -1,5 +1,6 @@
 """Checks that every part makes of what it is given."""
 
+import importlib
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from innerloop.errors import InnerloopError, StructureError
+from innerloop.errors import InnerloopError, RunError, StructureError
 
 # JAX's own tracing errors say best what went wrong.
 _TRACING_ERRORS = (jax.errors.JAXTypeError, jax.errors.JAXIndexError)
@@ -42,6 +43,19 @@ def check_count(name: str, value: Any, least: int = 1, *, write: str) -> int:
         expected=f"an int >= {least}, known while tracing",
         write=write,
     )
+
+
+def check_numbers(name: str, tree: PyTree, *, write: str) -> None:
+    """Raise `StructureError` where a leaf is text, or an array of text or of Python objects."""
+    for leaf in jax.tree.leaves(tree):
+        dtype = np.asarray(leaf).dtype if isinstance(leaf, str | np.ndarray) else None
+        if dtype is not None and dtype.kind in "OSUMm":
+            raise StructureError(
+                f"{name} are not numbers",
+                got=f"{name} of type {dtype}",
+                expected="arrays of numbers",
+                write=write,
+            )
 
 
 def check_signature(name: str, function: Any, arguments: tuple[str, ...]) -> None:
@@ -99,4 +113,17 @@ def failures_explained(name: str, *, expected: str, write: str, **given: PyTree)
             got=", ".join(f"{part}={describe(value)}" for part, value in given.items()),
             expected=expected,
             write=write,
+        ) from error
+
+
+def optional_package(name: str, needed_by: str, extra: str) -> Any:
+    """A package that not every installation has. Raises `RunError` where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise RunError(
+            f"{needed_by} needs the package {name}",
+            got=" ".join(str(error).split()),
+            expected=f"{name}, which innerloop[{extra}] brings along",
+            write=f"pip install 'innerloop[{extra}]'",
         ) from error

@@ -1,4 +1,4 @@
-"""Rows that are padding: they are blanked, and means are taken over the others."""
+"""Rows that are padding and outputs that are no classes: blanked, and left out of means."""
 
 import math
 
@@ -29,6 +29,25 @@ def blank_rows(values: Shaped[Array, "..."], mask: Array | None) -> Shaped[Array
     if mask is None:
         return values
     return jnp.where(row_mask(values, mask), values, jnp.zeros((), values.dtype))
+
+
+def of_classes(
+    scores: Float[Array, "*rows ways"], classes: Array | None, absent: float
+) -> Float[Array, "*rows ways"]:
+    """`scores` with `absent` at outputs that are no classes of the task; unchanged for None.
+
+    Raises `StructureError` unless `classes` holds one boolean per score.
+    """
+    if classes is None:
+        return scores
+    if classes.shape != scores.shape or classes.dtype != jnp.bool_:
+        raise StructureError(
+            "the classes of the task do not fit the scores",
+            got=f"classes {describe(classes)} for scores {describe(scores)}",
+            expected="one boolean per row and output",
+            write="classes=jnp.broadcast_to(jnp.arange(ways) < classes_of_task, (rows, ways))",
+        )
+    return jnp.where(classes, scores, jnp.asarray(absent, scores.dtype))
 
 
 def masked_mean(

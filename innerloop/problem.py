@@ -6,9 +6,16 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.checks import check_signature, describe, failures_explained, is_floating
+from innerloop.checks import (
+    check_numbers,
+    check_signature,
+    describe,
+    failures_explained,
+    is_floating,
+)
 from innerloop.errors import StructureError
 
 Loss = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], tuple[Scalar, PyTree]]
@@ -26,8 +33,8 @@ class Episode(eqx.Module):
     A *batch of episodes* has one more leading axis, the task axis, on every leaf.
     """
 
-    support: PyTree[Array]
-    query: PyTree[Array]
+    support: PyTree[Array | np.ndarray]
+    query: PyTree[Array | np.ndarray]
     weight: Float[Array, "..."] | None = None
 
 
@@ -37,13 +44,23 @@ class Examples(eqx.Module):
     - `inputs`: `(rows, ...)`
     - `targets`: `(rows, ...)`, real for regression, integer classes for classification
     - `mask`: `(rows,)`, False where a row is padding; None when every row counts
+    - `classes`: `(rows, ways)`, False where an output is no class of the row's task, as in a task
+      of fewer classes than the model has outputs; None when all are
 
     Your own tasks may use any other pytree.
+
+    Raises `StructureError` for inputs or targets that are not numbers, such as labels in words.
     """
 
-    inputs: PyTree[Array]
-    targets: PyTree[Array]
+    inputs: PyTree[Array | np.ndarray]
+    targets: PyTree[Array | np.ndarray]
     mask: Array | None = None
+    classes: Array | None = None
+
+    def __check_init__(self):
+        write = "Examples(inputs, numpy.unique(labels, return_inverse=True)[1])"
+        check_numbers("targets", self.targets, write=write)
+        check_numbers("inputs", self.inputs, write="Examples(inputs.astype(float), targets)")
 
 
 class Problem(eqx.Module):

@@ -75,7 +75,7 @@ def test_commands_exist():
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     from innerloop.experiments.train import EXPERIMENTS
 
-    (named,) = re.findall(r"innerloop train ([\w|]+)`", text)[:1]
+    (named,) = re.findall(r"innerloop train ([\w|-]+)`", text)[:1]
     assert set(named.split("|")) == set(EXPERIMENTS)
 
 

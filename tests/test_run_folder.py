@@ -31,6 +31,20 @@ def test_what_is_written_is_read(folder):
     np.testing.assert_array_equal(read["head"], META["head"])
 
 
+def test_a_run_from_before_a_setting_goes_on_as_it_was(folder):
+    """And is refused another value of it."""
+    go_on = lambda **settings: RunFolder.resume(
+        folder.path,
+        {"experiment": "digits", "config": {"seed": 1, **settings}},
+        may_change=(),
+        added={"augment": False},
+    )
+    with pytest.raises(RunError, match=r"--augment True.*Expected: --augment False"):
+        go_on(augment=True)
+    go_on(augment=False)
+    assert folder.read_config()["config"] == {"seed": 1, "augment": False}
+
+
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(folder):
     before = contents(folder)
     with pytest.raises(RunError, match="already holds a run") as caught:

@@ -20,11 +20,14 @@ from innerloop.adaptation.heads import (
 )
 from innerloop.checks import check_count, check_signature
 from innerloop.errors import StructureError
-from innerloop.masks import blank_rows
+from innerloop.masks import blank_rows, of_classes
 from innerloop.precision import default_float
 
 RowLoss = Callable[[Float[Array, " ways"], Float[Array, " ways"]], Scalar]
 """`(scores, unit vector of the class) -> scalar`, convex in the scores and differentiable."""
+
+_NO_CLASS = -1e9
+"""Score of an output that is no class of the task: no other class notices it in a loss of a row."""
 
 Solver = optx.AbstractRootFinder | optx.AbstractLeastSquaresSolver
 
@@ -52,7 +55,8 @@ class ConvexHead(DirectAdaptation):
     A of $W = \Phi^\top A$, which obey $\lambda A + \nabla\ell(\Phi \Phi^\top A) = 0$. The
     meta-gradient is that of the solution by the implicit function theorem, not of the way to it, so
     it is as exact as the solution, and `Unroll()` needs no memory for it. Rows that the support's
-    mask leaves out count for nothing. There is no intercept.
+    mask leaves out count for nothing, and neither do outputs that are no classes of the task, whose
+    weights are zero. There is no intercept.
 
     - `features`: `(meta, batch, key) -> (rows, width)`, where batch is the support `Examples`
     - `strength`: λ > 0, or a function of meta that gives it
@@ -107,13 +111,14 @@ class ConvexHead(DirectAdaptation):
 
         # All that is differentiated is an argument: the solver's own derivative sees nothing else.
         def gradient(unknown: Array, given: Any) -> Array:
-            x, y, strength, mask = given
+            x, y, strength, mask, classes = given
             scores = (x @ x.T if few_rows else x) @ unknown
-            slope = blank_rows(slopes(scores, y), mask)
+            slope = slopes(of_classes(scores, classes, _NO_CLASS), y)
+            slope = blank_rows(of_classes(slope, classes, 0.0), mask)
             return strength * unknown + (slope if few_rows else x.T @ slope)
 
         start = jnp.zeros((min(x.shape), self.ways), x.dtype)
-        unknown = self._root(gradient, start, (x, y, strength, support.mask))
+        unknown = self._root(gradient, start, (x, y, strength, support.mask, support.classes))
         return (x.T @ unknown if few_rows else unknown).astype(dtype)
 
     def _root(self, gradient: Callable, start: Array, given: Any) -> Array:

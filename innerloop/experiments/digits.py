@@ -4,13 +4,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from innerloop.experiments.images import FewShotImages
-from innerloop.tasks import Splits, digits
+from innerloop.tasks import RandomAffine, Splits, digits
+from innerloop.tasks.augmentation import Augment
 
 
 @dataclass(frozen=True)
 class Digits(FewShotImages):
     """Few-shot classification of 8x8 handwritten digits, split by digit; turned ones are others."""
 
+    image: ClassVar[tuple[int, int]] = (8, 8)
+    augmentation: ClassVar[Augment] = RandomAffine(degrees=10, shift=1)
     # Fourteen classes are soon learned by heart: validation peaks within some hundred steps.
     steps: int = 300
     validate_every: int = 20

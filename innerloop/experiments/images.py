@@ -3,7 +3,7 @@
 import abc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -13,11 +13,25 @@ from innerloop.adaptation import run
 from innerloop.experiments.base import Experiment, Parts
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
-from innerloop.models import conv4, conv_features, cross_entropy
+from innerloop.models import (
+    conv_features,
+    conv_features_max_pool,
+    cross_entropy,
+    linear_head,
+    pooled_width,
+)
 from innerloop.models.normalisation import per_example, transductive
 from innerloop.problem import task_keys
 from innerloop.recipes import Network, Recipe, named_recipe
-from innerloop.tasks import ClassificationTasks, LabelledImages, Splits, evaluation_episodes
+from innerloop.tasks import (
+    Augmented,
+    ClassificationTasks,
+    LabelledImages,
+    RandomAffine,
+    Splits,
+    evaluation_episodes,
+)
+from innerloop.tasks.augmentation import Augment
 
 # MAML's 5-way Omniglot, where the recipe has the sinusoids' for defaults.
 _OMNIGLOT_5_WAY = {"rate": 0.4, "steps": 1}
@@ -27,6 +41,13 @@ SETTINGS: dict[str, dict[str, Any]] = {"maml": _OMNIGLOT_5_WAY, "fomaml": _OMNIG
 @dataclass(frozen=True)
 class FewShotImages(Experiment):
     """Few-shot image classification."""
+
+    image: ClassVar[tuple[int, int]] = (28, 28)
+    """Height and width in pixels."""
+    channels: ClassVar[int] = 1
+    settings: ClassVar[dict[str, dict[str, Any]]] = SETTINGS
+    """Hyper-parameters by recipe, where those of its paper are for other data."""
+    augmentation: ClassVar[Augment] = RandomAffine(degrees=10, shift=2)
 
     ways: int = 5
     """Classes per task."""
@@ -38,6 +59,12 @@ class FewShotImages(Experiment):
     """Query images per class at validation and test."""
     filters: int = 64
     """Filters per convolution."""
+    network: Literal["strided", "max_pool"] = "strided"
+    """Between the four blocks: convolutions with stride 2, and a mean over positions (MAML's on
+    Omniglot), or 2 x 2 max pooling (that of matching and prototypical networks)."""
+    augment: bool = False
+    """Augment the training images: photographs by crops and mirror images, drawings by turns of up
+    to 10 degrees and shifts of up to 2 pixels (1 of digits)."""
     transductive: bool = True
     """Normalise with the statistics of the batch at hand, in training and test alike (MAML's
     protocol: predictions depend on the other query images). Otherwise each example by itself."""
@@ -46,13 +73,18 @@ class FewShotImages(Experiment):
     def splits(self) -> Splits:
         """Meta-training, meta-validation and meta-test classes."""
 
-    def network(self) -> Network:
-        """The strided four-block network."""
-        policy = transductive if self.transductive else per_example
+    def build_network(self) -> Network:
+        """The four-block network."""
+        sizes: dict[str, Any] = {"filters": self.filters, "channels": self.channels}
+        sizes["normalisation"] = transductive if self.transductive else per_example
+        features, width = conv_features(**sizes), self.filters
+        if self.network == "max_pool":
+            features = conv_features_max_pool(self.image, **sizes)
+            width = pooled_width(self.image, self.filters)
         return Network(
-            model=conv4(self.ways, self.filters, normalisation=policy),
-            features=conv_features(self.filters, normalisation=policy),
-            width=self.filters,
+            model=linear_head(features, width, self.ways),
+            features=features,
+            width=width,
             outputs=self.ways,
             loss=cross_entropy,
             classes=lambda: len(self.splits().train),
@@ -60,8 +92,8 @@ class FewShotImages(Experiment):
 
     def build_recipe(self) -> Recipe:
         """The recipe for the network."""
-        defaults = SETTINGS.get(self.recipe, {})
-        return named_recipe(self.recipe, self.network(), defaults, **self.inner_settings())
+        defaults = self.settings.get(self.recipe, {})
+        return named_recipe(self.recipe, self.build_network(), defaults, **self.inner_settings())
 
     def parts(self) -> Parts:
         """Tasks drawn from disjoint classes."""
@@ -69,6 +101,8 @@ class FewShotImages(Experiment):
         train = ClassificationTasks(splits.train, self.ways, self.shots, self.queries)
         if recipe.tested is not None:  # pretraining: of all classes at once
             train = LabelledImages(splits.train, rows=self.ways * self.queries)
+        if self.augment:
+            train = Augmented(train, self.augmentation)
         held_out = (self.ways, self.shots, self.test_queries)
         return Parts(
             recipe,
@@ -77,7 +111,7 @@ class FewShotImages(Experiment):
             ClassificationTasks(splits.test, *held_out),
             metric="accuracy",
             maximise=True,
-            normalisation=self.network().model.normalisation,
+            normalisation=self.build_network().model.normalisation,
         )
 
     def figures(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
@@ -109,9 +143,9 @@ class FewShotImages(Experiment):
             probability = np.asarray(learn_and_predict(episode, jax.random.key(i)))
             shown.append(
                 {
-                    "support_images": np.asarray(episode.support.inputs[..., 0]),
+                    "support_images": np.asarray(episode.support.inputs),
                     "support_labels": np.asarray(episode.support.targets),
-                    "query_images": np.asarray(episode.query.inputs[..., 0]),
+                    "query_images": np.asarray(episode.query.inputs),
                     "query_labels": np.asarray(episode.query.targets),
                     "predictions": probability.argmax(axis=1),
                     "probability": probability.max(axis=1),

@@ -5,6 +5,9 @@ from typing import Any
 from innerloop.errors import RunError
 from innerloop.training.run_folder import CONFIG, RunFolder
 
+ADDED = {"augment": False, "network": "strided"}
+"""Settings that came later, and what runs before them did."""
+
 
 def with_recipe(config: dict[str, Any]) -> dict[str, Any]:
     """A config in today's form: before there were recipes, a flag chose between two."""

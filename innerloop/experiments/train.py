@@ -22,8 +22,9 @@ from innerloop.experiments.base import (
 from innerloop.experiments.cost import meta_gradient_record, training_cost
 from innerloop.experiments.curves import draw_curves
 from innerloop.experiments.digits import Digits
-from innerloop.experiments.older_runs import refuse_without_recipe, with_recipe
+from innerloop.experiments.older_runs import ADDED, refuse_without_recipe, with_recipe
 from innerloop.experiments.omniglot import Omniglot
+from innerloop.experiments.photographs import CifarFS, MiniImageNet
 from innerloop.experiments.progress import BestMeta, ProgressBar
 from innerloop.experiments.ranges import check_ranges
 from innerloop.experiments.sinusoid import Sinusoid
@@ -61,6 +62,8 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "sinusoid": Sinusoid,
     "digits": Digits,
     "omniglot": Omniglot,
+    "mini-imagenet": MiniImageNet,
+    "cifar-fs": CifarFS,
 }
 
 
@@ -235,7 +238,7 @@ def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFol
         return RunFolder.create(run, config)
     refuse_without_recipe(RunFolder(run))
     may_change = (*_MAY_CHANGE, *(["steps"] if not experiment.cosine else []))
-    return RunFolder.resume(run, config, may_change=may_change)
+    return RunFolder.resume(run, config, may_change=may_change, added=ADDED)
 
 
 def _chosen_loggers(experiment: Experiment, run: Path) -> list[Logger]:

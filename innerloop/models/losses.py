@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Scalar
 
 from innerloop.checks import describe
 from innerloop.errors import StructureError
-from innerloop.masks import blank_rows, masked_mean
+from innerloop.masks import blank_rows, masked_mean, of_classes
 from innerloop.precision import at_least_float32
 from innerloop.problem import Examples
 
@@ -19,8 +19,10 @@ def cross_entropy(
     $$-\frac{1}{n} \sum_{i=1}^{n} \log \text{softmax}(\text{logits}_i)[\text{target}_i]$$
 
     over the n rows that the mask leaves. `examples.targets` holds integer classes, `(rows,)`, or
-    any shape that the logits have without their last axis. Computed in float32 at least. No label
-    smoothing, which the code of MAML's authors has. Where the mask leaves no row, both are 0.
+    any shape that the logits have without their last axis. Outputs that `examples.classes` says are
+    no classes of the task have no part in the softmax, and are never predicted. Computed in float32
+    at least. No label smoothing, which the code of MAML's authors has. Where the mask leaves no
+    row, both are 0.
 
     Raises `StructureError` while tracing where targets are not integers or shapes do not fit.
     """
@@ -39,7 +41,8 @@ def cross_entropy(
             expected="logits (rows, ways), targets (rows,)",
             write="Examples(inputs, targets.reshape(rows))",
         )
-    logits = blank_rows(at_least_float32(logits), examples.mask)
+    logits = of_classes(at_least_float32(logits), examples.classes, -jnp.inf)
+    logits = blank_rows(logits, examples.mask)
     targets = blank_rows(targets, examples.mask)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
     predicted = jnp.argmax(logits, axis=-1)

@@ -1,5 +1,12 @@
 """Task distributions: where episodes come from."""
 
+from innerloop.tasks.augmentation import (
+    Augmented,
+    Compose,
+    RandomAffine,
+    RandomCrop,
+    RandomHorizontalFlip,
+)
 from innerloop.tasks.base import (
     IndependentTasks,
     TaskDistribution,
@@ -7,10 +14,15 @@ from innerloop.tasks.base import (
     evaluation_key,
     sample_each,
 )
+from innerloop.tasks.by_label import by_label
+from innerloop.tasks.cifar_fs import cifar_fs
+from innerloop.tasks.counts import PerClass
 from innerloop.tasks.digits import digits
 from innerloop.tasks.image_classes import ImageClasses, upright, with_quarter_turns
+from innerloop.tasks.image_folder import image_folder
 from innerloop.tasks.images import ClassificationTasks
 from innerloop.tasks.labelled_images import LabelledImages
+from innerloop.tasks.mini_imagenet import mini_imagenet
 from innerloop.tasks.mixture import Kind, TaskMixture, mixture
 from innerloop.tasks.omniglot import (
     Alphabets,
@@ -21,22 +33,35 @@ from innerloop.tasks.omniglot import (
 )
 from innerloop.tasks.sinusoid import SinusoidTasks
 from innerloop.tasks.splits import Splits, check_disjoint
+from innerloop.tasks.streamed import StoredImages, StreamedTasks
 
 __all__ = [
     "Alphabets",
+    "Augmented",
     "ClassificationTasks",
+    "Compose",
     "ImageClasses",
     "IndependentTasks",
     "Kind",
     "LabelledImages",
+    "PerClass",
+    "RandomAffine",
+    "RandomCrop",
+    "RandomHorizontalFlip",
     "SinusoidTasks",
     "Splits",
+    "StoredImages",
+    "StreamedTasks",
     "TaskDistribution",
     "TaskMixture",
+    "by_label",
     "check_disjoint",
+    "cifar_fs",
     "digits",
     "evaluation_episodes",
     "evaluation_key",
+    "image_folder",
+    "mini_imagenet",
     "mixture",
     "omniglot",
     "omniglot_official",

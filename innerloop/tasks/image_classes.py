@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from innerloop.checks import describe
@@ -21,40 +22,73 @@ class ImageClasses(eqx.Module):
       bool, or floating point. Given without a channel axis, it gets one of size 1.
     - `classes`: int32 `(classes, 2)`: the row in `images`, and the number of counterclockwise
       quarter turns (0 … 3, as `numpy.rot90` counts)
+    - `counts`: int `(characters,)`, how many of a row's examples there are, where rows differ: its
+      first so many, and what the others hold is never drawn; None: all of them
 
-    `upright` and `with_quarter_turns` write the table for you. Turned classes as new classes:
-    Santoro et al. 2016, "Meta-learning with memory-augmented neural networks".
+    `upright`, `with_quarter_turns` and `by_label` write the table for you. Turned classes as new
+    classes: Santoro et al. 2016, "Meta-learning with memory-augmented neural networks".
 
-    Raises `StructureError` for a wrong rank, dtype or table and for turns of images that are not
-    square; `DataError` for empty arrays. The table is read while building, so build it outside
-    `jax.jit`.
+    Raises `StructureError` for a wrong rank, dtype, table or counts and for turns of images that
+    are not square; `DataError` for empty arrays and for pixels that are not finite. All is read
+    while building, so build it outside `jax.jit`.
     """
 
     images: jax.Array
     classes: jax.Array
+    counts: jax.Array | None
     turned: bool = eqx.field(static=True)
+    fewest: int = eqx.field(static=True)
 
-    def __init__(self, images: ArrayLike, classes: ArrayLike | Sequence[tuple[int, int]]):
+    def __init__(
+        self,
+        images: ArrayLike,
+        classes: ArrayLike | Sequence[tuple[int, int]],
+        counts: ArrayLike | Sequence[int] | None = None,
+    ):
         table = np.asarray(classes)
         self.images = jnp.asarray(_with_channels(images))
         _check_table(table, self.images.shape)
+        _check_finite(self.images)
         self.classes = jnp.asarray(table, dtype=jnp.int32)
         # static, so that images that are never turned compile without any turning
         self.turned = bool(np.any(table[:, 1]))
+        examples = self.images.shape[1]
+        numbers = np.full(len(self.images), examples) if counts is None else np.asarray(counts)
+        _check_counts(numbers, self.images.shape)
+        self.fewest = int(numbers[table[:, 0]].min())
+        # None where all rows are full, so that nothing is asked of them while drawing
+        full = bool(np.all(numbers == examples))
+        self.counts = None if full else jnp.asarray(numbers, dtype=jnp.int32)
 
     def __len__(self) -> int:
         """Number of classes."""
         return self.classes.shape[0]
 
+    def with_examples(self, least: int) -> "ImageClasses":
+        """The classes of at least so many examples. Raises `DataError` where there are none."""
+        counts = np.full(len(self.images), self.fewest) if self.counts is None else self.counts
+        table = np.asarray(self.classes)
+        enough = np.asarray(counts)[table[:, 0]] >= least
+        if not enough.any():
+            raise DataError(
+                "no class has so many examples",
+                got=f"with_examples({least}) of {len(self)} classes",
+                expected=f"at most {np.max(np.asarray(counts)[table[:, 0]])}",
+                write="fewer shots or queries",
+            )
+        return ImageClasses(self.images, table[enough], self.counts)
 
-def upright(images: ArrayLike) -> ImageClasses:
-    """One class per character, as drawn. `images` and errors: see `ImageClasses`."""
-    return ImageClasses(images, _table(images, [0]))
+
+def upright(images: ArrayLike, counts: ArrayLike | Sequence[int] | None = None) -> ImageClasses:
+    """One class per character, as drawn. Arguments and errors: see `ImageClasses`."""
+    return ImageClasses(images, _table(images, [0]), counts)
 
 
-def with_quarter_turns(images: ArrayLike) -> ImageClasses:
-    """Four classes per character, one per quarter turn. `images` and errors: see `ImageClasses`."""
-    return ImageClasses(images, _table(images, range(TURNS)))
+def with_quarter_turns(
+    images: ArrayLike, counts: ArrayLike | Sequence[int] | None = None
+) -> ImageClasses:
+    """Four classes per character, one per quarter turn. The rest: see `ImageClasses`."""
+    return ImageClasses(images, _table(images, range(TURNS)), counts)
 
 
 def turn(images: jax.Array, turns: jax.Array) -> jax.Array:
@@ -131,3 +165,33 @@ def _check_table(table: np.ndarray, shape: tuple[int, ...]) -> None:
             expected="height = width",
             write="upright(images)",
         )
+
+
+def _check_finite(images: jax.Array) -> None:
+    """Of floating-point images alone: the others cannot hold such numbers."""
+    if not jnp.issubdtype(images.dtype, jnp.floating) or isinstance(images, Tracer):
+        return
+    finite = np.asarray(jnp.all(jnp.isfinite(images), axis=(2, 3, 4)))
+    if not finite.all():
+        row, example = np.argwhere(~finite)[0].tolist()
+        raise DataError(
+            "images hold numbers that are not finite",
+            got=f"{np.count_nonzero(~finite)} of {finite.size} images, the first of them "
+            f"images[{row}, {example}]",
+            expected="finite pixels in every image",
+            write="counts= for examples that are missing; or numpy.nan_to_num(images), if those "
+            "pixels are to be 0",
+        )
+
+
+def _check_counts(counts: np.ndarray, shape: tuple[int, ...]) -> None:
+    whole = np.issubdtype(counts.dtype, np.integer)
+    if counts.shape == shape[:1] and whole and counts.min() >= 1 and counts.max() <= shape[1]:
+        return
+    raise StructureError(
+        "not the number of examples of each row",
+        got=f"counts={describe(counts)}"
+        + (f" from {counts.min()} to {counts.max()}" if whole and counts.size else ""),
+        expected=f"{shape[0]} integers from 1 to {shape[1]}",
+        write="upright(images, counts=[len(examples) for examples in by_class])",
+    )

@@ -8,8 +8,10 @@ from jaxtyping import PRNGKeyArray
 
 from innerloop.checks import check_count
 from innerloop.errors import DataError
+from innerloop.masks import blank_rows
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.base import sample_each
+from innerloop.tasks.counts import Count, PerClass, check_range, draw_count, ends
 from innerloop.tasks.image_classes import ImageClasses, turn, upright
 
 _WRITE = "ClassificationTasks(images, ways=5, shots=1, queries=15)"
@@ -27,76 +29,100 @@ class ClassificationTasks(eqx.Module):
     examples of each, drawn without replacement: no example is in both support and query, and a
     label says nothing about which class it stands for.
 
+    Where `ways` or `shots` is a range, tasks differ in size, each size as likely as another. All
+    are filled up with rows of zeros to the largest, and the `mask` of their `Examples` says which
+    rows count. A task of n classes has the labels 0 … n - 1; where ways differ, `classes` of its
+    `Examples` says so, and the losses and heads leave out the other outputs: the task is the n-way
+    task that it would be by itself.
+
     - `images`: an `ImageClasses`, or an array by class `(classes, examples, height, width)`
       or `(…, channels)`. Its arrays are leaves of this module: pass the module into a compiled
       function as an argument, and they are not copied into the program.
-    - `ways`: classes per task; `shots`, `queries`: examples per class in the support and query set
+    - `ways`: classes per task; an int, or `(least, most)`
+    - `shots`: examples per class in the support set; an int, `(least, most)` for as many of every
+      class, or `PerClass(least, most)` for a number of each class's own (an imbalanced support set)
+    - `queries`: examples per class in the query set
 
     Support and query are `Examples`: inputs `(rows, height, width, channels)`, real numbers in
     [0, 1] in JAX's default floating-point type (uint8 divided by 255, bool as 0 or 1; images that
     are floating-point already are left as they are); targets int32 `(rows,)` from 0 to ways - 1;
-    rows ordered by label.
+    rows ordered by label, with those that do not count at the end of their class's.
 
     Source: Vinyals et al. 2016, "Matching networks for one shot learning". Classes are
     drawn from all turned ones, so a task may hold one character in two turns; the code of MAML
     draws characters first and turns them afterwards.
 
-    Raises `StructureError` for `ways` below 2, `shots` or `queries` below 1, and `DataError` where
-    there are too few classes, or too few examples of each.
+    Raises `StructureError` for `ways` below 2, `shots` or `queries` below 1 and ranges without a
+    number in them, and `DataError` where there are too few classes, or too few examples of one.
     """
 
     images: ImageClasses = eqx.field(converter=as_classes)
-    ways: int = eqx.field(static=True)
-    shots: int = eqx.field(static=True)
+    ways: Count = eqx.field(static=True)
+    shots: Count | PerClass = eqx.field(static=True)
     queries: int = eqx.field(static=True)
 
     def __check_init__(self):
-        check_count("ways", self.ways, 2, write=_WRITE)
-        check_count("shots", self.shots, write=_WRITE)
+        check_range("ways", self.ways, 2, write=_WRITE)
+        check_range("shots", self.shots, 1, write=_WRITE)
         check_count("queries", self.queries, write=_WRITE)
-        classes, examples = len(self.images), self.images.images.shape[1]
-        if self.ways > classes:
-            raise DataError(
-                "there are not enough classes",
-                got=f"ways={self.ways} of {classes} classes",
-                expected=f"at most {classes} ways",
-                write=f"ways={classes}, or with_quarter_turns(images) for four times the classes",
-            )
-        if self.shots + self.queries > examples:
-            raise DataError(
-                "there are not enough examples of each class",
-                got=f"shots={self.shots} + queries={self.queries} of {examples} examples",
-                expected=f"shots + queries of at most {examples}",
-                write=f"shots={self.shots}, queries={max(examples - self.shots, 1)}",
-            )
+        ways, shots = ends(self.ways)[1], ends(self.shots)[1]
+        if ways > len(self.images):
+            raise _too_few_classes(ways, len(self.images))
+        if shots + self.queries > self.images.fewest:
+            raise _too_few_examples(shots, self.queries, self.images)
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One task."""
-        class_key, example_key = jax.random.split(key)
-        chosen = _distinct(class_key, self.ways, (len(self.images),))
+        (fewest, ways), (least, shots) = ends(self.ways), ends(self.shots)
+        vary = fewest < ways, least < shots
+        # Two keys where nothing varies: a task of fixed size stays what it was drawn as before.
+        class_key, example_key, *count_keys = jax.random.split(key, 4 if any(vary) else 2)
+        chosen = _distinct(class_key, ways, (len(self.images),))
+        images = self._draw(example_key, chosen, shots + self.queries)
+        support, query = images[:, :shots], images[:, shots:]
+        if not any(vary):
+            return Episode(_labelled(support), _labelled(query))
+        present = jnp.arange(ways, dtype=jnp.int32) < draw_count(count_keys[0], self.ways, ways)
+        return Episode(
+            _padded(support, present, draw_count(count_keys[1], self.shots, ways), vary[0]),
+            _padded(query, present, jnp.full(ways, self.queries, jnp.int32), vary[0]),
+        )
+
+    def _draw(self, key: PRNGKeyArray, chosen: jax.Array, number: int) -> jax.Array:
+        """`number` different images of each chosen class: `(classes, number, height, …)`."""
         rows, turns = self.images.classes[chosen, 0], self.images.classes[chosen, 1]
-        examples = self.images.images.shape[1]
-        example = _distinct(example_key, self.shots + self.queries, (self.ways, examples))
+        shape = (len(chosen), self.images.images.shape[1])
+        counts = self.images.counts
+        example = _distinct(key, number, shape, None if counts is None else counts[rows])
         # gathered as uint8 and converted afterwards: a quarter of the bytes to move
         images = self.images.images[rows[:, None], example]
-        if self.images.turned:
-            images = turn(images, turns)
-        inputs = as_unit_interval(images)
-        return Episode(_labelled(inputs[:, : self.shots]), _labelled(inputs[:, self.shots :]))
+        return as_unit_interval(turn(images, turns) if self.images.turned else images)
 
     def sample(self, key: PRNGKeyArray, n: int) -> Episode:
         """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
         return sample_each(self.sample_one, key, n)
 
 
-def _distinct(key: PRNGKeyArray, count: int, shape: tuple[int, ...]) -> jax.Array:
+def _distinct(
+    key: PRNGKeyArray, count: int, shape: tuple[int, ...], first: jax.Array | None = None
+) -> jax.Array:
     """`count` different indices into the last axis of `shape`, in random order: `(…, count)`.
+
+    Of the first so many of each row of `shape`, where `first` says how many.
 
     The places of the largest of as many random numbers. Of two equal numbers the first wins, which
     shifts a probability by less than 1 part in 1000 for 4,000 classes. In float32 because XLA's
     top_k is fast on CPU for that type alone: 0.06 ms against 7 ms for 8 × 6,492 integers.
     """
-    return jax.lax.top_k(jax.random.uniform(key, shape, jnp.float32), count)[1]
+    numbers = jax.random.uniform(key, shape, jnp.float32)
+    if first is not None:
+        numbers = jnp.where(_first(first, shape[-1]), numbers, -1)
+    return jax.lax.top_k(numbers, count)[1]
+
+
+def _first(counts: jax.Array, most: int) -> jax.Array:
+    """`(rows, most)`: True in the first `counts` places of each row."""
+    return jnp.arange(most, dtype=jnp.int32)[None, :] < counts[:, None]
 
 
 def as_unit_interval(images: jax.Array) -> jax.Array:
@@ -112,3 +138,37 @@ def _labelled(images: jax.Array) -> Examples:
     ways, rows = images.shape[:2]
     targets = jnp.repeat(jnp.arange(ways, dtype=jnp.int32), rows)
     return Examples(images.reshape(ways * rows, *images.shape[2:]), targets)
+
+
+def _padded(images: jax.Array, present: jax.Array, counts: jax.Array, ways_vary: bool) -> Examples:
+    """The first `counts` rows of the classes that are `present`, zeros in place of the others."""
+    examples = _labelled(images)
+    counts = jnp.where(present, counts, 0)
+    mask = _first(counts, images.shape[1]).reshape(-1)
+    inputs, targets = (blank_rows(leaf, mask) for leaf in (examples.inputs, examples.targets))
+    classes = jnp.broadcast_to(present[None, :], (len(mask), len(present))) if ways_vary else None
+    return Examples(inputs, targets, mask, classes)
+
+
+def _too_few_classes(ways: int, classes: int) -> DataError:
+    return DataError(
+        "there are not enough classes",
+        got=f"ways={ways} of {classes} classes",
+        expected=f"at most {classes} ways" if classes > 1 else "at least two classes",
+        write=f"ways={classes}, or with_quarter_turns(images) for four times the classes"
+        if classes > 1
+        else "with_quarter_turns(images) for four times the classes, or more data",
+    )
+
+
+def _too_few_examples(shots: int, queries: int, images: ImageClasses) -> DataError:
+    fewest, needed = images.fewest, shots + queries
+    write = f"shots={shots}, queries={max(fewest - shots, 1)}"
+    if images.counts is not None:
+        write += f"; or images.with_examples({needed}), the classes that have enough"
+    return DataError(
+        "there are not enough examples of each class",
+        got=f"shots={shots} + queries={queries} of {fewest} examples",
+        expected=f"shots + queries of at most {fewest}",
+        write=write,
+    )

@@ -21,13 +21,17 @@ class KnownFile(NamedTuple):
     md5: str
 
 
-def data_folder(data: str | os.PathLike[str] | None, project: str) -> Path | None:
+def data_folder(
+    data: str | os.PathLike[str] | None,
+    project: str,
+    otherwise: str = f", or unset {DATA_VARIABLE} to download them",
+) -> Path | None:
     """Where the user keeps the files of `project`; None: nowhere, so that they are downloaded.
 
     That is `data`, else the environment variable INNERLOOP_DATA: the folder's subfolder of the
     project's name if there is one, else the folder itself.
 
-    Raises `DataError` if the folder does not exist.
+    Raises `DataError` if the folder does not exist; `otherwise` is what else the user can do.
     """
     named = os.environ.get(DATA_VARIABLE) if data is None else data
     if not named:
@@ -38,10 +42,38 @@ def data_folder(data: str | os.PathLike[str] | None, project: str) -> Path | Non
             "the data folder does not exist",
             got=f"{folder} (from {'data=' if data is not None else DATA_VARIABLE})",
             expected=f"a folder with the {project} files, or with a folder {project}/ of them",
-            write=f"mkdir -p {folder}/{project} and put the files there, or unset {DATA_VARIABLE} "
-            "to download them",
+            write=f"mkdir -p {folder}/{project} and put the files there{otherwise}",
         )
     return folder / project if (folder / project).is_dir() else folder
+
+
+def needed_folder(data: str | os.PathLike[str] | None, project: str, files: str) -> Path:
+    """`data_folder` of a project whose files are not downloaded.
+
+    Raises `DataError` if none is named, or it does not exist.
+    """
+    folder = data_folder(data, project, otherwise="")
+    if folder is None:
+        raise DataError(
+            f"the files of {project} are not downloaded",
+            got=f"no folder: neither data= nor {DATA_VARIABLE}",
+            expected=f"a folder with {files}",
+            write=f"data=FOLDER (--data FOLDER), or export {DATA_VARIABLE}=FOLDER",
+        )
+    return folder
+
+
+def read_text(path: Path) -> str:
+    """What a text file of a data set says. Raises `DataError` where it is missing or no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path.name} is missing" if not path.exists() else f"{path} cannot be read",
+            got=f"no such file in {path.parent}" if not path.exists() else repr(error),
+            expected=f"{path}",
+            write=f"put {path.name} of the published files into {path.parent}",
+        ) from error
 
 
 def cache_folder() -> Path:

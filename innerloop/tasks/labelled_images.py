@@ -37,9 +37,10 @@ class LabelledImages(eqx.Module):
         """One batch."""
         class_key, example_key = jax.random.split(key)
         targets = jax.random.randint(class_key, (self.rows,), 0, len(self.images), jnp.int32)
-        number = self.images.images.shape[1]
-        example = jax.random.randint(example_key, (self.rows,), 0, number, jnp.int32)
         row, turns = self.images.classes[targets, 0], self.images.classes[targets, 1]
+        counts = self.images.counts
+        number = self.images.images.shape[1] if counts is None else counts[row]
+        example = jax.random.randint(example_key, (self.rows,), 0, number, jnp.int32)
         images = self.images.images[row, example]
         if self.images.turned:
             images = turn(images[:, None], turns)[:, 0]

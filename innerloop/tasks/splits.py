@@ -36,7 +36,9 @@ def check_disjoint(splits: Splits) -> None:
 
 def _images(classes: ImageClasses) -> set[bytes]:
     """The bytes of every image, the smallest of its four turns standing for all of them."""
-    images = np.asarray(classes.images)
+    images, counts = np.asarray(classes.images), classes.counts
+    if counts is not None:  # without what rows are filled up with, which all splits may share
+        images = images[np.arange(images.shape[1])[None, :] < np.asarray(counts)[:, None]][:, None]
     turned = (np.rot90(images, turns, axes=(2, 3)) for turns in range(TURNS))
     rows = [[image.tobytes() for image in _flat(images)] for images in turned]
     return {min(turns) for turns in zip(*rows, strict=True)}

@@ -11,7 +11,9 @@ from innerloop.checks import check_count, check_key
 from innerloop.errors import StructureError
 from innerloop.objective import task_count
 from innerloop.problem import Episode
-from innerloop.tasks import TaskDistribution
+from innerloop.tasks import StreamedTasks, TaskDistribution
+from innerloop.tasks.streamed import on_device
+from innerloop.training.feed import Block
 from innerloop.training.placement import Placement
 from innerloop.training.sharding import round_up
 
@@ -23,7 +25,7 @@ def run_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArra
 
 
 def batch_and_key(
-    tasks: TaskDistribution,
+    tasks: TaskDistribution | Block,
     key: PRNGKeyArray,
     step: int | Int[Array, ""],
     batch: int,
@@ -35,7 +37,7 @@ def batch_and_key(
     whose numbers are as sound as any, fills the batch up with weight zero.
     """
     sample_key, task_key = jax.random.split(jax.random.fold_in(key, step))
-    episodes = tasks.sample(sample_key, batch)
+    episodes = tasks.of_step(step) if isinstance(tasks, Block) else tasks.sample(sample_key, batch)
     if isinstance(episodes, tuple):  # of a mixture
         episodes = tuple(_filled(kind, placement.devices) for kind in episodes)
     else:
@@ -44,7 +46,7 @@ def batch_and_key(
 
 
 def tasks_of_step(
-    tasks: TaskDistribution, key: PRNGKeyArray, step: int, batch: int
+    tasks: TaskDistribution | StreamedTasks, key: PRNGKeyArray, step: int, batch: int
 ) -> tuple[Any, Any]:
     """The tasks that `fit(key=key, batch=batch)` learns from at an outer step, and a key for each.
 
@@ -61,8 +63,12 @@ def tasks_of_step(
     """
     check_key(key)
     check_count("batch", batch, write="tasks_of_step(tasks, key, step, batch=8)")
-    sample_key, task_key = jax.random.split(jax.random.fold_in(run_keys(key)[1], step))
-    episodes = tasks.sample(sample_key, batch)
+    _, step_key, _ = run_keys(key)
+    sample_key, task_key = jax.random.split(jax.random.fold_in(step_key, step))
+    if isinstance(tasks, StreamedTasks):
+        episodes = on_device(tasks.of_step(step_key, step, batch))
+    else:
+        episodes = tasks.sample(sample_key, batch)
     if not isinstance(episodes, tuple):
         return episodes, jax.random.split(task_key, task_count(episodes))
     by_kind = zip(jax.random.split(task_key, len(episodes)), episodes, strict=True)

@@ -12,13 +12,13 @@ from innerloop.errors import StructureError
 from innerloop.gradients import Implicit
 from innerloop.problem import Problem
 from innerloop.recipes import Recipe
-from innerloop.tasks import TaskDistribution
+from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.training.step import init_state
 
 
 def plan_training(
     recipe: Recipe,
-    tasks: TaskDistribution,
+    tasks: TaskDistribution | StreamedTasks,
     optimizer: optax.GradientTransformation,
     batch: int,
     memory: Any,

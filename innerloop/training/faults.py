@@ -9,10 +9,12 @@ from innerloop import diagnostics
 from innerloop.diagnostics import Severity
 from innerloop.problem import ProblemMixture
 from innerloop.recipes import Recipe
-from innerloop.tasks import TaskDistribution
+from innerloop.tasks import StreamedTasks, TaskDistribution
 
 
-def stop_at_faults(recipe: Recipe, tasks: TaskDistribution, batch: int, key: PRNGKeyArray) -> None:
+def stop_at_faults(
+    recipe: Recipe, tasks: TaskDistribution | StreamedTasks, batch: int, key: PRNGKeyArray
+) -> None:
     """Raise `GradientError` for the first error that `check` finds by tracing; warn of the rest."""
     meta_key, sample_key = jax.random.split(key)
     meta, episodes = recipe.init_meta(meta_key), tasks.sample(sample_key, batch)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.diagnostics.plan import Plan
 from innerloop.recipes import Recipe
-from innerloop.tasks import TaskDistribution
+from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.training.arguments import check_arguments, check_no_chunk, check_policies
 from innerloop.training.batch import run_keys
 from innerloop.training.budget import plan_training
@@ -74,7 +75,7 @@ class Fit(NamedTuple):
 
 def fit(
     recipe: Recipe,
-    tasks: TaskDistribution,
+    tasks: TaskDistribution | StreamedTasks,
     *,
     optimizer: optax.GradientTransformation,
     steps: int,
@@ -95,6 +96,7 @@ def fit(
 ) -> Fit:
     """Meta-train: `steps` outer steps of `optimizer` on batches of `batch` tasks.
 
+    - `tasks`: a task distribution, or `StreamedTasks` from data that the device does not hold
     - `optimizer`: any optax transformation; clip with `optax.chain(optax.clip_by_global_norm(1.0),
       optax.adam(1e-3))`
     - `chunk`: tasks at a time, see `meta_value_and_grad`
@@ -151,7 +153,7 @@ def fit(
     state = take.begin(init_key)
     step, seconds = 0, 0.0
     settings = _settings(batch, averaging, key, validation)
-    with training_saved(checkpoints, settings) as saved, Meter(batch) as meter:
+    with training_saved(checkpoints, settings) as saved, Meter(batch) as meter, closing(take):
         if resume:
             state, seconds = saved.resumed(state, validate)
             step = int(state.step)

@@ -17,6 +17,7 @@ from innerloop.objective import SumOverTasks, meta_value_and_grad
 from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution
 from innerloop.training.batch import batch_and_key
+from innerloop.training.feed import Block
 from innerloop.training.placement import OneDevice, Placement
 from innerloop.training.step import TrainState, Update, global_norm, is_sound
 
@@ -123,7 +124,7 @@ class Treatment:
         )
 
         @eqx.filter_jit
-        def treated(state: TrainState, tasks: TaskDistribution, key: PRNGKeyArray):
+        def treated(state: TrainState, tasks: TaskDistribution | Block, key: PRNGKeyArray):
             # Without what would fill the batch up for the devices: every device does it all.
             episodes, task_key = batch_and_key(tasks, key, state.step, batch, OneDevice())
             (_, aux), grads = by_task(state.meta, placement.whole(episodes), task_key)
@@ -138,7 +139,7 @@ class Treatment:
         self._treated = treated
 
     def __call__(
-        self, state: TrainState, tasks: TaskDistribution, key: PRNGKeyArray, loss: float
+        self, state: TrainState, tasks: TaskDistribution | Block, key: PRNGKeyArray, loss: float
     ) -> tuple[TrainState, Fault]:
         """The state after the step, or as it was where the run ends, and what was found."""
         after, found = self._treated(state, tasks, key)

@@ -9,7 +9,8 @@ from jaxtyping import PRNGKeyArray
 from innerloop.gradients import MetaGradient
 from innerloop.objective import meta_value_and_grad
 from innerloop.recipes import Recipe
-from innerloop.tasks import TaskDistribution
+from innerloop.tasks import StreamedTasks, TaskDistribution
+from innerloop.training.feed import Feed
 from innerloop.training.non_finite import Fault, NonFinite, Treatment
 from innerloop.training.placement import Placement
 from innerloop.training.step import TrainState, init_state, outer_steps, updating
@@ -25,7 +26,7 @@ class OuterLoop:
         self,
         recipe: Recipe,
         gradient: MetaGradient,
-        tasks: TaskDistribution,
+        tasks: TaskDistribution | StreamedTasks,
         optimizer: optax.GradientTransformation,
         key: PRNGKeyArray,
         *,
@@ -44,13 +45,18 @@ class OuterLoop:
             value_and_grad, update, batch=batch, at_most=at_most, placement=placement
         )
         self._treat = Treatment(recipe, gradient, non_finite, update, batch, placement)
-        self._tasks, self._key = placement.place(tasks), placement.place(key)
+        self._feed = Feed(tasks, key, batch, at_most, placement)
+        self._key = placement.place(key)
         self._recipe, self._optimizer, self._placement = recipe, optimizer, placement
 
     def begin(self, key: PRNGKeyArray) -> TrainState:
         """The state before the first step, with the recipe's initial meta-parameters."""
         state = init_state(self._recipe.init_meta(key), self._optimizer)
         return self._placement.place_state(state, self._optimizer)
+
+    def close(self) -> None:
+        """Draw no more tasks."""
+        self._feed.close()
 
     def __call__(
         self, state: TrainState, n: int
@@ -61,10 +67,11 @@ class OuterLoop:
         run, the state is the one before the fault, and the metrics end there too.
         """
         steps = self._placement.place(np.int32(n))
-        state, filled, sound = self._take(state, self._tasks, self._key, steps)
+        tasks = self._feed(int(state.step), n)
+        state, filled, sound = self._take(state, tasks, self._key, steps)
         taken, fault = int(sound), None
         if taken < n:
             loss = float(filled["loss"][taken])
-            state, fault = self._treat(state, self._tasks, self._key, loss)
+            state, fault = self._treat(state, tasks, self._key, loss)
             taken += not fault.ends
         return state, {name: np.asarray(leaf)[:taken] for name, leaf in filled.items()}, fault

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from zipfile import BadZipFile
 
@@ -56,8 +57,16 @@ class RunFolder:
         return folder
 
     @staticmethod
-    def resume(path: Path, config: dict[str, Any], *, may_change: tuple[str, ...]) -> "RunFolder":
+    def resume(
+        path: Path,
+        config: dict[str, Any],
+        *,
+        may_change: tuple[str, ...],
+        added: Mapping[str, Any] = MappingProxyType({}),
+    ) -> "RunFolder":
         """Go on with a run, or start it where there is none.
+
+        `added` is what runs did that have no word of a setting, as it came later.
 
         Raises `RunError` where the folder holds a run of another experiment, or of a config that
         differs in more than `may_change`.
@@ -66,10 +75,11 @@ class RunFolder:
             return RunFolder.create(path, config)
         folder = RunFolder(path)
         theirs, mine = folder.read_config(), json.loads(strict_json(config))
+        before = {**added, **theirs["config"]}
         changed = {
-            name: (theirs["config"].get(name), value)
+            name: (before.get(name), value)
             for name, value in mine["config"].items()
-            if name not in may_change and theirs["config"].get(name) != value
+            if name not in may_change and before.get(name) != value
         }
         if theirs["experiment"] == mine["experiment"] and not changed:
             folder.write_json(CONFIG, config)  # with what has changed: it is read by others

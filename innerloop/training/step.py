@@ -13,6 +13,7 @@ from innerloop.objective import MetaValueAndGrad
 from innerloop.tasks import TaskDistribution
 from innerloop.training.batch import batch_and_key
 from innerloop.training.evaluate import named_metrics
+from innerloop.training.feed import Block
 from innerloop.training.placement import OneDevice, Placement
 
 Update = Callable[["TrainState", PyTree], "TrainState"]
@@ -88,7 +89,7 @@ def outer_steps(
     so its arrays are no constants of the compiled program.
     """
 
-    def one_step(state: TrainState, tasks: TaskDistribution, key: PRNGKeyArray):
+    def one_step(state: TrainState, tasks: TaskDistribution | Block, key: PRNGKeyArray):
         episodes, task_key = batch_and_key(tasks, key, state.step, batch, placement)
         (loss, aux), grads = value_and_grad(state.meta, episodes, task_key)
         norm = global_norm(grads)
@@ -98,7 +99,9 @@ def outer_steps(
         return state, placement.whole(metrics), sound
 
     @eqx.filter_jit(donate="none")
-    def steps(state: TrainState, tasks: TaskDistribution, key: PRNGKeyArray, n: Int[Array, ""]):
+    def steps(
+        state: TrainState, tasks: TaskDistribution | Block, key: PRNGKeyArray, n: Int[Array, ""]
+    ):
         shapes = eqx.filter_eval_shape(one_step, state, tasks, key)[1]
         empty = jax.tree.map(lambda leaf: jnp.full(at_most, jnp.nan, leaf.dtype), shapes)
 

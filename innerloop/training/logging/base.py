@@ -1,11 +1,8 @@
 """What a logger is, and several as one."""
 
 import abc
-import importlib
 from contextlib import ExitStack
-from typing import Any
 
-from innerloop.errors import RunError
 from innerloop.training.fit import Progress
 
 
@@ -58,16 +55,3 @@ class Loggers(Logger):
 def steps_before(progress: Progress) -> int:
     """Outer steps taken before the call to the device that is reported."""
     return progress.step - len(progress.metrics["loss"])
-
-
-def optional_package(name: str, extra: str) -> Any:
-    """A package that a logger needs. Raises `RunError` where it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise RunError(
-            f"this logger needs the package {name}",
-            got=" ".join(str(error).split()),
-            expected=f"{name}, which innerloop[{extra}] brings along",
-            write=f"pip install 'innerloop[{extra}]'",
-        ) from error

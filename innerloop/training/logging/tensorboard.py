@@ -3,9 +3,10 @@
 import os
 from typing import Any
 
+from innerloop.checks import optional_package
 from innerloop.errors import RunError
 from innerloop.training.fit import Progress
-from innerloop.training.logging.base import Logger, optional_package, steps_before
+from innerloop.training.logging.base import Logger, steps_before
 from innerloop.training.logging.records import scalars
 
 _FLUSH_SECONDS = 1
@@ -25,7 +26,7 @@ class TensorBoard(Logger):
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        self._tensorboardx = optional_package("tensorboardX", extra="tensorboard")
+        self._tensorboardx = optional_package("tensorboardX", "this logger", extra="tensorboard")
         self._folder = os.fspath(folder)
         self._writer: Any = None
         self._step: int | None = None

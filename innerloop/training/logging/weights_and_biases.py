@@ -6,10 +6,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from innerloop.checks import optional_package
 from innerloop.errors import RunError
 from innerloop.training.files import strict_json, write_whole
 from innerloop.training.fit import Progress
-from innerloop.training.logging.base import Logger, optional_package, steps_before
+from innerloop.training.logging.base import Logger, steps_before
 from innerloop.training.logging.records import scalars
 
 
@@ -36,7 +37,7 @@ class WeightsAndBiases(Logger):
         mode: str = "offline",
         config: dict[str, Any] | None = None,
     ):
-        self._wandb = optional_package("wandb", extra="wandb")
+        self._wandb = optional_package("wandb", "this logger", extra="wandb")
         self._project = project
         self._folder = Path(folder)
         self._mode = mode

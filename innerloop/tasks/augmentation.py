@@ -1,0 +1,162 @@
+"""Augmentation of images on the device, as a task distribution around another."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from innerloop.checks import check_count, describe
+from innerloop.errors import StructureError
+from innerloop.masks import blank_rows
+from innerloop.problem import Episode, Examples
+from innerloop.tasks.base import TaskDistribution, sample_each
+from innerloop.tasks.mixture import TaskMixture
+
+Images = Float[Array, "rows height width channels"]
+
+Augment = Callable[[PRNGKeyArray, Array], Array]
+"""`(key, images) -> images`, both `(rows, height, width, channels)`, each row by itself."""
+
+
+class Augmented(eqx.Module):
+    """The tasks of another distribution, with their images augmented.
+
+    Support and query are augmented alike, each image by draws of its own. Use it for meta-training
+    and leave the tasks of validation and test as they are:
+
+    ```python
+    train = il.Augmented(tasks, il.Compose((il.RandomCrop(4), il.RandomHorizontalFlip())))
+    ```
+
+    - `tasks`: draws episodes whose support and query are `Examples` of images
+    - `augment`: `(key, images) -> images`, of the same shape
+
+    Rows that a mask leaves out stay zeros. Raises `StructureError` for a mixture, and while tracing
+    for episodes of anything but images and for images that change their shape or type.
+    """
+
+    tasks: TaskDistribution
+    augment: Augment
+
+    def __check_init__(self):
+        if isinstance(self.tasks, TaskMixture):
+            raise StructureError(
+                "a mixture has tasks of several kinds to augment",
+                got="Augmented(TaskMixture(...), augment)",
+                expected="the tasks of one kind",
+                write="mixture((problem, adaptation, Augmented(tasks, augment), 1.0), ...)",
+            )
+
+    def sample_one(self, key: PRNGKeyArray) -> Episode:
+        """One task."""
+        draw_key, support_key, query_key = jax.random.split(key, 3)
+        episode = jax.tree.map(lambda leaf: leaf[0], self.tasks.sample(draw_key, 1))
+        support = self._augmented(support_key, episode.support)
+        return Episode(support, self._augmented(query_key, episode.query), episode.weight)
+
+    def sample(self, key: PRNGKeyArray, n: int) -> Episode:
+        """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
+        return sample_each(self.sample_one, key, n)
+
+    def _augmented(self, key: PRNGKeyArray, examples: Examples) -> Examples:
+        images: Any = examples.inputs if isinstance(examples, Examples) else None
+        if jnp.ndim(images) != 4:
+            raise StructureError(
+                "there are no images to augment",
+                got=f"a support or query set {describe(examples)}",
+                expected="Examples with inputs (rows, height, width, channels)",
+                write="Augmented(ClassificationTasks(images, 5, 1, 15), augment)",
+            )
+        changed = self.augment(key, images)
+        if (changed.shape, changed.dtype) != (images.shape, images.dtype):
+            raise StructureError(
+                "augmentation changes the images' shape or type",
+                got=f"{describe(images)} became {describe(changed)}",
+                expected="the same shape and type",
+                write="images.astype(...) for validation and test too, in the tasks themselves",
+            )
+        return eqx.tree_at(lambda e: e.inputs, examples, blank_rows(changed, examples.mask))
+
+
+class Compose(eqx.Module):
+    """Several augmentations, one after the other."""
+
+    parts: tuple[Augment, ...]
+
+    def __call__(self, key: PRNGKeyArray, images: Images) -> Images:
+        for part, part_key in zip(self.parts, jax.random.split(key, len(self.parts)), strict=True):
+            images = part(part_key, images)
+        return images
+
+
+class RandomCrop(eqx.Module):
+    """A part as large as the image, at any place of the image with a margin of zeros around it.
+
+    - `padding`: pixels of the margin on each side; the image moves by at most as many
+    """
+
+    padding: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        check_count("padding", self.padding, write="RandomCrop(padding=4)")
+
+    def __call__(self, key: PRNGKeyArray, images: Images) -> Images:
+        margin = (self.padding, self.padding)
+        padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
+        corners = jax.random.randint(key, (len(images), 2), 0, 2 * self.padding + 1, jnp.int32)
+        crop = lambda image, corner: jax.lax.dynamic_slice(
+            image, (corner[0], corner[1], jnp.int32(0)), images.shape[1:]
+        )
+        return jax.vmap(crop)(padded, corners)
+
+
+class RandomHorizontalFlip(eqx.Module):
+    """Left and right exchanged, in half of the images."""
+
+    def __call__(self, key: PRNGKeyArray, images: Images) -> Images:
+        flipped = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
+        return jnp.where(flipped, images[:, :, ::-1], images)
+
+
+class RandomAffine(eqx.Module):
+    """Turned about the centre and shifted, by uniform draws; zeros come in from outside.
+
+    - `degrees`: turned by at most so much, either way
+    - `shift`: moved along each axis by at most so many pixels, either way
+
+    Between pixels the image is interpolated linearly.
+    """
+
+    degrees: int | float = eqx.field(static=True)
+    shift: int | float = eqx.field(static=True)
+
+    def __check_init__(self):
+        if not (0 <= self.degrees <= 180 and self.shift >= 0):
+            raise StructureError(
+                "not the bounds of a turn and a shift",
+                got=f"degrees={self.degrees}, shift={self.shift}",
+                expected="degrees from 0 to 180 and a shift of at least 0",
+                write="RandomAffine(degrees=10, shift=2)",
+            )
+
+    def __call__(self, key: PRNGKeyArray, images: Images) -> Images:
+        rows, height, width, _ = images.shape
+        dtype = jnp.promote_types(images.dtype, jnp.float32)
+        turn_key, shift_key = jax.random.split(key)
+        angles = jnp.deg2rad(self.degrees) * jax.random.uniform(turn_key, (rows,), dtype, -1, 1)
+        shifts = self.shift * jax.random.uniform(shift_key, (rows, 2), dtype, -1, 1)
+        centre = jnp.array([(height - 1) / 2, (width - 1) / 2], dtype)
+        grid = jnp.stack(jnp.mgrid[:height, :width], axis=-1).astype(dtype) - centre[None, None]
+
+        def move(image: Array, angle: Array, shift: Array) -> Array:
+            cos, sin = jnp.cos(angle), jnp.sin(angle)
+            back = jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])])
+            at = (grid - shift[None, None]) @ back + centre[None, None]
+            channel = lambda values: map_coordinates(values, [at[..., 0], at[..., 1]], order=1)
+            return jax.vmap(channel, in_axes=2, out_axes=2)(image)
+
+        return jax.vmap(move)(images.astype(dtype), angles, shifts).astype(images.dtype)

@@ -1,0 +1,312 @@
+"""Images from outside: by label, from folders, and in the published forms of two data sets.
+
+Small folders and pickles in exactly those forms stand for the real ones.
+"""
+
+import pickle
+from functools import partial
+from pathlib import Path
+
+import jax
+import jaxtyping
+import numpy as np
+import pytest
+from PIL import Image
+
+import innerloop as il
+from innerloop.checks import check_numbers
+from innerloop.tasks import image_files
+from innerloop.tasks.numpy_pickle import load_arrays
+
+PARTS = {"train": ["n03", "n01", "n07"], "val": ["n02", "n04"], "test": ["n05", "n06"]}
+NAMES = [name for part in PARTS.values() for name in part]
+PER_CLASS = 4
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    """No test reads or writes outside its own folder."""
+    monkeypatch.setenv("INNERLOOP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("INNERLOOP_DATA", raising=False)
+
+
+def colour(name, example):
+    """A colour of its own for each image: (3,)."""
+    return np.array([40 * NAMES.index(name) + 5, 50 * example + 5, 128], np.uint8)
+
+
+def picture(name, example, height, width):
+    return np.broadcast_to(colour(name, example), (height, width, 3))
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """miniImageNet as three lists and a folder of JPEGs of any size."""
+    folder = tmp_path / "mini-imagenet"
+    for part, names in PARTS.items():
+        rows = ["filename,label"]
+        for name in names:
+            for example in range(PER_CLASS):
+                file = f"{name}{example:08}.jpg"
+                rows.append(f"{file},{name}")
+                save(folder / "images" / file, picture(name, example, 50 + example, 70))
+        (folder / f"{part}.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def cached(names, protocol):
+    """The bytes of a mini-imagenet-cache file."""
+    images = np.stack([picture(name, i, 84, 84) for name in names for i in range(PER_CLASS)])
+    rows = np.arange(len(images)).reshape(len(names), PER_CLASS).tolist()
+    content = {"image_data": images, "class_dict": dict(zip(names, rows, strict=True))}
+    return pickle.dumps(content, protocol=protocol)
+
+
+# an image that is of no class
+FEWER = pickle.dumps({"image_data": np.zeros((2, 84, 84, 3), np.uint8), "class_dict": {"n02": [1]}})
+
+
+@pytest.fixture
+def pickled(tmp_path):
+    folder = tmp_path / "pickles"
+    folder.mkdir()
+    for protocol, (part, names) in zip((2, 4, 5), PARTS.items(), strict=True):
+        (folder / f"mini-imagenet-cache-{part}.pkl").write_bytes(cached(names, protocol))
+    return folder
+
+
+@pytest.fixture
+def cifar(tmp_path):
+    folder = tmp_path / "cifar-fs"
+    for part, names in PARTS.items():
+        split = folder / "splits" / "bertinetto" / f"{part}.txt"
+        split.parent.mkdir(parents=True, exist_ok=True)
+        split.write_text("\n".join(names) + "\n")
+        for name in names:
+            for example in range(PER_CLASS):
+                save(folder / "data" / name / f"{example}.png", picture(name, example, 32, 32))
+    return folder
+
+
+def assert_the_split(splits, side, tolerance):
+    for part, names in zip(splits, PARTS.values(), strict=True):
+        assert part.images.dtype == np.uint8
+        assert part.images.shape == (len(names), PER_CLASS, side, side, 3)
+        assert part.counts is None
+        expected = [[colour(name, i) for i in range(PER_CLASS)] for name in sorted(names)]
+        found = np.asarray(part.images).astype(int)
+        expected = np.array(expected, int)[:, :, None, None, :]
+        assert np.abs(found - expected).max() <= tolerance
+    il.check_disjoint(splits)
+
+
+def test_mini_imagenet_from_lists(listed, monkeypatch):
+    assert_the_split(il.mini_imagenet(data=listed), 84, tolerance=3)  # JPEG is not exact
+    monkeypatch.setattr(image_files, "_read", None)  # a second start reads no image
+    assert_the_split(il.mini_imagenet(data=listed.parent), 84, tolerance=3)
+    monkeypatch.setenv("INNERLOOP_DATA", str(listed))
+    assert_the_split(il.mini_imagenet(), 84, tolerance=3)
+
+
+def test_a_changed_image_is_read_again(listed):
+    before = il.mini_imagenet(data=listed).train.images
+    save(listed / "images" / f"n01{0:08}.jpg", np.zeros((10, 10, 3), np.uint8))
+    after = il.mini_imagenet(data=listed).train.images
+    assert not after[0, 0].any() and np.array_equal(after[1:], before[1:])
+
+
+def test_mini_imagenet_from_pickles(pickled):
+    assert_the_split(il.mini_imagenet(data=pickled), 84, tolerance=0)
+
+
+def test_cifar_fs(cifar):
+    assert_the_split(il.cifar_fs(data=cifar), 32, tolerance=0)
+
+
+# --- what is missing or broken --------------------------------------------------------------------
+
+
+def remove(name, folder):
+    (folder / name).unlink()
+
+
+def overwrite(name, content, folder):
+    (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (partial(remove, "val.csv"), r"val\.csv is missing.*Write: put val\.csv"),
+        (partial(remove, "images/n0100000000.jpg"), r"1 of 12 files missing.*n0100000000\.jpg"),
+        (partial(overwrite, "images/n0100000000.jpg", b"x"), r"n0100000000\.jpg cannot be read"),
+        (partial(overwrite, "val.csv", b"file,class\na.jpg,n02\n"), "is not a list of images"),
+        (partial(overwrite, "val.csv", b"\xff\xfe"), r"val\.csv cannot be read"),
+        (partial(overwrite, "val.csv", b"filename,label\na.jpg,n01\n"), "train and val share.*n01"),
+        (partial(overwrite, "val.csv", b"filename,label\n"), "image files are missing"),
+    ],
+)
+def test_damaged_lists_are_named_with_the_cure(listed, damage, message):
+    damage(listed)
+    with pytest.raises(il.DataError, match=message):
+        il.mini_imagenet(data=listed)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (partial(remove, "mini-imagenet-cache-val.pkl"), r"cache-val\.pkl is missing"),
+        (partial(overwrite, "mini-imagenet-cache-val.pkl", b"\x80\x04."), "pickle of arrays"),
+        (partial(overwrite, "mini-imagenet-cache-val.pkl", b""), "pickle of arrays"),
+        (partial(overwrite, "mini-imagenet-cache-val.pkl", pickle.dumps([1])), "does not hold"),
+        (partial(overwrite, "mini-imagenet-cache-val.pkl", cached(["n01"], 4)), "train and val"),
+        (partial(overwrite, "mini-imagenet-cache-val.pkl", FEWER), "does not hold"),
+    ],
+)
+def test_damaged_pickles_are_named_with_the_cure(pickled, damage, message):
+    damage(pickled)
+    with pytest.raises(il.DataError, match=message):
+        il.mini_imagenet(data=pickled)
+
+
+def test_a_pickle_runs_nothing(tmp_path):
+    made = tmp_path / "made by the pickle"
+
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (made,)
+
+    path = tmp_path / "trap.pkl"
+    path.write_bytes(pickle.dumps({"image_data": Trap(), "class_dict": {}}))
+    with pytest.raises(il.DataError, match=r"calls pathlib\..*from where you trust"):
+        load_arrays(path)
+    assert not made.exists()
+    pickle.loads(path.read_bytes())
+    assert made.exists()
+
+
+@pytest.mark.parametrize("load", [il.mini_imagenet, il.cifar_fs])
+def test_no_folder_is_named_with_what_it_should_hold(load, tmp_path):
+    with pytest.raises(il.DataError, match=r"not downloaded.*Write: data=FOLDER"):
+        load()
+    with pytest.raises(il.DataError, match=r"does not exist.*mkdir -p") as error:
+        load(data=tmp_path / "nowhere")
+    assert "download" not in error.value.write
+    with pytest.raises(il.DataError, match=r"(neither train\.csv nor|train\.txt is missing)"):
+        load(data=tmp_path)
+
+
+def test_cifar_fs_without_a_class(cifar):
+    for file in (cifar / "data" / "n02").iterdir():
+        file.unlink()
+    with pytest.raises(il.DataError, match=r"classes without images.*n02.*CLASS/\*\.png"):
+        il.cifar_fs(data=cifar)
+
+
+# --- your own -------------------------------------------------------------------------------------
+
+
+def test_a_folder_for_each_class(tmp_path):
+    for name, number in [("n01", 3), ("n02", 5)]:
+        for example in range(number):
+            save(tmp_path / name / f"{example}.png", picture(name, example, 9, 7))
+    (tmp_path / "n01" / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden").mkdir()
+    classes = il.image_folder(tmp_path, size=8)
+    assert classes.images.shape == (2, 5, 8, 8, 3)
+    assert classes.counts.tolist() == [3, 5]
+    assert np.asarray(classes.images[1, 4, 0, 0]).tolist() == colour("n02", 4).tolist()
+    assert not classes.images[0, 3:].any()
+    with pytest.raises(il.DataError, match=r"no folders in .*notes"):
+        il.image_folder(tmp_path / "n01" / "notes.txt", size=8)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array(["cat", "ant", "cat", "bee", "cat", "ant"]),
+        np.array(["cat", "ant", "cat", "bee", "cat", "ant"], object),
+        np.array([7, -2, 7, 3, 7, -2]),
+        np.array([2, 0, 2, 1, 2, 0], np.uint8),
+    ],
+)
+def test_images_by_label(labels):
+    images = np.arange(6, dtype=np.uint8)[:, None, None] * np.ones((6, 2, 2), np.uint8)
+    classes = il.by_label(images, labels)
+    assert classes.counts.tolist() == [2, 1, 3]
+    rows = np.asarray(classes.images)[:, :, 0, 0, 0]
+    assert rows.tolist() == [[1, 5, 0], [3, 0, 0], [0, 2, 4]]
+    assert len(classes.with_examples(2)) == 2
+    assert classes.with_examples(2).fewest == 2
+
+
+IMAGES = np.zeros((4, 2, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (
+            lambda: il.by_label(IMAGES, np.array([0.0, 1.0, 0.0, 1.0])),
+            il.StructureError,
+            r"whole numbers or text.*float64.*astype\(int\)",
+        ),
+        (lambda: il.by_label(IMAGES, np.arange(3)), il.StructureError, r"shape \(3,\)"),
+        (lambda: il.by_label(IMAGES, np.eye(4, dtype=int)), il.StructureError, r"\(4, 4\)"),
+        (lambda: il.by_label(IMAGES[:0], np.arange(0)), il.DataError, "no images"),
+        (
+            lambda: il.upright(np.where(np.arange(8).reshape(2, 1, 2, 2) == 5, np.nan, 0.0)),
+            il.DataError,
+            r"not finite.*1 of 2 images.*images\[1, 0\].*nan_to_num",
+        ),
+        (lambda: il.upright(IMAGES[None], [5]), il.StructureError, "from 5 to 5.*from 1 to 4"),
+        (lambda: il.upright(IMAGES[None], [0]), il.StructureError, "from 0 to 0"),
+        (
+            lambda: il.ClassificationTasks(il.by_label(IMAGES, np.zeros(4, int)), 2, 1, 1),
+            il.DataError,
+            r"ways=2 of 1 classes.*at least two classes.*Write: with_quarter_turns",
+        ),
+        (
+            lambda: il.ClassificationTasks(il.by_label(IMAGES, np.array([0, 0, 0, 1])), 2, 1, 1),
+            il.DataError,
+            r"shots=1 \+ queries=1 of 1 examples.*images\.with_examples\(2\)",
+        ),
+        (lambda: il.upright(IMAGES[None]).with_examples(9), il.DataError, "at most 4"),
+    ],
+)
+def test_bad_images_are_refused_with_the_cure(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.fixture
+def without_type_checks():
+    """As outside the tests, where no type checker sees an argument before the library does."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("labels", [np.array(["cat", "ant"]), np.array(["cat", 3], object)])
+def test_labels_in_words_are_refused(labels, without_type_checks):
+    with pytest.raises(il.StructureError, match=r"targets are not numbers.*numpy\.unique"):
+        il.Examples(np.zeros((2, 3)), labels)
+    il.Examples({"x": np.zeros((2, 3)), "key": jax.random.key(0)}, np.zeros(2))
+    with pytest.raises(il.StructureError, match="inputs are not numbers"):
+        check_numbers("inputs", {"x": [labels]}, write="")
+
+
+def test_labels_that_are_real_numbers_are_refused():
+    examples = il.Examples(jax.numpy.zeros((2, 3)), jax.numpy.zeros(2))
+    for recipe in (
+        il.maml(il.mlp([3, 2]), il.cross_entropy),
+        il.protonet(il.mlp_features([3, 2]), il.cross_entropy, 2),
+    ):
+        meta = recipe.init_meta(jax.random.key(0))
+        with pytest.raises(il.StructureError, match="needs integer classes"):
+            il.adapt(*recipe.at_test, meta, examples, jax.random.key(0))
