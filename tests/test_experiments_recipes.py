@@ -102,3 +102,11 @@ def test_the_command_line_names_what_it_refuses(capsys):
     error = refused(capsys, "train", "digits", "--recipe", "protonet", "--inner-steps", "2")
     assert "protonet has no steps" in error
     assert "matching" not in refused(capsys, "train", "sinusoid", "--recipe", "mamil")
+
+
+def test_training_with_more_ways_than_at_test():
+    parts = Digits(recipe="protonet", ways=2, train_ways=3, filters=4).parts()
+    assert (parts.train.ways, parts.test.ways) == (3, 2)
+    assert (parts.recipe.adaptation.ways, parts.recipe.at_test[1].ways) == (3, 2)
+    with pytest.raises(StructureError, match=r"maml learns parameters of each class.*train_ways=3"):
+        Digits(recipe="maml", ways=2, train_ways=3).parts()

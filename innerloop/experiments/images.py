@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from innerloop.adaptation import run
+from innerloop.errors import StructureError
 from innerloop.experiments.base import Experiment, Parts
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
@@ -51,6 +53,9 @@ class FewShotImages(Experiment):
 
     ways: int = 5
     """Classes per task."""
+    train_ways: int | None = None
+    """Classes per task in training, for a recipe that learns nothing of each class by itself; as at
+    test unless given. Prototypical networks are trained with more (Snell et al. 2017)."""
     shots: int = 1
     """Support images per class."""
     queries: int = 5
@@ -73,8 +78,9 @@ class FewShotImages(Experiment):
     def splits(self) -> Splits:
         """Meta-training, meta-validation and meta-test classes."""
 
-    def build_network(self) -> Network:
-        """The four-block network."""
+    def build_network(self, ways: int | None = None) -> Network:
+        """The four-block network, for tasks of as many ways as at test unless given."""
+        ways = self.ways if ways is None else ways
         sizes: dict[str, Any] = {"filters": self.filters, "channels": self.channels}
         sizes["normalisation"] = transductive if self.transductive else per_example
         features, width = conv_features(**sizes), self.filters
@@ -82,25 +88,41 @@ class FewShotImages(Experiment):
             features = conv_features_max_pool(self.image, **sizes)
             width = pooled_width(self.image, self.filters)
         return Network(
-            model=linear_head(features, width, self.ways),
+            model=linear_head(features, width, ways),
             features=features,
             width=width,
-            outputs=self.ways,
+            outputs=ways,
             loss=cross_entropy,
             classes=lambda: len(self.splits().train),
         )
 
     def build_recipe(self) -> Recipe:
         """The recipe for the network."""
-        defaults = self.settings.get(self.recipe, {})
-        return named_recipe(self.recipe, self.build_network(), defaults, **self.inner_settings())
+        recipe = self._recipe_of(self.ways)
+        if self.train_ways in (None, self.ways):
+            return recipe
+        training = self._recipe_of(self.train_ways)
+        shapes = [jax.eval_shape(each.init_meta, jax.random.key(0)) for each in (training, recipe)]
+        if not eqx.tree_equal(*shapes):
+            raise StructureError(
+                f"{self.recipe} learns parameters of each class, which other ways do not have",
+                got=f"train_ways={self.train_ways}, ways={self.ways}",
+                expected="as many ways in training as at test",
+                write="no --train-ways, or a recipe such as protonet, matching or r2d2",
+            )
+        return training._replace(predict=recipe.predict, tested=recipe.at_test)
+
+    def _recipe_of(self, ways: int | None) -> Recipe:
+        defaults, network = self.settings.get(self.recipe, {}), self.build_network(ways)
+        return named_recipe(self.recipe, network, defaults, **self.inner_settings())
 
     def parts(self) -> Parts:
         """Tasks drawn from disjoint classes."""
         recipe, splits = self.build_recipe(), self.splits()
-        train = ClassificationTasks(splits.train, self.ways, self.shots, self.queries)
-        if recipe.tested is not None:  # pretraining: of all classes at once
-            train = LabelledImages(splits.train, rows=self.ways * self.queries)
+        ways = self.ways if self.train_ways is None else self.train_ways
+        train = ClassificationTasks(splits.train, ways, self.shots, self.queries)
+        if self.recipe == "pretrain_finetune":  # of all classes at once
+            train = LabelledImages(splits.train, rows=ways * self.queries)
         if self.augment:
             train = Augmented(train, self.augmentation)
         held_out = (self.ways, self.shots, self.test_queries)

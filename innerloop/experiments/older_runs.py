@@ -5,7 +5,7 @@ from typing import Any
 from innerloop.errors import RunError
 from innerloop.training.run_folder import CONFIG, RunFolder
 
-ADDED = {"augment": False, "network": "strided"}
+ADDED = {"augment": False, "network": "strided", "train_ways": None}
 """Settings that came later, and what runs before them did."""
 
 

@@ -19,7 +19,7 @@ _AT_LEAST_ONE = (
         "save_every",
         "devices",
     ),
-    *("tasks", "shots", "queries", "test_shots", "ways", "width"),
+    *("tasks", "shots", "queries", "test_shots", "ways", "train_ways", "width"),
 )
 _RANGES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(_AT_LEAST_ONE, (int, 1, math.inf)),
@@ -29,7 +29,9 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(("inner_rate", "outer_rate", "minutes"), (float, 0, sys.float_info.max)),
 }
 _ALSO = {
-    **dict.fromkeys(("chunk", "minutes", "inner_rate", "inner_steps", "test_steps"), (None,)),
+    **dict.fromkeys(
+        ("chunk", "minutes", "train_ways", "inner_rate", "inner_steps", "test_steps"), (None,)
+    ),
     "devices": (None, "all"),
 }
 
