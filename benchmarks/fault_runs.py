@@ -130,6 +130,12 @@ class Run:
     def saved_last(self) -> "Run":
         return self.until(lambda: self.saved() == 120)
 
+    def testing(self) -> "Run":
+        self.saved_last()
+        time.sleep(0.3)
+        assert not (self.folder / "result.json").exists(), "it had been tested"
+        return self
+
     def drawing(self) -> "Run":
         return self.until((self.folder / "result.json").exists)
 

@@ -105,6 +105,7 @@ FAULTS = {
     "SIGTERM while it saves": signalled(Run.saving, signal.SIGTERM),
     "Ctrl-C while it saves": signalled(Run.saving, signal.SIGINT),
     "SIGTERM as the last save ends": signalled(Run.saved_last, signal.SIGTERM),
+    "SIGTERM while it is tested": signalled(Run.testing, signal.SIGTERM),
     "a second SIGTERM while it compiles": signalled(
         Run.compiling, signal.SIGTERM, signal.SIGTERM, warm=False
     ),

@@ -1,5 +1,6 @@
 """Figures: a readable PNG of each, written in one move, without pyplot."""
 
+import json
 import subprocess
 import sys
 
@@ -10,8 +11,11 @@ from PIL import Image
 
 from innerloop import plots
 from innerloop.errors import StructureError
+from innerloop.experiments.curves import draw_curves
 from innerloop.plots.episode_block import Block
 from innerloop.plots.learning_curve import _running_mean
+from innerloop.training import Evaluation
+from innerloop.training.run_folder import RunFolder
 
 
 def _curve(path, n=60, m=3, **changes):
@@ -120,6 +124,23 @@ def test_importing_it_does_not_import_matplotlib():
 )
 def test_learning_curves_of_unruly_runs(changes, tmp_path):
     _size(_curve(tmp_path / "a.png", **changes))
+
+
+@pytest.mark.parametrize(("lines", "drawn"), [(0, 1), (1, 3), (2, 3)])
+def test_the_curves_of_a_run_whose_log_was_lost(lines, drawn, tmp_path):
+    """Wholly, or but for what came after."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    validation = {"mean": {"accuracy": [0.2, 0.5]}}
+    written = [
+        {"step": 6, "seconds": 2.0, "losses": [1.0, "NaN"], "validation": validation},
+        {"step": 8, "seconds": 3.0, "losses": [0.5, 0.4]},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in written[2 - lines :])
+    (folder.path / "log.jsonl").write_text(text)
+    test = Evaluation({"accuracy": np.array([0.2, 0.5])}, {"accuracy": np.array([0.1, 0.1])}, 5)
+    draw_curves(folder, "accuracy", test, "digits", 1)
+    assert len(list(folder.path.glob("*.png"))) == drawn
 
 
 def test_no_second_panel_without_validation(tmp_path):
