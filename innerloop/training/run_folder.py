@@ -106,7 +106,7 @@ class RunFolder:
                 "there is no run in this folder",
                 got=str(path),
                 expected=f"a folder with {CONFIG}, as innerloop train writes it",
-                write="innerloop train digits --run RUN, then innerloop evaluate RUN",
+                write=f"the folder of a run; innerloop train digits --run {path} begins one",
             )
         return RunFolder(path)
 
