@@ -220,10 +220,11 @@ def test_reptile_is_the_way_back_from_what_adam_reaches(episodes):
     assert_close(result(recipe, meta, episodes), expected)
 
 
-def test_imaml_solves_with_the_hessian(episodes):
-    """At the parameters that its steps reach: (H + strength I) v = slope, and strength v."""
+@pytest.mark.parametrize("damping", [0.0, 22.0])
+def test_imaml_solves_with_the_hessian(episodes, damping):
+    """Where its steps lead: (H + (strength + damping) I) v = slope, and strength v."""
     strength, steps = 2.0, 400
-    recipe = il.imaml(MODEL, LOSS, 0.1, steps, strength, solver_steps=60)
+    recipe = il.imaml(MODEL, LOSS, 0.1, steps, strength, solver_steps=60, damping=damping)
     meta = recipe.init_meta(jax.random.key(3))
     flat_meta, unflat = ravel_pytree(meta)
 
@@ -235,7 +236,8 @@ def test_imaml_solves_with_the_hessian(episodes):
             0, steps, lambda _, theta: theta - 0.1 * jax.grad(inner)(theta), flat_meta
         )
         slope = jax.grad(lambda flat: fit(unflat(flat), query))(theta)
-        return unflat(strength * jnp.linalg.solve(jax.hessian(inner)(theta), slope))
+        matrix = jax.hessian(inner)(theta) + damping * jnp.eye(len(theta))
+        return unflat(strength * jnp.linalg.solve(matrix, slope))
 
     _, grads = result(recipe, meta, episodes)
     expected = jax.jit(jax.vmap(written))(episodes.support, episodes.query)
