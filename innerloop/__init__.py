@@ -38,7 +38,9 @@ from innerloop.errors import (
     RunError,
     StructureError,
 )
-from innerloop.experiments.train import best_meta
+from innerloop.experiments.train import (
+    best_meta,
+)
 from innerloop.gradients import (
     Aux,
     Basis,
@@ -79,7 +81,21 @@ from innerloop.models import (
     transductive,
     transformer,
 )
-from innerloop.objective import adapt, meta_objective, meta_value_and_grad
+from innerloop.objective import (
+    adapt,
+    meta_objective,
+    meta_value_and_grad,
+)
+from innerloop.optimizers import (
+    OPTIMIZERS,
+    LayerRates,
+    LearnedOptimizer,
+    LearnedRates,
+    ParameterRates,
+    ScalarRate,
+    scale_by_rates,
+    scale_by_scheduled_rates,
+)
 from innerloop.problem import (
     Episode,
     Examples,
@@ -115,7 +131,9 @@ from innerloop.recipes import (
     supervised_loss,
     svm_head,
 )
-from innerloop.report import write_report
+from innerloop.report import (
+    write_report,
+)
 from innerloop.tasks import (
     Alphabets,
     Augmented,
@@ -172,12 +190,15 @@ from innerloop.training import (
     evaluate,
     fit,
     largest_axis,
+    load_optimizer,
     replicated,
+    save_optimizer,
     scalars,
     tasks_of_step,
 )
 
 __all__ = [
+    "OPTIMIZERS",
     "RECIPES",
     "Adaptation",
     "Alphabets",
@@ -217,6 +238,9 @@ __all__ = [
     "JsonLines",
     "Kind",
     "LabelledImages",
+    "LayerRates",
+    "LearnedOptimizer",
+    "LearnedRates",
     "Logger",
     "Loggers",
     "MetaGradient",
@@ -230,6 +254,7 @@ __all__ = [
     "Normalisation",
     "Option",
     "Origin",
+    "ParameterRates",
     "PerClass",
     "Plan",
     "Problem",
@@ -246,6 +271,7 @@ __all__ = [
     "Reptile",
     "RidgeHead",
     "RunError",
+    "ScalarRate",
     "Segments",
     "Severity",
     "Sharding",
@@ -292,6 +318,7 @@ __all__ = [
     "imaml",
     "largest_axis",
     "linear_head",
+    "load_optimizer",
     "logistic",
     "logistic_head",
     "maml",
@@ -326,7 +353,10 @@ __all__ = [
     "reptile",
     "run",
     "sample_each",
+    "save_optimizer",
     "scalars",
+    "scale_by_rates",
+    "scale_by_scheduled_rates",
     "squared_hinge",
     "subset",
     "supervised_loss",

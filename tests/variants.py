@@ -1,6 +1,7 @@
 """The table: every adaptation and every meta-gradient. A new variant joins the laws by one line."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -71,12 +72,6 @@ def _weights(steps):
     return np.linspace(0.1, 1.0, steps + 1)
 
 
-def _per_parameter(meta):
-    return optax.stateless(
-        lambda gradient, params: jax.tree.map(lambda g: -jnp.exp(meta["rates"]) * g, gradient)
-    )
-
-
 def _descent(name, optimizer, update, steps, weights=None):
     problem = quadratic_problem(weights)
     adaptation = il.GradientDescent(optimizer, steps)
@@ -87,6 +82,11 @@ def _adam(meta):
     return optax.adam(_rate(meta), eps_root=1e-8)
 
 
+def _parameter_rates(meta):
+    learned = il.ParameterRates(partial(optax.scale_by_adam, eps_root=1e-8))
+    return learned({"log_rates": meta["rates"]})
+
+
 _SGD = sgd(lambda meta: np.exp(meta["rate"]))
 
 ADAPTATIONS = [
@@ -94,7 +94,7 @@ ADAPTATIONS = [
     _descent("sgd-1", lambda meta: optax.sgd(_rate(meta)), _SGD, 1),
     _descent("sgd-12-scanned", lambda meta: optax.sgd(_rate(meta)), _SGD, 12),
     _descent("sgd-fixed-rate", optax.sgd(0.1), sgd(lambda meta: 0.1), 3),
-    _descent("sgd-per-parameter", _per_parameter, sgd(lambda meta: np.exp(meta["rates"])), 3),
+    _descent("parameter-rates", _parameter_rates, adam("rates"), 3),
     _descent("momentum", lambda meta: optax.sgd(_rate(meta), 0.9), momentum(0.9), 5),
     _descent("adam", _adam, adam(), 4),
     _descent("multi-step-loss", lambda meta: optax.sgd(_rate(meta)), _SGD, 3, _weights),
