@@ -26,6 +26,7 @@ from heads import (
     strength,
     weights_out,
 )
+from optimizer_oracle import lstm, small_mlp
 from oracle import Task, adam, momentum, sgd
 from predictions import (
     evolution,
@@ -87,6 +88,29 @@ def _parameter_rates(meta):
     return learned({"log_rates": meta["rates"]})
 
 
+def _drawn(learned):
+    """A learned optimizer's weights at random, and how they change with meta's rate."""
+    rng = np.random.default_rng(3)
+    like = jax.eval_shape(learned.init, jax.random.key(0), jnp.zeros(3))
+    draw = lambda leaf: rng.normal(size=leaf.shape) / 2
+    return jax.tree.map(draw, like), jax.tree.map(draw, like)
+
+
+def _network(learned):
+    """Its optimizer as a function of the quadratic problem's meta, and its weights in NumPy."""
+    at, slope = _drawn(learned)
+    weights = lambda meta: jax.tree.map(lambda a, b: a + b * meta["rate"], at, slope)
+
+    def optimizer(meta):
+        cast = lambda leaf: jnp.asarray(leaf, meta["rate"].dtype)
+        start, tangent = jax.tree.map(cast, (at, slope))
+        return learned(jax.tree.map(lambda a, b: a + b * meta["rate"], start, tangent))
+
+    return optimizer, weights
+
+
+_MLP, _MLP_WEIGHTS = _network(il.SmallMLP(3, (0.5, 0.9), (0.9,), 0.1, 0.5))
+_LSTM, _LSTM_WEIGHTS = _network(il.CoordinateLSTM(3, 2, 0.3))
 _SGD = sgd(lambda meta: np.exp(meta["rate"]))
 
 ADAPTATIONS = [
@@ -97,6 +121,8 @@ ADAPTATIONS = [
     _descent("parameter-rates", _parameter_rates, adam("rates"), 3),
     _descent("momentum", lambda meta: optax.sgd(_rate(meta), 0.9), momentum(0.9), 5),
     _descent("adam", _adam, adam(), 4),
+    _descent("small-mlp", _MLP, small_mlp(_MLP_WEIGHTS, (0.5, 0.9), (0.9,), 0.1, 0.5), 2),
+    _descent("lstm", _LSTM, lstm(_LSTM_WEIGHTS, 3, 0.3), 2),
     _descent("multi-step-loss", lambda meta: optax.sgd(_rate(meta)), _SGD, 3, _weights),
     _descent("multi-step-loss-scanned", lambda meta: optax.sgd(_rate(meta)), _SGD, 9, _weights),
     Variant(

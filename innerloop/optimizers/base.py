@@ -80,6 +80,18 @@ def log_rate(rate: float, name: str = "rate") -> float:
     )
 
 
+def check_decays(name: str, decays: tuple[float, ...]) -> None:
+    """Raise `StructureError` unless `decays` is a tuple of numbers of at least 0 and below 1."""
+    if isinstance(decays, tuple) and decays and all(0 <= decay < 1 for decay in decays):
+        return
+    raise StructureError(
+        f"{name} are not decays of moving averages",
+        got=f"{name}={decays!r}",
+        expected="a tuple of numbers of at least 0 and below 1",
+        write=f"{name}=(0.9, 0.99, 0.999)",
+    )
+
+
 def scale_by_rates(rates: PyTree[Array]) -> optax.GradientTransformation:
     r"""$u = -\alpha \odot g$, where α is a tree of rates.
 
