@@ -38,9 +38,7 @@ from innerloop.errors import (
     RunError,
     StructureError,
 )
-from innerloop.experiments.train import (
-    best_meta,
-)
+from innerloop.experiments.train import best_meta
 from innerloop.gradients import (
     Aux,
     Basis,
@@ -78,14 +76,11 @@ from innerloop.models import (
     mlp_features,
     per_example,
     pooled_width,
+    supervised_loss,
     transductive,
     transformer,
 )
-from innerloop.objective import (
-    adapt,
-    meta_objective,
-    meta_value_and_grad,
-)
+from innerloop.objective import adapt, meta_objective, meta_value_and_grad
 from innerloop.optimizers import (
     OPTIMIZERS,
     Celo2,
@@ -133,12 +128,9 @@ from innerloop.recipes import (
     protonet,
     r2d2,
     reptile,
-    supervised_loss,
     svm_head,
 )
-from innerloop.report import (
-    write_report,
-)
+from innerloop.report import write_report
 from innerloop.tasks import (
     Alphabets,
     Augmented,
@@ -174,6 +166,29 @@ from innerloop.tasks import (
     upright,
     with_quarter_turns,
 )
+from innerloop.tasks.optimization import (
+    ACTIVATIONS,
+    Family,
+    Quadratics,
+    Table,
+    TableTasks,
+    TextTasks,
+    breast_cancer_table,
+    conv_family,
+    descriptions,
+    diabetes_table,
+    digits_table,
+    held_out_families,
+    language_family,
+    mlp_family,
+    quadratic_family,
+    random_families,
+    rescaled,
+    supervised_family,
+    tokens,
+    training_families,
+    wine_table,
+)
 from innerloop.training import (
     Checkpoints,
     Clip,
@@ -203,6 +218,7 @@ from innerloop.training import (
 )
 
 __all__ = [
+    "ACTIVATIONS",
     "OPTIMIZERS",
     "RECIPES",
     "Adaptation",
@@ -229,6 +245,7 @@ __all__ = [
     "Evaluation",
     "EvolutionStrategies",
     "Examples",
+    "Family",
     "Fault",
     "Fidelity",
     "Finding",
@@ -271,6 +288,7 @@ __all__ = [
     "Procedure",
     "Progress",
     "Prototypes",
+    "Quadratics",
     "RandomAffine",
     "RandomCrop",
     "RandomDirections",
@@ -293,10 +311,13 @@ __all__ = [
     "StoredImages",
     "StreamedTasks",
     "StructureError",
+    "Table",
+    "TableTasks",
     "TaskDistribution",
     "TaskKeys",
     "TaskMixture",
     "TensorBoard",
+    "TextTasks",
     "Truncated",
     "Unroll",
     "Validation",
@@ -305,6 +326,7 @@ __all__ = [
     "anil",
     "best_meta",
     "boil",
+    "breast_cancer_table",
     "by_label",
     "cavia",
     "check",
@@ -314,18 +336,24 @@ __all__ = [
     "compare",
     "conv4",
     "conv4_max_pool",
+    "conv_family",
     "conv_features",
     "conv_features_max_pool",
     "cross_entropy",
+    "descriptions",
+    "diabetes_table",
     "digits",
+    "digits_table",
     "evaluate",
     "evaluation_episodes",
     "film",
     "fit",
     "fixed_point",
     "fomaml",
+    "held_out_families",
     "image_folder",
     "imaml",
+    "language_family",
     "largest_axis",
     "linear_head",
     "load_optimizer",
@@ -342,6 +370,7 @@ __all__ = [
     "mini_imagenet",
     "mixture",
     "mlp",
+    "mlp_family",
     "mlp_features",
     "named_recipe",
     "nearest_neighbour",
@@ -358,9 +387,12 @@ __all__ = [
     "projected_gradient",
     "protonet",
     "proximal",
+    "quadratic_family",
     "r2d2",
+    "random_families",
     "replicated",
     "reptile",
+    "rescaled",
     "run",
     "sample_each",
     "save_optimizer",
@@ -369,13 +401,17 @@ __all__ = [
     "scale_by_scheduled_rates",
     "squared_hinge",
     "subset",
+    "supervised_family",
     "supervised_loss",
     "svm_head",
     "task_keys",
     "tasks_of_step",
+    "tokens",
+    "training_families",
     "transductive",
     "transformer",
     "upright",
+    "wine_table",
     "with_quarter_turns",
     "write_report",
 ]

@@ -12,10 +12,10 @@ from jaxtyping import PRNGKeyArray, PyTree
 from innerloop.adaptation import GradientDescent
 from innerloop.checks import check_count
 from innerloop.gradients import Unroll
-from innerloop.models import Model
+from innerloop.models import ExamplesLoss, Model, supervised_loss
 from innerloop.optimizers import scale_by_scheduled_rates
 from innerloop.problem import Problem
-from innerloop.recipes.base import ExamplesLoss, Recipe, model_predictions, supervised_loss
+from innerloop.recipes.base import Recipe, model_predictions
 
 
 def after_each_step(steps: int) -> np.ndarray:

@@ -6,10 +6,10 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import GradientDescent
 from innerloop.gradients import Unroll
-from innerloop.models import Model
+from innerloop.models import ExamplesLoss, Model, supervised_loss
 from innerloop.optimizers import scale_by_rates
 from innerloop.problem import Problem
-from innerloop.recipes.base import ExamplesLoss, Recipe, model_predictions, supervised_loss
+from innerloop.recipes.base import Recipe, model_predictions
 
 
 def meta_sgd(model: Model, loss: ExamplesLoss, rate: float = 0.05, steps: int = 1) -> Recipe:
