@@ -81,7 +81,7 @@ def train(path: Path, kind: str, minutes: float, horizon: int, seed: int) -> Non
         key=jax.random.key(seed),
         per_call=5,
         non_finite=il.Skip(in_a_row=50),
-        report=lambda progress: print(progress.step, float(np.mean(progress.losses)), flush=True),
+        report=lambda progress: print(progress.step, il.scalars(progress), flush=True),
     )
     il.save_optimizer(path, learned, outcome.meta)
 

@@ -27,7 +27,7 @@ def tuned(family):
 def test_curves_are_those_of_a_loop_by_hand(family):
     episodes = il.evaluation_episodes(family.tasks, TASKS, 0, "test")
     sgd, rate = lambda rate: optax.sgd(rate), jnp.asarray(0.3)
-    (got,) = trials.loss_curves(family, sgd, [rate], episodes, STEPS, jax.random.key(0))
+    (got,) = trials.loss_curves(family, sgd, STEPS)([rate], episodes, jax.random.key(0))
     for i, key in enumerate(jax.random.split(jax.random.key(0), TASKS)):
         task = jax.tree.map(lambda leaf, i=i: np.array(leaf[i], float), episodes.query)
         at = jax.random.fold_in(il.task_keys(key).adapt, 0)
@@ -47,7 +47,7 @@ def test_the_rate_of_a_family_is_the_best_on_tasks_of_its_own(family, tuned):
     episodes = il.evaluation_episodes(family.tasks, TASKS, 0, "tuning")
 
     metas, sgd = [jnp.float32(rate) for rate in RATES], lambda rate: optax.sgd(rate)
-    losses = trials.loss_curves(family, sgd, metas, episodes, STEPS, jax.random.key(0))
+    losses = trials.loss_curves(family, sgd, STEPS)(metas, episodes, jax.random.key(0))
     medians = lambda score: [np.median(score(tried)) for tried in losses]
     best = [RATES[np.argmin(medians(score))] for score in (trials.last, trials.area)]
     np.testing.assert_allclose(tuned["SGD"].rates, best)
@@ -74,9 +74,8 @@ def test_a_learned_optimizer_is_tried_on_the_same_tasks(family, tuned):
 def test_what_diverges_is_infinite_and_never_chosen(family, monkeypatch):
     episodes = il.evaluation_episodes(family.tasks, TASKS, 0, "test")
     wild = [jnp.float32(1e30), jnp.float32(0.1)]
-    losses = trials.loss_curves(
-        family, lambda rate: optax.sgd(rate), wild, episodes, STEPS, jax.random.key(0)
-    )
+    curves = trials.loss_curves(family, lambda rate: optax.sgd(rate), STEPS)
+    losses = curves(wild, episodes, jax.random.key(0))
     assert np.isinf(losses[0, :, -1]).all() and np.isfinite(losses[1]).all()
     two = {name: trials.BASELINES[name] for name in ("SGD", "Adam")}
     monkeypatch.setattr(trials, "BASELINES", two)

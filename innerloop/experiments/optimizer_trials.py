@@ -1,7 +1,7 @@
 """Learned optimizers against tuned ones: loss curves over tasks, and what they come to."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -64,21 +64,22 @@ def area(losses: np.ndarray) -> np.ndarray:
     return losses[..., 1:].mean(axis=-1)
 
 
-def loss_curves(
-    family: Family,
-    optimizer: MetaOptimizer,
-    metas: Sequence[PyTree],
-    episodes: Episode,
-    steps: int,
-    key: PRNGKeyArray,
-) -> np.ndarray:
-    """Losses `(metas, tasks, steps + 1)` on the query sets; what is not finite is infinite.
+LossCurves = Callable[[Sequence[PyTree], Episode, PRNGKeyArray], np.ndarray]
+"""`(metas, episodes, key) -> (metas, tasks, steps + 1)`."""
 
-    Compiled once for all `metas`, which may be learning rates.
+
+def loss_curves(family: Family, optimizer: MetaOptimizer, steps: int) -> LossCurves:
+    """A function that gives the losses on the query sets; what is not finite is infinite.
+
+    Compiled once for all metas, which may be learning rates, and for all sets of as many tasks.
     """
     run = evaluator(family.problem, family.adaptation(optimizer, steps))
-    losses = np.stack([np.asarray(run(meta, episodes, key)["loss"]) for meta in metas])
-    return np.where(np.isfinite(losses), losses, np.inf)
+
+    def curves(metas: Sequence[PyTree], episodes: Episode, key: PRNGKeyArray) -> np.ndarray:
+        losses = np.stack([np.asarray(run(meta, episodes, key)["loss"]) for meta in metas])
+        return np.where(np.isfinite(losses), losses, np.inf)
+
+    return curves
 
 
 def tuned_trials(
@@ -95,17 +96,18 @@ def tuned_trials(
     test = evaluation_episodes(family.tasks, tasks, seed, "test")
     key = jax.random.key(seed)
     metas = [jnp.asarray(rate, jnp.result_type(float)) for rate in rates]
-    trials = {}
-    for name, baseline in BASELINES.items():
-        tried = loss_curves(family, baseline, metas, tuning, steps, key)
+    curves = {name: loss_curves(family, each, steps) for name, each in BASELINES.items()}
+
+    def tuned(curves: LossCurves) -> Trial:
+        tried = curves(metas, tuning, key)
         best = [int(np.argmin(np.median(score(tried), axis=1))) for score in (last, area)]
-        chosen = [metas[i] for i in best]
-        losses, by_area = loss_curves(family, baseline, chosen, test, steps, key)
+        losses, by_area = curves([metas[i] for i in best], test, key)
         edge = any(i in (0, len(rates) - 1) for i in best)
-        trials[name] = Trial(losses, by_area, (float(rates[best[0]]), float(rates[best[1]])), edge)
-    tried = loss_curves(family, BASELINES["Adam"], metas, test, steps, key)
-    each = np.arange(tasks)
+        return Trial(losses, by_area, (float(rates[best[0]]), float(rates[best[1]])), edge)
+
+    tried, each = curves["Adam"](metas, test, key), np.arange(tasks)
     of_task = [tried[np.argmin(score(tried), axis=0), each] for score in (last, area)]
+    trials = {name: tuned(of) for name, of in curves.items()}
     return trials | {PER_TASK: Trial(of_task[0], of_task[1])}
 
 
@@ -114,7 +116,7 @@ def learned_trial(
 ) -> Trial:
     """A learned optimizer on the same test tasks."""
     test = evaluation_episodes(family.tasks, tasks, seed, "test")
-    (losses,) = loss_curves(family, learned, [meta], test, steps, jax.random.key(seed))
+    (losses,) = loss_curves(family, learned, steps)([meta], test, jax.random.key(seed))
     return Trial(losses, losses)
 
 
