@@ -68,14 +68,14 @@ def momentum(decay: float) -> Callable:
     return update
 
 
-def adam(b1=0.9, b2=0.999, eps=1e-8, eps_root=1e-8) -> Callable:
+def adam(name="rate", b1=0.9, b2=0.999, eps=1e-8, eps_root=1e-8) -> Callable:
     """Adam with bias correction and eps inside the root (Kingma and Ba 2015)."""
 
     def update(t, theta, state, gradient, meta):
         m, v = (0, 0) if state is None else state
         m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient**2
         mhat, vhat = m / (1 - b1 ** (t + 1)), v / (1 - b2 ** (t + 1))
-        return theta - np.exp(meta["rate"]) * mhat / (np.sqrt(vhat + eps_root) + eps), (m, v)
+        return theta - np.exp(meta[name]) * mhat / (np.sqrt(vhat + eps_root) + eps), (m, v)
 
     return update
 

@@ -1,6 +1,7 @@
 """The table: every adaptation and every meta-gradient. A new variant joins the laws by one line."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from heads import (
     strength,
     weights_out,
 )
+from optimizer_oracle import lstm, small_mlp
 from oracle import Task, adam, momentum, sgd
 from predictions import (
     evolution,
@@ -71,12 +73,6 @@ def _weights(steps):
     return np.linspace(0.1, 1.0, steps + 1)
 
 
-def _per_parameter(meta):
-    return optax.stateless(
-        lambda gradient, params: jax.tree.map(lambda g: -jnp.exp(meta["rates"]) * g, gradient)
-    )
-
-
 def _descent(name, optimizer, update, steps, weights=None):
     problem = quadratic_problem(weights)
     adaptation = il.GradientDescent(optimizer, steps)
@@ -87,6 +83,34 @@ def _adam(meta):
     return optax.adam(_rate(meta), eps_root=1e-8)
 
 
+def _parameter_rates(meta):
+    learned = il.ParameterRates(partial(optax.scale_by_adam, eps_root=1e-8))
+    return learned({"log_rates": meta["rates"]})
+
+
+def _drawn(learned):
+    """A learned optimizer's weights at random, and how they change with meta's rate."""
+    rng = np.random.default_rng(3)
+    like = jax.eval_shape(learned.init, jax.random.key(0), jnp.zeros(3))
+    draw = lambda leaf: rng.normal(size=leaf.shape) / 2
+    return jax.tree.map(draw, like), jax.tree.map(draw, like)
+
+
+def _network(learned):
+    """Its optimizer as a function of the quadratic problem's meta, and its weights in NumPy."""
+    at, slope = _drawn(learned)
+    weights = lambda meta: jax.tree.map(lambda a, b: a + b * meta["rate"], at, slope)
+
+    def optimizer(meta):
+        cast = lambda leaf: jnp.asarray(leaf, meta["rate"].dtype)
+        start, tangent = jax.tree.map(cast, (at, slope))
+        return learned(jax.tree.map(lambda a, b: a + b * meta["rate"], start, tangent))
+
+    return optimizer, weights
+
+
+_MLP, _MLP_WEIGHTS = _network(il.SmallMLP(3, (0.5, 0.9), (0.9,), 0.1, 0.5))
+_LSTM, _LSTM_WEIGHTS = _network(il.CoordinateLSTM(3, 2, 0.3))
 _SGD = sgd(lambda meta: np.exp(meta["rate"]))
 
 ADAPTATIONS = [
@@ -94,9 +118,11 @@ ADAPTATIONS = [
     _descent("sgd-1", lambda meta: optax.sgd(_rate(meta)), _SGD, 1),
     _descent("sgd-12-scanned", lambda meta: optax.sgd(_rate(meta)), _SGD, 12),
     _descent("sgd-fixed-rate", optax.sgd(0.1), sgd(lambda meta: 0.1), 3),
-    _descent("sgd-per-parameter", _per_parameter, sgd(lambda meta: np.exp(meta["rates"])), 3),
+    _descent("parameter-rates", _parameter_rates, adam("rates"), 3),
     _descent("momentum", lambda meta: optax.sgd(_rate(meta), 0.9), momentum(0.9), 5),
     _descent("adam", _adam, adam(), 4),
+    _descent("small-mlp", _MLP, small_mlp(_MLP_WEIGHTS, (0.5, 0.9), (0.9,), 0.1, 0.5), 2),
+    _descent("lstm", _LSTM, lstm(_LSTM_WEIGHTS, 3, 0.3), 2),
     _descent("multi-step-loss", lambda meta: optax.sgd(_rate(meta)), _SGD, 3, _weights),
     _descent("multi-step-loss-scanned", lambda meta: optax.sgd(_rate(meta)), _SGD, 9, _weights),
     Variant(

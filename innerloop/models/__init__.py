@@ -16,8 +16,10 @@ from innerloop.models.layers import conv_xla as conv_xla
 from innerloop.models.layers import dense as dense
 from innerloop.models.layers import dense_init as dense_init
 from innerloop.models.layers import max_pool as max_pool
+from innerloop.models.losses import ExamplesLoss as ExamplesLoss
 from innerloop.models.losses import cross_entropy as cross_entropy
 from innerloop.models.losses import mean_squared_error as mean_squared_error
+from innerloop.models.losses import supervised_loss as supervised_loss
 from innerloop.models.mlp import mlp as mlp
 from innerloop.models.mlp import mlp_features as mlp_features
 from innerloop.models.normalisation import Normalisation as Normalisation

@@ -1,14 +1,29 @@
 """Losses on `Examples`: means over the rows that count."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Scalar
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows, masked_mean, of_classes
+from innerloop.models.base import Model
 from innerloop.precision import at_least_float32
 from innerloop.problem import Examples
+
+ExamplesLoss = Callable[[PyTree, Examples], tuple[Scalar, dict]]
+"""`(predictions, examples) -> (loss, metrics)`, such as `cross_entropy`."""
+
+
+def supervised_loss(model: Model, loss: ExamplesLoss) -> Callable:
+    """The loss of a model on `Examples`, with the signature that a `Problem` wants."""
+
+    def judged(params: PyTree, meta: PyTree, batch: Examples, key: PRNGKeyArray):
+        return loss(model.apply(params, batch.inputs, key, batch.mask), batch)
+
+    return judged
 
 
 def cross_entropy(

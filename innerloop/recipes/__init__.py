@@ -1,7 +1,7 @@
 """Named algorithms, each a few lines that put the parts together."""
 
 from innerloop.recipes.anil import anil
-from innerloop.recipes.base import Recipe, supervised_loss
+from innerloop.recipes.base import Recipe
 from innerloop.recipes.boil import boil
 from innerloop.recipes.cavia import cavia
 from innerloop.recipes.cnp import cnp
@@ -43,6 +43,5 @@ __all__ = [
     "protonet",
     "r2d2",
     "reptile",
-    "supervised_loss",
     "svm_head",
 ]

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.adaptation.heads import Features
 from innerloop.gradients import MetaGradient
-from innerloop.models import Model
+from innerloop.models import ExamplesLoss, Model
 from innerloop.problem import Examples, Problem, ProblemMixture
 
 Predict = Callable[[PyTree, PyTree, Examples, PRNGKeyArray], Array]
@@ -39,10 +39,6 @@ class Recipe(NamedTuple):
         return self.tested or (self.problem, self.adaptation)
 
 
-ExamplesLoss = Callable[[PyTree, Examples], tuple[Scalar, dict]]
-"""`(predictions, examples) -> (loss, metrics)`, such as `cross_entropy`."""
-
-
 def model_predictions(model: Model) -> Predict:
     """What a model says, whose parameters are those that were adapted."""
     return lambda params, meta, batch, key: model.apply(params, batch.inputs, key, batch.mask)
@@ -60,11 +56,6 @@ def prediction_loss(predict: Predict, loss: ExamplesLoss) -> Callable:
         return loss(predict(params, meta, batch, key), batch)
 
     return judged
-
-
-def supervised_loss(model: Model, loss: ExamplesLoss) -> Callable:
-    """The loss of a model on `Examples`, with the signature that a `Problem` wants."""
-    return prediction_loss(model_predictions(model), loss)
 
 
 def learned_head(

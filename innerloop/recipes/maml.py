@@ -7,9 +7,9 @@ import optax
 
 from innerloop.adaptation import GradientDescent
 from innerloop.gradients import FirstOrder, Unroll
-from innerloop.models import Model
+from innerloop.models import ExamplesLoss, Model, supervised_loss
 from innerloop.problem import Problem
-from innerloop.recipes.base import ExamplesLoss, Recipe, model_predictions, supervised_loss
+from innerloop.recipes.base import Recipe, model_predictions
 
 
 def maml(

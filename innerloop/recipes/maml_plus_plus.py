@@ -12,9 +12,10 @@ from jaxtyping import PRNGKeyArray, PyTree
 from innerloop.adaptation import GradientDescent
 from innerloop.checks import check_count
 from innerloop.gradients import Unroll
-from innerloop.models import Model
+from innerloop.models import ExamplesLoss, Model, supervised_loss
+from innerloop.optimizers import scale_by_scheduled_rates
 from innerloop.problem import Problem
-from innerloop.recipes.base import ExamplesLoss, Recipe, model_predictions, supervised_loss
+from innerloop.recipes.base import Recipe, model_predictions
 
 
 def after_each_step(steps: int) -> np.ndarray:
@@ -70,11 +71,5 @@ def maml_plus_plus(
 
 def _of_each_step(rates: PyTree) -> optax.GradientTransformation:
     """The step's own rate for each array; the last one after the last step."""
-
-    def update(updates: PyTree, state: Any, params: PyTree = None):
-        def move(rates, gradient):
-            return -rates[jnp.minimum(state, len(rates) - 1)] * gradient
-
-        return jax.tree.map(move, rates, updates), state + 1
-
-    return optax.GradientTransformation(lambda params: jnp.int32(0), update)
+    at = lambda step: jax.tree.map(lambda rate: rate[jnp.minimum(step, len(rate) - 1)], rates)
+    return scale_by_scheduled_rates(at)

@@ -2,14 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import GradientDescent
 from innerloop.gradients import Unroll
-from innerloop.models import Model
+from innerloop.models import ExamplesLoss, Model, supervised_loss
+from innerloop.optimizers import scale_by_rates
 from innerloop.problem import Problem
-from innerloop.recipes.base import ExamplesLoss, Recipe, model_predictions, supervised_loss
+from innerloop.recipes.base import Recipe, model_predictions
 
 
 def meta_sgd(model: Model, loss: ExamplesLoss, rate: float = 0.05, steps: int = 1) -> Recipe:
@@ -31,11 +31,5 @@ def meta_sgd(model: Model, loss: ExamplesLoss, rate: float = 0.05, steps: int = 
         start = model.init(key)
         return {"start": start, "rates": jax.tree.map(lambda x: jnp.full_like(x, rate), start)}
 
-    learn = GradientDescent(lambda meta: _scaled(meta["rates"]), steps)
+    learn = GradientDescent(lambda meta: scale_by_rates(meta["rates"]), steps)
     return Recipe(problem, learn, Unroll(), init_meta, model_predictions(model))
-
-
-def _scaled(rates: PyTree) -> optax.GradientTransformation:
-    return optax.stateless(
-        lambda gradient, params: jax.tree.map(lambda rate, g: -rate * g, rates, gradient)
-    )

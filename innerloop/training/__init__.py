@@ -13,6 +13,7 @@ from innerloop.training.logging import (
     scalars,
 )
 from innerloop.training.non_finite import Clip, Fault, NonFinite, Skip, Stop
+from innerloop.training.optimizer_file import load_optimizer, save_optimizer
 from innerloop.training.sharding import Sharding, largest_axis, replicated
 from innerloop.training.signals import Stopped
 from innerloop.training.validation import Validation
@@ -38,7 +39,9 @@ __all__ = [
     "evaluate",
     "fit",
     "largest_axis",
+    "load_optimizer",
     "replicated",
+    "save_optimizer",
     "scalars",
     "tasks_of_step",
 ]

@@ -1,0 +1,136 @@
+"""What a learned optimizer is: meta-parameters go in, an optax transformation comes out."""
+
+import abc
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from innerloop.checks import describe
+from innerloop.errors import StructureError
+
+Direction = Callable[[], optax.GradientTransformation]
+"""What a rate is multiplied by: an optax transformation without a rate, made by a call without
+arguments, such as `optax.identity` (SGD), `functools.partial(optax.trace, decay=0.9)` (momentum) or
+`optax.scale_by_adam`."""
+
+
+class LearnedOptimizer(eqx.Module):
+    """An inner optimizer with meta-parameters.
+
+    It is a function `meta -> optax.GradientTransformation`, so `GradientDescent(learned, steps)`
+    takes it as it is, and after meta-training `learned(meta)` is an optimizer for any optax loop.
+    Its fields are its settings: numbers, tuples of them, and directions, all static, so that
+    `save_optimizer` can write them.
+    """
+
+    @abc.abstractmethod
+    def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
+        """Meta-parameters before meta-training, for an inner problem with such parameters."""
+
+    @abc.abstractmethod
+    def __call__(self, meta: PyTree) -> optax.GradientTransformation:
+        """The optimizer that these meta-parameters make.
+
+        Raises `StructureError`, here or when it is first given parameters, for meta-parameters of
+        another structure than `init` makes.
+        """
+
+
+def part_of(learned: LearnedOptimizer, meta: PyTree, *names: str) -> Any:
+    """The named parts of meta: one, or a list of several. Raises `StructureError` without them."""
+    if isinstance(meta, Mapping) and set(meta) == set(names):
+        parts = [meta[name] for name in names]
+        return parts if len(parts) > 1 else parts[0]
+    raise _not_of(learned, meta, "{" + ", ".join(f"'{name}': ..." for name in names) + "}")
+
+
+def require_like(learned: LearnedOptimizer, expected: PyTree, meta: PyTree) -> None:
+    """Raise `StructureError` unless meta has the structure and the shapes of `expected`."""
+    shaped = lambda tree: jax.tree.map(lambda leaf: (leaf.shape,), tree)
+    if jax.tree.structure(meta) != jax.tree.structure(expected) or shaped(meta) != shaped(expected):
+        raise _not_of(learned, meta, describe(expected))
+
+
+def _not_of(learned: LearnedOptimizer, meta: PyTree, expected: str) -> StructureError:
+    name = type(learned).__name__
+    return StructureError(
+        f"these are not the meta-parameters of this {name}",
+        got=describe(meta),
+        expected=expected,
+        write=f"{name}(...), with the settings that they were trained with, or its init(key, "
+        "params) to train them anew",
+    )
+
+
+def log_rate(rate: float, name: str = "rate") -> float:
+    """The logarithm of a rate. Raises `StructureError` unless it is positive and finite."""
+    if isinstance(rate, int | float) and 0 < rate < math.inf:
+        return math.log(rate)
+    raise StructureError(
+        f"{name} is not positive and finite",
+        got=f"{name}={rate!r}",
+        expected="a rate that has a logarithm, which is what is learned",
+        write=f"{name}=0.01",
+    )
+
+
+def check_decays(name: str, decays: tuple[float, ...]) -> None:
+    """Raise `StructureError` unless `decays` is a tuple of numbers of at least 0 and below 1."""
+    if isinstance(decays, tuple) and decays and all(0 <= decay < 1 for decay in decays):
+        return
+    raise StructureError(
+        f"{name} are not decays of moving averages",
+        got=f"{name}={decays!r}",
+        expected="a tuple of numbers of at least 0 and below 1",
+        write=f"{name}=(0.9, 0.99, 0.999)",
+    )
+
+
+def scale_by_rates(rates: PyTree[Array]) -> optax.GradientTransformation:
+    r"""$u = -\alpha \odot g$, where α is a tree of rates.
+
+    `rates` is a prefix of the parameters: one number for all, one for each array, or an array of
+    the shape of each parameter array.
+
+    Raises `StructureError` while tracing where the rates do not fit the parameters.
+    """
+    return optax.stateless(lambda updates, params: _scaled(rates, updates))
+
+
+def scale_by_scheduled_rates(
+    rates_at: Callable[[Array], PyTree[Array]],
+) -> optax.GradientTransformation:
+    """`scale_by_rates` by `rates_at(steps)`, where `steps` counts the steps taken, from 0."""
+
+    def update(updates: PyTree, state: Any, params: PyTree = None):
+        return _scaled(rates_at(state), updates), state + 1
+
+    return optax.GradientTransformation(lambda params: jnp.int32(0), update)
+
+
+def _scaled(rates: PyTree, updates: PyTree) -> PyTree:
+    def below(rate: Array, part: PyTree) -> PyTree:
+        return jax.tree.map(lambda update: _times(rate, update), part)
+
+    try:
+        return jax.tree.map(below, rates, updates)
+    except ValueError as error:
+        raise StructureError(
+            "the learned rates do not fit the parameters",
+            got=f"rates {describe(rates)}, parameters {describe(updates)}",
+            expected="one rate, one for each array, or one for each number of the parameters",
+            write="ParameterRates(...).init(key, params) with these parameters, or ScalarRate, "
+            "which fits any",
+        ) from error
+
+
+def _times(rate: Array, update: Array) -> Array:
+    if jnp.shape(rate) not in ((), jnp.shape(update)):
+        raise ValueError(f"a rate of shape {jnp.shape(rate)} for an array {jnp.shape(update)}")
+    return -jnp.asarray(rate).astype(update.dtype) * update

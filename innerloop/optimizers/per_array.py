@@ -1,0 +1,74 @@
+"""Update rules that treat each array of the parameters alike, and what their networks are shown."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from innerloop.errors import StructureError
+
+EPSILON = 1e-9
+"""Added to a mean square before its root: the inputs of a network are divided by the root."""
+
+
+class PerArrayState(NamedTuple):
+    """Steps taken, and what a rule remembers of each array, in the order of their leaves."""
+
+    steps: Array
+    arrays: tuple[Any, ...]
+
+
+def per_array(
+    init: Callable[[Array], Any],
+    update: Callable[[Array, Any, Array, Array], tuple[Array, Any]],
+) -> optax.GradientTransformation:
+    """The transformation of a rule for one array.
+
+    - `init`: `parameter -> memory`
+    - `update`: `(gradient, memory, parameter, steps) -> (update, memory)`, where `steps` counts the
+      steps taken before this one, in the parameter's dtype
+    """
+
+    def init_all(params: PyTree) -> PerArrayState:
+        return PerArrayState(jnp.int32(0), tuple(init(leaf) for leaf in jax.tree.leaves(params)))
+
+    def update_all(updates: PyTree, state: Any, params: PyTree = None):
+        if params is None:
+            raise StructureError(
+                "a learned optimizer reads the parameters",
+                got="update(gradient, state)",
+                expected="the parameters as a third argument",
+                write="optimizer.update(gradient, state, params)",
+            )
+        gradients, tree = jax.tree.flatten(updates)
+        pairs = [
+            update(gradient, memory, param, state.steps.astype(param.dtype))
+            for gradient, memory, param in zip(
+                gradients, state.arrays, jax.tree.leaves(params), strict=True
+            )
+        ]
+        moves = [move.astype(leaf.dtype) for (move, _), leaf in zip(pairs, gradients, strict=True)]
+        memories = tuple(memory for _, memory in pairs)
+        return jax.tree.unflatten(tree, moves), PerArrayState(state.steps + 1, memories)
+
+    return optax.GradientTransformation(init_all, update_all)
+
+
+def averages(like: Array, decays: tuple[float, ...]) -> Array:
+    """Moving averages before the first step: zeros, one of the shape of `like` for each decay."""
+    return jnp.zeros((len(decays), *like.shape), like.dtype)
+
+
+def averaged(average: Array, value: Array, decays: tuple[float, ...]) -> Array:
+    r"""$\beta m + (1 - \beta) x$ for each decay β, without correction of the bias to zero."""
+    decay = jnp.asarray(decays, value.dtype).reshape(len(decays), *(1,) * value.ndim)
+    return decay * average + (1 - decay) * value[None]
+
+
+def normalised(features: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "..."]:
+    r"""$x / \sqrt{\text{mean}(x^2) + \epsilon}$, the mean over `axes`: features without a unit."""
+    mean = jnp.mean(jnp.square(features), axis=axes, keepdims=True)
+    return features * jax.lax.rsqrt(mean + EPSILON)

@@ -1,0 +1,57 @@
+"""A learned schedule of the learning rate."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from innerloop.checks import check_count
+from innerloop.optimizers.base import (
+    Direction,
+    LearnedOptimizer,
+    log_rate,
+    part_of,
+    scale_by_scheduled_rates,
+)
+from innerloop.precision import default_float
+
+
+class LearnedSchedule(LearnedOptimizer):
+    r"""A learning rate that is a learned function of the step.
+
+    $$u_t = -e^{\rho(t)}\, d(g_t)$$
+
+    where ρ is linear between `knots` values at equal distances, the first at step 0 and the last at
+    step `horizon - 1`, whose value later steps take. The meta-parameters are `{"log_rates":
+    (knots,)}`, so the rate is positive and may fall by orders of magnitude.
+
+    - `horizon`: steps that the schedule spans
+    - `knots`: at least 2
+    - `direction`: d, by default the gradient itself (SGD); see `LearnedRates`
+    - `rate`: of all steps before meta-training
+
+    Raises `StructureError` for fewer than two knots or steps, and for a rate that is not positive.
+    """
+
+    horizon: int = eqx.field(static=True, default=100)
+    knots: int = eqx.field(static=True, default=5)
+    direction: Direction = eqx.field(static=True, default=optax.identity)
+    rate: float = eqx.field(static=True, default=0.01)
+
+    def __check_init__(self):
+        check_count("horizon", self.horizon, 2, write="LearnedSchedule(horizon=100)")
+        check_count("knots", self.knots, 2, write="LearnedSchedule(horizon=100, knots=5)")
+        log_rate(self.rate)
+
+    def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
+        """`{"log_rates": (knots,)}`, all the same; the key is not used."""
+        return {"log_rates": jnp.full(self.knots, log_rate(self.rate), default_float())}
+
+    def __call__(self, meta: PyTree) -> optax.GradientTransformation:
+        values = part_of(self, meta, "log_rates")
+        at = jnp.linspace(0, self.horizon - 1, self.knots, dtype=values.dtype)
+
+        def rate(step: Array) -> Array:
+            return jnp.exp(jnp.interp(step.astype(values.dtype), at, values))
+
+        return optax.chain(self.direction(), scale_by_scheduled_rates(rate))

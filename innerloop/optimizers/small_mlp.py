@@ -1,0 +1,97 @@
+"""A small network that turns what is known of each parameter into its update."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from innerloop.checks import check_count
+from innerloop.models import Model, mlp
+from innerloop.optimizers.base import LearnedOptimizer, check_decays, require_like
+from innerloop.optimizers.per_array import averaged, averages, normalised, per_array
+
+TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+"""Steps at which a feature of the step number changes sign (Metz et al. 2020)."""
+
+ROOT = 1e-8
+"""Added to second moments before their root."""
+
+LECUN = jax.nn.initializers.lecun_normal()
+
+
+class SmallMLP(LearnedOptimizer):
+    r"""A network of one size for all parameters, applied to each number of them.
+
+    $$u = -\lambda_1\, d\, e^{\lambda_2 s}, \qquad (d, s) = \text{MLP}(x)$$
+
+    x holds, of one parameter: its gradient g, its value, moving averages m of g for each of
+    `decays`, $v^{-1/2}$, $g\, v^{-1/2}$ and $m\, v^{-1/2}$ with moving averages v of g² for each of
+    `second_decays`, each divided by its root mean square over the array; and
+    $\tanh(t / \tau - 1)$ for eleven time scales τ from 1 to 100,000 steps.
+
+    The meta-parameters are the network's, a `mlp` with relu and two hidden layers of `width`; there
+    are 2,082 of them by default, whatever is optimised.
+
+    - `width`: of the hidden layers
+    - `decays`, `second_decays`: between 0 and 1
+    - `step`, `magnitude`: λ₁ and λ₂
+
+    Source: the small MLP of Metz et al. 2020, "Tasks, stability, architecture, and compute"
+    (arXiv 2009.11243), and 2022, "Practical tradeoffs between memory, compute, and performance in
+    learned optimizers" (arXiv 2203.11860). Departs from them: second moments at two time scales, as
+    a quotient with every average, and no Adafactor features.
+
+    Raises `StructureError` for a width below 1 or decays outside [0, 1), and for meta-parameters of
+    another network.
+    """
+
+    width: int = eqx.field(static=True, default=32)
+    decays: tuple[float, ...] = eqx.field(static=True, default=(0.5, 0.9, 0.99, 0.999))
+    second_decays: tuple[float, ...] = eqx.field(static=True, default=(0.9, 0.999))
+    step: float = eqx.field(static=True, default=0.001)
+    magnitude: float = eqx.field(static=True, default=0.001)
+
+    def __check_init__(self):
+        check_count("width", self.width, write="SmallMLP(width=32)")
+        check_decays("decays", self.decays)
+        check_decays("second_decays", self.second_decays)
+
+    def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
+        """The network's parameters, which do not depend on `params`."""
+        return self._network().init(key)
+
+    def __call__(self, meta: PyTree) -> optax.GradientTransformation:
+        network = self._network()
+        require_like(self, jax.eval_shape(network.init, jax.random.key(0)), meta)
+
+        def init(param: Array) -> tuple[Array, Array]:
+            return averages(param, self.decays), averages(param, self.second_decays)
+
+        def update(gradient: Array, memory: tuple[Array, Array], param: Array, steps: Array):
+            first = averaged(memory[0], gradient, self.decays)
+            second = averaged(memory[1], jnp.square(gradient), self.second_decays)
+            rows = self._features(gradient, param, first, second, steps)
+            direction, size = network.apply(meta, rows, None, None).T
+            move = -self.step * direction * jnp.exp(self.magnitude * size)
+            return move.reshape(param.shape), (first, second)
+
+        return per_array(init, update)
+
+    def _network(self) -> Model:
+        first, second = len(self.decays), len(self.second_decays)
+        inputs = 2 + first + (2 + first) * second + len(TIME_SCALES)
+        return mlp([inputs, self.width, self.width, 2], weights=LECUN)
+
+    def _features(
+        self, gradient: Array, param: Array, first: Array, second: Array, steps: Array
+    ) -> Float[Array, "numbers features"]:
+        root = jax.lax.rsqrt(second + ROOT)
+        quotients = (first[:, None] * root[None]).reshape(-1, *param.shape)
+        own = jnp.concatenate(
+            [gradient[None], param[None], first, root, gradient[None] * root, quotients]
+        )
+        own = own.reshape(len(own), -1)
+        time = jnp.tanh(steps / jnp.asarray(TIME_SCALES, param.dtype) - 1)
+        time = jnp.broadcast_to(time[:, None], (len(time), own.shape[1]))
+        return jnp.concatenate([normalised(own, (1,)), time]).T

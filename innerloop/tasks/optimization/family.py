@@ -1,0 +1,83 @@
+"""What a family of optimization tasks is: a problem, its random parts, and its batch size."""
+
+from typing import NamedTuple
+
+import jax
+import optax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.adaptation import Adaptation, GradientDescent, MiniBatches
+from innerloop.adaptation.gradient_descent import MetaOptimizer
+from innerloop.optimizers.base import log_rate
+from innerloop.problem import Problem
+from innerloop.tasks.base import TaskDistribution
+from innerloop.tasks.mixture import Kind
+
+
+class Family(NamedTuple):
+    """Optimization tasks that share everything but their random parts.
+
+    What is fixed (an architecture, a data set) is in the problem; what differs from task to task
+    is drawn: data in the episode, the initialisation from the task's key. The problem reads no
+    meta-parameters, which are the optimizer's.
+
+    - `name`: of the family
+    - `problem`: `init` draws the parameters, `inner_loss` is what is optimised, `outer_loss` the
+      same on the query set
+    - `tasks`: draws the episodes
+    - `batch`: rows of the support set that a step sees; None for all of it
+    """
+
+    name: str
+    problem: Problem
+    tasks: TaskDistribution
+    batch: int | None = None
+
+    def adaptation(
+        self, optimizer: optax.GradientTransformation | MetaOptimizer, steps: int
+    ) -> Adaptation:
+        """`steps` steps of an optimizer, learned or not, on mini-batches where the family has them.
+
+        Raises `StructureError` as `GradientDescent` and `MiniBatches` do.
+        """
+        descent = GradientDescent(optimizer, steps)
+        return descent if self.batch is None else MiniBatches(descent, self.batch)
+
+    def kind(
+        self,
+        optimizer: optax.GradientTransformation | MetaOptimizer,
+        steps: int,
+        weight: float = 1.0,
+    ) -> Kind:
+        """The family as a part of a `mixture`, through which several families train one meta."""
+        return Kind(self.problem, self.adaptation(optimizer, steps), self.tasks, weight)
+
+    def params(self, key: PRNGKeyArray) -> PyTree:
+        """Parameters of one task, such as `LearnedOptimizer.init` wants to see."""
+        episodes = self.tasks.sample(key, 1)
+        support = jax.tree.map(lambda leaf: leaf[0], episodes.support)
+        init = self.problem.init
+        assert init is not None
+        return init(None, support, key)
+
+
+def rescaled(family: Family, factor: float) -> Family:
+    r"""The same tasks in other units: parameters $\theta / c$, of which the loss reads c times.
+
+    Gradients become c times larger, and the steps that are needed c times smaller: what an
+    optimizer has learned about the size of parameters and gradients no longer holds. As an
+    augmentation: Metz et al. 2022 and Moudgil et al. 2025, "Celo" (arXiv 2501.12670).
+
+    Raises `StructureError` for a factor that is not positive and finite.
+    """
+    log_rate(factor, "factor")
+    init, inner, outer = family.problem.init, family.problem.inner_loss, family.problem.outer_loss
+    assert init is not None and inner is not None
+    times = lambda tree, factor: jax.tree.map(lambda leaf: factor * leaf, tree)
+    problem = Problem(
+        lambda meta, support, key: times(init(meta, support, key), 1 / factor),
+        lambda params, meta, batch, key: inner(times(params, factor), meta, batch, key),
+        lambda params, meta, batch, key: outer(times(params, factor), meta, batch, key),
+        family.problem.step_weights,
+    )
+    return family._replace(name=f"{family.name}-times-{factor:g}", problem=problem)

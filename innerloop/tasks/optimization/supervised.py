@@ -1,0 +1,51 @@
+"""Training a network on a table or a text, from a random initialisation."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.errors import StructureError
+from innerloop.models import ExamplesLoss, Model, supervised_loss
+from innerloop.problem import Problem
+from innerloop.tasks.base import TaskDistribution
+from innerloop.tasks.optimization.family import Family
+
+
+def supervised_family(
+    name: str,
+    model: Model,
+    loss: ExamplesLoss,
+    tasks: TaskDistribution,
+    batch: int | None = None,
+    scale: tuple[float, float] = (1.0, 1.0),
+) -> Family:
+    """Training `model` by `loss` on episodes of `Examples`.
+
+    The query set is judged by the same loss: with `TableTasks` it is a validation loss.
+
+    - `batch`: rows per inner step; None for the whole support set
+    - `scale`: range of a factor on the initial parameters, which each task draws log-uniformly
+
+    Raises `StructureError` for a range that is empty or not positive.
+    """
+    low, high = scale
+    if not 0 < low <= high < math.inf:
+        raise StructureError(
+            "the range of the initial scale is empty or not positive",
+            got=f"scale={scale!r}",
+            expected="(low, high) with 0 < low <= high",
+            write="supervised_family(..., scale=(0.5, 2.0))",
+        )
+
+    def init(meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+        params_key, scale_key = jax.random.split(key)
+        params = model.init(params_key)
+        if low == high == 1:
+            return params
+        power = jax.random.uniform(scale_key, minval=math.log(low), maxval=math.log(high))
+        return jax.tree.map(lambda leaf: jnp.exp(power).astype(leaf.dtype) * leaf, params)
+
+    judged = supervised_loss(model, loss)
+    return Family(name, Problem(init, judged, judged), tasks, batch)

@@ -1,0 +1,105 @@
+"""Data sets that come with scikit-learn, and tasks that are made of their rows."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from innerloop.checks import check_count
+from innerloop.errors import DataError
+from innerloop.precision import default_float
+from innerloop.problem import Episode, Examples
+from innerloop.tasks.base import sample_each
+
+
+class Table(NamedTuple):
+    """A data set as arrays.
+
+    - `inputs`: `(rows, ...)`, of order 1
+    - `targets`: integer classes `(rows,)`, or real numbers `(rows, outputs)` of unit variance
+    - `outputs`: number of classes, or of real targets
+    """
+
+    name: str
+    inputs: np.ndarray
+    targets: np.ndarray
+    outputs: int
+
+
+def _standard(values: Any) -> np.ndarray:
+    return (values - values.mean(axis=0)) / values.std(axis=0)
+
+
+def digits_table() -> Table:
+    """1,797 handwritten digits: inputs `(8, 8, 1)` from 0 (paper) to 1 (ink), ten classes."""
+    from sklearn.datasets import load_digits  # imported here: it takes a second
+
+    pixels, labels = load_digits(return_X_y=True)
+    return Table("digits", pixels.reshape(-1, 8, 8, 1) / 16, labels, 10)
+
+
+def wine_table() -> Table:
+    """178 wines: 13 standardised measurements, three cultivars."""
+    from sklearn.datasets import load_wine
+
+    measured, labels = load_wine(return_X_y=True)
+    return Table("wine", _standard(measured), labels, 3)
+
+
+def breast_cancer_table() -> Table:
+    """569 tumours: 30 standardised measurements, two classes."""
+    from sklearn.datasets import load_breast_cancer
+
+    measured, labels = load_breast_cancer(return_X_y=True)
+    return Table("breast-cancer", _standard(measured), labels, 2)
+
+
+def diabetes_table() -> Table:
+    """442 patients: ten standardised measurements, one standardised target."""
+    from sklearn.datasets import load_diabetes
+
+    measured, progress = load_diabetes(return_X_y=True)
+    return Table("diabetes", _standard(measured), _standard(progress)[:, None], 1)
+
+
+class TableTasks(eqx.Module):
+    """Tasks on a table: `rows` random rows to train on, and as many others to judge by.
+
+    Support and query are `Examples` in JAX's default floating-point type, classes as int32. No row
+    is in both.
+
+    - `inputs`, `targets`: all rows of the table
+    - `rows`: of the support set, and of the query set
+
+    Raises `StructureError` for `rows` below 1, and `DataError` for more than half of the table.
+    """
+
+    inputs: jax.Array
+    targets: jax.Array
+    rows: int = eqx.field(static=True)
+
+    def __init__(self, table: Table, rows: int):
+        self.rows = check_count("rows", rows, write="TableTasks(table, rows=128)")
+        if 2 * rows > len(table.inputs):
+            raise DataError(
+                "there are not enough rows for a support and a query set",
+                got=f"rows={rows} of {len(table.inputs)} in {table.name}",
+                expected="at most half of the table",
+                write=f"TableTasks(table, rows={len(table.inputs) // 2})",
+            )
+        whole = np.issubdtype(table.targets.dtype, np.integer)
+        self.inputs = jnp.asarray(table.inputs, default_float())
+        self.targets = jnp.asarray(table.targets, jnp.int32 if whole else default_float())
+
+    def sample_one(self, key: PRNGKeyArray) -> Episode:
+        """One task."""
+        order = jax.random.permutation(key, len(self.targets))
+        examples = lambda rows: Examples(self.inputs[rows], self.targets[rows])
+        return Episode(examples(order[: self.rows]), examples(order[self.rows : 2 * self.rows]))
+
+    def sample(self, key: PRNGKeyArray, n: int) -> Episode:
+        """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
+        return sample_each(self.sample_one, key, n)

@@ -1,0 +1,84 @@
+"""Text that comes with scikit-learn, as tasks of a character-level language model."""
+
+import string
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PRNGKeyArray
+
+from innerloop.checks import check_count
+from innerloop.errors import DataError
+from innerloop.problem import Episode, Examples
+from innerloop.tasks.base import sample_each
+
+ALPHABET = string.ascii_lowercase + " .,\n0"
+"""Letters without case, and 0 for every digit. Any other character is one more token."""
+
+VOCABULARY = len(ALPHABET) + 1
+
+_QUERY_SHARE = 0.2
+
+
+def descriptions(*data_sets: str) -> str:
+    """What scikit-learn says about its data sets, one after the other: English of some 2,000 to
+    5,000 characters each.
+
+    - `data_sets`: of `"breast_cancer"`, `"diabetes"`, `"digits"`, `"iris"`, `"linnerud"`, `"wine"`
+    """
+    import sklearn.datasets
+
+    return "\n".join(getattr(sklearn.datasets, f"load_{name}")().DESCR for name in data_sets)
+
+
+def tokens(text: str) -> np.ndarray:
+    """The characters of a text as numbers below `VOCABULARY`."""
+    numbers = {character: i for i, character in enumerate(ALPHABET)}
+    numbers |= dict.fromkeys(string.digits, numbers["0"])
+    return np.array([numbers.get(it, len(ALPHABET)) for it in text.lower()], np.int32)
+
+
+class TextTasks(eqx.Module):
+    """Tasks on a text: `rows` random windows to train on, and as many of the text's last fifth.
+
+    Support and query are `Examples` of tokens: inputs `(rows, length)`, and for targets the next
+    token at each position, `(rows, length)`.
+
+    Raises `StructureError` for `rows` or `length` below 1, and `DataError` for a text that has no
+    whole window in its last fifth.
+    """
+
+    tokens: jax.Array
+    rows: int = eqx.field(static=True)
+    length: int = eqx.field(static=True)
+
+    def __init__(self, text: str, rows: int, length: int):
+        self.rows = check_count("rows", rows, write="TextTasks(text, rows=64, length=32)")
+        self.length = check_count("length", length, write="TextTasks(text, rows=64, length=32)")
+        self.tokens = jnp.asarray(tokens(text))
+        if _QUERY_SHARE * len(text) <= length:
+            raise DataError(
+                "the text is too short",
+                got=f"{len(text)} characters for windows of {length}",
+                expected=f"more than {int(length / _QUERY_SHARE)} characters",
+                write=f"TextTasks(text, rows, length={max(int(_QUERY_SHARE * len(text)) - 1, 1)})",
+            )
+
+    def sample_one(self, key: PRNGKeyArray) -> Episode:
+        """One task."""
+        border = int((1 - _QUERY_SHARE) * len(self.tokens))
+        support_key, query_key = jax.random.split(key)
+        return Episode(
+            self._windows(support_key, 0, border),
+            self._windows(query_key, border, len(self.tokens)),
+        )
+
+    def sample(self, key: PRNGKeyArray, n: int) -> Episode:
+        """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
+        return sample_each(self.sample_one, key, n)
+
+    def _windows(self, key: PRNGKeyArray, first: int, end: int) -> Examples:
+        starts = jax.random.randint(key, (self.rows, 1), first, end - self.length, jnp.int32)
+        windows = self.tokens[starts + jnp.arange(self.length + 1, dtype=jnp.int32)[None]]
+        return Examples(windows[:, :-1], windows[:, 1:])

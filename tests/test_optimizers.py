@@ -1,0 +1,191 @@
+"""Learned optimizers: each equals its formula in NumPy, and learns to optimise."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optimizer_oracle
+import pytest
+from oracle import adam
+
+import innerloop as il
+
+ADAM = functools.partial(optax.scale_by_adam, eps_root=1e-16)
+PARAMS = {"a": jnp.array([[0.5, -1.0], [2.0, 0.3]]), "b": jnp.array([0.1, -0.2])}
+
+
+def optax_loop(optimizer, gradient, params, steps):
+    """Any optax training loop, compiled. (optax promotes dtypes by itself.)"""
+
+    @jax.jit
+    def step(params, state):
+        updates, state = optimizer.update(gradient(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    with jax.numpy_dtype_promotion("standard"):
+        state = optimizer.init(params)
+        for _ in range(steps):
+            params, state = step(params, state)
+    return params
+
+
+def bowl(params):
+    """Gradient of a quadratic with another curvature in each coordinate."""
+    return {"a": jnp.array([[1.0, 2.0], [3.0, 0.5]]) * params["a"], "b": 4 * params["b"] - 1}
+
+
+@pytest.mark.parametrize("kind", [il.ScalarRate, il.LayerRates, il.ParameterRates])
+def test_rates_before_meta_training_are_the_optimizer_of_that_rate(kind):
+    for direction, reference in ((optax.identity, optax.sgd(0.05)), (ADAM, None)):
+        learned = kind(direction, rate=0.05)
+        optimizer = learned(learned.init(jax.random.key(0), PARAMS))
+        reference = reference or optax.adam(0.05, eps_root=1e-16)
+        got, expected = (optax_loop(each, bowl, PARAMS, 5) for each in (optimizer, reference))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
+
+
+@pytest.mark.usefixtures("x64")
+def test_each_rate_moves_what_it_belongs_to():
+    rates = {"a": jnp.log(jnp.array([[0.1, 0.2], [0.3, 0.4]])), "b": jnp.log(jnp.array(0.5))}
+    gradient = {"a": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.array([5.0, -6.0])}
+    got, _ = il.ParameterRates()({"log_rates": rates}).update(gradient, (optax.EmptyState(),) * 2)
+    np.testing.assert_allclose(got["a"], [[-0.1, -0.4], [-0.9, -1.6]], rtol=1e-12)
+    np.testing.assert_allclose(got["b"], [-2.5, 3.0], rtol=1e-12)
+
+
+def _adam_direction(t, gradient, state):
+    moved, state = adam("one", eps_root=1e-16)(t, 0, state, gradient, {"one": 0.0})
+    return -moved, state
+
+
+_ITSELF = lambda meta: meta
+ORACLES = {
+    "schedule": (il.LearnedSchedule(horizon=5, knots=3), optimizer_oracle.schedule(5)),
+    "sgd-hd": (
+        il.Hypergradient(hyper_rate=0.003),
+        optimizer_oracle.hypergradient(lambda t, gradient, state: (gradient, None)),
+    ),
+    "adam-hd": (
+        il.Hypergradient(ADAM, hyper_rate=0.003),
+        optimizer_oracle.hypergradient(_adam_direction),
+    ),
+    "small-mlp": (
+        il.SmallMLP(6, (0.5, 0.9, 0.99), (0.8, 0.95), 0.1, 0.5),
+        optimizer_oracle.small_mlp(_ITSELF, (0.5, 0.9, 0.99), (0.8, 0.95), 0.1, 0.5),
+    ),
+    "celo2": (il.Celo2(width=5, rate=0.1), optimizer_oracle.celo2),
+    "lstm": (il.CoordinateLSTM(4, 3, 0.2), optimizer_oracle.lstm(_ITSELF, 4, 0.2)),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("param", ["matrix", "vector"])
+@pytest.mark.parametrize(("learned", "update"), ORACLES.values(), ids=ORACLES)
+def test_seven_steps_are_those_of_the_formula(learned, update, param):
+    """Seven, so that steps beyond a schedule's horizon are among them."""
+    rng = np.random.default_rng(0)
+    curvature = rng.uniform(0.1, 3, (3, 4) if param == "matrix" else 5)
+    theta = rng.normal(size=curvature.shape)
+    theta[-1] = 0  # some gradients are zero, some tiny
+    theta[0] *= 1e-6
+    meta = learned.init(jax.random.key(1), jnp.asarray(theta))
+    # Away from the initialisation, where biases are zero and rates are all the same.
+    meta = jax.tree.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape), meta)
+    got = optax_loop(learned(meta), lambda p: jnp.asarray(curvature) * p, jnp.asarray(theta), 7)
+
+    numpy_meta, state = jax.tree.map(np.array, meta), None
+    for t in range(7):
+        theta, state = update(t, theta, state, curvature * theta, numpy_meta)
+    np.testing.assert_allclose(got, theta, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", il.OPTIMIZERS)
+def test_dtype_and_structure_of_the_parameters_are_kept(kind):
+    params = {"half": jnp.ones((2, 3), jnp.bfloat16), "list": [jnp.ones(()), jnp.ones((2, 2, 3))]}
+    learned = kind()
+    optimizer = learned(learned.init(jax.random.key(0), params))
+    moved = optax_loop(optimizer, lambda params: params, params, 2)
+    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype.name), tree)
+    assert shapes(moved) == shapes(params)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("kind", il.OPTIMIZERS)
+def test_a_gradient_of_zero_gives_no_nan_in_the_meta_gradient(kind):
+    """A dead unit's weights have one: second moments, norms and logarithms must bear it."""
+    learned, params = kind(), {"dead": jnp.ones((2, 2)), "live": jnp.ones(3)}
+    loss = lambda p, meta, batch, key: jnp.sum(p["live"] ** 2) + 0 * jnp.sum(p["dead"] ** 2)
+    problem = il.Problem(lambda meta, support, key: params, loss, loss)
+    objective = il.meta_objective(problem, il.GradientDescent(learned, 2))
+    meta = learned.init(jax.random.key(0), params)
+    episode = il.Episode(jnp.ones(1), jnp.ones(1))
+    grads, _ = jax.jit(jax.grad(objective, has_aux=True))(meta, episode, jax.random.key(0))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
+    assert any(bool((leaf != 0).any()) for leaf in jax.tree.leaves(grads))
+
+
+def test_sizes_that_the_documentation_names():
+    size = lambda learned: sum(
+        leaf.size for leaf in jax.tree.leaves(learned.init(jax.random.key(0), PARAMS))
+    )
+    sizes = [size(it) for it in (il.Celo2(), il.Celo2(8), il.SmallMLP(), il.CoordinateLSTM())]
+    assert sizes == [150, 330, 2082, 5141]
+    for kind, count in ((il.Celo2, "150"), (il.SmallMLP, "2,082"), (il.CoordinateLSTM, "5,141")):
+        assert count in kind.__doc__
+
+
+def test_the_steps_size_of_celo2_is_its_rate():
+    learned = il.Celo2(rate=0.05)
+    optimizer = learned(learned.init(jax.random.key(0), PARAMS))
+    updates, _ = optimizer.update(bowl(PARAMS), optimizer.init(PARAMS), PARAMS)
+    for update in jax.tree.leaves(updates):
+        np.testing.assert_allclose(jnp.sqrt(jnp.mean(update**2)), 0.05, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: il.SmallMLP(width=0), "width must be a whole number"),
+        (lambda: il.SmallMLP(decays=(0.9, 1.0)), "decays are not decays.*Write: decays="),
+        (lambda: il.CoordinateLSTM(layers=0), "layers must be a whole number"),
+        (lambda: il.Celo2(rate=-1.0), "rate is not positive"),
+        (lambda: il.LearnedSchedule(knots=1), "knots must be a whole number"),
+        (lambda: il.Hypergradient(hyper_rate=0.0), "hyper_rate is not positive"),
+        (
+            lambda: il.SmallMLP(8)(il.SmallMLP(4).init(jax.random.key(0), PARAMS)),
+            "not the meta-parameters of this SmallMLP.*Write: SmallMLP",
+        ),
+        (
+            lambda: il.Celo2(8)(il.Celo2(4).init(jax.random.key(0), PARAMS)),
+            "not the meta-parameters of this Celo2",
+        ),
+        (
+            lambda: il.CoordinateLSTM()(il.SmallMLP().init(jax.random.key(0), PARAMS)),
+            "not the meta-parameters of this CoordinateLSTM",
+        ),
+        (
+            lambda: il.SmallMLP()(il.SmallMLP().init(jax.random.key(0), PARAMS)).update(
+                *(PARAMS, None)
+            ),
+            "reads the parameters.*Write: optimizer.update",
+        ),
+        (lambda: il.ScalarRate(rate=0.0), "rate is not positive"),
+        (lambda: il.ParameterRates(rate=jnp.inf), "rate is not positive"),
+        (lambda: il.LayerRates()({"rates": 1.0}), "not the meta-parameters of this LayerRates"),
+        (
+            lambda: optax_loop(il.ParameterRates()({"log_rates": jnp.zeros(3)}), bowl, PARAMS, 1),
+            "rates do not fit the parameters.*Write: ParameterRates",
+        ),
+        (
+            lambda: optax_loop(
+                il.LayerRates()({"log_rates": {"a": jnp.zeros(())}}), bowl, PARAMS, 1
+            ),
+            "rates do not fit the parameters",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, message):
+    with pytest.raises(il.StructureError, match=message):
+        call()
