@@ -62,8 +62,10 @@ from innerloop.gradients import (
 )
 from innerloop.long_horizon import (
     InnerRun,
+    NoiseReuseES,
     OnlineGradient,
     PersistentES,
+    TruncatedES,
     TruncatedUnroll,
     log_uniform,
     task_of_run,
@@ -235,6 +237,7 @@ __all__ = [
     "Model",
     "Network",
     "Neumann",
+    "NoiseReuseES",
     "NonFinite",
     "Normalisation",
     "OnlineGradient",
@@ -273,6 +276,7 @@ __all__ = [
     "TaskMixture",
     "TensorBoard",
     "Truncated",
+    "TruncatedES",
     "TruncatedUnroll",
     "Unroll",
     "Validation",

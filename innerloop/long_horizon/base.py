@@ -1,6 +1,7 @@
 """What an online estimator is: a meta-gradient whose inner runs span many outer steps."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -10,11 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import check_count, check_key
+from innerloop.checks import check_count, check_key, is_floating
+from innerloop.errors import StructureError
 from innerloop.gradients.base import Aux, Fidelity
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.long_horizon.arguments import check_carry, check_parts
-from innerloop.long_horizon.horizons import Horizon, Lengths, lengths_of
+from innerloop.long_horizon.horizons import Horizon, Lengths, check_windows, lengths_of
 from innerloop.long_horizon.window import (
     InnerRun,
     Window,
@@ -86,6 +88,17 @@ class OnlineGradient(eqx.Module):
         horizon: eqx.AbstractVar[Horizon]
         overlap: eqx.AbstractVar[int]
         clip: eqx.AbstractVar[float | None]
+
+    def __check_init__(self):
+        name = type(self).__name__
+        check_windows(self.window, self.horizon, self.overlap, name)
+        if self.clip is not None and not (is_floating(self.clip) and math.isfinite(self.clip)):
+            raise StructureError(
+                "a loss is clipped to a finite number",
+                got=f"clip={self.clip!r}",
+                expected="a float, or None for no limit",
+                write=f"{name}(..., clip=10.0)",
+            )
 
     @abc.abstractmethod
     def fidelity(self, adaptation: Adaptation) -> Fidelity:

@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 from innerloop.checks import check_count, is_floating
 from innerloop.gradients.evolution import check_width, gaussian
 from innerloop.long_horizon.base import Estimate, OnlineGradient
-from innerloop.long_horizon.horizons import check_windows
 from innerloop.long_horizon.window import Followed, Window
 
 
@@ -59,7 +58,6 @@ class AntitheticPairs(OnlineGradient):
     def __check_init__(self):
         name = type(self).__name__
         write = f"{name}(window=20, horizon=200, pairs=4, sigma=0.01)"
-        check_windows(self.window, self.horizon, 0, name)
         check_count("pairs", self.pairs, write=write)
         check_width(self.sigma, write=write)
         if self.chunk is not None:

@@ -12,7 +12,7 @@ from innerloop.gradients.base import Fidelity
 from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
 from innerloop.gradients.unroll import Unroll
 from innerloop.long_horizon.base import Estimate, OnlineGradient
-from innerloop.long_horizon.horizons import Horizon, as_tuple, check_windows
+from innerloop.long_horizon.horizons import Horizon, as_tuple
 from innerloop.long_horizon.window import Window
 
 
@@ -45,7 +45,6 @@ class TruncatedUnroll(OnlineGradient):
     clip: float | None = eqx.field(default=None, kw_only=True)
 
     def __check_init__(self):
-        check_windows(self.window, self.horizon, self.overlap, "TruncatedUnroll")
         if not isinstance(self.unroll, Unroll):
             raise StructureError(
                 "a window is differentiated by Unroll",
