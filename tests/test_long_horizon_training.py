@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from influence import influence, tasks
 from jaxtyping import config
 
 import innerloop as il
 
-PROBLEM, DYNAMICS, MATRIX, PUSH = influence(lambda steps: jnp.full(steps + 1, 1 / (steps + 1)))
+PROBLEM, DYNAMICS, TASKS = il.influence_balancing()
 ESTIMATORS = {
     "persistent": il.PersistentES(5, 100, pairs=8, sigma=0.1),
     "truncated": il.TruncatedUnroll(5, 100),
@@ -24,7 +23,7 @@ def recipe(name="persistent", problem=PROBLEM):
     return il.Recipe(problem, DYNAMICS, gradient, lambda key: jnp.float32(0.5))
 
 
-def train(recipe, tasks=tasks(), **options):
+def train(recipe, tasks=TASKS, **options):
     reports = []
     given = {"optimizer": optax.adam(0.01), "steps": 6, "batch": 4, "key": jax.random.key(0)}
     given |= {"per_call": 3, "report": reports.append}
@@ -33,9 +32,10 @@ def train(recipe, tasks=tasks(), **options):
 
 def test_training_finds_the_optimum_which_truncation_runs_away_from():
     """The optimum of the mean of 100 losses, by NumPy."""
-    rest, slope, rests, slopes = np.ones(len(PUSH)), np.zeros(len(PUSH)), [], []
+    matrix, push = (np.eye(23) + np.eye(23, k=1)) / 2, np.array(10 * [1.0] + 13 * [-1.0])
+    rest, slope, rests, slopes = np.ones(23), np.zeros(23), [], []
     for _ in range(100):
-        rest, slope = MATRIX @ rest, MATRIX @ slope + PUSH
+        rest, slope = matrix @ rest, matrix @ slope + push
         rests.append(rest[0] - 1)
         slopes.append(slope[0])
     optimum = -np.dot(rests, slopes) / np.dot(slopes, slopes)
@@ -107,7 +107,7 @@ def test_what_is_for_whole_tasks_is_refused(options, message):
 
 
 def test_a_mixture_is_refused():
-    mixed = il.mixture((PROBLEM, DYNAMICS, tasks(), 1.0), (PROBLEM, DYNAMICS, tasks(), 1.0))
+    mixed = il.mixture((PROBLEM, DYNAMICS, TASKS, 1.0), (PROBLEM, DYNAMICS, TASKS, 1.0))
     made = il.Recipe(*mixed[:2], ESTIMATORS["truncated"], lambda key: jnp.float32(0.5))
     config.update("jaxtyping_disable", True)  # as users see it
     try:
