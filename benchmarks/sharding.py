@@ -24,6 +24,7 @@ import optax
 
 import innerloop as il
 from innerloop.diagnostics.planning.cost import flops
+from innerloop.training.estimation import FromTasks
 from innerloop.training.run_folder import environment
 from innerloop.training.sharding import placement
 from innerloop.training.step import init_state, outer_steps, updating
@@ -101,9 +102,9 @@ def the_program(devices: int | str | None):
     network = il.mlp([1, 40, 40, 1])
     recipe = il.maml(network, il.mean_squared_error, 0.01, 3)
     place, optimizer = placement(devices), optax.adam(1e-3)
-    value_and_grad = il.meta_value_and_grad(*recipe[:3], spread=place.spread)
+    estimate = FromTasks(recipe, recipe.gradient, BATCH, placement=place)
     update = updating(optimizer, 0.999, place)
-    steps = outer_steps(value_and_grad, update, batch=BATCH, at_most=50, placement=place)
+    steps = outer_steps(estimate, update, at_most=50, placement=place)
     meta = network.init(jax.random.key(0))
     state = place.place_state(init_state(meta, optimizer), optimizer)
     arguments = (state, il.SinusoidTasks(10, 10), place.place(jax.random.key(0)))

@@ -29,7 +29,7 @@ from innerloop.tangents import refuse_derivative
 MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
 """`(meta, episodes, key) -> ((loss, aux), grads)`, over a batch of tasks."""
 
-SumOverTasks = Callable[[PyTree, Episode, Array, Array], tuple[Scalar, Aux, PyTree]]
+SumOverTasks = Callable[[PyTree, PyTree, Array, Array], tuple[Scalar, PyTree, PyTree]]
 """`(meta, episodes, keys, weights) -> (total, aux, grads)`: the weighted sum of the tasks' losses,
 aux per task, and the gradient of the sum. Every argument but meta has the task axis."""
 
@@ -160,7 +160,7 @@ def meta_value_and_grad(
         keys = jax.random.split(key, tasks)
         weights = jnp.ones(tasks) if episodes.weight is None else episodes.weight
         unreached: list[str] = []
-        sums = _sum_over_tasks(objective, chunk, unreached)
+        sums = sum_over_tasks(objective, chunk, unreached)
         batch = (Episode(episodes.support, episodes.query), keys, weights)
         total, aux, grads = (spread(sums) if spread else sums)(meta, *batch)
         scale = 1 / jnp.sum(weights)
@@ -192,12 +192,14 @@ def _mixture_value_and_grad(mixture: ProblemMixture, adaptations, gradient, chun
     return value_and_grad
 
 
-def _sum_over_tasks(
-    objective: TaskObjective, chunk: int | None, unreached: list[str]
+def sum_over_tasks(
+    objective: Callable[[PyTree, Any, PRNGKeyArray], tuple[Scalar, PyTree]],
+    chunk: int | None,
+    unreached: list[str],
 ) -> SumOverTasks:
     """Tracing it leaves the names of the unreached meta leaves in `unreached`."""
 
-    def sums(meta: PyTree, episodes: Episode, keys: Array, weights: Array):
+    def sums(meta: PyTree, episodes: PyTree, keys: Array, weights: Array):
         tasks = len(weights)
         if chunk is None or chunk >= tasks:
             return _weighted_sum(objective, unreached, meta, episodes, keys, weights)
@@ -207,7 +209,7 @@ def _sum_over_tasks(
     return sums
 
 
-def _weighted_sum(objective: TaskObjective, unreached: list[str], meta, episodes, keys, weights):
+def _weighted_sum(objective: Callable, unreached: list[str], meta, episodes, keys, weights):
     """Weighted sum of the task losses, aux per task, and the gradient of the sum."""
     mark, names = watch_reach(meta)
 
@@ -240,9 +242,7 @@ def _no_reverse_mode() -> GradientError:
     )
 
 
-def _chunked_sum(
-    objective: TaskObjective, unreached: list[str], meta, batch, tasks: int, chunk: int
-):
+def _chunked_sum(objective: Callable, unreached: list[str], meta, batch, tasks: int, chunk: int):
     """The same sums over chunks of tasks, the gradients accumulated in the loop's carry."""
     chunks = math.ceil(tasks / chunk)
     size = math.ceil(tasks / chunks)

@@ -109,6 +109,7 @@ CASES = (
     (with_weights(), {"weights": 4}),
     (by(il.Unroll(checkpoint=1, mixed_mode=True)), {"checkpointed, mixed mode": 2}),
     (by(il.EvolutionStrategies(2, 0.1)), {"evolution": 2}),
+    (by(il.TruncatedUnroll(1, 2)), {"inner runs that go on": 4}),
 )
 
 

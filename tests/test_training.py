@@ -15,12 +15,13 @@ from innerloop.adaptation import GradientDescent, Procedure
 from innerloop.errors import RunError, StructureError
 from innerloop.gradients import FirstOrder, Unroll
 from innerloop.models import mean_squared_error, mlp
-from innerloop.objective import adapt, meta_value_and_grad
+from innerloop.objective import adapt
 from innerloop.problem import Episode, Problem, task_keys
 from innerloop.recipes import Recipe, maml
 from innerloop.tasks import IndependentTasks, SinusoidTasks, evaluation_episodes, mixture
 from innerloop.training import Skip, Validation, evaluate, fit
 from innerloop.training.budget import plan_training
+from innerloop.training.estimation import FromTasks
 from innerloop.training.sharding import OneDevice
 from innerloop.training.step import init_state, outer_steps, updating
 
@@ -119,9 +120,8 @@ def test_everything_is_traced_in_the_first_call_only():
 
 def test_one_compilation_serves_every_number_of_steps():
     recipe, optimizer = point_recipe(), optax.adam(optax.cosine_decay_schedule(0.1, 11))
-    value_and_grad = meta_value_and_grad(recipe.problem, recipe.adaptation, recipe.gradient)
     update = updating(optimizer, 0.5, OneDevice())
-    take = outer_steps(value_and_grad, update, batch=2, at_most=4)
+    take = outer_steps(FromTasks(recipe, recipe.gradient, 2), update, at_most=4)
     state = init_state(recipe.init_meta(KEY), optimizer)
     for n in (4, 1, 3):
         state, metrics, sound = take(state, POINTS, KEY, jnp.int32(n))
@@ -426,9 +426,8 @@ def test_the_budget_holds_the_trainers_own_state():
     recipe = maml(mlp([1, 64, 64, 1]), mean_squared_error, 0.01, 1)
     tasks, optimizer, memory = SinusoidTasks(5, 5), optax.adam(0.1), 600 * 1024
     planned = plan_training(recipe, tasks, optimizer, 8, memory)
-    value_and_grad = meta_value_and_grad(recipe.problem, recipe.adaptation, planned)
     update = updating(optimizer, 0.5, OneDevice())
-    steps = outer_steps(value_and_grad, update, batch=8, at_most=4)
+    steps = outer_steps(FromTasks(recipe, planned, 8), update, at_most=4)
     state = init_state(recipe.init_meta(KEY), optimizer)
     program = steps.lower(state, tasks, KEY, jnp.int32(4)).compile()
     sizes = program.compiled.memory_analysis()

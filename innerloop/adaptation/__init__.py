@@ -9,7 +9,7 @@ from innerloop.adaptation.minimise import Minimise, MinimiseInfo
 from innerloop.adaptation.procedure import Procedure
 from innerloop.adaptation.prototypes import ClassMeans, Prototypes
 from innerloop.adaptation.ridge import RidgeHead
-from innerloop.adaptation.run import InnerStep, Loop, run
+from innerloop.adaptation.run import InnerStep, Loop, run, run_from
 
 __all__ = [
     "Adaptation",
@@ -31,5 +31,6 @@ __all__ = [
     "RidgeHead",
     "logistic",
     "run",
+    "run_from",
     "squared_hinge",
 ]

@@ -65,20 +65,47 @@ def run(
     _check_support(support)
     steps = _step_count(adaptation, steps)
     state = adaptation.init(problem, meta, support, jax.random.fold_in(key, 0))
+    start = None if observe is None else observe(adaptation.params(state), jnp.int32(0))
+    start = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], start)
+    if steps == 0:  # a step that is never taken need not exist
+        return state, None, start
+    state, info, rest = run_from(
+        *(problem, adaptation, meta, support, key, inner_gradient, loop, observe),
+        state=state,
+        first=0,
+        steps=steps,
+    )
+    return state, info, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), start, rest)
+
+
+def run_from(
+    problem: Problem,
+    adaptation: Adaptation,
+    meta: PyTree,
+    support: PyTree,
+    key: PRNGKeyArray,
+    inner_gradient: InnerGradient,
+    loop: Loop,
+    observe: Callable[[PyTree, Any], PyTree] | None = None,
+    *,
+    state: PyTree,
+    first: Any,
+    steps: int,
+) -> tuple[PyTree, PyTree, PyTree]:
+    """A part of `run`: `steps` > 0 inner steps on from the state after `first` of them.
+
+    `first` may be traced. Whatever the parts that a run is cut into, its keys and numbers are the
+    same. Returns what `run` does, with the observations after each of these steps alone.
+    """
 
     def advance(state: PyTree, t: Any, inner_gradient: InnerGradient = inner_gradient):
-        step_key = jax.random.fold_in(key, t + 1)
+        step_key = jax.random.fold_in(key, first + t + 1)
         return adaptation.step(problem, meta, support, state, step_key, inner_gradient)
 
     def look(state: PyTree, t: Any):
-        return None if observe is None else observe(adaptation.params(state), t)
+        return None if observe is None else observe(adaptation.params(state), first + t)
 
-    first = look(state, jnp.int32(0))
-
-    if steps == 0:  # a step that is never taken need not exist
-        return state, None, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], first)
-    state, (info, rest) = loop(InnerStep(advance, look), state, steps)
-    observed = jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, rest)
+    state, (info, observed) = loop(InnerStep(advance, look), state, steps)
     return state, info, observed
 
 

@@ -8,6 +8,7 @@ import jax
 
 from innerloop.diagnostics.planning.cost import program_cost
 from innerloop.experiments.base import Parts
+from innerloop.long_horizon import OnlineGradient
 from innerloop.objective import meta_value_and_grad
 from innerloop.training import Fit
 
@@ -19,14 +20,22 @@ def meta_gradient_record(parts: Parts, outcome: Fit, batch: int) -> dict[str, An
       and the outer optimizer; `flops_are_lower_bound`: whether something could not be counted
     - `unreached`: names of the meta leaves that no gradient reaches
     """
+    problem: Any
+    adaptation: Any
     problem, adaptation, gradient, init_meta, *_ = parts.recipe
-    value_and_grad = meta_value_and_grad(
-        problem, adaptation, outcome.plan or gradient, chunk=outcome.chunk
-    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     meta = jax.eval_shape(init_meta, key)
-    episodes = jax.eval_shape(lambda key: parts.train.sample(key, batch), key)
-    program, ((_, aux), _) = jax.make_jaxpr(value_and_grad, return_shape=True)(meta, episodes, key)
+    if isinstance(gradient, OnlineGradient):
+        where = (problem, adaptation, parts.train)
+        window = gradient.value_and_grad(*where, chunk=outcome.chunk)
+        value_and_grad = lambda meta, runs, key: window(meta, runs, key)[0]
+        data = jax.eval_shape(lambda meta, key: gradient.init(*where, meta, key, batch), meta, key)
+    else:
+        value_and_grad = meta_value_and_grad(
+            problem, adaptation, outcome.plan or gradient, chunk=outcome.chunk
+        )
+        data = jax.eval_shape(lambda key: parts.train.sample(key, batch), key)
+    program, ((_, aux), _) = jax.make_jaxpr(value_and_grad, return_shape=True)(meta, data, key)
     counted = program_cost(program)
     return {
         "flops_per_step": counted.flops,

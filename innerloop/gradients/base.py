@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, InnerGradient, Loop, run
 from innerloop.checks import describe
@@ -120,7 +120,9 @@ def run_task(
         loss, metrics = outer(adaptation.params(state))
     else:
         losses, step_metrics = observed
-        loss = jnp.sum(_checked_weights(problem.step_weights, losses) * losses)
+        loss = jnp.sum(
+            weights_of_steps(problem.step_weights, len(losses) - 1, losses.dtype) * losses
+        )
         metrics = jax.tree.map(lambda leaf: leaf[-1], step_metrics)
     return Outcome(loss, Aux(metrics, info, {}), state)
 
@@ -137,10 +139,10 @@ def objective_after_run(
     return objective
 
 
-def _checked_weights(step_weights: Callable, losses):
-    steps = losses.shape[0] - 1
-    weights = jnp.asarray(step_weights(steps), losses.dtype)
-    if weights.shape != losses.shape:
+def weights_of_steps(step_weights: Callable, steps: int, dtype: Any) -> Array:
+    """Weights of the losses after 0 ... `steps` steps. Raises `StructureError` unless so many."""
+    weights = jnp.asarray(step_weights(steps), dtype)
+    if weights.shape != (steps + 1,):
         raise StructureError(
             "step_weights must give one weight for the parameters after 0 ... K steps",
             got=f"step_weights({steps}) = {describe(weights)}",

@@ -46,13 +46,7 @@ class EvolutionStrategies(MetaGradient):
             check_count(
                 "chunk", self.chunk, write="EvolutionStrategies(pairs=64, sigma=0.01, chunk=8)"
             )
-        if not isinstance(self.sigma, (int, float)) or not 0 < self.sigma < float("inf"):
-            raise StructureError(
-                "the smoothing needs a width",
-                got=f"sigma={self.sigma!r}",
-                expected="a finite number above 0",
-                write="EvolutionStrategies(pairs=64, sigma=0.01)",
-            )
+        check_width(self.sigma, write="EvolutionStrategies(pairs=64, sigma=0.01)")
 
     def fidelity(self, adaptation: Adaptation) -> Fidelity:
         """Unbiased for the smoothed objective."""
@@ -79,24 +73,39 @@ class EvolutionStrategies(MetaGradient):
         return objective
 
     def _estimate(self, value, meta: PyTree, key: PRNGKeyArray) -> list[Array]:
-        leaves, treedef = jax.tree.flatten(meta)
-
         def pair(i):
-            keys = jax.random.split(jax.random.fold_in(key, i), len(leaves))
-            noise = [
-                jax.random.normal(k, leaf.shape, leaf.dtype)
-                for k, leaf in zip(keys, leaves, strict=True)
-            ]
+            noise = gaussian(jax.random.fold_in(key, i), meta)
             at = lambda sign: value(
-                treedef.unflatten(
-                    leaf + jnp.asarray(sign * self.sigma, leaf.dtype) * draw
-                    for leaf, draw in zip(leaves, noise, strict=True)
+                jax.tree.map(
+                    lambda leaf, draw: leaf + jnp.asarray(sign * self.sigma, leaf.dtype) * draw,
+                    meta,
+                    noise,
                 )
             )
             slope = (at(1) - at(-1)) / (2 * self.sigma * self.pairs)
-            return [slope.astype(draw.dtype) * draw for draw in noise]
+            return [slope.astype(draw.dtype) * draw for draw in jax.tree.leaves(noise)]
 
         return sum_in_chunks(pair, self.pairs, self.chunk)
+
+
+def check_width(sigma: object, *, write: str) -> None:
+    """Raise `StructureError` unless sigma is a finite number above 0."""
+    if not isinstance(sigma, (int, float)) or not 0 < sigma < float("inf"):
+        raise StructureError(
+            "the smoothing needs a width",
+            got=f"sigma={sigma!r}",
+            expected="a finite number above 0",
+            write=write,
+        )
+
+
+def gaussian(key: PRNGKeyArray, like: PyTree) -> PyTree:
+    """Independent standard normal numbers in place of every leaf."""
+    leaves, treedef = jax.tree.flatten(like)
+    keys = jax.random.split(key, len(leaves))
+    return treedef.unflatten(
+        jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
+    )
 
 
 def sum_in_chunks(term, count: int, chunk: int | None):

@@ -1,6 +1,6 @@
 """The exact meta-gradient: differentiate the inner loop as it ran."""
 
-from innerloop.adaptation import Adaptation
+from innerloop.adaptation import Adaptation, InnerGradient, Loop
 from innerloop.gradients.base import Fidelity, MetaGradient, TaskObjective, objective_after_run
 from innerloop.gradients.checkpoint import Binomial, Segments, as_checkpoint
 from innerloop.gradients.inner import exact_inner_gradient, named
@@ -54,6 +54,14 @@ class Unroll(MetaGradient):
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
         """The meta-objective, differentiable through every inner step."""
-        operator = mixed_mode_inner_gradient if self.mixed_mode else exact_inner_gradient
-        loop = as_checkpoint(self.checkpoint).loop
-        return objective_after_run(problem, adaptation, named(operator), loop)
+        return objective_after_run(problem, adaptation, self.inner_gradient, self.loop)
+
+    @property
+    def inner_gradient(self) -> InnerGradient:
+        """What an adaptation is handed."""
+        return named(mixed_mode_inner_gradient if self.mixed_mode else exact_inner_gradient)
+
+    @property
+    def loop(self) -> Loop:
+        """How the inner steps are run."""
+        return as_checkpoint(self.checkpoint).loop

@@ -8,6 +8,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from innerloop.adaptation import Adaptation
 from innerloop.adaptation.heads import Features
 from innerloop.gradients import MetaGradient
+from innerloop.long_horizon import OnlineGradient
 from innerloop.models import ExamplesLoss, Model
 from innerloop.problem import Examples, Problem, ProblemMixture
 
@@ -19,6 +20,7 @@ Predict = Callable[[PyTree, PyTree, Examples, PRNGKeyArray], Array]
 class Recipe(NamedTuple):
     """A named algorithm as its parts; replace any of them with `recipe._replace(...)`.
 
+    - `gradient`: of whole tasks, or of inner runs that span outer steps
     - `init_meta`: `key -> meta`, the meta-parameters before meta-training
     - `predict`: `(params, meta, batch, key) -> predictions` after adaptation; None where the
       problem says all
@@ -28,7 +30,7 @@ class Recipe(NamedTuple):
 
     problem: Problem | ProblemMixture
     adaptation: Adaptation | tuple[Adaptation, ...]
-    gradient: MetaGradient
+    gradient: MetaGradient | OnlineGradient
     init_meta: Callable[[PRNGKeyArray], PyTree]
     predict: Predict | None = None
     tested: tuple[Problem, Adaptation] | None = None

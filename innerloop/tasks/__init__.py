@@ -21,6 +21,7 @@ from innerloop.tasks.digits import digits
 from innerloop.tasks.image_classes import ImageClasses, upright, with_quarter_turns
 from innerloop.tasks.image_folder import image_folder
 from innerloop.tasks.images import ClassificationTasks
+from innerloop.tasks.influence_balancing import influence_balancing
 from innerloop.tasks.labelled_images import LabelledImages
 from innerloop.tasks.mini_imagenet import mini_imagenet
 from innerloop.tasks.mixture import Kind, TaskMixture, mixture
@@ -61,6 +62,7 @@ __all__ = [
     "evaluation_episodes",
     "evaluation_key",
     "image_folder",
+    "influence_balancing",
     "mini_imagenet",
     "mixture",
     "omniglot",

@@ -4,7 +4,10 @@ from typing import Any
 
 from innerloop.checks import check_count, check_key, describe
 from innerloop.errors import StructureError
+from innerloop.gradients import MetaGradient
+from innerloop.long_horizon import OnlineGradient
 from innerloop.recipes import Recipe
+from innerloop.tasks import StreamedTasks
 from innerloop.training.checkpoint import Checkpoints
 from innerloop.training.non_finite import NonFinite
 from innerloop.training.validation import Validation
@@ -87,6 +90,39 @@ def check_no_chunk(chunk: int | None) -> None:
             got=f"fit(..., chunk={chunk}, memory=...)",
             expected="one of the two",
             write=f"fit(..., memory='2GiB'), or fit(..., chunk={chunk})",
+        )
+
+
+def of_whole_tasks(recipe: Recipe, asked: str) -> MetaGradient:
+    """The recipe's meta-gradient. Raises `StructureError` for one of inner runs that go on."""
+    if isinstance(recipe.gradient, MetaGradient):
+        return recipe.gradient
+    raise StructureError(
+        f"{asked} is for meta-gradients of whole tasks",
+        got=f"{type(recipe.gradient).__name__}, whose inner runs span outer steps",
+        expected="a MetaGradient",
+        write="the same on one window: recipe._replace(gradient=Unroll(), "
+        f"adaptation=GradientDescent(optimizer, steps={recipe.gradient.window}))",
+    )
+
+
+def check_runs(gradient: Any, tasks: Any, batch: int, devices: int) -> None:
+    """Raise `StructureError` where inner runs that go on cannot be drawn or shared out evenly."""
+    if not isinstance(gradient, OnlineGradient):
+        return
+    if isinstance(tasks, StreamedTasks):
+        raise StructureError(
+            "inner runs that go on draw their tasks on the device, when one has come to its end",
+            got=f"{type(gradient).__name__} with StreamedTasks",
+            expected="a task distribution",
+            write="fit(recipe, tasks, ...) with data that the device holds",
+        )
+    if batch % devices:
+        raise StructureError(
+            "the devices cannot share the inner runs evenly",
+            got=f"batch={batch} on {devices} devices",
+            expected="a multiple of the number of devices",
+            write=f"fit(..., batch={-(-batch // devices) * devices})",
         )
 
 

@@ -13,6 +13,7 @@ from innerloop.gradients import Implicit
 from innerloop.problem import Problem
 from innerloop.recipes import Recipe
 from innerloop.tasks import StreamedTasks, TaskDistribution
+from innerloop.training.arguments import of_whole_tasks
 from innerloop.training.step import init_state
 
 
@@ -38,6 +39,7 @@ def plan_training(
             expected="a chunk, chosen by hand",
             write="fit(..., chunk=1)",
         )
+    gradient = of_whole_tasks(recipe, "fit(memory=...)")
     budget = parse_bytes(memory)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda key: init_state(recipe.init_meta(key), optimizer), key)
@@ -52,7 +54,6 @@ def plan_training(
             "optimizer's state, before and after a step, and the tasks' own arrays",
             write="fit(..., memory='2GiB')",
         )
-    gradient = recipe.gradient
     exact = gradient.fidelity(recipe.adaptation).kind == "exact"  # pyright: ignore
     kept = None if exact and not isinstance(gradient, Implicit) else [gradient]
     return plan(recipe.problem, recipe.adaptation, state.meta, episodes, rest, gradients=kept)  # pyright: ignore

@@ -10,6 +10,7 @@ from innerloop.diagnostics import Severity
 from innerloop.problem import ProblemMixture
 from innerloop.recipes import Recipe
 from innerloop.tasks import StreamedTasks, TaskDistribution
+from innerloop.training.arguments import of_whole_tasks
 
 
 def stop_at_faults(
@@ -19,6 +20,7 @@ def stop_at_faults(
     meta_key, sample_key = jax.random.split(key)
     meta, episodes = recipe.init_meta(meta_key), tasks.sample(sample_key, batch)
     problem, adaptation = recipe.problem, recipe.adaptation
+    gradient = of_whole_tasks(recipe, "fit(check=True)")
     kinds = [(problem, adaptation, episodes)]
     if isinstance(problem, ProblemMixture):
         kinds = zip(problem.problems, adaptation, episodes, strict=True)  # pyright: ignore
@@ -29,7 +31,7 @@ def stop_at_faults(
             meta,
             episodes,
             key,
-            recipe.gradient,
+            gradient,
             run=False,
         )
         report.raise_errors()

@@ -15,7 +15,12 @@ from jaxtyping import PRNGKeyArray, PyTree
 from innerloop.diagnostics.plan import Plan
 from innerloop.recipes import Recipe
 from innerloop.tasks import StreamedTasks, TaskDistribution
-from innerloop.training.arguments import check_arguments, check_no_chunk, check_policies
+from innerloop.training.arguments import (
+    check_arguments,
+    check_no_chunk,
+    check_policies,
+    check_runs,
+)
 from innerloop.training.batch import run_keys
 from innerloop.training.budget import plan_training
 from innerloop.training.checkpoint import Checkpoints
@@ -96,6 +101,10 @@ def fit(
 ) -> Fit:
     """Meta-train: `steps` outer steps of `optimizer` on batches of `batch` tasks.
 
+    Where the recipe's gradient is an `OnlineGradient`, a step takes `batch` inner runs one window
+    further; they are a part of the training state, and the metric `diverged` counts those whose
+    numbers are not finite.
+
     - `tasks`: a task distribution, or `StreamedTasks` from data that the device does not hold
     - `optimizer`: any optax transformation; clip with `optax.chain(optax.clip_by_global_norm(1.0),
       optax.adam(1e-3))`
@@ -131,6 +140,7 @@ def fit(
     check_arguments(recipe, tasks, optimizer, validation, key, counts)
     check_policies(non_finite, checkpoints, averaging)
     place = placement(devices)
+    check_runs(recipe.gradient, tasks, batch, place.devices)
     budgeted = None
     if memory is not None:
         check_no_chunk(chunk)

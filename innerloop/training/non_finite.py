@@ -1,25 +1,20 @@
 """What happens at an outer step whose loss or meta-gradient is not finite."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray
 
 from innerloop.checks import check_count
 from innerloop.errors import RunError, StructureError
-from innerloop.gradients import Aux, MetaGradient
-from innerloop.objective import SumOverTasks, meta_value_and_grad
-from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution
-from innerloop.training.batch import batch_and_key
+from innerloop.training.estimation import Estimation
 from innerloop.training.feed import Block
-from innerloop.training.placement import OneDevice, Placement
-from innerloop.training.step import TrainState, Update, global_norm, is_sound
+from innerloop.training.placement import Placement
+from innerloop.training.step import TrainState, Update
 
 
 class NonFinite(eqx.Module):
@@ -110,31 +105,20 @@ class Treatment:
     """What a policy makes of a faulty step. Compiled when the first one comes, and not before."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        gradient: MetaGradient,
-        policy: NonFinite,
-        update: Update,
-        batch: int,
-        placement: Placement,
+        self, estimation: Estimation, policy: NonFinite, update: Update, placement: Placement
     ):
         self._policy = policy
-        by_task = meta_value_and_grad(
-            recipe.problem, recipe.adaptation, gradient, spread=_task_by_task(policy.norm or 1.0)
-        )
 
         @eqx.filter_jit
         def treated(state: TrainState, tasks: TaskDistribution | Block, key: PRNGKeyArray):
-            # Without what would fill the batch up for the devices: every device does it all.
-            episodes, task_key = batch_and_key(tasks, key, state.step, batch, OneDevice())
-            (_, aux), grads = by_task(state.meta, placement.whole(episodes), task_key)
+            grads, carry, found = estimation.singly(
+                *(state.meta, state.carry, tasks, key, state.step), policy.norm or 1.0
+            )
             after = state._replace(step=state.step + 1)
             if policy.norm is not None:
                 after = update(state, grads)
             faults = {"faults": state.faults + 1, "in_a_row": state.in_a_row + 1}
-            of_kinds = (aux,) if isinstance(aux, Aux) else aux
-            found = [kind.diagnostics[_FOUND] for kind in of_kinds]
-            return after._replace(**faults), placement.whole(found)
+            return after._replace(**faults, carry=carry), placement.whole(found)
 
         self._treated = treated
 
@@ -152,35 +136,3 @@ class Treatment:
         policy = type(self._policy).__name__.lower()
         fault = Fault(int(state.step), loss, tuple(places), tuple(keys), policy, not goes_on)
         return (after if goes_on else state), fault
-
-
-_FOUND = "found by task"
-
-
-def _task_by_task(norm: float) -> Callable[[SumOverTasks], SumOverTasks]:
-    """One task at a time, each gradient clipped; those that are not finite count as zero."""
-
-    def spread(sums: SumOverTasks) -> SumOverTasks:
-        def run(meta: PyTree, episodes: PyTree, keys: jax.Array, weights: jax.Array):
-            def add(total: PyTree, task: PyTree):
-                loss, aux, grads = sums(meta, *jax.tree.map(lambda leaf: leaf[None], task))
-                sound = is_sound(loss, grads)
-                with jax.numpy_dtype_promotion("standard"):
-                    scale = jnp.minimum(1, task[-1] * norm / jnp.maximum(global_norm(grads), 1e-30))
-                clipped = jax.tree.map(
-                    lambda leaf: jnp.where(sound, leaf * scale.astype(leaf.dtype), 0), grads
-                )
-                total = jax.tree.map(jnp.add, total, clipped)
-                return total, (jnp.where(sound, loss, 0), aux, sound)
-
-            zero = jax.tree.map(jnp.zeros_like, meta)
-            grads, (losses, aux, sound) = jax.lax.scan(add, zero, (episodes, keys, weights))
-            aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
-            is_typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-            found = (sound, jax.random.key_data(keys) if is_typed else keys)
-            diagnostics = aux.diagnostics | {_FOUND: found}
-            return jnp.sum(losses), aux._replace(diagnostics=diagnostics), grads
-
-        return run
-
-    return spread

@@ -2,14 +2,16 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
 from innerloop.gradients import MetaGradient
-from innerloop.objective import meta_value_and_grad
+from innerloop.long_horizon import OnlineGradient
 from innerloop.recipes import Recipe
 from innerloop.tasks import StreamedTasks, TaskDistribution
+from innerloop.training.estimation import estimation
 from innerloop.training.feed import Feed
 from innerloop.training.non_finite import Fault, NonFinite, Treatment
 from innerloop.training.placement import Placement
@@ -25,7 +27,7 @@ class OuterLoop:
     def __init__(
         self,
         recipe: Recipe,
-        gradient: MetaGradient,
+        gradient: MetaGradient | OnlineGradient,
         tasks: TaskDistribution | StreamedTasks,
         optimizer: optax.GradientTransformation,
         key: PRNGKeyArray,
@@ -37,21 +39,20 @@ class OuterLoop:
         non_finite: NonFinite,
         placement: Placement,
     ):
-        value_and_grad = meta_value_and_grad(
-            recipe.problem, recipe.adaptation, gradient, chunk=chunk, spread=placement.spread
-        )
+        estimate = estimation(recipe, gradient, batch, chunk, placement)
         update = updating(optimizer, averaging, placement)
-        self._take = outer_steps(
-            value_and_grad, update, batch=batch, at_most=at_most, placement=placement
-        )
-        self._treat = Treatment(recipe, gradient, non_finite, update, batch, placement)
+        self._take = outer_steps(estimate, update, at_most=at_most, placement=placement)
+        self._treat = Treatment(estimate, non_finite, update, placement)
         self._feed = Feed(tasks, key, batch, at_most, placement)
+        self._tasks, self._estimate = tasks, estimate
         self._key = placement.place(key)
         self._recipe, self._optimizer, self._placement = recipe, optimizer, placement
 
     def begin(self, key: PRNGKeyArray) -> TrainState:
         """The state before the first step, with the recipe's initial meta-parameters."""
-        state = init_state(self._recipe.init_meta(key), self._optimizer)
+        meta = self._recipe.init_meta(key)
+        carry = self._estimate.begin(meta, self._tasks, jax.random.fold_in(key, 1))
+        state = init_state(meta, self._optimizer, carry)
         return self._placement.place_state(state, self._optimizer)
 
     def close(self) -> None:

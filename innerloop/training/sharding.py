@@ -133,12 +133,13 @@ class Sharding(Placement):
 
     def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
         inner = self._of_leaves(optimizer, state.optimizer, state.meta, _put, self.place)
-        placed = self.place(state._replace(meta=None, average=None, optimizer=None))
+        placed = self.place(state._replace(meta=None, average=None, optimizer=None, carry=None))
+        carry = jax.tree.map(lambda leaf: _put(leaf, self._named(self._tasks)), state.carry)
         meta, average = (
             jax.tree.map(lambda leaf: _put(leaf, self._sharding(leaf)), tree)
             for tree in (state.meta, state.average)
         )
-        return placed._replace(meta=meta, average=average, optimizer=inner)
+        return placed._replace(meta=meta, average=average, optimizer=inner, carry=carry)
 
     def _of_leaves(
         self, optimizer: Any, state: PyTree, meta: PyTree, put: Callable, rest: Callable

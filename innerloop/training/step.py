@@ -9,10 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.objective import MetaValueAndGrad
 from innerloop.tasks import TaskDistribution
-from innerloop.training.batch import batch_and_key
-from innerloop.training.evaluate import named_metrics
 from innerloop.training.feed import Block
 from innerloop.training.placement import OneDevice, Placement
 
@@ -29,6 +26,7 @@ class TrainState(NamedTuple):
     - `step`: number of outer steps taken
     - `faults`: how many of them had a meta-gradient that was not finite; `in_a_row`: since the last
       sound one
+    - `carry`: inner runs that go on over outer steps, where the meta-gradient has any
     """
 
     meta: PyTree
@@ -37,14 +35,34 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     faults: Int[Array, ""]
     in_a_row: Int[Array, ""]
+    carry: PyTree = ()
 
 
-def init_state(meta: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+class Estimated(NamedTuple):
+    """What an outer step is taken by.
+
+    - `loss`, `grads`: of the meta-objective; `metrics`: scalars by name, for the log
+    - `carry`: what the next step's estimate goes on from
+    """
+
+    loss: Scalar
+    metrics: dict[str, Scalar]
+    grads: PyTree
+    carry: PyTree
+
+
+Estimate = Callable[..., Estimated]
+"""`(meta, carry, tasks, key, step) -> Estimated`, such as an `Estimation` is."""
+
+
+def init_state(
+    meta: PyTree, optimizer: optax.GradientTransformation, carry: PyTree = ()
+) -> TrainState:
     """The state before the first outer step."""
     meta = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), meta)
     average = jax.tree.map(_widened, meta)
     zero = jnp.int32(0)
-    return TrainState(meta, average, optimizer.init(meta), zero, zero, zero)
+    return TrainState(meta, average, optimizer.init(meta), zero, zero, zero, carry)
 
 
 def averaged(state: TrainState) -> PyTree:
@@ -65,18 +83,16 @@ def updating(
             average = optax.incremental_update(wide, state.average, 1 - averaging)
         meta, average = placement.as_state(meta), placement.as_state(average)
         optimizer_state = placement.as_optimizer_state(optimizer, optimizer_state, meta)
-        return TrainState(
-            meta, average, optimizer_state, state.step + 1, state.faults, jnp.int32(0)
-        )
+        moved = {"meta": meta, "average": average, "optimizer": optimizer_state}
+        return state._replace(**moved, step=state.step + 1, in_a_row=jnp.int32(0))
 
     return update
 
 
 def outer_steps(
-    value_and_grad: MetaValueAndGrad,
+    estimate: Estimate,
     update: Update,
     *,
-    batch: int,
     at_most: int,
     placement: Placement = OneDevice(),
 ) -> Callable[..., tuple[TrainState, dict[str, Any], Int[Array, ""]]]:
@@ -90,12 +106,12 @@ def outer_steps(
     """
 
     def one_step(state: TrainState, tasks: TaskDistribution | Block, key: PRNGKeyArray):
-        episodes, task_key = batch_and_key(tasks, key, state.step, batch, placement)
-        (loss, aux), grads = value_and_grad(state.meta, episodes, task_key)
+        loss, metrics, grads, carry = estimate(state.meta, state.carry, tasks, key, state.step)
         norm = global_norm(grads)
         sound = is_sound(loss, grads)
-        state = jax.lax.cond(sound, update, lambda state, grads: state, state, grads)
-        metrics = {"loss": loss, "gradient_norm": norm} | _mean_metrics(aux, episodes)
+        moved = lambda state, grads, carry: update(state, grads)._replace(carry=carry)
+        state = jax.lax.cond(sound, moved, lambda state, *_: state, state, grads, carry)
+        metrics = {"loss": loss, "gradient_norm": norm} | metrics
         return state, placement.whole(metrics), sound
 
     @eqx.filter_jit(donate="none")
@@ -136,24 +152,3 @@ def global_norm(grads: PyTree) -> Scalar:
 
 def _widened(leaf: Array) -> Array:
     return leaf.astype(jnp.float32) if jnp.finfo(leaf.dtype).bits < 32 else leaf
-
-
-def _mean_metrics(aux: Any, episodes: Any) -> dict:
-    """Means over tasks of the outer loss's metrics, for the log, weighted as the loss is.
-
-    Nothing for a mixture, whose aux is a tuple.
-    """
-    metrics = getattr(aux, "metrics", None)
-    named_metrics(jax.tree.map(lambda leaf: leaf[0], metrics))
-    if not metrics:
-        return {}
-    if episodes.weight is None:
-        return {name: jnp.mean(leaf) for name, leaf in metrics.items()}
-
-    def weighted(leaf: Array) -> Scalar:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            leaf = leaf.astype(episodes.weight.dtype)
-        weights = episodes.weight.astype(leaf.dtype)
-        return jnp.sum(weights * leaf) / jnp.sum(weights)
-
-    return {name: weighted(leaf) for name, leaf in metrics.items()}

@@ -1,0 +1,208 @@
+"""Where an outer step has its meta-gradient from: tasks of its own, or inner runs that go on."""
+
+import abc
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
+
+from innerloop.gradients import Aux, MetaGradient
+from innerloop.long_horizon import OnlineGradient
+from innerloop.objective import SumOverTasks, meta_value_and_grad
+from innerloop.recipes import Recipe
+from innerloop.tasks import TaskDistribution
+from innerloop.training.batch import batch_and_key
+from innerloop.training.evaluate import named_metrics
+from innerloop.training.feed import Block
+from innerloop.training.placement import OneDevice, Placement
+from innerloop.training.step import Estimated, global_norm, is_sound
+
+Found = tuple[Array, Array]
+"""Of the tasks of one kind: which have a finite loss and gradient, and their keys as numbers."""
+
+
+class Estimation(abc.ABC):
+    """One protocol for the trainer: what is carried from step to step is empty for those
+    meta-gradients that need nothing of it.
+
+    `tasks`, `key` and `step` say which tasks are drawn: the same three, the same tasks.
+    """
+
+    @abc.abstractmethod
+    def begin(self, meta: PyTree, tasks: Any, key: PRNGKeyArray) -> PyTree:
+        """The carry before the first step."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        meta: PyTree,
+        carry: PyTree,
+        tasks: TaskDistribution | Block,
+        key: PRNGKeyArray,
+        step: Int[Array, ""],
+    ) -> Estimated:
+        """The meta-gradient of a step."""
+
+    @abc.abstractmethod
+    def singly(
+        self,
+        meta: PyTree,
+        carry: PyTree,
+        tasks: TaskDistribution | Block,
+        key: PRNGKeyArray,
+        step: Int[Array, ""],
+        norm: float,
+    ) -> tuple[PyTree, PyTree, list[Found]]:
+        """The same step, each task's gradient clipped to `norm`, those not finite as zeros.
+
+        Returns the gradient, the carry, and what was found, by kind.
+        """
+
+
+class FromTasks(Estimation):
+    """Each step learns `batch` tasks of its own, from beginning to end. Nothing is carried."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        gradient: MetaGradient,
+        batch: int,
+        chunk: int | None = None,
+        placement: Placement = OneDevice(),
+    ):
+        of_sum = partial(meta_value_and_grad, recipe.problem, recipe.adaptation, gradient)
+        self._value_and_grad = of_sum(chunk=chunk, spread=placement.spread)
+        self._of_sum, self._batch, self._placement = of_sum, batch, placement
+
+    def begin(self, meta: PyTree, tasks: Any, key: PRNGKeyArray) -> PyTree:
+        return ()
+
+    def __call__(self, meta, carry, tasks, key, step) -> Estimated:
+        episodes, task_key = batch_and_key(tasks, key, step, self._batch, self._placement)
+        (loss, aux), grads = self._value_and_grad(meta, episodes, task_key)
+        if isinstance(aux, tuple) and not isinstance(aux, Aux):  # of a mixture
+            return Estimated(loss, {}, grads, carry)
+        return Estimated(loss, _means(aux.metrics, episodes.weight), grads, carry)
+
+    def singly(self, meta, carry, tasks, key, step, norm):
+        # Without what would fill the batch up for the devices: every device does it all.
+        episodes, task_key = batch_and_key(tasks, key, step, self._batch, OneDevice())
+        by_task = self._of_sum(spread=_task_by_task(norm))
+        (_, aux), grads = by_task(meta, self._placement.whole(episodes), task_key)
+        kinds = (aux,) if isinstance(aux, Aux) else aux
+        return grads, carry, [kind.diagnostics[_FOUND] for kind in kinds]
+
+
+class FromRuns(Estimation):
+    """Each step takes `batch` inner runs one window further. They are carried."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        gradient: OnlineGradient,
+        batch: int,
+        chunk: int | None = None,
+        placement: Placement = OneDevice(),
+    ):
+        self._problem: Any = recipe.problem  # a mixture is refused by the estimator
+        self._adaptation: Any = recipe.adaptation
+        self._gradient, self._batch = gradient, batch
+        self._chunk, self._placement = chunk, placement
+
+    def begin(self, meta: PyTree, tasks: Any, key: PRNGKeyArray) -> PyTree:
+        @eqx.filter_jit
+        def init(meta: PyTree, tasks: TaskDistribution, key: PRNGKeyArray):
+            where = (self._problem, self._adaptation, tasks)
+            return self._gradient.init(*where, meta, key, self._batch)
+
+        return init(meta, tasks, key)
+
+    def __call__(self, meta, carry, tasks, key, step) -> Estimated:
+        ((loss, aux), grads), carry = self._next(meta, carry, tasks, key, step)
+        found, weight = aux.diagnostics, carry.episode.weight
+        weights = jnp.where(found["counts"], 1.0 if weight is None else weight, 0.0)
+        diverged = jnp.sum(found["diverged"]).astype(loss.dtype)
+        metrics = {"diverged": diverged} | _means(aux.metrics, weights)
+        return Estimated(loss, metrics, grads, self._placement.by_task(carry))
+
+    def singly(self, meta, carry, tasks, key, step, norm):
+        """Runs are kept apart in any step; where it is not finite, none of them is."""
+        (_, grads), after = self._next(meta, carry, tasks, key, step)
+        keys = _as_numbers(carry.key)
+        nothing = jax.tree.map(jnp.zeros_like, grads)
+        return nothing, self._placement.by_task(after), [(jnp.zeros(len(keys), bool), keys)]
+
+    def _next(self, meta, carry, tasks, key, step):
+        where = (self._problem, self._adaptation, tasks)
+        spread = self._placement.spread
+        window = self._gradient.value_and_grad(*where, chunk=self._chunk, spread=spread)
+        return window(meta, carry, jax.random.fold_in(key, step))
+
+
+def estimation(
+    recipe: Recipe,
+    gradient: MetaGradient | OnlineGradient,
+    batch: int,
+    chunk: int | None,
+    placement: Placement,
+) -> Estimation:
+    """What a recipe's kind of gradient needs."""
+    if isinstance(gradient, OnlineGradient):
+        return FromRuns(recipe, gradient, batch, chunk, placement)
+    return FromTasks(recipe, gradient, batch, chunk, placement)
+
+
+def _means(metrics: PyTree, weight: Array | None) -> dict[str, Scalar]:
+    """Means over tasks of the outer loss's metrics, for the log, weighted as the loss is."""
+    named_metrics(jax.tree.map(lambda leaf: leaf[0], metrics))
+    if not metrics:
+        return {}
+    if weight is None:
+        return {name: jnp.mean(leaf) for name, leaf in metrics.items()}
+
+    def weighted(leaf: Array) -> Scalar:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            leaf = leaf.astype(weight.dtype)
+        weights = weight.astype(leaf.dtype)
+        return jnp.sum(jnp.where(weights != 0, weights * leaf, 0)) / jnp.sum(weights)
+
+    return {name: weighted(leaf) for name, leaf in metrics.items()}
+
+
+_FOUND = "found by task"
+
+
+def _task_by_task(norm: float) -> Callable[[SumOverTasks], SumOverTasks]:
+    """One task at a time, each gradient clipped; those that are not finite count as zero."""
+
+    def spread(sums: SumOverTasks) -> SumOverTasks:
+        def run(meta: PyTree, episodes: PyTree, keys: jax.Array, weights: jax.Array):
+            def add(total: PyTree, task: PyTree):
+                loss, aux, grads = sums(meta, *jax.tree.map(lambda leaf: leaf[None], task))
+                sound = is_sound(loss, grads)
+                with jax.numpy_dtype_promotion("standard"):
+                    scale = jnp.minimum(1, task[-1] * norm / jnp.maximum(global_norm(grads), 1e-30))
+                clipped = jax.tree.map(
+                    lambda leaf: jnp.where(sound, leaf * scale.astype(leaf.dtype), 0), grads
+                )
+                total = jax.tree.map(jnp.add, total, clipped)
+                return total, (jnp.where(sound, loss, 0), aux, sound)
+
+            zero = jax.tree.map(jnp.zeros_like, meta)
+            grads, (losses, aux, sound) = jax.lax.scan(add, zero, (episodes, keys, weights))
+            aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
+            diagnostics = aux.diagnostics | {_FOUND: (sound, _as_numbers(keys))}
+            return jnp.sum(losses), aux._replace(diagnostics=diagnostics), grads
+
+        return run
+
+    return spread
+
+
+def _as_numbers(keys: jax.Array) -> jax.Array:
+    is_typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(keys) if is_typed else keys
