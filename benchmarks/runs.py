@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,23 +38,29 @@ def _words(name: str, value: Any) -> list[str]:
     return [f"--{flag}", str(value)]
 
 
-def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `train_all` and `chosen` read."""
+def main(about: str, groups: dict[str, list[Training]], write: Callable[[Path], None]) -> None:
+    """The command line of a benchmark: train what is not finished, or write what is."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the runs are, one folder each")
-    parser.add_argument("--only", nargs="*", metavar="WORD", help="runs with one of these in name")
+    parser.add_argument("which", nargs="*", help=f"some of: {', '.join(groups)}; all unless given")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="runs with one of these in name")
     parser.add_argument("--minutes", type=float, help="of each run, in place of its own: a trial")
     parser.add_argument("--cores", type=int, default=1, help="of each run; as many at once as fit")
     parser.add_argument("--write", action="store_true", help="train nothing, write the results")
-
-
-def chosen(trainings: Iterable[Training], options: argparse.Namespace) -> list[Training]:
-    """The trainings that the options name, with their minutes."""
+    options = parser.parse_args()
+    if options.write:
+        write(options.folder)
+        return
     minutes = {} if options.minutes is None else {"minutes": options.minutes}
-    return [
+    trainings = [
         training._replace(flags=training.flags | minutes)
-        for training in trainings
+        for which in options.which or groups
+        for training in groups[which]
         if not options.only or any(word in training.name for word in options.only)
     ]
+    failed = train_all(trainings, options.folder, options.cores)
+    if failed:
+        sys.exit(f"failed, see output.txt in their folders: {', '.join(failed)}")
 
 
 def train_all(trainings: Sequence[Training], folder: Path, cores: int) -> list[str]:
