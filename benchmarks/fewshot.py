@@ -38,8 +38,8 @@ RECIPE_FLAGS: dict[str, dict[str, Any]] = {
     "nearest_neighbour": {"steps": 100},
 }
 LONG_FLAGS: dict[str, dict[str, Any]] = {
-    "protonet-5way-1shot": {"recipe": "protonet", "ways": 5},
-    "protonet-20way-1shot": {"recipe": "protonet", "ways": 20, "batch": 4},
+    "protonet-5way-1shot": {"recipe": "protonet", "ways": 5, "train_ways": 20, "batch": 4},
+    "protonet-20way-1shot": {"recipe": "protonet", "ways": 20, "train_ways": 60, "batch": 1},
     "maml-5way-1shot": {"recipe": "maml", "ways": 5, "batch": 8},
     "maml-20way-1shot": {
         "recipe": "maml",
@@ -111,8 +111,8 @@ def reason(record: dict[str, Any]) -> str:
     tasks = PUBLISHED_TASKS.get(config["recipe"], {}).get(config["ways"])
     spent = f"{record['minutes_trained']:.0f} minutes"
     if tasks is None:
-        return f"{spent}; the paper states no number of tasks"
-    return f"{spent}: {100 * record['tasks_trained'] / tasks:.1f}% of the paper's tasks"
+        return f"{spent}; how many tasks the paper trained is not known here"
+    return f"{spent}: {100 * record['tasks_trained'] / tasks:.2g}% of the paper's tasks"
 
 
 HEADINGS = [

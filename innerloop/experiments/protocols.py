@@ -25,7 +25,7 @@ def within_alphabet(experiment: Experiment) -> tuple[FewShotImages, Episode]:
             "--protocol omniglot-one-shot",
         )
     episodes = omniglot_one_shot(data=experiment.data)
-    return dataclasses.replace(experiment, ways=20, shots=1), episodes
+    return dataclasses.replace(experiment, ways=20, train_ways=None, shots=1), episodes
 
 
 PROTOCOLS: dict[ProtocolName, Callable[[Experiment], tuple[FewShotImages, Episode]]] = {
