@@ -54,10 +54,8 @@ RECIPE_FLAGS: list[dict[str, Any]] = [
 ]
 TRAININGS = {
     split: [
-        Training(
-            f"{recipe}-{split}", "omniglot", {"recipe": recipe, "split": split} | COMMON | flags
-        )
-        for recipe, flags in RECIPE_FLAGS.items()
+        Training(f"{flags['recipe']}-{split}", "omniglot", flags | {"split": split} | COMMON)
+        for flags in RECIPE_FLAGS
     ]
     for split in SPLITS
 }
