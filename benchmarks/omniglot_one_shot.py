@@ -8,9 +8,6 @@ the same command goes on after a stop. `--write` evaluates what is finished on t
 and makes results/omniglot-one-shot.json and results/omniglot-one-shot.md.
 """
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from runs import (
     RESULTS,
     Training,
     conditions,
+    evaluation,
     finished_runs,
     main,
     markdown_table,
@@ -63,11 +61,7 @@ TRAININGS = {
 
 def evaluated(run: Path) -> dict[str, Any]:
     """The run by the protocol, which is run where it has not been."""
-    if not list(run.glob(f"evaluation-{PROTOCOL}-*.json")):
-        command = [sys.executable, "-m", "innerloop", "evaluate", str(run)]
-        subprocess.run([*command, "--protocol", PROTOCOL], check=True)
-    (path,) = run.glob(f"evaluation-{PROTOCOL}-*.json")
-    record = json.loads(path.read_text())
+    record = evaluation(run, f"evaluation-{PROTOCOL}-*.json", "--protocol", PROTOCOL)
     return {name: record[name] for name in ("protocol", "normalisation", "environment", "test")}
 
 

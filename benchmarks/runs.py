@@ -112,6 +112,7 @@ def _work(waiting, folder: Path, cores: Sequence[int], running: list, failed: li
             status = process.wait()
             running.remove(process)
         session = {
+            "command": _command(training),
             "cores": len(cores),
             "cores_of_machine": os.cpu_count(),
             "load_at_start": round(load, 2),
@@ -123,6 +124,10 @@ def _work(waiting, folder: Path, cores: Sequence[int], running: list, failed: li
         print(f"{training.name}: {session}", flush=True)
         if status != 0:
             failed.append(training.name)
+
+
+def _command(training: Training) -> str:
+    return " ".join(["innerloop", *training.arguments(f"runs/{training.name}")])
 
 
 def sessions(run: Path) -> list[dict[str, Any]]:
@@ -159,15 +164,36 @@ def finished_run(run: Path) -> dict[str, Any]:
 
 
 def finished_runs(trainings: Iterable[Training], folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of the trainings that are finished, by name, each with its command."""
-    return {
-        training.name: {
-            "command": " ".join(["innerloop", *training.arguments(f"runs/{training.name}")])
-        }
-        | finished_run(folder / training.name)
-        for training in trainings
-        if (folder / training.name / "result.json").exists()
-    }
+    """The records of the trainings that are finished, by name, each with its command.
+
+    A classifier that was tested before calibration was measured is tested again.
+    """
+    records = {}
+    for training in trainings:
+        run = folder / training.name
+        if not (run / "result.json").exists():
+            continue
+        commands = [each["command"] for each in sessions(run) if "command" in each]
+        record = {"command": [_command(training), *commands][-1]} | finished_run(run)
+        means, config = record["test"]["mean"], record["config"]
+        if "accuracy" in means and "ece" not in record["test"]:
+            steps, tasks = len(means["loss"]) - 1, config["test_tasks"]
+            name = f"evaluation-seed{config['seed']}-steps{steps}-tasks{tasks}.json"
+            record["test"] = evaluation(run, name)["test"]
+        records[training.name] = record
+    return records
+
+
+def evaluation(run: Path, name: str, *arguments: str) -> dict[str, Any]:
+    """What `innerloop evaluate` finds, and keeps in a file of the run, whose name may be a pattern.
+
+    It is asked where there is no such file with calibration.
+    """
+    kept = lambda: [json.loads(path.read_text()) for path in sorted(run.glob(name))]
+    if not any("ece" in record["test"] for record in kept()):
+        command = [sys.executable, "-m", "innerloop", "evaluate", str(run), *arguments]
+        subprocess.run(command, check=True)
+    return next(record for record in kept() if "ece" in record["test"])
 
 
 def write_json(name: str, content: Any) -> Path:
