@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from line_ends import label_ends
 from overhead import machine
 
 import innerloop as il
-from innerloop.plots.style import BLUE, GREEN, GREY, ORANGE, RED, new_figure
+from innerloop.plots.style import BLUE, GREEN, ORANGE, RED, new_figure
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "memory.png"
@@ -166,47 +167,18 @@ def draw(result: dict) -> None:
         for name, colour in colours.items():
             axes.plot([], [], color=colour, label=name)
         axes.legend(ncols=4, loc="lower left", bbox_to_anchor=(-0.02, 0.99))
-        _label_ends(axes, records, STEPS[-1], colours)
+        label_ends(
+            axes,
+            [(STEPS[-1], record["temporary_bytes"][-1]) for record in records],
+            [record["estimator"] for record in records],
+            [colours[record["expected_growth"]] for record in records],
+        )
         done()
 
 
 def _bytes(size: float, _=None) -> str:
     unit, name = (1e6, "MB") if size >= 1e6 else (1e3, "kB")
     return f"{size / unit:g} {name}"
-
-
-def _label_ends(axes, records: list[dict], last: float, colours: dict) -> None:
-    """Names at the right, moved apart where lines end close together."""
-    low, high = np.log(axes.get_ylim())
-    ends = [(math.log(record["temporary_bytes"][-1]) - low) / (high - low) for record in records]
-    for record, height in zip(records, _apart(ends, 0.045), strict=True):
-        axes.annotate(
-            record["estimator"],
-            (last, record["temporary_bytes"][-1]),
-            (1.05, height),
-            textcoords="axes fraction",
-            color=colours[record["expected_growth"]],
-            va="center",
-            fontsize=9,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": GREY,
-                "linewidth": 0.6,
-                "relpos": (0, 0.5),
-                "shrinkB": 4,
-            },
-        )
-
-
-def _apart(places: list[float], room: float) -> list[float]:
-    """The places at least `room` apart, moved as little as can be; they come sorted."""
-    groups: list[list[float]] = []  # of neighbours that share the room between them
-    for i, place in enumerate(places):
-        groups.append([place - i * room])
-        while len(groups) > 1 and np.mean(groups[-2]) > np.mean(groups[-1]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    level = [float(np.mean(group)) for group in groups for _ in group]
-    return [place + i * room for i, place in enumerate(level)]
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ from innerloop.errors import (
     RunError,
     StructureError,
 )
-from innerloop.experiments.train import best_meta
+from innerloop.experiments.table import best_meta
 from innerloop.gradients import (
     Aux,
     Basis,
@@ -171,6 +171,7 @@ from innerloop.tasks import (
     mixture,
     omniglot,
     omniglot_official,
+    omniglot_one_shot,
     omniglot_small1,
     omniglot_small2,
     sample_each,
@@ -395,6 +396,7 @@ __all__ = [
     "nearest_neighbour",
     "omniglot",
     "omniglot_official",
+    "omniglot_one_shot",
     "omniglot_small1",
     "omniglot_small2",
     "per_example",

@@ -22,7 +22,10 @@ from innerloop.experiments.before_training import (
     compare_experiment,
     plan_experiment,
 )
-from innerloop.experiments.train import EXPERIMENTS, evaluate_run, train
+from innerloop.experiments.evaluation import evaluate_run
+from innerloop.experiments.protocols import ProtocolName
+from innerloop.experiments.table import EXPERIMENTS
+from innerloop.experiments.train import train
 from innerloop.report import write_report
 from innerloop.tasks.known_files import cache_folder
 from innerloop.training import Stopped
@@ -66,6 +69,9 @@ class Evaluate:
     """Seed of the test set; the run's own unless given."""
     shuffle_support_labels: bool = False
     """Shuffle each task's support labels: accuracy must fall to chance."""
+    protocol: ProtocolName | None = None
+    """Tasks that the data's authors fixed, in place of the run's own: omniglot-one-shot has 20,
+    each of 20 characters of one alphabet, with one drawing of each to learn from."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +231,7 @@ def _run(command: Train | Evaluate | Report | Check | Compare | Plan | Demo) -> 
                 steps=command.steps,
                 seed=command.seed,
                 shuffle_support_labels=command.shuffle_support_labels,
+                protocol=command.protocol,
             )
             _print_table(record["test"], record["normalisation"])
             print(record["file"])
@@ -321,10 +328,13 @@ def _print_table(test: dict, normalisation: str) -> None:
     table.add_column("inner steps", justify="right")
     for name in test["mean"]:
         table.add_column(name, justify="right")
+    if "ece" in test:
+        table.add_column("calibration error", justify="right")
     for step in range(len(test["mean"]["loss"])):
         cells = (
             f"{test['mean'][name][step]:.4f} ± {test['interval_95'][name][step]:.4f}"
             for name in test["mean"]
         )
-        table.add_row(str(step), *cells)
+        calibration = [f"{test['ece'][step]:.4f}"] if "ece" in test else []
+        table.add_row(str(step), *cells, *calibration)
     Console().print(table)

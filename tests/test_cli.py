@@ -105,6 +105,7 @@ def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
     test = result["test"]
     assert test["tasks"] == 4
     assert len(test["mean"]["accuracy"]) == len(test["interval_95"]["loss"]) == 3
+    assert len(test["ece"]) == 3
     with np.load(digits_run / "test_tasks.npz") as per_task:
         for name, mean in test["mean"].items():
             assert per_task[name].shape == (4, 3)
@@ -316,7 +317,7 @@ def test_evaluate_finds_out_before_it_works_that_it_cannot_write(own_run, capsys
     def too_late(*_, **__):
         raise AssertionError("evaluated first")
 
-    monkeypatch.setattr("innerloop.experiments.train.test_evaluation", too_late)
+    monkeypatch.setattr("innerloop.experiments.evaluation.test_evaluation", too_late)
     (own_run / "probe.tmp").mkdir()  # a file system that refuses, even for root
     assert "cannot be written" in refused(capsys, own_run, "evaluate", own_run)
 

@@ -7,7 +7,7 @@ import pytest
 from innerloop.cli import main
 from innerloop.errors import StructureError
 from innerloop.experiments.digits import Digits
-from innerloop.experiments.older_runs import with_recipe
+from innerloop.experiments.older_runs import compared_today, in_todays_form
 from innerloop.experiments.sinusoid import Sinusoid
 from innerloop.recipes import RECIPES
 from innerloop.tasks import ClassificationTasks, LabelledImages
@@ -75,8 +75,15 @@ def test_a_run_of_the_time_before_recipes(tmp_path, capsys):
 
 @pytest.mark.parametrize(("flag", "recipe"), [(True, "fomaml"), (False, "maml")])
 def test_the_old_flag_becomes_a_recipe(flag, recipe):
-    assert with_recipe({"first_order": flag, "seed": 1}) == {"recipe": recipe, "seed": 1}
-    assert with_recipe({"recipe": "anil"}) == {"recipe": "anil"}
+    assert in_todays_form({"first_order": flag, "seed": 1}) == {"recipe": recipe, "seed": 1}
+    assert in_todays_form({"recipe": "anil"}) == {"recipe": "anil"}
+
+
+@pytest.mark.parametrize(("flag", "split"), [(True, "official"), (False, "standard")])
+def test_the_old_flag_becomes_a_split(flag, split):
+    assert in_todays_form({"official_split": flag}) == {"split": split}
+    assert compared_today({"official_split": flag})["split"] == split
+    assert compared_today({})["split"] == "standard"
 
 
 @pytest.mark.parametrize("name", RECIPES)

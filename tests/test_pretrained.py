@@ -8,7 +8,7 @@ import pytest
 
 import innerloop as il
 from innerloop.experiments.digits import Digits
-from innerloop.experiments.train import EXPERIMENTS
+from innerloop.experiments.table import EXPERIMENTS
 
 KEY = jax.random.key(7)
 BODY = il.mlp([1, 6, 5])

@@ -40,6 +40,7 @@ def make_run(path, *, seed=0, losses=60, tasks=75, faults=(), result=(), **setti
         "tasks": tasks,
         "mean": {name: array.mean(axis=0) for name, array in per_task.items()},
         "interval_95": {name: np.full(4, 0.0123) for name in per_task},
+        "ece": [0.5, 0.25, 0.125, 0.0625],
     }
     for call in range(3):
         step = losses // 3 * (call + 1)
@@ -50,6 +51,7 @@ def make_run(path, *, seed=0, losses=60, tasks=75, faults=(), result=(), **setti
             log.write(strict_json(record) + "\n")
     environment = {"versions": {"jax": "0.10"}, "device": "cpu: cpu"}
     finished = {"test": test, "best_step": 20, "environment": environment, "cost": COST}
+    finished["normalisation"] = "transductive"
     folder.write_json("result.json", begun | finished | dict(result))
     folder.write_arrays("test_tasks.npz", per_task)
     Image.new("L", (30, 20)).save(path / "episodes.png")
@@ -142,6 +144,9 @@ def test_the_numbers_are_those_of_the_runs(page, tmp_path):
     assert f"{100 * mean[-1]:.1f}\xa0±\xa01.2%" in text
     assert "20 ms" in text  # a step
     assert "400" in text  # tasks per second
+    assert "transductive" in text
+    for error in ("50.0%", "25.0%", "12.5%", "6.2%"):
+        assert error in text
     assert "512 MiB" in text
     assert "3 GFLOP" in text
     assert "150 GFLOP/s" in text
@@ -151,6 +156,8 @@ def test_the_numbers_are_those_of_the_runs(page, tmp_path):
 def test_runs_that_differ_in_the_seed_are_put_together(page):
     text = Reader(page).text
     assert "Over seeds 0, 1, all else the same: mean of 2 runs" in text
+    assert "accuracy, standard deviation" in text
+    assert "Expected calibration error of all predictions" in text
     assert "inner rate 0.4 0.4 0.2" in text
     assert "seed 0 1 2" in text
 
@@ -257,6 +264,7 @@ def test_an_old_report_stays_where_a_new_one_fails(tmp_path, monkeypatch):
 def test_the_interval_over_seeds_is_students():
     together = over_seeds([1.0, 3.0])
     assert (together.mean, together.low, together.high) == (2.0, 1.0, 3.0)
+    assert together.deviation == pytest.approx(2**0.5)
     assert together.half == pytest.approx(12.706, rel=1e-4)  # t(0.975, 1) * sqrt(2) / sqrt(2)
 
 

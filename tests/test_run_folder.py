@@ -37,7 +37,7 @@ def test_a_run_from_before_a_setting_goes_on_as_it_was(folder):
         folder.path,
         {"experiment": "digits", "config": {"seed": 1, **settings}},
         may_change=(),
-        added={"augment": False},
+        today=lambda config: {"augment": False} | config,
     )
     with pytest.raises(RunError, match=r"--augment True.*Expected: --augment False"):
         go_on(augment=True)

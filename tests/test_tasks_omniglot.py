@@ -19,12 +19,14 @@ from innerloop.tasks import (
     omniglot,
     omniglot_files,
     omniglot_official,
+    omniglot_one_shot,
     omniglot_small1,
     upright,
 )
 from innerloop.tasks.known_files import KnownFile
 
 module = import_module("innerloop.tasks.omniglot")  # not the function of that name
+one_shot_module = import_module("innerloop.tasks.omniglot_one_shot")
 
 BACKGROUND = {"Greek": 8, "Alphabet_of_the_Magi": 4}
 EVALUATION = {"Tengwar": 3}
@@ -146,6 +148,62 @@ def test_small_set_names_the_alphabet_of_each_character(archives):
     assert small.names == ("Alphabet_of_the_Magi",) * 4 + ("Greek",) * 8
     expected = np.where(papers(BACKGROUND), 0, 255)[..., None]
     np.testing.assert_array_equal(np.asarray(small.classes.images), expected)
+
+
+def test_official_split_may_learn_from_a_small_set(archives):
+    splits = omniglot_official(background="small1", data=archives, classes=upright)
+    assert [len(part) for part in splits] == [11, 1, 3]
+    assert_same(splits, omniglot_official(data=archives, classes=upright))  # of the same drawings
+
+
+def write_one_shot(path, classes=3):
+    """Two runs in the official layout: test item i is of the class before it."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for run in ("run02", "run01"):
+            lines = []
+            for item in range(1, classes + 1):
+                names = [f"{run}/test/item{item:02d}.png"]
+                names.append(f"{run}/training/class{(item - 2) % classes + 1:02d}.png")
+                lines.append(" ".join(names))
+                for name in names:
+                    png = io.BytesIO()
+                    Image.fromarray(paper(*name.split("/"))).save(png, "png")
+                    archive.writestr(name, png.getvalue())
+            archive.writestr(f"{run}/class_labels.txt", "\n".join(lines) + "\n")
+    return (KnownFile(path.name, md5(path)),)
+
+
+def test_one_shot_runs_are_episodes_ordered_by_class(monkeypatch, tmp_path):
+    archive = write_one_shot(tmp_path / "all_runs.zip")
+    monkeypatch.setattr(one_shot_module, "ONE_SHOT", archive)
+    runs = omniglot_one_shot(size=105, data=tmp_path)
+    np.testing.assert_array_equal(runs.support.targets, [[0, 1, 2]] * 2)
+    np.testing.assert_array_equal(runs.query.targets, [[0, 1, 2]] * 2)
+    assert runs.query.targets.dtype == np.int32
+    ink = lambda *name: 1.0 - paper(*name)[..., None]
+    for part, kind, numbers in [
+        (runs.support, "training/class", (1, 2, 3)),
+        (runs.query, "test/item", (2, 3, 1)),
+    ]:
+        expected = [
+            [ink(run, *f"{kind}{number:02d}.png".split("/")) for number in numbers]
+            for run in ("run01", "run02")
+        ]
+        np.testing.assert_array_equal(part.inputs, expected)
+
+
+def test_one_shot_runs_are_downloaded_from_their_own_folder(monkeypatch, tmp_path):
+    asked = []
+
+    @contextmanager
+    def downloaded(file, base_url):
+        asked.append((base_url + file.name).removeprefix(omniglot_files.UPSTREAM))
+        yield tmp_path / "all_runs.zip"
+
+    monkeypatch.setattr(omniglot_files, "downloaded", downloaded)
+    monkeypatch.setattr(one_shot_module, "ONE_SHOT", write_one_shot(tmp_path / "all_runs.zip"))
+    assert omniglot_one_shot().query.inputs.shape == (2, 3, 28, 28, 1)
+    assert asked == ["one-shot-classification/all_runs.zip"]
 
 
 def test_standard_split_is_a_fixed_permutation_of_1100_100_and_423_characters(monkeypatch):

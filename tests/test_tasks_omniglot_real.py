@@ -12,6 +12,7 @@ from innerloop.tasks import (
     omniglot,
     omniglot_files,
     omniglot_official,
+    omniglot_one_shot,
     omniglot_small1,
     omniglot_small2,
     upright,
@@ -72,3 +73,27 @@ def test_real_small_sets_are_those_characters_of_the_background(real, load, arch
         names = [Path(name) for name in sorted(content.namelist()) if name.endswith("_01.png")]
     rows = [int(name.name[:4]) - 1 for name in names]
     np.testing.assert_array_equal(np.asarray(small.classes.images)[..., 0], background[rows])
+
+
+def test_real_one_shot_runs_are_drawings_of_the_evaluation_set(real):
+    """Both drawings of a class are of one character; the classes are of one alphabet."""
+    runs = omniglot_one_shot(data=real)
+    assert runs.support.inputs.shape == runs.query.inputs.shape == (20, 20, 28, 28, 1)
+    np.testing.assert_array_equal(runs.query.targets, np.tile(np.arange(20), (20, 1)))
+    evaluation = omniglot_files.drawings(omniglot_files.EVALUATION, 28, real)
+    rows = {image.tobytes(): row for row, drawings in enumerate(evaluation) for image in drawings}
+
+    def characters(part):
+        images = np.round(255 * np.asarray(part.inputs[..., 0])).astype(np.uint8)
+        return [[rows[image.tobytes()] for image in run] for run in images]
+
+    support = characters(runs.support)
+    assert support == characters(runs.query)
+    # Characters lie in the order of their alphabets, of which the largest has 48.
+    assert all(len(set(run)) == 20 and np.ptp(run) < 48 for run in support)
+
+
+def test_real_small_splits_are_for_learning_only(real):
+    splits = omniglot_official(background="small1", data=real)
+    assert [len(part.images) for part in splits] == [123, 13, 659]
+    check_disjoint(splits)

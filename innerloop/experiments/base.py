@@ -13,6 +13,7 @@ from innerloop.adaptation import Origin
 from innerloop.errors import StructureError
 from innerloop.problem import Episode
 from innerloop.recipes import Recipe
+from innerloop.recipes.base import Predict
 from innerloop.recipes.table import RecipeName
 from innerloop.tasks import TaskDistribution
 
@@ -23,6 +24,7 @@ class Parts(NamedTuple):
     - `train`, `validation`, `test`: task distributions over disjoint tasks
     - `metric`: what the results are judged by; `maximise`: whether more is better
     - `normalisation`: the model's named policy
+    - `logits`: what is predicted of new tasks, whose calibration is measured; None for regression
     """
 
     recipe: Recipe
@@ -32,6 +34,7 @@ class Parts(NamedTuple):
     metric: str
     maximise: bool
     normalisation: str
+    logits: Predict | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from innerloop.diagnostics import Comparison, Plan, Report, check, compare, plan
 from innerloop.errors import RunError
 from innerloop.experiments.base import Experiment, Parts
 from innerloop.experiments.ranges import check_ranges
-from innerloop.experiments.train import initial_recipe, read_experiment
+from innerloop.experiments.table import read_experiment
+from innerloop.experiments.train import initial_recipe
 from innerloop.training.run_folder import RunFolder
 
 

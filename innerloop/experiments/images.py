@@ -134,6 +134,7 @@ class FewShotImages(Experiment):
             metric="accuracy",
             maximise=True,
             normalisation=self.build_network().model.normalisation,
+            logits=recipe.predict,
         )
 
     def figures(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:

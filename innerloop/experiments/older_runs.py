@@ -5,16 +5,23 @@ from typing import Any
 from innerloop.errors import RunError
 from innerloop.training.run_folder import CONFIG, RunFolder
 
-ADDED = {"augment": False, "network": "strided", "train_ways": None}
+_ADDED = {"augment": False, "network": "strided", "train_ways": None, "split": "standard"}
 """Settings that came later, and what runs before them did."""
 
 
-def with_recipe(config: dict[str, Any]) -> dict[str, Any]:
-    """A config in today's form: before there were recipes, a flag chose between two."""
+def in_todays_form(config: dict[str, Any]) -> dict[str, Any]:
+    """A config with today's fields: before recipes, and before small splits, were flags of two."""
     config = dict(config)
     if "first_order" in config:
         config["recipe"] = "fomaml" if config.pop("first_order") else "maml"
+    if "official_split" in config:
+        config["split"] = "official" if config.pop("official_split") else "standard"
     return config
+
+
+def compared_today(config: dict[str, Any]) -> dict[str, Any]:
+    """A config in today's form, with the settings that came later."""
+    return _ADDED | in_todays_form(config)
 
 
 def refuse_without_recipe(folder: RunFolder) -> None:
@@ -24,7 +31,7 @@ def refuse_without_recipe(folder: RunFolder) -> None:
     config = folder.read_config()["config"]
     if "first_order" not in config:
         return
-    recipe = with_recipe(config)["recipe"]
+    recipe = in_todays_form(config)["recipe"]
     raise RunError(
         "an older version, which knew no recipes, began this run",
         got=f"first_order in {folder.path / CONFIG}",

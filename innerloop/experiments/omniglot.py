@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from innerloop.experiments.images import FewShotImages
 from innerloop.tasks import Splits, omniglot, omniglot_official
@@ -21,12 +21,15 @@ class Omniglot(FewShotImages):
     batch: int = 16
     usual_test_steps: ClassVar[int] = 3
     chunk: int | None = 1
-    official_split: bool = False
-    """The background/evaluation split in place of the standard 1200/423 characters."""
+    split: Literal["standard", "official", "small1", "small2"] = "standard"
+    """1200/423 characters regardless of alphabet; or the background alphabets for learning, all of
+    them or one of the two small sets, and the evaluation alphabets for the test."""
     data: Path | None = None
     """Folder with the archives, in place of INNERLOOP_DATA."""
 
     def splits(self) -> Splits:
-        """Characters regardless of alphabet, or the official background and evaluation sets."""
-        load = omniglot_official if self.official_split else omniglot
-        return load(data=self.data)
+        """Characters regardless of alphabet, or official background and evaluation sets."""
+        if self.split == "standard":
+            return omniglot(data=self.data)
+        background = "full" if self.split == "official" else self.split
+        return omniglot_official(background=background, data=self.data)

@@ -9,27 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jaxtyping import PyTree
 
 from innerloop.diagnostics.planning.table import summary as plan_summary
 from innerloop.errors import RunError, StructureError
-from innerloop.experiments.base import (
-    Experiment,
-    Parts,
-    require_steps,
-    support_labels_shuffled,
-)
+from innerloop.experiments.base import Experiment
 from innerloop.experiments.cost import meta_gradient_record, training_cost
 from innerloop.experiments.curves import draw_curves
-from innerloop.experiments.digits import Digits
-from innerloop.experiments.older_runs import ADDED, refuse_without_recipe, with_recipe
-from innerloop.experiments.omniglot import Omniglot
-from innerloop.experiments.photographs import CifarFS, MiniImageNet
+from innerloop.experiments.evaluation import test_episodes, test_evaluation
+from innerloop.experiments.older_runs import compared_today, refuse_without_recipe
 from innerloop.experiments.progress import BestMeta, ProgressBar
 from innerloop.experiments.ranges import check_ranges
-from innerloop.experiments.sinusoid import Sinusoid
+from innerloop.experiments.table import best_meta, experiment_name
 from innerloop.recipes import Recipe, pretrained
-from innerloop.tasks import evaluation_episodes, evaluation_key
+from innerloop.tasks import evaluation_episodes
 from innerloop.training import (
     Checkpoints,
     Clip,
@@ -44,12 +36,11 @@ from innerloop.training import (
     WeightsAndBiases,
     fit,
 )
-from innerloop.training.evaluate import evaluate_tasks, summarise
+from innerloop.training.evaluate import summarise
 from innerloop.training.logging.records import evaluation_record
 from innerloop.training.processes import is_first, together
 from innerloop.training.run_folder import (
     CHECKPOINTS,
-    CONFIG,
     LOG,
     RESULT,
     TEST_TASKS,
@@ -57,15 +48,6 @@ from innerloop.training.run_folder import (
     environment,
 )
 from innerloop.training.sharding import placement
-
-EXPERIMENTS: dict[str, type[Experiment]] = {
-    "sinusoid": Sinusoid,
-    "digits": Digits,
-    "omniglot": Omniglot,
-    "mini-imagenet": MiniImageNet,
-    "cifar-fs": CifarFS,
-}
-
 
 _MAY_CHANGE = (
     *("run", "resume", "minutes", "per_call", "save_every", "check", "test_tasks"),
@@ -95,7 +77,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         parts.validation, experiment.validation_tasks, experiment.seed, "validation"
     )
     config = {
-        "experiment": _name(experiment),
+        "experiment": experiment_name(experiment),
         "config": dataclasses.asdict(experiment),
         "metric": parts.metric,
     }
@@ -141,7 +123,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     for record in folder.read_log()[-1:]:  # which counts what the run took before it went on
         seconds = max(seconds, record["seconds"])
     experiment = dataclasses.replace(experiment, chunk=outcome.chunk)
-    per_task = test_evaluation(experiment, parts, outcome.meta)
+    per_task = test_evaluation(experiment, parts, outcome.meta, test_episodes(experiment, parts))
     test = summarise(per_task)
     result = {
         **config,
@@ -159,75 +141,14 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     }
     if is_first():
         folder.save_meta(outcome.meta)  # once more: a run that goes on may have lost it
-        folder.write_arrays(TEST_TASKS, {name: np.asarray(x, "f4") for name, x in per_task.items()})
+        metrics = {name: np.asarray(x, "f4") for name, x in per_task.metrics.items()}
+        folder.write_arrays(TEST_TASKS, metrics)
         folder.write_json(RESULT, result)
         with folder.writing():
             trained_steps = recipe.adaptation.steps or 0  # pyright: ignore[reportAttributeAccessIssue]
-            draw_curves(folder, parts.metric, test, _name(experiment), trained_steps)
+            draw_curves(folder, parts.metric, test, experiment_name(experiment), trained_steps)
             experiment.figures(parts, jax.device_put(jax.device_get(outcome.meta)), folder.path)
     return result
-
-
-def evaluate_run(
-    path: Path,
-    *,
-    tasks: int | None = None,
-    steps: int | None = None,
-    seed: int | None = None,
-    shuffle_support_labels: bool = False,
-) -> dict[str, Any]:
-    """Evaluate a finished run's best meta-parameters on its meta-test tasks.
-
-    Returns a record like the `"test"` entry of `result.json`, with what it was made from, and the
-    `"file"` that holds it: evaluations of other seeds, steps or tasks stay beside it.
-    """
-    folder = RunFolder.open(path)
-    folder.require_writable()  # before minutes of work
-    overrides = {"test_tasks": tasks, "test_steps": steps, "seed": seed}
-    changed = {name: value for name, value in overrides.items() if value is not None}
-    chunk = folder.read_json(RESULT).get("chunk") if folder.has(RESULT) else None
-    experiment = read_experiment(folder)
-    experiment = dataclasses.replace(
-        experiment, memory=None, devices=None, chunk=chunk or experiment.chunk, **changed
-    )
-    check_ranges(experiment)
-    parts = experiment.parts()
-    if steps is not None:
-        require_steps(experiment.recipe, parts.recipe)
-    meta = _best_meta(folder, parts.recipe)
-    test = summarise(test_evaluation(experiment, parts, meta, shuffle_support_labels))
-    record = {
-        "run": str(path),
-        "shuffled_support_labels": shuffle_support_labels,
-        "seed": experiment.seed,
-        "normalisation": parts.normalisation,
-        "environment": environment(),
-        "test": evaluation_record(test),
-    }
-    name = f"evaluation-seed{experiment.seed}-steps{len(test.mean['loss']) - 1}"
-    name += f"-tasks{experiment.test_tasks}" + "-shuffled" * shuffle_support_labels
-    return record | {"file": str(folder.write_json(f"{name}.json", record))}
-
-
-def test_evaluation(
-    experiment: Experiment, parts: Parts, meta: Any, shuffle_support_labels: bool = False
-) -> dict[str, jax.Array]:
-    """Every metric of every task in the fixed test set of the experiment's seed.
-
-    Each `(test_tasks, test_steps + 1)`: after 0 ... `test_steps` inner steps.
-    """
-    episodes = evaluation_episodes(parts.test, experiment.test_tasks, experiment.seed, "test")
-    if shuffle_support_labels:
-        episodes = support_labels_shuffled(episodes, evaluation_key(experiment.seed, "shuffling"))
-    return evaluate_tasks(
-        *parts.recipe.at_test,
-        meta,
-        episodes,
-        evaluation_key(experiment.seed, "test adaptation"),
-        steps=experiment.steps_at_test(parts.recipe),
-        chunk=experiment.chunk,
-        devices=experiment.devices,
-    )
 
 
 def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFolder:
@@ -238,7 +159,7 @@ def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFol
         return RunFolder.create(run, config)
     refuse_without_recipe(RunFolder(run))
     may_change = (*_MAY_CHANGE, *(["steps"] if not experiment.cosine else []))
-    return RunFolder.resume(run, config, may_change=may_change, added=ADDED)
+    return RunFolder.resume(run, config, may_change=may_change, today=compared_today)
 
 
 def _chosen_loggers(experiment: Experiment, run: Path) -> list[Logger]:
@@ -253,20 +174,6 @@ def _chosen_loggers(experiment: Experiment, run: Path) -> list[Logger]:
         config = dataclasses.asdict(experiment)
         chosen.append(WeightsAndBiases(experiment.wandb, run, mode=mode, config=config))
     return chosen
-
-
-def best_meta(run: str | os.PathLike[str]) -> PyTree:
-    """The best meta-parameters, by validation, of a run folder that `innerloop train` wrote.
-
-    Of a run that goes on, those so far. No data are read. Raises `RunError` where the folder holds
-    no run, or a damaged one.
-    """
-    folder = RunFolder.open(Path(run))
-    return _best_meta(folder, read_experiment(folder).build_recipe())
-
-
-def _best_meta(folder: RunFolder, recipe: Recipe) -> PyTree:
-    return folder.load_meta(jax.eval_shape(recipe.init_meta, jax.random.key(0)))
 
 
 def initial_recipe(experiment: Experiment, recipe: Recipe) -> Recipe:
@@ -285,21 +192,3 @@ def initial_recipe(experiment: Experiment, recipe: Recipe) -> Recipe:
             expected=error.expected,
             write="--pretrained with a run of the same network",
         ) from error
-
-
-def _name(experiment: Experiment) -> str:
-    return next(name for name, kind in EXPERIMENTS.items() if type(experiment) is kind)
-
-
-def read_experiment(folder: RunFolder) -> Experiment:
-    """The experiment of a run. Raises `RunError` for a config that is none."""
-    content = folder.read_config()
-    try:
-        kind = EXPERIMENTS[content["experiment"]]
-        config = with_recipe(content["config"])
-        paths: dict[str, Any] = {
-            name: Path(config[name]) for name in ("run", "data", "pretrained") if config.get(name)
-        }
-        return kind(**(config | paths))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise folder.damaged(CONFIG, error) from error

@@ -21,11 +21,15 @@ PICTURES = {
 
 @dataclass(frozen=True)
 class Results:
-    """An evaluation over tasks: `mean` and `interval` map a metric to `(inner steps + 1,)`."""
+    """An evaluation over tasks: `mean` and `interval` map a metric to `(inner steps + 1,)`.
+
+    `ece` has the same shape, or is None where it was not recorded.
+    """
 
     mean: dict[str, np.ndarray]
     interval: dict[str, np.ndarray]
     tasks: int
+    ece: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Run:
 
     - `name`: what it is called on the page; `place`: which of the runs it is
     - `batch`: tasks per outer step; `trained_steps`: inner steps in training
-    - `metric`: what it is judged by
+    - `metric`: what it is judged by; `normalisation`: the model's policy
     - `outer_steps`, `minutes`: as far as the log goes
     - `losses` `(outer_steps,)`: the loss of every outer step
     - `norms`: `(steps, values)`, the meta-gradient's norm, a mean over each call to the device
@@ -81,6 +85,7 @@ class Run:
     batch: int | None
     trained_steps: int | None
     metric: str
+    normalisation: str | None
     outer_steps: int
     minutes: float
     losses: np.ndarray
@@ -128,6 +133,7 @@ def _read(folder: RunFolder, name: str, place: int) -> Run:
             raise ValueError(f"no {metric}")
         best_step = _whole(ended.get("best_step"))
         environment = _flat(ended.get("environment", {}))
+        normalisation = None if "normalisation" not in ended else str(ended["normalisation"])
     return Run(
         name=name,
         place=place,
@@ -136,6 +142,7 @@ def _read(folder: RunFolder, name: str, place: int) -> Run:
         batch=batch,
         trained_steps=trained_steps,
         metric=metric,
+        normalisation=normalisation,
         cost=cost,
         best_step=best_step,
         test=test,
@@ -202,10 +209,12 @@ def _likely_metric(validated: list[dict]) -> str:
 def _results(record: dict[str, Any]) -> Results:
     mean = {name: np.asarray(values, float) for name, values in record["mean"].items()}
     interval = {name: np.asarray(record["interval_95"][name], float) for name in mean}
-    shapes = {array.shape for array in (*mean.values(), *interval.values())}
+    ece = np.asarray(record["ece"], float) if "ece" in record else None
+    calibration = [] if ece is None else [ece]
+    shapes = {array.shape for array in (*mean.values(), *interval.values(), *calibration)}
     if len(shapes) != 1 or len(shapes.pop()) != 1:
         raise ValueError("an evaluation is lists of one length")
-    return Results(mean, interval, int(record["tasks"]))
+    return Results(mean, interval, int(record["tasks"]), ece)
 
 
 def _per_task(folder: RunFolder) -> dict[str, np.ndarray]:

@@ -16,11 +16,14 @@ class OverSeeds(NamedTuple):
     """A metric over the runs of one setting.
 
     - `mean`: of the runs' means; `half`: half the width of its 95% interval, by Student's t with
-      one degree of freedom less than runs; `low`, `high`: the least and the most of the means
+      one degree of freedom less than runs
+    - `deviation`: standard deviation of the runs' means, with one less than the runs below the sum
+    - `low`, `high`: the least and the most of the means
     """
 
     mean: float
     half: float
+    deviation: float
     low: float
     high: float
 
@@ -60,6 +63,6 @@ def over_seeds(values: Sequence[float]) -> OverSeeds:
     from scipy.stats import t
 
     array = np.asarray(values, float)
-    error = array.std(ddof=1) / math.sqrt(len(array))
-    half = float(t.ppf(0.975, len(array) - 1)) * float(error)
-    return OverSeeds(float(array.mean()), half, float(array.min()), float(array.max()))
+    deviation = float(array.std(ddof=1))
+    half = float(t.ppf(0.975, len(array) - 1)) * deviation / math.sqrt(len(array))
+    return OverSeeds(float(array.mean()), half, deviation, float(array.min()), float(array.max()))

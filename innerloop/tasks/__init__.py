@@ -32,6 +32,7 @@ from innerloop.tasks.omniglot import (
     omniglot_small1,
     omniglot_small2,
 )
+from innerloop.tasks.omniglot_one_shot import omniglot_one_shot
 from innerloop.tasks.sinusoid import SinusoidTasks
 from innerloop.tasks.splits import Splits, check_disjoint
 from innerloop.tasks.streamed import StoredImages, StreamedTasks
@@ -67,6 +68,7 @@ __all__ = [
     "mixture",
     "omniglot",
     "omniglot_official",
+    "omniglot_one_shot",
     "omniglot_small1",
     "omniglot_small2",
     "sample_each",

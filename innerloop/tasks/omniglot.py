@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -59,15 +59,19 @@ def omniglot(
     Raises `DataError` if the folder or a file is missing, has the wrong md5, or cannot be
     downloaded, and `StructureError` for a size out of range.
     """
-    _check_size(size)
+    check_size(size)
     images = np.concatenate([drawings(part, size, data) for part in (BACKGROUND, EVALUATION)])
     order = _permutation(len(images))
     train, validation, test = np.split(order, [_TRAIN, _TRAIN + _VALIDATION])
     return Splits(classes(images[train]), classes(images[validation]), classes(images[test]))
 
 
+Background = Literal["full", "small1", "small2"]
+
+
 def omniglot_official(
     *,
+    background: Background = "full",
     classes: Callable[[np.ndarray], ImageClasses] = with_quarter_turns,
     size: int = 28,
     data: Folder | None = None,
@@ -76,12 +80,18 @@ def omniglot_official(
 
     The 964 characters of the 30 background alphabets are for learning: a fixed random tenth of them
     (96) for validation, 868 for meta-training. The 659 characters of the 20 evaluation alphabets
-    are the test. Arguments, images, errors and source as in `omniglot`.
+    are the test. Other arguments, images, errors and source as in `omniglot`.
+
+    - `background`: which alphabets are for learning: all 30, or the five of one of the authors'
+      small sets (`omniglot_small1`, `omniglot_small2`), of whose characters a tenth are for
+      validation too
     """
-    _check_size(size)
-    background, test = drawings(BACKGROUND, size, data), drawings(EVALUATION, size, data)
-    validation, train = np.split(_permutation(len(background)), [len(background) // 10])
-    return Splits(classes(background[train]), classes(background[validation]), classes(test))
+    check_size(size)
+    # asked for here, not at the top: tests put small archives in place of the official ones
+    archive = {"full": BACKGROUND, "small1": SMALL_1, "small2": SMALL_2}[background]
+    known, test = drawings(archive, size, data), drawings(EVALUATION, size, data)
+    validation, train = np.split(_permutation(len(known)), [len(known) // 10])
+    return Splits(classes(known[train]), classes(known[validation]), classes(test))
 
 
 class Alphabets(NamedTuple):
@@ -129,7 +139,7 @@ def _small(
     size: int,
     data: Folder | None,
 ) -> Alphabets:
-    _check_size(size)
+    check_size(size)
     return Alphabets(classes(drawings(archive, size, data)), alphabets(archive, data))
 
 
@@ -138,7 +148,8 @@ def _permutation(count: int) -> np.ndarray:
     return np.random.RandomState(_SEED).permutation(count)
 
 
-def _check_size(size: int) -> None:
+def check_size(size: int) -> None:
+    """Raise `StructureError` for a size that the drawings cannot be scaled to."""
     check_count("size", size, write="omniglot(size=28)")
     if size > _DRAWN_SIZE:
         raise StructureError(

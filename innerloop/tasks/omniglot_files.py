@@ -34,7 +34,7 @@ def drawings(archive: Archive, size: int, data: str | os.PathLike[str] | None) -
     Characters are in the order of their alphabets' names, then of their numbers. Kept in the cache
     folder under the md5 of the file and the size, so reading and scaling happen once.
     """
-    file, source = _find(archive, data)
+    file, source = find(archive, data)
 
     def read() -> np.ndarray:
         with source as path:
@@ -45,32 +45,36 @@ def drawings(archive: Archive, size: int, data: str | os.PathLike[str] | None) -
 
 def alphabets(archive: Archive, data: str | os.PathLike[str] | None) -> tuple[str, ...]:
     """The alphabet of each character of an official archive, in the order of `drawings`."""
-    _, source = _find(archive, data)
+    _, source = find(archive, data)
     with source as path, zipfile.ZipFile(path) as content:
         return tuple(folder.parent.name for folder in _characters(content))
 
 
-def _find(
-    archive: Archive, data: str | os.PathLike[str] | None
+def find(
+    archive: Archive, data: str | os.PathLike[str] | None, base_url: str = UPSTREAM
 ) -> tuple[KnownFile, AbstractContextManager[Path]]:
     """The file to read, and where it will be: a download starts only when that is entered."""
     folder = data_folder(data, "omniglot")
     if folder is None:
-        return archive[0], downloaded(archive[0], UPSTREAM)
+        return archive[0], downloaded(archive[0], base_url)
     file, path = local_file(archive, folder)
     return file, nullcontext(path)
 
 
 def _read_zip(path: Path, size: int) -> np.ndarray:
-    from PIL import Image
-
-    def drawing(content: zipfile.ZipFile, name: str) -> np.ndarray:
-        with Image.open(io.BytesIO(content.read(name))) as paper:
-            return _scaled(np.asarray(paper, dtype=bool), size)
-
     with zipfile.ZipFile(path) as content:
         characters = _characters(content).values()
-        return np.array([[drawing(content, name) for name in names] for names in characters])
+        return np.array(
+            [[read_drawing(content, name, size) for name in names] for names in characters]
+        )
+
+
+def read_drawing(content: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
+    """An image of an archive, uint8 `(size, size)`, ink 255 and paper 0."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content.read(name))) as paper:
+        return _scaled(np.asarray(paper, dtype=bool), size)
 
 
 def _characters(content: zipfile.ZipFile) -> dict[PurePosixPath, list[str]]:

@@ -16,6 +16,8 @@ from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.objective import task_count
 from innerloop.problem import Episode, Problem, loss_function, task_keys
+from innerloop.recipes.base import Predict
+from innerloop.training.calibration import calibration_sums, expected_calibration_error
 from innerloop.training.placement import OneDevice, Placement
 from innerloop.training.sharding import placement
 
@@ -29,11 +31,25 @@ class Evaluation(NamedTuple):
 
     - `mean`, `interval`: metric name -> `(steps + 1,)`, after 0 ... `steps` inner steps
     - `tasks`: number of tasks
+    - `ece`: `(steps + 1,)`, the expected calibration error over the query rows of all tasks, from 0
+      to 1 (15 bins; Guo et al. 2017); None where no `predict` was given
     """
 
     mean: dict[str, np.ndarray]
     interval: dict[str, np.ndarray]
     tasks: int
+    ece: np.ndarray | None = None
+
+
+class TaskResults(NamedTuple):
+    """What an evaluation found of single tasks.
+
+    - `metrics`: name -> `(tasks, steps + 1)`
+    - `calibration`: `(tasks, steps + 1, bins, 3)`, as `calibration_sums`; None without predictions
+    """
+
+    metrics: dict[str, Array]
+    calibration: Array | None
 
 
 def evaluator(
@@ -42,15 +58,17 @@ def evaluator(
     *,
     steps: int | None = None,
     chunk: int | None = None,
+    predict: Predict | None = None,
     placement: Placement = OneDevice(),
-) -> Callable[[PyTree, Episode, PRNGKeyArray], dict[str, jax.Array]]:
-    """A compiled function `(meta, episodes, key) -> metrics`, each `(tasks, steps + 1)`.
+) -> Callable[[PyTree, Episode, PRNGKeyArray], TaskResults]:
+    """A compiled function `(meta, episodes, key) -> results of single tasks`.
 
     No derivative graph is built beyond the inner gradients. Metrics are `"loss"`, the outer loss,
     and the entries of its aux, a dict of scalars.
 
     - `steps`: how many inner steps to take; those of the adaptation unless given
     - `chunk`: tasks at a time; `TASKS_AT_ONCE` unless given
+    - `predict`: the logits whose calibration is measured, as `Recipe.predict` gives them
     - `placement`: the devices that share the tasks
     """
     if chunk is not None:
@@ -62,7 +80,11 @@ def evaluator(
 
         def observe(params: PyTree, t):
             value, aux = outer_loss(params, meta, episode.query, keys.outer)
-            return {"loss": value} | named_metrics(aux)
+            metrics = {"loss": value} | named_metrics(aux)
+            if predict is None:
+                return TaskResults(metrics, None)
+            logits = predict(params, meta, episode.query, keys.outer)
+            return TaskResults(metrics, calibration_sums(logits, episode.query))
 
         _, _, observed = run(
             problem,
@@ -108,18 +130,17 @@ def evaluate(
     *,
     steps: int | None = None,
     chunk: int | None = None,
+    predict: Predict | None = None,
     devices: Placement | Mesh | int | Literal["all"] | None = None,
 ) -> Evaluation:
     """Learn every task of a batch from `meta` and judge it on its query set.
 
     Returns mean and 95% interval (1.96 standard errors over tasks) after 0 ... `steps` inner steps,
-    which may go beyond the trained number. `devices` share the tasks, as in `fit`.
+    which may go beyond the trained number. With `predict`, a classifier's `Recipe.predict`, the
+    calibration of its probabilities too. `devices` share the tasks, as in `fit`.
     """
-    return summarise(
-        evaluate_tasks(
-            problem, adaptation, meta, episodes, key, steps=steps, chunk=chunk, devices=devices
-        )
-    )
+    how = {"steps": steps, "chunk": chunk, "predict": predict, "devices": devices}
+    return summarise(evaluate_tasks(problem, adaptation, meta, episodes, key, **how))
 
 
 def evaluate_tasks(
@@ -131,17 +152,21 @@ def evaluate_tasks(
     *,
     steps: int | None = None,
     chunk: int | None = None,
+    predict: Predict | None = None,
     devices: Placement | Mesh | int | Literal["all"] | None = None,
-) -> dict[str, jax.Array]:
-    """What `evaluate` summarises: every metric of every task, `(tasks, steps + 1)`."""
+) -> TaskResults:
+    """What `evaluate` summarises."""
     place = placement(devices)
-    measure = evaluator(problem, adaptation, steps=steps, chunk=chunk, placement=place)
+    measure = evaluator(
+        problem, adaptation, steps=steps, chunk=chunk, predict=predict, placement=place
+    )
     return measure(*(place.place(each) for each in (meta, episodes, key)))
 
 
-def summarise(per_task: dict[str, jax.Array]) -> Evaluation:
+def summarise(results: TaskResults) -> Evaluation:
     """Mean and 95% interval over the task axis, the first."""
-    values = {name: np.asarray(leaf, np.float64) for name, leaf in per_task.items()}
+    values = {name: np.asarray(leaf, np.float64) for name, leaf in results.metrics.items()}
+    sums = results.calibration
     tasks = len(values["loss"])
     with np.errstate(invalid="ignore", over="ignore"):  # a diverged task: the interval says so
         spread = {name: leaf.std(axis=0, ddof=min(1, tasks - 1)) for name, leaf in values.items()}
@@ -149,6 +174,7 @@ def summarise(per_task: dict[str, jax.Array]) -> Evaluation:
         {name: leaf.mean(axis=0) for name, leaf in values.items()},
         {name: 1.96 * leaf / np.sqrt(tasks) for name, leaf in spread.items()},
         tasks,
+        None if sums is None else expected_calibration_error(np.asarray(sums)),
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 from zipfile import BadZipFile
 
@@ -62,11 +61,11 @@ class RunFolder:
         config: dict[str, Any],
         *,
         may_change: tuple[str, ...],
-        added: Mapping[str, Any] = MappingProxyType({}),
+        today: Callable[[dict[str, Any]], dict[str, Any]] = dict,
     ) -> "RunFolder":
         """Go on with a run, or start it where there is none.
 
-        `added` is what runs did that have no word of a setting, as it came later.
+        `today` puts the config of a run that an older version began into today's form.
 
         Raises `RunError` where the folder holds a run of another experiment, or of a config that
         differs in more than `may_change`.
@@ -75,7 +74,7 @@ class RunFolder:
             return RunFolder.create(path, config)
         folder = RunFolder(path)
         theirs, mine = folder.read_config(), json.loads(strict_json(config))
-        before = {**added, **theirs["config"]}
+        before = today(theirs["config"])
         changed = {
             name: (before.get(name), value)
             for name, value in mine["config"].items()

@@ -9,6 +9,8 @@ from innerloop.report.runs import Run
 from innerloop.report.sections.common import by_metric, split, with_metric
 from innerloop.report.seeds import over_seeds, same_but_for_the_seed
 
+_CALIBRATION = "calibration error"
+
 
 def learning(runs: list[Run]) -> Iterator[Block]:
     """Training loss and validation over outer steps and over time."""
@@ -44,6 +46,9 @@ def intervals(runs: list[Run]) -> Iterator[Block]:
     else:
         names = dict.fromkeys(name for run in tested for name in run.test.mean)
         yield from (_intervals_beside(with_metric(tested, name), name) for name in names)
+        calibrated = [run for run in tested if run.test.ece is not None]
+        if calibrated:
+            yield _calibration_beside(calibrated)
     for group in same_but_for_the_seed(runs):
         yield _seeds_table(group)
     if missing:
@@ -53,9 +58,19 @@ def intervals(runs: list[Run]) -> Iterator[Block]:
 def _intervals_table(run: Run) -> Table:
     names = list(run.test.mean)
     columns = [_means(run, name) for name in names]
+    if run.test.ece is not None:
+        names.append(_CALIBRATION)
+        columns.append([f"{error:.1%}" for error in run.test.ece])
     rows = [[str(step), *cells] for step, cells in enumerate(zip(*columns, strict=True))]
     caption = f"Mean over {run.test.tasks:,} test tasks ± 95% interval over tasks"
     return Table(["inner steps", *names], rows, caption)
+
+
+def _calibration_beside(runs: list[Run]) -> Table:
+    columns = [[f"{error:.1%}" for error in run.test.ece] for run in runs]  # pyright: ignore[reportOptionalIterable]
+    rows = [[str(step), *cells] for step, cells in enumerate(zip_longest(*columns, fillvalue=""))]
+    caption = f"Expected {_CALIBRATION} of all predictions, 15 bins of confidence"
+    return Table(["inner steps", *(run.name for run in runs)], rows, caption)
 
 
 def _intervals_beside(runs: list[Run], name: str) -> Table:
@@ -79,9 +94,13 @@ def _seeds_table(group: list[Run]) -> Table:
             name: over_seeds([run.test.mean[name][step] for run in group]) for name in names
         }
         cells = [text.plus_minus(each.mean, each.half, name) for name, each in together.items()]
-        ends = [text.value(end, metric) for end in (together[metric].low, together[metric].high)]
-        rows.append([str(step), *cells, " to ".join(ends)])
+        judged = together[metric]
+        spread, *ends = (
+            text.value(each, metric) for each in (judged.deviation, judged.low, judged.high)
+        )
+        rows.append([str(step), *cells, spread, " to ".join(ends)])
     seeds = ", ".join(str(run.config["seed"]) for run in group)
     caption = f"Over seeds {seeds}, all else the same: mean of {len(group)} runs ± 95% interval "
     caption += "over seeds (Student's t)"
-    return Table(["inner steps", *names, f"{metric}, least to most"], rows, caption)
+    headings = [f"{metric}, {what}" for what in ("standard deviation", "least to most")]
+    return Table(["inner steps", *names, *headings], rows, caption)

@@ -23,12 +23,14 @@ def results(runs: list[Run]) -> Iterator[Block]:
 
 def _outcome(run: Run) -> dict[str, tuple[str, str]]:
     """Name -> value and remark."""
-    reached = (NONE, "")
+    reached, calibration = (NONE, ""), {}
     if run.finished:
         ends = (run.test.mean[run.metric][-1], run.test.interval[run.metric][-1])
         steps = len(run.test.mean[run.metric]) - 1
         remark = f"{run.test.tasks:,} tasks, {steps} inner steps"
         reached = (text.plus_minus(*ends, run.metric), remark)
+        if run.test.ece is not None:
+            calibration = {"calibration error": (f"{run.test.ece[-1]:.1%}", "expected, 15 bins")}
     best = NONE if run.best_step is None else f"step {run.best_step:,}"
     progress = f"{run.outer_steps:,}"
     if not run.finished:
@@ -36,6 +38,8 @@ def _outcome(run: Run) -> dict[str, tuple[str, str]]:
     time = text.duration(60 * run.minutes) if run.outer_steps else NONE
     return {
         f"test {run.metric}": reached,
+        **calibration,
+        "normalisation": (run.normalisation or NONE, ""),
         "best by validation": (best, ""),
         "outer steps": (progress, "" if run.finished else "not finished"),
         "wall time": (time, "with compilation and validation"),

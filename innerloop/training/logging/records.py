@@ -38,7 +38,7 @@ def scalars(progress: Progress) -> dict[str, float]:
     flat = means(progress)
     flat |= {f"system/{name}": value for name, value in progress.system.items()}
     if progress.evaluation is not None:
-        mean, interval, _ = progress.evaluation
+        mean, interval = progress.evaluation.mean, progress.evaluation.interval
         flat |= {f"validation/{name}": float(leaf[-1]) for name, leaf in mean.items()}
         flat |= {
             f"validation/{name}/interval_95": float(leaf[-1]) for name, leaf in interval.items()
@@ -48,10 +48,12 @@ def scalars(progress: Progress) -> dict[str, float]:
 
 def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation as JSON: lists over 0 ... K inner steps."""
+    calibration = {} if evaluation.ece is None else {"ece": evaluation.ece.tolist()}
     return {
         "tasks": evaluation.tasks,
         "mean": {name: leaf.tolist() for name, leaf in evaluation.mean.items()},
         "interval_95": {name: leaf.tolist() for name, leaf in evaluation.interval.items()},
+        **calibration,
     }
 
 

@@ -1,0 +1,135 @@
+"""Evaluate a finished run: on its own test tasks, or by the protocol of a data set's authors."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from innerloop.errors import RunError, StructureError
+from innerloop.experiments.base import (
+    Experiment,
+    Parts,
+    require_steps,
+    support_labels_shuffled,
+)
+from innerloop.experiments.protocols import PROTOCOLS, ProtocolName
+from innerloop.experiments.ranges import check_ranges
+from innerloop.experiments.table import load_best_meta, read_experiment
+from innerloop.problem import Episode
+from innerloop.recipes import Recipe
+from innerloop.tasks import evaluation_episodes, evaluation_key
+from innerloop.training.evaluate import TaskResults, evaluate_tasks, summarise
+from innerloop.training.logging.records import evaluation_record
+from innerloop.training.run_folder import RESULT, RunFolder, environment
+
+
+def evaluate_run(
+    path: Path,
+    *,
+    tasks: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    shuffle_support_labels: bool = False,
+    protocol: ProtocolName | None = None,
+) -> dict[str, Any]:
+    """Evaluate a finished run's best meta-parameters on its meta-test tasks, or by a protocol.
+
+    Returns a record like the `"test"` entry of `result.json`, with what it was made from, and the
+    `"file"` that holds it: evaluations of other seeds, steps or tasks stay beside it.
+    """
+    folder = RunFolder.open(path)
+    folder.require_writable()  # before minutes of work
+    overrides = {"test_tasks": tasks, "test_steps": steps, "seed": seed}
+    changed = {name: value for name, value in overrides.items() if value is not None}
+    chunk = folder.read_json(RESULT).get("chunk") if folder.has(RESULT) else None
+    trained = read_experiment(folder)
+    experiment = dataclasses.replace(
+        trained, memory=None, devices=None, chunk=chunk or trained.chunk, **changed
+    )
+    check_ranges(experiment)
+    if protocol is None:
+        parts = experiment.parts()
+        episodes = test_episodes(experiment, parts)
+        name = f"seed{experiment.seed}-steps{{}}-tasks{experiment.test_tasks}"
+    else:
+        _refuse_own_tasks(protocol, tasks, seed)
+        experiment, episodes = PROTOCOLS[protocol](experiment)
+        parts = experiment.parts()
+        _require_outputs(path, trained, experiment, parts.recipe)
+        name = f"{protocol}-steps{{}}"
+    if steps is not None:
+        require_steps(experiment.recipe, parts.recipe)
+    meta = load_best_meta(folder, parts.recipe)
+    if shuffle_support_labels:
+        episodes = support_labels_shuffled(episodes, evaluation_key(experiment.seed, "shuffling"))
+    results = test_evaluation(experiment, parts, meta, episodes)
+    if protocol is not None:  # which are published as rates of error
+        error = {"error": 1 - results.metrics["accuracy"]}
+        results = results._replace(metrics=error | results.metrics)
+    test = summarise(results)
+    record = {
+        "run": str(path),
+        "protocol": protocol,
+        "shuffled_support_labels": shuffle_support_labels,
+        "seed": experiment.seed,
+        "normalisation": parts.normalisation,
+        "environment": environment(),
+        "test": evaluation_record(test),
+    }
+    name = f"evaluation-{name.format(len(test.mean['loss']) - 1)}"
+    name += "-shuffled" * shuffle_support_labels
+    return record | {"file": str(folder.write_json(f"{name}.json", record))}
+
+
+def test_episodes(experiment: Experiment, parts: Parts) -> Episode:
+    """The fixed test set of the experiment's seed."""
+    return evaluation_episodes(parts.test, experiment.test_tasks, experiment.seed, "test")
+
+
+def test_evaluation(
+    experiment: Experiment, parts: Parts, meta: Any, episodes: Episode
+) -> TaskResults:
+    """Every metric of every task, after 0 ... `test_steps` inner steps."""
+    return evaluate_tasks(
+        *parts.recipe.at_test,
+        meta,
+        episodes,
+        evaluation_key(experiment.seed, "test adaptation"),
+        steps=experiment.steps_at_test(parts.recipe),
+        chunk=experiment.chunk,
+        predict=parts.logits,
+        devices=experiment.devices,
+    )
+
+
+def _refuse_own_tasks(protocol: str, tasks: int | None, seed: int | None) -> None:
+    if tasks is None and seed is None:
+        return
+    raise StructureError(
+        f"{protocol} has its own tasks, each once",
+        got=f"--tasks {tasks}" if tasks is not None else f"--seed {seed}",
+        expected="neither a number of tasks nor a seed",
+        write=f"innerloop evaluate RUN --protocol {protocol}",
+    )
+
+
+def _require_outputs(
+    path: Path, trained: Experiment, experiment: Experiment, recipe: Recipe
+) -> None:
+    """Raise `RunError` where the run's own network has another number of outputs."""
+    theirs, ours = (
+        jax.eval_shape(each.init_meta, jax.random.key(0))
+        for each in (trained.build_recipe(), recipe)
+    )
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (theirs, ours)]
+    if shapes[0] == shapes[1]:
+        return
+    ways = experiment.ways  # pyright: ignore[reportAttributeAccessIssue]
+    raise RunError(
+        f"the protocol has tasks of {ways} classes, and the run's network has other outputs",
+        got=f"{path}, trained with --recipe {trained.recipe} --ways {trained.ways}",  # pyright: ignore[reportAttributeAccessIssue]
+        expected=f"a run with --ways {ways}, or of a recipe whose network has no outputs of its "
+        "own, such as protonet",
+        write=f"innerloop train omniglot --recipe {trained.recipe} --ways {ways} ...",
+    )
