@@ -76,7 +76,7 @@ def loss_curves(family: Family, optimizer: MetaOptimizer, steps: int) -> LossCur
     run = evaluator(family.problem, family.adaptation(optimizer, steps))
 
     def curves(metas: Sequence[PyTree], episodes: Episode, key: PRNGKeyArray) -> np.ndarray:
-        losses = np.stack([np.asarray(run(meta, episodes, key)["loss"]) for meta in metas])
+        losses = np.stack([np.asarray(run(meta, episodes, key).metrics["loss"]) for meta in metas])
         return np.where(np.isfinite(losses), losses, np.inf)
 
     return curves
