@@ -97,6 +97,7 @@ def test_where_no_run_is_finite_the_policy_decides():
 CASES = {
     "check": ({"check": True}, r"check=True.*whole tasks.*steps=5"),
     "memory": ({"memory": "1GiB"}, r"memory=.*whole tasks.*steps=5"),
+    "streamed": ({"tasks": il.StreamedTasks(print)}, "draw their tasks on the device.*StreamedT"),
 }
 
 

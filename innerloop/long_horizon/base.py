@@ -184,17 +184,9 @@ class OnlineGradient(eqx.Module):
             weights = jnp.ones(batch) if carry.episode.weight is None else carry.episode.weight
             unreached: list[str] = []
             sums = sum_over_tasks(next_window, chunk, unreached)
-            total, found, grads = (spread(sums) if spread else sums)(
-                meta, carry, jax.random.split(key, batch), weights
-            )
-            scale = 1 / jnp.sum(jnp.where(found.counts, weights, 0))
-            grads = jax.tree.map(
-                lambda leaf: jnp.where(jnp.isfinite(scale), leaf * scale.astype(leaf.dtype), 0),
-                grads,
-            )
-            marks = {name: jnp.ones(batch, bool) for name in unreached}
-            aux = found.aux._replace(diagnostics=found.aux.diagnostics | {"unreached": marks})
-            return ((total * scale.astype(total.dtype), aux), grads), found.run
+            keys = jax.random.split(key, batch)
+            result = (spread(sums) if spread else sums)(meta, carry, keys, weights)
+            return _mean(*result, weights, unreached)
 
         return step
 
@@ -235,3 +227,13 @@ class OnlineGradient(eqx.Module):
         }
         after = run._replace(step=last - self.overlap, state=result.state)
         return loss, _Found(Aux(result.metrics, result.info, diagnostics), after, counts)
+
+
+def _mean(total: Scalar, found: _Found, grads: PyTree, weights: Array, unreached: list[str]):
+    """Over the runs that count: NaN and zeros where none does."""
+    weight = jnp.sum(jnp.where(found.counts, weights, 0))
+    mean = lambda leaf: jnp.where(weight > 0, leaf / weight.astype(leaf.dtype), 0)
+    marks = {name: jnp.ones(len(weights), bool) for name in unreached}
+    aux = found.aux._replace(diagnostics=found.aux.diagnostics | {"unreached": marks})
+    loss = total / weight.astype(total.dtype)
+    return ((loss, aux), jax.tree.map(mean, grads)), found.run
