@@ -33,6 +33,7 @@ def make_run(path, *, seed=0, losses=60, tasks=75, faults=(), result=(), **setti
     config["inner_rate"] = 0.4
     begun = {"experiment": "digits", "config": config | settings, "metric": "accuracy"}
     folder = RunFolder.create(path, begun)
+    folder.close()
     random = np.random.default_rng(seed)
     accuracy = random.integers(0, 76, (tasks, 4)) / 75
     per_task = {"accuracy": accuracy.astype("f4"), "loss": random.exponential(1, (tasks, 4))}
@@ -177,8 +178,21 @@ def test_a_long_run_makes_no_large_page(tmp_path):
 # --- what is missing, or not finite -------------------------------------------------------------
 
 
+def test_validations_of_which_none_is_finite(tmp_path):
+    make_run(tmp_path / "run")
+    log = tmp_path / "run" / "log.jsonl"
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    for record in records:
+        for values in record.get("validation", {}).get("mean", {}).values():
+            values[:] = ["NaN"] * len(values)
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert "NaN" in log.read_text()
+    assert "Validation accuracy" in text_of(write_report([tmp_path / "run"]))
+
+
 def test_a_run_that_has_only_begun_says_so(tmp_path):
-    RunFolder.create(tmp_path / "run", {"experiment": "digits", "config": {"steps": 300}})
+    config = {"experiment": "digits", "config": {"steps": 300}}
+    RunFolder.create(tmp_path / "run", config).close()
     (tmp_path / "run/log.jsonl").write_text('[1]\n{"step": 20, "seco')  # as a kill leaves it
     text = text_of(write_report([tmp_path / "run"]))
     for missing in (

@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import closing
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,9 @@ META = {"body": [jnp.arange(200.0)], "head": jnp.ones((2, 3))}
 
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder.create(tmp_path / "run", {"experiment": "digits", "config": {"seed": 1}})
+    config = {"experiment": "digits", "config": {"seed": 1}}
+    with closing(RunFolder.create(tmp_path / "run", config)) as folder:
+        yield folder
 
 
 def contents(folder):
@@ -33,6 +36,7 @@ def test_what_is_written_is_read(folder):
 
 def test_a_run_from_before_a_setting_goes_on_as_it_was(folder):
     """And is refused another value of it."""
+    folder.close()
     go_on = lambda **settings: RunFolder.resume(
         folder.path,
         {"experiment": "digits", "config": {"seed": 1, **settings}},
@@ -41,7 +45,7 @@ def test_a_run_from_before_a_setting_goes_on_as_it_was(folder):
     )
     with pytest.raises(RunError, match=r"--augment True.*Expected: --augment False"):
         go_on(augment=True)
-    go_on(augment=False)
+    go_on(augment=False).close()
     assert folder.read_config()["config"] == {"seed": 1, "augment": False}
 
 
@@ -55,7 +59,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_alone(folder):
 
 def test_an_existing_folder_without_a_run_is_taken(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    RunFolder.create(tmp_path, {})
+    RunFolder.create(tmp_path, {}).close()
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -164,7 +168,7 @@ def test_a_config_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(RunError, match="Permission denied"):
         RunFolder.create(tmp_path / "run", {})
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 
 
 def test_the_environment_is_json():
@@ -173,9 +177,8 @@ def test_the_environment_is_json():
     assert record["device"]
 
 
-def test_numbers_that_are_not_finite_leave_strict_json(tmp_path):
+def test_numbers_that_are_not_finite_leave_strict_json(folder):
     """A diverged task must not make the run's files unreadable to other parsers."""
-    folder = RunFolder.create(tmp_path / "run", {})
     content = {"mean": [1.5, float("nan"), float("-inf")]}
 
     def refuse(name):
@@ -184,3 +187,14 @@ def test_numbers_that_are_not_finite_leave_strict_json(tmp_path):
     path = folder.write_json("result.json", content)
     read = json.loads(path.read_text(), parse_constant=refuse)
     assert read == {"mean": [1.5, "NaN", "-Infinity"]}
+
+
+def test_a_refused_process_changes_nothing(tmp_path):
+    config = lambda minutes: {"experiment": "x", "config": {"minutes": minutes}}
+    folder = RunFolder.create(tmp_path, config(1))
+    with pytest.raises(RunError, match=f"another process writes to this run. Got: {tmp_path}, "):
+        RunFolder.resume(tmp_path, config(2), may_change=("minutes",))
+    assert folder.read_config()["config"] == {"minutes": 1}
+    folder.close()
+    RunFolder.resume(tmp_path, config(2), may_change=("minutes",)).close()
+    assert folder.read_config()["config"] == {"minutes": 2}

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import optax
 
 from innerloop.diagnostics.planning.table import summary as plan_summary
 from innerloop.errors import RunError, StructureError
-from innerloop.experiments.base import Experiment
+from innerloop.experiments.base import Experiment, Parts
 from innerloop.experiments.cost import meta_gradient_record, training_cost
 from innerloop.experiments.curves import draw_curves
 from innerloop.experiments.evaluation import test_episodes, test_evaluation
@@ -20,11 +21,13 @@ from innerloop.experiments.older_runs import compared_today, refuse_without_reci
 from innerloop.experiments.progress import BestMeta, ProgressBar
 from innerloop.experiments.ranges import check_ranges
 from innerloop.experiments.table import best_meta, experiment_name
+from innerloop.problem import Episode
 from innerloop.recipes import Recipe, pretrained
 from innerloop.tasks import evaluation_episodes
 from innerloop.training import (
     Checkpoints,
     Clip,
+    Fit,
     JsonLines,
     Logger,
     Loggers,
@@ -84,6 +87,19 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     chosen = _chosen_loggers(experiment, run)
     with together():
         folder = _folder(experiment, run, config)
+    with closing(folder):
+        outcome = _meta_trained(experiment, parts, recipe, validation, folder, chosen)
+        return _tested(experiment, parts, config, folder, outcome, begin)
+
+
+def _meta_trained(
+    experiment: Experiment,
+    parts: Parts,
+    recipe: Recipe,
+    validation: Episode,
+    folder: RunFolder,
+    chosen: list[Logger],
+) -> Fit:
     rate = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
     optimizer = optax.adam(rate if experiment.cosine else experiment.outer_rate)
     loggers = (
@@ -93,7 +109,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         *chosen,
     )
     with Loggers(*(loggers if is_first() else ())) as log:
-        outcome = fit(
+        return fit(
             recipe,
             parts.train,
             optimizer=optimizer,
@@ -119,6 +135,17 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
             minutes=experiment.minutes,
             report=log,
         )
+
+
+def _tested(
+    experiment: Experiment,
+    parts: Parts,
+    config: dict[str, Any],
+    folder: RunFolder,
+    outcome: Fit,
+    begin: float,
+) -> dict[str, Any]:
+    """The content of `result.json`, which is written, as the figures are."""
     seconds = time.perf_counter() - begin
     for record in folder.read_log()[-1:]:  # which counts what the run took before it went on
         seconds = max(seconds, record["seconds"])
@@ -145,7 +172,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         folder.write_arrays(TEST_TASKS, metrics)
         folder.write_json(RESULT, result)
         with folder.writing():
-            trained_steps = recipe.adaptation.steps or 0  # pyright: ignore[reportAttributeAccessIssue]
+            trained_steps = parts.recipe.adaptation.steps or 0  # pyright: ignore[reportAttributeAccessIssue]
             draw_curves(folder, parts.metric, test, experiment_name(experiment), trained_steps)
             experiment.figures(parts, jax.device_put(jax.device_get(outcome.meta)), folder.path)
     return result

@@ -141,7 +141,8 @@ def _validation(runs: Sequence[Run], along: str, where: Callable[[Run], np.ndarr
             line = {"along": along, "colour": colour, "linestyle": dashes}
             validation_line(axes, where(run), run.validations.values, metric, **line)
             _interval(axes, run, where(run))
-        axes.set_xlim(0, 1.04 * axes.dataLim.x1)
+        if np.isfinite(axes.dataLim.x1):  # it is not where no score is
+            axes.set_xlim(0, 1.04 * axes.dataLim.x1)
         if along == "outer step":
             step_axis(axes)
 

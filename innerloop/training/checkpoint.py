@@ -1,12 +1,12 @@
 """The whole training state on disk: saved while training goes on, complete or not at all."""
 
-import fcntl
 import json
 import os
 import warnings
+import zlib
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ from innerloop.checks import check_count, describe
 from innerloop.errors import RunError
 from innerloop.gradients.reach import leaf_names, leaf_shapes
 from innerloop.training.files import writing
-from innerloop.training.packing import pack, stored_arrays, unpack
-from innerloop.training.processes import in_any, is_first, same_in_all, together
+from innerloop.training.lock import locked
+from innerloop.training.packing import checksums, pack, stored_arrays, unpack
+from innerloop.training.processes import in_any, same_in_all, together
 
 FORMAT = 3
 """Of the checkpoints. Older ones are read, newer ones refused."""
@@ -25,8 +26,7 @@ FORMAT = 3
 _NEW_SINCE = {1: {".state.faults", ".state.in_a_row"}}
 """Leaves that a format did not have yet: they begin as in a new run."""
 
-# What Orbax raises for a disk that is full, and for files that are damaged: its own storage layer
-# reports both as ValueError.
+# What Orbax raises where it cannot write: its own storage layer reports a full disk as ValueError.
 _STORAGE_ERRORS = (OSError, ValueError, KeyError)
 
 
@@ -58,7 +58,7 @@ class CheckpointFolder:
         self._settings = json.loads(json.dumps(settings))
         with together(), self._writing():
             self._path.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self._path)
+            self._lock = locked(self._path)
         # Only here: it takes a second to import, and a run without checkpoints does not need it.
         import orbax.checkpoint as ocp
 
@@ -100,8 +100,10 @@ class CheckpointFolder:
             "settings": self._settings,
             "leaves": _shapes(state),
             "packed": packed,
+            "checksums": checksums(arrays),
             "record": record,
         }
+        about["checksum"] = _checksum(about)
         args = self._ocp.args
         with self._writing():
             self._manager.save(
@@ -164,11 +166,15 @@ class CheckpointFolder:
     def _about(self, step: int) -> dict[str, Any] | None:
         args = self._ocp.args
         try:
-            return self._manager.restore(step, args=args.Composite(about=args.JsonRestore()))[
+            about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore()))[
                 "about"
             ]
-        except _STORAGE_ERRORS:
+        except Exception:  # as what it tells of damage is not written down
             return None
+        whole = isinstance(about, dict) and isinstance(about.get("format"), int)
+        if whole and about["format"] > 2:
+            whole = about.pop("checksum", None) == _checksum(about)
+        return about if whole else None
 
     def _state(self, step: int, like: PyTree, about: dict[str, Any]) -> PyTree | None:
         args, leaves = self._ocp.args, _named_leaves(like)
@@ -178,7 +184,10 @@ class CheckpointFolder:
             arrays = self._manager.restore(
                 step, args=args.Composite(state=args.StandardRestore(stored_arrays(saved, packed)))
             )["state"]
-        except _STORAGE_ERRORS:
+        except Exception:  # as above
+            return None
+        written, read = about.get("checksums", {}), checksums(arrays)
+        if any(written[name] != read[name] for name in written.keys() & read.keys()):
             return None
         leaves |= unpack(arrays, saved, packed)
         state = jax.tree.unflatten(jax.tree.structure(like), list(leaves.values()))
@@ -193,12 +202,12 @@ class CheckpointFolder:
                 write="the version of innerloop that wrote them",
             )
         theirs, mine = about["settings"], self._settings
-        changed = [name for name in mine if theirs.get(name) != mine[name]]
+        changed = [name for name in mine if name in theirs and theirs[name] != mine[name]]
         if changed:
             raise RunError(
                 "a run goes on with the settings that it began with",
                 got=", ".join(f"{name}={mine[name]}" for name in changed),
-                expected=", ".join(f"{name}={theirs.get(name)}" for name in changed),
+                expected=", ".join(f"{name}={theirs[name]}" for name in changed),
                 write="fit(..., resume=True) with these settings as they were, or another folder; "
                 "steps, minutes, chunk and per_call may change",
             )
@@ -231,27 +240,8 @@ class CheckpointFolder:
         )
 
 
-def _locked(path: Path) -> TextIO | None:
-    """A lock that ends with the process, however that ends. The first of several holds it."""
-    if not is_first():
-        return None
-    file = (path / "lock").open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-    except BlockingIOError as error:
-        file.seek(0)
-        owner = file.read().strip()
-        file.close()
-        raise RunError(
-            "another process writes to this run",
-            got=f"{path.parent}, written by process {owner}",
-            expected="one process per run",
-            write="another folder, or wait until the other process has ended",
-        ) from error
-    return file
+def _checksum(about: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
 def _new_since(format: int) -> set[str]:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.diagnostics.plan import Plan
+from innerloop.gradients.reach import leaf_shapes
 from innerloop.recipes import Recipe
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.training.arguments import (
@@ -206,4 +207,5 @@ def _settings(batch: int, averaging: float, key: PRNGKeyArray, validation) -> di
         "averaging": averaging,
         "key": np.asarray(bits).tolist(),
         "validation": chosen_by,
+        "validation_episodes": None if validation is None else leaf_shapes(validation.episodes),
     }

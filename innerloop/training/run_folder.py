@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from zipfile import BadZipFile
 
 import equinox as eqx
@@ -17,6 +17,7 @@ from jaxtyping import PyTree
 
 from innerloop.errors import RunError
 from innerloop.training.files import read_json_lines, strict_json, write_whole, writing
+from innerloop.training.lock import locked
 
 CONFIG, LOG, META, RESULT = "config.json", "log.jsonl", "best.eqx", "result.json"
 CHECKPOINTS, TEST_TASKS = "checkpoints", "test_tasks.npz"
@@ -34,14 +35,20 @@ class RunFolder:
     - `result.json`: the test evaluation with config, seed, versions, device and cost
     - `test_tasks.npz`: every metric of every test task, `(tasks, inner steps + 1)`
     - `*.png`: figures
+    - `lock`: held by the process that trains
     """
 
     def __init__(self, path: Path):
         self.path = path
+        self._lock: TextIO | None = None
 
     @staticmethod
     def create(path: Path, config: dict[str, Any]) -> "RunFolder":
-        """Start a run. Raises `RunError` where the folder is unwritable or holds a run already."""
+        """Start a run, which holds the folder until it is closed.
+
+        Raises `RunError` where the folder is unwritable, holds a run already, or another process
+        writes to it.
+        """
         if os.path.exists(path / CONFIG):  # unlike Path.exists, False where it may not look
             raise RunError(
                 "this folder already holds a run",
@@ -50,9 +57,7 @@ class RunFolder:
                 write=f"--resume to go on with it, or --run {path}-2 for another",
             )
         folder = RunFolder(path)
-        with folder.writing():
-            path.mkdir(parents=True, exist_ok=True)
-        folder.write_json(CONFIG, config)
+        folder._begin(config)
         return folder
 
     @staticmethod
@@ -81,7 +86,7 @@ class RunFolder:
             if name not in may_change and before.get(name) != value
         }
         if theirs["experiment"] == mine["experiment"] and not changed:
-            folder.write_json(CONFIG, config)  # with what has changed: it is read by others
+            folder._begin(config)  # with what has changed: it is read by others
             return folder
         other = theirs["experiment"] != mine["experiment"]
         flag = lambda name, value: f"--{name.replace('_', '-')} {value}"
@@ -108,6 +113,22 @@ class RunFolder:
                 write=f"the folder of a run; innerloop train digits --run {path} begins one",
             )
         return RunFolder(path)
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        """Take the folder, and only then write to it: another process may live in it."""
+        with self.writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = locked(self.path)
+        try:
+            self.write_json(CONFIG, config)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other processes write to the folder."""
+        if self._lock is not None:
+            self._lock.close()
 
     def require_writable(self) -> None:
         """Raise `RunError` now where `write_json` would later."""

@@ -58,11 +58,22 @@ Estimate = Callable[..., Estimated]
 def init_state(
     meta: PyTree, optimizer: optax.GradientTransformation, carry: PyTree = ()
 ) -> TrainState:
-    """The state before the first outer step."""
-    meta = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), meta)
+    """The state before the first outer step.
+
+    Its leaves are arrays of a definite dtype, as they come back from a checkpoint: numbers and
+    weakly typed arrays in an optimizer's state would promote otherwise after a restart.
+    """
+    meta = jax.tree.map(_definite, meta)
     average = jax.tree.map(_widened, meta)
     zero = jnp.int32(0)
-    return TrainState(meta, average, optimizer.init(meta), zero, zero, zero, carry)
+    optimizer_state = jax.tree.map(_definite, optimizer.init(meta))
+    return TrainState(meta, average, optimizer_state, zero, zero, zero, carry)
+
+
+def _definite(leaf: Any) -> Array:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    return jnp.asarray(leaf, jnp.result_type(leaf))
 
 
 def averaged(state: TrainState) -> PyTree:
