@@ -30,7 +30,10 @@ SMALL = [
     "2",
 ]
 DIGITS = ["train", "digits", *SMALL, "--filters", "4", "--test-queries", "3"]
-FILES = {"config.json", "log.jsonl", "best.eqx", "checkpoints", "result.json", "test_tasks.npz"}
+FILES = {
+    *("config.json", "lock", "log.jsonl", "best.eqx", "checkpoints"),
+    *("result.json", "test_tasks.npz"),
+}
 SINUSOID = ["train", "sinusoid", *SMALL, "--width", "5"]
 
 
