@@ -32,7 +32,10 @@ COMMON = {"cosine": False, "validation_tasks": 100, "per_call": 25, "save_every"
 SHORT = {"ways": 5, "shots": 1, "minutes": 3, "averaging": 0.95, "validate_every": 100}
 LONG = {"shots": 1, "minutes": 30, "averaging": 0.998, "validate_every": 500, "steps": 1_000_000}
 
-RECIPE_FLAGS: dict[str, dict[str, Any]] = {"nearest_neighbour": {"steps": 200}}
+RECIPE_FLAGS: dict[str, dict[str, Any]] = {
+    "nearest_neighbour": {"steps": 200},
+    "reptile": {"test_steps": 50},  # as its authors test it
+}
 LONG_FLAGS: dict[str, dict[str, Any]] = {
     "protonet-5way-1shot": {"recipe": "protonet", "ways": 5, "train_ways": 20, "batch": 4},
     "protonet-20way-1shot": {"recipe": "protonet", "ways": 20, "train_ways": 60, "batch": 1},
