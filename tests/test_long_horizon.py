@@ -1,13 +1,11 @@
 """Inner runs that span outer steps: what is exact, what is unbiased, and what comes of faults."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxtyping import config
+from halving import ALL, DRAWN, HALVE, HALVED, begun
 from quadratic import assert_close, quadratic_episodes, quadratic_meta, quadratic_problem
 
 import innerloop as il
@@ -175,33 +173,6 @@ def test_losses_are_credited_to_the_perturbations_that_made_them(x64, kind):
     assert start.shape == (1, pairs)
 
 
-# What happens to single runs, on a problem of one number: inner steps halve it.
-HALVED = il.Problem(
-    init=lambda meta, support, key: meta * support,
-    inner_loss=lambda params, meta, batch, key: params**2 / 4,
-    outer_loss=lambda params, meta, batch, key: (params**2 * batch, {"params": params}),
-    step_weights=lambda steps: jnp.full(steps + 1, 1 / (steps + 1)),
-)
-HALVE = il.GradientDescent(optax.sgd(1.0), 1)
-DRAWN = il.IndependentTasks(
-    lambda key: il.Episode(jax.random.uniform(key), jnp.ones(()), jnp.ones(()))
-)
-ALL = {
-    "unroll": il.TruncatedUnroll(2, 8),
-    "persistent": il.PersistentES(2, 8, pairs=2, sigma=0.1),
-    "noise_reuse": il.NoiseReuseES(2, 8, pairs=2, sigma=0.1),
-    "truncated": il.TruncatedES(2, 8, pairs=2, sigma=0.1),
-}
-
-
-@functools.cache
-def begun(estimator, batch=3, problem=HALVED, drawn=DRAWN, meta=1.0):
-    """A compiled outer step, meta, and a carry."""
-    parts, meta = (problem, HALVE, drawn), jnp.float32(meta)
-    carry = estimator.init(*parts, meta, jax.random.key(0), batch)
-    return jax.jit(estimator.value_and_grad(*parts)), meta, carry
-
-
 def test_ends_are_spread_over_the_horizon():
     step, meta, carry = begun(ALL["unroll"], batch=4)
     ended = []
@@ -349,96 +320,3 @@ def test_without_weights_the_last_loss_of_a_run_counts_alone():
     last, windows = support / 2**4, 2
     # the gradient is zero too: what meta does, the initial value, lies before the last window
     np.testing.assert_allclose(found, [[0, 0], [windows * last**2, 0]], rtol=1e-6)
-
-
-def refused(**changes):
-    """A call with some of its parts changed."""
-    given = {"problem": HALVED, "adaptation": HALVE, "tasks": DRAWN, "estimator": ALL["persistent"]}
-    given |= {"meta": jnp.float32(1), "batch": 2} | changes
-    parts = (given["problem"], given["adaptation"], given["tasks"])
-    return lambda: given["estimator"].init(*parts, given["meta"], jax.random.key(0), given["batch"])
-
-
-PROCEDURE = il.Procedure(lambda meta, support, key: meta)
-
-
-def with_other_carry():
-    step, _, carry = begun(ALL["persistent"])
-    step(jnp.ones(3), carry, jax.random.key(0))
-
-
-CASES = {
-    "shorter": (lambda: il.TruncatedUnroll(20, 10), "whole windows.*horizon=10.*horizon=20"),
-    "uneven": (lambda: il.PersistentES(20, 210, 1, 0.1), "whole windows.*horizon=210.*=200"),
-    "uneven_overlap": (lambda: il.TruncatedUnroll(20, 200, 15), None),
-    "uneven_stride": (
-        lambda: il.TruncatedUnroll(20, 201, 15),
-        "whole windows.*overlap=15.*multiple of 5 more.*horizon=200",
-    ),
-    "one_of_many": (lambda: il.TruncatedES(4, (8, 9), 1, 0.1), "whole windows.*horizon=9"),
-    "no_horizon": (lambda: il.TruncatedUnroll(4, ()), "horizon must be a whole number"),
-    "window_0": (lambda: il.TruncatedUnroll(0, 4), "window must be a whole number"),
-    "all_overlap": (lambda: il.TruncatedUnroll(4, 8, 4), "not all of them.*window=5"),
-    "pairs_0": (lambda: il.NoiseReuseES(4, 8, 0, 0.1), "pairs must be a whole number"),
-    "sigma_0": (lambda: il.PersistentES(4, 8, 1, 0.0), "needs a width.*sigma=0.0.*PersistentES"),
-    "clip_nan": (lambda: il.PersistentES(4, 8, 1, 0.1, clip=float("nan")), "clip"),
-    "pair_chunk": (lambda: il.PersistentES(4, 8, 2, 0.1, 0), "chunk must be a whole number"),
-    "low": (lambda: il.log_uniform(5, 100, window=10), "low must be a whole number of at least 10"),
-    "no_unroll": (lambda: il.TruncatedUnroll(4, 8, unroll=il.FirstOrder()), "by Unroll.*FirstO"),
-    "batch_0": (refused(batch=0), "batch must be a whole number"),
-    "swapped": (refused(problem=HALVE, adaptation=HALVED), "made of.*GradientDescent, Problem"),
-    "no_steps": (
-        refused(adaptation=il.Procedure(lambda meta, support, key: meta)),
-        "no steps to stop between.*horizon",
-    ),
-    "integer_meta": (refused(meta=jnp.int32(1)), "meta is not a floating-point array"),
-    "no_tasks": (refused(tasks=None), "NoneType.*task distribution"),
-    "other_meta": (
-        with_other_carry,
-        r"other meta-parameters.*state.noise: float32\[2\].*\[2, 3\].*init\(problem",
-    ),
-}
-
-
-@pytest.mark.parametrize(("call", "message"), CASES.values(), ids=CASES)
-def test_bad_input_is_refused_with_the_cure(call, message):
-    if message is None:
-        assert call().overlap == 15
-        return
-    config.update("jaxtyping_disable", True)  # as users see it
-    try:
-        with pytest.raises(il.InnerloopError, match=message) as caught:
-            call()
-    finally:
-        config.update("jaxtyping_disable", False)
-    assert caught.value.write in str(caught.value)
-
-
-def test_an_estimator_says_what_it_drops():
-    kinds = {name: estimator.fidelity(HALVE).kind for name, estimator in ALL.items()}
-    assert kinds == {
-        "unroll": "biased",
-        "persistent": "unbiased",
-        "noise_reuse": "unbiased",
-        "truncated": "biased",
-    }
-    assert il.TruncatedUnroll(8, 8).fidelity(HALVE).kind == "exact"
-    assert il.TruncatedES(8, 8, 1, 0.1).fidelity(HALVE).kind == "unbiased"
-
-
-def test_a_meta_parameter_that_nothing_reads_is_named_and_one_alone_is_refused():
-    problem = il.Problem(
-        lambda meta, support, key: meta["start"],
-        HALVED.inner_loss,
-        lambda params, meta, batch, key: params**2 * batch,
-    )
-    estimator = il.TruncatedUnroll(2, 2)
-    parts = (problem, HALVE, DRAWN)
-    meta = {"start": jnp.float32(1), "idle": jnp.ones(2)}
-    carry = estimator.init(*parts, meta, jax.random.key(0), batch=2)
-    ((_, aux), grads), _ = estimator.value_and_grad(*parts)(meta, carry, jax.random.key(0))
-    assert list(aux.diagnostics["unreached"]) == ["['idle']"] and not np.any(grads["idle"])
-    dead = il.Problem(lambda meta, support, key: support, HALVED.inner_loss, problem.outer_loss)
-    carry = estimator.init(dead, HALVE, DRAWN, meta, jax.random.key(0), batch=2)
-    with pytest.raises(il.DetachedError, match="no meta-parameter reaches"):
-        estimator.value_and_grad(dead, HALVE, DRAWN)(meta, carry, jax.random.key(0))

@@ -1,7 +1,7 @@
 """Evolution strategies over windows: particles in antithetic pairs, and their perturbations."""
 
 import abc
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 from innerloop.checks import check_count, is_floating
 from innerloop.gradients.evolution import check_width, gaussian
 from innerloop.long_horizon.base import Estimate, OnlineGradient
+from innerloop.long_horizon.horizons import Horizon
 from innerloop.long_horizon.window import Followed, Window
 
 
@@ -41,19 +42,20 @@ class PairLoss(NamedTuple):
 class AntitheticPairs(OnlineGradient):
     """An online estimator that reads losses alone, of meta-parameters perturbed in pairs.
 
+    - `window`, `horizon`: inner steps per outer step and per run
     - `pairs`: n >= 1 per run, which learn the same task with the same keys
     - `sigma`: σ > 0, in the units of the meta-parameters
     - `chunk`: pairs that are computed at a time; None for all at once
+    - `clip`: the most that an outer loss counts, also one that is not finite
     """
 
-    if TYPE_CHECKING:  # type checkers would count the abstract variables as arguments
-        pairs: ClassVar[int]
-        sigma: ClassVar[float]
-        chunk: ClassVar[int | None]
-    else:
-        pairs: eqx.AbstractVar[int]
-        sigma: eqx.AbstractVar[float]
-        chunk: eqx.AbstractVar[int | None]
+    window: int
+    horizon: Horizon
+    pairs: int
+    sigma: float
+    chunk: int | None = None
+    clip: float | None = eqx.field(default=None, kw_only=True)
+    overlap: int = eqx.field(default=0, init=False)
 
     def __check_init__(self):
         name = type(self).__name__

@@ -1,13 +1,11 @@
 """Persistent evolution strategies: unbiased over the whole run, one window at a time."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.gradients.base import Fidelity
-from innerloop.long_horizon.horizons import Horizon
 from innerloop.long_horizon.particles import CarriedPairs
 
 
@@ -36,14 +34,6 @@ class PersistentES(CarriedPairs):
 
     Raises `StructureError` unless every horizon is a whole number of windows.
     """
-
-    window: int
-    horizon: Horizon
-    pairs: int
-    sigma: float
-    chunk: int | None = None
-    clip: float | None = eqx.field(default=None, kw_only=True)
-    overlap: int = eqx.field(default=0, init=False)
 
     def fidelity(self, adaptation: Adaptation) -> Fidelity:
         """Unbiased for the smoothed objective."""

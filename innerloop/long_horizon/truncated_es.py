@@ -1,6 +1,5 @@
 """Evolution strategies within a window: what came before it is taken as given."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
@@ -8,7 +7,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from innerloop.adaptation import Adaptation
 from innerloop.gradients.base import Fidelity
 from innerloop.long_horizon.base import Estimate
-from innerloop.long_horizon.horizons import Horizon, as_tuple
+from innerloop.long_horizon.horizons import as_tuple
 from innerloop.long_horizon.particles import AntitheticPairs
 from innerloop.long_horizon.window import Window
 
@@ -34,14 +33,6 @@ class TruncatedES(AntitheticPairs):
 
     Raises `StructureError` unless every horizon is a whole number of windows.
     """
-
-    window: int
-    horizon: Horizon
-    pairs: int
-    sigma: float
-    chunk: int | None = None
-    clip: float | None = eqx.field(default=None, kw_only=True)
-    overlap: int = eqx.field(default=0, init=False)
 
     def fidelity(self, adaptation: Adaptation) -> Fidelity:
         """Unbiased for the smoothed objective where the window is the whole run."""

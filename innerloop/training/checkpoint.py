@@ -164,12 +164,10 @@ class CheckpointFolder:
                 self._lock.close()
 
     def _about(self, step: int) -> dict[str, Any] | None:
-        args = self._ocp.args
+        wanted = self._ocp.args.Composite(about=self._ocp.args.JsonRestore())
         try:
-            about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore()))[
-                "about"
-            ]
-        except Exception:  # as what it tells of damage is not written down
+            about = self._manager.restore(step, args=wanted)["about"]
+        except Exception:  # Orbax promises no kind for damage, and raises bare exceptions too
             return None
         whole = isinstance(about, dict) and isinstance(about.get("format"), int)
         if whole and about["format"] > 2:
@@ -180,10 +178,9 @@ class CheckpointFolder:
         args, leaves = self._ocp.args, _named_leaves(like)
         new, packed = _new_since(about["format"]), about.get("packed", [])  # format 2: none
         saved = {name: leaf for name, leaf in leaves.items() if name not in new}
+        wanted = args.Composite(state=args.StandardRestore(stored_arrays(saved, packed)))
         try:
-            arrays = self._manager.restore(
-                step, args=args.Composite(state=args.StandardRestore(stored_arrays(saved, packed)))
-            )["state"]
+            arrays = self._manager.restore(step, args=wanted)["state"]
         except Exception:  # as above
             return None
         written, read = about.get("checksums", {}), checksums(arrays)
