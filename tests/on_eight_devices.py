@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import innerloop as il
 from innerloop.training.batch import batch_and_key
+from innerloop.training.packing import pack, unpack
 from innerloop.training.sharding import placement
 
 KEY, STEPS = jax.random.key(0), 12
@@ -154,6 +155,20 @@ def held_in_parts():
     return [spread(tree) for tree in (state.meta, state.average, moments.mu, moments.nu)]
 
 
+def packed_of_a_state_in_parts():
+    """Of leaves that are small, all but whole ones: what is packed, and what comes back."""
+    mesh = jax.make_mesh((8,), ("tasks",))
+    place = lambda leaf, *spec: jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
+    leaves = {"parts": place(jnp.arange(16.0), "tasks"), "whole": place(jnp.arange(3.0))}
+    arrays, packed = pack(leaves)
+    back = unpack(arrays, leaves, packed)
+    same = all(
+        np.array_equal(back[name], leaf) and back[name].sharding == leaf.sharding
+        for name, leaf in leaves.items()
+    )
+    return [packed, sorted(arrays), same]
+
+
 def drawn_on_each_device():
     """The share of a batch of eight that one device computes while it is drawn."""
     place = placement("all")
@@ -182,6 +197,7 @@ def main():
         "distances": found | {"evaluate": float(apart.max()), "resumed": resumed()},
         "faults": faults(),
         "leaves in parts": held_in_parts(),
+        "packed": packed_of_a_state_in_parts(),
         "share of the draw": drawn_on_each_device(),
     }
     print(json.dumps(report))

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from innerloop.cli import main
+from innerloop.errors import RunError
+from innerloop.training.run_folder import RunFolder
 
 # Where the groups are honoured, one worker makes the run that the tests share.
 pytestmark = pytest.mark.xdist_group("cli")
@@ -134,6 +136,23 @@ def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
     assert shuffled["shuffled_support_labels"] is True
     assert shuffled["test"]["mean"]["loss"][0] == pytest.approx(test["mean"]["loss"][0], rel=1e-5)
     assert shuffled["test"]["mean"]["loss"][1:] != test["mean"]["loss"][1:]
+
+
+def test_the_run_is_held_until_its_last_figure(tmp_path, monkeypatch):
+    """A second process that resumes it would write the same files, while it is tested and drawn."""
+    drawn = []
+
+    def draw(folder, *rest):
+        config = json.loads((folder.path / "config.json").read_text())
+        with pytest.raises(RunError, match="another process writes to this run"):
+            RunFolder.resume(folder.path, config, may_change=())
+        drawn.append(folder.path)
+
+    monkeypatch.setattr("innerloop.experiments.train.draw_curves", draw)
+    main([*SINUSOID, "--run", str(tmp_path / "run")])
+    assert drawn == [tmp_path / "run"]
+    main([*SINUSOID, "--run", str(tmp_path / "run"), "--resume"])  # it is free again
+    assert len(drawn) == 2
 
 
 def test_sinusoid_leaves_its_figures_too(sinusoid_run):

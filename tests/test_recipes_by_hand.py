@@ -244,6 +244,22 @@ def test_imaml_solves_with_the_hessian(episodes, damping):
     assert_close(grads, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), expected), rtol=1e-5)
 
 
+def test_imaml_is_damped_where_the_support_loss_curves_down():
+    """Here by as much as the pull to the initialisation curves up, so that nothing is solved."""
+    line = lambda params, inputs, key, mask: inputs * params["x"][None, :]
+    model = il.Model(lambda key: {"x": jnp.array([0.3])}, line, "none")
+    downwards = lambda predictions, batch: (-jnp.mean(predictions**2), {})
+    rows = il.Examples(jnp.ones((1, 1)), jnp.zeros((1, 1)))
+    episodes = jax.tree.map(lambda leaf: leaf[None], il.Episode(rows, rows))
+
+    def gradient(**damping):
+        recipe = il.imaml(model, downwards, rate=0.01, strength=2.0, **damping)
+        return result(recipe, recipe.init_meta(jax.random.key(0)), episodes)[1]["x"]
+
+    assert np.isfinite(gradient()) and gradient() < 0
+    assert np.isnan(gradient(damping=0.0))
+
+
 def test_a_classifier_is_pretrained_on_all_classes_and_tested_with_a_new_head(episodes):
     recipe = il.pretrain_classifier(FEATURES, WIDTH, 7, WAYS, LOSS, RATE, steps=2)
     meta = recipe.init_meta(jax.random.key(3))

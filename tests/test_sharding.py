@@ -57,6 +57,11 @@ def test_a_rule_spreads_meta_its_average_and_the_optimizers_state(found):
 
 
 @pytest.mark.xdist_group("eight devices")
+def test_a_checkpoint_packs_what_is_whole_and_leaves_parts_where_they_are(found):
+    assert found["packed"] == [["whole"], ["0", "packed"], True]
+
+
+@pytest.mark.xdist_group("eight devices")
 def test_each_device_draws_its_own_tasks(found):
     assert found["share of the draw"] == 1 / 8
 
