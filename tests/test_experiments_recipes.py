@@ -117,3 +117,10 @@ def test_training_with_more_ways_than_at_test():
     assert (parts.recipe.adaptation.ways, parts.recipe.at_test[1].ways) == (3, 2)
     with pytest.raises(StructureError, match=r"maml learns parameters of each class.*train_ways=3"):
         Digits(recipe="maml", ways=2, train_ways=3).parts()
+
+
+@pytest.mark.parametrize("flag", ["--ways", "--train-ways"])
+def test_one_class_is_refused_by_the_name_of_its_flag(flag, capsys):
+    error = refused(capsys, "train", "digits", "--recipe", "protonet", flag, "1")
+    assert "is out of range" in error
+    assert f"Write: {flag} " in error

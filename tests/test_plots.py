@@ -126,9 +126,18 @@ def test_learning_curves_of_unruly_runs(changes, tmp_path):
     _size(_curve(tmp_path / "a.png", **changes))
 
 
-@pytest.mark.parametrize(("lines", "drawn"), [(0, 1), (1, 3), (2, 3)])
-def test_the_curves_of_a_run_whose_log_was_lost(lines, drawn, tmp_path):
-    """Wholly, or but for what came after."""
+@pytest.mark.parametrize(
+    ("lines", "steps", "validated"), [(0, None, None), (1, [7, 8], []), (2, [5, 6, 7, 8], [6])]
+)
+def test_the_curves_of_a_run_whose_log_was_lost(lines, steps, validated, tmp_path, monkeypatch):
+    """Wholly, or but for what came after: it is drawn at its own steps."""
+    given, curve = {}, plots.learning_curve
+
+    def watched(path, **arrays):
+        given.update(arrays)
+        return curve(path, **arrays)
+
+    monkeypatch.setattr(plots, "learning_curve", watched)
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     validation = {"mean": {"accuracy": [0.2, 0.5]}}
@@ -140,7 +149,11 @@ def test_the_curves_of_a_run_whose_log_was_lost(lines, drawn, tmp_path):
     (folder.path / "log.jsonl").write_text(text)
     test = Evaluation({"accuracy": np.array([0.2, 0.5])}, {"accuracy": np.array([0.1, 0.1])}, 5)
     draw_curves(folder, "accuracy", test, "digits", 1)
-    assert len(list(folder.path.glob("*.png"))) == drawn
+    assert len(list(folder.path.glob("*.png"))) == (3 if lines else 1)
+    if lines:
+        assert given["steps"].tolist() == steps
+        assert given["validation_steps"].tolist() == validated
+        assert len(given["losses"]) == len(steps)
 
 
 def test_no_second_panel_without_validation(tmp_path):

@@ -19,10 +19,11 @@ _AT_LEAST_ONE = (
         "save_every",
         "devices",
     ),
-    *("tasks", "shots", "queries", "test_shots", "ways", "train_ways", "width"),
+    *("tasks", "shots", "queries", "test_shots", "test_queries", "width"),
 )
 _RANGES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(_AT_LEAST_ONE, (int, 1, math.inf)),
+    **dict.fromkeys(("ways", "train_ways"), (int, 2, math.inf)),
     **dict.fromkeys(("inner_steps", "test_steps"), (int, 0, math.inf)),
     "seed": (int, 0, 2**31 - 1),
     "averaging": (float, 0, 1),
