@@ -47,7 +47,7 @@ def evaluate_run(
     experiment = dataclasses.replace(
         trained, memory=None, devices=None, chunk=chunk or trained.chunk, **changed
     )
-    check_ranges(experiment)
+    check_ranges(experiment, flags={"test_tasks": "tasks", "test_steps": "steps"})
     if protocol is None:
         parts = experiment.parts()
         episodes = test_episodes(experiment, parts)

@@ -2,6 +2,8 @@
 
 import math
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from innerloop.diagnostics.planning.memory import parse_bytes
@@ -37,10 +39,11 @@ _ALSO = {
 }
 
 
-def check_ranges(settings: Any) -> None:
+def check_ranges(settings: Any, flags: Mapping[str, str] = MappingProxyType({})) -> None:
     """All at once and first of all: a run of hours must not fail on them at its end.
 
-    `settings` is a dataclass, or a mapping from names to values. Raises `StructureError`.
+    `settings` is a dataclass, or a mapping from names to values; `flags` are the names that the
+    command at hand has for some of them. Raises `StructureError`.
     """
     values = settings if isinstance(settings, dict) else vars(settings)
     for name, (kind, least, most) in _RANGES.items():
@@ -52,6 +55,7 @@ def check_ranges(settings: Any) -> None:
         what = "whole number" if kind is int else "finite number"
         bounds = f"of at least {least}" if most >= 2**31 else f"from {least} to {most}"
         usual = getattr(type(settings), name, None) or least
+        name = flags.get(name, name)
         raise StructureError(
             f"{name} is out of range",
             got=f"{name}={value!r}",
