@@ -11,7 +11,7 @@ from pathlib import Path
 COMMAND = [
     *(sys.executable, "-m", "innerloop", "train", "digits", "--steps", "120", "--batch", "2"),
     *("--filters", "4", "--per-call", "4", "--save-every", "16", "--validate-every", "40"),
-    *("--validation-tasks", "300", "--test-tasks", "40"),
+    *("--validation-tasks", "1000", "--test-tasks", "40"),
 ]
 
 
@@ -119,7 +119,7 @@ class Run:
 
     def validating(self) -> "Run":
         self.until(lambda: self.logged() >= 76)
-        time.sleep(0.15)
+        time.sleep(0.2)
         assert self.logged() == 76, "it had been validated"
         return self
 

@@ -111,6 +111,7 @@ FAULTS = {
     ),
     "SIGKILL while it trains": signalled(Run.training, signal.SIGKILL),
     "SIGKILL while it saves": signalled(Run.saving, signal.SIGKILL),
+    "SIGKILL while it is tested": signalled(Run.testing, signal.SIGKILL),
     "the disk is full while it trains": full(Run.training),
     "the disk is full while it validates": full(Run.validating),
     "the disk is full while it saves": full(Run.saving),
@@ -208,11 +209,13 @@ def main() -> None:
         for name in sys.argv[1:] or FAULTS:
             rows[name] = tried(name, whole)
             print(json.dumps(rows[name], indent=1), flush=True)
-    record = {
-        "faults": [rows[name] for name in FAULTS if name in rows],
-        "command": " ".join(["innerloop", *COMMAND[3:]]),
-        "environment": environment(),
-    }
+            write([rows[name] for name in FAULTS if name in rows])
+
+
+def write(rows: list[dict]) -> None:
+    """After each, so that a fault that cannot be done in time costs no other."""
+    command = " ".join(["innerloop", *COMMAND[3:]])
+    record = {"faults": rows, "command": command, "environment": environment()}
     FILE.write_text(json.dumps(record, indent=1) + "\n")
     PAGE.write_text(updated(PAGE.read_text()))
 

@@ -54,6 +54,13 @@ def assert_same(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_run_does_not_go_back(tmp_path):
+    train(tmp_path, steps=30)
+    with pytest.raises(RunError, match=r"steps=20, and a checkpoint at outer step 30.*steps=30"):
+        train(tmp_path, steps=20, resume=True)
+    assert train(tmp_path, steps=30, resume=True).step == 30
+
+
 @pytest.mark.parametrize("limit", [0, 60, 2**20])  # none packed, some, all
 def test_what_is_packed_changes_no_bit(undisturbed, tmp_path, monkeypatch, limit):
     monkeypatch.setattr("innerloop.training.packing.SMALL", limit)

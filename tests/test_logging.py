@@ -148,8 +148,9 @@ def test_numbers_that_are_not_finite_leave_strict_json(tmp_path):
 def test_lines_that_come_again_are_taken_back(tmp_path):
     path = tmp_path / "log.jsonl"
     logged(il.JsonLines(path), progress(2), progress(4), progress(6))
-    with path.open("a") as file:
-        file.write('{"step": 8, "lo')  # cut short by a kill
+    with path.open("ab") as file:
+        file.write(b"\xff\x00 no text\n")  # a damaged disk
+        file.write(b'{"step": 8, "lo')  # cut short by a kill
     logged(il.JsonLines(path), progress(6, loss=0.1), progress(8))
     assert [(line["step"], line["losses"][0]) for line in lines(path)] == [
         *((2, 0.5), (4, 0.5)),

@@ -160,17 +160,20 @@ def test_what_stopped_goes_on_under_another_policy(tmp_path):
 
 def test_the_log_of_a_run_that_stopped_and_went_on_has_every_step_once(tmp_path):
     saved = il.Checkpoints(tmp_path / "checkpoints", every=100)
-    with (
-        il.JsonLines(tmp_path / "log.jsonl") as log,
-        pytest.raises(RunError, match="no longer finite"),
-    ):
-        train(il.Stop(), checkpoints=saved, report=log)
+    for resume in (False, True):
+        with (
+            il.JsonLines(tmp_path / "log.jsonl") as log,
+            pytest.raises(RunError, match="no longer finite"),
+        ):
+            train(il.Stop(), checkpoints=saved, resume=resume, report=log)
     stopped = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert stopped[-1]["step"] == stopped[-1]["faults"][0]["step"] == min(POISONED)
     with il.JsonLines(tmp_path / "log.jsonl") as log:
         train(il.Skip(), checkpoints=saved, resume=True, report=log)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert sum(len(line["losses"]) for line in lines) == STEPS
+    faults = [fault["step"] for line in lines for fault in line.get("faults", ())]
+    assert faults == list(POISONED)
     # What a call's means are of: its sound steps.
     assert all(np.isfinite(float(line["loss"])) for line in lines if len(line["losses"]) > 1)
 

@@ -61,7 +61,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     records = []
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_text().splitlines():
+        for line in path.read_bytes().splitlines():  # a damaged one may be no text at all
             with contextlib.suppress(ValueError):
                 records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict)]

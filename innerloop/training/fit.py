@@ -135,7 +135,8 @@ def fit(
     The same key gives the same bits, and every step after the first call runs the same compiled
     program. Raises `StructureError` for counts below one, for a budget that cannot be met and for
     one beside a chunk, `RunError` when `non_finite` ends the run, for checkpoints that are not this
-    run's or cannot be written, and where another process writes to them.
+    run's, have come further than `steps` or cannot be written, and where another process writes to
+    them.
     """
     counts = {"steps": steps, "batch": batch, "per_call": per_call}
     check_arguments(recipe, tasks, optimizer, validation, key, counts)
@@ -166,7 +167,7 @@ def fit(
     settings = _settings(batch, averaging, key, validation)
     with training_saved(checkpoints, settings) as saved, Meter(batch) as meter, closing(take):
         if resume:
-            state, seconds = saved.resumed(state, validate)
+            state, seconds = saved.resumed(state, validate, steps)
             step = int(state.step)
         else:
             saved.require_none()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
 
-from innerloop.errors import StructureError
+from innerloop.errors import RunError, StructureError
 from innerloop.training.checkpoint import CheckpointFolder, Checkpoints
 from innerloop.training.processes import in_any
 from innerloop.training.signals import Stopped, signals_deferred
@@ -37,13 +37,26 @@ class _Saving:
     def require_none(self) -> None:
         self._folder.require_none()
 
-    def resumed(self, state: TrainState, validate: Validator) -> tuple[TrainState, float]:
-        """The saved state, and the seconds it took; the given one where nothing was saved."""
+    def resumed(
+        self, state: TrainState, validate: Validator, steps: int
+    ) -> tuple[TrainState, float]:
+        """The saved state, and the seconds it took; the given one where nothing was saved.
+
+        Raises `RunError` where it has taken more than `steps` outer steps.
+        """
         found = self._folder.load(_Saved(state, averaged(state)))
         if found is None:
             return state, 0.0
         (state, best), record = found
         self._step = int(state.step)
+        if self._step > steps:
+            raise RunError(
+                "the run has come further than it is to go",
+                got=f"steps={steps}, and a checkpoint at outer step {self._step}",
+                expected="as many steps as were taken, or more",
+                write=f"fit(..., steps={self._step}, resume=True) (--steps {self._step}), or the "
+                "checkpoints of another folder",
+            )
         if record["best_step"] is not None:
             validate.best, validate.score = (best, record["best_step"]), float(record["score"])
         return state, record["seconds"]
@@ -78,7 +91,7 @@ class _NotSaving:
     def steps_until_due(self, step: int) -> int:
         return sys.maxsize
 
-    def resumed(self, state: TrainState, validate: Validator) -> tuple[TrainState, float]:
+    def resumed(self, *_: Any) -> tuple[TrainState, float]:
         raise StructureError(
             "there is nothing to resume from without checkpoints",
             got="fit(..., resume=True, checkpoints=None)",

@@ -1,7 +1,9 @@
 """A log in a file, one JSON object a line."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from innerloop.training.files import read_json_lines, strict_json, write_whole, writing
 from innerloop.training.fit import Progress
@@ -46,6 +48,17 @@ class JsonLines(Logger):
 
     def _take_back_to(self, step: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_json_lines(self._path) if line["step"] <= step]
+        kept = _taken_back(read_json_lines(self._path), step)
         text = "".join(strict_json(line) + "\n" for line in kept)
         write_whole(self._path, lambda temporary: temporary.write_text(text))
+
+
+def _taken_back(lines: list[dict[str, Any]], step: int) -> Iterator[dict[str, Any]]:
+    """What the lines say of the steps before `step`.
+
+    A fault that ended the run was logged with the steps before it, and its step comes again.
+    """
+    for line in lines:
+        faults = [fault for fault in line.pop("faults", ()) if fault["step"] < step]
+        if line.get("step", step + 1) <= step and (faults or line.get("losses") != []):
+            yield line | {"faults": faults} if faults else line
