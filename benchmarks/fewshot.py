@@ -29,12 +29,28 @@ FIGURE = Path(__file__).parents[1] / "docs" / "images" / "fewshot.png"
 
 # How many steps fit into the minutes is not known beforehand, so the rate stays as it is.
 COMMON = {"cosine": False, "validation_tasks": 100, "per_call": 25, "save_every": 100}
-SHORT = {"ways": 5, "shots": 1, "minutes": 3, "averaging": 0.95, "validate_every": 100}
+SHORT = {
+    "ways": 5,
+    "shots": 1,
+    "batch": 8,
+    "minutes": 3,
+    "averaging": 0.95,
+    "validate_every": 100,
+}
 LONG = {"shots": 1, "minutes": 30, "averaging": 0.998, "validate_every": 500, "steps": 1_000_000}
 
+# Where the authors have another batch, queries or training ways; and where a validation takes long.
+_MORE_WAYS = {"train_ways": 20, "batch": 4}
 RECIPE_FLAGS: dict[str, dict[str, Any]] = {
     "nearest_neighbour": {"steps": 200},
-    "reptile": {"test_steps": 50},  # as its authors test it
+    "reptile": {"batch": 5, "queries": 1, "outer_rate": 3e-4, "validate_every": 500},
+    "maml_plus_plus": {"queries": 1},
+    "imaml": {"batch": 4, "validate_every": 200},
+    "pretrain_finetune": {"validate_every": 1000},
+    "cavia": {"inner_steps": 5, "test_steps": 5},
+    "protonet": _MORE_WAYS,
+    "matching": _MORE_WAYS,
+    "r2d2": _MORE_WAYS,
 }
 LONG_FLAGS: dict[str, dict[str, Any]] = {
     "protonet-5way-1shot": {"recipe": "protonet", "ways": 5, "train_ways": 20, "batch": 4},
@@ -45,9 +61,6 @@ LONG_FLAGS: dict[str, dict[str, Any]] = {
         "ways": 20,
         "batch": 4,
         "queries": 2,
-        "inner_rate": 0.1,
-        "inner_steps": 5,
-        "test_steps": 5,
     },
 }
 
@@ -77,6 +90,8 @@ PUBLISHED = {
 PUBLISHED_TASKS = {"maml": {5: 60_000 * 32, 20: 60_000 * 16}}
 PUBLISHED_TASKS["fomaml"] = PUBLISHED_TASKS["maml"]
 PUBLISHED_TASKS["reptile"] = {5: 100_000 * 5, 20: 200_000 * 5}
+PUBLISHED_TASKS["maml_plus_plus"] = {5: 50_000 * 8, 20: 50_000 * 8}
+PUBLISHED_TASKS["imaml"] = {5: 20_000 * 32}
 """Outer steps times tasks per step, where the papers or their code state both."""
 
 

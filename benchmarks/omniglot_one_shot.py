@@ -47,7 +47,7 @@ COMMON = {
 }
 RECIPE_FLAGS: list[dict[str, Any]] = [
     {"recipe": "protonet"},
-    {"recipe": "maml", "inner_rate": 0.1, "inner_steps": 5, "test_steps": 5},
+    {"recipe": "maml"},
     {"recipe": "r2d2"},
 ]
 TRAININGS = {

@@ -118,6 +118,7 @@ from innerloop.problem import (
 from innerloop.recipes import (
     RECIPES,
     Network,
+    Phase,
     Recipe,
     anil,
     boil,
@@ -298,6 +299,7 @@ __all__ = [
     "ParameterRates",
     "PerClass",
     "PersistentES",
+    "Phase",
     "Plan",
     "Problem",
     "ProblemMixture",

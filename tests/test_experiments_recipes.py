@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+import innerloop as il
 from innerloop.cli import main
 from innerloop.errors import StructureError
 from innerloop.experiments.digits import Digits
 from innerloop.experiments.older_runs import compared_today, in_todays_form
+from innerloop.experiments.omniglot import Omniglot
 from innerloop.experiments.sinusoid import Sinusoid
 from innerloop.recipes import RECIPES
 from innerloop.tasks import ClassificationTasks, LabelledImages
@@ -117,6 +119,21 @@ def test_training_with_more_ways_than_at_test():
     assert (parts.recipe.adaptation.ways, parts.recipe.at_test[1].ways) == (3, 2)
     with pytest.raises(StructureError, match=r"maml learns parameters of each class.*train_ways=3"):
         Digits(recipe="maml", ways=2, train_ways=3).parts()
+
+
+def test_reptile_trains_on_more_shots_than_it_is_tested_with():
+    parts = Digits(recipe="reptile", filters=4).parts()
+    assert (parts.train.shots, parts.test.shots) == (10, 1)
+    assert parts.recipe.adaptation == il.MiniBatches(parts.recipe.adaptation.adaptation, 10)
+    assert (parts.recipe.adaptation.steps, parts.recipe.at_test[1].steps) == (5, 50)
+    assert Digits(recipe="reptile", train_shots=2).parts().train.shots == 2
+    assert Digits(recipe="maml").parts().train.shots == 1
+
+
+def test_twenty_ways_have_settings_of_their_own():
+    recipe = lambda **settings: Omniglot(recipe="maml", **settings).build_recipe()
+    assert (recipe().adaptation.steps, recipe(ways=20).adaptation.steps) == (1, 5)
+    assert recipe(ways=20, inner_steps=2).adaptation.steps == 2
 
 
 @pytest.mark.parametrize("flag", ["--ways", "--train-ways"])

@@ -90,8 +90,8 @@ def protonet(meta, support, query):
 
 def matching(meta, support, query):
     unit = lambda x: x / jnp.linalg.norm(x, axis=1, keepdims=True)
-    x, z = unit(embed(meta, support.inputs)), unit(embed(meta, query.inputs))
-    weight = jnp.exp(z @ x.T)
+    x, z = (unit(embed(meta["features"], batch.inputs)) for batch in (support, query))
+    weight = jnp.exp(jnp.exp(meta["log_scale"]) * (z @ x.T))
     share = weight @ jnp.eye(WAYS)[support.targets] / weight.sum(axis=1, keepdims=True)
     return entropy(jnp.log(share), query)
 

@@ -10,7 +10,7 @@ import pytest
 from test_recipes_by_hand import BY_HAND, FEATURES, LOSS, MODEL, WAYS, WIDTH
 
 import innerloop as il
-from innerloop.recipes.maml_plus_plus import after_each_step
+from innerloop.recipes.maml_plus_plus import annealed_weights
 from innerloop.recipes.table import RecipeName, RegressionRecipe, hyper_parameters
 
 
@@ -61,9 +61,26 @@ def test_what_does_not_fit_is_refused(call, message):
         call()
 
 
-@pytest.mark.parametrize(("steps", "weights"), [(0, [1]), (1, [0, 1]), (4, [0, *[0.25] * 4])])
-def test_the_losses_after_each_step_weigh_the_same(steps, weights):
-    np.testing.assert_allclose(after_each_step(steps), weights)
+@pytest.mark.parametrize(
+    ("steps", "outer_step", "weights"),
+    [
+        (1, 0, [0, 1]),
+        (4, 0, [0, 0.25, 0.25, 0.25, 0.25]),
+        (4, 50, [0, 0.125, 0.125, 0.125, 0.625]),
+        (4, 100, [0, 0, 0, 0, 1]),
+        (4, 1000, [0, 0, 0, 0, 1]),
+    ],
+)
+def test_the_losses_after_each_step_fade_out(steps, outer_step, weights):
+    got = annealed_weights(steps, jnp.int32(outer_step), 100)
+    np.testing.assert_allclose(got, weights, rtol=1e-6)
+
+
+def test_the_changes_of_maml_plus_plus_can_be_left_out():
+    recipe = il.maml_plus_plus(MODEL, LOSS, annealed_over=0)
+    assert (recipe.schedule, recipe.phases) == (None, ())
+    (phase,) = il.maml_plus_plus(MODEL, LOSS, first_order_until=7).phases
+    assert phase == il.Phase(7, il.FirstOrder())
 
 
 def test_a_class_without_support_rows_is_never_predicted():

@@ -60,9 +60,9 @@ class Experiment(abc.ABC):
     recipe: RecipeName = "maml"
     """The algorithm; Few-shot learning in the documentation has a paragraph on each."""
     inner_rate: float | None = None
-    """Inner learning rate; that of the recipe's paper unless given."""
+    """Inner learning rate; the recipe's own unless given."""
     inner_steps: int | None = None
-    """Inner steps in training; those of the recipe's paper unless given."""
+    """Inner steps in training; the recipe's own unless given."""
     test_steps: int | None = None
     """Inner steps at validation and test; results are given after each of 0 to this many. Those of
     the experiment's own protocol, or the recipe's where they are more, unless given; a recipe that

@@ -37,7 +37,15 @@ from innerloop.tasks.augmentation import Augment
 
 # MAML's 5-way Omniglot, where the recipe has the sinusoids' for defaults.
 _OMNIGLOT_5_WAY = {"rate": 0.4, "steps": 1}
-SETTINGS: dict[str, dict[str, Any]] = {"maml": _OMNIGLOT_5_WAY, "fomaml": _OMNIGLOT_5_WAY}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "maml": _OMNIGLOT_5_WAY,
+    "fomaml": _OMNIGLOT_5_WAY,
+    "anil": {"rate": 0.4},
+    "reptile": {"rows": 10},
+    "r2d2": {"scale": 10.0},  # classes are regressed, and a difference of 1 is no certain class
+}
+# Shots in training, of recipes that learn little from as few as are tested.
+_TRAIN_SHOTS = {"reptile": 10}
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class FewShotImages(Experiment):
     test unless given. Prototypical networks are trained with more (Snell et al. 2017)."""
     shots: int = 1
     """Support images per class."""
+    train_shots: int | None = None
+    """Support images per class in training; as at test unless given, and 10 for Reptile."""
     queries: int = 5
     """Query images per class in training."""
     test_queries: int = 15
@@ -113,14 +123,19 @@ class FewShotImages(Experiment):
         return training._replace(predict=recipe.predict, tested=recipe.at_test)
 
     def _recipe_of(self, ways: int | None) -> Recipe:
-        defaults, network = self.settings.get(self.recipe, {}), self.build_network(ways)
+        defaults, network = self.recipe_settings(), self.build_network(ways)
         return named_recipe(self.recipe, network, defaults, **self.inner_settings())
+
+    def recipe_settings(self) -> dict[str, Any]:
+        """The recipe's hyper-parameters that differ from its own defaults."""
+        return self.settings.get(self.recipe, {})
 
     def parts(self) -> Parts:
         """Tasks drawn from disjoint classes."""
         recipe, splits = self.build_recipe(), self.splits()
         ways = self.ways if self.train_ways is None else self.train_ways
-        train = ClassificationTasks(splits.train, ways, self.shots, self.queries)
+        shots = _TRAIN_SHOTS.get(self.recipe) if self.train_shots is None else self.train_shots
+        train = ClassificationTasks(splits.train, ways, shots or self.shots, self.queries)
         if self.recipe == "pretrain_finetune":  # of all classes at once
             train = LabelledImages(splits.train, rows=ways * self.queries)
         if self.augment:

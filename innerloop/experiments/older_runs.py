@@ -5,7 +5,13 @@ from typing import Any
 from innerloop.errors import RunError
 from innerloop.training.run_folder import CONFIG, RunFolder
 
-_ADDED = {"augment": False, "network": "strided", "train_ways": None, "split": "standard"}
+_ADDED = {
+    "augment": False,
+    "network": "strided",
+    "train_ways": None,
+    "train_shots": None,
+    "split": "standard",
+}
 """Settings that came later, and what runs before them did."""
 
 

@@ -21,7 +21,7 @@ _AT_LEAST_ONE = (
         "save_every",
         "devices",
     ),
-    *("tasks", "shots", "queries", "test_shots", "test_queries", "width"),
+    *("tasks", "shots", "train_shots", "queries", "test_shots", "test_queries", "width"),
 )
 _RANGES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(_AT_LEAST_ONE, (int, 1, math.inf)),
@@ -32,9 +32,8 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(("inner_rate", "outer_rate", "minutes"), (float, 0, sys.float_info.max)),
 }
 _ALSO = {
-    **dict.fromkeys(
-        ("chunk", "minutes", "train_ways", "inner_rate", "inner_steps", "test_steps"), (None,)
-    ),
+    **dict.fromkeys(("chunk", "minutes", "train_ways", "train_shots"), (None,)),
+    **dict.fromkeys(("inner_rate", "inner_steps", "test_steps"), (None,)),
     "devices": (None, "all"),
 }
 

@@ -1,7 +1,7 @@
 """Named algorithms, each a few lines that put the parts together."""
 
 from innerloop.recipes.anil import anil
-from innerloop.recipes.base import Recipe
+from innerloop.recipes.base import Phase, Recipe
 from innerloop.recipes.boil import boil
 from innerloop.recipes.cavia import cavia
 from innerloop.recipes.cnp import cnp
@@ -23,6 +23,7 @@ from innerloop.recipes.table import RECIPES, Network, named_recipe
 __all__ = [
     "RECIPES",
     "Network",
+    "Phase",
     "Recipe",
     "anil",
     "boil",

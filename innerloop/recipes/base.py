@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, PRNGKeyArray, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.adaptation.heads import Features
@@ -17,6 +18,16 @@ Predict = Callable[[PyTree, PyTree, Examples, PRNGKeyArray], Array]
 """
 
 
+class Phase(NamedTuple):
+    """A meta-gradient that is used at the beginning.
+
+    - `until`: the outer steps below this number are taken by it; `gradient`: of whole tasks
+    """
+
+    until: int
+    gradient: MetaGradient
+
+
 class Recipe(NamedTuple):
     """A named algorithm as its parts; replace any of them with `recipe._replace(...)`.
 
@@ -26,6 +37,10 @@ class Recipe(NamedTuple):
       problem says all
     - `tested`: the problem and adaptation by which new tasks are learned, where meta-training has
       others (pretraining); None where they are the same
+    - `schedule`: `outer step -> (problem, adaptation)` where they change during meta-training; the
+      step is a traced number, so they may differ in numbers and not in shapes. `problem` and
+      `adaptation` are those that it comes to.
+    - `phases`: other meta-gradients that come before `gradient`, in their order
     """
 
     problem: Problem | ProblemMixture
@@ -34,6 +49,13 @@ class Recipe(NamedTuple):
     init_meta: Callable[[PRNGKeyArray], PyTree]
     predict: Predict | None = None
     tested: tuple[Problem, Adaptation] | None = None
+    schedule: Callable[[Int[Array, ""]], tuple[Problem, Adaptation]] | None = None
+    phases: tuple[Phase, ...] = ()
+
+    def at(self, step: int | Int[Array, ""]) -> tuple[Any, Any]:
+        """Problem and adaptation of an outer step; tuples of them for a mixture."""
+        here = (self.problem, self.adaptation)
+        return here if self.schedule is None else self.schedule(jnp.asarray(step, jnp.int32))
 
     @property
     def at_test(self) -> tuple[Any, Any]:

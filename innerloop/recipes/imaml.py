@@ -24,7 +24,10 @@ def imaml(
 
     θ* by K steps of gradient descent, the meta-gradient by `solver_steps` steps of conjugate
     gradients. `rate` is α, `steps` is K, `strength` is λ; K, λ and the solver's steps are those of
-    the paper's 5-way Omniglot, which does not state α.
+    the paper's 5-way Omniglot, α is that of the authors' code.
+
+    Departs from that code: every step is pulled, at test too, where it takes all but one step on
+    the support loss alone, and none of the pull at test.
 
     The meta-gradient is $\lambda (H + (\lambda + d) I)^{-1} \nabla L_\text{query}(\theta^*)$, where
     H is the Hessian of the support loss and d the `damping`. The formula has d = 0. After K steps H

@@ -18,7 +18,7 @@ def logistic_head(
     with.
 
     Departs from the paper: multinomial for any number of classes, and solved to convergence and
-    differentiated there, where the paper unrolls Newton steps for two classes.
+    differentiated there, where the paper unrolls a few Newton steps, one class against the rest.
     """
     return with_linear_head(
         features,

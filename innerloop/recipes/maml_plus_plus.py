@@ -1,28 +1,31 @@
-"""MAML++: a rate for each layer and step, and a loss after each step."""
+"""MAML++: a rate for each layer and step, and a loss after each step that fades out."""
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import GradientDescent
 from innerloop.checks import check_count
-from innerloop.gradients import Unroll
+from innerloop.gradients import FirstOrder, Unroll
 from innerloop.models import ExamplesLoss, Model, supervised_loss
 from innerloop.optimizers import scale_by_scheduled_rates
 from innerloop.problem import Problem
-from innerloop.recipes.base import Recipe, model_predictions
+from innerloop.recipes.base import Phase, Recipe, model_predictions
 
 
-def after_each_step(steps: int) -> np.ndarray:
-    """Weights of the outer losses after 0 ... K steps: none before the first, equal after it."""
-    weights = np.full(steps + 1, 1 / max(steps, 1))
-    weights[0] = 0 if steps else 1
-    return weights
+def annealed_weights(
+    steps: int, outer_step: Int[Array, ""], over: int
+) -> Float[Array, " steps_plus_one"]:
+    """Weights of the outer losses after 0 ... K steps: equal from the first on, then the last's 1.
+
+    They change linearly with the outer step and have arrived at the step `over`.
+    """
+    early = jnp.maximum(0, 1 - outer_step / max(over, 1)) / steps
+    return jnp.full(steps + 1, early).at[0].set(0).at[-1].set(1 - (steps - 1) * early)
 
 
 def maml_plus_plus(
@@ -30,7 +33,8 @@ def maml_plus_plus(
     loss: ExamplesLoss,
     rate: float = 0.1,
     steps: int = 5,
-    step_weights: Callable[[int], Any] | None = after_each_step,
+    annealed_over: int = 5000,
+    first_order_until: int = 0,
 ) -> Recipe:
     r"""MAML++ (Antoniou, Edwards and Storkey 2019, arXiv 1810.09502).
 
@@ -40,33 +44,37 @@ def maml_plus_plus(
 
     The rates $\alpha_t^l$, one for each step and each array of the parameters, are meta-learned
     with φ: `{"start", "rates"}`. Steps beyond K take the rates of the last. `rate` is the value
-    that all begin with, `steps` is K, `step_weights` gives w.
+    that all begin with, `steps` is K.
 
-    Departs from the paper: w does not move to the last step during training, derivatives are of
-    second order from the beginning, and there are no batch statistics or biases of each step (the
-    normalisation is the model's policy). The first two are changes of phase, which successive calls
-    of `fit` can make:
+    - `annealed_over`: outer steps in which the weights $w_1 \dots w_K$ move from equal ones to the
+      last alone (multi-step loss); 0 for the last alone. The authors' Omniglot has 5,000 of 50,000.
+    - `first_order_until`: outer steps at the beginning that hold inner gradients constant
+      (derivative-order annealing). The authors' Omniglot has none.
 
-    ```python
-    first = fit(recipe._replace(gradient=FirstOrder()), ...)
-    last = maml_plus_plus(..., step_weights=None)._replace(init_meta=lambda key: first.meta)
-    fit(last, ...)
-    ```
-
-    though the outer optimizer's state begins anew with each. The paper's cosine schedule belongs to
-    the outer optimizer.
+    Departs from the paper: there are no batch statistics or biases of each step (the normalisation
+    is the model's policy). The paper's cosine schedule belongs to the outer optimizer.
     """
     check_count("steps", steps, write="maml_plus_plus(model, loss, rate=0.1, steps=5)")
+    for name, count in (("annealed_over", annealed_over), ("first_order_until", first_order_until)):
+        check_count(name, count, 0, write=f"maml_plus_plus(model, loss, {name}=0)")
     task_loss = supervised_loss(model, loss)
-    problem = Problem(lambda meta, support, key: meta["start"], task_loss, task_loss, step_weights)
+    problem = Problem(lambda meta, support, key: meta["start"], task_loss, task_loss)
+    learn = GradientDescent(lambda meta: _of_each_step(meta["rates"]), steps)
 
     def init_meta(key: PRNGKeyArray) -> PyTree:
         start = model.init(key)
         rates = jax.tree.map(lambda leaf: jnp.full(steps, rate, leaf.dtype), start)
         return {"start": start, "rates": rates}
 
-    learn = GradientDescent(lambda meta: _of_each_step(meta["rates"]), steps)
-    return Recipe(problem, learn, Unroll(), init_meta, model_predictions(model))
+    def schedule(outer_step: Int[Array, ""]) -> tuple[Problem, GradientDescent]:
+        weights: Any = lambda steps: annealed_weights(steps, outer_step, annealed_over)
+        return dataclasses.replace(problem, step_weights=weights), learn
+
+    return Recipe(
+        *(problem, learn, Unroll(), init_meta, model_predictions(model)),
+        schedule=schedule if annealed_over else None,
+        phases=(Phase(first_order_until, FirstOrder()),) if first_order_until else (),
+    )
 
 
 def _of_each_step(rates: PyTree) -> optax.GradientTransformation:

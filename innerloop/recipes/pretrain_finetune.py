@@ -47,7 +47,7 @@ def pretrain_classifier(
     the number of features, `rate` is α, `steps` is K = 100 as in the paper.
 
     Departs from the paper: the new head begins at zero and is descended on the whole support set
-    without momentum and decay.
+    without momentum and decay, at a rate of ours.
     """
     whole = linear_head(features, width, classes)
     tuned = partly_adapted(whole, loss, lambda params: params["head"], rate, steps)

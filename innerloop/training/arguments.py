@@ -55,6 +55,27 @@ def check_arguments(
         "Recipe(problem, adaptation, gradient, init_meta=model.init)",
     )
     check_key(key)
+    _check_phases(recipe)
+
+
+def _check_phases(recipe: Recipe) -> None:
+    """Raise `StructureError` for phases out of order, or of inner runs that span outer steps."""
+    ends = [phase.until for phase in recipe.phases]
+    whole = [isinstance(g, MetaGradient) for _, g in recipe.phases]
+    if not recipe.phases or (
+        isinstance(recipe.gradient, MetaGradient)
+        and all(whole)
+        and ends == sorted(set(ends))
+        and ends[0] > 0
+    ):
+        return
+    named = [(until, type(gradient).__name__) for until, gradient in recipe.phases]
+    raise StructureError(
+        "phases end one after the other, each of them with a meta-gradient of whole tasks",
+        got=f"phases={named}, and then {type(recipe.gradient).__name__}",
+        expected="outer steps that grow, from 1 on, and no OnlineGradient",
+        write="recipe._replace(phases=(Phase(1000, FirstOrder()),), gradient=Unroll())",
+    )
 
 
 def check_policies(non_finite: Any, checkpoints: Any, averaging: Any) -> None:

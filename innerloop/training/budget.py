@@ -40,6 +40,14 @@ def plan_training(
             write="fit(..., chunk=1)",
         )
     gradient = of_whole_tasks(recipe, "fit(memory=...)")
+    if recipe.phases:
+        raise StructureError(
+            "memory is planned for one meta-gradient",
+            got=f"fit(..., memory=...) with {len(recipe.phases)} phases before the last",
+            expected="a chunk, chosen by hand",
+            write="fit(..., chunk=1)",
+        )
+    problem, adaptation = recipe.at(0)
     budget = parse_bytes(memory)
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda key: init_state(recipe.init_meta(key), optimizer), key)
@@ -54,6 +62,6 @@ def plan_training(
             "optimizer's state, before and after a step, and the tasks' own arrays",
             write="fit(..., memory='2GiB')",
         )
-    exact = gradient.fidelity(recipe.adaptation).kind == "exact"  # pyright: ignore
+    exact = gradient.fidelity(adaptation).kind == "exact"  # pyright: ignore
     kept = None if exact and not isinstance(gradient, Implicit) else [gradient]
-    return plan(recipe.problem, recipe.adaptation, state.meta, episodes, rest, gradients=kept)  # pyright: ignore
+    return plan(problem, adaptation, state.meta, episodes, rest, gradients=kept)  # pyright: ignore

@@ -74,27 +74,49 @@ class FromTasks(Estimation):
         chunk: int | None = None,
         placement: Placement = OneDevice(),
     ):
-        of_sum = partial(meta_value_and_grad, recipe.problem, recipe.adaptation, gradient)
-        self._value_and_grad = of_sum(chunk=chunk, spread=placement.spread)
-        self._of_sum, self._batch, self._placement = of_sum, batch, placement
+        self._recipe, self._batch = recipe, batch
+        self._chunk, self._placement = chunk, placement
+        self._gradients = [*(phase.gradient for phase in recipe.phases), gradient]
+        for each in self._gradients:
+            meta_value_and_grad(*recipe.at(0), each)  # refuses now what it would later
 
     def begin(self, meta: PyTree, tasks: Any, key: PRNGKeyArray) -> PyTree:
         return ()
 
     def __call__(self, meta, carry, tasks, key, step) -> Estimated:
         episodes, task_key = batch_and_key(tasks, key, step, self._batch, self._placement)
-        (loss, aux), grads = self._value_and_grad(meta, episodes, task_key)
-        if isinstance(aux, tuple) and not isinstance(aux, Aux):  # of a mixture
-            return Estimated(loss, {}, grads, carry)
-        return Estimated(loss, _means(aux.metrics, episodes.weight), grads, carry)
+
+        def estimated(value_and_grad):
+            (loss, aux), grads = value_and_grad(meta, episodes, task_key)
+            of_mixture = isinstance(aux, tuple) and not isinstance(aux, Aux)
+            means = {} if of_mixture else _means(aux.metrics, episodes.weight)
+            return Estimated(loss, means, grads, carry)
+
+        return self._in_phase(step, estimated, chunk=self._chunk, spread=self._placement.spread)
 
     def singly(self, meta, carry, tasks, key, step, norm):
         # Without what would fill the batch up for the devices: every device does it all.
         episodes, task_key = batch_and_key(tasks, key, step, self._batch, OneDevice())
-        by_task = self._of_sum(spread=_task_by_task(norm))
-        (_, aux), grads = by_task(meta, self._placement.whole(episodes), task_key)
-        kinds = (aux,) if isinstance(aux, Aux) else aux
-        return grads, carry, [kind.diagnostics[_FOUND] for kind in kinds]
+        whole = self._placement.whole(episodes)
+
+        def found(value_and_grad):
+            (_, aux), grads = value_and_grad(meta, whole, task_key)
+            kinds = (aux,) if isinstance(aux, Aux) else aux
+            return grads, carry, [kind.diagnostics[_FOUND] for kind in kinds]
+
+        return self._in_phase(step, found, spread=_task_by_task(norm))
+
+    def _in_phase(self, step: Int[Array, ""], of: Callable[[Callable], Any], **how: Any) -> Any:
+        """What `of` makes of the `meta_value_and_grad` of the step's phase and schedule.
+
+        All phases are in the one compiled program, so that none compiles when it begins.
+        """
+        build = partial(meta_value_and_grad, *self._recipe.at(step), **how)
+        each = [partial(of, build(gradient)) for gradient in self._gradients]
+        if len(each) == 1:
+            return each[0]()
+        ends = jnp.array([phase.until for phase in self._recipe.phases], step.dtype)
+        return jax.lax.switch(jnp.sum(step >= ends), each)
 
 
 class FromRuns(Estimation):
@@ -108,16 +130,14 @@ class FromRuns(Estimation):
         chunk: int | None = None,
         placement: Placement = OneDevice(),
     ):
-        self._problem: Any = recipe.problem  # a mixture is refused by the estimator
-        self._adaptation: Any = recipe.adaptation
-        self._gradient, self._batch = gradient, batch
+        self._recipe, self._gradient, self._batch = recipe, gradient, batch
         self._chunk, self._placement = chunk, placement
 
     def begin(self, meta: PyTree, tasks: Any, key: PRNGKeyArray) -> PyTree:
         @eqx.filter_jit
         def init(meta: PyTree, tasks: TaskDistribution, key: PRNGKeyArray):
-            where = (self._problem, self._adaptation, tasks)
-            return self._gradient.init(*where, meta, key, self._batch)
+            # A mixture is refused by the estimator.
+            return self._gradient.init(*self._recipe.at(0), tasks, meta, key, self._batch)
 
         return init(meta, tasks, key)
 
@@ -137,8 +157,7 @@ class FromRuns(Estimation):
         return nothing, self._placement.by_task(after), [(jnp.zeros(len(keys), bool), keys)]
 
     def _next(self, meta, carry, tasks, key, step):
-        where = (self._problem, self._adaptation, tasks)
-        spread = self._placement.spread
+        where, spread = (*self._recipe.at(step), tasks), self._placement.spread
         window = self._gradient.value_and_grad(*where, chunk=self._chunk, spread=spread)
         return window(meta, carry, jax.random.fold_in(key, step))
 

@@ -19,7 +19,7 @@ def stop_at_faults(
     """Raise `GradientError` for the first error that `check` finds by tracing; warn of the rest."""
     meta_key, sample_key = jax.random.split(key)
     meta, episodes = recipe.init_meta(meta_key), tasks.sample(sample_key, batch)
-    problem, adaptation = recipe.problem, recipe.adaptation
+    problem, adaptation = recipe.at(0)
     gradient = of_whole_tasks(recipe, "fit(check=True)")
     kinds = [(problem, adaptation, episodes)]
     if isinstance(problem, ProblemMixture):
