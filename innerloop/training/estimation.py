@@ -88,8 +88,8 @@ class FromTasks(Estimation):
 
         def estimated(value_and_grad):
             (loss, aux), grads = value_and_grad(meta, episodes, task_key)
-            of_mixture = isinstance(aux, tuple) and not isinstance(aux, Aux)
-            means = {} if of_mixture else _means(aux.metrics, episodes.weight)
+            # A mixture has an aux of each kind, and no metrics of all.
+            means = _means(aux.metrics, episodes.weight) if isinstance(aux, Aux) else {}
             return Estimated(loss, means, grads, carry)
 
         return self._in_phase(step, estimated, chunk=self._chunk, spread=self._placement.spread)
