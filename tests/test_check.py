@@ -355,7 +355,7 @@ def recipe_on_sinusoids(make, **options):
 
 
 def small_transformer():
-    model = il.transformer(vocabulary=7, width=8, depth=2, heads=2, length=6)
+    model = il.transformer(vocabulary=7, width=8, depth=1, heads=2, length=6)
     recipe = il.maml(model, il.cross_entropy, 0.01, 1)
     tokens = jax.random.randint(jax.random.key(1), (3, 4, 2, 7), 0, 7)
     half = lambda t: il.Examples(t[..., :-1], t[..., 1:])
