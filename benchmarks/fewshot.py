@@ -5,13 +5,13 @@
 
 trains into FOLDER what is not finished there, on the standard split of INNERLOOP_DATA; the same
 command goes on after a stop. `--write` makes results/fewshot.json, results/fewshot.md and
-docs/images/fewshot.png of what is finished.
+the figures in docs/images of what is finished.
 """
 
 from pathlib import Path
 from typing import Any
 
-from fewshot_figure import draw
+from fewshot_figure import draw, draw_one
 from runs import (
     RESULTS,
     Training,
@@ -19,6 +19,7 @@ from runs import (
     finished_runs,
     main,
     markdown_table,
+    read_json,
     share,
     write_json,
 )
@@ -174,11 +175,17 @@ train for hours on a GPU; a gap is in per cent points.
 
 
 def write(folder: Path) -> None:
-    records = {kind: finished_runs(group, folder) for kind, group in TRAININGS.items()}
+    before = read_json("fewshot.json")
+    records = {
+        kind: finished_runs(group, folder, before.get(kind, {}))
+        for kind, group in TRAININGS.items()
+    }
     print(write_json("fewshot.json", records))
     (RESULTS / "fewshot.md").write_text(page(records))
     if records["short"]:
         print(draw(FIGURE, records["short"]))
+    for name in records["short"]:
+        print(draw_one(FIGURE.parent / "few-shot" / f"{name}.png", name, records["short"]))
 
 
 if __name__ == "__main__":

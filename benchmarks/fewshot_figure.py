@@ -1,4 +1,4 @@
-"""Validation accuracy of all recipes against wall-clock, in one figure of four panels."""
+"""Validation accuracy of all recipes against wall-clock, in one figure and in one for each."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from line_ends import label_ends
 
-from innerloop.plots.style import BLUE, GREEN, GRID, INK, ORANGE, RED, new_figure, per_cent
+from innerloop.plots.style import BLUE, GREEN, GREY, GRID, INK, ORANGE, RED, new_figure, per_cent
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, INK, "#AA3377")
 PANELS = {
@@ -38,6 +38,33 @@ def draw(path: Path, records: dict[str, dict[str, Any]]) -> Path:
             panel.set_xlabel("minutes, compilation and validation included")
         for panel in axes[:, 0]:
             panel.set_ylabel("validation accuracy")
+        return done()
+
+
+def draw_one(path: Path, name: str, records: dict[str, dict[str, Any]]) -> Path:
+    """One recipe among the others: while it trained, and as it learns test tasks."""
+    lines = {each: _line(record) for each, record in records.items()}
+    test = records[name]["test"]
+    accuracy, interval = (np.array(test[key]["accuracy"]) for key in ("mean", "interval_95"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_figure(path, (7.6, 2.4)) as (figure, done):
+        trained, learned = figure.subplots(1, 2)
+        for other, line in lines.items():
+            mine = {"color": BLUE, "zorder": 3, "marker": "o", "markersize": 3.5}
+            trained.plot(*line, **(mine if other == name else {"color": GRID, "linewidth": 1.2}))
+        trained.set(xlabel="minutes of training", ylabel="validation accuracy", xlim=(0, None))
+        steps = np.arange(len(accuracy))
+        learned.errorbar(
+            *(steps, accuracy, interval), color=BLUE, marker="o", markersize=3.5, capsize=3
+        )
+        learned.set(xlabel="inner steps", ylabel="test accuracy", ylim=(0, 1.04))
+        learned.xaxis.get_major_locator().set_params(integer=True)
+        if len(steps) == 1:
+            learned.set_xticks([0], ["in one go"])
+            learned.set_xlabel("")
+        learned.axhline(1 / records[name]["config"]["ways"], color=GREY, linewidth=1, ls=":")
+        for panel in (trained, learned):
+            per_cent(panel.yaxis)
         return done()
 
 

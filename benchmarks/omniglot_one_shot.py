@@ -19,6 +19,7 @@ from runs import (
     finished_runs,
     main,
     markdown_table,
+    read_json,
     share,
     write_json,
 )
@@ -83,9 +84,11 @@ def row(record: dict[str, Any]) -> list[str]:
 
 def write(folder: Path) -> None:
     trainings = [training for group in TRAININGS.values() for training in group]
-    records = finished_runs(trainings, folder)
+    before = read_json("omniglot-one-shot.json")
+    records = finished_runs(trainings, folder, before)
     for name, record in records.items():
-        record["one_shot"] = evaluated(folder / name)
+        if (folder / name).exists():
+            record["one_shot"] = evaluated(folder / name)
     print(write_json("omniglot-one-shot.json", records))
     headings = ["recipe", "learned from", "error, %", "ECE, %", "inner steps", "transductive"]
     headings += ["minutes trained", "outer steps", "tasks trained"]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -163,15 +163,20 @@ def finished_run(run: Path) -> dict[str, Any]:
     return result
 
 
-def finished_runs(trainings: Iterable[Training], folder: Path) -> dict[str, dict[str, Any]]:
+def finished_runs(
+    trainings: Iterable[Training], folder: Path, before: Mapping[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """The records of the trainings that are finished, by name, each with its command.
 
-    A classifier that was tested before calibration was measured is tested again.
+    What is not in the folder is as `before`, if it came of the same command. A classifier that was
+    tested before calibration was measured is tested again.
     """
     records = {}
     for training in trainings:
         run = folder / training.name
         if not (run / "result.json").exists():
+            if before.get(training.name, {}).get("command") == _command(training):
+                records[training.name] = before[training.name]
             continue
         commands = [each["command"] for each in sessions(run) if "command" in each]
         record = {"command": [_command(training), *commands][-1]} | finished_run(run)
@@ -194,6 +199,12 @@ def evaluation(run: Path, name: str, *arguments: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "innerloop", "evaluate", str(run), *arguments]
         subprocess.run(command, check=True)
     return next(record for record in kept() if "ece" in record["test"])
+
+
+def read_json(name: str) -> Any:
+    """A file of `benchmarks/results`, or nothing where there is none yet."""
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def write_json(name: str, content: Any) -> Path:

@@ -10,7 +10,16 @@ makes results/sinusoid-table.json and results/sinusoid-table.md of what is finis
 from pathlib import Path
 from typing import Any
 
-from runs import RESULTS, Training, conditions, finished_runs, main, markdown_table, write_json
+from runs import (
+    RESULTS,
+    Training,
+    conditions,
+    finished_runs,
+    main,
+    markdown_table,
+    read_json,
+    write_json,
+)
 
 RECIPES = ("maml", "meta_sgd", "cavia", "reptile", "imaml", "cnp")
 SHOTS, STEPS = (5, 10), (1, 5, 10)
@@ -51,7 +60,7 @@ def row(record: dict[str, Any]) -> list[str]:
 
 
 def write(folder: Path) -> None:
-    records = finished_runs(TRAININGS["all"], folder)
+    records = finished_runs(TRAININGS["all"], folder, read_json("sinusoid-table.json"))
     print(write_json("sinusoid-table.json", records))
     after = [f"after {step} step{'s' * (step > 1)}" for step in STEPS]
     trained = ["minutes trained", "outer steps", "tasks trained"]

@@ -1,9 +1,12 @@
 """Every test runs with strict promotion; oracles run in float64 (`x64`)."""
 
+import atexit
 import gc
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -33,6 +36,18 @@ def _known_to_xla(flags: str) -> bool:
 
 if "XLA_FLAGS" not in os.environ and _known_to_xla(QUICK_COMPILATION):
     os.environ["XLA_FLAGS"] = QUICK_COMPILATION  # read at the first compilation, and by workers
+
+# Many tests compile the same programs, also those in processes of their own: each is compiled once.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.mkdtemp(prefix="innerloop-tests-")
+    atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+    for name, value in {
+        "jax_compilation_cache_dir": COMPILED,
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }.items():
+        os.environ[name.upper()] = str(value)  # for workers and the processes that tests start
+        jax.config.update(name, value)
 
 
 @pytest.fixture(autouse=True)

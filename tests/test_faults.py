@@ -283,7 +283,7 @@ def test_a_second_signal_ends_a_compilation_at_once(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"INNERLOOP_CACHE": str(cache)},
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)},  # where nothing is yet
     )
     try:
         while process.poll() is None and not (run / "checkpoints" / "lock").exists():
