@@ -197,7 +197,9 @@ def test_no_folder_is_named_with_what_it_should_hold(load, tmp_path):
     with pytest.raises(il.DataError, match=r"does not exist.*mkdir -p") as error:
         load(data=tmp_path / "nowhere")
     assert "download" not in error.value.write
-    with pytest.raises(il.DataError, match=r"(neither train\.csv nor|train\.txt is missing)"):
+    with pytest.raises(
+        il.DataError, match=r"are missing.*mkdir -p .*/(mini-imagenet|cifar-fs) and"
+    ):
         load(data=tmp_path)
 
 

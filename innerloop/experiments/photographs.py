@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from innerloop.experiments.images import FewShotImages
+from innerloop.experiments.images import SETTINGS, FewShotImages
 from innerloop.tasks import (
     Compose,
     RandomCrop,
@@ -27,7 +27,9 @@ class Photographs(FewShotImages):
     """
 
     channels: ClassVar[int] = 3
-    settings: ClassVar[dict[str, dict[str, Any]]] = {"maml": _MAML, "fomaml": _MAML}
+    settings: ClassVar[dict[str, dict[str, Any]]] = SETTINGS | dict.fromkeys(
+        ("maml", "fomaml", "anil"), _MAML
+    )
     steps: int = 60_000
     batch: int = 4
     queries: int = 15

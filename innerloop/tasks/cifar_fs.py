@@ -26,7 +26,8 @@ def cifar_fs(*, data: str | os.PathLike[str] | None = None) -> Splits:
 
     Raises `DataError` if the folder or a file is missing, is no image, or a class is in two splits.
     """
-    folder = needed_folder(data, "cifar-fs", "data/CLASS/*.png and splits/bertinetto/*.txt")
+    expected = "data/CLASS/*.png and splits/bertinetto/*.txt"
+    folder = needed_folder(data, "cifar-fs", expected, ("splits",))
     names = checked_names({part: _classes(folder, part) for part in ("train", "val", "test")})
     return Splits(*(image_folder(folder / "data", SIZE, names=names[part]) for part in names))
 

@@ -47,10 +47,12 @@ def data_folder(
     return folder / project if (folder / project).is_dir() else folder
 
 
-def needed_folder(data: str | os.PathLike[str] | None, project: str, files: str) -> Path:
+def needed_folder(
+    data: str | os.PathLike[str] | None, project: str, files: str, one_of: Sequence[str]
+) -> Path:
     """`data_folder` of a project whose files are not downloaded.
 
-    Raises `DataError` if none is named, or it does not exist.
+    Raises `DataError` if none is named, or it does not exist, or has nothing of the names `one_of`.
     """
     folder = data_folder(data, project, otherwise="")
     if folder is None:
@@ -59,6 +61,14 @@ def needed_folder(data: str | os.PathLike[str] | None, project: str, files: str)
             got=f"no folder: neither data= nor {DATA_VARIABLE}",
             expected=f"a folder with {files}",
             write=f"data=FOLDER (--data FOLDER), or export {DATA_VARIABLE}=FOLDER",
+        )
+    if not any((folder / name).exists() for name in one_of):
+        own = folder if folder.name == project else folder / project
+        raise DataError(
+            f"the files of {project} are missing",
+            got=f"no {' and no '.join(one_of)} in {folder}",
+            expected=files,
+            write=f"mkdir -p {own} and put the published files there",
         )
     return folder
 

@@ -44,18 +44,11 @@ def mini_imagenet(*, data: str | os.PathLike[str] | None = None) -> Splits:
     Raises `DataError` if the folder or a file is missing, cannot be read, or a class is in two
     splits.
     """
-    folder = needed_folder(data, "mini-imagenet", _EXPECTED)
-    pickles = [folder / f"mini-imagenet-cache-{part}.pkl" for part in _PARTS]
+    pickles = [f"mini-imagenet-cache-{part}.pkl" for part in _PARTS]
+    folder = needed_folder(data, "mini-imagenet", _EXPECTED, ("train.csv", pickles[0]))
     if (folder / "train.csv").exists():
         return _splits([_listed(folder, part) for part in _PARTS])
-    if pickles[0].exists():
-        return _splits([_pickled(path) for path in pickles])
-    raise DataError(
-        "the files of miniImageNet are missing",
-        got=f"neither train.csv nor {pickles[0].name} in {folder}",
-        expected=_EXPECTED,
-        write=f"put the published files into {folder}",
-    )
+    return _splits([_pickled(folder / name) for name in pickles])
 
 
 _Part = tuple[list[str], Callable[[], ImageClasses]]
