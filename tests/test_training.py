@@ -15,8 +15,7 @@ from innerloop.adaptation import GradientDescent, Procedure
 from innerloop.errors import RunError, StructureError
 from innerloop.gradients import FirstOrder, Unroll
 from innerloop.models import mean_squared_error, mlp
-from innerloop.objective import adapt
-from innerloop.problem import Episode, Problem, task_keys
+from innerloop.problem import Episode, Problem
 from innerloop.recipes import Recipe, maml
 from innerloop.tasks import IndependentTasks, SinusoidTasks, evaluation_episodes, mixture
 from innerloop.training import Skip, Validation, evaluate, fit
@@ -262,6 +261,35 @@ def test_a_chunk_of_nothing_is_refused():
         train(chunk=0)
 
 
+@pytest.mark.parametrize("aux", [1.0, {"each": jnp.zeros(3)}, (1.0, 2.0)])
+def test_training_refuses_it_too(aux):
+    def loss(params, meta, batch, key):
+        return point_loss(params, meta, batch, key)[0], aux
+
+    with pytest.raises(StructureError, match="dict of scalars"):
+        train(point_recipe(loss), steps=2)
+
+
+def test_logged_metrics_are_weighted_as_the_loss_is():
+    """A masked task counts in neither; weight 3 counts three times."""
+    weights = jnp.array([1.0, 0.0, 3.0])
+
+    class Weighted(NamedTuple):
+        def sample(self, key, n):
+            episodes = POINTS.sample(key, n)
+            return Episode(episodes.support, episodes.query, weights)
+
+    recipe = point_recipe()
+    outer_loss = lambda params, meta, batch, key: (
+        recipe.problem.outer_loss(params, meta, batch, key)[0],
+        {"same": recipe.problem.outer_loss(params, meta, batch, key)[0]},
+    )
+    problem = dataclasses.replace(recipe.problem, outer_loss=outer_loss)
+    _, reports = train(recipe._replace(problem=problem), Weighted())
+    metrics = reports[0].metrics
+    np.testing.assert_allclose(metrics["same"], metrics["loss"], rtol=1e-6)
+
+
 # --- fit: it learns -----------------------------------------------------------------------------
 
 
@@ -295,116 +323,6 @@ def test_sinusoids_are_learned_to_be_learned():
     ]
     assert curves[1][5] < 0.7 * curves[1][0]  # it adapts
     assert curves[1][5] < 0.7 * curves[0][5]  # better than without meta-training
-
-
-# --- evaluate -----------------------------------------------------------------------------------
-
-
-def by_hand(recipe, meta, episodes, steps):
-    """Loss of each task after `steps` steps, one `adapt` at a time."""
-    tasks = len(jax.tree.leaves(episodes)[0])
-    values = []
-    for i, key in enumerate(jax.random.split(KEY, tasks)):
-        episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
-        adaptation = GradientDescent(optax.sgd(0.1), steps)
-        params, _ = adapt(recipe.problem, adaptation, meta, episode.support, key)
-        values.append(point_loss(params, meta, episode.query, task_keys(key).outer)[0])
-    return np.asarray(values, np.float64)
-
-
-def test_each_row_is_adapt_with_so_many_steps_and_the_interval_is_numpys():
-    recipe, meta = point_recipe(steps=1), {"x": jnp.array([2.0, -1.0])}
-    got = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY, steps=4)
-    assert got.tasks == 5
-    assert got.mean["loss"].shape == got.interval["loss"].shape == (5,)
-    for t in range(5):  # beyond the one step of training
-        values = by_hand(recipe, meta, HELD_OUT, t)
-        np.testing.assert_allclose(got.mean["loss"][t], values.mean(), rtol=1e-5)
-        interval = 1.96 * values.std(ddof=1) / np.sqrt(5)
-        np.testing.assert_allclose(got.interval["loss"][t], interval, rtol=1e-4)
-
-
-def test_the_steps_of_the_adaptation_are_taken_unless_others_are_given():
-    recipe = point_recipe(steps=3)
-    meta = {"x": jnp.zeros(2)}
-    got = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY)
-    assert got.mean["loss"].shape == (4,)
-    none = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY, steps=0)
-    np.testing.assert_allclose(none.mean["loss"], got.mean["loss"][:1], rtol=1e-6)
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 5, 9])
-def test_chunks_change_nothing(chunk):
-    recipe, meta = point_recipe(), {"x": jnp.array([2.0, -1.0])}
-    whole = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY, steps=2)
-    parts = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY, steps=2, chunk=chunk)
-    for name in ("loss", "distance"):
-        np.testing.assert_allclose(parts.mean[name], whole.mean[name], rtol=1e-6)
-        np.testing.assert_allclose(parts.interval[name], whole.interval[name], rtol=1e-5)
-
-
-def test_one_task_has_an_interval_of_zero_and_no_warning():
-    recipe = point_recipe()
-    one = jax.tree.map(lambda leaf: leaf[:1], HELD_OUT)
-    got = evaluate(recipe.problem, recipe.adaptation, {"x": jnp.zeros(2)}, one, KEY)
-    np.testing.assert_array_equal(got.interval["loss"], 0)
-
-
-@pytest.mark.parametrize("aux", [1.0, {"each": jnp.zeros(3)}, (1.0, 2.0)])
-def test_aux_without_names_is_refused(aux):
-    loss = lambda params, meta, batch, key: (jnp.sum(params["x"]), aux)
-    recipe = point_recipe(loss)
-    with pytest.raises(StructureError, match="dict of scalars"):
-        evaluate(recipe.problem, recipe.adaptation, {"x": jnp.zeros(2)}, HELD_OUT, KEY)
-
-
-@pytest.mark.parametrize("aux", [1.0, {"each": jnp.zeros(3)}, (1.0, 2.0)])
-def test_training_refuses_it_too(aux):
-    def loss(params, meta, batch, key):
-        return point_loss(params, meta, batch, key)[0], aux
-
-    with pytest.raises(StructureError, match="dict of scalars"):
-        train(point_recipe(loss), steps=2)
-
-
-def test_a_loss_without_aux_can_be_evaluated():
-    loss = lambda params, meta, batch, key: jnp.sum(jnp.square(params["x"] - batch))
-    recipe = point_recipe(loss)
-    got = evaluate(recipe.problem, recipe.adaptation, {"x": jnp.zeros(2)}, HELD_OUT, KEY)
-    assert set(got.mean) == {"loss"}
-    outcome, reports = train(recipe, validation=Validation(HELD_OUT, every=3))
-    assert outcome.step == 7
-    assert set(reports[0].metrics) == {"loss", "gradient_norm"}
-
-
-def test_evaluation_refuses_weights():
-    """A weight of zero would silently count as one."""
-    recipe = maml(mlp([1, 4, 1]), mean_squared_error)
-    episodes = evaluation_episodes(SinusoidTasks(2, 2), 3, 0)
-    weighted = Episode(episodes.support, episodes.query, jnp.ones(3))
-    meta = recipe.init_meta(jax.random.key(0))
-    with pytest.raises(StructureError, match="weights"):
-        evaluate(recipe.problem, recipe.adaptation, meta, weighted, jax.random.key(0))
-
-
-def test_logged_metrics_are_weighted_as_the_loss_is():
-    """A masked task counts in neither; weight 3 counts three times."""
-    weights = jnp.array([1.0, 0.0, 3.0])
-
-    class Weighted(NamedTuple):
-        def sample(self, key, n):
-            episodes = POINTS.sample(key, n)
-            return Episode(episodes.support, episodes.query, weights)
-
-    recipe = point_recipe()
-    outer_loss = lambda params, meta, batch, key: (
-        recipe.problem.outer_loss(params, meta, batch, key)[0],
-        {"same": recipe.problem.outer_loss(params, meta, batch, key)[0]},
-    )
-    problem = dataclasses.replace(recipe.problem, outer_loss=outer_loss)
-    _, reports = train(recipe._replace(problem=problem), Weighted())
-    metrics = reports[0].metrics
-    np.testing.assert_allclose(metrics["same"], metrics["loss"], rtol=1e-6)
 
 
 # --- fit: a budget of memory --------------------------------------------------------------------
@@ -461,14 +379,6 @@ def test_a_mixture_has_no_budget():
     problem, adaptation, tasks = mixture((recipe.problem, recipe.adaptation, POINTS, 1.0))
     with pytest.raises(StructureError, match="mixture"):
         train(Recipe(problem, adaptation, Unroll(), recipe.init_meta), tasks, memory="1GiB")
-
-
-@pytest.mark.parametrize("chunk", [0, -1])
-def test_evaluate_refuses_a_chunk_that_is_no_count(chunk):
-    recipe = maml(mlp([1, 4, 1]), mean_squared_error)
-    episodes = evaluation_episodes(SinusoidTasks(2, 2), 3, 0)
-    with pytest.raises(StructureError, match="chunk must be a whole number"):
-        evaluate(recipe.problem, recipe.adaptation, {}, episodes, KEY, chunk=chunk)
 
 
 @pytest.mark.parametrize(
