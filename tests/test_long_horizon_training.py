@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxtyping import config
 
 import innerloop as il
 
@@ -107,12 +106,68 @@ def test_what_is_for_whole_tasks_is_refused(options, message):
         train(recipe(), **options)
 
 
-def test_a_mixture_is_refused():
-    mixed = il.mixture((PROBLEM, DYNAMICS, TASKS, 1.0), (PROBLEM, DYNAMICS, TASKS, 1.0))
-    made = il.Recipe(*mixed[:2], ESTIMATORS["truncated"], lambda key: jnp.float32(0.5))
-    config.update("jaxtyping_disable", True)  # as users see it
-    try:
-        with pytest.raises(il.StructureError, match=r"inner runs are made of .*ProblemMixture"):
-            train(made, mixed[2])
-    finally:
-        config.update("jaxtyping_disable", False)
+# --- a mixture: each kind has inner runs of its own ----------------------------------------------
+
+
+def scaled(factor):
+    """Influence balancing with its losses in another unit."""
+    loss = lambda params, meta, batch, key: factor * PROBLEM.outer_loss(params, meta, batch, key)
+    return il.Problem(PROBLEM.init, PROBLEM.inner_loss, loss, PROBLEM.step_weights)
+
+
+def mixed(factor, gradient="truncated"):
+    kinds = [(PROBLEM, DYNAMICS, TASKS, 3.0), (scaled(factor), DYNAMICS, TASKS, 1.0)]
+    problems, adaptations, tasks = il.mixture(*kinds)
+    made = recipe(gradient, problems)
+    return made._replace(adaptation=adaptations), tasks
+
+
+def test_a_step_of_a_mixture_is_the_weighted_mean_over_its_kinds():
+    """Truncation of influence balancing has no randomness but where runs are: all at their begin"""
+    alone = il.TruncatedUnroll(5, 5)
+    losses = {factor: train(recipe(alone, scaled(factor)), steps=1)[1] for factor in (1.0, 10.0)}
+    one, ten = (losses[factor][0].metrics["loss"][0] for factor in (1.0, 10.0))
+    _, (report,) = train(*mixed(10.0, alone), steps=1)
+    np.testing.assert_allclose(report.metrics["loss"], 0.75 * one + 0.25 * ten, rtol=1e-5)
+    assert report.metrics["diverged"] == 0
+
+
+def test_a_kind_that_is_not_finite_is_left_out():
+    alone = il.TruncatedUnroll(5, 5)
+    _, (sound,) = train(recipe(alone), steps=1)
+    made, tasks = mixed(np.inf, alone)
+    outcome, (report,) = train(made, tasks, steps=1)
+    np.testing.assert_allclose(report.metrics["loss"], sound.metrics["loss"], rtol=1e-5)
+    assert outcome.faults == 0 and np.isfinite(outcome.last) and outcome.last != 0.5
+
+
+def test_a_mixture_goes_on_to_the_same_bits(tmp_path):
+    whole, _ = train(*mixed(2.0, "persistent"))
+    saved = il.Checkpoints(tmp_path / "run", every=3)
+    train(*mixed(2.0, "persistent"), steps=3, checkpoints=saved)
+    on, _ = train(*mixed(2.0, "persistent"), checkpoints=saved, resume=True)
+    assert np.array_equal(on.last, whole.last)
+
+
+def test_a_mixture_of_runs_needs_the_tasks_of_each_kind():
+    made, tasks = mixed(2.0)
+    with pytest.raises(il.StructureError, match=r"tasks of their own each.*2 problems"):
+        train(made, TASKS)
+    with pytest.raises(il.StructureError, match="a task of every kind"):
+        train(made, tasks, batch=1)
+
+
+def test_a_mixture_is_validated_on_the_tasks_of_all_kinds():
+    made, tasks = mixed(10.0)
+    episodes = il.evaluation_episodes(tasks, 4, 0, "validation")
+    outcome, reports = train(
+        made, tasks, steps=3, validation=il.Validation(episodes, every=3, steps=4)
+    )
+    found = reports[-1].evaluation
+    of_kinds = [
+        il.evaluate(problem, DYNAMICS, outcome.last, own, jax.random.key(0), steps=4)
+        for problem, own in zip(made.problem.problems, episodes, strict=True)
+    ]
+    expected = sum(each.mean["loss"] * each.tasks for each in of_kinds) / 4
+    assert found.tasks == 4 and [each.tasks for each in of_kinds] == [3, 1]
+    np.testing.assert_allclose(found.mean["loss"], expected, rtol=1e-5)

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -66,14 +66,12 @@ def evaluation_key(seed: int, purpose: str) -> PRNGKeyArray:
     return jax.random.fold_in(stream, zlib.crc32(purpose.encode()))
 
 
-def evaluation_episodes(
-    tasks: TaskDistribution, n: int, seed: int, purpose: str = "test"
-) -> Episode:
+def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str = "test") -> Any:
     """A fixed evaluation set: `n` episodes that depend on `tasks`, `seed` and `purpose` alone.
 
     The first m of them are the evaluation set of size m. Compiled; the draws are apart from those
     of `tasks.sample(jax.random.key(seed), n)` and, for one distribution and seed, from those of
-    another `purpose`.
+    another `purpose`. Of a mixture they are a tuple of batches, one per kind.
 
     Raises `StructureError` unless `n` is an integer of at least 1.
     """
@@ -82,5 +80,5 @@ def evaluation_episodes(
 
 
 @eqx.filter_jit
-def _sample(tasks: TaskDistribution, key: PRNGKeyArray, n: int) -> Episode:
+def _sample(tasks: TaskDistribution, key: PRNGKeyArray, n: int) -> Any:
     return tasks.sample(key, n)

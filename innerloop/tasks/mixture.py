@@ -37,6 +37,14 @@ class TaskMixture(eqx.Module):
 
         Raises `StructureError` for fewer tasks than kinds.
         """
+        keys = jax.random.split(key, len(self.tasks))
+        return tuple(
+            tasks.sample(key, count)
+            for tasks, key, count in zip(self.tasks, keys, self.shares(n), strict=True)
+        )
+
+    def shares(self, n: int) -> list[int]:
+        """How many of n tasks each kind has. Raises `StructureError` for fewer than kinds."""
         if n < len(self.tasks):
             raise StructureError(
                 "a batch from a mixture needs a task of every kind",
@@ -44,12 +52,7 @@ class TaskMixture(eqx.Module):
                 expected=f"at least {len(self.tasks)}",
                 write=f"sample(key, {len(self.tasks)})",
             )
-        keys = jax.random.split(key, len(self.tasks))
-        counts = _share_out(n, self.weights)
-        return tuple(
-            tasks.sample(key, count)
-            for tasks, key, count in zip(self.tasks, keys, counts, strict=True)
-        )
+        return _share_out(n, self.weights)
 
 
 def mixture(

@@ -6,8 +6,9 @@ from innerloop.checks import check_count, check_key, describe
 from innerloop.errors import StructureError
 from innerloop.gradients import MetaGradient
 from innerloop.long_horizon import OnlineGradient
+from innerloop.problem import ProblemMixture
 from innerloop.recipes import Recipe
-from innerloop.tasks import StreamedTasks
+from innerloop.tasks import StreamedTasks, TaskMixture
 from innerloop.training.checkpoint import Checkpoints
 from innerloop.training.non_finite import NonFinite
 from innerloop.training.validation import Validation
@@ -127,10 +128,18 @@ def of_whole_tasks(recipe: Recipe, asked: str) -> MetaGradient:
     )
 
 
-def check_runs(gradient: Any, tasks: Any, batch: int, devices: int) -> None:
+def check_runs(recipe: Recipe, tasks: Any, batch: int, devices: int) -> None:
     """Raise `StructureError` where inner runs that go on cannot be drawn or shared out evenly."""
+    gradient = recipe.gradient
     if not isinstance(gradient, OnlineGradient):
         return
+    if isinstance(recipe.problem, ProblemMixture) and not isinstance(tasks, TaskMixture):
+        raise StructureError(
+            "the problems of a mixture have tasks of their own each",
+            got=f"{len(recipe.problem.problems)} problems with {describe(tasks)}",
+            expected="the tasks of the mixture",
+            write="problems, adaptations, tasks = mixture((problem, adaptation, tasks, 1.0), ...)",
+        )
     if isinstance(tasks, StreamedTasks):
         raise StructureError(
             "inner runs that go on draw their tasks on the device, when one has come to its end",
@@ -138,12 +147,15 @@ def check_runs(gradient: Any, tasks: Any, batch: int, devices: int) -> None:
             expected="a task distribution",
             write="fit(recipe, tasks, ...) with data that the device holds",
         )
-    if batch % devices:
+    counts = tasks.shares(batch) if isinstance(tasks, TaskMixture) else [batch]
+    if any(count % devices for count in counts):
+        each = -(-batch // (devices * len(counts))) * devices
         raise StructureError(
             "the devices cannot share the inner runs evenly",
-            got=f"batch={batch} on {devices} devices",
-            expected="a multiple of the number of devices",
-            write=f"fit(..., batch={-(-batch // devices) * devices})",
+            got=f"batch={batch} on {devices} devices"
+            + (f", of each kind {counts}" if len(counts) > 1 else ""),
+            expected="a multiple of the number of devices" + " of each kind" * (len(counts) > 1),
+            write=f"fit(..., batch={each * len(counts)})",
         )
 
 

@@ -13,8 +13,9 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
 from innerloop.gradients import Aux, MetaGradient
 from innerloop.long_horizon import OnlineGradient
 from innerloop.objective import SumOverTasks, meta_value_and_grad
+from innerloop.problem import ProblemMixture
 from innerloop.recipes import Recipe
-from innerloop.tasks import TaskDistribution
+from innerloop.tasks import TaskDistribution, TaskMixture
 from innerloop.training.batch import batch_and_key
 from innerloop.training.evaluate import named_metrics
 from innerloop.training.feed import Block
@@ -162,17 +163,91 @@ class FromRuns(Estimation):
         return window(meta, carry, jax.random.fold_in(key, step))
 
 
+class FromKindsOfRuns(Estimation):
+    """Each kind of a mixture has inner runs of its own; their carry is a tuple, one per kind.
+
+    The step is the weighted mean over the kinds of which a run is finite.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        gradient: OnlineGradient,
+        tasks: TaskMixture,
+        batch: int,
+        chunk: int | None = None,
+        placement: Placement = OneDevice(),
+    ):
+        mixed: Any = recipe.problem
+        self._weights = mixed.weights
+        self._kinds = [
+            FromRuns(_of_kind(recipe, i), gradient, n, chunk, placement)
+            for i, n in enumerate(tasks.shares(batch))
+        ]
+
+    def begin(self, meta: PyTree, tasks: Any, key: PRNGKeyArray) -> PyTree:
+        return tuple(
+            kind.begin(meta, own, key)
+            for kind, own, key in zip(self._kinds, tasks.tasks, self._keys(key), strict=True)
+        )
+
+    def __call__(self, meta, carry, tasks, key, step) -> Estimated:
+        parts = self._parts(carry, tasks, key)
+        found = [each(meta, held, own, own_key, step) for each, held, own, own_key in parts]
+        losses = jnp.stack([each.loss for each in found])
+        finite = jnp.isfinite(losses)
+        weights = jnp.where(finite, jnp.asarray(self._weights, losses.dtype), 0)
+        weights = weights / jnp.sum(weights)  # NaN where no kind is finite, as of a single kind
+
+        def mean(*leaves: Array) -> Any:
+            return sum(w.astype(leaf.dtype) * leaf for w, leaf in zip(weights, leaves, strict=True))
+
+        loss = mean(*jnp.where(finite, losses, 0))
+        grads = jax.tree.map(mean, *(each.grads for each in found))
+        diverged = jnp.sum(jnp.stack([each.metrics["diverged"] for each in found]))
+        return Estimated(loss, {"diverged": diverged}, grads, tuple(each.carry for each in found))
+
+    def singly(self, meta, carry, tasks, key, step, norm):
+        by_kind = [
+            each.singly(meta, held, own, own_key, step, norm)
+            for each, held, own, own_key in self._parts(carry, tasks, key)
+        ]
+        nothing, carries, found = zip(*by_kind, strict=True)
+        return nothing[0], tuple(carries), [one for of_kind in found for one in of_kind]
+
+    def _parts(self, carry, tasks, key):
+        return zip(self._kinds, carry, tasks.tasks, self._keys(key), strict=True)
+
+    def _keys(self, key: PRNGKeyArray) -> Array:
+        return jax.random.split(key, len(self._kinds))
+
+
+def _of_kind(recipe: Recipe, i: int) -> Recipe:
+    """The recipe of one kind of a mixture."""
+
+    def at(step: Any) -> tuple[Any, Any]:
+        problems, adaptations = recipe.at(step)
+        return problems.problems[i], adaptations[i]
+
+    schedule = None if recipe.schedule is None else at
+    problem, adaptation = at(0)
+    return recipe._replace(problem=problem, adaptation=adaptation, schedule=schedule)
+
+
 def estimation(
     recipe: Recipe,
     gradient: MetaGradient | OnlineGradient,
+    tasks: Any,
     batch: int,
     chunk: int | None,
     placement: Placement,
 ) -> Estimation:
     """What a recipe's kind of gradient needs."""
-    if isinstance(gradient, OnlineGradient):
-        return FromRuns(recipe, gradient, batch, chunk, placement)
-    return FromTasks(recipe, gradient, batch, chunk, placement)
+    if not isinstance(gradient, OnlineGradient):
+        return FromTasks(recipe, gradient, batch, chunk, placement)
+    if isinstance(recipe.problem, ProblemMixture):
+        return FromKindsOfRuns(recipe, gradient, tasks, batch, chunk, placement)
+    return FromRuns(recipe, gradient, batch, chunk, placement)
 
 
 def _means(metrics: PyTree, weight: Array | None) -> dict[str, Scalar]:

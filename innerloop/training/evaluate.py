@@ -1,7 +1,7 @@
 """How well tasks are learned after each number of inner steps, with intervals."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from innerloop.errors import StructureError
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.objective import task_count
-from innerloop.problem import Episode, Problem, loss_function, task_keys
+from innerloop.problem import Episode, Problem, ProblemMixture, loss_function, task_keys
 from innerloop.recipes.base import Predict
 from innerloop.training.calibration import calibration_sums, expected_calibration_error
 from innerloop.training.placement import OneDevice, Placement
@@ -53,14 +53,14 @@ class TaskResults(NamedTuple):
 
 
 def evaluator(
-    problem: Problem,
-    adaptation: Adaptation,
+    problem: Problem | ProblemMixture,
+    adaptation: Adaptation | tuple[Adaptation, ...],
     *,
     steps: int | None = None,
     chunk: int | None = None,
     predict: Predict | None = None,
     placement: Placement = OneDevice(),
-) -> Callable[[PyTree, Episode, PRNGKeyArray], TaskResults]:
+) -> Callable[[PyTree, Any, PRNGKeyArray], TaskResults]:
     """A compiled function `(meta, episodes, key) -> results of single tasks`.
 
     No derivative graph is built beyond the inner gradients. Metrics are `"loss"`, the outer loss,
@@ -70,9 +70,20 @@ def evaluator(
     - `chunk`: tasks at a time; `TASKS_AT_ONCE` unless given
     - `predict`: the logits whose calibration is measured, as `Recipe.predict` gives them
     - `placement`: the devices that share the tasks
+
+    Of a mixture, whose episodes are a tuple, the results are those of all kinds one after the
+    other, in the metrics that they all have.
     """
     if chunk is not None:
         check_count("chunk", chunk, write="evaluate(problem, adaptation, ..., chunk=100)")
+    how = (steps, TASKS_AT_ONCE if chunk is None else chunk, predict, placement)
+    if not isinstance(problem, ProblemMixture):
+        return _of_one_kind(problem, adaptation, *how)
+    kinds = zip(problem.problems, adaptation, strict=True)  # pyright: ignore[reportArgumentType]
+    return _one_after_the_other([_of_one_kind(each, learn, *how) for each, learn in kinds])
+
+
+def _of_one_kind(problem, adaptation, steps, chunk: int, predict, placement: Placement):
     outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
 
     def one_task(meta: PyTree, episode: Episode, key: PRNGKeyArray):
@@ -115,17 +126,28 @@ def evaluator(
         return jax.lax.map(
             lambda task: one_task(meta, *task),
             (episodes, keys),
-            batch_size=min(TASKS_AT_ONCE if chunk is None else chunk, len(keys)),
+            batch_size=min(chunk, len(keys)),
         )
 
     return all_tasks
 
 
+def _one_after_the_other(of_kinds: list[Callable[..., TaskResults]]):
+    def all_kinds(meta: PyTree, episodes: tuple[Episode, ...], key: PRNGKeyArray) -> TaskResults:
+        parts = zip(of_kinds, episodes, jax.random.split(key, len(of_kinds)), strict=True)
+        results = [run(meta, own, key) for run, own, key in parts]
+        shared = [name for name in results[0].metrics if all(name in r.metrics for r in results)]
+        picked = [({name: r.metrics[name] for name in shared}, r.calibration) for r in results]
+        return TaskResults(*jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *picked))
+
+    return all_kinds
+
+
 def evaluate(
-    problem: Problem,
-    adaptation: Adaptation,
+    problem: Problem | ProblemMixture,
+    adaptation: Adaptation | tuple[Adaptation, ...],
     meta: PyTree,
-    episodes: Episode,
+    episodes: Episode | tuple[Episode, ...],
     key: PRNGKeyArray,
     *,
     steps: int | None = None,
@@ -138,16 +160,19 @@ def evaluate(
     Returns mean and 95% interval (1.96 standard errors over tasks) after 0 ... `steps` inner steps,
     which may go beyond the trained number. With `predict`, a classifier's `Recipe.predict`, the
     calibration of its probabilities too. `devices` share the tasks, as in `fit`.
+
+    The problems, adaptations and episodes of a `mixture` are taken too: every task counts alike,
+    whatever its kind, in the metrics that all kinds have.
     """
     how = {"steps": steps, "chunk": chunk, "predict": predict, "devices": devices}
     return summarise(evaluate_tasks(problem, adaptation, meta, episodes, key, **how))
 
 
 def evaluate_tasks(
-    problem: Problem,
-    adaptation: Adaptation,
+    problem: Problem | ProblemMixture,
+    adaptation: Adaptation | tuple[Adaptation, ...],
     meta: PyTree,
-    episodes: Episode,
+    episodes: Episode | tuple[Episode, ...],
     key: PRNGKeyArray,
     *,
     steps: int | None = None,

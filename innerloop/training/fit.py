@@ -104,7 +104,8 @@ def fit(
 
     Where the recipe's gradient is an `OnlineGradient`, a step takes `batch` inner runs one window
     further; they are a part of the training state, and the metric `diverged` counts those whose
-    numbers are not finite.
+    numbers are not finite. Of a mixture, each kind has its share of the runs, and a kind of which
+    none is finite is left out of the step.
 
     - `tasks`: a task distribution, or `StreamedTasks` from data that the device does not hold
     - `optimizer`: any optax transformation; clip with `optax.chain(optax.clip_by_global_norm(1.0),
@@ -142,7 +143,7 @@ def fit(
     check_arguments(recipe, tasks, optimizer, validation, key, counts)
     check_policies(non_finite, checkpoints, averaging)
     place = placement(devices)
-    check_runs(recipe.gradient, tasks, batch, place.devices)
+    check_runs(recipe, tasks, batch, place.devices)
     budgeted = None
     if memory is not None:
         check_no_chunk(chunk)

@@ -39,7 +39,7 @@ class OuterLoop:
         non_finite: NonFinite,
         placement: Placement,
     ):
-        estimate = estimation(recipe, gradient, batch, chunk, placement)
+        estimate = estimation(recipe, gradient, tasks, batch, chunk, placement)
         update = updating(optimizer, averaging, placement)
         self._take = outer_steps(estimate, update, at_most=at_most, placement=placement)
         self._treat = Treatment(estimate, non_finite, update, placement)

@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.checks import check_count
-from innerloop.errors import StructureError
-from innerloop.problem import Episode, ProblemMixture
+from innerloop.problem import Episode
 from innerloop.recipes import Recipe
 from innerloop.training.evaluate import Evaluation, evaluator, summarise
 from innerloop.training.placement import Placement
@@ -17,14 +16,14 @@ from innerloop.training.placement import Placement
 class Validation(NamedTuple):
     """How the best meta-parameters are chosen.
 
-    - `episodes`: a fixed batch of meta-validation episodes
+    - `episodes`: a fixed batch of meta-validation episodes; of a mixture a tuple, one per kind
     - `every`: outer steps between validations
     - `metric`: which metric decides, after `steps` inner steps
     - `maximise`: whether more of it is better
     - `steps`: inner steps at validation; those of the adaptation unless given
     """
 
-    episodes: Episode
+    episodes: Episode | tuple[Episode, ...]
     every: int
     metric: str = "loss"
     maximise: bool = False
@@ -50,13 +49,6 @@ class Validator:
         self._key = placement.place(key)
         self.score = -np.inf
         if validation is not None:
-            if isinstance(recipe.problem, ProblemMixture):
-                raise StructureError(
-                    "a mixture has no single metric to validate by",
-                    got="validation for a mixture of problems",
-                    expected="fit without validation",
-                    write="fit(..., validation=None), then evaluate each kind by itself",
-                )
             check_count("every", validation.every, write="Validation(episodes, every=100)")
             self._evaluate = evaluator(
                 *recipe.at_test,
