@@ -7,11 +7,11 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -23,8 +23,10 @@ from innerloop.experiments.before_training import (
     plan_experiment,
 )
 from innerloop.experiments.evaluation import evaluate_run
+from innerloop.experiments.few_shot import FewShot
+from innerloop.experiments.printing import print_test, print_trials
 from innerloop.experiments.protocols import ProtocolName
-from innerloop.experiments.table import EXPERIMENTS
+from innerloop.experiments.table import EXPERIMENTS, experiment_name
 from innerloop.experiments.train import train
 from innerloop.report import write_report
 from innerloop.tasks.known_files import cache_folder
@@ -32,10 +34,20 @@ from innerloop.training import Stopped
 from innerloop.training.processes import is_first, join
 from innerloop.training.signals import Terminated, own_process
 
-_ExperimentConfig = tyro.extras.subcommand_type_from_defaults(
-    {name: kind() for name, kind in EXPERIMENTS.items()},
-    {name: (kind.__doc__ or "").split("\n\n")[0] for name, kind in EXPERIMENTS.items()},
-    prefix_names=False,
+
+def _chosen_among(kinds: Mapping[str, type[Experiment]]) -> Any:
+    """The type of an argument that is one of these experiments, with its flags."""
+    return tyro.extras.subcommand_type_from_defaults(
+        {name: kind() for name, kind in kinds.items()},
+        {name: (kind.__doc__ or "").split("\n\n")[0] for name, kind in kinds.items()},
+        prefix_names=False,
+    )
+
+
+_AnyExperiment = _chosen_among(EXPERIMENTS)
+# What is known of a meta-gradient before training is known of those of whole tasks.
+_FewShotExperiment = _chosen_among(
+    {name: kind for name, kind in EXPERIMENTS.items() if issubclass(kind, FewShot)}
 )
 
 
@@ -43,7 +55,7 @@ _ExperimentConfig = tyro.extras.subcommand_type_from_defaults(
 class Train:
     """Meta-train an experiment: choose by validation, test once, draw the figures."""
 
-    experiment: Annotated[_ExperimentConfig, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
+    experiment: Annotated[_AnyExperiment, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
     """Which experiment; each has its own settings."""
     cluster: bool = False
     """This process is one of several, which SLURM, Open MPI or the cloud started."""
@@ -57,12 +69,13 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a finished run on its meta-test tasks."""
+    """Evaluate a finished run on its meta-test tasks; a learned optimizer against tuned ones."""
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
     tasks: int | None = None
-    """Number of test tasks; the experiment's own unless given."""
+    """Number of test tasks, of a learned optimizer for each family; the experiment's own unless
+    given."""
     steps: int | None = None
     """Inner steps; results come after each of 0 to this many."""
     seed: int | None = None
@@ -88,7 +101,7 @@ class Report:
 class Check:
     """Look for faults before training: one finding each, with place, cause and cure."""
 
-    experiment: Annotated[_ExperimentConfig, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
+    experiment: Annotated[_FewShotExperiment, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
     """Which experiment; each has its own settings."""
     tasks: int = 4
     """Tasks to look at."""
@@ -102,7 +115,7 @@ class Check:
 class Compare:
     """Hold every kind of meta-gradient against the exact one: error, memory and time."""
 
-    experiment: Annotated[_ExperimentConfig, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
+    experiment: Annotated[_FewShotExperiment, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
     """Which experiment; each has its own settings."""
     trained: Path | None = None
     """Run whose meta-parameters are looked at; the initial ones unless given."""
@@ -114,7 +127,7 @@ class Compare:
 class Plan:
     """Find the cheapest exact meta-gradient that fits a budget of memory; nothing is run."""
 
-    experiment: Annotated[_ExperimentConfig, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
+    experiment: Annotated[_FewShotExperiment, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
     """Which experiment; each has its own settings. --memory is the budget, 2GiB unless given."""
 
 
@@ -233,7 +246,10 @@ def _run(command: Train | Evaluate | Report | Check | Compare | Plan | Demo) -> 
                 shuffle_support_labels=command.shuffle_support_labels,
                 protocol=command.protocol,
             )
-            _print_table(record["test"], record["normalisation"])
+            if "families" in record:
+                print_trials(record)
+            else:
+                print_test(record["test"], record["normalisation"])
             print(record["file"])
         case Report(runs, out):
             print(write_report(runs, out))
@@ -296,7 +312,7 @@ def _join(command: Train) -> None:
 
 
 def _train(experiment: Experiment) -> None:
-    name = type(experiment).__name__.lower()
+    name = experiment_name(experiment)
     if experiment.resume and experiment.run is None:
         raise StructureError(
             "which run is to go on?",
@@ -310,31 +326,10 @@ def _train(experiment: Experiment) -> None:
         return
     print(f"{name}: run folder {run}")
     result = train(experiment, run)
-    _print_table(result["test"], result["normalisation"])
+    print_test(result["test"], result["normalisation"])
     if result["plan"] is not None:
-        print(f"within {experiment.memory}: {result['plan']}")
+        print(f"within {result['config']['memory']}: {result['plan']}")
     print(f"best meta-parameters: outer step {result['best_step']} of {result['outer_steps']}")
     print(f"{result['seconds']:.0f} s. Figures:")
     for figure in sorted(run.glob("*.png")):
         print(f"  {figure}")
-
-
-def _print_table(test: dict, normalisation: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    print(f"{test['tasks']} test tasks, mean ± 95% interval; normalisation: {normalisation}")
-    table = Table()
-    table.add_column("inner steps", justify="right")
-    for name in test["mean"]:
-        table.add_column(name, justify="right")
-    if "ece" in test:
-        table.add_column("calibration error", justify="right")
-    for step in range(len(test["mean"]["loss"])):
-        cells = (
-            f"{test['mean'][name][step]:.4f} ± {test['interval_95'][name][step]:.4f}"
-            for name in test["mean"]
-        )
-        calibration = [f"{test['ece'][step]:.4f}"] if "ece" in test else []
-        table.add_row(str(step), *cells, *calibration)
-    Console().print(table)

@@ -62,7 +62,7 @@ def test_cifar_fs_is_read_sampled_learned_and_drawn(cifar, tmp_path):
     episode = jax.tree.map(lambda leaf: leaf[0], il.evaluation_episodes(parts.train, 1, seed=1))
     loss, _ = jax.jit(il.meta_objective(*parts.recipe[:3]))(meta, episode, jax.random.key(2))
     assert np.isfinite(loss)
-    (figure,) = experiment.figures(parts, meta, tmp_path)
+    (figure,) = experiment.write_learned(parts, meta, tmp_path)
     pixels = np.asarray(Image.open(figure).convert("RGB"), int)
     assert np.abs(pixels - pixels.mean(axis=2, keepdims=True)).mean() > 3  # in colour
 

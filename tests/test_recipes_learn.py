@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import innerloop as il
-from innerloop.experiments.base import counted_steps, support_labels_shuffled
+from innerloop.experiments.few_shot import counted_steps, support_labels_shuffled
 from innerloop.experiments.images import SETTINGS
 from innerloop.training.evaluate import evaluator, summarise
 

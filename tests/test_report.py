@@ -14,6 +14,7 @@ from PIL import Image
 import innerloop as il
 from innerloop.experiments.base import Parts
 from innerloop.experiments.cost import meta_gradient_record, training_cost
+from innerloop.experiments.printing import shown_steps
 from innerloop.report import write_report
 from innerloop.report.figures import _edges
 from innerloop.report.runs import read_runs
@@ -59,12 +60,27 @@ def make_run(path, *, seed=0, losses=60, tasks=75, faults=(), result=(), **setti
     return path
 
 
+def add_trials(run, steps):
+    """An evaluation of a learned optimizer: better than Adam on one of two families."""
+    curve = lambda end: np.outer((1, 2, 3), np.linspace(1, end, steps + 1)).tolist()
+    trial = lambda end: {"final": [end, 2 * end, 3 * end], "area": [2, 3, 4], "curve": curve(end)}
+    adam = {"rates": [0.1, 0.2], "at_the_edge": True}
+    families = {
+        "quadratic": {"learned": trial(0.25), "Adam": trial(0.5) | adam},
+        "wine-linear": {"learned": trial(0.5) | {"final": [1, "Infinity", "Infinity"]}}
+        | {"Adam": trial(0.125) | adam},
+    }
+    content = {"settings": {"steps": steps, "tasks": 5, "seed": 7}, "families": families}
+    RunFolder(run).write_json(f"optimizers-seed7-steps{steps}-tasks5.json", content)
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The page of three runs, two of which differ in the seed only."""
     folder = tmp_path_factory.mktemp("runs")
     runs = [make_run(folder / f"seed{seed}", seed=seed) for seed in (0, 1)]
     runs.append(make_run(folder / '<b>"other"&', seed=2, inner_rate=0.2))
+    add_trials(runs[0], steps=3)
     return write_report(runs, folder / "new" / "page.html").read_text()
 
 
@@ -114,6 +130,43 @@ def test_every_section_is_there_in_order_and_linked(page):
     headings = re.findall(r"<h2>(.*?)</h2>", page)
     assert headings == [section.title for section in SECTIONS]
     assert re.findall(r'<a href="#(.*?)">', page) == [section.anchor for section in SECTIONS]
+
+
+def test_a_learned_optimizer_stands_beside_tuned_ones(tmp_path):
+    run = make_run(tmp_path / "run")
+    add_trials(run, steps=20)
+    add_trials(run, steps=3)
+    shown = text_of(write_report([run]))
+    assert shown.index("3 inner steps on 5 new tasks") < shown.index("20 inner steps on 5 new")
+    assert shown.count("below tuned Adam: 1 of 2 by last loss, 0 of 2 by area") == 2
+    assert "Adam 1 (0.5 to 1.5) 3 (2 to 4) 0.1 (at the edge)" in shown
+    assert "learned inf (1 to inf)" in shown
+
+
+TRIALS_DAMAGED = {
+    "no families": lambda content: content.pop("families"),
+    "another length": lambda content: content["settings"].update(steps=4),
+    "no quartiles": lambda content: content["families"]["quadratic"]["Adam"].update(final=1.0),
+    "no rates": lambda content: content["families"]["quadratic"]["Adam"].update(rates="none"),
+}
+
+
+@pytest.mark.parametrize("damage", TRIALS_DAMAGED.values(), ids=TRIALS_DAMAGED)
+def test_a_damaged_evaluation_is_named(damage, tmp_path):
+    run = make_run(tmp_path / "run")
+    add_trials(run, steps=3)
+    (path,) = run.glob("optimizers-*.json")
+    content = json.loads(path.read_text())
+    damage(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(il.RunError, match=r"optimizers-seed7-steps3-tasks5\.json"):
+        write_report([run])
+
+
+def test_a_table_of_many_inner_steps_shows_some():
+    assert shown_steps(3) == [0, 1, 2, 3]
+    assert shown_steps(200) == [0, 1, 2, 5, 10, 20, 50, 100, 200]
+    assert shown_steps(30) == [0, 1, 2, 5, 10, 20, 30]
 
 
 def test_colours_are_the_style_sheets_in_light_dark_and_print(page):

@@ -3,18 +3,12 @@
 import abc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import equinox as eqx
-import jax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PyTree
 
-from innerloop.adaptation import Origin
-from innerloop.errors import StructureError
-from innerloop.problem import Episode
 from innerloop.recipes import Recipe
 from innerloop.recipes.base import Predict
-from innerloop.recipes.table import RecipeName
 from innerloop.tasks import TaskDistribution
 
 
@@ -41,8 +35,6 @@ class Parts(NamedTuple):
 class Experiment(abc.ABC):
     """Fields that every experiment has."""
 
-    usual_test_steps: ClassVar[int] = 10
-
     run: Path | None = None
     """Run folder; runs/EXPERIMENT-TIME unless given."""
     seed: int = 0
@@ -53,20 +45,12 @@ class Experiment(abc.ABC):
     """Tasks per outer step."""
     outer_rate: float = 1e-3
     """Learning rate of the outer Adam."""
+    clip_norm: float | None = None
+    """The largest norm of a meta-gradient, to which a larger one is scaled; None for no limit."""
     cosine: bool = True
     """Let the outer rate fall to 0 along a cosine; otherwise it stays."""
     averaging: float = 0.0
     """Decay of the running average of the meta-parameters that is validated and kept; 0: none."""
-    recipe: RecipeName = "maml"
-    """The algorithm; Few-shot learning in the documentation has a paragraph on each."""
-    inner_rate: float | None = None
-    """Inner learning rate; the recipe's own unless given."""
-    inner_steps: int | None = None
-    """Inner steps in training; the recipe's own unless given."""
-    test_steps: int | None = None
-    """Inner steps at validation and test; results are given after each of 0 to this many. Those of
-    the experiment's own protocol, or the recipe's where they are more, unless given; a recipe that
-    computes the parameters in one go has one result."""
     validate_every: int = 500
     """Outer steps between validations."""
     validation_tasks: int = 200
@@ -77,8 +61,6 @@ class Experiment(abc.ABC):
     """Validate and stop after the first call to the device that ends later than this."""
     chunk: int | None = None
     """Tasks that are computed at a time; None for all at once."""
-    memory: str | None = None
-    """A budget such as 2GiB, in place of --chunk: the cheapest exact gradient that fits."""
     save_every: int = 500
     """Outer steps between checkpoints: what a kill can lose."""
     pretrained: Path | None = None
@@ -90,8 +72,6 @@ class Experiment(abc.ABC):
     wandb: str | None = None
     """Weights & Biases project that the metrics are logged to (needs innerloop[wandb]): offline, in
     the run's folder, unless WANDB_MODE says otherwise."""
-    check: bool = False
-    """Look for faults before the first step; an error stops the run."""
     per_call: int = 100
     """Outer steps per call to the device."""
     devices: Literal["all"] | int | None = None
@@ -100,15 +80,13 @@ class Experiment(abc.ABC):
     """What happens at a step whose loss or gradient is not finite: the run ends, the step is left
     out, or it goes on along the mean of the tasks' gradients, each clipped to norm 1."""
 
-    def inner_settings(self) -> dict[str, Any]:
-        """The recipe's hyper-parameters that are flags; None where the flag is not given."""
-        return {"rate": self.inner_rate, "steps": self.inner_steps}
+    @abc.abstractmethod
+    def fit_options(self) -> dict[str, Any]:
+        """What `fit` is told beside what every experiment tells it."""
 
+    @abc.abstractmethod
     def steps_at_test(self, recipe: Recipe) -> int | None:
         """Inner steps of the recipe at test, or None where it learns new tasks in one go."""
-        _, adaptation = recipe.at_test
-        own = max(self.usual_test_steps, adaptation.steps or 0)
-        return counted_steps(recipe, own if self.test_steps is None else self.test_steps)
 
     @abc.abstractmethod
     def build_recipe(self) -> Recipe:
@@ -122,29 +100,5 @@ class Experiment(abc.ABC):
         """The recipe and the tasks that it is trained, validated and tested on."""
 
     @abc.abstractmethod
-    def figures(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
-        """Draw what was learned into the run folder."""
-
-
-def counted_steps(recipe: Recipe, steps: int) -> int | None:
-    """`steps`, or None for a recipe that learns new tasks in one go."""
-    _, adaptation = recipe.at_test
-    return steps if adaptation.origin is Origin.STEPS else None
-
-
-def require_steps(name: str, recipe: Recipe) -> None:
-    """Raise `StructureError` for a recipe that takes no inner steps to be counted."""
-    if counted_steps(recipe, 0) is None:
-        raise StructureError(
-            f"{name} learns a task in one go",
-            got="--steps",
-            expected="no number of inner steps",
-            write="innerloop evaluate RUN, without --steps",
-        )
-
-
-def support_labels_shuffled(episodes: Episode, key: PRNGKeyArray) -> Episode:
-    """The same episodes with each task's support targets shuffled: nothing can be learned."""
-    targets = episodes.support.targets
-    shuffled = jax.vmap(jax.random.permutation)(jax.random.split(key, len(targets)), targets)
-    return eqx.tree_at(lambda episodes: episodes.support.targets, episodes, shuffled)
+    def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
+        """Write what was learned into the run folder, as figures or files of its own."""

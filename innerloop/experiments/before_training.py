@@ -9,32 +9,33 @@ from jaxtyping import PyTree
 
 from innerloop.diagnostics import Comparison, Plan, Report, check, compare, plan
 from innerloop.errors import RunError
-from innerloop.experiments.base import Experiment, Parts
+from innerloop.experiments.base import Parts
+from innerloop.experiments.few_shot import FewShot
 from innerloop.experiments.ranges import check_ranges
-from innerloop.experiments.table import read_experiment
+from innerloop.experiments.table import experiment_name, read_experiment
 from innerloop.experiments.train import initial_recipe
 from innerloop.training.run_folder import RunFolder
 
 
-def check_experiment(experiment: Experiment, tasks: int, run: bool, trained: Path | None) -> Report:
+def check_experiment(experiment: FewShot, tasks: int, run: bool, trained: Path | None) -> Report:
     """The findings on `tasks` of its training tasks; `run=False` for those that only trace."""
     return check(*_on_tasks(experiment, tasks, trained), run=run)
 
 
-def compare_experiment(experiment: Experiment, trained: Path | None) -> Comparison:
+def compare_experiment(experiment: FewShot, trained: Path | None) -> Comparison:
     """Every kind of meta-gradient on one batch of training tasks."""
     *problem, _ = _on_tasks(experiment, experiment.batch, trained)
     return compare(*problem, chunk=experiment.chunk)
 
 
-def plan_experiment(experiment: Experiment) -> Plan:
+def plan_experiment(experiment: FewShot) -> Plan:
     """The cheapest exact meta-gradient of a batch that fits its budget, 2 GiB unless given."""
     memory = experiment.memory or "2GiB"
     problem, adaptation, meta, episodes, *_ = _on_tasks(experiment, experiment.batch, None)
     return plan(problem, adaptation, meta, episodes, memory, chunk=experiment.chunk)
 
 
-def _on_tasks(experiment: Experiment, tasks: int, trained: Path | None) -> tuple[Any, ...]:
+def _on_tasks(experiment: FewShot, tasks: int, trained: Path | None) -> tuple[Any, ...]:
     check_ranges(dataclasses.replace(experiment, memory=None))
     check_ranges({"tasks": tasks})
     parts = dataclasses.replace(experiment, batch=tasks).parts()
@@ -44,7 +45,7 @@ def _on_tasks(experiment: Experiment, tasks: int, trained: Path | None) -> tuple
     return problem, adaptation, meta, parts.train.sample(sample_key, tasks), key, gradient
 
 
-def _meta(experiment: Experiment, parts: Parts, key: Any, trained: Path | None) -> PyTree:
+def _meta(experiment: FewShot, parts: Parts, key: Any, trained: Path | None) -> PyTree:
     if trained is None:
         return initial_recipe(experiment, parts.recipe).init_meta(key)
     folder = RunFolder.open(trained)
@@ -56,11 +57,11 @@ def _meta(experiment: Experiment, parts: Parts, key: Any, trained: Path | None) 
         mine, others = dataclasses.asdict(experiment), dataclasses.asdict(other)
         different = [name for name in mine if others.get(name) != mine[name] and name != "run"]
         flags = " ".join(f"--{name.replace('_', '-')} {others.get(name)}" for name in different)
-        kind = type(other).__name__.lower()
+        kind = experiment_name(other)
         raise RunError(
             "the run was trained with other settings than those given",
             got=f"{trained}, a run of {kind}, with {flags or 'the same settings'}",
-            expected=f"a run of {type(experiment).__name__.lower()} with meta-parameters of the "
+            expected=f"a run of {experiment_name(experiment)} with meta-parameters of the "
             "same shapes",
             write=f"innerloop check {kind} {flags} --trained {trained}",
         )

@@ -10,6 +10,8 @@ from innerloop.diagnostics.planning.cost import program_cost
 from innerloop.experiments.base import Parts
 from innerloop.long_horizon import OnlineGradient
 from innerloop.objective import meta_value_and_grad
+from innerloop.problem import ProblemMixture
+from innerloop.tasks import TaskMixture
 from innerloop.training import Fit
 
 
@@ -20,28 +22,41 @@ def meta_gradient_record(parts: Parts, outcome: Fit, batch: int) -> dict[str, An
       and the outer optimizer; `flops_are_lower_bound`: whether something could not be counted
     - `unreached`: names of the meta leaves that no gradient reaches
     """
-    problem: Any
-    adaptation: Any
-    problem, adaptation, gradient, init_meta, *_ = parts.recipe
     key = jax.eval_shape(lambda: jax.random.key(0))
-    meta = jax.eval_shape(init_meta, key)
-    if isinstance(gradient, OnlineGradient):
-        where = (problem, adaptation, parts.train)
-        window = gradient.value_and_grad(*where, chunk=outcome.chunk)
-        value_and_grad = lambda meta, runs, key: window(meta, runs, key)[0]
-        data = jax.eval_shape(lambda meta, key: gradient.init(*where, meta, key, batch), meta, key)
-    else:
-        value_and_grad = meta_value_and_grad(
-            problem, adaptation, outcome.plan or gradient, chunk=outcome.chunk
-        )
-        data = jax.eval_shape(lambda key: parts.train.sample(key, batch), key)
-    program, ((_, aux), _) = jax.make_jaxpr(value_and_grad, return_shape=True)(meta, data, key)
-    counted = program_cost(program)
+    meta = jax.eval_shape(parts.recipe.init_meta, key)
+    counted, unreached = [], []
+    for kind in _kinds(parts, batch):
+        value_and_grad, data = _outer_step(parts.recipe.gradient, outcome, meta, key, *kind)
+        program, ((_, aux), _) = jax.make_jaxpr(value_and_grad, return_shape=True)(meta, data, key)
+        counted.append(program_cost(program))
+        unreached.append(list(aux.diagnostics["unreached"]))
     return {
-        "flops_per_step": counted.flops,
-        "flops_are_lower_bound": counted.lower_bound,
-        "unreached": list(aux.diagnostics["unreached"]),
+        "flops_per_step": sum(each.flops for each in counted),
+        "flops_are_lower_bound": any(each.lower_bound for each in counted),
+        "unreached": [name for name in unreached[0] if all(name in each for each in unreached)],
     }
+
+
+def _kinds(parts: Parts, batch: int) -> list[tuple[Any, Any, Any, int]]:
+    """Problem, adaptation, tasks and their number, of each kind that a batch has."""
+    problem, adaptation, tasks = parts.recipe.problem, parts.recipe.adaptation, parts.train
+    if not isinstance(problem, ProblemMixture) or not isinstance(tasks, TaskMixture):
+        return [(problem, adaptation, tasks, batch)]
+    learned = zip(problem.problems, adaptation, tasks.tasks, tasks.shares(batch), strict=True)  # pyright: ignore[reportArgumentType]
+    return list(learned)
+
+
+def _outer_step(gradient, outcome: Fit, meta, key, problem, adaptation, tasks, batch: int):
+    """The meta-gradient's function for one kind, and the shapes of what it is given."""
+    if isinstance(gradient, OnlineGradient):
+        where = (problem, adaptation, tasks)
+        window = gradient.value_and_grad(*where, chunk=outcome.chunk)
+        begun = lambda meta, key: gradient.init(*where, meta, key, batch)
+        return lambda *given: window(*given)[0], jax.eval_shape(begun, meta, key)
+    value_and_grad = meta_value_and_grad(
+        problem, adaptation, outcome.plan or gradient, chunk=outcome.chunk
+    )
+    return value_and_grad, jax.eval_shape(lambda key: tasks.sample(key, batch), key)
 
 
 def training_cost(records: Sequence[dict[str, Any]]) -> dict[str, float]:

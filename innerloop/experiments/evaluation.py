@@ -7,16 +7,13 @@ from typing import Any
 import jax
 
 from innerloop.errors import RunError, StructureError
-from innerloop.experiments.base import (
-    Experiment,
-    Parts,
-    require_steps,
-    support_labels_shuffled,
-)
+from innerloop.experiments.base import Experiment, Parts
+from innerloop.experiments.few_shot import FewShot, require_steps, support_labels_shuffled
+from innerloop.experiments.learned_optimizer import OptimizerTraining
+from innerloop.experiments.optimizer_record import optimizer_record
 from innerloop.experiments.protocols import PROTOCOLS, ProtocolName
 from innerloop.experiments.ranges import check_ranges
 from innerloop.experiments.table import load_best_meta, read_experiment
-from innerloop.problem import Episode
 from innerloop.recipes import Recipe
 from innerloop.tasks import evaluation_episodes, evaluation_key
 from innerloop.training.evaluate import TaskResults, evaluate_tasks, summarise
@@ -35,15 +32,42 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a finished run's best meta-parameters on its meta-test tasks, or by a protocol.
 
-    Returns a record like the `"test"` entry of `result.json`, with what it was made from, and the
-    `"file"` that holds it: evaluations of other seeds, steps or tasks stay beside it.
+    Returns a record of what was found and what it was made from, and the `"file"` that holds it:
+    evaluations of other seeds, steps or tasks stay beside it. Of few-shot learning it has an entry
+    like the `"test"` of `result.json`; of a learned optimizer, what `optimizer_record` gives, whose
+    `tasks` are of each family.
     """
     folder = RunFolder.open(path)
     folder.require_writable()  # before minutes of work
+    trained = read_experiment(folder)
+    asked: dict[str, Any] = {"tasks": tasks, "steps": steps, "seed": seed}
+    if isinstance(trained, OptimizerTraining):
+        _refuse_labels(shuffle_support_labels, protocol)
+        check_ranges({name: value for name, value in asked.items() if value is not None})
+        meta = load_best_meta(folder, trained.build_recipe())
+        name, record = optimizer_record(trained, meta, **asked)
+    else:
+        assert isinstance(trained, FewShot)
+        asked |= {"shuffle_support_labels": shuffle_support_labels, "protocol": protocol}
+        name, record = _few_shot_record(folder, trained, **asked)
+    record = {"run": str(path), **record, "environment": environment()}
+    return record | {"file": str(folder.write_json(f"{name}.json", record))}
+
+
+def _few_shot_record(
+    folder: RunFolder,
+    trained: FewShot,
+    *,
+    tasks: int | None,
+    steps: int | None,
+    seed: int | None,
+    shuffle_support_labels: bool,
+    protocol: ProtocolName | None,
+) -> tuple[str, dict[str, Any]]:
+    """The name of the file, and what is in it."""
     overrides = {"test_tasks": tasks, "test_steps": steps, "seed": seed}
     changed = {name: value for name, value in overrides.items() if value is not None}
     chunk = folder.read_json(RESULT).get("chunk") if folder.has(RESULT) else None
-    trained = read_experiment(folder)
     experiment = dataclasses.replace(
         trained, memory=None, devices=None, chunk=chunk or trained.chunk, **changed
     )
@@ -56,7 +80,7 @@ def evaluate_run(
         _refuse_own_tasks(protocol, tasks, seed)
         experiment, episodes = PROTOCOLS[protocol](experiment)
         parts = experiment.parts()
-        _require_outputs(path, trained, experiment, parts.recipe)
+        _require_outputs(folder.path, trained, experiment, parts.recipe)
         name = f"{protocol}-steps{{}}"
     if steps is not None:
         require_steps(experiment.recipe, parts.recipe)
@@ -69,27 +93,35 @@ def evaluate_run(
         results = results._replace(metrics=error | results.metrics)
     test = summarise(results)
     record = {
-        "run": str(path),
         "protocol": protocol,
         "shuffled_support_labels": shuffle_support_labels,
         "seed": experiment.seed,
         "normalisation": parts.normalisation,
-        "environment": environment(),
         "test": evaluation_record(test),
     }
     name = f"evaluation-{name.format(len(test.mean['loss']) - 1)}"
-    name += "-shuffled" * shuffle_support_labels
-    return record | {"file": str(folder.write_json(f"{name}.json", record))}
+    return name + "-shuffled" * shuffle_support_labels, record
 
 
-def test_episodes(experiment: Experiment, parts: Parts) -> Episode:
+def _refuse_labels(shuffle_support_labels: bool, protocol: str | None) -> None:
+    """Raise `StructureError` for what asks for few-shot tasks."""
+    if not shuffle_support_labels and protocol is None:
+        return
+    given = "--shuffle-support-labels" if protocol is None else f"--protocol {protocol}"
+    raise StructureError(
+        "a learned optimizer is evaluated against tuned ones, not on few-shot tasks",
+        got=given,
+        expected="a number of tasks, steps or a seed, or nothing",
+        write=f"innerloop evaluate RUN, without {given.split()[0]}",
+    )
+
+
+def test_episodes(experiment: Experiment, parts: Parts) -> Any:
     """The fixed test set of the experiment's seed."""
     return evaluation_episodes(parts.test, experiment.test_tasks, experiment.seed, "test")
 
 
-def test_evaluation(
-    experiment: Experiment, parts: Parts, meta: Any, episodes: Episode
-) -> TaskResults:
+def test_evaluation(experiment: Experiment, parts: Parts, meta: Any, episodes: Any) -> TaskResults:
     """Every metric of every task, after 0 ... `test_steps` inner steps."""
     return evaluate_tasks(
         *parts.recipe.at_test,
@@ -114,9 +146,7 @@ def _refuse_own_tasks(protocol: str, tasks: int | None, seed: int | None) -> Non
     )
 
 
-def _require_outputs(
-    path: Path, trained: Experiment, experiment: Experiment, recipe: Recipe
-) -> None:
+def _require_outputs(path: Path, trained: FewShot, experiment: FewShot, recipe: Recipe) -> None:
     """Raise `RunError` where the run's own network has another number of outputs."""
     theirs, ours = (
         jax.eval_shape(each.init_meta, jax.random.key(0))

@@ -12,7 +12,8 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import run
 from innerloop.errors import StructureError
-from innerloop.experiments.base import Experiment, Parts
+from innerloop.experiments.base import Parts
+from innerloop.experiments.few_shot import FewShot
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.models import (
@@ -49,7 +50,7 @@ _TRAIN_SHOTS = {"reptile": 10}
 
 
 @dataclass(frozen=True)
-class FewShotImages(Experiment):
+class FewShotImages(FewShot, abc.ABC):
     """Few-shot image classification."""
 
     image: ClassVar[tuple[int, int]] = (28, 28)
@@ -152,7 +153,7 @@ class FewShotImages(Experiment):
             logits=recipe.predict,
         )
 
-    def figures(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
+    def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
         """Three test episodes: what is predicted for the query images after the steps at test."""
         from innerloop.plots import episodes_with_predictions
 

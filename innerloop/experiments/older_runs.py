@@ -11,6 +11,7 @@ _ADDED = {
     "train_ways": None,
     "train_shots": None,
     "split": "standard",
+    "clip_norm": None,
 }
 """Settings that came later, and what runs before them did."""
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from innerloop.errors import RunError
-from innerloop.experiments.base import Experiment
+from innerloop.experiments.few_shot import FewShot
 from innerloop.experiments.images import FewShotImages
 from innerloop.experiments.omniglot import Omniglot
 from innerloop.problem import Episode
@@ -14,7 +14,7 @@ from innerloop.tasks import omniglot_one_shot
 ProtocolName = Literal["omniglot-one-shot"]
 
 
-def within_alphabet(experiment: Experiment) -> tuple[FewShotImages, Episode]:
+def within_alphabet(experiment: FewShot) -> tuple[FewShotImages, Episode]:
     """The 20 runs of within-alphabet 20-way one-shot classification of Omniglot."""
     if not isinstance(experiment, Omniglot):
         raise RunError(
@@ -28,7 +28,7 @@ def within_alphabet(experiment: Experiment) -> tuple[FewShotImages, Episode]:
     return dataclasses.replace(experiment, ways=20, train_ways=None, shots=1), episodes
 
 
-PROTOCOLS: dict[ProtocolName, Callable[[Experiment], tuple[FewShotImages, Episode]]] = {
+PROTOCOLS: dict[ProtocolName, Callable[[FewShot], tuple[FewShotImages, Episode]]] = {
     "omniglot-one-shot": within_alphabet,
 }
 """By name: a run's experiment, as the protocol asks for it, and the protocol's tasks."""

@@ -22,6 +22,7 @@ _AT_LEAST_ONE = (
         "devices",
     ),
     *("tasks", "shots", "train_shots", "queries", "test_shots", "test_queries", "width"),
+    *("horizon", "window", "pairs"),
 )
 _RANGES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(_AT_LEAST_ONE, (int, 1, math.inf)),
@@ -29,11 +30,15 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(("inner_steps", "test_steps"), (int, 0, math.inf)),
     "seed": (int, 0, 2**31 - 1),
     "averaging": (float, 0, 1),
-    **dict.fromkeys(("inner_rate", "outer_rate", "minutes"), (float, 0, sys.float_info.max)),
+    **dict.fromkeys(
+        ("inner_rate", "outer_rate", "minutes", "clip_norm", "sigma", "loss_clip"),
+        (float, 0, sys.float_info.max),
+    ),
 }
 _ALSO = {
     **dict.fromkeys(("chunk", "minutes", "train_ways", "train_shots"), (None,)),
     **dict.fromkeys(("inner_rate", "inner_steps", "test_steps"), (None,)),
+    **dict.fromkeys(("clip_norm", "loss_clip"), (None,)),
     "devices": (None, "all"),
 }
 

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from innerloop.adaptation import run
-from innerloop.experiments.base import Experiment, Parts
+from innerloop.experiments.base import Parts
+from innerloop.experiments.few_shot import FewShot
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.models import mean_squared_error, mlp, mlp_features
@@ -21,7 +22,7 @@ from innerloop.tasks import SinusoidTasks, evaluation_episodes
 
 
 @dataclass(frozen=True)
-class Sinusoid(Experiment):
+class Sinusoid(FewShot):
     """Regression to sinusoids (Finn et al. 2017, section 5.1): trained 10-shot, tested 5-shot.
 
     MAML's paper trains with 1 inner step. Beyond it such a start is fragile: one task in some
@@ -71,7 +72,7 @@ class Sinusoid(Experiment):
             normalisation=self.network().model.normalisation,
         )
 
-    def figures(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
+    def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
         """Four test tasks: true function, support points, and the fit as steps are taken."""
         from innerloop.plots import sinusoid_fits
 

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from innerloop.experiments.base import Experiment
 from innerloop.experiments.digits import Digits
+from innerloop.experiments.learned_optimizer import OptimizerTraining
 from innerloop.experiments.older_runs import in_todays_form
 from innerloop.experiments.omniglot import Omniglot
 from innerloop.experiments.photographs import CifarFS, MiniImageNet
@@ -22,6 +23,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "omniglot": Omniglot,
     "mini-imagenet": MiniImageNet,
     "cifar-fs": CifarFS,
+    "learned-optimizer": OptimizerTraining,
 }
 
 
@@ -39,7 +41,11 @@ def read_experiment(folder: RunFolder) -> Experiment:
         paths: dict[str, Any] = {
             name: Path(config[name]) for name in ("run", "data", "pretrained") if config.get(name)
         }
-        return kind(**(config | paths))
+        # What JSON has no tuples for.
+        lists: dict[str, Any] = {
+            name: tuple(x) for name, x in config.items() if isinstance(x, list)
+        }
+        return kind(**(config | paths | lists))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise folder.damaged(CONFIG, error) from error
 

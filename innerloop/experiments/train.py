@@ -96,12 +96,14 @@ def _meta_trained(
     experiment: Experiment,
     parts: Parts,
     recipe: Recipe,
-    validation: Episode,
+    validation: Episode | tuple[Episode, ...],
     folder: RunFolder,
     chosen: list[Logger],
 ) -> Fit:
     rate = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
     optimizer = optax.adam(rate if experiment.cosine else experiment.outer_rate)
+    if experiment.clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(experiment.clip_norm), optimizer)
     loggers = (
         JsonLines(folder.path / LOG),
         BestMeta(folder),
@@ -124,8 +126,6 @@ def _meta_trained(
                 experiment.steps_at_test(recipe),
             ),
             chunk=experiment.chunk,
-            memory=experiment.memory,
-            check=experiment.check,
             non_finite=_NON_FINITE[experiment.non_finite],
             devices=experiment.devices,
             checkpoints=Checkpoints(folder.path / CHECKPOINTS, experiment.save_every),
@@ -134,6 +134,7 @@ def _meta_trained(
             per_call=experiment.per_call,
             minutes=experiment.minutes,
             report=log,
+            **experiment.fit_options(),
         )
 
 
@@ -151,11 +152,12 @@ def _tested(
         seconds = max(seconds, record["seconds"])
     experiment = dataclasses.replace(experiment, chunk=outcome.chunk)
     per_task = test_evaluation(experiment, parts, outcome.meta, test_episodes(experiment, parts))
-    test = summarise(per_task)
+    test, trained_steps = summarise(per_task), _trained_steps(parts.recipe)
     result = {
         **config,
         "environment": environment(),
         "normalisation": parts.normalisation,
+        "trained_steps": trained_steps,
         "outer_steps": outcome.step,
         "best_step": outcome.best_step,
         "faults": outcome.faults,
@@ -172,10 +174,16 @@ def _tested(
         folder.write_arrays(TEST_TASKS, metrics)
         folder.write_json(RESULT, result)
         with folder.writing():
-            trained_steps = parts.recipe.adaptation.steps or 0  # pyright: ignore[reportAttributeAccessIssue]
             draw_curves(folder, parts.metric, test, experiment_name(experiment), trained_steps)
-            experiment.figures(parts, jax.device_put(jax.device_get(outcome.meta)), folder.path)
+            meta = jax.device_put(jax.device_get(outcome.meta))
+            experiment.write_learned(parts, meta, folder.path)
     return result
+
+
+def _trained_steps(recipe: Recipe) -> int:
+    """The most inner steps that a task is trained with; 0 where there are none to count."""
+    kinds = recipe.adaptation if isinstance(recipe.adaptation, tuple) else (recipe.adaptation,)
+    return max(adaptation.steps or 0 for adaptation in kinds)
 
 
 def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFolder:
@@ -186,6 +194,7 @@ def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFol
         return RunFolder.create(run, config)
     refuse_without_recipe(RunFolder(run))
     may_change = (*_MAY_CHANGE, *(["steps"] if not experiment.cosine else []))
+    may_change = tuple(name for name in may_change if name in config["config"])
     return RunFolder.resume(run, config, may_change=may_change, today=compared_today)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from innerloop.experiments.cost import training_cost
+from innerloop.report.trials import Trials, read_trials
 from innerloop.training.run_folder import CONFIG, LOG, RESULT, TEST_TASKS, RunFolder
 
 PICTURES = {
@@ -76,6 +77,7 @@ class Run:
     - `norms`: `(steps, values)`, the meta-gradient's norm, a mean over each call to the device
     - `faults`: outer steps whose gradient was not finite
     - `test`: the evaluation at the end; `per_task`: metric -> `(tasks, inner steps + 1)`
+    - `trials`: evaluations of a learned optimizer against tuned ones
     """
 
     name: str
@@ -98,6 +100,7 @@ class Run:
     per_task: dict[str, np.ndarray]
     environment: dict[str, str]
     pictures: list[Picture]
+    trials: list[Trials]
 
     @property
     def finished(self) -> bool:
@@ -133,6 +136,7 @@ def _read(folder: RunFolder, name: str, place: int) -> Run:
             raise ValueError(f"no {metric}")
         best_step = _whole(ended.get("best_step"))
         environment = _flat(ended.get("environment", {}))
+        trained_steps = _whole(ended.get("trained_steps", trained_steps))
         normalisation = None if "normalisation" not in ended else str(ended["normalisation"])
     return Run(
         name=name,
@@ -149,6 +153,7 @@ def _read(folder: RunFolder, name: str, place: int) -> Run:
         per_task=_per_task(folder),
         environment=environment,
         pictures=[_picture(folder, name) for name in PICTURES if folder.has(name)],
+        trials=read_trials(folder),
         **log,
     )
 

@@ -186,10 +186,9 @@ class FromKindsOfRuns(Estimation):
         ]
 
     def begin(self, meta: PyTree, tasks: Any, key: PRNGKeyArray) -> PyTree:
-        return tuple(
-            kind.begin(meta, own, key)
-            for kind, own, key in zip(self._kinds, tasks.tasks, self._keys(key), strict=True)
-        )
+        keys = jax.random.split(key, len(self._kinds))
+        parts = zip(self._kinds, tasks.tasks, keys, strict=True)
+        return tuple(kind.begin(meta, own, own_key) for kind, own, own_key in parts)
 
     def __call__(self, meta, carry, tasks, key, step) -> Estimated:
         parts = self._parts(carry, tasks, key)
@@ -216,10 +215,8 @@ class FromKindsOfRuns(Estimation):
         return nothing[0], tuple(carries), [one for of_kind in found for one in of_kind]
 
     def _parts(self, carry, tasks, key):
-        return zip(self._kinds, carry, tasks.tasks, self._keys(key), strict=True)
-
-    def _keys(self, key: PRNGKeyArray) -> Array:
-        return jax.random.split(key, len(self._kinds))
+        keys = jax.random.split(key, len(self._kinds))
+        return zip(self._kinds, carry, tasks.tasks, keys, strict=True)
 
 
 def _of_kind(recipe: Recipe, i: int) -> Recipe:

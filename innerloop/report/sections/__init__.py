@@ -7,6 +7,7 @@ from innerloop.report.blocks import Block
 from innerloop.report.runs import Run
 from innerloop.report.sections.learning import adaptation, intervals, learning
 from innerloop.report.sections.machine import cost, gradient
+from innerloop.report.sections.optimizers import optimizers
 from innerloop.report.sections.outcome import configuration, differences, environment, results
 from innerloop.report.sections.single_tasks import examples, spread
 
@@ -26,6 +27,7 @@ class Section(NamedTuple):
 SECTIONS = (
     Section("Results", results),
     Section("Differences", differences),
+    Section("Against tuned optimizers", optimizers),
     Section("Learning", learning),
     Section("Adaptation", adaptation),
     Section("Intervals", intervals),

@@ -1,8 +1,9 @@
 """How the run learned: over outer steps, and over inner steps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 
+from innerloop.experiments.printing import shown_steps
 from innerloop.report import figures, text
 from innerloop.report.blocks import Block, Figures, NotRecorded, Table
 from innerloop.report.runs import Run
@@ -61,23 +62,29 @@ def _intervals_table(run: Run) -> Table:
     if run.test.ece is not None:
         names.append(_CALIBRATION)
         columns.append([f"{error:.1%}" for error in run.test.ece])
-    rows = [[str(step), *cells] for step, cells in enumerate(zip(*columns, strict=True))]
+    rows = _by_step(zip(*columns, strict=True))
     caption = f"Mean over {run.test.tasks:,} test tasks ± 95% interval over tasks"
     return Table(["inner steps", *names], rows, caption)
 
 
 def _calibration_beside(runs: list[Run]) -> Table:
     columns = [[f"{error:.1%}" for error in run.test.ece] for run in runs]  # pyright: ignore[reportOptionalIterable]
-    rows = [[str(step), *cells] for step, cells in enumerate(zip_longest(*columns, fillvalue=""))]
+    rows = _by_step(zip_longest(*columns, fillvalue=""))
     caption = f"Expected {_CALIBRATION} of all predictions, 15 bins of confidence"
     return Table(["inner steps", *(run.name for run in runs)], rows, caption)
 
 
 def _intervals_beside(runs: list[Run], name: str) -> Table:
     columns = [_means(run, name) for run in runs]
-    rows = [[str(step), *cells] for step, cells in enumerate(zip_longest(*columns, fillvalue=""))]
+    rows = _by_step(zip_longest(*columns, fillvalue=""))
     caption = f"{name}: mean over test tasks ± 95% interval over tasks"
     return Table(["inner steps", *(run.name for run in runs)], rows, caption)
+
+
+def _by_step(cells: Iterable[tuple[str, ...]]) -> list[list[str]]:
+    """Rows by inner step; of many steps some."""
+    rows = [[f"{step:,}", *row] for step, row in enumerate(cells)]
+    return [rows[step] for step in shown_steps(len(rows) - 1)]
 
 
 def _means(run: Run, name: str) -> list[str]:
@@ -89,7 +96,7 @@ def _seeds_table(group: list[Run]) -> Table:
     metric = group[0].metric
     names = [name for name in group[0].test.mean if all(name in run.test.mean for run in group)]
     rows = []
-    for step in range(len(group[0].test.mean[metric])):
+    for step in shown_steps(len(group[0].test.mean[metric]) - 1):
         together = {
             name: over_seeds([run.test.mean[name][step] for run in group]) for name in names
         }

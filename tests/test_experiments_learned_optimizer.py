@@ -1,0 +1,202 @@
+"""`learned-optimizer` on the command line: trained, resumed, evaluated, reported, used."""
+
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import innerloop as il
+from innerloop.cli import main
+from innerloop.experiments import optimizer_record, optimizer_trials
+from innerloop.experiments.learned_optimizer import (
+    ESTIMATORS,
+    OPTIMIZERS,
+    OptimizerTraining,
+    first_loss,
+    over_the_run,
+)
+from innerloop.experiments.table import best_meta
+
+# Where the groups are honoured, one worker makes the run that the tests share.
+pytestmark = pytest.mark.xdist_group("learned-optimizer")
+
+TINY = {
+    "families": "quadratic noisy-quadratic",
+    "optimizer": "celo2",
+    "batch": 2,
+    "horizon": 10,
+    "window": 5,
+    "pairs": 1,
+    "validate-every": 2,
+    "validation-tasks": 4,
+    "test-tasks": 4,
+    "per-call": 2,
+    "save-every": 2,
+}
+
+
+def command(**settings):
+    flags = TINY | {"steps": 4} | {name.replace("_", "-"): x for name, x in settings.items()}
+    parts = [(f"--{name}", *str(value).split()) for name, value in flags.items()]
+    return ["train", "learned-optimizer", "--no-cosine", *(word for part in parts for word in part)]
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(autouse=True)
+def own_folders(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INNERLOOP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("learned") / "run"
+    main(command(run=path))
+    return path
+
+
+def test_a_run_leaves_its_results_and_the_optimizer(run):
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"config.json", "log.jsonl", "best.eqx", "result.json", "learned.opt"}
+    assert names >= {"learning_curve.png", "adaptation_curve.png", "checkpoints"}
+    result = read(run / "result.json")
+    assert result["experiment"] == "learned-optimizer"
+    assert result["outer_steps"] == 4 and result["best_step"] in (2, 4)
+    assert result["trained_steps"] == 10
+    assert result["cost"]["flops_per_step"] > 1e4
+    test = result["test"]
+    assert test["tasks"] == 4 and len(test["mean"]["loss"]) == 11
+    # In units of the first loss, of which each family has one here in the mean over many tasks.
+    assert 0.1 < test["mean"]["loss"][0] < 10
+
+
+def test_any_optax_loop_takes_the_optimizer(run):
+    learned, meta = il.load_optimizer(run / "learned.opt")
+    assert isinstance(learned, il.Celo2)
+    jax.tree.map(np.testing.assert_array_equal, meta, best_meta(run))
+    optimizer, params = learned(meta), jnp.ones(3)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert np.all(np.isfinite(optax.apply_updates(params, updates)))
+
+
+def test_a_run_that_goes_on_is_the_same_to_the_bit(run, tmp_path):
+    path = tmp_path / "run"
+    main(command(run=path, steps=2))
+    main([*command(run=path), "--resume"])
+    assert (path / "best.eqx").read_bytes() == (run / "best.eqx").read_bytes()
+    assert read(path / "result.json")["test"] == read(run / "result.json")["test"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("evaluated") / "run"
+    shutil.copytree(run, path)
+    baselines = {name: optimizer_trials.BASELINES[name] for name in ("SGD", "Adam")}
+    few = functools.partial(optimizer_trials.tuned_trials, rates=np.array([0.01, 0.1, 1.0]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimizer_trials, "BASELINES", baselines)
+        patch.setattr(optimizer_record, "BASELINES", baselines)
+        patch.setattr(optimizer_record, "tuned_trials", few)
+        main(["evaluate", str(path), "--tasks", "3", "--steps", "6", "--seed", "1"])
+    return path
+
+
+def test_evaluate_holds_it_against_tuned_optimizers(evaluated):
+    record = read(evaluated / "optimizers-seed1-steps6-tasks3.json")
+    assert record["settings"] == {"steps": 6, "tasks": 3, "seed": 1}
+    assert set(record["families"]) == {"quadratic", "noisy-quadratic"}
+    assert set(record["seconds_per_step"]) == {"learned", "SGD", "Adam"}
+    learned, meta = il.load_optimizer(evaluated / "learned.opt")
+    for name, found in record["families"].items():
+        assert list(found) == ["learned", "SGD", "Adam", optimizer_trials.PER_TASK]
+        (family,) = (each for each in il.training_families() if each.name == name)
+        settings = record["settings"]
+        trial = optimizer_trials.learned_trial(family, learned, meta, **settings)
+        np.testing.assert_allclose(found["learned"]["final"][1], np.median(trial.final()))
+        assert found[optimizer_trials.PER_TASK]["final"][1] <= found["Adam"]["final"][1]
+        assert found["Adam"]["rates"][0] in (0.01, 0.1, 1.0)
+
+
+def test_the_report_shows_curves_and_table(evaluated):
+    main(["report", str(evaluated)])
+    page = (evaluated / "report.html").read_text()
+    assert page.count("loss on ") == 2 and "loss on noisy-quadratic in 6 steps" in page
+    section = page.split("<h2>Against tuned optimizers</h2>")[1].split("</section>")[0]
+    record = read(evaluated / "optimizers-seed1-steps6-tasks3.json")
+    for found in record["families"].values():
+        for name, each in found.items():
+            assert name in section
+            assert f"{each['final'][1]:.3g} (" in section
+    with pytest.raises(il.RunError, match=r"optimizers-seed1-steps7-tasks3\.json: KeyError"):
+        (evaluated / "optimizers-seed1-steps7-tasks3.json").write_text("{}")
+        il.write_report([evaluated])
+
+
+REFUSED = {
+    "family": (command(families="quadratic nothing"), "families are training families, each once"),
+    "batch": (command(batch=1), "batch holds a task of every family"),
+    "window": (command(window=3), "a horizon is made of whole windows"),
+    "sigma": (command(sigma=0), "sigma=0"),
+    "clip": (command(loss_clip=2.0, estimator="unroll"), "clipped by the estimators that go by"),
+    "norm": (command(clip_norm=-1.0), "clip_norm is out of range"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED.values(), ids=REFUSED)
+def test_settings_that_do_not_fit_are_refused(words, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*words, "--run", str(tmp_path / "run")])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and message in error and "Write: " in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--ways", "--recipe", "--memory", "--inner-rate"])
+def test_flags_of_few_shot_learning_are_none_of_it(flag, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*command(run=tmp_path / "run"), flag, "2"])
+    assert caught.value.code == 2 and "nrecognized" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["--shuffle-support-labels"], ["--protocol", "omniglot-one-shot"], ["--steps", "-1"]]
+)
+def test_an_evaluation_of_few_shot_tasks_is_refused(run, words, capsys):
+    before = set(run.iterdir())
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", str(run), *words])
+    assert caught.value.code == 2 and "Write: " in capsys.readouterr().err
+    assert set(run.iterdir()) == before
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_every_estimator_of_the_flag_is_built(estimator):
+    experiment = OptimizerTraining(estimator=estimator, families=("quadratic",), window=10, pairs=3)
+    gradient = experiment.build_recipe().gradient
+    assert getattr(gradient, "window", 10) == 10 and getattr(gradient, "pairs", 3) == 3
+    assert type(gradient).__name__.lower() == estimator.replace("_", "")
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_of_the_flag_can_be_saved(name, tmp_path):
+    learned = OptimizerTraining(optimizer=name, horizon=30).learned()
+    meta = learned.init(jax.random.key(0), jnp.zeros(3))
+    again, _ = il.load_optimizer(il.save_optimizer(tmp_path / "one", learned, meta))
+    assert again == learned
+
+
+def test_losses_are_in_units_of_the_first():
+    (family,) = OptimizerTraining(families=("quadratic",)).training_families()
+    unit = first_loss(family)
+    assert abs(first_loss(over_the_run(family, unit)) - 1) < 1e-5
+    weights = over_the_run(family, unit).problem.step_weights(4)
+    np.testing.assert_allclose(weights, np.full(5, 0.2))
