@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from innerloop.experiments.optimizer_trials import PER_TASK
-from innerloop.experiments.printing import trial_rows
+from innerloop.experiments.printing import median_and_quartiles, trial_rows
 from innerloop.plots.style import BLUE, GREEN, GREY, INK, ORANGE, RED, spread_axis, step_axis
 from innerloop.report.blocks import Block, Figure, Figures, Note, Table
 from innerloop.report.drawing import draw
@@ -35,12 +35,15 @@ def _of_trials(trials: Trials, of_run: str) -> Iterator[Block]:
         f"{trials.steps:,} inner steps on {trials.tasks:,} new tasks of each family (seed "
         f"{trials.seed}){of_run}. Every tuned optimizer has the best of its rates for the family, "
         f"found on other tasks; “{PER_TASK}” has the best for each very task, which no method "
-        "could know. " + _count(trials)
+        "could know. The curves are medians over tasks, with the quartiles of the learned one and "
+        "of Adam. " + _count(trials)
     )
     title = f"in {trials.steps} steps{of_run}"
     yield Figures([], [_curves(family, each, title) for family, each in trials.curves.items()])
     rows = [
-        [family, *row] for family, found in trials.families.items() for row in trial_rows(found)
+        [family, *row]
+        for family, found in trials.families.items()
+        for row in trial_rows(found, median_and_quartiles)
     ]
     yield Table(
         ["family", "optimizer", "last loss", "area", "rate"],
@@ -78,5 +81,4 @@ def _curves(family: str, found: dict[str, np.ndarray], title: str) -> Figure:
         step_axis(axes)
         axes.legend(loc="best", fontsize=7.5, ncols=2)
 
-    caption = "median over tasks; quartiles of the learned one and of Adam"
-    return Figure(family, draw(f"loss on {family} {title}", panel), caption)
+    return Figure(family, draw(f"loss on {family} {title}", panel))
