@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BY_WINDOW = json.loads((ROOT / "benchmarks/results/long-horizon.json").read_text())["by_window"]
+measured = lambda name: json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+BY_WINDOW = measured("long-horizon.json")["by_window"]
 COLUMNS = ("TruncatedUnroll", "TruncatedES", "NoiseReuseES", "PersistentES")
 
 
-def table_rows(page, header):
-    """The cells of the table that begins with this line."""
-    lines = (ROOT / "docs" / page).read_text().split(header)[1].splitlines()[1:]
+def table_rows(page, begin):
+    """The cells of the only table whose first line begins so."""
+    _, text = (ROOT / "docs" / page).read_text().split(begin)
+    lines = text.splitlines()[2:]
     table = lines[: next(i for i, line in enumerate(lines) if not line.startswith("|"))]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
@@ -24,13 +26,32 @@ def assert_says(text, value):
 
 
 def test_the_estimates_by_window():
-    (header,) = re.findall(r"\| window .*\n", (ROOT / "docs" / "long-horizons.md").read_text())
-    rows = table_rows("long-horizons.md", header)
+    rows = table_rows("long-horizons.md", "| window | ")
     assert [int(row[0]) for row in rows] == BY_WINDOW["windows"]
     for i, row in enumerate(rows):
         for column, cell in zip(COLUMNS, row[1:], strict=True):
-            measured = BY_WINDOW[column][i]
+            found = BY_WINDOW[column][i]
             mean, *interval = re.findall(r"[−\d.]+", cell)
-            assert_says(mean, measured["mean"])
+            assert_says(mean, found["mean"])
             for text in interval:
-                assert_says(text, 1.96 * measured["standard_error"])
+                assert_says(text, 1.96 * found["standard_error"])
+
+
+def test_schedules_by_gradient_and_by_search():
+    splits = measured("schedule.json")["splits"]
+    rows = table_rows("learned-optimizers.md", "| split | ")
+    assert len(rows) == len(splits)
+    for row, split in zip(rows, splits, strict=True):
+        for name, cell in zip(("gradient", "random lines", "random knots"), row[1:], strict=True):
+            validation, others = re.findall(r"[\d.]+", cell)
+            assert_says(validation, split[name]["validation"])
+            assert_says(others, split[name]["other_tasks"])
+            assert split[name]["inner_steps"] == (4000 if name == "gradient" else 40_000)
+
+
+def test_the_cost_of_persistent_es():
+    found = measured("persistent-es.json")
+    page = (ROOT / "docs" / "long-horizons.md").read_text()
+    (numbers,) = re.findall(r"([\d.]+) times its time \(([\d.]+) to ([\d.]+)", page)
+    for text, name in zip(numbers, ("median", "low", "high"), strict=True):
+        assert_says(text, found["wall_ratio"][name])

@@ -19,6 +19,7 @@ from innerloop.problem import Episode, Problem
 from innerloop.recipes import Recipe, maml
 from innerloop.tasks import IndependentTasks, SinusoidTasks, evaluation_episodes, mixture
 from innerloop.training import Skip, Validation, evaluate, fit
+from innerloop.training.batch import run_keys
 from innerloop.training.budget import plan_training
 from innerloop.training.estimation import FromTasks
 from innerloop.training.sharding import OneDevice
@@ -145,6 +146,18 @@ def test_the_best_by_validation_is_kept_though_it_worsens_later():
     assert_same_bits(outcome.last, reports[-1].meta)
     running = np.minimum.accumulate([np.inf, *scores])
     assert [progress.best for progress in reports] == list(np.array(scores) < running[:-1])
+
+
+def test_a_validation_judges_the_last_inner_step_alone():
+    recipe = point_recipe(steps=3)
+    _, reports = train(recipe, validation=Validation(HELD_OUT, every=7))
+    validated, meta = reports[-1].evaluation, reports[-1].meta
+    whole = evaluate(*recipe[:2], meta, HELD_OUT, run_keys(KEY)[2])
+    for name in ("loss", "distance"):
+        assert validated.mean[name].shape == validated.interval[name].shape == (1,)
+        np.testing.assert_allclose(validated.mean[name], whole.mean[name][-1:], rtol=1e-6)
+        np.testing.assert_allclose(validated.interval[name], whole.interval[name][-1:], rtol=1e-5)
+    assert whole.mean["loss"].shape == (4,)
 
 
 def test_a_metric_to_maximise_is_maximised():

@@ -60,6 +60,7 @@ def evaluator(
     chunk: int | None = None,
     predict: Predict | None = None,
     placement: Placement = OneDevice(),
+    each_step: bool = True,
 ) -> Callable[[PyTree, Any, PRNGKeyArray], TaskResults]:
     """A compiled function `(meta, episodes, key) -> results of single tasks`.
 
@@ -70,26 +71,30 @@ def evaluator(
     - `chunk`: tasks at a time; `TASKS_AT_ONCE` unless given
     - `predict`: the logits whose calibration is measured, as `Recipe.predict` gives them
     - `placement`: the devices that share the tasks
+    - `each_step`: judge the parameters after 0 ... `steps` steps; otherwise after the last alone,
+      as the one result that there is, which spares the query set after all the others
 
     Of a mixture, whose episodes are a tuple, the results are those of all kinds one after the
     other, in the metrics that they all have.
     """
     if chunk is not None:
         check_count("chunk", chunk, write="evaluate(problem, adaptation, ..., chunk=100)")
-    how = (steps, TASKS_AT_ONCE if chunk is None else chunk, predict, placement)
+    how = (steps, TASKS_AT_ONCE if chunk is None else chunk, predict, placement, each_step)
     if not isinstance(problem, ProblemMixture):
         return _of_one_kind(problem, adaptation, *how)
     kinds = zip(problem.problems, adaptation, strict=True)  # pyright: ignore[reportArgumentType]
     return _one_after_the_other([_of_one_kind(each, learn, *how) for each, learn in kinds])
 
 
-def _of_one_kind(problem, adaptation, steps, chunk: int, predict, placement: Placement):
+def _of_one_kind(
+    problem, adaptation, steps, chunk: int, predict, placement: Placement, each_step: bool
+):
     outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
 
     def one_task(meta: PyTree, episode: Episode, key: PRNGKeyArray):
         keys = task_keys(key)
 
-        def observe(params: PyTree, t):
+        def observe(params: PyTree, t: Any = None):
             value, aux = outer_loss(params, meta, episode.query, keys.outer)
             metrics = {"loss": value} | named_metrics(aux)
             if predict is None:
@@ -97,7 +102,7 @@ def _of_one_kind(problem, adaptation, steps, chunk: int, predict, placement: Pla
             logits = predict(params, meta, episode.query, keys.outer)
             return TaskResults(metrics, calibration_sums(logits, episode.query))
 
-        _, _, observed = run(
+        state, _, observed = run(
             problem,
             adaptation,
             meta,
@@ -105,10 +110,12 @@ def _of_one_kind(problem, adaptation, steps, chunk: int, predict, placement: Pla
             keys.adapt,
             exact_inner_gradient,
             store_all,
-            observe,
+            observe if each_step else None,
             steps=steps,
         )
-        return observed
+        if each_step:
+            return observed
+        return jax.tree.map(lambda leaf: leaf[None], observe(adaptation.params(state)))
 
     @jax.jit
     def all_tasks(meta: PyTree, episodes: Episode, key: PRNGKeyArray):

@@ -18,7 +18,7 @@ class Validation(NamedTuple):
 
     - `episodes`: a fixed batch of meta-validation episodes; of a mixture a tuple, one per kind
     - `every`: outer steps between validations
-    - `metric`: which metric decides, after `steps` inner steps
+    - `metric`: which metric decides, after `steps` inner steps; nothing is judged before
     - `maximise`: whether more of it is better
     - `steps`: inner steps at validation; those of the adaptation unless given
     """
@@ -55,6 +55,7 @@ class Validator:
                 steps=validation.steps,
                 chunk=chunk,
                 placement=placement,
+                each_step=False,
             )
             self._episodes = placement.place(validation.episodes)
 

@@ -47,7 +47,7 @@ def scalars(progress: Progress) -> dict[str, float]:
 
 
 def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation as JSON: lists over 0 ... K inner steps."""
+    """An evaluation as JSON: lists over 0 ... K inner steps; of a validation, of the last alone."""
     calibration = {} if evaluation.ece is None else {"ece": evaluation.ece.tolist()}
     return {
         "tasks": evaluation.tasks,
