@@ -46,7 +46,7 @@ RECIPE_FLAGS: dict[str, dict[str, Any]] = {
     "nearest_neighbour": {"steps": 200},
     "reptile": {"batch": 5, "queries": 1, "outer_rate": 3e-4, "validate_every": 500},
     "maml_plus_plus": {"queries": 1},
-    "imaml": {"batch": 4, "validate_every": 200},
+    "imaml": {"batch": 4, "validate_every": 200, "non_finite": "skip"},
     "pretrain_finetune": {"validate_every": 1000},
     "cavia": {"inner_steps": 5, "test_steps": 5},
     "protonet": _MORE_WAYS,

@@ -295,8 +295,8 @@ def _join(command: Train) -> None:
             "it is not said which processes train together, and where",
             got=f"--coordinator {numbers[0]} --processes {numbers[1]} --process {numbers[2]}"
             + ("" if named else ", without --run"),
-            expected="HOST:PORT, how many, and which of them from 0 on, or --cluster where a "
-            "scheduler started them; and --run, since the time would give each another folder",
+            expected="HOST:PORT, how many, and which of them, from 0 to one less, or --cluster "
+            "where a scheduler started them; and --run, or the time would give each another folder",
             write="innerloop train digits --run RUN --devices all --coordinator HOST:1234 "
             "--processes 2 --process 0",
         )
@@ -315,7 +315,7 @@ def _train(experiment: Experiment) -> None:
     name = experiment_name(experiment)
     if experiment.resume and experiment.run is None:
         raise StructureError(
-            "which run is to go on?",
+            "it is not said which run is to go on",
             got="--resume without --run",
             expected="the folder of the run",
             write=f"innerloop train {name} --run runs/{name}-... --resume",

@@ -1,5 +1,6 @@
 """The folder of a run: what it refuses, what it survives."""
 
+import functools
 import json
 import os
 from contextlib import closing
@@ -43,7 +44,7 @@ def test_a_run_from_before_a_setting_goes_on_as_it_was(folder):
         may_change=(),
         today=lambda config: {"augment": False} | config,
     )
-    with pytest.raises(RunError, match=r"--augment True.*Expected: --augment False"):
+    with pytest.raises(RunError, match=r"--augment.*Expected: --no-augment"):
         go_on(augment=True)
     go_on(augment=False).close()
     assert folder.read_config()["config"] == {"seed": 1, "augment": False}
@@ -52,9 +53,25 @@ def test_a_run_from_before_a_setting_goes_on_as_it_was(folder):
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(folder):
     before = contents(folder)
     with pytest.raises(RunError, match="already holds a run") as caught:
-        RunFolder.create(folder.path, {"experiment": "sinusoid"})
+        RunFolder.create(folder.path, {"experiment": "digits"})
     assert str(folder.path) in str(caught.value)
     assert contents(folder) == before
+
+
+def test_a_run_of_another_experiment_is_not_gone_on_with(folder):
+    other, before = {"experiment": "sinusoid", "config": {}}, contents(folder)
+    for begin in (RunFolder.create, functools.partial(RunFolder.resume, may_change=())):
+        with pytest.raises(RunError, match=r"another experiment.*sinusoid in .*: digits") as caught:
+            begin(folder.path, other)
+        assert "--resume" not in caught.value.write
+    assert contents(folder) == before
+
+
+def test_steps_of_a_falling_rate_are_told_apart(tmp_path):
+    config = lambda steps: {"experiment": "x", "config": {"steps": steps, "rate": None}}
+    RunFolder.create(tmp_path, config(1)).close()
+    with pytest.raises(RunError, match=r"Got: --steps 2\. Expected: --steps 1\..*--no-cosine"):
+        RunFolder.resume(tmp_path, config(2), may_change=("minutes",))
 
 
 def test_an_existing_folder_without_a_run_is_taken(tmp_path):

@@ -18,6 +18,7 @@ class Digits(FewShotImages):
     steps: int = 300
     validate_every: int = 20
     per_call: int = 20
+    save_every: int = 100
     usual_test_steps: ClassVar[int] = 5
     filters: int = 32
 

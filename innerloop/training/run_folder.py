@@ -1,5 +1,6 @@
 """A run's folder: config, log, best meta-parameters, results. Files appear whole or not at all."""
 
+import contextlib
 import json
 import os
 import platform
@@ -49,14 +50,15 @@ class RunFolder:
         Raises `RunError` where the folder is unwritable, holds a run already, or another process
         writes to it.
         """
+        folder = RunFolder(path)
         if os.path.exists(path / CONFIG):  # unlike Path.exists, False where it may not look
+            folder._refuse_another(config)
             raise RunError(
                 "this folder already holds a run",
                 got=str(path),
                 expected="a folder without a run",
                 write=f"--resume to go on with it, or --run {path}-2 for another",
             )
-        folder = RunFolder(path)
         folder._begin(config)
         return folder
 
@@ -79,28 +81,25 @@ class RunFolder:
             return RunFolder.create(path, config)
         folder = RunFolder(path)
         theirs, mine = folder.read_config(), json.loads(strict_json(config))
+        folder._refuse_another(config)
         before = today(theirs["config"])
         changed = {
             name: (before.get(name), value)
             for name, value in mine["config"].items()
             if name not in may_change and before.get(name) != value
         }
-        if theirs["experiment"] == mine["experiment"] and not changed:
-            folder._begin(config)  # with what has changed: it is read by others
-            return folder
-        other = theirs["experiment"] != mine["experiment"]
-        flag = lambda name, value: f"--{name.replace('_', '-')} {value}"
-        raise RunError(
-            "a run goes on with the settings that it began with",
-            got=mine["experiment"]
-            if other
-            else " ".join(flag(name, now) for name, (_, now) in changed.items()),
-            expected=theirs["experiment"]
-            if other
-            else " ".join(flag(name, then) for name, (then, _) in changed.items()),
-            write="the settings as they were; without harm may change "
-            + ", ".join(f"--{name.replace('_', '-')}" for name in may_change),
-        )
+        if changed:
+            schedule = "; --steps too, where the outer rate does not fall (--no-cosine)"
+            raise RunError(
+                "a run goes on with the settings that it began with",
+                got=" ".join(_as_flag(name, now) for name, (_, now) in changed.items()),
+                expected=" ".join(_as_flag(name, then) for name, (then, _) in changed.items()),
+                write="the settings as they were; without harm may change "
+                + ", ".join(f"--{name.replace('_', '-')}" for name in may_change)
+                + schedule * ("steps" in changed),
+            )
+        folder._begin(config)  # with what has changed: it is read by others
+        return folder
 
     @staticmethod
     def open(path: Path) -> "RunFolder":
@@ -113,6 +112,20 @@ class RunFolder:
                 write=f"the folder of a run; innerloop train digits --run {path} begins one",
             )
         return RunFolder(path)
+
+    def _refuse_another(self, config: dict[str, Any]) -> None:
+        """Raise `RunError` where the folder holds a run of another experiment."""
+        theirs = None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            theirs = json.loads((self.path / CONFIG).read_text()).get("experiment")
+        if theirs in (None, config.get("experiment")):
+            return
+        raise RunError(
+            "this folder holds a run of another experiment",
+            got=f"{config.get('experiment')} in {self.path}",
+            expected=f"{theirs}, or a folder without a run",
+            write=f"--run {self.path}-2",
+        )
 
     def _begin(self, config: dict[str, Any]) -> None:
         """Take the folder, and only then write to it: another process may live in it."""
@@ -214,6 +227,14 @@ class RunFolder:
             write="innerloop train with this run's flags and --resume, which makes the file anew"
             + f" once {CONFIG} is deleted" * (name == CONFIG),
         )
+
+
+def _as_flag(name: str, value: Any) -> str:
+    """A setting as it is written on the command line."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"no --{flag}" if value is None else f"--{flag} {value}"
 
 
 def environment() -> dict[str, Any]:
