@@ -130,6 +130,16 @@ def reason(record: dict[str, Any]) -> str:
     return f"{spent}: {100 * record['tasks_trained'] / tasks:.2g}% of the paper's tasks"
 
 
+def left_out(records: dict[str, dict[str, Any]]) -> str:
+    """Which runs had outer steps without a finite meta-gradient."""
+    return "".join(
+        f"Of the outer steps of `{name}`, {record['faults']} had a meta-gradient that was not finite "
+        "and were left out. "
+        for name, record in records.items()
+        if record["faults"]
+    )
+
+
 HEADINGS = [
     *("recipe", "tasks", "accuracy, %", "inner steps at test", "ECE, %", "transductive"),
     *("minutes trained", "outer steps", "tasks trained", "published, %", "gap", "why"),
@@ -154,7 +164,7 @@ Raw numbers, with versions and validation curves: [fewshot.json](fewshot.json).
 
 {markdown_table(HEADINGS, [row(record) for record in sorted(short.values(), key=by_accuracy)])}
 
-`nearest_neighbour` learns nothing that its accuracy depends on. Tasks of `pretrain_finetune` are
+{left_out(short)}`nearest_neighbour` learns nothing that its accuracy depends on. Tasks of `pretrain_finetune` are
 mini-batches of images of all classes. Published figures are those of the recipes' papers, which
 train for hours on a GPU; a gap is in per cent points.
 

@@ -55,3 +55,15 @@ def test_the_cost_of_persistent_es():
     (numbers,) = re.findall(r"([\d.]+) times its time \(([\d.]+) to ([\d.]+)", page)
     for text, name in zip(numbers, ("median", "low", "high"), strict=True):
         assert_says(text, found["wall_ratio"][name])
+
+
+def test_few_shot_accuracy_after_thirty_minutes():
+    runs = measured("fewshot.json")["long"].values()
+    rows = table_rows("few-shot.md", "| recipe | tasks | minutes |")
+    assert len(rows) == len(runs)
+    for (recipe, tasks, minutes, accuracy, _), run in zip(rows, runs, strict=True):
+        config, test = run["config"], run["test"]
+        assert (recipe, tasks) == (f"`{config['recipe']}`", f"{config['ways']}-way 1-shot")
+        assert int(minutes) == config["minutes"]
+        for text, name in zip(accuracy.split(" ± "), ("mean", "interval_95"), strict=True):
+            assert_says(text, 100 * test[name]["accuracy"][-1])
