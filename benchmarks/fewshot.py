@@ -133,7 +133,7 @@ def reason(record: dict[str, Any]) -> str:
 def left_out(records: dict[str, dict[str, Any]]) -> str:
     """Which runs had outer steps without a finite meta-gradient."""
     return "".join(
-        f"Of `{name}`, {record['faults']} outer steps whose meta-gradient was not finite were left out. "
+        f"Of `{name}`, {record['faults']} outer steps without a finite meta-gradient were left out. "
         for name, record in records.items()
         if record["faults"]
     )
@@ -163,7 +163,8 @@ Raw numbers, with versions and validation curves: [fewshot.json](fewshot.json).
 
 {markdown_table(HEADINGS, [row(record) for record in sorted(short.values(), key=by_accuracy)])}
 
-{left_out(short)}`nearest_neighbour` learns nothing that its accuracy depends on. Tasks of
+{left_out(short)}
+`nearest_neighbour` learns nothing that its accuracy depends on. Tasks of
 `pretrain_finetune` are mini-batches of images of all classes. Published figures are those of the
 recipes' papers, which train for hours on a GPU; a gap is in per cent points.
 
