@@ -133,7 +133,7 @@ def reason(record: dict[str, Any]) -> str:
 def left_out(records: dict[str, dict[str, Any]]) -> str:
     """Which runs had outer steps without a finite meta-gradient."""
     return "".join(
-        f"Of `{name}`, {record['faults']} outer steps without a finite meta-gradient were left out. "
+        f"Of `{name}`, {record['faults']} steps with a non-finite meta-gradient were left out. "
         for name, record in records.items()
         if record["faults"]
     )
