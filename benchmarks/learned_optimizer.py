@@ -1,10 +1,7 @@
 """A learned optimizer against tuned ones, on families that it was and was not trained on.
 
-`python benchmarks/learned_optimizer.py train FILE [--minutes 40] [--horizon 200]` meta-trains
-`SmallMLP` (or `--kind Celo2`) on the training families by evolution strategies, on the mean loss
-of the whole inner run, and saves it.
-
-`python benchmarks/learned_optimizer.py evaluate FILE [--horizon 200] [--tasks 20]` writes
+`innerloop train learned-optimizer --run RUN --minutes 40` trains one, and leaves it in
+`RUN/learned.opt`. `python benchmarks/learned_optimizer.py FILE [--horizon 200] [--tasks 20]` writes
 `results/learned-optimizer.json` and `docs/images/learned-optimizer.png`: SGD, momentum, Adam and
 AdamW, each with the best of 26 rates for the family, Adam with the best for each task, and the
 learned one. Then ten times as many steps, on families of both kinds.
@@ -14,19 +11,16 @@ import argparse
 import json
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import innerloop as il
 from innerloop.experiments.optimizer_trials import (
     BASELINES,
+    LEARNED,
     PER_TASK,
-    learned_trial,
-    record,
+    family_record,
     seconds_per_step,
-    tuned_trials,
 )
 from innerloop.plots.style import new_figure
 from innerloop.training.files import strict_json
@@ -38,60 +32,6 @@ LONGER = ("digits-32-relu", "digits-64x64-gelu")
 """Families that are also run ten times as long; the second is wider and deeper than all trained on.
 """
 
-KINDS = {kind.__name__: kind for kind in (il.SmallMLP, il.Celo2)}
-
-
-def over_the_run(problem: il.Problem) -> il.Problem:
-    """The mean loss over the inner run in place of the last."""
-    even = lambda steps: np.full(steps + 1, 1 / (steps + 1))
-    return il.Problem(problem.init, problem.inner_loss, problem.outer_loss, even)
-
-
-def first_loss(family: il.Family) -> float:
-    """Before any step: the unit of the family's losses."""
-    episodes = il.evaluation_episodes(family.tasks, 20, 0, "unit")
-    learn = family.adaptation(optax.identity(), 0)
-    return float(
-        il.evaluate(family.problem, learn, None, episodes, jax.random.key(0)).mean["loss"][0]
-    )
-
-
-def train(path: Path, kind: str, minutes: float, horizon: int, seed: int) -> None:
-    """Meta-train on the training families, each loss in units of its first, and save."""
-    learned, families = KINDS[kind](), il.training_families()
-    kinds = [
-        family._replace(problem=over_the_run(family.problem)).kind(
-            learned, horizon, 1 / first_loss(family)
-        )
-        for family in families
-    ]
-    problems, adaptations, tasks = il.mixture(*kinds)
-    recipe = il.Recipe(
-        problems,
-        adaptations,
-        il.EvolutionStrategies(pairs=4, sigma=0.01),
-        lambda key: learned.init(key, families[0].params(key)),
-    )
-    outcome = il.fit(
-        *(recipe, tasks),
-        optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.adam(3e-3)),
-        steps=1_000_000,
-        minutes=minutes,
-        batch=len(families),
-        key=jax.random.key(seed),
-        per_call=5,
-        non_finite=il.Skip(in_a_row=50),
-        report=lambda progress: print(progress.step, il.scalars(progress), flush=True),
-    )
-    il.save_optimizer(path, learned, outcome.meta)
-
-
-def trials(family: il.Family, learned, meta, settings: dict) -> dict:
-    """Everything about one family."""
-    found = tuned_trials(family, **settings)
-    found["learned"] = learned_trial(family, learned, meta, **settings)
-    return {name: record(trial) for name, trial in found.items()}
-
 
 def evaluate(path: Path, horizon: int, tasks: int, seed: int) -> None:
     """Run all, write the raw numbers, then draw them."""
@@ -101,12 +41,12 @@ def evaluate(path: Path, horizon: int, tasks: int, seed: int) -> None:
     results = {"trained on": {}, "held out": {}, "ten times as long": {}}
     for group, families in (("trained on", trained), ("held out", held_out)):
         for family in families:
-            results[group][family.name] = trials(family, learned, meta, settings)
+            results[group][family.name] = family_record(family, learned, meta, **settings)
             show(family.name, results[group][family.name])
     longer = settings | {"steps": 10 * horizon, "tasks": min(tasks, 10)}
     for family in trained + held_out:
         if family.name in LONGER:
-            found = trials(family, learned, meta, longer)
+            found = family_record(family, learned, meta, **longer)
             results["ten times as long"][family.name] = found
             show(f"{family.name}, ten times as long", found)
     (timed,) = (family for family in trained if family.name == LONGER[0])
@@ -115,7 +55,7 @@ def evaluate(path: Path, horizon: int, tasks: int, seed: int) -> None:
     content = {
         "optimizer": repr(learned),
         "settings": settings,
-        "seconds_per_step": {"learned": clock(learned, meta), **seconds},
+        "seconds_per_step": {LEARNED: clock(learned, meta), **seconds},
         "families": results,
         "environment": environment(),
     }
@@ -137,9 +77,9 @@ def draw(families: dict) -> None:
         axes = figure.subplots(rows, 4, squeeze=False).ravel()
         for panel, (name, found) in zip(axes, panels, strict=False):
             panel.set_title(f"{name}, {len(found['learned']['curve'][1]) - 1} steps", fontsize=8)
-            for label in ("SGD", "Adam", PER_TASK, "learned"):
+            for label in ("SGD", "Adam", PER_TASK, LEARNED):
                 low, middle, high = np.asarray(found[label]["curve"], float)
-                (line,) = panel.plot(middle, label=label, lw=2 if label == "learned" else 1)
+                (line,) = panel.plot(middle, label=label, lw=2 if label == LEARNED else 1)
                 panel.fill_between(
                     np.arange(len(low)), low, high, alpha=0.15, color=line.get_color()
                 )
@@ -151,18 +91,12 @@ def draw(families: dict) -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["train", "evaluate"])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--kind", choices=sorted(KINDS), default="SmallMLP")
-    parser.add_argument("--minutes", type=float, default=40.0)
     parser.add_argument("--horizon", type=int, default=200)
     parser.add_argument("--tasks", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    if given.what == "train":
-        train(given.file, given.kind, given.minutes, given.horizon, given.seed)
-    else:
-        evaluate(given.file, given.horizon, given.tasks, given.seed)
+    evaluate(given.file, given.horizon, given.tasks, given.seed)
 
 
 if __name__ == "__main__":

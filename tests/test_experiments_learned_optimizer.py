@@ -104,7 +104,7 @@ def evaluated(run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimizer_trials, "BASELINES", baselines)
         patch.setattr(optimizer_record, "BASELINES", baselines)
-        patch.setattr(optimizer_record, "tuned_trials", few)
+        patch.setattr(optimizer_trials, "tuned_trials", few)
         main(["evaluate", str(path), "--tasks", "3", "--steps", "6", "--seed", "1"])
     return path
 

@@ -2,15 +2,22 @@
 
 import json
 
+import jax
+import numpy as np
+import optax
 import pytest
 
 import innerloop as il
 from innerloop.cli import main
 from innerloop.errors import StructureError
+from innerloop.experiments import before_training
 from innerloop.experiments.digits import Digits
 from innerloop.experiments.older_runs import compared_today, in_todays_form
 from innerloop.experiments.omniglot import Omniglot
+from innerloop.experiments.photographs import MiniImageNet
 from innerloop.experiments.sinusoid import Sinusoid
+from innerloop.experiments.table import EXPERIMENTS
+from innerloop.experiments.train import outer_optimizer
 from innerloop.recipes import RECIPES
 from innerloop.tasks import ClassificationTasks, LabelledImages
 
@@ -130,6 +137,33 @@ def test_reptile_trains_on_more_shots_than_it_is_tested_with():
     assert Digits(recipe="maml").parts().train.shots == 1
 
 
+def test_a_mini_batch_has_no_more_rows_than_there_are():
+    rows = lambda **settings: Digits(recipe="reptile", **settings).build_recipe().adaptation.size
+    assert (rows(), rows(train_shots=1), rows(ways=2, train_shots=3)) == (10, 5, 6)
+
+
+def test_settings_of_images_are_not_those_of_the_sinusoids():
+    rate = lambda kind, name: kind(recipe=name).recipe_settings()["rate"]
+    assert [rate(kind, "anil") for kind in (Omniglot, MiniImageNet)] == [0.4, 0.01]
+    for kind in (Omniglot, MiniImageNet):
+        meta = kind(recipe="r2d2").build_recipe().init_meta(jax.random.key(0))
+        np.testing.assert_allclose(meta["log_scale"], np.log(10), rtol=1e-6)
+        assert kind(recipe="reptile").build_recipe().adaptation.size == 10
+
+
+@pytest.mark.parametrize("kind", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_a_run_is_saved_before_its_end(kind):
+    assert kind().save_every < kind().steps
+
+
+def test_what_is_known_before_training_is_of_the_first_step():
+    """MAML++ begins with a loss after each step, and ends with the last alone."""
+    experiment = Digits(recipe="maml_plus_plus", filters=4, batch=1)
+    assert experiment.build_recipe().problem.step_weights is None
+    problem, *_ = before_training._on_tasks(experiment, 1, None)
+    np.testing.assert_allclose(problem.step_weights(5), [0, *[0.2] * 5], rtol=1e-6)
+
+
 def test_twenty_ways_have_settings_of_their_own():
     recipe = lambda **settings: Omniglot(recipe="maml", **settings).build_recipe()
     assert (recipe().adaptation.steps, recipe(ways=20).adaptation.steps) == (1, 5)
@@ -141,3 +175,22 @@ def test_one_class_is_refused_by_the_name_of_its_flag(flag, capsys):
     error = refused(capsys, "train", "digits", "--recipe", "protonet", flag, "1")
     assert "is out of range" in error
     assert f"Write: {flag} " in error
+
+
+@pytest.mark.parametrize("norm", [None, 2.0])
+def test_long_meta_gradients_are_clipped_before_adam(norm):
+    """Adam forgets a length that never changes: here the first gradient is a hundred times one."""
+    gradients = [jax.numpy.array([300.0, 400.0]), jax.numpy.array([3.0, -4.0])]
+
+    def after(optimizer, gradients):
+        state = optimizer.init(gradients[0])
+        for gradient in gradients:
+            update, state = optimizer.update(gradient, state)
+        return update
+
+    shortened = [g * (1 if norm is None else norm / np.linalg.norm(g)) for g in gradients]
+    experiment = Sinusoid(clip_norm=norm, cosine=False, outer_rate=0.01)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax's own
+        got = after(outer_optimizer(experiment), gradients)
+        expected = after(optax.adam(0.01), shortened)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)

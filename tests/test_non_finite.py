@@ -174,6 +174,7 @@ def test_the_log_of_a_run_that_stopped_and_went_on_has_every_step_once(tmp_path)
     assert sum(len(line["losses"]) for line in lines) == STEPS
     faults = [fault["step"] for line in lines for fault in line.get("faults", ())]
     assert faults == list(POISONED)
+    assert all(line["losses"] for line in lines)  # none is left of what was tried again
     # What a call's means are of: its sound steps.
     assert all(np.isfinite(float(line["loss"])) for line in lines if len(line["losses"]) > 1)
 

@@ -4,16 +4,11 @@ import json
 import re
 from html.parser import HTMLParser
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from PIL import Image
 
 import innerloop as il
-from innerloop.experiments.base import Parts
-from innerloop.experiments.cost import meta_gradient_record, training_cost
 from innerloop.experiments.printing import shown_steps
 from innerloop.report import write_report
 from innerloop.report.figures import _edges
@@ -371,32 +366,3 @@ def test_numbers_are_short():
     times = [duration(seconds) for seconds in (0.0032, 12.44, 59.9, 60.0, 425.0, 7800.0)]
     assert times == ["3.2 ms", "12.4 s", "59.9 s", "1 min 00 s", "7 min 05 s", "2 h 10 min"]
     assert [operations(x) for x in (12.0, 822e3, 3.14e9)] == ["12 FLOP", "822 kFLOP", "3.14 GFLOP"]
-
-
-def test_cost_by_the_log_counts_every_process():
-    record = lambda compiled, step, peak: {
-        "system": {"compile_seconds": compiled, "step_seconds": step, "peak_memory_bytes": peak}
-    }
-    one, two = [record(3.0, 9.0, 50), record(4.0, 1.0, 60)], [record(0.5, 2.0, 40)]
-    expected = {"seconds_per_step": 2.0, "compile_seconds": 4.5, "peak_memory_bytes": 60}
-    assert training_cost([*one, *two]) == expected
-    assert training_cost([{"step": 1}]) == {}
-
-
-def test_the_meta_gradients_program_is_counted():
-    """More tasks cost more, and the leaf that nothing reads is named."""
-    loss = lambda params, meta, batch, key: jnp.sum((params - batch.targets) ** 2)
-    problem = il.Problem(lambda meta, support, key: meta["start"], loss, loss)
-    learn = il.GradientDescent(optax.sgd(0.1), steps=2)
-    start = lambda key: {"start": jnp.zeros((10, 1)), "idle": jnp.ones(3)}
-    tasks = il.SinusoidTasks(10, 10)
-    recipe = il.Recipe(problem, learn, il.Unroll(), start)
-    parts = Parts(recipe, tasks, tasks, tasks, "loss", False, "none")
-    outcome = il.Fit(None, None, step=0, best_step=0, faults=0, chunk=None, plan=None)
-    few, many = (meta_gradient_record(parts, outcome, batch) for batch in (2, 4))
-    assert few["unreached"] == many["unreached"] == ["['idle']"]
-    assert 0 < 1.9 * few["flops_per_step"] < many["flops_per_step"] < 2.1 * few["flops_per_step"]
-    episodes, key = tasks.sample(jax.random.key(0), 2), jax.random.key(1)
-    assert not few["flops_are_lower_bound"]
-    (_, aux), _ = il.meta_value_and_grad(*recipe[:3])(start(key), episodes, key)
-    assert list(aux.diagnostics["unreached"]) == few["unreached"]

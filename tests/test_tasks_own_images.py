@@ -201,6 +201,11 @@ def test_no_folder_is_named_with_what_it_should_hold(load, tmp_path):
         il.DataError, match=r"are missing.*mkdir -p .*/(mini-imagenet|cifar-fs) and"
     ):
         load(data=tmp_path)
+    own = tmp_path / load.__name__.replace("_", "-")
+    own.mkdir()
+    with pytest.raises(il.DataError, match=r"are missing") as error:
+        load(data=tmp_path)
+    assert f"mkdir -p {own} and" in error.value.write  # and not one in it
 
 
 def test_cifar_fs_without_a_class(cifar):

@@ -115,3 +115,16 @@ def test_a_pair_that_makes_no_sense_is_refused_before_anything_is_trained(tmp_pa
     with pytest.raises(il.GradientError, match="does not exist"):
         trained(recipe, checkpoints=il.Checkpoints(tmp_path / "run", every=2))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("asked", [{"memory": "1GiB"}, {"check": True}], ids=["budget", "check"])
+def test_what_is_looked_at_beforehand_is_the_first_step(asked):
+    """A first step whose inner loop has no derivative is told from a last one that has."""
+
+    def detached(outer_step):
+        cut = lambda meta, support, key: jax.lax.stop_gradient(meta)
+        return il.Problem(cut, point_loss, point_loss), RECIPE.adaptation
+
+    with pytest.raises(il.GradientError, match=r"cut off|detached|reach"):
+        trained(RECIPE._replace(schedule=detached), **asked)
+    trained(RECIPE, **asked)

@@ -39,10 +39,11 @@ def _on_tasks(experiment: FewShot, tasks: int, trained: Path | None) -> tuple[An
     check_ranges(dataclasses.replace(experiment, memory=None))
     check_ranges({"tasks": tasks})
     parts = dataclasses.replace(experiment, batch=tasks).parts()
-    problem, adaptation, gradient, *_ = parts.recipe
+    problem, adaptation = parts.recipe.at(0)
     init_key, sample_key, key = jax.random.split(jax.random.key(experiment.seed), 3)
     meta = _meta(experiment, parts, init_key, trained)
-    return problem, adaptation, meta, parts.train.sample(sample_key, tasks), key, gradient
+    episodes = parts.train.sample(sample_key, tasks)
+    return problem, adaptation, meta, episodes, key, parts.recipe.gradient
 
 
 def _meta(experiment: FewShot, parts: Parts, key: Any, trained: Path | None) -> PyTree:

@@ -18,6 +18,8 @@ from innerloop.training import Fit
 def meta_gradient_record(parts: Parts, outcome: Fit, batch: int) -> dict[str, Any]:
     """What the program of the meta-gradient that was trained with says; nothing is run.
 
+    That is the last of the recipe's phases, on the problem of the first outer step.
+
     - `flops_per_step`: floating-point operations of the meta-gradient of a batch, without sampling
       and the outer optimizer; `flops_are_lower_bound`: whether something could not be counted
     - `unreached`: names of the meta leaves that no gradient reaches
@@ -39,7 +41,7 @@ def meta_gradient_record(parts: Parts, outcome: Fit, batch: int) -> dict[str, An
 
 def _kinds(parts: Parts, batch: int) -> list[tuple[Any, Any, Any, int]]:
     """Problem, adaptation, tasks and their number, of each kind that a batch has."""
-    problem, adaptation, tasks = parts.recipe.problem, parts.recipe.adaptation, parts.train
+    (problem, adaptation), tasks = parts.recipe.at(0), parts.train
     if not isinstance(problem, ProblemMixture) or not isinstance(tasks, TaskMixture):
         return [(problem, adaptation, tasks, batch)]
     learned = zip(problem.problems, adaptation, tasks.tasks, tasks.shares(batch), strict=True)  # pyright: ignore[reportArgumentType]

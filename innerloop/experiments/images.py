@@ -125,7 +125,13 @@ class FewShotImages(FewShot, abc.ABC):
 
     def _recipe_of(self, ways: int | None) -> Recipe:
         defaults, network = self.recipe_settings(), self.build_network(ways)
+        if "rows" in defaults:  # of a mini-batch: no more than the support set has
+            support = (self.train_ways or self.ways) * self._shots_in_training()
+            defaults = defaults | {"rows": min(defaults["rows"], support)}
         return named_recipe(self.recipe, network, defaults, **self.inner_settings())
+
+    def _shots_in_training(self) -> int:
+        return self.train_shots or _TRAIN_SHOTS.get(self.recipe, self.shots)
 
     def recipe_settings(self) -> dict[str, Any]:
         """The recipe's hyper-parameters that differ from its own defaults."""
@@ -135,8 +141,7 @@ class FewShotImages(FewShot, abc.ABC):
         """Tasks drawn from disjoint classes."""
         recipe, splits = self.build_recipe(), self.splits()
         ways = self.ways if self.train_ways is None else self.train_ways
-        shots = _TRAIN_SHOTS.get(self.recipe) if self.train_shots is None else self.train_shots
-        train = ClassificationTasks(splits.train, ways, shots or self.shots, self.queries)
+        train = ClassificationTasks(splits.train, ways, self._shots_in_training(), self.queries)
         if self.recipe == "pretrain_finetune":  # of all classes at once
             train = LabelledImages(splits.train, rows=ways * self.queries)
         if self.augment:

@@ -8,10 +8,9 @@ from jaxtyping import PyTree
 from innerloop.experiments.learned_optimizer import OptimizerTraining
 from innerloop.experiments.optimizer_trials import (
     BASELINES,
-    learned_trial,
-    record,
+    LEARNED,
+    family_record,
     seconds_per_step,
-    tuned_trials,
 )
 
 TASKS = 20
@@ -40,12 +39,8 @@ def optimizer_record(
         "tasks": TASKS if tasks is None else tasks,
         "seed": experiment.seed if seed is None else seed,
     }
-    found = {}
-    for family in families:
-        trials = tuned_trials(family, **settings)
-        trials = {"learned": learned_trial(family, learned, meta, **settings)} | trials
-        found[family.name] = {name: record(trial) for name, trial in trials.items()}
-    optimizers = {"learned": (learned, meta)}
+    found = {each.name: family_record(each, learned, meta, **settings) for each in families}
+    optimizers = {LEARNED: (learned, meta)}
     optimizers |= {name: (each, jnp.asarray(TIMED_RATE)) for name, each in BASELINES.items()}
     name = "optimizers-seed{seed}-steps{steps}-tasks{tasks}".format(**settings)
     return name, {

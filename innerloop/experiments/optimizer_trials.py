@@ -27,7 +27,7 @@ BASELINES: Mapping[str, MetaOptimizer] = {
 }
 """The rate is what meta is; the other settings are optax's."""
 
-PER_TASK = "Adam, tuned per task"
+PER_TASK, LEARNED = "Adam, tuned per task", "learned"
 
 
 class Trial(NamedTuple):
@@ -118,6 +118,17 @@ def learned_trial(
     test = evaluation_episodes(family.tasks, tasks, seed, "test")
     (losses,) = loss_curves(family, learned, steps)([meta], test, jax.random.key(seed))
     return Trial(losses, losses)
+
+
+def family_record(
+    family: Family, learned: MetaOptimizer, meta: PyTree, *, steps: int, tasks: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """A learned optimizer and all that are tuned, on the same tasks: `record` by name."""
+    settings: dict[str, Any] = {"steps": steps, "tasks": tasks, "seed": seed}
+    trials = {LEARNED: learned_trial(family, learned, meta, **settings)}
+    return {
+        name: record(trial) for name, trial in (trials | tuned_trials(family, **settings)).items()
+    }
 
 
 def seconds_per_step(

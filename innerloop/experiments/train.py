@@ -100,10 +100,6 @@ def _meta_trained(
     folder: RunFolder,
     chosen: list[Logger],
 ) -> Fit:
-    rate = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
-    optimizer = optax.adam(rate if experiment.cosine else experiment.outer_rate)
-    if experiment.clip_norm is not None:
-        optimizer = optax.chain(optax.clip_by_global_norm(experiment.clip_norm), optimizer)
     loggers = (
         JsonLines(folder.path / LOG),
         BestMeta(folder),
@@ -114,7 +110,7 @@ def _meta_trained(
         return fit(
             recipe,
             parts.train,
-            optimizer=optimizer,
+            optimizer=outer_optimizer(experiment),
             steps=experiment.steps,
             batch=experiment.batch,
             key=jax.random.key(experiment.seed),
@@ -136,6 +132,15 @@ def _meta_trained(
             report=log,
             **experiment.fit_options(),
         )
+
+
+def outer_optimizer(experiment: Experiment) -> optax.GradientTransformation:
+    """Adam at the experiment's rate, on meta-gradients of no more than its norm."""
+    rate = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
+    adam = optax.adam(rate if experiment.cosine else experiment.outer_rate)
+    if experiment.clip_norm is None:
+        return adam
+    return optax.chain(optax.clip_by_global_norm(experiment.clip_norm), adam)
 
 
 def _tested(

@@ -137,7 +137,6 @@ class FromRuns(Estimation):
     def begin(self, meta: PyTree, tasks: Any, key: PRNGKeyArray) -> PyTree:
         @eqx.filter_jit
         def init(meta: PyTree, tasks: TaskDistribution, key: PRNGKeyArray):
-            # A mixture is refused by the estimator.
             return self._gradient.init(*self._recipe.at(0), tasks, meta, key, self._batch)
 
         return init(meta, tasks, key)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from innerloop.experiments.optimizer_trials import PER_TASK
+from innerloop.experiments.optimizer_trials import LEARNED, PER_TASK
 from innerloop.experiments.printing import median_and_quartiles, trial_rows
 from innerloop.plots.style import BLUE, GREEN, GREY, INK, ORANGE, RED, spread_axis, step_axis
 from innerloop.report.blocks import Block, Figure, Figures, Note, Table
@@ -19,7 +19,7 @@ _LINES = {
     "Adam": (ORANGE, "solid"),
     "AdamW": (RED, "dashed"),
     PER_TASK: (GREY, "dotted"),
-    "learned": (BLUE, "solid"),
+    LEARNED: (BLUE, "solid"),
 }
 
 
@@ -58,8 +58,8 @@ def _count(trials: Trials) -> str:
     parts = []
     for what, name in (("last loss", "final"), ("area", "area")):
         median = lambda found, label, name=name: float(found[label][name][1])
-        known = [found for found in trials.families.values() if {"learned", "Adam"} <= set(found)]
-        better = sum(median(found, "learned") < median(found, "Adam") for found in known)
+        known = [found for found in trials.families.values() if {LEARNED, "Adam"} <= set(found)]
+        better = sum(median(found, LEARNED) < median(found, "Adam") for found in known)
         parts.append(f"{better} of {len(known)} by {what}")
     return f"Families on which the learned one is below tuned Adam: {', '.join(parts)} (medians)."
 
@@ -69,7 +69,7 @@ def _curves(family: str, found: dict[str, np.ndarray], title: str) -> Figure:
         for label, curve in found.items():
             colour, dashes = _LINES.get(label, (INK, "solid"))
             low, middle, high = np.where(np.isfinite(curve), curve, np.nan)
-            steps, wide = np.arange(len(middle)), label == "learned"
+            steps, wide = np.arange(len(middle)), label == LEARNED
             style = {"color": colour, "zorder": 3 if wide else 2}
             axes.plot(
                 steps, middle, label=label, linestyle=dashes, lw=2.4 if wide else 1.3, **style
