@@ -33,7 +33,7 @@ SPLITS = {
 COMMON = {
     "ways": 20,
     "shots": 1,
-    "minutes": 15,
+    "minutes": 8,
     "steps": 1_000_000,
     "batch": 4,
     "queries": 2,
