@@ -23,6 +23,7 @@ import pytest
 import innerloop as il
 from innerloop.cli import main
 from innerloop.training.checkpoint import CheckpointFolder
+from innerloop.training.logging.json_lines import JsonLines
 
 ROOT = Path(__file__).parents[1]
 TASKS = il.SinusoidTasks(5, 5)
@@ -204,21 +205,30 @@ def goes_on(run, whole_run):
     assert (run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    ("name", "what"),
-    [
-        ("log.jsonl", "the log"),
-        ("best.eqx", "the run folder"),
-        ("result.json", "the run folder"),
-    ],
-)
-def test_a_disk_that_is_full_for_one_file(name, what, tmp_path, whole_run, capsys):
+def test_a_disk_that_is_full_for_the_log(tmp_path, whole_run, capsys, monkeypatch):
+    whole, run = JsonLines.__call__, tmp_path / "run"
+
+    def full(*given):
+        with full_disk():
+            return whole(*given)
+
+    monkeypatch.setattr(JsonLines, "__call__", full)
+    # no checkpoint yet, which would be written meanwhile: the limit is the whole process's
+    error = failed(capsys, *SINUSOID, "--run", str(run), "--save-every", "100")
+    assert "the log cannot be written" in error
+    assert "resume" in error
+    monkeypatch.undo()
+    goes_on(run, whole_run)
+
+
+@pytest.mark.parametrize("name", ["best.eqx", "result.json"])
+def test_a_disk_that_is_full_for_one_file(name, tmp_path, whole_run, capsys):
     run = tmp_path / "run"
     run.mkdir()
     # where `write_whole` writes first: refused there alone, not what others write meanwhile
     (run / f".{name}.{os.getpid()}{Path(name).suffix}").symlink_to("/dev/full")
     error = failed(capsys, *SINUSOID, "--run", str(run))
-    assert f"{what} cannot be written" in error
+    assert "the run folder cannot be written" in error
     assert os.strerror(errno.ENOSPC) in error
     assert "resume" in error
     goes_on(run, whole_run)
