@@ -80,6 +80,8 @@ class Evaluate:
     """Inner steps; results come after each of 0 to this many."""
     seed: int | None = None
     """Seed of the test set; the run's own unless given."""
+    shots: int | None = None
+    """Support examples, of each class where there are classes; the run's own unless given."""
     shuffle_support_labels: bool = False
     """Shuffle each task's support labels: accuracy must fall to chance."""
     protocol: ProtocolName | None = None
@@ -243,6 +245,7 @@ def _run(command: Train | Evaluate | Report | Check | Compare | Plan | Demo) -> 
                 tasks=command.tasks,
                 steps=command.steps,
                 seed=command.seed,
+                shots=command.shots,
                 shuffle_support_labels=command.shuffle_support_labels,
                 protocol=command.protocol,
             )

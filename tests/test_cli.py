@@ -136,6 +136,12 @@ def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
     assert shuffled["shuffled_support_labels"] is True
     assert shuffled["test"]["mean"]["loss"][0] == pytest.approx(test["mean"]["loss"][0], rel=1e-5)
     assert shuffled["test"]["mean"]["loss"][1:] != test["mean"]["loss"][1:]
+    assert shuffled["shots"] == 1
+
+    main(["evaluate", str(digits_run), "--shots", "2"])
+    record = read(digits_run / "evaluation-seed0-steps2-tasks4-shots2.json")
+    assert record["shots"] == 2
+    assert record["test"]["mean"]["loss"] != test["mean"]["loss"]
 
 
 def test_the_run_is_held_until_its_last_figure(tmp_path, monkeypatch):
@@ -199,6 +205,20 @@ def test_evaluate_takes_other_tasks_steps_and_seed(own_run):
     assert record["seed"] == 7
     assert record["test"]["tasks"] == 3
     assert len(record["test"]["mean"]["loss"]) == 2
+
+
+def test_evaluate_takes_other_shots(own_run):
+    main(["evaluate", str(own_run)])
+    main(["evaluate", str(own_run), "--shots", "5"])
+    main(["evaluate", str(own_run), "--shots", "20"])
+    kept = [
+        read(own_run / f"evaluation-seed0-steps2-tasks4{name}.json")
+        for name in ("", "-shots5", "-shots20")
+    ]
+    assert [record["shots"] for record in kept] == [5, 5, 20]
+    unadapted, adapted = zip(*(record["test"]["mean"]["loss"][:2] for record in kept), strict=True)
+    assert unadapted[0] == unadapted[1] == pytest.approx(unadapted[2])  # queries are the same
+    assert adapted[0] == adapted[1] != adapted[2]
 
 
 def test_report_writes_a_page_that_lacks_nothing(own_run, capsys):
@@ -269,7 +289,7 @@ def test_compare_tells_and_draws(own_run, tmp_path, capsys):
     ("arguments", "named"),
     [
         (("check", "--tasks", "0"), "--tasks 1"),
-        (("check", "--shots", "0"), "--shots 10"),
+        (("check", "--shots", "0"), "--shots 5"),
         (("compare", "--batch", "0"), "--batch 25"),
         (
             (
@@ -435,7 +455,7 @@ def test_evaluate_without_a_run_is_refused(tmp_path, capsys):
     assert "no run" in refused(capsys, tmp_path, "evaluate", tmp_path / "none")
 
 
-@pytest.mark.parametrize("arguments", ["--tasks 0", "--steps -1"])
+@pytest.mark.parametrize("arguments", ["--tasks 0", "--steps -1", "--shots 0"])
 def test_evaluate_refuses_counts_out_of_range(sinusoid_run, capsys, arguments):
     flag, *_ = arguments.split()
     error = refused(capsys, sinusoid_run, "evaluate", sinusoid_run, *arguments.split())

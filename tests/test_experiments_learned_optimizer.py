@@ -168,7 +168,13 @@ def test_flags_of_few_shot_learning_are_none_of_it(flag, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["--shuffle-support-labels"], ["--protocol", "omniglot-one-shot"], ["--steps", "-1"]]
+    "words",
+    [
+        ["--shuffle-support-labels"],
+        ["--protocol", "omniglot-one-shot"],
+        ["--shots", "5"],
+        ["--steps", "-1"],
+    ],
 )
 def test_an_evaluation_of_few_shot_tasks_is_refused(run, words, capsys):
     before = set(run.iterdir())

@@ -95,6 +95,39 @@ def test_the_old_flag_becomes_a_split(flag, split):
     assert compared_today({})["split"] == "standard"
 
 
+def test_the_old_shots_of_sinusoids_become_those_of_training(tmp_path, capsys):
+    """A run of that time is evaluated to the same numbers, and gone on with."""
+    old, new = {"shots": 9, "test_shots": 3}, {"train_shots": 9, "shots": 3}
+    assert in_todays_form(old) == new
+    assert in_todays_form(new) == new
+    run = tmp_path / "run"
+    words = ["train", "sinusoid", *SMALL, "--run", str(run), "--shots", "3"]
+    main([*words, "--train-shots", "9"])
+    content = json.loads((run / "config.json").read_text())
+    test = json.loads((run / "result.json").read_text())["test"]
+    del content["config"]["train_shots"]
+    content["config"] |= old
+    (run / "config.json").write_text(json.dumps(content))
+    main(["evaluate", str(run)])
+    (file,) = run.glob("evaluation-*.json")
+    evaluated = json.loads(file.read_text())
+    assert (evaluated["shots"], evaluated["test"]) == (3, test)
+    assert "--train-shots 9" in refused(capsys, *words, "--train-shots", "3", "--resume")
+    main([*words, "--train-shots", "9", "--resume"])
+    assert json.loads((run / "result.json").read_text())["test"] == test
+
+
+def test_shots_in_training_and_at_test():
+    shots = lambda kind, **settings: (
+        kind(**settings).parts().train.shots,
+        kind(**settings).parts().test.shots,
+    )
+    assert shots(Sinusoid) == (10, 5)
+    assert shots(Sinusoid, shots=3) == (10, 3)
+    assert shots(Sinusoid, shots=3, train_shots=None) == (3, 3)
+    assert shots(Digits, shots=3, train_shots=2) == (2, 3)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_an_experiment_on_images(name):
     """Only pretraining sees all classes at once."""

@@ -58,8 +58,9 @@ def test_a_recipe_without_outputs_of_its_own_is_tested_on_twenty_classes(tmp_pat
     main(["evaluate", run, "--protocol", "omniglot-one-shot", "--shuffle-support-labels"])
     shuffled = tmp_path / "run/evaluation-omniglot-one-shot-steps0-shuffled.json"
     assert json.loads(shuffled.read_text())["test"]["mean"]["error"][0] > 0.7
-    message = refused(capsys, run, "--protocol", "omniglot-one-shot", "--tasks", "3")
-    assert "has its own tasks" in message
+    for given in (["--tasks", "3"], ["--seed", "1"], ["--shots", "2"]):
+        message = refused(capsys, run, "--protocol", "omniglot-one-shot", *given)
+        assert "has its own tasks" in message and " ".join(given) in message
 
 
 def begun(run, experiment, **config):

@@ -27,29 +27,32 @@ def evaluate_run(
     tasks: int | None = None,
     steps: int | None = None,
     seed: int | None = None,
+    shots: int | None = None,
     shuffle_support_labels: bool = False,
     protocol: ProtocolName | None = None,
 ) -> dict[str, Any]:
     """Evaluate a finished run's best meta-parameters on its meta-test tasks, or by a protocol.
 
     Returns a record of what was found and what it was made from, and the `"file"` that holds it:
-    evaluations of other seeds, steps or tasks stay beside it. Of few-shot learning it has an entry
-    like the `"test"` of `result.json`; of a learned optimizer, what `optimizer_record` gives, whose
-    `tasks` are of each family.
+    evaluations of other seeds, steps, tasks or shots stay beside it. Of few-shot learning it has an
+    entry like the `"test"` of `result.json`; of a learned optimizer, what `optimizer_record` gives,
+    whose `tasks` are of each family.
     """
     folder = RunFolder.open(path)
     folder.require_writable()  # before minutes of work
     trained = read_experiment(folder)
     asked: dict[str, Any] = {"tasks": tasks, "steps": steps, "seed": seed}
     if isinstance(trained, OptimizerTraining):
-        _refuse_labels(shuffle_support_labels, protocol)
+        _refuse_few_shot(shots, shuffle_support_labels, protocol)
         check_ranges({name: value for name, value in asked.items() if value is not None})
         meta = load_best_meta(folder, trained.build_recipe())
         name, record = optimizer_record(trained, meta, **asked)
     else:
         assert isinstance(trained, FewShot)
-        asked |= {"shuffle_support_labels": shuffle_support_labels, "protocol": protocol}
-        name, record = _few_shot_record(folder, trained, **asked)
+        asked |= {"shots": shots, "protocol": protocol}
+        name, record = _few_shot_record(
+            folder, trained, shuffle_support_labels=shuffle_support_labels, **asked
+        )
     record = {"run": str(path), **record, "environment": environment()}
     return record | {"file": str(folder.write_json(f"{name}.json", record))}
 
@@ -61,11 +64,12 @@ def _few_shot_record(
     tasks: int | None,
     steps: int | None,
     seed: int | None,
+    shots: int | None,
     shuffle_support_labels: bool,
     protocol: ProtocolName | None,
 ) -> tuple[str, dict[str, Any]]:
     """The name of the file, and what is in it."""
-    overrides = {"test_tasks": tasks, "test_steps": steps, "seed": seed}
+    overrides = {"test_tasks": tasks, "test_steps": steps, "seed": seed, "shots": shots}
     changed = {name: value for name, value in overrides.items() if value is not None}
     chunk = folder.read_json(RESULT).get("chunk") if folder.has(RESULT) else None
     experiment = dataclasses.replace(
@@ -76,8 +80,9 @@ def _few_shot_record(
         parts = experiment.parts()
         episodes = test_episodes(experiment, parts)
         name = f"seed{experiment.seed}-steps{{}}-tasks{experiment.test_tasks}"
+        name += "" if shots is None else f"-shots{shots}"
     else:
-        _refuse_own_tasks(protocol, tasks, seed)
+        _refuse_own_tasks(protocol, {"tasks": tasks, "seed": seed, "shots": shots})
         experiment, episodes = PROTOCOLS[protocol](experiment)
         parts = experiment.parts()
         _require_outputs(folder.path, trained, experiment, parts.recipe)
@@ -96,6 +101,7 @@ def _few_shot_record(
         "protocol": protocol,
         "shuffled_support_labels": shuffle_support_labels,
         "seed": experiment.seed,
+        "shots": experiment.shots,
         "normalisation": parts.normalisation,
         "test": evaluation_record(test),
     }
@@ -103,11 +109,16 @@ def _few_shot_record(
     return name + "-shuffled" * shuffle_support_labels, record
 
 
-def _refuse_labels(shuffle_support_labels: bool, protocol: str | None) -> None:
+def _refuse_few_shot(shots: int | None, shuffled: bool, protocol: str | None) -> None:
     """Raise `StructureError` for what asks for few-shot tasks."""
-    if not shuffle_support_labels and protocol is None:
+    if protocol is not None:
+        given = f"--protocol {protocol}"
+    elif shots is not None:
+        given = f"--shots {shots}"
+    elif shuffled:
+        given = "--shuffle-support-labels"
+    else:
         return
-    given = "--shuffle-support-labels" if protocol is None else f"--protocol {protocol}"
     raise StructureError(
         "a learned optimizer is evaluated against tuned ones, not on few-shot tasks",
         got=given,
@@ -135,13 +146,14 @@ def test_evaluation(experiment: Experiment, parts: Parts, meta: Any, episodes: A
     )
 
 
-def _refuse_own_tasks(protocol: str, tasks: int | None, seed: int | None) -> None:
-    if tasks is None and seed is None:
+def _refuse_own_tasks(protocol: str, asked: dict[str, int | None]) -> None:
+    given = [f"--{name} {value}" for name, value in asked.items() if value is not None]
+    if not given:
         return
     raise StructureError(
         f"{protocol} has its own tasks, each once",
-        got=f"--tasks {tasks}" if tasks is not None else f"--seed {seed}",
-        expected="neither a number of tasks nor a seed",
+        got=" ".join(given),
+        expected="no number of tasks, no seed and no shots",
         write=f"innerloop evaluate RUN --protocol {protocol}",
     )
 

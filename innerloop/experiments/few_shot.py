@@ -24,6 +24,8 @@ class FewShot(Experiment, abc.ABC):
 
     recipe: RecipeName = "maml"
     """The algorithm; Few-shot learning in the documentation has a paragraph on each."""
+    shots: int = 1
+    """Support examples at validation and test; of each class, where there are classes."""
     inner_rate: float | None = None
     """Inner learning rate; the recipe's own unless given."""
     inner_steps: int | None = None

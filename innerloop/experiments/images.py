@@ -66,7 +66,7 @@ class FewShotImages(FewShot, abc.ABC):
     """Classes per task in training, for a recipe that learns nothing of each class by itself; as at
     test unless given. Prototypical networks are trained with more (Snell et al. 2017)."""
     shots: int = 1
-    """Support images per class."""
+    """Support images per class at validation and test."""
     train_shots: int | None = None
     """Support images per class in training; as at test unless given, and 10 for Reptile."""
     queries: int = 5

@@ -17,12 +17,18 @@ _ADDED = {
 
 
 def in_todays_form(config: dict[str, Any]) -> dict[str, Any]:
-    """A config with today's fields: before recipes, and before small splits, were flags of two."""
+    """A config with today's fields.
+
+    Before recipes, and before small splits, were flags of two; `shots` of sinusoids were those of
+    training.
+    """
     config = dict(config)
     if "first_order" in config:
         config["recipe"] = "fomaml" if config.pop("first_order") else "maml"
     if "official_split" in config:
         config["split"] = "official" if config.pop("official_split") else "standard"
+    if "test_shots" in config:
+        config |= {"train_shots": config.get("shots"), "shots": config.pop("test_shots")}
     return config
 
 

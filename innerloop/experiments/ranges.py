@@ -21,7 +21,7 @@ _AT_LEAST_ONE = (
         "save_every",
         "devices",
     ),
-    *("tasks", "shots", "train_shots", "queries", "test_shots", "test_queries", "width"),
+    *("tasks", "shots", "train_shots", "queries", "test_queries", "width"),
     *("horizon", "window", "pairs"),
 )
 _RANGES: dict[str, tuple[type, float, float]] = {

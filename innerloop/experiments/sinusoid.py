@@ -40,10 +40,10 @@ class Sinusoid(FewShot):
     validation_tasks: int = 10_000
     test_tasks: int = 10_000
     per_call: int = 500
-    shots: int = 10
-    """Support points in training."""
-    test_shots: int = 5
+    shots: int = 5
     """Support points at validation and test."""
+    train_shots: int | None = 10
+    """Support points in training; None for as many as at test."""
     width: int = 40
     """Units in each of the two hidden layers."""
 
@@ -61,10 +61,11 @@ class Sinusoid(FewShot):
 
     def parts(self) -> Parts:
         """Sinusoids."""
-        test = SinusoidTasks(self.test_shots, 100)
+        test = SinusoidTasks(self.shots, 100)
+        points = self.shots if self.train_shots is None else self.train_shots
         return Parts(
             self.build_recipe(),
-            SinusoidTasks(self.shots, self.shots),
+            SinusoidTasks(points, points),
             test,
             test,
             metric="loss",
