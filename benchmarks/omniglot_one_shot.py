@@ -87,7 +87,7 @@ def write(folder: Path) -> None:
     before = read_json("omniglot-one-shot.json")
     records = finished_runs(trainings, folder, before)
     for name, record in records.items():
-        if (folder / name).exists():
+        if (folder / name / "result.json").exists():
             record["one_shot"] = evaluated(folder / name)
     print(write_json("omniglot-one-shot.json", records))
     headings = ["recipe", "learned from", "error, %", "ECE, %", "inner steps", "transductive"]

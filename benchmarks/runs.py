@@ -180,9 +180,9 @@ def finished_runs(
             continue
         commands = [each["command"] for each in sessions(run) if "command" in each]
         record = {"command": [_command(training), *commands][-1]} | finished_run(run)
-        means, config = record["test"]["mean"], record["config"]
-        if "accuracy" in means and "ece" not in record["test"]:
-            steps, tasks = len(means["loss"]) - 1, config["test_tasks"]
+        if not _complete(record):
+            steps, config = len(record["test"]["mean"]["loss"]) - 1, record["config"]
+            tasks = config["test_tasks"]
             name = f"evaluation-seed{config['seed']}-steps{steps}-tasks{tasks}.json"
             record["test"] = evaluation(run, name)["test"]
         records[training.name] = record
@@ -192,13 +192,18 @@ def finished_runs(
 def evaluation(run: Path, name: str, *arguments: str) -> dict[str, Any]:
     """What `innerloop evaluate` finds, and keeps in a file of the run, whose name may be a pattern.
 
-    It is asked where there is no such file with calibration.
+    It is asked where there is no such file, or none with the calibration of a classifier.
     """
     kept = lambda: [json.loads(path.read_text()) for path in sorted(run.glob(name))]
-    if not any("ece" in record["test"] for record in kept()):
+    if not any(map(_complete, kept())):
         command = [sys.executable, "-m", "innerloop", "evaluate", str(run), *arguments]
         subprocess.run(command, check=True)
-    return next(record for record in kept() if "ece" in record["test"])
+    return next(filter(_complete, kept()))
+
+
+def _complete(record: dict[str, Any]) -> bool:
+    """Whether calibration was measured, where there are classes."""
+    return "ece" in record["test"] or "accuracy" not in record["test"]["mean"]
 
 
 def read_json(name: str) -> Any:
