@@ -29,8 +29,14 @@ FLAGS = {"steps": 70_000, "minutes": 8, "validate_every": 2000, "per_call": 250}
 PUBLISHED = {("maml", 5): (0.67, 0.38, 0.35)}
 """MSE after 1, 5 and 10 steps of a MAML trained 10-shot with one step (Finn et al. 2017)."""
 
+# Its inner loop, of 16 steps, diverges on single tasks, and its meta-gradient does not know.
+ALSO = {"imaml": {"non_finite": "skip"}}
+
 TRAININGS = {
-    "all": [Training(recipe, "sinusoid", {"recipe": recipe} | FLAGS) for recipe in RECIPES]
+    "all": [
+        Training(recipe, "sinusoid", {"recipe": recipe} | FLAGS | ALSO.get(recipe, {}))
+        for recipe in RECIPES
+    ]
 }
 
 

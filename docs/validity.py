@@ -29,6 +29,8 @@ GRADIENTS: dict[str, il.MetaGradient] = {
     "`Implicit()`": il.Implicit(),
     "`Implicit(condition=...)`": il.Implicit(condition=lambda params, meta, batch, key: params),
     "`Reptile()`": il.Reptile(),
+    "`Damped(curvature)`": il.Damped(0.9),
+    "`Clipped(Unroll(), norm)`": il.Clipped(il.Unroll(), 1.0),
     "`EvolutionStrategies(...)`": il.EvolutionStrategies(pairs=1, sigma=0.1),
 }
 

@@ -82,6 +82,9 @@ class Evaluate:
     """Seed of the test set; the run's own unless given."""
     shots: int | None = None
     """Support examples, of each class where there are classes; the run's own unless given."""
+    families: tuple[str, ...] | None = None
+    """Of a learned optimizer: names of training or held-out families; those that it was trained on
+    unless given."""
     shuffle_support_labels: bool = False
     """Shuffle each task's support labels: accuracy must fall to chance."""
     protocol: ProtocolName | None = None
@@ -246,6 +249,7 @@ def _run(command: Train | Evaluate | Report | Check | Compare | Plan | Demo) -> 
                 steps=command.steps,
                 seed=command.seed,
                 shots=command.shots,
+                families=command.families,
                 shuffle_support_labels=command.shuffle_support_labels,
                 protocol=command.protocol,
             )

@@ -12,10 +12,10 @@ def relu(x):
     return np.where(x.real > 0, x, 0)
 
 
-def network(weights, x):
+def network(weights, x, activation=relu):
     """A `mlp`: rows to rows."""
     for layer in weights["body"]:
-        x = relu(x @ layer["weights"] + layer["bias"])
+        x = activation(x @ layer["weights"] + layer["bias"])
     return x @ weights["head"]["weights"] + weights["head"]["bias"]
 
 
@@ -119,3 +119,47 @@ def lstm(weights, width, scale):
         return theta + move.reshape(theta.shape), after
 
     return update
+
+
+def adam_controller(weights, horizon, rate):
+    """For a list of arrays; `weights` is `meta -> network parameters`."""
+    power = lambda x: np.log10((x**2).mean() + 1e-16) / 2
+    length = lambda x: np.sqrt((x**2).sum() + 1e-16)
+
+    def update(t, thetas, states, gradients, meta):
+        states, rows = states or [None] * len(thetas), []
+        for theta, state, g in zip(thetas, states, gradients, strict=True):
+            ratios = [0, 0, 0]
+            if state:
+                m, v, (of_m, of_v), aligned = state
+                unit = np.log10((v / of_v).mean() + 1e-16) / 2
+                ratios = [power(g) - unit, power(m / of_m) - unit, aligned]
+            rows.append([power(theta), power(g), *ratios, theta.ndim, np.log10(theta.size)])
+        own = np.array(rows)
+        run = [min(t / horizon, 1), *np.exp(-t / np.array([3, 10, 30])), *own[:, 2:5].mean(axis=0)]
+        run += [np.log10(sum(theta.size for theta in thetas)), np.log10(len(thetas))]
+        x = np.concatenate([own, np.tile(run, (len(own), 1))], axis=1)
+        moved, after = [], []
+        outputs = network(weights(meta), x, np.tanh)
+        for theta, state, g, o in zip(thetas, states, gradients, outputs, strict=True):
+            m, v, (of_m, of_v), aligned = state or (0 * g, 0 * g, (0, 0), 0)
+            b1, b2 = 1 / (1 + np.exp(-o[1]) / 9), 1 / (1 + np.exp(-o[2]) / 99)
+            aligned = 0.9 * aligned + 0.1 * (g * m).sum() / length(g) / length(m)
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            of_m, of_v = b1 * of_m + 1 - b1, b2 * of_v + 1 - b2
+            direction = m / of_m / np.sqrt(v / of_v + 1e-16) + 0.01 * np.exp(o[3]) * theta
+            moved.append(theta - rate * np.exp(o[0]) * direction)
+            after.append((m, v, (of_m, of_v), aligned))
+        return moved, after
+
+    return update
+
+
+def alone(update):
+    """The rule for a list of arrays as one for a single array."""
+
+    def of_one(t, theta, state, gradient, meta):
+        (theta,), state = update(t, [theta], state, [gradient], meta)
+        return theta, state
+
+    return of_one

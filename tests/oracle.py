@@ -83,8 +83,9 @@ def adam(name="rate", b1=0.9, b2=0.999, eps=1e-8, eps_root=1e-8) -> Callable:
 class Task(NamedTuple):
     """One task in NumPy: what the formulas of the estimators are made of.
 
-    - `loss`: `(meta, hold, last) -> float`, the meta-objective. With `hold`, the inner gradient of
-      step t is a constant where `hold(t)` is True; with `last`, only so many steps are live.
+    - `loss`: `(meta, hold, last) -> float`, the meta-objective. With `hold`, a share `hold(t)` of
+      the inner gradient of step t is a constant, all of it where True; with `last`, only so many
+      steps are live.
     - `theta`: the adapted parameters
     - `stationarity`: `(theta, meta) -> gradient` of the inner loss on the full support
     - `outer`: `(theta, meta) -> float`
@@ -108,7 +109,7 @@ def trajectory(update, steps, start, meta, rows_at, noises, frozen=None, hold=No
     for t in range(steps):
         gradient = quadratic_gradient(theta, meta, rows_at(t), noises[t])
         if hold is not None:
-            gradient = np.where(hold(t), frozen[2][t], gradient)
+            gradient = hold(t) * frozen[2][t] + (1 - hold(t)) * gradient
         theta, state = update(t, theta, state, gradient, meta)
         if last is not None and t + 1 <= steps - last:  # the identity bridge from the start
             theta = frozen[0][t + 1] + (start(meta) - frozen[0][0])

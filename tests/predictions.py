@@ -51,6 +51,17 @@ def reptile(task, meta):
     return zeros | {"start": meta["start"] - task.theta}
 
 
+def clipped(predict, norm):
+    """Another prediction, shortened."""
+
+    def shortened(task, meta):
+        gradient = predict(task, meta)
+        length = np.linalg.norm(_flat(gradient))
+        return {name: leaf * min(1, norm / length) for name, leaf in gradient.items()}
+
+    return shortened
+
+
 def _flat(tree):
     return np.concatenate([np.ravel(tree[name]) for name in sorted(tree)])
 

@@ -67,3 +67,14 @@ def test_few_shot_accuracy_after_thirty_minutes():
         assert int(minutes) == config["minutes"]
         for text, name in zip(accuracy.split(" ± "), ("mean", "interval_95"), strict=True):
             assert_says(text, 100 * test[name]["accuracy"][-1])
+
+
+def test_one_shot_errors_within_an_alphabet():
+    runs = measured("omniglot-one-shot.json")
+    rows = table_rows("few-shot.md", "| recipe | 30 alphabets, % |")
+    assert len(rows) * 3 == len(runs)
+    for recipe, *cells in rows:
+        for split, cell in zip(("official", "small1", "small2"), cells, strict=True):
+            test = runs[f"{recipe.strip('`')}-{split}"]["one_shot"]["test"]
+            for text, name in zip(cell.split(" ± "), ("mean", "interval_95"), strict=True):
+                assert_says(text, 100 * test[name]["error"][-1])

@@ -17,8 +17,7 @@ from innerloop.experiments.learned_optimizer import (
     ESTIMATORS,
     OPTIMIZERS,
     OptimizerTraining,
-    first_loss,
-    over_the_run,
+    log_loss,
 )
 from innerloop.experiments.table import best_meta
 
@@ -28,6 +27,7 @@ pytestmark = pytest.mark.xdist_group("learned-optimizer")
 TINY = {
     "families": "quadratic noisy-quadratic",
     "optimizer": "celo2",
+    "estimator": "persistent_es",
     "batch": 2,
     "horizon": 10,
     "window": 5,
@@ -74,8 +74,7 @@ def test_a_run_leaves_its_results_and_the_optimizer(run):
     assert result["cost"]["flops_per_step"] > 1e4
     test = result["test"]
     assert test["tasks"] == 4 and len(test["mean"]["loss"]) == 11
-    # In units of the first loss, of which each family has one here in the mean over many tasks.
-    assert 0.1 < test["mean"]["loss"][0] < 10
+    assert 0 < test["mean"]["loss"][0] < np.log(10)  # of the quadratics, near log 3
 
 
 def test_any_optax_loop_takes_the_optimizer(run):
@@ -103,7 +102,6 @@ def evaluated(run, tmp_path_factory):
     few = functools.partial(optimizer_trials.tuned_trials, rates=np.array([0.01, 0.1, 1.0]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimizer_trials, "BASELINES", baselines)
-        patch.setattr(optimizer_record, "BASELINES", baselines)
         patch.setattr(optimizer_trials, "tuned_trials", few)
         main(["evaluate", str(path), "--tasks", "3", "--steps", "6", "--seed", "1"])
     return path
@@ -123,6 +121,20 @@ def test_evaluate_holds_it_against_tuned_optimizers(evaluated):
         np.testing.assert_allclose(found["learned"]["final"][1], np.median(trial.final()))
         assert found[optimizer_trials.PER_TASK]["final"][1] <= found["Adam"]["final"][1]
         assert found["Adam"]["rates"][0] in (0.01, 0.1, 1.0)
+
+
+@pytest.mark.parametrize("given", [1, 7])
+def test_an_optimizer_that_knows_the_end_of_a_run_is_told_it(given, monkeypatch):
+    seen = []
+    monkeypatch.setattr(optimizer_record, "seconds_per_step", lambda *args, steps: 0.0)
+    note = lambda family, learned, meta, **settings: seen.append((family.name, learned.horizon))
+    monkeypatch.setattr(optimizer_record, "family_record", note)
+    held_out = ("ill-conditioned-quadratic", "quadratic")
+    name, _ = optimizer_record.optimizer_record(
+        OptimizerTraining(horizon=5), None, steps=given, families=held_out
+    )
+    assert seen == [(each, given) for each in held_out]
+    assert name.endswith("-ill-conditioned-quadratic-quadratic")
 
 
 def test_the_report_shows_curves_and_table(evaluated):
@@ -147,6 +159,7 @@ REFUSED = {
     "sigma": (command(sigma=0), "sigma=0"),
     "clip": (command(loss_clip=2.0, estimator="unroll"), "clipped by the estimators that go by"),
     "norm": (command(clip_norm=-1.0), "clip_norm is out of range"),
+    "task norm": (command(task_norm=0, estimator="unroll"), "shortened to a positive norm"),
 }
 
 
@@ -173,6 +186,7 @@ def test_flags_of_few_shot_learning_are_none_of_it(flag, tmp_path, capsys):
         ["--shuffle-support-labels"],
         ["--protocol", "omniglot-one-shot"],
         ["--shots", "5"],
+        ["--families", "no-such-family"],
         ["--steps", "-1"],
     ],
 )
@@ -188,6 +202,9 @@ def test_an_evaluation_of_few_shot_tasks_is_refused(run, words, capsys):
 def test_every_estimator_of_the_flag_is_built(estimator):
     experiment = OptimizerTraining(estimator=estimator, families=("quadratic",), window=10, pairs=3)
     gradient = experiment.build_recipe().gradient
+    if isinstance(gradient, il.Clipped):
+        assert gradient.norm == 1.0
+        gradient = gradient.gradient
     assert getattr(gradient, "window", 10) == 10 and getattr(gradient, "pairs", 3) == 3
     assert type(gradient).__name__.lower() == estimator.replace("_", "")
 
@@ -201,9 +218,16 @@ def test_every_optimizer_of_the_flag_can_be_saved(name, tmp_path):
     assert said(again) == said(learned)  # a direction is a partial, which equals itself alone
 
 
-def test_losses_are_in_units_of_the_first():
+def test_the_objective_is_the_log_loss_half_of_it_at_the_end():
     (family,) = OptimizerTraining(families=("quadratic",)).training_families()
-    unit = first_loss(family)
-    assert abs(first_loss(over_the_run(family, unit)) - 1) < 1e-5
-    weights = over_the_run(family, unit).problem.step_weights(4)
-    np.testing.assert_allclose(weights, np.full(5, 0.2))
+    objective, episodes = log_loss(family), family.tasks.sample(jax.random.key(0), 1)
+    losses, logs = (
+        il.evaluate(
+            *(each.problem, each.adaptation(optax.sgd(0.1), 4), None, episodes),
+            jax.random.key(0),
+        ).mean["loss"]
+        for each in (family, objective)
+    )
+    np.testing.assert_allclose(logs, np.log(losses + 1e-8), rtol=1e-5)
+    weights = objective.problem.step_weights(4)
+    np.testing.assert_allclose(weights, [0.1, 0.1, 0.1, 0.1, 0.6], rtol=1e-6)

@@ -89,6 +89,8 @@ def test_a_record_holds_the_quartiles_over_tasks():
     assert got["final"] == [1.0, 2.0, 3.0]
     assert got["area"] == [1.5, 3.0, 4.5]
     assert got["curve"][1] == [8.0, 4.0, 2.0]
+    assert got["tasks"]["final"] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert got["tasks"]["area"] == [0.0, 1.5, 3.0, 4.5, 6.0]
     assert "rates" not in got
 
 

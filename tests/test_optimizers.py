@@ -76,6 +76,10 @@ ORACLES = {
         optimizer_oracle.small_mlp(_ITSELF, (0.5, 0.9, 0.99), (0.8, 0.95), 0.1, 0.5),
     ),
     "celo2": (il.Celo2(width=5, rate=0.1), optimizer_oracle.celo2),
+    "adam-controller": (
+        il.AdamController(5, 4, 0.1),
+        optimizer_oracle.alone(optimizer_oracle.adam_controller(_ITSELF, 5, 0.1)),
+    ),
     "lstm": (il.CoordinateLSTM(4, 3, 0.2), optimizer_oracle.lstm(_ITSELF, 4, 0.2)),
 }
 
@@ -99,6 +103,39 @@ def test_seven_steps_are_those_of_the_formula(learned, update, param):
     for t in range(7):
         theta, state = update(t, theta, state, curvature * theta, numpy_meta)
     np.testing.assert_allclose(got, theta, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.usefixtures("x64")
+def test_the_controller_sees_all_arrays():
+    """What it is shown of the others is theirs: three arrays of several sizes, five steps."""
+    rng = np.random.default_rng(1)
+    curvatures = [rng.uniform(0.1, 3, shape) for shape in [(), (4,), (3, 2)]]
+    thetas = [rng.normal(size=np.shape(each)) for each in curvatures]
+    learned = il.AdamController(3, 4, 0.1)
+    start = jax.tree.map(jnp.asarray, thetas)
+    meta = learned.init(jax.random.key(1), start)
+    meta = jax.tree.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape), meta)
+    gradients = lambda params: jax.tree.map(lambda a, p: jnp.asarray(a) * p, curvatures, params)
+    got = optax_loop(learned(meta), gradients, start, 5)
+    update = optimizer_oracle.adam_controller(_ITSELF, 3, 0.1)
+    numpy_meta, state = jax.tree.map(np.array, meta), None
+    for t in range(5):
+        slopes = [a * theta for a, theta in zip(curvatures, thetas, strict=True)]
+        thetas, state = update(t, thetas, state, slopes, numpy_meta)
+    for one, other in zip(got, thetas, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10)
+
+
+def test_the_controller_begins_as_adam():
+    learned = il.AdamController(rate=0.05)
+    optimizer = learned(learned.init(jax.random.key(0), PARAMS))
+    reference = optax.chain(
+        optax.scale_by_adam(0.9, 0.99, 0, 1e-16),
+        optax.add_decayed_weights(0.01),
+        optax.scale(-0.05),
+    )
+    got, expected = (optax_loop(each, bowl, PARAMS, 5) for each in (optimizer, reference))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
 
 
 @pytest.mark.parametrize("kind", il.OPTIMIZERS)
@@ -130,8 +167,8 @@ def test_sizes_that_the_documentation_names():
     size = lambda learned: sum(
         leaf.size for leaf in jax.tree.leaves(learned.init(jax.random.key(0), PARAMS))
     )
-    sizes = [size(it) for it in (il.Celo2(), il.Celo2(8), il.SmallMLP(), il.CoordinateLSTM())]
-    assert sizes == [150, 330, 2082, 5141]
+    each = (il.Celo2(), il.Celo2(8), il.SmallMLP(), il.CoordinateLSTM(), il.AdamController())
+    assert [size(it) for it in each] == [150, 330, 2082, 5141, 612]
     for kind, count in ((il.Celo2, "150"), (il.SmallMLP, "2,082"), (il.CoordinateLSTM, "5,141")):
         assert count in kind.__doc__
 
@@ -170,6 +207,12 @@ def test_the_steps_size_of_celo2_is_its_rate():
                 *(PARAMS, None)
             ),
             "reads the parameters.*Write: optimizer.update",
+        ),
+        (lambda: il.AdamController(horizon=0), "horizon must be a whole number"),
+        (lambda: il.AdamController(rate=0.0), "rate is not positive"),
+        (
+            lambda: il.AdamController(width=4)(il.AdamController().init(jax.random.key(0), PARAMS)),
+            "not the meta-parameters of this AdamController",
         ),
         (lambda: il.ScalarRate(rate=0.0), "rate is not positive"),
         (lambda: il.ParameterRates(rate=jnp.inf), "rate is not positive"),

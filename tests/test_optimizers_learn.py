@@ -35,8 +35,12 @@ def digits():
 
 @pytest.mark.parametrize(
     ("learned", "rate"),
-    [(il.ParameterRates(ADAM, 0.003), 0.1), (il.SmallMLP(), 0.01)],
-    ids=["parameter-rates", "small-mlp"],
+    [
+        (il.ParameterRates(ADAM, 0.003), 0.1),
+        (il.SmallMLP(), 0.01),
+        (il.AdamController(STEPS, rate=0.003), 0.01),
+    ],
+    ids=["parameter-rates", "small-mlp", "adam-controller"],
 )
 def test_meta_training_makes_it_better_on_new_tasks(learned, rate, digits):
     problem, tasks, params = digits

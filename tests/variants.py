@@ -26,9 +26,10 @@ from heads import (
     strength,
     weights_out,
 )
-from optimizer_oracle import lstm, small_mlp
+from optimizer_oracle import adam_controller, alone, lstm, small_mlp
 from oracle import Task, adam, momentum, sgd
 from predictions import (
+    clipped,
     evolution,
     exact,
     held,
@@ -111,6 +112,7 @@ def _network(learned):
 
 _MLP, _MLP_WEIGHTS = _network(il.SmallMLP(3, (0.5, 0.9), (0.9,), 0.1, 0.5))
 _LSTM, _LSTM_WEIGHTS = _network(il.CoordinateLSTM(3, 2, 0.3))
+_CONTROLLER, _CONTROLLER_WEIGHTS = _network(il.AdamController(4, 3, 0.1))
 _SGD = sgd(lambda meta: np.exp(meta["rate"]))
 
 ADAPTATIONS = [
@@ -122,6 +124,12 @@ ADAPTATIONS = [
     _descent("momentum", lambda meta: optax.sgd(_rate(meta), 0.9), momentum(0.9), 5),
     _descent("adam", _adam, adam(), 4),
     _descent("small-mlp", _MLP, small_mlp(_MLP_WEIGHTS, (0.5, 0.9), (0.9,), 0.1, 0.5), 2),
+    _descent(
+        "adam-controller",
+        _CONTROLLER,
+        alone(adam_controller(_CONTROLLER_WEIGHTS, 4, 0.1)),
+        3,
+    ),
     _descent("lstm", _LSTM, lstm(_LSTM_WEIGHTS, 3, 0.3), 2),
     _descent("multi-step-loss", lambda meta: optax.sgd(_rate(meta)), _SGD, 3, _weights),
     _descent("multi-step-loss-scanned", lambda meta: optax.sgd(_rate(meta)), _SGD, 9, _weights),
@@ -228,9 +236,19 @@ GRADIENTS = [
     Estimator("first-order", il.FirstOrder(), held(lambda t: True)),
     Estimator("first-order-everywhere", _FIRST_LEAF, held(lambda t: True)),
     Estimator("first-order-steps", _FIRST_TWO, held(lambda t: t < 2)),
+    Estimator("damped", il.Damped(0.7), held(lambda t: 0.3)),
+    Estimator(
+        "damped-mixed-mode",
+        il.Damped(0.4, il.Unroll(checkpoint=1, mixed_mode=True)),
+        held(lambda t: 0.6),
+    ),
+    Estimator("damped-none", il.Damped(1.0), exact),
+    Estimator("damped-all", il.Damped(0.0), held(lambda t: True)),
     Estimator("truncated-0", il.Truncated(0), last(0)),
     Estimator("truncated-2", il.Truncated(2), last(2)),
     Estimator("truncated-all", il.Truncated(99), exact),
+    Estimator("clipped", il.Clipped(il.Unroll(), 0.5), clipped(exact, 0.5)),
+    Estimator("clipped-first-order", il.Clipped(il.FirstOrder(), 99.0), held(lambda t: True)),
     Estimator("reptile", il.Reptile(), reptile, reads_outer=False),
     Estimator("evolution", il.EvolutionStrategies(3, 0.1), evolution(3, 0.1), draws=True),
     Estimator("evolution-chunks", il.EvolutionStrategies(3, 0.1, 2), evolution(3, 0.1), True),

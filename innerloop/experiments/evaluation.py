@@ -28,6 +28,7 @@ def evaluate_run(
     steps: int | None = None,
     seed: int | None = None,
     shots: int | None = None,
+    families: tuple[str, ...] | None = None,
     shuffle_support_labels: bool = False,
     protocol: ProtocolName | None = None,
 ) -> dict[str, Any]:
@@ -46,9 +47,10 @@ def evaluate_run(
         _refuse_few_shot(shots, shuffle_support_labels, protocol)
         check_ranges({name: value for name, value in asked.items() if value is not None})
         meta = load_best_meta(folder, trained.build_recipe())
-        name, record = optimizer_record(trained, meta, **asked)
+        name, record = optimizer_record(trained, meta, families=families, **asked)
     else:
         assert isinstance(trained, FewShot)
+        _refuse_families(families)
         asked |= {"shots": shots, "protocol": protocol}
         name, record = _few_shot_record(
             folder, trained, shuffle_support_labels=shuffle_support_labels, **asked
@@ -124,6 +126,17 @@ def _refuse_few_shot(shots: int | None, shuffled: bool, protocol: str | None) ->
         got=given,
         expected="a number of tasks, steps or a seed, or nothing",
         write=f"innerloop evaluate RUN, without {given.split()[0]}",
+    )
+
+
+def _refuse_families(families: tuple[str, ...] | None) -> None:
+    if families is None:
+        return
+    raise StructureError(
+        "families are of learned optimizers, not of few-shot tasks",
+        got="--families " + " ".join(families),
+        expected="a run of innerloop train learned-optimizer, or no families",
+        write="innerloop evaluate RUN, without --families",
     )
 
 

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from innerloop.errors import StructureError
 from innerloop.experiments.base import Experiment, Parts
-from innerloop.gradients import EvolutionStrategies, MetaGradient, Unroll
+from innerloop.gradients import Clipped, Damped, EvolutionStrategies, MetaGradient, Unroll
 from innerloop.long_horizon import (
     NoiseReuseES,
     OnlineGradient,
@@ -22,6 +22,7 @@ from innerloop.long_horizon import (
     TruncatedUnroll,
 )
 from innerloop.optimizers import (
+    AdamController,
     Celo2,
     CoordinateLSTM,
     Hypergradient,
@@ -32,53 +33,63 @@ from innerloop.optimizers import (
 )
 from innerloop.problem import Problem, loss_function
 from innerloop.recipes import Recipe
-from innerloop.tasks import evaluation_episodes, mixture
-from innerloop.tasks.optimization import Family, training_families
-from innerloop.training import evaluate, save_optimizer
+from innerloop.tasks import mixture
+from innerloop.tasks.optimization import Family, held_out_families, training_families
+from innerloop.training import save_optimizer
 
-OptimizerName = Literal["small_mlp", "celo2", "lstm", "schedule", "rate", "hypergradient"]
+OptimizerName = Literal[
+    "adam_controller", "small_mlp", "celo2", "lstm", "schedule", "rate", "hypergradient"
+]
 EstimatorName = Literal[
+    "unroll",
     "persistent_es",
     "noise_reuse_es",
     "truncated_es",
     "truncated_unroll",
     "evolution_strategies",
-    "unroll",
 ]
 LEARNED = "learned.opt"
 """The file of a run's folder that `load_optimizer` reads."""
 
-UNIT_TASKS = 20
-"""Tasks over which the first loss of a family, the unit of its losses, is averaged."""
+FLOOR = 1e-8
+"""Added to a loss before its logarithm, which has no gradient at zero."""
 
 
 @dataclass(frozen=True)
 class OptimizerTraining(Experiment):
     """Learn an optimizer on quadratics, linear models, small networks and a language model.
 
-    The objective is the mean loss over an inner run from a random start, of each family in units of
-    the loss before the first step, all families alike. The best by the validation tasks' last loss
-    is kept, as meta-parameters and as a file that `load_optimizer` reads.
+    The objective is the logarithm of the loss, which knows no unit: half of it after the last step
+    of an inner run from a random start, half on the mean over the run, all families alike. The best
+    by the validation tasks' last log-loss is kept, as meta-parameters and as a file that
+    `load_optimizer` reads.
     """
 
-    steps: int = 5000
-    outer_rate: float = 3e-3
-    clip_norm: float | None = 1.0
+    steps: int = 3000
+    outer_rate: float = 2e-3
+    averaging: float = 0.99
     validate_every: int = 250
     validation_tasks: int = 80
     test_tasks: int = 160
     per_call: int = 10
     non_finite: Literal["stop", "skip", "clip"] = "skip"
-    optimizer: OptimizerName = "small_mlp"
-    """What is learned: a network for each number of the parameters (small_mlp, celo2, lstm), or the
-    rate of Adam, constant (rate), by the step (schedule), or of SGD as it goes (hypergradient)."""
+    optimizer: OptimizerName = "adam_controller"
+    """What is learned: a network that steers Adam for each array (adam_controller), one for each
+    number of the parameters (small_mlp, celo2, lstm), or the rate of Adam, constant (rate), by the
+    step (schedule), or of SGD as it goes (hypergradient)."""
     families: tuple[str, ...] | None = None
     """Names of the training families to learn on; all of them unless given."""
-    horizon: int = 200
+    horizon: int = 100
     """Inner steps of a run, in training, at validation and test."""
-    estimator: EstimatorName = "persistent_es"
-    """The meta-gradient. Those of a window take --batch runs one window further per outer step;
-    evolution_strategies and unroll learn whole runs."""
+    estimator: EstimatorName = "unroll"
+    """The meta-gradient. unroll and evolution_strategies learn whole runs; those of a
+    window take --batch runs one window further per outer step."""
+    curvature: float = 0.9
+    """How much second derivatives count in unroll: with 1 it is exact, and the gradients of runs at
+    the edge of stability grow until they say nothing; with 0 it is first-order."""
+    task_norm: float | None = 0.3
+    """The largest norm of a task's meta-gradient, of the estimators of whole runs: longer ones, of
+    runs at the edge of stability, are shortened to it."""
     window: int = 20
     """Inner steps per outer step, of the estimators that go by windows."""
     pairs: int = 4
@@ -86,8 +97,8 @@ class OptimizerTraining(Experiment):
     sigma: float = 0.01
     """Their standard deviation."""
     loss_clip: float | None = None
-    """The most that a loss of a window counts, in units of the first, also one that is not finite;
-    without it a run that diverges is left out."""
+    """The most that a log-loss of a window counts, also one that is not finite; without it a run
+    that diverges is left out."""
 
     def learned(self) -> LearnedOptimizer:
         """The optimizer that is learned."""
@@ -95,16 +106,8 @@ class OptimizerTraining(Experiment):
 
     def training_families(self) -> list[Family]:
         """The families to learn on. Raises `StructureError` for names that there are not."""
-        known = {family.name: family for family in training_families()}
-        chosen = self.families or tuple(known)
-        if not set(chosen) <= set(known) or len(set(chosen)) < len(chosen):
-            raise StructureError(
-                "families are training families, each once",
-                got="--families " + " ".join(chosen),
-                expected=", ".join(known),
-                write=f"--families {' '.join(list(known)[:2])}",
-            )
-        return [known[name] for name in chosen]
+        known = training_families()
+        return known if self.families is None else _chosen(known, self.families, "training")
 
     def fit_options(self) -> dict[str, Any]:
         """Nothing else: neither budgets nor checks are for runs that go on over outer steps."""
@@ -115,12 +118,12 @@ class OptimizerTraining(Experiment):
         return self.horizon
 
     def build_recipe(self) -> Recipe:
-        """The mixture of all families, their losses as they are."""
-        return self._mixed(self.training_families(), ESTIMATORS[self.estimator](self))[0]
+        """The mixture of all families."""
+        return self._mixed()[0]
 
     def parts(self) -> Parts:
-        """The same, each loss in units of the first."""
-        families, gradient = self.training_families(), ESTIMATORS[self.estimator](self)
+        """The mixture for training, validation and test."""
+        families = self.training_families()
         for name in ("batch", "validation_tasks", "test_tasks"):
             if getattr(self, name) < len(families):
                 raise StructureError(
@@ -129,18 +132,16 @@ class OptimizerTraining(Experiment):
                     expected=f"at least {len(families)}",
                     write=f"--{name.replace('_', '-')} {len(families)}, or fewer --families",
                 )
-        in_units = [over_the_run(each, first_loss(each)) for each in families]
-        recipe, tasks = self._mixed(in_units, gradient)
+        recipe, tasks = self._mixed()
         return Parts(recipe, tasks, tasks, tasks, "loss", maximise=False, normalisation="none")
 
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
         """The optimizer as one file."""
         return [save_optimizer(folder / LEARNED, self.learned(), meta)]
 
-    def _mixed(
-        self, families: list[Family], gradient: MetaGradient | OnlineGradient
-    ) -> tuple[Recipe, Any]:
-        learned = self.learned()
+    def _mixed(self) -> tuple[Recipe, Any]:
+        learned, gradient = self.learned(), ESTIMATORS[self.estimator](self)
+        families = [log_loss(family) for family in self.training_families()]
         problems, adaptations, tasks = mixture(
             *(family.kind(learned, self.horizon) for family in families)
         )
@@ -148,25 +149,40 @@ class OptimizerTraining(Experiment):
         return Recipe(problems, adaptations, gradient, init_meta), tasks
 
 
-def over_the_run(family: Family, unit: float) -> Family:
-    """The family with the mean loss over the inner run, in this unit, for its objective."""
+def named_families(names: tuple[str, ...]) -> list[Family]:
+    """Training and held-out families. Raises `StructureError` for names that there are not."""
+    return _chosen(training_families() + held_out_families(), names, "training or held-out")
+
+
+def _chosen(families: list[Family], names: tuple[str, ...], kind: str) -> list[Family]:
+    known = {family.name: family for family in families}
+    if names and set(names) <= set(known) and len(set(names)) == len(names):
+        return [known[name] for name in names]
+    raise StructureError(
+        f"families are {kind} families, each once",
+        got="--families " + " ".join(names),
+        expected=", ".join(known),
+        write=f"--families {' '.join(list(known)[:2])}",
+    )
+
+
+def log_loss(family: Family) -> Family:
+    """The family with the logarithm of its loss, over the run and at its end, for an objective."""
     problem = family.problem
     plain = loss_function("outer_loss", problem.outer_loss, needed_by="a learned optimizer")
 
     def outer_loss(params: PyTree, meta: PyTree, batch: PyTree, key):
         value, aux = plain(params, meta, batch, key)
-        return value / unit, aux
+        return jnp.log(value + FLOOR), aux
 
-    even = lambda steps: jnp.full(steps + 1, 1 / (steps + 1))
-    return family._replace(problem=Problem(problem.init, problem.inner_loss, outer_loss, even))
+    return family._replace(
+        problem=Problem(problem.init, problem.inner_loss, outer_loss, half_at_the_end)
+    )
 
 
-def first_loss(family: Family) -> float:
-    """The mean loss before any step."""
-    episodes = evaluation_episodes(family.tasks, UNIT_TASKS, 0, "unit")
-    stand = family.adaptation(optax.identity(), 0)
-    found = evaluate(family.problem, stand, None, episodes, jax.random.key(0))
-    return float(found.mean["loss"][0])
+def half_at_the_end(steps: int) -> jax.Array:
+    """Weights of the losses after 0 ... K steps: half for the last, half shared by all."""
+    return jnp.full(steps + 1, 0.5 / (steps + 1)).at[-1].add(0.5)
 
 
 def _of_windows(kind: Callable[..., OnlineGradient], *also: str) -> Callable[..., OnlineGradient]:
@@ -186,12 +202,14 @@ def _of_runs(build: Callable[[OptimizerTraining], MetaGradient]) -> Callable[...
                 expected="no --loss-clip",
                 write="--estimator persistent_es, or no --loss-clip",
             )
-        return build(config)
+        gradient = build(config)
+        return gradient if config.task_norm is None else Clipped(gradient, config.task_norm)
 
     return checked
 
 
 ESTIMATORS: Mapping[EstimatorName, Callable[[OptimizerTraining], MetaGradient | OnlineGradient]] = {
+    "unroll": _of_runs(lambda config: Damped(config.curvature, Unroll(mixed_mode=True))),
     "persistent_es": _of_windows(PersistentES, "pairs", "sigma"),
     "noise_reuse_es": _of_windows(NoiseReuseES, "pairs", "sigma"),
     "truncated_es": _of_windows(TruncatedES, "pairs", "sigma"),
@@ -199,13 +217,13 @@ ESTIMATORS: Mapping[EstimatorName, Callable[[OptimizerTraining], MetaGradient | 
     "evolution_strategies": _of_runs(
         lambda config: EvolutionStrategies(config.pairs, config.sigma)
     ),
-    "unroll": _of_runs(lambda config: Unroll()),
 }
 
 # The second derivative of a square root is infinite at a zero gradient.
 _ADAM = functools.partial(optax.scale_by_adam, eps_root=1e-16)
 
 OPTIMIZERS: Mapping[OptimizerName, Callable[[OptimizerTraining], LearnedOptimizer]] = {
+    "adam_controller": lambda config: AdamController(horizon=config.horizon),
     "small_mlp": lambda config: SmallMLP(),
     "celo2": lambda config: Celo2(),
     "lstm": lambda config: CoordinateLSTM(),

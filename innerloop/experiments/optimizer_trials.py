@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation.gradient_descent import MetaOptimizer
 from innerloop.problem import Episode
@@ -19,15 +19,24 @@ from innerloop.training.evaluate import evaluator
 RATES = np.logspace(-4, 1, 26)
 """Five in each factor of ten."""
 
-BASELINES: Mapping[str, MetaOptimizer] = {
-    "SGD": lambda rate: optax.sgd(rate),
-    "momentum": lambda rate: optax.sgd(rate, momentum=0.9),
-    "Adam": lambda rate: optax.adam(rate),
-    "AdamW": lambda rate: optax.adamw(rate),
+BASELINES: Mapping[str, Callable[[Array, int], optax.GradientTransformation]] = {
+    "SGD": lambda rate, steps: optax.sgd(rate),
+    "momentum": lambda rate, steps: optax.sgd(rate, momentum=0.9),
+    "Adam": lambda rate, steps: optax.adam(rate),
+    "AdamW": lambda rate, steps: optax.adamw(rate),
+    "Adam, cosine": lambda rate, steps: optax.adam(optax.cosine_decay_schedule(rate, steps)),
 }
-"""The rate is what meta is; the other settings are optax's."""
+"""`(rate, steps of the run)` to an optimizer; the other settings are optax's. The last knows when
+the run ends, as a learned optimizer may.
+"""
 
 PER_TASK, LEARNED = "Adam, tuned per task", "learned"
+
+
+def baselines(steps: int) -> dict[str, MetaOptimizer]:
+    """By name, for runs of so many steps; the rate is what meta is."""
+    of_rate = lambda build: lambda rate: build(rate, steps)
+    return {name: of_rate(build) for name, build in BASELINES.items()}
 
 
 class Trial(NamedTuple):
@@ -96,7 +105,7 @@ def tuned_trials(
     test = evaluation_episodes(family.tasks, tasks, seed, "test")
     key = jax.random.key(seed)
     metas = [jnp.asarray(rate, jnp.result_type(float)) for rate in rates]
-    curves = {name: loss_curves(family, each, steps) for name, each in BASELINES.items()}
+    curves = {name: loss_curves(family, each, steps) for name, each in baselines(steps).items()}
 
     def tuned(curves: LossCurves) -> Trial:
         tried = curves(metas, tuning, key)
@@ -153,11 +162,12 @@ def quartiles(values: np.ndarray) -> list:
 
 
 def record(trial: Trial) -> dict[str, Any]:
-    """A trial as JSON: quartiles over tasks of the last loss, of the area, and of the curve."""
+    """A trial as JSON: quartiles over tasks of last loss, area and curve, and each task's own."""
     tuning = {} if trial.rates is None else {"rates": trial.rates, "at_the_edge": trial.at_the_edge}
     return {
         "final": quartiles(trial.final()),
         "area": quartiles(trial.area()),
         "curve": quartiles(trial.losses),
+        "tasks": {"final": trial.final().tolist(), "area": trial.area().tolist()},
         **tuning,
     }

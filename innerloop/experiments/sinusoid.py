@@ -125,7 +125,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "boil": _ONE_STEP,
     "maml_plus_plus": {"rate": 0.01, "steps": 3},
     "cavia": {"steps": 1},
-    "imaml": {"rate": 0.01},
+    "imaml": {"rate": 0.005},
 }
 
 

@@ -2,7 +2,9 @@
 
 from innerloop.gradients.base import Aux, Fidelity, MetaGradient
 from innerloop.gradients.checkpoint import Binomial, Segments
+from innerloop.gradients.clipped import Clipped
 from innerloop.gradients.conditions import fixed_point, projected_gradient, proximal
+from innerloop.gradients.damped import Damped
 from innerloop.gradients.evolution import EvolutionStrategies
 from innerloop.gradients.first_order import FirstOrder
 from innerloop.gradients.forward_mode import Basis, Coordinates, ForwardMode, RandomDirections
@@ -16,7 +18,9 @@ __all__ = [
     "Aux",
     "Basis",
     "Binomial",
+    "Clipped",
     "Coordinates",
+    "Damped",
     "EvolutionStrategies",
     "Fidelity",
     "FirstOrder",

@@ -5,6 +5,8 @@ from typing import NamedTuple
 from innerloop.adaptation import Adaptation, Origin
 from innerloop.errors import GradientError
 from innerloop.gradients.base import MetaGradient
+from innerloop.gradients.clipped import Clipped
+from innerloop.gradients.damped import Damped
 from innerloop.gradients.first_order import FirstOrder
 from innerloop.gradients.forward_mode import ForwardMode
 from innerloop.gradients.implicit import Implicit
@@ -28,6 +30,7 @@ _SOLVER = Refusal(
 
 REFUSALS: dict[tuple[type[MetaGradient], Origin], Refusal] = {
     (Unroll, Origin.SOLVER): _SOLVER,
+    (Damped, Origin.SOLVER): _SOLVER,
     (FirstOrder, Origin.SOLVER): _SOLVER,
     (Truncated, Origin.SOLVER): _SOLVER,
     (ForwardMode, Origin.SOLVER): _SOLVER,
@@ -51,6 +54,8 @@ _STEP_WEIGHTS = Refusal(
 
 def refusal(gradient: MetaGradient, problem: Problem, adaptation: Adaptation) -> Refusal | None:
     """What stands against this pair; None where it is valid."""
+    if isinstance(gradient, Clipped):
+        return refusal(gradient.gradient, problem, adaptation)
     if isinstance(gradient, Implicit):
         if problem.step_weights is not None:
             return _STEP_WEIGHTS

@@ -1,5 +1,6 @@
 """Inner optimizers with meta-parameters: ordinary optax transformations once they are learned."""
 
+from innerloop.optimizers.adam_controller import AdamController
 from innerloop.optimizers.base import (
     Direction,
     LearnedOptimizer,
@@ -19,6 +20,7 @@ OPTIMIZERS: tuple[type[LearnedOptimizer], ...] = (
     ParameterRates,
     LearnedSchedule,
     Hypergradient,
+    AdamController,
     SmallMLP,
     Celo2,
     CoordinateLSTM,
@@ -27,6 +29,7 @@ OPTIMIZERS: tuple[type[LearnedOptimizer], ...] = (
 
 __all__ = [
     "OPTIMIZERS",
+    "AdamController",
     "Celo2",
     "CoordinateLSTM",
     "Direction",

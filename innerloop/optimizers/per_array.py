@@ -36,13 +36,7 @@ def per_array(
         return PerArrayState(jnp.int32(0), tuple(init(leaf) for leaf in jax.tree.leaves(params)))
 
     def update_all(updates: PyTree, state: Any, params: PyTree = None):
-        if params is None:
-            raise StructureError(
-                "a learned optimizer reads the parameters",
-                got="update(gradient, state)",
-                expected="the parameters as a third argument",
-                write="optimizer.update(gradient, state, params)",
-            )
+        require_params(params)
         gradients, tree = jax.tree.flatten(updates)
         pairs = [
             update(gradient, memory, param, state.steps.astype(param.dtype))
@@ -55,6 +49,17 @@ def per_array(
         return jax.tree.unflatten(tree, moves), PerArrayState(state.steps + 1, memories)
 
     return optax.GradientTransformation(init_all, update_all)
+
+
+def require_params(params: PyTree) -> None:
+    """Raise `StructureError` where an update was asked for without the parameters."""
+    if params is None:
+        raise StructureError(
+            "a learned optimizer reads the parameters",
+            got="update(gradient, state)",
+            expected="the parameters as a third argument",
+            write="optimizer.update(gradient, state, params)",
+        )
 
 
 def averages(like: Array, decays: tuple[float, ...]) -> Array:

@@ -12,6 +12,7 @@ from innerloop.adaptation import Adaptation
 from innerloop.diagnostics.given import exact_gradient
 from innerloop.errors import DetachedError, InnerloopError
 from innerloop.gradients import (
+    Clipped,
     EvolutionStrategies,
     FirstOrder,
     MetaGradient,
@@ -91,12 +92,16 @@ class Subject:
     @property
     def takes_derivatives(self) -> bool:
         """Whether the estimator that is going to be used differentiates the losses."""
-        return not isinstance(self.gradient, EvolutionStrategies)
+        return not isinstance(self._estimator, EvolutionStrategies)
 
     @property
     def takes_second_derivatives(self) -> bool:
         """Whether it differentiates the inner loss twice."""
-        return not isinstance(self.gradient, EvolutionStrategies | FirstOrder | Reptile)
+        return not isinstance(self._estimator, EvolutionStrategies | FirstOrder | Reptile)
+
+    @property
+    def _estimator(self) -> MetaGradient:
+        return self.gradient.gradient if isinstance(self.gradient, Clipped) else self.gradient
 
     @property
     def tasks(self) -> int:

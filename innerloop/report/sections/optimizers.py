@@ -18,6 +18,7 @@ _LINES = {
     "momentum": (GREEN, "dashed"),
     "Adam": (ORANGE, "solid"),
     "AdamW": (RED, "dashed"),
+    "Adam, cosine": (ORANGE, "dashed"),
     PER_TASK: (GREY, "dotted"),
     LEARNED: (BLUE, "solid"),
 }

@@ -1,0 +1,98 @@
+"""A bound on what one task has to say: its meta-gradient, shortened to a norm."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray, PyTree, Scalar
+
+from innerloop.adaptation import Adaptation
+from innerloop.checks import describe, is_floating
+from innerloop.errors import StructureError
+from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective
+from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
+from innerloop.gradients.surrogate import known_gradient
+from innerloop.problem import Episode, Problem
+
+
+class Clipped(MetaGradient):
+    r"""Another estimator's meta-gradient of each task, shortened to a norm of at most c.
+
+    $$g_i \leftarrow g_i \min\Bigl(1, \frac{c}{\lVert g_i \rVert}\Bigr)$$
+
+    The norm is over all meta-parameters. Through long inner runs at the edge of stability,
+    gradients of single tasks grow by orders of magnitude and drown all others in the mean over
+    tasks (Metz et al. 2019, arXiv 1810.10180); clipping the mean, as an outer optimizer may, leaves
+    it to them. One that has grown beyond the range of its numbers, of a loss that is finite, has no
+    direction left: it counts as zero, and the task is marked.
+
+    - `gradient`: the estimator; `norm`: c > 0
+
+    Fidelity: biased where a task is clipped, in the weights of the tasks: each has its own
+    direction. Memory and time: the estimator's. `aux.diagnostics` has, per
+    task, `"norm"`, the norm before, and `"exploded"`.
+
+    Raises `StructureError` for a norm that is not positive and finite, `DetachedError` where no
+    meta-parameter reaches the loss, `GradientError` when differentiated twice or in anything but
+    meta.
+    """
+
+    gradient: MetaGradient
+    norm: float
+
+    def __check_init__(self):
+        if not isinstance(self.gradient, MetaGradient):
+            raise StructureError(
+                "what is clipped is a meta-gradient",
+                got=f"gradient={describe(self.gradient)}",
+                expected="an estimator such as Unroll()",
+                write="Clipped(Unroll(), norm=1.0)",
+            )
+        if not is_floating(self.norm) or not 0 < self.norm < math.inf:
+            raise StructureError(
+                "a gradient is shortened to a positive norm",
+                got=f"norm={self.norm!r}",
+                expected="a finite number above 0",
+                write="Clipped(Unroll(), norm=1.0)",
+            )
+
+    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+        """Biased, beside what the estimator itself is."""
+        return Fidelity(
+            "biased",
+            f"Each task's gradient is shortened to a norm of {self.norm}. Before: "
+            + self.gradient.fidelity(adaptation).sentence,
+        )
+
+    def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
+        """The estimator's value, with its gradient, shortened."""
+        whole = self.gradient.objective(problem, adaptation)
+
+        def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
+            fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
+            mark, unreached = watch_reach(fixed)
+            differentiated = jax.value_and_grad(
+                lambda meta: whole(mark(meta), episode, key), has_aux=True
+            )
+            (loss, aux), gradient = differentiated(fixed)
+            length = _norm(gradient)
+            exploded = ~jnp.isfinite(length) & jnp.isfinite(loss)
+            share = jnp.minimum(1, self.norm / length)
+            leaves = [
+                None if leaf is None else jnp.where(exploded, 0, leaf * share.astype(leaf.dtype))
+                for leaf in reached_leaves(gradient, unreached())
+            ]
+            if all(leaf is None for leaf in leaves):
+                raise detached(", ".join(leaf_names(meta)))
+            aux = aux._replace(diagnostics=aux.diagnostics | {"norm": length, "exploded": exploded})
+            return known_gradient("Clipped()", loss, leaves, meta), aux
+
+        return objective
+
+
+def _norm(gradient: PyTree) -> Scalar:
+    """Without overflow on the way: the squares of what has exploded have no place in float32."""
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(gradient)]))
+    unit = jnp.where(largest > 0, largest, 1)
+    return unit * optax.global_norm(jax.tree.map(lambda leaf: leaf / unit, gradient))

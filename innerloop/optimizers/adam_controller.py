@@ -1,0 +1,176 @@
+"""Adam steered as it goes: a network sets its rate, decays and weight decay for each array."""
+
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
+
+from innerloop.checks import check_count
+from innerloop.models import Model, mlp
+from innerloop.optimizers.base import LearnedOptimizer, log_rate, require_like
+from innerloop.optimizers.per_array import PerArrayState, require_params
+from innerloop.optimizers.small_mlp import LECUN
+
+EPSILON = 1e-16
+"""Added to mean squares before their root, whose second derivative is infinite at zero."""
+
+FIRST, SECOND, DECAY = 0.9, 0.99, 0.01
+"""β₁, β₂ and λ where the network's output is zero."""
+
+WARM = (3.0, 10.0, 30.0)
+"""Steps in which a feature of the beginning of a run falls to 1/e."""
+
+ALIGNED = 0.9
+"""Decay of the moving average of the alignment."""
+
+OWN, SHARED = 7, 9
+"""Features of each array, and of the run."""
+
+LOGITS = tuple(math.log(beta / (1 - beta)) for beta in (FIRST, SECOND))
+
+
+class Memory(NamedTuple):
+    """Of one array: averages of g and g², what they weigh, and the average alignment of g with the
+    average before it.
+    """
+
+    first: Array
+    second: Array
+    weights: Float[Array, "2"]
+    aligned: Scalar
+
+
+class AdamController(LearnedOptimizer):
+    r"""Adam whose rate, decays and weight decay a network sets, at each step for each array.
+
+    $$m \leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
+      v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \qquad
+      u = -\alpha \left(\frac{\hat m}{\sqrt{\hat v}} + \lambda\, \theta\right)$$
+
+    $$\alpha = \alpha_0 e^{o_1}, \quad \beta_1 = \sigma(\sigma^{-1}(0.9) + o_2), \quad
+      \beta_2 = \sigma(\sigma^{-1}(0.99) + o_3), \quad \lambda = 0.01\, e^{o_4}, \qquad
+      o = \text{MLP}(x)$$
+
+    where $\hat m$, $\hat v$ are divided by the sum of the weights of what they average. x holds, of
+    an array and the averages before the step, decimal logarithms of the root mean squares of θ, of
+    g, of g by that of $\hat v^{1/2}$, of $\hat m$ by that of $\hat v^{1/2}$; the moving average of
+    the cosine between g and m; the axes of the array (at most 2) and the logarithm of its size. Of
+    the run it holds the share of the horizon that is over, $e^{-t/\tau}$ for three τ, the means of
+    the third to fifth over all arrays, and the logarithms of the numbers and arrays in all. The
+    last layer begins at zero: before meta-training this is Adam with decoupled weight decay.
+
+    - `horizon`: steps of a run, for the share that is over; 1 ever after
+    - `width`: of the two hidden layers
+    - `rate`: α₀
+
+    Source: a network per array that sets the hyperparameters of a rule written by hand, as in
+    Daniel et al. 2016, "Learning step size controllers for robust neural network training", and
+    Wichrowska et al. 2017 (arXiv 1703.04813), with Adam for the nominal rule (Harrison et al. 2022,
+    arXiv 2209.11208).
+
+    Raises `StructureError` for a horizon or a width below 1 or a rate that is not positive, and for
+    meta-parameters of another network.
+    """
+
+    horizon: int = eqx.field(static=True, default=100)
+    width: int = eqx.field(static=True, default=16)
+    rate: float = eqx.field(static=True, default=0.01)
+
+    def __check_init__(self):
+        check_count("horizon", self.horizon, write="AdamController(horizon=100)")
+        check_count("width", self.width, write="AdamController(width=16)")
+        log_rate(self.rate)
+
+    def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
+        """The network's parameters, which do not depend on `params`."""
+        network = self._network().init(key)
+        head = jax.tree.map(jnp.zeros_like, network["head"])
+        return {**network, "head": head}
+
+    def __call__(self, meta: PyTree) -> optax.GradientTransformation:
+        network = self._network()
+        require_like(self, jax.eval_shape(network.init, jax.random.key(0)), meta)
+        dtype = meta["head"]["bias"].dtype  # that of all it remembers, as of the network
+        arrays_of = lambda tree: [leaf.astype(dtype) for leaf in jax.tree.leaves(tree)]
+
+        def init(params: PyTree) -> PerArrayState:
+            return PerArrayState(jnp.int32(0), tuple(map(_forgotten, arrays_of(params))))
+
+        def update(updates: PyTree, state, params: PyTree = None):
+            require_params(params)
+            given = list(zip(arrays_of(updates), state.arrays, arrays_of(params), strict=True))
+            own = jnp.stack([_features(*each) for each in given])
+            shared = self._shared(own, given, state.steps.astype(dtype))
+            rows = jnp.concatenate([own, jnp.tile(shared, (len(given), 1))], axis=1)
+            outputs = network.apply(meta, rows, None, None)
+            moved = [
+                self._moved(output, *each) for output, each in zip(outputs, given, strict=True)
+            ]
+            leaves, tree = jax.tree.flatten(updates)
+            moves = [move.astype(leaf.dtype) for (move, _), leaf in zip(moved, leaves, strict=True)]
+            memories = tuple(memory for _, memory in moved)
+            return jax.tree.unflatten(tree, moves), PerArrayState(state.steps + 1, memories)
+
+        return optax.GradientTransformation(init, update)
+
+    def _network(self) -> Model:
+        return mlp([OWN + SHARED, self.width, self.width, 4], jnp.tanh, weights=LECUN)
+
+    def _shared(self, own: Array, given: list, steps: Scalar) -> Array:
+        over = jnp.minimum(steps / self.horizon, 1)
+        warm = jnp.exp(-steps / jnp.asarray(WARM, own.dtype))
+        sizes = [math.log10(sum(param.size for *_, param in given)), math.log10(len(given))]
+        means = jnp.mean(own[:, 2:5], axis=0)
+        return jnp.concatenate([over[None], warm, means, jnp.asarray(sizes, own.dtype)])
+
+    def _moved(self, output: Array, gradient: Array, memory: Memory, param: Array):
+        rate = self.rate * jnp.exp(output[0])
+        betas = jax.nn.sigmoid(output[1:3] + jnp.asarray(LOGITS, output.dtype))
+        first = betas[0] * memory.first + (1 - betas[0]) * gradient
+        second = betas[1] * memory.second + (1 - betas[1]) * jnp.square(gradient)
+        weights = betas * memory.weights + 1 - betas
+        aligned = ALIGNED * memory.aligned + (1 - ALIGNED) * _cosine(gradient, memory.first)
+        direction = first / weights[0] * jax.lax.rsqrt(second / weights[1] + EPSILON)
+        move = -rate * (direction + DECAY * jnp.exp(output[3]) * param)
+        return move, Memory(first, second, weights, aligned)
+
+
+def _forgotten(param: Array) -> Memory:
+    zero = jnp.zeros((), param.dtype)
+    return Memory(jnp.zeros_like(param), jnp.zeros_like(param), jnp.zeros(2, param.dtype), zero)
+
+
+def _features(gradient: Array, memory: Memory, param: Array) -> Float[Array, "own"]:
+    """Of the state before the step; ratios are zero before the first."""
+    begun = memory.weights[0] > 0
+    weights = jnp.where(begun, memory.weights, 1)
+    first, second = _log_rms(memory.first / weights[0]), _log_mean(memory.second / weights[1]) / 2
+    now = _log_rms(gradient)
+    return jnp.stack(
+        [
+            _log_rms(param),
+            now,
+            jnp.where(begun, now - second, 0),
+            jnp.where(begun, first - second, 0),
+            memory.aligned,
+            jnp.asarray(min(param.ndim, 2), param.dtype),
+            jnp.asarray(math.log10(max(param.size, 1)), param.dtype),
+        ]
+    )
+
+
+def _log_mean(values: Array) -> Scalar:
+    return jnp.log10(jnp.mean(values) + EPSILON)
+
+
+def _log_rms(values: Array) -> Scalar:
+    return _log_mean(jnp.square(values)) / 2
+
+
+def _cosine(one: Array, other: Array) -> Scalar:
+    length = lambda array: jnp.sqrt(jnp.sum(jnp.square(array)) + EPSILON)
+    return jnp.sum(one * other) / (length(one) * length(other))
