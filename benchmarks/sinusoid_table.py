@@ -29,8 +29,9 @@ FLAGS = {"steps": 70_000, "minutes": 8, "validate_every": 2000, "per_call": 250}
 PUBLISHED = {("maml", 5): (0.67, 0.38, 0.35)}
 """MSE after 1, 5 and 10 steps of a MAML trained 10-shot with one step (Finn et al. 2017)."""
 
-# Its inner loop, of 16 steps, diverges on single tasks, and its meta-gradient does not know.
-ALSO = {"imaml": {"non_finite": "skip"}}
+# The inner loop of iMAML, of 16 steps, diverges on single tasks, and its meta-gradient does not
+# know. Reptile needs other rows of the same task to learn from, and has 50 in its authors' code.
+ALSO = {"imaml": {"non_finite": "skip"}, "reptile": {"train_shots": 50}}
 
 TRAININGS = {
     "all": [
@@ -52,11 +53,16 @@ def rows(record: dict[str, Any]) -> list[list[str]]:
     return [row(record, shots, test) for shots, test in tests.items()]
 
 
+def _mean(mean: float | str, interval: float | str) -> str:
+    """What is not finite is a word in JSON."""
+    return "diverges" if isinstance(mean, str) else f"{mean:.3f} ± {interval:.3f}"
+
+
 def row(record: dict[str, Any], shots: int, test: dict[str, Any]) -> list[str]:
     """One test of a run."""
     recipe = record["config"]["recipe"]
     means, intervals = (test[name]["loss"] for name in ("mean", "interval_95"))
-    cell = lambda step: f"{means[step]:.3f} ± {intervals[step]:.3f}"
+    cell = lambda step: _mean(means[step], intervals[step])
     in_one_go = len(means) == 1
     cells = [cell(0)] * len(STEPS) if in_one_go else [cell(step) for step in STEPS]
     published = PUBLISHED.get((recipe, shots))

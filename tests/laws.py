@@ -114,7 +114,7 @@ def closed_over_tracers(variant, estimator):
     losses, grads = jax.jit(jax.vmap(scaled))(factors)
     (loss, _), expected = batched(variant, estimator)(meta, episodes, key)
     _assert_close(losses, factors * loss)
-    factor = 3 if estimator.reads_outer else 1
+    factor = 3 if estimator.scales else 1
     expected = jax.tree.map(lambda leaf: jnp.stack([leaf, factor * leaf]), expected)
     _assert_close(grads, expected)
 

@@ -228,6 +228,6 @@ def test_the_objective_is_the_log_loss_half_of_it_at_the_end():
         ).mean["loss"]
         for each in (family, objective)
     )
-    np.testing.assert_allclose(logs, np.log(losses + 1e-8), rtol=1e-5)
+    np.testing.assert_allclose(logs, np.log(losses + 1e-5), rtol=1e-5)
     weights = objective.problem.step_weights(4)
     np.testing.assert_allclose(weights, [0.1, 0.1, 0.1, 0.1, 0.6], rtol=1e-6)

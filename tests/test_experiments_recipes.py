@@ -142,7 +142,7 @@ def test_given_settings_go_before_those_of_the_paper():
     steps = lambda **settings: Digits(recipe="maml", **settings).parts().recipe.adaptation.steps
     assert (steps(), steps(inner_steps=4)) == (1, 4)
     assert Sinusoid().parts().recipe.adaptation.steps == 3
-    assert Sinusoid(recipe="reptile").parts().recipe.adaptation.steps == 5
+    assert Sinusoid(recipe="reptile").parts().recipe.adaptation.steps == 10
     with pytest.raises(StructureError, match="protonet has no rate"):
         Digits(recipe="protonet", inner_rate=0.1).parts()
 

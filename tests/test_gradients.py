@@ -196,3 +196,30 @@ def test_mini_batches_of_a_solver_are_refused_like_the_solver():
     for adaptation in (solver, il.MiniBatches(solver, 2)):
         with pytest.raises(il.GradientError, match="Implicit"):
             objective(il.Unroll(), adaptation=adaptation)
+
+
+def test_tasks_are_shortened_one_by_one():
+    """One below the norm stays; one above is cut, also where its square has no place in float32."""
+    loss = lambda params, meta, batch, key: batch * jnp.sum(meta)
+    problem = il.Problem(lambda meta, support, key: meta, loss, loss)
+    stand = il.GradientDescent(optax.sgd(0.1), 0)
+    slopes = jnp.array([0.5, 8.0, 1e30])
+    episodes = il.Episode(slopes, slopes)
+    f = lambda tasks: il.meta_value_and_grad(problem, stand, il.Clipped(il.Unroll(), 2.0))(
+        jnp.zeros(()), jax.tree.map(lambda leaf: leaf[tasks], episodes), jax.random.key(0)
+    )
+    (_, aux), gradient = f(slice(0, 3))
+    np.testing.assert_allclose(gradient, (0.5 + 2 + 2) / 3, rtol=1e-6)
+    np.testing.assert_allclose(aux.diagnostics["norm"], slopes, rtol=1e-6)
+    assert not aux.diagnostics["exploded"].any()
+
+
+def test_a_gradient_beyond_its_numbers_is_marked_and_left_out():
+    loss = lambda params, meta, batch, key: batch * (batch * meta)
+    problem = il.Problem(lambda meta, support, key: meta, loss, loss)
+    stand = il.GradientDescent(optax.sgd(0.1), 0)
+    f = il.meta_value_and_grad(problem, stand, il.Clipped(il.Unroll(), 1.0))
+    batch = jnp.array([1e200, 1.0])
+    (loss, aux), gradient = f(jnp.zeros(()), il.Episode(batch, batch), jax.random.key(0))
+    assert loss == 0 and aux.diagnostics["exploded"].tolist() == [True, False]
+    np.testing.assert_allclose(gradient, 0.5)

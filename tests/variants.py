@@ -192,7 +192,7 @@ class Estimator(NamedTuple):
 
     - `predict`: (task, meta) -> gradient, in NumPy
     - `draws`: whether it draws random numbers of its own, which differ between dtypes
-    - `reads_outer`: whether the outer loss has a part in it
+    - `scales`: whether it grows with the outer loss
     - `float64_only`: its solver's tolerance, or LAPACK, asks for it
     """
 
@@ -200,7 +200,7 @@ class Estimator(NamedTuple):
     gradient: il.MetaGradient
     predict: Callable[[Task, dict], dict]
     draws: bool = False
-    reads_outer: bool = True
+    scales: bool = True
     float64_only: bool = False
 
 
@@ -247,9 +247,9 @@ GRADIENTS = [
     Estimator("truncated-0", il.Truncated(0), last(0)),
     Estimator("truncated-2", il.Truncated(2), last(2)),
     Estimator("truncated-all", il.Truncated(99), exact),
-    Estimator("clipped", il.Clipped(il.Unroll(), 0.5), clipped(exact, 0.5)),
+    Estimator("clipped", il.Clipped(il.Unroll(), 1e-3), clipped(exact, 1e-3), scales=False),
     Estimator("clipped-first-order", il.Clipped(il.FirstOrder(), 99.0), held(lambda t: True)),
-    Estimator("reptile", il.Reptile(), reptile, reads_outer=False),
+    Estimator("reptile", il.Reptile(), reptile, scales=False),
     Estimator("evolution", il.EvolutionStrategies(3, 0.1), evolution(3, 0.1), draws=True),
     Estimator("evolution-chunks", il.EvolutionStrategies(3, 0.1, 2), evolution(3, 0.1), True),
     Estimator(

@@ -51,8 +51,8 @@ EstimatorName = Literal[
 LEARNED = "learned.opt"
 """The file of a run's folder that `load_optimizer` reads."""
 
-FLOOR = 1e-8
-"""Added to a loss before its logarithm, which has no gradient at zero."""
+FLOOR = 1e-5
+"""Added to a loss before its logarithm: what is solved to this has no more to say."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class OptimizerTraining(Experiment):
     `load_optimizer` reads.
     """
 
-    steps: int = 3000
-    outer_rate: float = 2e-3
+    steps: int = 2600
+    outer_rate: float = 1e-3
     averaging: float = 0.99
     validate_every: int = 250
     validation_tasks: int = 80
@@ -84,10 +84,10 @@ class OptimizerTraining(Experiment):
     estimator: EstimatorName = "unroll"
     """The meta-gradient. unroll and evolution_strategies learn whole runs; those of a
     window take --batch runs one window further per outer step."""
-    curvature: float = 0.9
-    """How much second derivatives count in unroll: with 1 it is exact, and the gradients of runs at
-    the edge of stability grow until they say nothing; with 0 it is first-order."""
-    task_norm: float | None = 0.3
+    curvature: float = 1.0
+    """How much second derivatives count in unroll: 1 is exact, 0 first-order; between them, the
+    gradients of runs at the edge of stability grow less, and ask for rates that are too large."""
+    task_norm: float | None = 1.0
     """The largest norm of a task's meta-gradient, of the estimators of whole runs: longer ones, of
     runs at the edge of stability, are shortened to it."""
     window: int = 20

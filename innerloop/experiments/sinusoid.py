@@ -126,6 +126,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "maml_plus_plus": {"rate": 0.01, "steps": 3},
     "cavia": {"steps": 1},
     "imaml": {"rate": 0.005},
+    "reptile": {"rate": 0.005, "steps": 10, "rows": 10},
 }
 
 

@@ -95,4 +95,4 @@ def _norm(gradient: PyTree) -> Scalar:
     """Without overflow on the way: the squares of what has exploded have no place in float32."""
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(gradient)]))
     unit = jnp.where(largest > 0, largest, 1)
-    return unit * optax.global_norm(jax.tree.map(lambda leaf: leaf / unit, gradient))
+    return unit * optax.tree.norm(jax.tree.map(lambda leaf: leaf / unit, gradient))
