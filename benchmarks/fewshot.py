@@ -114,7 +114,7 @@ def row(record: dict[str, Any]) -> list[str]:
         f"{record['minutes_trained']:.1f}",
         f"{record['outer_steps']:,}",
         f"{record['tasks_trained']:,}",
-        "none" if published is None else f"{published:g}",
+        "not looked up" if published is None else f"{published:g}",
         "" if gap is None else f"{gap:+.1f}",
         "" if gap is None or gap >= 0 else reason(record),
     ]

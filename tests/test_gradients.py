@@ -33,9 +33,7 @@ pytestmark = pytest.mark.usefixtures("x64")
         (lambda: il.Truncated(-1), "last=-1"),
         (lambda: il.Clipped(il.Unroll(), 0.0), "norm=0.0"),
         (lambda: il.Clipped(il.Unroll(), float("inf")), "norm=inf"),
-        (lambda: il.Clipped(1.0, 1.0), "gradient="),
         (lambda: il.Damped(1.5), "curvature=1.5"),
-        (lambda: il.Damped(0.5, il.FirstOrder()), "unroll="),
         (lambda: il.EvolutionStrategies(0, 0.1), "pairs=0"),
         (lambda: il.EvolutionStrategies(4, 0.0), "sigma=0.0"),
         (lambda: il.EvolutionStrategies(4, float("nan")), "sigma=nan"),
@@ -162,6 +160,7 @@ def test_every_refusal_of_the_table_is_met_by_a_pair():
     met = {
         (type(e.gradient), v.adaptation.origin)
         for e in GRADIENTS
+        if not isinstance(e.gradient, il.Clipped)  # as what it clips
         for v in ADAPTATIONS
         if refusal(e.gradient, v.problem, v.adaptation) is not None
         and v.problem.step_weights is None
@@ -211,15 +210,26 @@ def test_tasks_are_shortened_one_by_one():
     (_, aux), gradient = f(slice(0, 3))
     np.testing.assert_allclose(gradient, (0.5 + 2 + 2) / 3, rtol=1e-6)
     np.testing.assert_allclose(aux.diagnostics["norm"], slopes, rtol=1e-6)
-    assert not aux.diagnostics["exploded"].any()
 
 
-def test_a_gradient_beyond_its_numbers_is_marked_and_left_out():
+def test_what_is_not_finite_stays_so():
+    """It is for `non_finite` to see: zeros would pass for a gradient."""
     loss = lambda params, meta, batch, key: batch * (batch * meta)
     problem = il.Problem(lambda meta, support, key: meta, loss, loss)
     stand = il.GradientDescent(optax.sgd(0.1), 0)
     f = il.meta_value_and_grad(problem, stand, il.Clipped(il.Unroll(), 1.0))
-    batch = jnp.array([1e200, 1.0])
-    (loss, aux), gradient = f(jnp.zeros(()), il.Episode(batch, batch), jax.random.key(0))
-    assert loss == 0 and aux.diagnostics["exploded"].tolist() == [True, False]
-    np.testing.assert_allclose(gradient, 0.5)
+    batch = jnp.array([1e200])
+    (value, _), gradient = f(jnp.zeros(()), il.Episode(batch, batch), jax.random.key(0))
+    assert value == 0 and not jnp.isfinite(gradient)
+
+
+def test_leaves_of_several_types_are_shortened_together():
+    loss = lambda params, meta, batch, key: 3 * meta["wide"] + 4 * meta["half"].astype(float)
+    problem = il.Problem(lambda meta, support, key: jnp.zeros(1), loss, loss)
+    stand = il.GradientDescent(optax.sgd(0.1), 0)
+    f = il.meta_value_and_grad(problem, stand, il.Clipped(il.Unroll(), 1.0))
+    meta = {"wide": jnp.zeros((), float), "half": jnp.zeros((), jnp.bfloat16)}
+    (_, aux), gradient = f(meta, il.Episode(jnp.zeros(1), jnp.zeros(1)), jax.random.key(0))
+    np.testing.assert_allclose(aux.diagnostics["norm"], 5)
+    np.testing.assert_allclose(gradient["wide"], 0.6)
+    assert gradient["half"].dtype == jnp.bfloat16

@@ -52,7 +52,7 @@ def test_the_rate_of_a_family_is_the_best_on_tasks_of_its_own(family, tuned):
     best = [RATES[np.argmin(medians(score))] for score in (trials.last, trials.area)]
     np.testing.assert_allclose(tuned["SGD"].rates, best)
     assert not tuned["SGD"].at_the_edge
-    assert set(tuned) == {"SGD", "momentum", "Adam", "AdamW", trials.PER_TASK}
+    assert set(tuned) == {"SGD", "momentum", "Adam", "AdamW", "Adam, cosine", trials.PER_TASK}
 
 
 def test_no_rate_of_a_family_beats_a_rate_for_each_task(tuned):

@@ -67,6 +67,7 @@ class OptimizerTraining(Experiment):
 
     steps: int = 2600
     outer_rate: float = 1e-3
+    clip_norm: float | None = 1.0
     averaging: float = 0.99
     validate_every: int = 250
     validation_tasks: int = 80
@@ -185,8 +186,20 @@ def half_at_the_end(steps: int) -> jax.Array:
     return jnp.full(steps + 1, 0.5 / (steps + 1)).at[-1].add(0.5)
 
 
+def _refuse_curvature(config: OptimizerTraining) -> None:
+    if config.curvature == 1 or config.estimator == "unroll":
+        return
+    raise StructureError(
+        "only unroll has second derivatives that can count less",
+        got=f"--curvature {config.curvature} --estimator {config.estimator}",
+        expected="no --curvature",
+        write="--estimator unroll, or no --curvature",
+    )
+
+
 def _of_windows(kind: Callable[..., OnlineGradient], *also: str) -> Callable[..., OnlineGradient]:
     def build(config: OptimizerTraining) -> OnlineGradient:
+        _refuse_curvature(config)
         settings = {name: getattr(config, name) for name in ("window", "horizon", *also)}
         return kind(**settings, clip=config.loss_clip)
 
@@ -202,6 +215,7 @@ def _of_runs(build: Callable[[OptimizerTraining], MetaGradient]) -> Callable[...
                 expected="no --loss-clip",
                 write="--estimator persistent_es, or no --loss-clip",
             )
+        _refuse_curvature(config)
         gradient = build(config)
         return gradient if config.task_norm is None else Clipped(gradient, config.task_norm)
 
@@ -227,7 +241,7 @@ OPTIMIZERS: Mapping[OptimizerName, Callable[[OptimizerTraining], LearnedOptimize
     "small_mlp": lambda config: SmallMLP(),
     "celo2": lambda config: Celo2(),
     "lstm": lambda config: CoordinateLSTM(),
-    "schedule": lambda config: LearnedSchedule(horizon=config.horizon, direction=_ADAM),
+    "schedule": lambda config: LearnedSchedule(horizon=max(config.horizon, 2), direction=_ADAM),
     "rate": lambda config: ScalarRate(_ADAM),
     "hypergradient": lambda config: Hypergradient(),
 }

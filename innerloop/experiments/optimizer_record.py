@@ -1,6 +1,7 @@
-"""A learned optimizer against tuned ones, on new tasks of the families that it was trained on."""
+"""A learned optimizer against tuned ones, on new tasks of families."""
 
 import dataclasses
+import zlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -49,7 +50,9 @@ def optimizer_record(
     tuned = baselines(settings["steps"])
     optimizers |= {name: (each, jnp.asarray(TIMED_RATE)) for name, each in tuned.items()}
     name = "optimizers-seed{seed}-steps{steps}-tasks{tasks}".format(**settings)
-    name += "".join(f"-{family.name}" for family in chosen) * (families is not None)
+    if families is not None:  # a name of all of them could be too long for a file
+        names = " ".join(family.name for family in chosen)
+        name += f"-{len(chosen)}-families-{zlib.crc32(names.encode()):08x}"
     return name, {
         "optimizer": repr(learned),
         "settings": settings,

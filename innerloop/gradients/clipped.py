@@ -8,7 +8,7 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import describe, is_floating
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective
 from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
@@ -24,14 +24,13 @@ class Clipped(MetaGradient):
     The norm is over all meta-parameters. Through long inner runs at the edge of stability,
     gradients of single tasks grow by orders of magnitude and drown all others in the mean over
     tasks (Metz et al. 2019, arXiv 1810.10180); clipping the mean, as an outer optimizer may, leaves
-    it to them. One that has grown beyond the range of its numbers, of a loss that is finite, has no
-    direction left: it counts as zero, and the task is marked.
+    it to them. What is not finite stays so.
 
     - `gradient`: the estimator; `norm`: c > 0
 
     Fidelity: biased where a task is clipped, in the weights of the tasks: each has its own
-    direction. Memory and time: the estimator's. `aux.diagnostics` has, per
-    task, `"norm"`, the norm before, and `"exploded"`.
+    direction. Memory and time: the estimator's. `aux.diagnostics["norm"]` is
+    the norm before, per task.
 
     Raises `StructureError` for a norm that is not positive and finite, `DetachedError` where no
     meta-parameter reaches the loss, `GradientError` when differentiated twice or in anything but
@@ -49,7 +48,7 @@ class Clipped(MetaGradient):
                 expected="an estimator such as Unroll()",
                 write="Clipped(Unroll(), norm=1.0)",
             )
-        if not is_floating(self.norm) or not 0 < self.norm < math.inf:
+        if not isinstance(self.norm, int | float) or not 0 < self.norm < math.inf:
             raise StructureError(
                 "a gradient is shortened to a positive norm",
                 got=f"norm={self.norm!r}",
@@ -77,15 +76,14 @@ class Clipped(MetaGradient):
             )
             (loss, aux), gradient = differentiated(fixed)
             length = _norm(gradient)
-            exploded = ~jnp.isfinite(length) & jnp.isfinite(loss)
             share = jnp.minimum(1, self.norm / length)
             leaves = [
-                None if leaf is None else jnp.where(exploded, 0, leaf * share.astype(leaf.dtype))
+                None if leaf is None else leaf * share.astype(leaf.dtype)
                 for leaf in reached_leaves(gradient, unreached())
             ]
             if all(leaf is None for leaf in leaves):
                 raise detached(", ".join(leaf_names(meta)))
-            aux = aux._replace(diagnostics=aux.diagnostics | {"norm": length, "exploded": exploded})
+            aux = aux._replace(diagnostics=aux.diagnostics | {"norm": length})
             return known_gradient("Clipped()", loss, leaves, meta), aux
 
         return objective
@@ -93,6 +91,8 @@ class Clipped(MetaGradient):
 
 def _norm(gradient: PyTree) -> Scalar:
     """Without overflow on the way: the squares of what has exploded have no place in float32."""
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(gradient)]))
-    unit = jnp.where(largest > 0, largest, 1)
-    return unit * optax.tree.norm(jax.tree.map(lambda leaf: leaf / unit, gradient))
+    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in type
+        leaves = jax.tree.leaves(gradient)
+        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
+        unit = jnp.where(largest > 0, largest, 1)
+        return unit * optax.tree.norm([leaf / unit for leaf in leaves])

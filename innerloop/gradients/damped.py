@@ -7,6 +7,7 @@ from innerloop.adaptation import Adaptation, InnerGradient
 from innerloop.checks import describe, is_floating
 from innerloop.errors import StructureError
 from innerloop.gradients.base import Fidelity, MetaGradient, TaskObjective, objective_after_run
+from innerloop.gradients.inner import stopped_inner_gradient
 from innerloop.gradients.unroll import Unroll
 from innerloop.problem import Loss, Problem
 
@@ -19,7 +20,8 @@ class Damped(MetaGradient):
     $$\bar\theta_t = \bigl(1 + \partial_\theta u + \eta\, \partial_g u\,
       \nabla^2_\theta L_\text{inner}\bigr)^\top \bar\theta_{t+1}$$
 
-    and what meta does inside the inner gradient is multiplied by η too. η = 1 is `Unroll()`, η = 0
+    and so is what meta does inside the inner gradient, and what either does to the `value` that the
+    optimizer is given. η = 1 is `Unroll()`, η = 0
     `FirstOrder()`. Learned optimizers come to train at the edge of stability, where the exact
     product over the steps grows without bound and says nothing (Metz et al. 2019, arXiv
     1810.10180). With η < 1 the backward pass is stable up to rates 1/η times as large as the
@@ -37,7 +39,7 @@ class Damped(MetaGradient):
     unroll: Unroll = Unroll()
 
     def __check_init__(self):
-        if not is_floating(self.curvature) or not 0 <= self.curvature <= 1:
+        if not isinstance(self.curvature, int | float) or not 0 <= self.curvature <= 1:
             raise StructureError(
                 "the share of the curvature is a number from 0 to 1",
                 got=f"curvature={self.curvature!r}",
@@ -63,7 +65,12 @@ class Damped(MetaGradient):
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
         """The meta-objective, with less of the inner gradients' derivatives."""
-        inner_gradient = _damped(self.unroll.inner_gradient, self.curvature)
+        if self.curvature == 0:
+            inner_gradient = stopped_inner_gradient
+        elif self.curvature == 1:
+            inner_gradient = self.unroll.inner_gradient
+        else:
+            inner_gradient = _damped(self.unroll.inner_gradient, self.curvature)
         return objective_after_run(problem, adaptation, inner_gradient, self.unroll.loop)
 
 
@@ -72,7 +79,8 @@ def _damped(inner_gradient: InnerGradient, share: float) -> InnerGradient:
         if not is_floating(value):
             return value
         constant = jax.lax.stop_gradient(value)
-        return constant + jnp.asarray(share, value.dtype) * (value - constant)
+        live = jnp.asarray(share, value.dtype) * (value - constant)
+        return jnp.where(jnp.isfinite(constant), constant + live, constant)
 
     def operator(loss: Loss):
         gradient = inner_gradient(loss)

@@ -16,7 +16,7 @@ from innerloop.optimizers.per_array import PerArrayState, require_params
 from innerloop.optimizers.small_mlp import LECUN
 
 EPSILON = 1e-16
-"""Added to mean squares before their root, whose second derivative is infinite at zero."""
+"""Added to squares before a root or a logarithm, whose derivatives are infinite at zero."""
 
 FIRST, SECOND, DECAY = 0.9, 0.99, 0.01
 """β₁, β₂ and λ where the network's output is zero."""
@@ -49,7 +49,7 @@ class AdamController(LearnedOptimizer):
 
     $$m \leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
       v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \qquad
-      u = -\alpha \left(\frac{\hat m}{\sqrt{\hat v}} + \lambda\, \theta\right)$$
+      u = -\alpha \left(\frac{\hat m}{\sqrt{\hat v + 10^{-16}}} + \lambda\, \theta\right)$$
 
     $$\alpha = \alpha_0 e^{o_1}, \quad \beta_1 = \sigma(\sigma^{-1}(0.9) + o_2), \quad
       \beta_2 = \sigma(\sigma^{-1}(0.99) + o_3), \quad \lambda = 0.01\, e^{o_4}, \qquad
@@ -57,13 +57,13 @@ class AdamController(LearnedOptimizer):
 
     where $\hat m$, $\hat v$ are divided by the sum of the weights of what they average. x holds, of
     an array and the averages before the step, decimal logarithms of the root mean squares of θ, of
-    g, of g by that of $\hat v^{1/2}$, of $\hat m$ by that of $\hat v^{1/2}$; the moving average of
-    the cosine between g and m; the axes of the array (at most 2) and the logarithm of its size. Of
-    the run it holds the share of the horizon that is over, $e^{-t/\tau}$ for three τ, the means of
-    the third to fifth over all arrays, and the logarithms of the numbers and arrays in all. The
-    last layer begins at zero: before meta-training this is Adam with decoupled weight decay.
+    g, of g over that of $\hat v^{1/2}$, of $\hat m$ over that of $\hat v^{1/2}$; the moving average
+    of the cosine between g and m; the axes of the array (at most 2) and the logarithm of its size.
+    Of the run it holds the share of the horizon that is over, $e^{-t/\tau}$ for three τ, the means
+    of the third to fifth over all arrays, and the logarithms of the numbers and arrays in all. The
+    last layer begins at zero: before meta-training this is AdamW with β₂ = 0.99, a decay of 0.01.
 
-    - `horizon`: steps of a run, for the share that is over; 1 ever after
+    - `horizon`: steps of a run; the share that is over stays 1 beyond them
     - `width`: of the two hidden layers
     - `rate`: α₀
 
@@ -129,10 +129,11 @@ class AdamController(LearnedOptimizer):
 
     def _moved(self, output: Array, gradient: Array, memory: Memory, param: Array):
         rate = self.rate * jnp.exp(output[0])
-        betas = jax.nn.sigmoid(output[1:3] + jnp.asarray(LOGITS, output.dtype))
-        first = betas[0] * memory.first + (1 - betas[0]) * gradient
-        second = betas[1] * memory.second + (1 - betas[1]) * jnp.square(gradient)
-        weights = betas * memory.weights + 1 - betas
+        logits = output[1:3] + jnp.asarray(LOGITS, output.dtype)
+        betas, new = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)  # 1 - β may round to zero
+        first = betas[0] * memory.first + new[0] * gradient
+        second = betas[1] * memory.second + new[1] * jnp.square(gradient)
+        weights = betas * memory.weights + new
         aligned = ALIGNED * memory.aligned + (1 - ALIGNED) * _cosine(gradient, memory.first)
         direction = first / weights[0] * jax.lax.rsqrt(second / weights[1] + EPSILON)
         move = -rate * (direction + DECAY * jnp.exp(output[3]) * param)
@@ -164,7 +165,7 @@ def _features(gradient: Array, memory: Memory, param: Array) -> Float[Array, "ow
 
 
 def _log_mean(values: Array) -> Scalar:
-    return jnp.log10(jnp.mean(values) + EPSILON)
+    return jnp.log10(jnp.sum(values) / max(values.size, 1) + EPSILON)
 
 
 def _log_rms(values: Array) -> Scalar:
