@@ -78,3 +78,19 @@ def test_one_shot_errors_within_an_alphabet():
             test = runs[f"{recipe.strip('`')}-{split}"]["one_shot"]["test"]
             for text, name in zip(cell.split(" ± "), ("mean", "interval_95"), strict=True):
                 assert_says(text, 100 * test[name]["error"][-1])
+
+
+def test_sinusoids_of_six_recipes():
+    runs = measured("sinusoid-table.json")
+    rows = table_rows("few-shot.md", "| recipe | 5-shot | 10-shot |")
+    assert len(rows) == len(runs)
+    for recipe, *cells in rows:
+        run = runs[recipe.split("`")[1]]
+        for cell, test in zip(cells, (run["test"], run["ten_shot"]["test"]), strict=True):
+            losses = test["mean"]["loss"]
+            said = cell.split(" / ")
+            for text, step in zip(said, (1, 5, 10) if len(said) > 1 else (0,), strict=True):
+                if text == "diverges":
+                    assert losses[step] == "NaN" or losses[step] > 1e3
+                else:
+                    assert_says(text, losses[step])

@@ -233,3 +233,26 @@ def test_leaves_of_several_types_are_shortened_together():
     np.testing.assert_allclose(aux.diagnostics["norm"], 5)
     np.testing.assert_allclose(gradient["wide"], 0.6)
     assert gradient["half"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("curvature", "other"), [(0.0, il.FirstOrder()), (1.0, il.Unroll())], ids=["none", "all"]
+)
+def test_damped_ends_at_the_first_order_and_the_exact_gradient(curvature, other):
+    results = [
+        il.meta_value_and_grad(quadratic_problem(), LEARN, gradient)(
+            quadratic_meta(), quadratic_episodes(), KEY
+        )
+        for gradient in (il.Damped(curvature), other)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_an_infinite_value_of_the_inner_loss_stays_infinite_when_damped():
+    """An optimizer that bears it, as one that clips, runs as under any other estimator."""
+    loss = lambda params, meta, batch, key: (jnp.sum(meta * params), {"seen": jnp.inf * batch})
+    outer = lambda params, meta, batch, key: jnp.sum(params)
+    problem = il.Problem(lambda meta, support, key: meta, loss, outer)
+    f = il.meta_value_and_grad(problem, il.GradientDescent(optax.sgd(0.1), 2), il.Damped(0.5))
+    (_, aux), _ = f(jnp.ones(2), il.Episode(jnp.ones(1), jnp.ones(1)), jax.random.key(0))
+    assert all(jnp.isinf(leaf).all() for leaf in jax.tree.leaves(aux.info.aux))

@@ -242,8 +242,6 @@ GRADIENTS = [
         il.Damped(0.4, il.Unroll(checkpoint=1, mixed_mode=True)),
         held(lambda t: 0.6),
     ),
-    Estimator("damped-none", il.Damped(1.0), exact),
-    Estimator("damped-all", il.Damped(0.0), held(lambda t: True)),
     Estimator("truncated-0", il.Truncated(0), last(0)),
     Estimator("truncated-2", il.Truncated(2), last(2)),
     Estimator("truncated-all", il.Truncated(99), exact),
