@@ -213,6 +213,11 @@ def test_every_estimator_of_the_flag_is_built(estimator):
     assert type(gradient).__name__.lower() == estimator.replace("_", "")
 
 
+def test_without_a_task_norm_nothing_is_clipped():
+    experiment = OptimizerTraining(estimator="unroll", families=("quadratic",), task_norm=None)
+    assert isinstance(experiment.build_recipe().gradient, il.Damped)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_of_the_flag_can_be_saved(name, tmp_path):
     learned = OptimizerTraining(optimizer=name, horizon=30).learned()

@@ -82,7 +82,7 @@ class OptimizerTraining(Experiment):
     """Names of the training families to learn on; all of them unless given."""
     horizon: int = 100
     """Inner steps of a run, in training, at validation and test."""
-    estimator: EstimatorName = "unroll"
+    estimator: EstimatorName = "persistent_es"
     """The meta-gradient. unroll and evolution_strategies learn whole runs; those of a
     window take --batch runs one window further per outer step."""
     curvature: float = 1.0
