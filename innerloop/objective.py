@@ -96,7 +96,7 @@ def meta_objective(
 def meta_value_and_grad(
     problem: Problem | ProblemMixture,
     adaptation: Adaptation | tuple[Adaptation, ...],
-    gradient: MetaGradient | None = None,
+    gradient: MetaGradient | tuple[MetaGradient, ...] | None = None,
     *,
     chunk: int | None = None,
     spread: Spread | None = None,
@@ -119,7 +119,8 @@ def meta_value_and_grad(
     `EvolutionStrategies`, cannot tell, and name none.)
 
     The problems and adaptations of a `mixture` are taken too: then `episodes` is a tuple of
-    batches, one per kind, the loss is the weighted sum over kinds, and `aux` a tuple.
+    batches, one per kind, the loss is the weighted sum over kinds, and `aux` a tuple. `gradient` is
+    one for all kinds, or a tuple of one for each.
 
     Raises, while tracing, `StructureError` for parts that do not fit and `GradientError` when no
     meta-parameter reaches the loss.
@@ -137,14 +138,15 @@ def meta_value_and_grad(
         chunk = gradient.chunk
     if isinstance(problem, ProblemMixture):
         return _mixture_value_and_grad(problem, adaptation, gradient, chunk, spread)
-    if isinstance(adaptation, tuple):
-        raise StructureError(
-            "a single problem is learned by a single adaptation",
-            got=f"{len(adaptation)} adaptations",
-            expected="one adaptation, or a mixture of problems with one adaptation each",
-            write="problem, adaptation, tasks = mixture((problem, adaptation, tasks, 1.0), ...)",
-        )
-    objective = meta_objective(problem, adaptation, gradient)
+    for name, given in (("adaptation", adaptation), ("gradient", gradient)):
+        if isinstance(given, tuple):
+            raise StructureError(
+                f"a single problem has a single {name}",
+                got=f"{len(given)} of them",
+                expected=f"one {name}, or a mixture of problems with one {name} each",
+                write="problem, adaptation, tasks = mixture((problem, adaptation, tasks), ...)",
+            )
+    objective = meta_objective(problem, adaptation, gradient)  # pyright: ignore[reportArgumentType]
 
     def value_and_grad(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
         check_meta(meta)
@@ -172,9 +174,27 @@ def meta_value_and_grad(
     return value_and_grad
 
 
+def kinds_of(mixture: ProblemMixture, *parts: Any) -> list[tuple[Any, ...]]:
+    """The problem of each kind with its parts, of which one that is not a tuple is of all kinds.
+
+    Raises `StructureError` for a tuple of another length than there are kinds.
+    """
+    count = len(mixture.problems)
+    for part in parts:
+        if isinstance(part, tuple) and len(part) != count:
+            raise StructureError(
+                "each kind of a mixture has its own parts",
+                got=f"{len(part)} parts {describe(part)} for {count} kinds",
+                expected=f"a tuple of {count}, in the order of the kinds, or one for all",
+                write="meta_value_and_grad(*mixture(...)[:2], (Unroll(), FirstOrder()))",
+            )
+    of_each = (part if isinstance(part, tuple) else (part,) * count for part in parts)
+    return list(zip(mixture.problems, *of_each, strict=True))
+
+
 def _mixture_value_and_grad(mixture: ProblemMixture, adaptations, gradient, chunk, spread):
-    kinds = zip(mixture.problems, adaptations, strict=True)
-    parts = [meta_value_and_grad(*kind, gradient, chunk=chunk, spread=spread) for kind in kinds]
+    kinds = kinds_of(mixture, adaptations, gradient)
+    parts = [meta_value_and_grad(*kind, chunk=chunk, spread=spread) for kind in kinds]
 
     def value_and_grad(meta: PyTree, episodes: tuple[Episode, ...], key: PRNGKeyArray):
         keys = jax.random.split(key, len(parts))

@@ -127,29 +127,33 @@ def adam_controller(weights, horizon, rate):
     length = lambda x: np.sqrt((x**2).sum() + 1e-16)
 
     def update(t, thetas, states, gradients, meta):
-        states, rows = states or [None] * len(thetas), []
-        for theta, state, g in zip(thetas, states, gradients, strict=True):
+        if not states:  # the size of all numbers when the run begins
+            size = np.sqrt((np.concatenate([np.ravel(theta) for theta in thetas]) ** 2).mean())
+            states = [(size, None)] * len(thetas)
+        size, rows = states[0][0], []
+        for theta, (_, state), g in zip(thetas, states, gradients, strict=True):
             ratios = [0, 0, 0]
             if state:
                 m, v, (of_m, of_v), aligned = state
                 unit = np.log10((v / of_v).mean() + 1e-16) / 2
                 ratios = [power(g) - unit, power(m / of_m) - unit, aligned]
-            rows.append([power(theta), power(g), *ratios, theta.ndim, np.log10(theta.size)])
+            sizes = power(theta / size), power(g) + np.log10(size)
+            rows.append([*sizes, *ratios, theta.ndim, np.log10(theta.size)])
         own = np.array(rows)
         run = [min(t / horizon, 1), *np.exp(-t / np.array([3, 10, 30])), *own[:, 2:5].mean(axis=0)]
         run += [np.log10(sum(theta.size for theta in thetas)), np.log10(len(thetas))]
         x = np.concatenate([own, np.tile(run, (len(own), 1))], axis=1)
         moved, after = [], []
         outputs = network(weights(meta), x, np.tanh)
-        for theta, state, g, o in zip(thetas, states, gradients, outputs, strict=True):
+        for theta, (_, state), g, o in zip(thetas, states, gradients, outputs, strict=True):
             m, v, (of_m, of_v), aligned = state or (0 * g, 0 * g, (0, 0), 0)
             b1, b2 = 1 / (1 + np.exp(-o[1]) / 9), 1 / (1 + np.exp(-o[2]) / 99)
             aligned = 0.9 * aligned + 0.1 * (g * m).sum() / length(g) / length(m)
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
             of_m, of_v = b1 * of_m + 1 - b1, b2 * of_v + 1 - b2
-            direction = m / of_m / np.sqrt(v / of_v + 1e-16) + 0.01 * np.exp(o[3]) * theta
+            direction = size * m / of_m / np.sqrt(v / of_v + 1e-16) + 0.01 * np.exp(o[3]) * theta
             moved.append(theta - rate * np.exp(o[0]) * direction)
-            after.append((m, v, (of_m, of_v), aligned))
+            after.append((size, (m, v, (of_m, of_v), aligned)))
         return moved, after
 
     return update

@@ -304,6 +304,7 @@ def test_a_detached_graph_names_every_leaf_and_the_place():
         ({"outer": called_back}, il.EvolutionStrategies(2, 0.1, chunk=1)),
         ({"inner": with_energy(host_energy)}, il.FirstOrder()),
         ({"inner": with_energy(energy)}, il.FirstOrder()),
+        ({"inner": with_energy(energy)}, il.Clipped(il.Clipped(il.FirstOrder(), 1.0), 1.0)),
     ],
 )
 def test_a_missing_derivative_that_is_not_taken_is_a_note(given, gradient):

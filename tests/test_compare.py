@@ -131,6 +131,19 @@ def test_default_rows():
     assert all(row.seconds > 0 and row.memory > 0 for row in result.rows)
 
 
+CLIPPED_TWICE = il.Clipped(il.Clipped(il.EvolutionStrategies(2, 0.1), 1e6), 1e6)
+
+
+def test_what_is_stochastic_stays_so_when_it_is_clipped():
+    """And where nothing is long enough to be clipped, it is the same."""
+    drawn = {"plain": il.EvolutionStrategies(2, 0.1), "clipped": CLIPPED_TWICE}
+    result = small(drawn, draws=4)
+    plain, clipped = result["plain"], result["clipped"]
+    assert plain.cosine_error > 0
+    np.testing.assert_allclose(clipped.cosine, plain.cosine, rtol=1e-5)
+    np.testing.assert_allclose(clipped.cosine_error, plain.cosine_error, rtol=1e-3)
+
+
 def test_minimise_is_held_against_implicit():
     solver = il.Minimise(optx.BFGS(rtol=1e-5, atol=1e-5))
     result = small(learn=solver)
@@ -215,8 +228,9 @@ def test_what_is_wrong_with_the_arguments():
         small([])
     with pytest.raises(StructureError, match="needs meta-gradients"):
         small({})
-    with pytest.raises(StructureError, match="draws"):
-        small([il.EvolutionStrategies(2, 0.1)], draws=1)
+    for stochastic in (il.EvolutionStrategies(2, 0.1), CLIPPED_TWICE):
+        with pytest.raises(StructureError, match="draws"):
+            small([stochastic], draws=1)
     with pytest.raises(StructureError, match="draws"):
         small([il.FirstOrder()], draws=0)
     with pytest.raises(StructureError, match="seconds"):

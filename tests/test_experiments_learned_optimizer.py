@@ -157,7 +157,7 @@ REFUSED = {
     "batch": (command(batch=1), "batch holds a task of every family"),
     "window": (command(window=3), "a horizon is made of whole windows"),
     "sigma": (command(sigma=0), "sigma=0"),
-    "curvature": (command(curvature=0.5), "only unroll has second derivatives"),
+    "damped": (command(damped="nothing"), "damped are training families, each once"),
     "clip": (command(loss_clip=2.0, estimator="unroll"), "clipped by the estimators that go by"),
     "norm": (command(clip_norm=-1.0), "clip_norm is out of range"),
     "task norm": (command(task_norm=0, estimator="unroll"), "shortened to a positive norm"),
@@ -203,19 +203,25 @@ def test_an_evaluation_of_few_shot_tasks_is_refused(run, words, capsys):
 def test_every_estimator_of_the_flag_is_built(estimator):
     experiment = OptimizerTraining(estimator=estimator, families=("quadratic",), window=10, pairs=3)
     gradient = experiment.build_recipe().gradient
-    if isinstance(gradient, il.Clipped):
-        assert gradient.norm == 1.0
-        gradient = gradient.gradient
-    if isinstance(gradient, il.Damped):
-        assert gradient.curvature == 1.0
-        gradient = gradient.unroll
+    if isinstance(gradient, tuple):
+        (clipped,) = gradient
+        assert clipped.norm == 1.0
+        gradient = clipped.gradient
     assert getattr(gradient, "window", 10) == 10 and getattr(gradient, "pairs", 3) == 3
     assert type(gradient).__name__.lower() == estimator.replace("_", "")
 
 
 def test_without_a_task_norm_nothing_is_clipped():
     experiment = OptimizerTraining(estimator="unroll", families=("quadratic",), task_norm=None)
-    assert isinstance(experiment.build_recipe().gradient, il.Damped)
+    assert isinstance(experiment.build_recipe().gradient[0], il.Unroll)
+
+
+def test_only_damped_families_are_damped():
+    names = ("quadratic", "wine-linear")
+    experiment = OptimizerTraining(families=names, damped=names[1:], curvature=0.25, task_norm=None)
+    exact, damped = experiment.build_recipe().gradient
+    assert isinstance(exact, il.Unroll) and isinstance(damped, il.Damped)
+    assert damped.curvature == 0.25
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

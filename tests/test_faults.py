@@ -82,7 +82,6 @@ def assert_one_line(error):
 
 # The storage layer's threads end after its event loop, and say so.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 def test_a_disk_that_fills_while_a_checkpoint_is_written(undisturbed, tmp_path):
     full = full_disk()
     with pytest.raises(il.RunError, match=r"checkpoints cannot be written.*--resume") as caught:

@@ -64,7 +64,9 @@ def test_tasks_are_shared_out_by_weight(weights, n, counts):
 
 
 @pytest.mark.parametrize(
-    ("gradient", "chunk"), [(None, None), (il.FirstOrder(), 2)], ids=["unroll", "first_order"]
+    ("gradient", "chunk"),
+    [(None, None), (il.FirstOrder(), 2), ((il.Unroll(), il.FirstOrder()), None)],
+    ids=["unroll", "first_order", "one_of_each_kind"],
 )
 def test_value_and_gradient_are_the_weighted_sum_of_the_parts(gradient, chunk):
     problem, adaptation, tasks = mixture(*kinds(3.0, 1.0))
@@ -74,11 +76,12 @@ def test_value_and_gradient_are_the_weighted_sum_of_the_parts(gradient, chunk):
     (loss, aux), grads = step(META, episodes, key)
 
     sine_key, line_key = jax.random.split(key, 2)
+    of_sines, of_lines = gradient if isinstance(gradient, tuple) else (gradient, gradient)
     (sine_loss, sine_aux), sine_grads = jax.jit(
-        il.meta_value_and_grad(sine_problem(), LEARN_SINE, gradient)
+        il.meta_value_and_grad(sine_problem(), LEARN_SINE, of_sines)
     )(META, episodes[0], sine_key)
     (line_loss, line_aux), line_grads = jax.jit(
-        il.meta_value_and_grad(line_problem(), LEARN_LINE, gradient)
+        il.meta_value_and_grad(line_problem(), LEARN_LINE, of_lines)
     )(META, episodes[1], line_key)
 
     np.testing.assert_allclose(loss, 0.75 * sine_loss + 0.25 * line_loss, rtol=1e-5)
@@ -128,3 +131,38 @@ def test_fewer_tasks_than_kinds_are_refused():
     _, _, tasks = mixture(*kinds(1.0, 1.0))
     with pytest.raises(il.StructureError, match=r"task of every kind.*Write: sample\(key, 2\)"):
         jax.eval_shape(lambda key: tasks.sample(key, 1), jax.random.key(0))
+
+
+@pytest.mark.parametrize("which", ["adaptations", "gradients"])
+def test_as_many_parts_as_kinds(which):
+    problem, adaptation, _ = mixture(*kinds(1.0, 1.0))
+    three = (il.Unroll(),) * 3
+    parts = (adaptation[:1], None) if which == "adaptations" else (adaptation, three)
+    with pytest.raises(il.StructureError, match=r"parts .* for 2 kinds.*Write: "):
+        il.meta_value_and_grad(problem, *parts)
+
+
+@pytest.mark.parametrize(
+    ("adaptation", "gradient"),
+    [((LEARN_SINE,), None), (LEARN_SINE, (il.Unroll(), il.FirstOrder()))],
+)
+def test_a_single_problem_has_single_parts(adaptation, gradient):
+    with pytest.raises(il.StructureError, match=r"a single problem has a single.*Write: .*mixture"):
+        il.meta_value_and_grad(sine_problem(), adaptation, gradient)
+
+
+@pytest.mark.filterwarnings(r"ignore:warning. nothing reads meta\['scale'\]")  # the sines do not
+def test_training_with_a_meta_gradient_of_each_kind_and_in_each_phase():
+    problem, adaptation, tasks = mixture(*kinds(1.0, 1.0))
+    of_each = (il.Unroll(), il.FirstOrder())
+    phases = (il.Phase(2, tuple(reversed(of_each))),)
+    init = lambda key: META
+
+    def trained(gradient, phases=()):
+        recipe = il.Recipe(problem, adaptation, gradient, init, phases=phases)
+        options = {"optimizer": optax.sgd(0.1), "batch": 4, "per_call": 2}
+        return il.fit(recipe, tasks, steps=4, key=jax.random.key(0), check=True, **options).last
+
+    alone, first, of_phases = trained(of_each), trained(il.FirstOrder()), trained(of_each, phases)
+    assert not np.allclose(alone["shared"], first["shared"])
+    assert not np.allclose(alone["shared"], of_phases["shared"])

@@ -129,8 +129,11 @@ def test_the_controller_sees_all_arrays():
 def test_the_controller_begins_as_adam():
     learned = il.AdamController(rate=0.05)
     optimizer = learned(learned.init(jax.random.key(0), PARAMS))
+    numbers = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(PARAMS)])
+    size = float(np.sqrt(np.mean(numbers**2)))
     reference = optax.chain(
         optax.scale_by_adam(0.9, 0.99, 0, 1e-16),
+        optax.scale(size),
         optax.add_decayed_weights(0.01),
         optax.scale(-0.05),
     )

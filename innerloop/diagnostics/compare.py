@@ -11,7 +11,13 @@ from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count
 from innerloop.diagnostics.comparison.candidates import candidates, gradient_name, parameter_count
 from innerloop.diagnostics.comparison.table import Comparison
-from innerloop.diagnostics.comparison.trial import Trial, measure_errors, measure_seconds, reason
+from innerloop.diagnostics.comparison.trial import (
+    Trial,
+    is_stochastic,
+    measure_errors,
+    measure_seconds,
+    reason,
+)
 from innerloop.diagnostics.given import check_given, exact_gradient
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.gradients import MetaGradient
@@ -41,9 +47,10 @@ def compare(
     $$\text{cosine} = \frac{g \cdot e}{\|g\| \|e\|}, \qquad
       \text{relative error} = \frac{\|g - e\|}{\|e\|}.$$
 
-    An estimator that is stochastic (whose fidelity is "unbiased") is drawn with each of
-    `jax.random.split(key, draws)` and held against the exact gradient of the same key; given are
-    the means and their standard errors. Any other is computed with the first of these keys alone.
+    An estimator that is stochastic (whose fidelity is "unbiased", also where it is `Clipped`) is
+    drawn with each of `jax.random.split(key, draws)` and held against the exact gradient of the
+    same key; given are the means and their standard errors. Any other is computed with the first of
+    these keys alone.
 
     - `meta`: where the gradients are compared. Errors differ between the start and the end of
       training.
@@ -132,9 +139,7 @@ def _check_budget(draws: int, seconds: float) -> None:
 
 
 def _check_draws(named: dict[str, MetaGradient], adaptation: Adaptation, draws: int) -> None:
-    stochastic = [
-        name for name, gradient in named.items() if gradient.fidelity(adaptation).kind == "unbiased"
-    ]
+    stochastic = [name for name, gradient in named.items() if is_stochastic(gradient, adaptation)]
     if stochastic and draws < 2:
         raise StructureError(
             "a stochastic meta-gradient needs draws to tell its standard error",

@@ -9,7 +9,7 @@ import jax
 from innerloop.diagnostics.planning.cost import program_cost
 from innerloop.experiments.base import Parts
 from innerloop.long_horizon import OnlineGradient
-from innerloop.objective import meta_value_and_grad
+from innerloop.objective import kinds_of, meta_value_and_grad
 from innerloop.problem import ProblemMixture
 from innerloop.tasks import TaskMixture
 from innerloop.training import Fit
@@ -28,7 +28,7 @@ def meta_gradient_record(parts: Parts, outcome: Fit, batch: int) -> dict[str, An
     meta = jax.eval_shape(parts.recipe.init_meta, key)
     counted, unreached = [], []
     for kind in _kinds(parts, batch):
-        value_and_grad, data = _outer_step(parts.recipe.gradient, outcome, meta, key, *kind)
+        value_and_grad, data = _outer_step(outcome, meta, key, *kind)
         program, ((_, aux), _) = jax.make_jaxpr(value_and_grad, return_shape=True)(meta, data, key)
         counted.append(program_cost(program))
         unreached.append(list(aux.diagnostics["unreached"]))
@@ -39,16 +39,15 @@ def meta_gradient_record(parts: Parts, outcome: Fit, batch: int) -> dict[str, An
     }
 
 
-def _kinds(parts: Parts, batch: int) -> list[tuple[Any, Any, Any, int]]:
-    """Problem, adaptation, tasks and their number, of each kind that a batch has."""
-    (problem, adaptation), tasks = parts.recipe.at(0), parts.train
+def _kinds(parts: Parts, batch: int) -> list[tuple[Any, ...]]:
+    """Problem, adaptation, meta-gradient, tasks and their number, of each kind that a batch has."""
+    (problem, adaptation), gradient, tasks = parts.recipe.at(0), parts.recipe.gradient, parts.train
     if not isinstance(problem, ProblemMixture) or not isinstance(tasks, TaskMixture):
-        return [(problem, adaptation, tasks, batch)]
-    learned = zip(problem.problems, adaptation, tasks.tasks, tasks.shares(batch), strict=True)  # pyright: ignore[reportArgumentType]
-    return list(learned)
+        return [(problem, adaptation, gradient, tasks, batch)]
+    return kinds_of(problem, adaptation, gradient, tasks.tasks, tuple(tasks.shares(batch)))
 
 
-def _outer_step(gradient, outcome: Fit, meta, key, problem, adaptation, tasks, batch: int):
+def _outer_step(outcome: Fit, meta, key, problem, adaptation, gradient, tasks, batch: int):
     """The meta-gradient's function for one kind, and the shapes of what it is given."""
     if isinstance(gradient, OnlineGradient):
         where = (problem, adaptation, tasks)

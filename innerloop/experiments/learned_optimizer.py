@@ -1,7 +1,7 @@
 """Learning an optimizer: meta-trained on families of optimization tasks, as one mixture."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,12 +82,15 @@ class OptimizerTraining(Experiment):
     """Names of the training families to learn on; all of them unless given."""
     horizon: int = 100
     """Inner steps of a run, in training, at validation and test."""
-    estimator: EstimatorName = "persistent_es"
+    estimator: EstimatorName = "unroll"
     """The meta-gradient. unroll and evolution_strategies learn whole runs; those of a
     window take --batch runs one window further per outer step."""
-    curvature: float = 1.0
-    """How much second derivatives count in unroll: 1 is exact, 0 first-order; between them, the
-    gradients of runs at the edge of stability grow less, and ask for rates that are too large."""
+    damped: tuple[str, ...] = ("text",)
+    """Families whose gradient through a whole run leaves the range of its numbers: in unroll their
+    second derivatives count --curvature times."""
+    curvature: float = 0.5
+    """How much second derivatives of the --damped families count in unroll: 1 is exact, 0
+    first-order; between them gradients grow less, and ask for rates that are too large."""
     task_norm: float | None = 1.0
     """The largest norm of a task's meta-gradient, of the estimators of whole runs: longer ones, of
     runs at the edge of stability, are shortened to it."""
@@ -108,6 +111,8 @@ class OptimizerTraining(Experiment):
     def training_families(self) -> list[Family]:
         """The families to learn on. Raises `StructureError` for names that there are not."""
         known = training_families()
+        if self.damped:
+            _chosen(known, self.damped, "training", "damped")
         return known if self.families is None else _chosen(known, self.families, "training")
 
     def fit_options(self) -> dict[str, Any]:
@@ -141,8 +146,9 @@ class OptimizerTraining(Experiment):
         return [save_optimizer(folder / LEARNED, self.learned(), meta)]
 
     def _mixed(self) -> tuple[Recipe, Any]:
-        learned, gradient = self.learned(), ESTIMATORS[self.estimator](self)
         families = [log_loss(family) for family in self.training_families()]
+        learned = self.learned()
+        gradient = ESTIMATORS[self.estimator](self, [family.name for family in families])
         problems, adaptations, tasks = mixture(
             *(family.kind(learned, self.horizon) for family in families)
         )
@@ -155,15 +161,17 @@ def named_families(names: tuple[str, ...]) -> list[Family]:
     return _chosen(training_families() + held_out_families(), names, "training or held-out")
 
 
-def _chosen(families: list[Family], names: tuple[str, ...], kind: str) -> list[Family]:
+def _chosen(
+    families: list[Family], names: tuple[str, ...], kind: str, flag: str = "families"
+) -> list[Family]:
     known = {family.name: family for family in families}
     if names and set(names) <= set(known) and len(set(names)) == len(names):
         return [known[name] for name in names]
     raise StructureError(
-        f"families are {kind} families, each once",
-        got="--families " + " ".join(names),
+        f"{flag} are {kind} families, each once",
+        got=f"--{flag} " + " ".join(names),
         expected=", ".join(known),
-        write=f"--families {' '.join(list(known)[:2])}",
+        write=f"--{flag} {' '.join(list(known)[:2])}",
     )
 
 
@@ -186,28 +194,20 @@ def half_at_the_end(steps: int) -> jax.Array:
     return jnp.full(steps + 1, 0.5 / (steps + 1)).at[-1].add(0.5)
 
 
-def _refuse_curvature(config: OptimizerTraining) -> None:
-    if config.curvature == 1 or config.estimator == "unroll":
-        return
-    raise StructureError(
-        "only unroll has second derivatives that can count less",
-        got=f"--curvature {config.curvature} --estimator {config.estimator}",
-        expected="no --curvature",
-        write="--estimator unroll, or no --curvature",
-    )
+Build = Callable[["OptimizerTraining", Sequence[str]], tuple[MetaGradient, ...] | OnlineGradient]
+"""`(config, names of the families) -> ` a meta-gradient of each, or of all their runs."""
 
 
-def _of_windows(kind: Callable[..., OnlineGradient], *also: str) -> Callable[..., OnlineGradient]:
-    def build(config: OptimizerTraining) -> OnlineGradient:
-        _refuse_curvature(config)
+def _of_windows(kind: Callable[..., OnlineGradient], *also: str) -> Build:
+    def build(config: OptimizerTraining, families: Sequence[str]) -> OnlineGradient:
         settings = {name: getattr(config, name) for name in ("window", "horizon", *also)}
         return kind(**settings, clip=config.loss_clip)
 
     return build
 
 
-def _of_runs(build: Callable[[OptimizerTraining], MetaGradient]) -> Callable[..., MetaGradient]:
-    def checked(config: OptimizerTraining) -> MetaGradient:
+def _of_runs(of_family: Callable[[OptimizerTraining, str], MetaGradient]) -> Build:
+    def build(config: OptimizerTraining, families: Sequence[str]) -> tuple[MetaGradient, ...]:
         if config.loss_clip is not None:
             raise StructureError(
                 "losses are clipped by the estimators that go by windows",
@@ -215,21 +215,27 @@ def _of_runs(build: Callable[[OptimizerTraining], MetaGradient]) -> Callable[...
                 expected="no --loss-clip",
                 write="--estimator persistent_es, or no --loss-clip",
             )
-        _refuse_curvature(config)
-        gradient = build(config)
-        return gradient if config.task_norm is None else Clipped(gradient, config.task_norm)
+        gradients = tuple(of_family(config, name) for name in families)
+        if config.task_norm is None:
+            return gradients
+        return tuple(Clipped(gradient, config.task_norm) for gradient in gradients)
 
-    return checked
+    return build
 
 
-ESTIMATORS: Mapping[EstimatorName, Callable[[OptimizerTraining], MetaGradient | OnlineGradient]] = {
-    "unroll": _of_runs(lambda config: Damped(config.curvature, Unroll(mixed_mode=True))),
+def _unroll(config: OptimizerTraining, family: str) -> MetaGradient:
+    exact = Unroll(mixed_mode=True)
+    return Damped(config.curvature, exact) if family in config.damped else exact
+
+
+ESTIMATORS: Mapping[EstimatorName, Build] = {
+    "unroll": _of_runs(_unroll),
     "persistent_es": _of_windows(PersistentES, "pairs", "sigma"),
     "noise_reuse_es": _of_windows(NoiseReuseES, "pairs", "sigma"),
     "truncated_es": _of_windows(TruncatedES, "pairs", "sigma"),
     "truncated_unroll": _of_windows(TruncatedUnroll),
     "evolution_strategies": _of_runs(
-        lambda config: EvolutionStrategies(config.pairs, config.sigma)
+        lambda config, family: EvolutionStrategies(config.pairs, config.sigma)
     ),
 }
 

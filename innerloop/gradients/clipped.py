@@ -89,6 +89,13 @@ class Clipped(MetaGradient):
         return objective
 
 
+def without_clips(gradient: MetaGradient) -> MetaGradient:
+    """The estimator whose gradients are clipped, where they are."""
+    while isinstance(gradient, Clipped):
+        gradient = gradient.gradient
+    return gradient
+
+
 def _norm(gradient: PyTree) -> Scalar:
     """Without overflow on the way: the squares of what has exploded have no place in float32."""
     with jax.numpy_dtype_promotion("standard"):  # leaves may differ in type

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from innerloop.adaptation import Adaptation, Origin
 from innerloop.errors import GradientError
 from innerloop.gradients.base import MetaGradient
-from innerloop.gradients.clipped import Clipped
+from innerloop.gradients.clipped import without_clips
 from innerloop.gradients.damped import Damped
 from innerloop.gradients.first_order import FirstOrder
 from innerloop.gradients.forward_mode import ForwardMode
@@ -54,8 +54,7 @@ _STEP_WEIGHTS = Refusal(
 
 def refusal(gradient: MetaGradient, problem: Problem, adaptation: Adaptation) -> Refusal | None:
     """What stands against this pair; None where it is valid."""
-    if isinstance(gradient, Clipped):
-        return refusal(gradient.gradient, problem, adaptation)
+    gradient = without_clips(gradient)
     if isinstance(gradient, Implicit):
         if problem.step_weights is not None:
             return _STEP_WEIGHTS

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 from innerloop.checks import check_count
 from innerloop.models import Model, mlp
 from innerloop.optimizers.base import LearnedOptimizer, log_rate, require_like
-from innerloop.optimizers.per_array import PerArrayState, require_params
+from innerloop.optimizers.per_array import require_params
 from innerloop.optimizers.small_mlp import LECUN
 
 EPSILON = 1e-16
@@ -44,24 +44,36 @@ class Memory(NamedTuple):
     aligned: Scalar
 
 
+class ControllerState(NamedTuple):
+    """Steps taken, the memory of each array in the order of their leaves, and the size s."""
+
+    steps: Array
+    arrays: tuple[Memory, ...]
+    size: Scalar
+
+
 class AdamController(LearnedOptimizer):
     r"""Adam whose rate, decays and weight decay a network sets, at each step for each array.
 
     $$m \leftarrow \beta_1 m + (1 - \beta_1) g, \qquad
       v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \qquad
-      u = -\alpha \left(\frac{\hat m}{\sqrt{\hat v + 10^{-16}}} + \lambda\, \theta\right)$$
+      u = -\alpha \left(s \frac{\hat m}{\sqrt{\hat v + 10^{-16}}} + \lambda\, \theta\right)$$
 
     $$\alpha = \alpha_0 e^{o_1}, \quad \beta_1 = \sigma(\sigma^{-1}(0.9) + o_2), \quad
       \beta_2 = \sigma(\sigma^{-1}(0.99) + o_3), \quad \lambda = 0.01\, e^{o_4}, \qquad
       o = \text{MLP}(x)$$
 
-    where $\hat m$, $\hat v$ are divided by the sum of the weights of what they average. x holds, of
-    an array and the averages before the step, decimal logarithms of the root mean squares of θ, of
-    g, of g over that of $\hat v^{1/2}$, of $\hat m$ over that of $\hat v^{1/2}$; the moving average
+    where $\hat m$, $\hat v$ are divided by the sum of the weights of what they average, and s is
+    the root mean square of all parameters when the run begins (1 where they are all zero): rates
+    are relative to it, as in Adafactor (Shazeer and Stern 2018, arXiv 1804.04235) and LAMB, so that
+    the units of the parameters do not matter. x holds, of an array and the averages before the
+    step, decimal logarithms of the root mean squares of θ/s, of s g, of g over that of
+    $\hat v^{1/2}$, of $\hat m$ over that of $\hat v^{1/2}$; the moving average
     of the cosine between g and m; the axes of the array (at most 2) and the logarithm of its size.
     Of the run it holds the share of the horizon that is over, $e^{-t/\tau}$ for three τ, the means
     of the third to fifth over all arrays, and the logarithms of the numbers and arrays in all. The
-    last layer begins at zero: before meta-training this is AdamW with β₂ = 0.99, a decay of 0.01.
+    last layer begins at zero: before meta-training this is AdamW with β₂ = 0.99, a decay of 0.01
+    and the rate α₀ s.
 
     - `horizon`: steps of a run; the share that is over stays 1 beyond them
     - `width`: of the two hidden layers
@@ -78,7 +90,7 @@ class AdamController(LearnedOptimizer):
 
     horizon: int = eqx.field(static=True, default=100)
     width: int = eqx.field(static=True, default=16)
-    rate: float = eqx.field(static=True, default=0.01)
+    rate: float = eqx.field(static=True, default=0.2)
 
     def __check_init__(self):
         check_count("horizon", self.horizon, write="AdamController(horizon=100)")
@@ -97,23 +109,26 @@ class AdamController(LearnedOptimizer):
         dtype = meta["head"]["bias"].dtype  # that of all it remembers, as of the network
         arrays_of = lambda tree: [leaf.astype(dtype) for leaf in jax.tree.leaves(tree)]
 
-        def init(params: PyTree) -> PerArrayState:
-            return PerArrayState(jnp.int32(0), tuple(map(_forgotten, arrays_of(params))))
+        def init(params: PyTree) -> ControllerState:
+            arrays = arrays_of(params)
+            return ControllerState(jnp.int32(0), tuple(map(_forgotten, arrays)), _size(arrays))
 
         def update(updates: PyTree, state, params: PyTree = None):
             require_params(params)
             given = list(zip(arrays_of(updates), state.arrays, arrays_of(params), strict=True))
-            own = jnp.stack([_features(*each) for each in given])
+            own = jnp.stack([_features(*each, state.size) for each in given])
             shared = self._shared(own, given, state.steps.astype(dtype))
             rows = jnp.concatenate([own, jnp.tile(shared, (len(given), 1))], axis=1)
             outputs = network.apply(meta, rows, None, None)
             moved = [
-                self._moved(output, *each) for output, each in zip(outputs, given, strict=True)
+                self._moved(output, *each, state.size)
+                for output, each in zip(outputs, given, strict=True)
             ]
             leaves, tree = jax.tree.flatten(updates)
             moves = [move.astype(leaf.dtype) for (move, _), leaf in zip(moved, leaves, strict=True)]
             memories = tuple(memory for _, memory in moved)
-            return jax.tree.unflatten(tree, moves), PerArrayState(state.steps + 1, memories)
+            after = ControllerState(state.steps + 1, memories, state.size)
+            return jax.tree.unflatten(tree, moves), after
 
         return optax.GradientTransformation(init, update)
 
@@ -127,7 +142,9 @@ class AdamController(LearnedOptimizer):
         means = jnp.mean(own[:, 2:5], axis=0)
         return jnp.concatenate([over[None], warm, means, jnp.asarray(sizes, own.dtype)])
 
-    def _moved(self, output: Array, gradient: Array, memory: Memory, param: Array):
+    def _moved(
+        self, output: Array, gradient: Array, memory: Memory, param: Array, size: Scalar
+    ) -> tuple[Array, Memory]:
         rate = self.rate * jnp.exp(output[0])
         logits = output[1:3] + jnp.asarray(LOGITS, output.dtype)
         betas, new = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)  # 1 - β may round to zero
@@ -136,7 +153,7 @@ class AdamController(LearnedOptimizer):
         weights = betas * memory.weights + new
         aligned = ALIGNED * memory.aligned + (1 - ALIGNED) * _cosine(gradient, memory.first)
         direction = first / weights[0] * jax.lax.rsqrt(second / weights[1] + EPSILON)
-        move = -rate * (direction + DECAY * jnp.exp(output[3]) * param)
+        move = -rate * (size * direction + DECAY * jnp.exp(output[3]) * param)
         return move, Memory(first, second, weights, aligned)
 
 
@@ -145,16 +162,23 @@ def _forgotten(param: Array) -> Memory:
     return Memory(jnp.zeros_like(param), jnp.zeros_like(param), jnp.zeros(2, param.dtype), zero)
 
 
-def _features(gradient: Array, memory: Memory, param: Array) -> Float[Array, "own"]:
+def _size(arrays: list[Array]) -> Scalar:
+    """The root mean square of all numbers, or 1 where they are all zero."""
+    squares = sum(jnp.sum(jnp.square(array)) for array in arrays)
+    mean = squares / max(sum(array.size for array in arrays), 1)
+    return jnp.sqrt(jnp.where(mean > 0, mean, 1))
+
+
+def _features(gradient: Array, memory: Memory, param: Array, size: Scalar) -> Float[Array, "own"]:
     """Of the state before the step; ratios are zero before the first."""
     begun = memory.weights[0] > 0
     weights = jnp.where(begun, memory.weights, 1)
     first, second = _log_rms(memory.first / weights[0]), _log_mean(memory.second / weights[1]) / 2
-    now = _log_rms(gradient)
+    now, unit = _log_rms(gradient), jnp.log10(size)
     return jnp.stack(
         [
-            _log_rms(param),
-            now,
+            _log_rms(param / size),
+            now + unit,
             jnp.where(begun, now - second, 0),
             jnp.where(begun, first - second, 0),
             memory.aligned,

@@ -25,13 +25,14 @@ class Phase(NamedTuple):
     """
 
     until: int
-    gradient: MetaGradient
+    gradient: MetaGradient | tuple[MetaGradient, ...]
 
 
 class Recipe(NamedTuple):
     """A named algorithm as its parts; replace any of them with `recipe._replace(...)`.
 
-    - `gradient`: of whole tasks, or of inner runs that span outer steps
+    - `gradient`: of whole tasks, or of inner runs that span outer steps; for a mixture also a tuple
+      of one for each kind, of whole tasks
     - `init_meta`: `key -> meta`, the meta-parameters before meta-training
     - `predict`: `(params, meta, batch, key) -> predictions` after adaptation; None where the
       problem says all
@@ -45,7 +46,7 @@ class Recipe(NamedTuple):
 
     problem: Problem | ProblemMixture
     adaptation: Adaptation | tuple[Adaptation, ...]
-    gradient: MetaGradient | OnlineGradient
+    gradient: MetaGradient | tuple[MetaGradient, ...] | OnlineGradient
     init_meta: Callable[[PRNGKeyArray], PyTree]
     predict: Predict | None = None
     tested: tuple[Problem, Adaptation] | None = None

@@ -62,9 +62,9 @@ def check_arguments(
 def _check_phases(recipe: Recipe) -> None:
     """Raise `StructureError` for phases out of order, or of inner runs that span outer steps."""
     ends = [phase.until for phase in recipe.phases]
-    whole = [isinstance(g, MetaGradient) for _, g in recipe.phases]
+    whole = [_of_whole_tasks(g) for _, g in recipe.phases]
     if not recipe.phases or (
-        isinstance(recipe.gradient, MetaGradient)
+        _of_whole_tasks(recipe.gradient)
         and all(whole)
         and ends == sorted(set(ends))
         and ends[0] > 0
@@ -115,9 +115,9 @@ def check_no_chunk(chunk: int | None) -> None:
         )
 
 
-def of_whole_tasks(recipe: Recipe, asked: str) -> MetaGradient:
+def of_whole_tasks(recipe: Recipe, asked: str) -> MetaGradient | tuple[MetaGradient, ...]:
     """The recipe's meta-gradient. Raises `StructureError` for one of inner runs that go on."""
-    if isinstance(recipe.gradient, MetaGradient):
+    if not isinstance(recipe.gradient, OnlineGradient):
         return recipe.gradient
     raise StructureError(
         f"{asked} is for meta-gradients of whole tasks",
@@ -126,6 +126,12 @@ def of_whole_tasks(recipe: Recipe, asked: str) -> MetaGradient:
         write="the same on one window: recipe._replace(gradient=Unroll(), "
         f"adaptation=GradientDescent(optimizer, steps={recipe.gradient.window}))",
     )
+
+
+def _of_whole_tasks(gradient: Any) -> bool:
+    """Whether it is a meta-gradient of whole tasks, or one for each kind of a mixture."""
+    each = gradient if isinstance(gradient, tuple) else (gradient,)
+    return bool(each) and all(isinstance(one, MetaGradient) for one in each)
 
 
 def check_runs(recipe: Recipe, tasks: Any, batch: int, devices: int) -> None:

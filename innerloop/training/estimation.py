@@ -70,7 +70,7 @@ class FromTasks(Estimation):
     def __init__(
         self,
         recipe: Recipe,
-        gradient: MetaGradient,
+        gradient: MetaGradient | tuple[MetaGradient, ...],
         batch: int,
         chunk: int | None = None,
         placement: Placement = OneDevice(),
@@ -232,7 +232,7 @@ def _of_kind(recipe: Recipe, i: int) -> Recipe:
 
 def estimation(
     recipe: Recipe,
-    gradient: MetaGradient | OnlineGradient,
+    gradient: MetaGradient | tuple[MetaGradient, ...] | OnlineGradient,
     tasks: Any,
     batch: int,
     chunk: int | None,

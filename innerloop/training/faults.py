@@ -1,12 +1,14 @@
 """The checks that run nothing, before the first step."""
 
 import warnings
+from typing import Any
 
 import jax
 from jaxtyping import PRNGKeyArray
 
 from innerloop import diagnostics
 from innerloop.diagnostics import Severity
+from innerloop.objective import kinds_of
 from innerloop.problem import ProblemMixture
 from innerloop.recipes import Recipe
 from innerloop.tasks import StreamedTasks, TaskDistribution
@@ -21,19 +23,11 @@ def stop_at_faults(
     meta, episodes = recipe.init_meta(meta_key), tasks.sample(sample_key, batch)
     problem, adaptation = recipe.at(0)
     gradient = of_whole_tasks(recipe, "fit(check=True)")
-    kinds = [(problem, adaptation, episodes)]
+    kinds: list[tuple[Any, ...]] = [(problem, adaptation, episodes, gradient)]
     if isinstance(problem, ProblemMixture):
-        kinds = zip(problem.problems, adaptation, episodes, strict=True)  # pyright: ignore
-    for problem, adaptation, episodes in kinds:
-        report = diagnostics.check(
-            problem,  # pyright: ignore[reportArgumentType]
-            adaptation,  # pyright: ignore[reportArgumentType]
-            meta,
-            episodes,
-            key,
-            gradient,
-            run=False,
-        )
+        kinds = kinds_of(problem, adaptation, episodes, gradient)
+    for problem, adaptation, episodes, gradient in kinds:
+        report = diagnostics.check(problem, adaptation, meta, episodes, key, gradient, run=False)
         report.raise_errors()
         for finding in report.findings:
             if finding.severity is not Severity.NOTE:

@@ -27,7 +27,7 @@ class OuterLoop:
     def __init__(
         self,
         recipe: Recipe,
-        gradient: MetaGradient | OnlineGradient,
+        gradient: MetaGradient | tuple[MetaGradient, ...] | OnlineGradient,
         tasks: TaskDistribution | StreamedTasks,
         optimizer: optax.GradientTransformation,
         key: PRNGKeyArray,

@@ -12,13 +12,13 @@ from innerloop.adaptation import Adaptation
 from innerloop.diagnostics.given import exact_gradient
 from innerloop.errors import DetachedError, InnerloopError
 from innerloop.gradients import (
-    Clipped,
     EvolutionStrategies,
     FirstOrder,
     MetaGradient,
     Reptile,
 )
 from innerloop.gradients.base import ChunkedGradient
+from innerloop.gradients.clipped import without_clips
 from innerloop.gradients.reach import leaf_names
 from innerloop.objective import adapt, meta_objective, meta_value_and_grad
 from innerloop.problem import Episode, Loss, Problem, initial_params, loss_function
@@ -101,7 +101,7 @@ class Subject:
 
     @property
     def _estimator(self) -> MetaGradient:
-        return self.gradient.gradient if isinstance(self.gradient, Clipped) else self.gradient
+        return without_clips(self.gradient)
 
     @property
     def tasks(self) -> int:

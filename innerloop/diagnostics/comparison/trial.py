@@ -16,9 +16,15 @@ from innerloop.diagnostics.comparison.table import ComparisonRow
 from innerloop.diagnostics.compiled import Compiled, compile_ahead
 from innerloop.errors import GradientError, InnerloopError
 from innerloop.gradients import MetaGradient
+from innerloop.gradients.clipped import without_clips
 
 _MOST_CALLS = 100
 """Timed calls of one program: their median does not get better by more."""
+
+
+def is_stochastic(gradient: MetaGradient, adaptation: Adaptation) -> bool:
+    """Whether an estimator draws, and is right on average, clipped or not."""
+    return without_clips(gradient).fidelity(adaptation).kind == "unbiased"
 
 
 class Trial:
@@ -32,7 +38,7 @@ class Trial:
     @property
     def stochastic(self) -> bool:
         """Whether one draw does not tell."""
-        return self.row.fidelity is not None and self.row.fidelity.kind == "unbiased"
+        return is_stochastic(self.row.gradient, self.adaptation)
 
     def set(self, **fields: Any) -> None:
         """Fill in fields of the row."""
