@@ -137,11 +137,16 @@ def adam_controller(weights, horizon, rate):
                 m, v, (of_m, of_v), aligned = state
                 unit = np.log10((v / of_v).mean() + 1e-16) / 2
                 ratios = [power(g) - unit, power(m / of_m) - unit, aligned]
-            sizes = power(theta / size), power(g) + np.log10(size)
-            rows.append([*sizes, *ratios, theta.ndim, np.log10(theta.size)])
+            sizes = power(theta / size), power(g) + np.log10(size) + 2
+            rows.append([*sizes, *ratios, theta.ndim - 1, np.log10(theta.size) - 2])
         own = np.array(rows)
-        run = [min(t / horizon, 1), *np.exp(-t / np.array([3, 10, 30])), *own[:, 2:5].mean(axis=0)]
-        run += [np.log10(sum(theta.size for theta in thetas)), np.log10(len(thetas))]
+        run = [
+            2 * min(t / horizon, 1) - 1,
+            *np.exp(-t / np.array([3, 10, 30])),
+            *own[:, 2:5].mean(axis=0),
+        ]
+        numbers = sum(theta.size for theta in thetas)
+        run += [np.log10(numbers) - 2.5, 2 * np.log10(len(thetas)) - 1]
         x = np.concatenate([own, np.tile(run, (len(own), 1))], axis=1)
         moved, after = [], []
         outputs = network(weights(meta), x, np.tanh)
@@ -152,7 +157,7 @@ def adam_controller(weights, horizon, rate):
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
             of_m, of_v = b1 * of_m + 1 - b1, b2 * of_v + 1 - b2
             direction = size * m / of_m / np.sqrt(v / of_v + 1e-16) + 0.01 * np.exp(o[3]) * theta
-            moved.append(theta - rate * np.exp(o[0]) * direction)
+            moved.append(theta - rate * 0.1 ** min(t / horizon, 1) * np.exp(o[0]) * direction)
             after.append((size, (m, v, (of_m, of_v), aligned)))
         return moved, after
 

@@ -135,7 +135,7 @@ def test_the_controller_begins_as_adam():
         optax.scale_by_adam(0.9, 0.99, 0, 1e-16),
         optax.scale(size),
         optax.add_decayed_weights(0.01),
-        optax.scale(-0.05),
+        optax.scale_by_schedule(lambda step: -0.05 * 0.1 ** jnp.minimum(step / 100, 1)),
     )
     got, expected = (optax_loop(each, bowl, PARAMS, 5) for each in (optimizer, reference))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)

@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from innerloop.errors import StructureError
 from innerloop.experiments.base import Experiment, Parts
-from innerloop.gradients import Clipped, Damped, EvolutionStrategies, MetaGradient, Unroll
+from innerloop.gradients import Bounded, Clipped, EvolutionStrategies, MetaGradient, Unroll
 from innerloop.long_horizon import (
     NoiseReuseES,
     OnlineGradient,
@@ -51,8 +51,15 @@ EstimatorName = Literal[
 LEARNED = "learned.opt"
 """The file of a run's folder that `load_optimizer` reads."""
 
-FLOOR = 1e-5
+FLOOR = 1e-4
 """Added to a loss before its logarithm: what is solved to this has no more to say."""
+
+WEIGHTS = {"quadratic": 0.25, "noisy-quadratic": 0.25}
+"""Of kinds in the objective, where not 1: a quadratic's log-loss falls without end and is easily
+learned, by steps that are too large for networks."""
+
+JUDGED = 2
+"""Rows that a run is judged by in training, for each that a step sees."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +72,10 @@ class OptimizerTraining(Experiment):
     `load_optimizer` reads.
     """
 
-    steps: int = 2600
+    steps: int = 2800
+    batch: int = 14
     outer_rate: float = 1e-3
+    weight_decay: float = 0.3
     clip_norm: float | None = 1.0
     averaging: float = 0.99
     validate_every: int = 250
@@ -85,12 +94,10 @@ class OptimizerTraining(Experiment):
     estimator: EstimatorName = "unroll"
     """The meta-gradient. unroll and evolution_strategies learn whole runs; those of a
     window take --batch runs one window further per outer step."""
-    damped: tuple[str, ...] = ("text",)
-    """Families whose gradient through a whole run leaves the range of its numbers: in unroll their
-    second derivatives count --curvature times."""
-    curvature: float = 0.5
-    """How much second derivatives of the --damped families count in unroll: 1 is exact, 0
-    first-order; between them gradients grow less, and ask for rates that are too large."""
+    bound: float | None = 0.3
+    """The largest norm of what goes back through an inner step's gradient in unroll, of families
+    that see mini-batches; without it their gradients explode through runs at the edge of stability.
+    None for the exact gradient."""
     task_norm: float | None = 1.0
     """The largest norm of a task's meta-gradient, of the estimators of whole runs: longer ones, of
     runs at the edge of stability, are shortened to it."""
@@ -111,8 +118,6 @@ class OptimizerTraining(Experiment):
     def training_families(self) -> list[Family]:
         """The families to learn on. Raises `StructureError` for names that there are not."""
         known = training_families()
-        if self.damped:
-            _chosen(known, self.damped, "training", "damped")
         return known if self.families is None else _chosen(known, self.families, "training")
 
     def fit_options(self) -> dict[str, Any]:
@@ -148,9 +153,12 @@ class OptimizerTraining(Experiment):
     def _mixed(self) -> tuple[Recipe, Any]:
         families = [log_loss(family) for family in self.training_families()]
         learned = self.learned()
-        gradient = ESTIMATORS[self.estimator](self, [family.name for family in families])
+        gradient = ESTIMATORS[self.estimator](self, families)
         problems, adaptations, tasks = mixture(
-            *(family.kind(learned, self.horizon) for family in families)
+            *(
+                family.kind(learned, self.horizon, WEIGHTS.get(family.name, 1.0))
+                for family in families
+            )
         )
         init_meta = lambda key: learned.init(key, families[0].params(key))
         return Recipe(problems, adaptations, gradient, init_meta), tasks
@@ -161,26 +169,33 @@ def named_families(names: tuple[str, ...]) -> list[Family]:
     return _chosen(training_families() + held_out_families(), names, "training or held-out")
 
 
-def _chosen(
-    families: list[Family], names: tuple[str, ...], kind: str, flag: str = "families"
-) -> list[Family]:
+def _chosen(families: list[Family], names: tuple[str, ...], kind: str) -> list[Family]:
     known = {family.name: family for family in families}
     if names and set(names) <= set(known) and len(set(names)) == len(names):
         return [known[name] for name in names]
     raise StructureError(
-        f"{flag} are {kind} families, each once",
-        got=f"--{flag} " + " ".join(names),
+        f"families are {kind} families, each once",
+        got="--families " + " ".join(names),
         expected=", ".join(known),
-        write=f"--{flag} {' '.join(list(known)[:2])}",
+        write=f"--families {' '.join(list(known)[:2])}",
     )
 
 
 def log_loss(family: Family) -> Family:
-    """The family with the logarithm of its loss, over the run and at its end, for an objective."""
+    """The family with the logarithm of its loss, over the run and at its end, for an objective.
+
+    Where inner steps see mini-batches, a run is judged by `JUDGED` times as many rows of its query
+    set, drawn once for all its steps: after every step the whole set would cost more than the step.
+    """
     problem = family.problem
     plain = loss_function("outer_loss", problem.outer_loss, needed_by="a learned optimizer")
 
     def outer_loss(params: PyTree, meta: PyTree, batch: PyTree, key):
+        rows_key, key = jax.random.split(key)
+        if family.batch is not None:
+            rows = len(jax.tree.leaves(batch)[0])
+            drawn = jax.random.permutation(rows_key, rows)[: JUDGED * family.batch]
+            batch = jax.tree.map(lambda leaf: leaf[drawn], batch)
         value, aux = plain(params, meta, batch, key)
         return jnp.log(value + FLOOR), aux
 
@@ -194,20 +209,20 @@ def half_at_the_end(steps: int) -> jax.Array:
     return jnp.full(steps + 1, 0.5 / (steps + 1)).at[-1].add(0.5)
 
 
-Build = Callable[["OptimizerTraining", Sequence[str]], tuple[MetaGradient, ...] | OnlineGradient]
-"""`(config, names of the families) -> ` a meta-gradient of each, or of all their runs."""
+Build = Callable[["OptimizerTraining", Sequence[Family]], tuple[MetaGradient, ...] | OnlineGradient]
+"""`(config, families) -> ` a meta-gradient of each, or of all their runs."""
 
 
 def _of_windows(kind: Callable[..., OnlineGradient], *also: str) -> Build:
-    def build(config: OptimizerTraining, families: Sequence[str]) -> OnlineGradient:
+    def build(config: OptimizerTraining, families: Sequence[Family]) -> OnlineGradient:
         settings = {name: getattr(config, name) for name in ("window", "horizon", *also)}
         return kind(**settings, clip=config.loss_clip)
 
     return build
 
 
-def _of_runs(of_family: Callable[[OptimizerTraining, str], MetaGradient]) -> Build:
-    def build(config: OptimizerTraining, families: Sequence[str]) -> tuple[MetaGradient, ...]:
+def _of_runs(of_family: Callable[[OptimizerTraining, Family], MetaGradient]) -> Build:
+    def build(config: OptimizerTraining, families: Sequence[Family]) -> tuple[MetaGradient, ...]:
         if config.loss_clip is not None:
             raise StructureError(
                 "losses are clipped by the estimators that go by windows",
@@ -215,7 +230,7 @@ def _of_runs(of_family: Callable[[OptimizerTraining, str], MetaGradient]) -> Bui
                 expected="no --loss-clip",
                 write="--estimator persistent_es, or no --loss-clip",
             )
-        gradients = tuple(of_family(config, name) for name in families)
+        gradients = tuple(of_family(config, family) for family in families)
         if config.task_norm is None:
             return gradients
         return tuple(Clipped(gradient, config.task_norm) for gradient in gradients)
@@ -223,9 +238,11 @@ def _of_runs(of_family: Callable[[OptimizerTraining, str], MetaGradient]) -> Bui
     return build
 
 
-def _unroll(config: OptimizerTraining, family: str) -> MetaGradient:
+def _unroll(config: OptimizerTraining, family: Family) -> MetaGradient:
     exact = Unroll(mixed_mode=True)
-    return Damped(config.curvature, exact) if family in config.damped else exact
+    if config.bound is None or family.batch is None:
+        return exact
+    return Bounded(config.bound, exact)
 
 
 ESTIMATORS: Mapping[EstimatorName, Build] = {

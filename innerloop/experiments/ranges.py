@@ -29,16 +29,19 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     **dict.fromkeys(("ways", "train_ways"), (int, 2, math.inf)),
     **dict.fromkeys(("inner_steps", "test_steps"), (int, 0, math.inf)),
     "seed": (int, 0, 2**31 - 1),
-    **dict.fromkeys(("averaging", "curvature"), (float, 0, 1)),
+    **dict.fromkeys(("averaging",), (float, 0, 1)),
     **dict.fromkeys(
-        ("inner_rate", "outer_rate", "minutes", "clip_norm", "task_norm", "sigma", "loss_clip"),
+        (
+            *("inner_rate", "outer_rate", "weight_decay", "minutes"),
+            *("clip_norm", "task_norm", "bound", "sigma", "loss_clip"),
+        ),
         (float, 0, sys.float_info.max),
     ),
 }
 _ALSO = {
     **dict.fromkeys(("chunk", "minutes", "train_ways", "train_shots"), (None,)),
     **dict.fromkeys(("inner_rate", "inner_steps", "test_steps"), (None,)),
-    **dict.fromkeys(("clip_norm", "task_norm", "loss_clip"), (None,)),
+    **dict.fromkeys(("clip_norm", "task_norm", "bound", "loss_clip"), (None,)),
     "devices": (None, "all"),
 }
 

@@ -135,9 +135,10 @@ def _meta_trained(
 
 
 def outer_optimizer(experiment: Experiment) -> optax.GradientTransformation:
-    """Adam at the experiment's rate, on meta-gradients of no more than its norm."""
-    rate = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
-    adam = optax.adam(rate if experiment.cosine else experiment.outer_rate)
+    """AdamW at the experiment's rate, on meta-gradients of no more than its norm."""
+    falling = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
+    rate = falling if experiment.cosine else experiment.outer_rate
+    adam = optax.adamw(rate, weight_decay=experiment.weight_decay)
     if experiment.clip_norm is None:
         return adam
     return optax.chain(optax.clip_by_global_norm(experiment.clip_norm), adam)

@@ -1,6 +1,7 @@
 """How the meta-gradient is computed: one short file per estimator."""
 
 from innerloop.gradients.base import Aux, Fidelity, MetaGradient
+from innerloop.gradients.bounded import Bounded
 from innerloop.gradients.checkpoint import Binomial, Segments
 from innerloop.gradients.clipped import Clipped
 from innerloop.gradients.conditions import fixed_point, projected_gradient, proximal
@@ -18,6 +19,7 @@ __all__ = [
     "Aux",
     "Basis",
     "Binomial",
+    "Bounded",
     "Clipped",
     "Coordinates",
     "Damped",

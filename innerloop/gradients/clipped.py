@@ -4,7 +4,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
@@ -12,6 +11,7 @@ from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective
 from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
+from innerloop.gradients.shorten import length, shorten
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem
 
@@ -75,15 +75,10 @@ class Clipped(MetaGradient):
                 lambda meta: whole(mark(meta), episode, key), has_aux=True
             )
             (loss, aux), gradient = differentiated(fixed)
-            length = _norm(gradient)
-            share = jnp.minimum(1, self.norm / length)
-            leaves = [
-                None if leaf is None else leaf * share.astype(leaf.dtype)
-                for leaf in reached_leaves(gradient, unreached())
-            ]
+            leaves = reached_leaves(shorten(gradient, self.norm), unreached())
             if all(leaf is None for leaf in leaves):
                 raise detached(", ".join(leaf_names(meta)))
-            aux = aux._replace(diagnostics=aux.diagnostics | {"norm": length})
+            aux = aux._replace(diagnostics=aux.diagnostics | {"norm": length(gradient)})
             return known_gradient("Clipped()", loss, leaves, meta), aux
 
         return objective
@@ -94,12 +89,3 @@ def without_clips(gradient: MetaGradient) -> MetaGradient:
     while isinstance(gradient, Clipped):
         gradient = gradient.gradient
     return gradient
-
-
-def _norm(gradient: PyTree) -> Scalar:
-    """Without overflow on the way: the squares of what has exploded have no place in float32."""
-    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in type
-        leaves = jax.tree.leaves(gradient)
-        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
-        unit = jnp.where(largest > 0, largest, 1)
-        return unit * optax.tree.norm([leaf / unit for leaf in leaves])

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from innerloop.adaptation import Adaptation, Origin
 from innerloop.errors import GradientError
 from innerloop.gradients.base import MetaGradient
+from innerloop.gradients.bounded import Bounded
 from innerloop.gradients.clipped import without_clips
 from innerloop.gradients.damped import Damped
 from innerloop.gradients.first_order import FirstOrder
@@ -30,6 +31,7 @@ _SOLVER = Refusal(
 
 REFUSALS: dict[tuple[type[MetaGradient], Origin], Refusal] = {
     (Unroll, Origin.SOLVER): _SOLVER,
+    (Bounded, Origin.SOLVER): _SOLVER,
     (Damped, Origin.SOLVER): _SOLVER,
     (FirstOrder, Origin.SOLVER): _SOLVER,
     (Truncated, Origin.SOLVER): _SOLVER,

@@ -21,6 +21,9 @@ EPSILON = 1e-16
 FIRST, SECOND, DECAY = 0.9, 0.99, 0.01
 """β₁, β₂ and λ where the network's output is zero."""
 
+ANNEALED = 0.1
+"""What is left of the nominal rate at the end of a run."""
+
 WARM = (3.0, 10.0, 30.0)
 """Steps in which a feature of the beginning of a run falls to 1/e."""
 
@@ -59,7 +62,8 @@ class AdamController(LearnedOptimizer):
       v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \qquad
       u = -\alpha \left(s \frac{\hat m}{\sqrt{\hat v + 10^{-16}}} + \lambda\, \theta\right)$$
 
-    $$\alpha = \alpha_0 e^{o_1}, \quad \beta_1 = \sigma(\sigma^{-1}(0.9) + o_2), \quad
+    $$\alpha = \alpha_0\, 10^{-\min(t/T, 1)} e^{o_1}, \quad
+      \beta_1 = \sigma(\sigma^{-1}(0.9) + o_2), \quad
       \beta_2 = \sigma(\sigma^{-1}(0.99) + o_3), \quad \lambda = 0.01\, e^{o_4}, \qquad
       o = \text{MLP}(x)$$
 
@@ -70,12 +74,16 @@ class AdamController(LearnedOptimizer):
     step, decimal logarithms of the root mean squares of θ/s, of s g, of g over that of
     $\hat v^{1/2}$, of $\hat m$ over that of $\hat v^{1/2}$; the moving average
     of the cosine between g and m; the axes of the array (at most 2) and the logarithm of its size.
-    Of the run it holds the share of the horizon that is over, $e^{-t/\tau}$ for three τ, the means
-    of the third to fifth over all arrays, and the logarithms of the numbers and arrays in all. The
+    Of the run it holds twice the share of the horizon that is over, $e^{-t/\tau}$ for three τ, the
+    means of the third to fifth over all arrays, the logarithm of the count of numbers and twice
+    that of arrays. From six of these a constant is taken that brings them near zero: −2 (s g), 1
+    (axes), 2 (size), 1 (share), 2.5 (numbers), 1 (arrays). The
     last layer begins at zero: before meta-training this is AdamW with β₂ = 0.99, a decay of 0.01
-    and the rate α₀ s.
+    and a rate that falls from α₀ s to a tenth of it. With a constant rate gradients through whole
+    runs of networks explode, and training would have to learn to anneal from gradients that say
+    nothing.
 
-    - `horizon`: steps of a run; the share that is over stays 1 beyond them
+    - `horizon`: T, the steps of a run; the share that is over stays 1 beyond them
     - `width`: of the two hidden layers
     - `rate`: α₀
 
@@ -90,7 +98,7 @@ class AdamController(LearnedOptimizer):
 
     horizon: int = eqx.field(static=True, default=100)
     width: int = eqx.field(static=True, default=16)
-    rate: float = eqx.field(static=True, default=0.2)
+    rate: float = eqx.field(static=True, default=0.3)
 
     def __check_init__(self):
         check_count("horizon", self.horizon, write="AdamController(horizon=100)")
@@ -117,11 +125,13 @@ class AdamController(LearnedOptimizer):
             require_params(params)
             given = list(zip(arrays_of(updates), state.arrays, arrays_of(params), strict=True))
             own = jnp.stack([_features(*each, state.size) for each in given])
-            shared = self._shared(own, given, state.steps.astype(dtype))
+            steps = state.steps.astype(dtype)
+            shared = self._shared(own, given, steps)
+            nominal = self.rate * ANNEALED ** jnp.minimum(steps / self.horizon, 1)
             rows = jnp.concatenate([own, jnp.tile(shared, (len(given), 1))], axis=1)
             outputs = network.apply(meta, rows, None, None)
             moved = [
-                self._moved(output, *each, state.size)
+                _moved(output, *each, state.size, nominal)
                 for output, each in zip(outputs, given, strict=True)
             ]
             leaves, tree = jax.tree.flatten(updates)
@@ -138,23 +148,25 @@ class AdamController(LearnedOptimizer):
     def _shared(self, own: Array, given: list, steps: Scalar) -> Array:
         over = jnp.minimum(steps / self.horizon, 1)
         warm = jnp.exp(-steps / jnp.asarray(WARM, own.dtype))
-        sizes = [math.log10(sum(param.size for *_, param in given)), math.log10(len(given))]
+        numbers = sum(param.size for *_, param in given)
+        sizes = [math.log10(numbers) - 2.5, 2 * math.log10(len(given)) - 1]
         means = jnp.mean(own[:, 2:5], axis=0)
-        return jnp.concatenate([over[None], warm, means, jnp.asarray(sizes, own.dtype)])
+        return jnp.concatenate([2 * over[None] - 1, warm, means, jnp.asarray(sizes, own.dtype)])
 
-    def _moved(
-        self, output: Array, gradient: Array, memory: Memory, param: Array, size: Scalar
-    ) -> tuple[Array, Memory]:
-        rate = self.rate * jnp.exp(output[0])
-        logits = output[1:3] + jnp.asarray(LOGITS, output.dtype)
-        betas, new = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)  # 1 - β may round to zero
-        first = betas[0] * memory.first + new[0] * gradient
-        second = betas[1] * memory.second + new[1] * jnp.square(gradient)
-        weights = betas * memory.weights + new
-        aligned = ALIGNED * memory.aligned + (1 - ALIGNED) * _cosine(gradient, memory.first)
-        direction = first / weights[0] * jax.lax.rsqrt(second / weights[1] + EPSILON)
-        move = -rate * (size * direction + DECAY * jnp.exp(output[3]) * param)
-        return move, Memory(first, second, weights, aligned)
+
+def _moved(
+    output: Array, gradient: Array, memory: Memory, param: Array, size: Scalar, nominal: Scalar
+) -> tuple[Array, Memory]:
+    rate = nominal * jnp.exp(output[0])
+    logits = output[1:3] + jnp.asarray(LOGITS, output.dtype)
+    betas, new = jax.nn.sigmoid(logits), jax.nn.sigmoid(-logits)  # 1 - β may round to zero
+    first = betas[0] * memory.first + new[0] * gradient
+    second = betas[1] * memory.second + new[1] * jnp.square(gradient)
+    weights = betas * memory.weights + new
+    aligned = ALIGNED * memory.aligned + (1 - ALIGNED) * _cosine(gradient, memory.first)
+    direction = first / weights[0] * jax.lax.rsqrt(second / weights[1] + EPSILON)
+    move = -rate * (size * direction + DECAY * jnp.exp(output[3]) * param)
+    return move, Memory(first, second, weights, aligned)
 
 
 def _forgotten(param: Array) -> Memory:
@@ -178,12 +190,12 @@ def _features(gradient: Array, memory: Memory, param: Array, size: Scalar) -> Fl
     return jnp.stack(
         [
             _log_rms(param / size),
-            now + unit,
+            now + unit + 2,
             jnp.where(begun, now - second, 0),
             jnp.where(begun, first - second, 0),
             memory.aligned,
-            jnp.asarray(min(param.ndim, 2), param.dtype),
-            jnp.asarray(math.log10(max(param.size, 1)), param.dtype),
+            jnp.asarray(min(param.ndim, 2) - 1, param.dtype),
+            jnp.asarray(math.log10(max(param.size, 1)) - 2, param.dtype),
         ]
     )
 

@@ -20,7 +20,7 @@ from innerloop.training.batch import batch_and_key
 from innerloop.training.evaluate import named_metrics
 from innerloop.training.feed import Block
 from innerloop.training.placement import OneDevice, Placement
-from innerloop.training.step import Estimated, global_norm, is_sound
+from innerloop.training.step import Estimated, is_sound
 
 Found = tuple[Array, Array]
 """Of the tasks of one kind: which have a finite loss and gradient, and their keys as numbers."""
@@ -274,11 +274,8 @@ def _task_by_task(norm: float) -> Callable[[SumOverTasks], SumOverTasks]:
             def add(total: PyTree, task: PyTree):
                 loss, aux, grads = sums(meta, *jax.tree.map(lambda leaf: leaf[None], task))
                 sound = is_sound(loss, grads)
-                with jax.numpy_dtype_promotion("standard"):
-                    scale = jnp.minimum(1, task[-1] * norm / jnp.maximum(global_norm(grads), 1e-30))
-                clipped = jax.tree.map(
-                    lambda leaf: jnp.where(sound, leaf * scale.astype(leaf.dtype), 0), grads
-                )
+                short = shorten(grads, task[-1] * norm)
+                clipped = jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0), short)
                 total = jax.tree.map(jnp.add, total, clipped)
                 return total, (jnp.where(sound, loss, 0), aux, sound)
 
