@@ -29,7 +29,7 @@ GRADIENTS: dict[str, il.MetaGradient] = {
     "`Implicit()`": il.Implicit(),
     "`Implicit(condition=...)`": il.Implicit(condition=lambda params, meta, batch, key: params),
     "`Reptile()`": il.Reptile(),
-    "`Damped(curvature)`": il.Damped(0.9),
+    "`Bounded(norm)`": il.Bounded(1.0),
     "`Clipped(Unroll(), norm)`": il.Clipped(il.Unroll(), 1.0),
     "`EvolutionStrategies(...)`": il.EvolutionStrategies(pairs=1, sigma=0.1),
 }

@@ -80,7 +80,7 @@ def head_reference(solution, readout, width):
             moved = _moved(np, meta, np.array(batch.inputs["x"]), noise)
             return np.concatenate([moved, moved**2], axis=1)[:, :width]
 
-        def loss(meta, hold=None, last=None):
+        def loss(meta, **changes):
             x = seen(meta, support, support_noise)
             params = solution(x, np.array(support.targets), classes, np.exp(meta["decay"]))
             out = readout(params, seen(meta, query, query_noise))

@@ -83,9 +83,9 @@ def adam(name="rate", b1=0.9, b2=0.999, eps=1e-8, eps_root=1e-8) -> Callable:
 class Task(NamedTuple):
     """One task in NumPy: what the formulas of the estimators are made of.
 
-    - `loss`: `(meta, hold, last) -> float`, the meta-objective. With `hold`, a share `hold(t)` of
-      the inner gradient of step t is a constant, all of it where True; with `last`, only so many
-      steps are live.
+    - `loss`: `(meta, hold, last, seen) -> float`, the meta-objective. With `hold`, the inner
+      gradients of the steps where `hold(t)` are constants; with `last`, only so many steps are
+      live; with `seen`, the inner gradient of step t is taken at `seen(t, theta, constant theta)`.
     - `theta`: the adapted parameters
     - `stationarity`: `(theta, meta) -> gradient` of the inner loss on the full support
     - `outer`: `(theta, meta) -> float`
@@ -99,7 +99,9 @@ class Task(NamedTuple):
     key: jax.Array
 
 
-def trajectory(update, steps, start, meta, rows_at, noises, frozen=None, hold=None, last=None):
+def trajectory(
+    update, steps, start, meta, rows_at, noises, frozen=None, hold=None, last=None, seen=None
+):
     """theta_0 ... theta_K, the optimizer's states and the gradients used.
 
     - `frozen`: the trajectory at the true meta, which the constants are taken from
@@ -107,9 +109,10 @@ def trajectory(update, steps, start, meta, rows_at, noises, frozen=None, hold=No
     theta, state = start(meta), None
     thetas, states, gradients = [theta], [state], []
     for t in range(steps):
-        gradient = quadratic_gradient(theta, meta, rows_at(t), noises[t])
+        point = theta if seen is None else seen(t, theta, frozen[0][t])
+        gradient = quadratic_gradient(point, meta, rows_at(t), noises[t])
         if hold is not None:
-            gradient = hold(t) * frozen[2][t] + (1 - hold(t)) * gradient
+            gradient = frozen[2][t] if hold(t) else gradient
         theta, state = update(t, theta, state, gradient, meta)
         if last is not None and t + 1 <= steps - last:  # the identity bridge from the start
             theta = frozen[0][t + 1] + (start(meta) - frozen[0][0])

@@ -21,6 +21,32 @@ def last(steps):
     return lambda task, meta: complex_step(lambda meta: task.loss(meta, last=steps), meta)
 
 
+def bounded(norm):
+    """What comes back through each inner gradient to its parameters is shortened.
+
+    Known of the steps after it, this is what the loss does for a parameter that step t alone sees.
+    """
+
+    def predict(task, meta):
+        shares, nothing = {}, np.zeros(3)
+
+        def loss(meta, step=None, probe=nothing):
+            def seen(t, theta, constant):
+                share = shares.setdefault(t, 1.0)
+                return constant + share * (theta - constant) + (probe if t == step else nothing)
+
+            return task.loss(meta, seen=seen)
+
+        loss(meta)  # counts the steps
+        for t in sorted(shares, reverse=True):
+            at = lambda m, t=t: loss(meta, t, m["probe"])
+            back = complex_step(at, {"probe": nothing})["probe"]
+            shares[t] = min(1, norm / np.linalg.norm(back))
+        return complex_step(loss, meta)
+
+    return predict
+
+
 def implicit(solve):
     """d/dmeta outer - (dF/dmeta)^T v, with H^T v = d/dtheta outer."""
 

@@ -113,8 +113,8 @@ def descent_reference(update, steps, weights=None, batched=False):
         follow = partial(trajectory, update, steps, lambda meta: meta["start"])
         frozen = follow(meta, rows_at.__getitem__, noises)
 
-        def loss(meta, hold=None, last=None):
-            thetas, _, _ = follow(meta, rows_at.__getitem__, noises, frozen, hold, last)
+        def loss(meta, **changes):
+            thetas, _, _ = follow(meta, rows_at.__getitem__, noises, frozen, **changes)
             return sum(w * outer(theta, meta) for w, theta in zip(scale, thetas, strict=True))
 
         noise = np.array(quadratic_noise(last_key))
@@ -136,7 +136,7 @@ def minimum_reference(meta, episode, key):
         return np.linalg.solve(np.stack([at(unit) - offset for unit in np.eye(3)], 1), -offset)
 
     stationarity = lambda theta, meta: quadratic_gradient(theta, meta, support, noise)
-    loss = lambda meta, hold=None, last=None: outer(minimum(meta), meta)
+    loss = lambda meta, **changes: outer(minimum(meta), meta)
     return Task(loss, minimum(_numpy(meta)), stationarity, outer, own_key)
 
 
@@ -155,7 +155,7 @@ def procedure_reference(meta, episode, key):
     noise = np.array(quadratic_noise(jax.random.fold_in(adapt_key, 0)))
     support, outer = _numpy_rows(episode.support), _outer_of(episode, outer_key)
 
-    def loss(meta, hold=None, last=None):
+    def loss(meta, **changes):
         gram = support.inputs.T @ support.inputs + np.exp(meta["decay"]) * np.eye(3)
         offset = support.inputs.T @ support.targets + noise
         return outer(meta["start"] + np.linalg.solve(gram, offset), meta)

@@ -29,6 +29,7 @@ from heads import (
 from optimizer_oracle import adam_controller, alone, lstm, small_mlp
 from oracle import Task, adam, momentum, sgd
 from predictions import (
+    bounded,
     clipped,
     evolution,
     exact,
@@ -192,7 +193,7 @@ class Estimator(NamedTuple):
 
     - `predict`: (task, meta) -> gradient, in NumPy
     - `draws`: whether it draws random numbers of its own, which differ between dtypes
-    - `scales`: whether it grows with the outer loss
+    - `scales`: whether it grows with the outer loss; None where that depends on how large it is
     - `float64_only`: its solver's tolerance, or LAPACK, asks for it
     """
 
@@ -200,7 +201,7 @@ class Estimator(NamedTuple):
     gradient: il.MetaGradient
     predict: Callable[[Task, dict], dict]
     draws: bool = False
-    scales: bool = True
+    scales: bool | None = True
     float64_only: bool = False
 
 
@@ -236,12 +237,14 @@ GRADIENTS = [
     Estimator("first-order", il.FirstOrder(), held(lambda t: True)),
     Estimator("first-order-everywhere", _FIRST_LEAF, held(lambda t: True)),
     Estimator("first-order-steps", _FIRST_TWO, held(lambda t: t < 2)),
-    Estimator("damped", il.Damped(0.7), held(lambda t: 0.3)),
+    Estimator("bounded", il.Bounded(0.1), bounded(0.1), scales=None),
     Estimator(
-        "damped-mixed-mode",
-        il.Damped(0.4, il.Unroll(checkpoint=1, mixed_mode=True)),
-        held(lambda t: 0.6),
+        "bounded-mixed-mode",
+        il.Bounded(0.02, il.Unroll(checkpoint=1, mixed_mode=True)),
+        bounded(0.02),
+        scales=None,
     ),
+    Estimator("bounded-by-much", il.Bounded(1e6), bounded(1e6)),
     Estimator("truncated-0", il.Truncated(0), last(0)),
     Estimator("truncated-2", il.Truncated(2), last(2)),
     Estimator("truncated-all", il.Truncated(99), exact),

@@ -5,7 +5,6 @@ from innerloop.gradients.bounded import Bounded
 from innerloop.gradients.checkpoint import Binomial, Segments
 from innerloop.gradients.clipped import Clipped
 from innerloop.gradients.conditions import fixed_point, projected_gradient, proximal
-from innerloop.gradients.damped import Damped
 from innerloop.gradients.evolution import EvolutionStrategies
 from innerloop.gradients.first_order import FirstOrder
 from innerloop.gradients.forward_mode import Basis, Coordinates, ForwardMode, RandomDirections
@@ -22,7 +21,6 @@ __all__ = [
     "Bounded",
     "Clipped",
     "Coordinates",
-    "Damped",
     "EvolutionStrategies",
     "Fidelity",
     "FirstOrder",

@@ -3,14 +3,14 @@
 import math
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerGradient
-from innerloop.checks import describe, is_floating
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.gradients.base import Fidelity, MetaGradient, TaskObjective, objective_after_run
 from innerloop.gradients.shorten import shorten
+from innerloop.gradients.surrogate import own_gradient
 from innerloop.gradients.unroll import Unroll
 from innerloop.problem import Loss, Problem
 
@@ -38,7 +38,9 @@ class Bounded(MetaGradient):
     Fidelity: biased where a step is shortened, against what early steps do to late ones; exact
     where none is. Memory and time: those of `unroll`.
 
-    Raises `StructureError` for a norm that is not positive and finite.
+    Raises `StructureError` for a norm that is not positive and finite, `DetachedError` where no
+    meta-parameter reaches the loss, `GradientError` when differentiated twice or in anything but
+    meta.
     """
 
     norm: float
@@ -72,26 +74,19 @@ class Bounded(MetaGradient):
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
         """The meta-objective, with a bound at each step of its backward pass."""
         inner_gradient = _bounded(self.unroll.inner_gradient, self.norm)
-        return objective_after_run(problem, adaptation, inner_gradient, self.unroll.loop)
+        whole = objective_after_run(problem, adaptation, inner_gradient, self.unroll.loop)
+        return own_gradient("Bounded()", whole)
 
 
 def _bounded(inner_gradient: InnerGradient, norm: float) -> InnerGradient:
     @jax.custom_vjp
-    def bound(leaves: list):
-        return leaves
+    def bound(params: PyTree):
+        return params
 
-    bound.defvjp(lambda leaves: (leaves, None), lambda _, backward: (shorten(backward, norm),))
+    bound.defvjp(lambda params: (params, None), lambda _, back: (shorten(back, norm),))
 
     def operator(loss: Loss):
         gradient = inner_gradient(loss)
-
-        def bounded(params: PyTree, *given):
-            leaves, tree = jax.tree.flatten(params)
-            live = [is_floating(leaf) for leaf in leaves]
-            passed = iter(bound([jnp.asarray(leaf) for leaf in leaves if is_floating(leaf)]))
-            leaves = [next(passed) if it else leaf for leaf, it in zip(leaves, live, strict=True)]
-            return gradient(tree.unflatten(leaves), *given)
-
-        return bounded
+        return lambda params, *given: gradient(bound(params), *given)
 
     return operator

@@ -2,18 +2,15 @@
 
 import math
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray, PyTree, Scalar
+from jaxtyping import PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
 from innerloop.checks import describe
 from innerloop.errors import StructureError
-from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective
-from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
+from innerloop.gradients.base import Fidelity, MetaGradient, TaskObjective
 from innerloop.gradients.shorten import length, shorten
-from innerloop.gradients.surrogate import known_gradient
-from innerloop.problem import Episode, Problem
+from innerloop.gradients.surrogate import own_gradient
+from innerloop.problem import Problem
 
 
 class Clipped(MetaGradient):
@@ -68,20 +65,10 @@ class Clipped(MetaGradient):
         """The estimator's value, with its gradient, shortened."""
         whole = self.gradient.objective(problem, adaptation)
 
-        def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
-            fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
-            mark, unreached = watch_reach(fixed)
-            differentiated = jax.value_and_grad(
-                lambda meta: whole(mark(meta), episode, key), has_aux=True
-            )
-            (loss, aux), gradient = differentiated(fixed)
-            leaves = reached_leaves(shorten(gradient, self.norm), unreached())
-            if all(leaf is None for leaf in leaves):
-                raise detached(", ".join(leaf_names(meta)))
-            aux = aux._replace(diagnostics=aux.diagnostics | {"norm": length(gradient)})
-            return known_gradient("Clipped()", loss, leaves, meta), aux
+        def clip(gradient: PyTree) -> tuple[PyTree, dict[str, Scalar]]:
+            return shorten(gradient, self.norm), {"norm": length(gradient)}
 
-        return objective
+        return own_gradient("Clipped()", whole, clip)
 
 
 def without_clips(gradient: MetaGradient) -> MetaGradient:

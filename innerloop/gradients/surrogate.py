@@ -5,13 +5,17 @@ wrong, mostly zero; here it raises instead.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, Scalar
+from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.errors import GradientError
+from innerloop.gradients.base import Aux, TaskObjective
+from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
+from innerloop.problem import Episode
 from innerloop.tangents import dense, is_zero, tangent_leaves
 
 
@@ -25,6 +29,36 @@ def known_gradient(
     differentiated twice, or in anything but meta.
     """
     return _known_gradient(estimator, value, list(gradient), meta)
+
+
+def own_gradient(
+    estimator: str,
+    objective: TaskObjective,
+    finish: Callable[[PyTree], tuple[PyTree, dict[str, Any]]] = lambda gradient: (gradient, {}),
+) -> TaskObjective:
+    """The objective with its gradient taken here, of the loss as it is and of each task alone.
+
+    For what depends on the gradient's length: the weight of a task, or whatever the caller does
+    with the loss, then multiplies it afterwards. `finish` gives another gradient for it, and what
+    is to be said of it in the diagnostics. Raises `DetachedError` where no leaf of meta reaches the
+    loss, and as `known_gradient` does.
+    """
+
+    def owned(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
+        fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
+        mark, unreached = watch_reach(fixed)
+        differentiated = jax.value_and_grad(
+            lambda meta: objective(mark(meta), episode, key), has_aux=True
+        )
+        (loss, aux), gradient = differentiated(fixed)
+        gradient, said = finish(gradient)
+        leaves = reached_leaves(gradient, unreached())
+        if all(leaf is None for leaf in leaves):
+            raise detached(", ".join(leaf_names(meta)))
+        aux = aux._replace(diagnostics=aux.diagnostics | said)
+        return known_gradient(estimator, loss, leaves, meta), aux
+
+    return owned
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -7,7 +7,6 @@ from innerloop.errors import GradientError
 from innerloop.gradients.base import MetaGradient
 from innerloop.gradients.bounded import Bounded
 from innerloop.gradients.clipped import without_clips
-from innerloop.gradients.damped import Damped
 from innerloop.gradients.first_order import FirstOrder
 from innerloop.gradients.forward_mode import ForwardMode
 from innerloop.gradients.implicit import Implicit
@@ -32,7 +31,6 @@ _SOLVER = Refusal(
 REFUSALS: dict[tuple[type[MetaGradient], Origin], Refusal] = {
     (Unroll, Origin.SOLVER): _SOLVER,
     (Bounded, Origin.SOLVER): _SOLVER,
-    (Damped, Origin.SOLVER): _SOLVER,
     (FirstOrder, Origin.SOLVER): _SOLVER,
     (Truncated, Origin.SOLVER): _SOLVER,
     (ForwardMode, Origin.SOLVER): _SOLVER,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.gradients import Aux, MetaGradient
+from innerloop.gradients.shorten import shorten
 from innerloop.long_horizon import OnlineGradient
 from innerloop.objective import SumOverTasks, meta_value_and_grad
 from innerloop.problem import ProblemMixture
