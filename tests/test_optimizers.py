@@ -126,6 +126,24 @@ def test_the_controller_sees_all_arrays():
         np.testing.assert_allclose(one, other, rtol=1e-10)
 
 
+@pytest.mark.usefixtures("x64")
+def test_the_controller_knows_no_units():
+    """Parameters in other units, of which the loss reads c times, take the same way."""
+    learned, c = il.AdamController(5, 4), 50.0
+    start = {"matrix": jnp.linspace(-1, 2, 6).reshape(2, 3), "vector": jnp.arange(1.0, 4.0)}
+    meta = learned.init(jax.random.key(1), start)
+    meta = jax.tree.map(
+        lambda leaf: leaf + 0.3 * jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape), meta
+    )
+    slope = lambda params: jax.tree.map(lambda leaf: jnp.sin(leaf) + leaf, params)
+    scaled = lambda params: jax.tree.map(lambda leaf: leaf * c, params)
+    theirs = lambda params: scaled(slope(scaled(params)))
+    got = optax_loop(learned(meta), theirs, jax.tree.map(lambda leaf: leaf / c, start), 7)
+    expected = optax_loop(learned(meta), slope, start, 7)
+    for one, other in zip(*map(jax.tree.leaves, (scaled(got), expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
 def test_the_controller_begins_as_adam():
     learned = il.AdamController(rate=0.05)
     optimizer = learned(learned.init(jax.random.key(0), PARAMS))
