@@ -154,7 +154,7 @@ def test_the_report_shows_curves_and_table(evaluated):
 
 
 REFUSED = {
-    "family": (command(families="quadratic nothing"), "families are training families, each once"),
+    "family": (command(families="quadratic nothing"), "families are training or held-out families"),
     "batch": (command(batch=1), "batch holds a task of every family"),
     "window": (command(window=3), "a horizon is made of whole windows"),
     "sigma": (command(sigma=0), "sigma=0"),

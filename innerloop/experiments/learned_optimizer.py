@@ -64,7 +64,7 @@ JUDGED = 2
 
 @dataclass(frozen=True)
 class OptimizerTraining(Experiment):
-    """Learn an optimizer on quadratics, linear models, small networks and a language model.
+    """Learn an optimizer on quadratics, linear models and small networks.
 
     The objective is the logarithm of the loss, which knows no unit: half of it after the last step
     of an inner run from a random start, half on the mean over the run, all families alike. The best
@@ -72,8 +72,8 @@ class OptimizerTraining(Experiment):
     `load_optimizer` reads.
     """
 
-    steps: int = 2800
-    batch: int = 14
+    steps: int = 4000
+    batch: int = 12
     outer_rate: float = 1e-3
     weight_decay: float = 0.3
     clip_norm: float | None = 1.0
@@ -88,7 +88,7 @@ class OptimizerTraining(Experiment):
     number of the parameters (small_mlp, celo2, lstm), or the rate of Adam, constant (rate), by the
     step (schedule), or of SGD as it goes (hypergradient)."""
     families: tuple[str, ...] | None = None
-    """Names of the training families to learn on; all of them unless given."""
+    """Names of the families to learn on; all training families unless given."""
     horizon: int = 100
     """Inner steps of a run, in training, at validation and test."""
     estimator: EstimatorName = "unroll"
@@ -117,8 +117,7 @@ class OptimizerTraining(Experiment):
 
     def training_families(self) -> list[Family]:
         """The families to learn on. Raises `StructureError` for names that there are not."""
-        known = training_families()
-        return known if self.families is None else _chosen(known, self.families, "training")
+        return training_families() if self.families is None else named_families(self.families)
 
     def fit_options(self) -> dict[str, Any]:
         """Nothing else: neither budgets nor checks are for runs that go on over outer steps."""
@@ -166,15 +165,11 @@ class OptimizerTraining(Experiment):
 
 def named_families(names: tuple[str, ...]) -> list[Family]:
     """Training and held-out families. Raises `StructureError` for names that there are not."""
-    return _chosen(training_families() + held_out_families(), names, "training or held-out")
-
-
-def _chosen(families: list[Family], names: tuple[str, ...], kind: str) -> list[Family]:
-    known = {family.name: family for family in families}
+    known = {family.name: family for family in training_families() + held_out_families()}
     if names and set(names) <= set(known) and len(set(names)) == len(names):
         return [known[name] for name in names]
     raise StructureError(
-        f"families are {kind} families, each once",
+        "families are training or held-out families, each once",
         got="--families " + " ".join(names),
         expected=", ".join(known),
         write=f"--families {' '.join(list(known)[:2])}",
