@@ -184,9 +184,10 @@ def kinds_of(mixture: ProblemMixture, *parts: Any) -> list[tuple[Any, ...]]:
         if isinstance(part, tuple) and len(part) != count:
             raise StructureError(
                 "each kind of a mixture has its own parts",
-                got=f"{len(part)} parts {describe(part)} for {count} kinds",
+                got=f"{len(part)} parts for {count} kinds: {', '.join(map(describe, part))}",
                 expected=f"a tuple of {count}, in the order of the kinds, or one for all",
-                write="meta_value_and_grad(*mixture(...)[:2], (Unroll(), FirstOrder()))",
+                write="problem, adaptation, tasks = mixture(...), and a tuple with a gradient for "
+                "each kind: meta_value_and_grad(problem, adaptation, (Unroll(), FirstOrder()))",
             )
     of_each = (part if isinstance(part, tuple) else (part,) * count for part in parts)
     return list(zip(mixture.problems, *of_each, strict=True))

@@ -21,6 +21,7 @@ from innerloop.experiments.learned_optimizer import (
     log_loss,
 )
 from innerloop.experiments.table import best_meta
+from innerloop.experiments.train import outer_optimizer
 
 # Where the groups are honoured, one worker makes the run that the tests share.
 pytestmark = pytest.mark.xdist_group("learned-optimizer")
@@ -266,3 +267,13 @@ def test_the_objective_of_mini_batches_reads_as_many_rows_after_every_step():
 
 def _spoilt(batch, row):
     return dataclasses.replace(batch, inputs=batch.inputs.at[row].set(jnp.nan))
+
+
+def test_the_outer_decay_spares_logarithms_of_rates():
+    """Towards zero, a logarithm goes to a rate of one."""
+    meta = {"log_rates": {"w": jnp.ones(2)}, "head": {"weights": jnp.ones(2)}}
+    optimizer = outer_optimizer(OptimizerTraining(weight_decay=0.5, outer_rate=0.1, cosine=False))
+    zeros = jax.tree.map(jnp.zeros_like, meta)
+    moves, _ = optimizer.update(zeros, optimizer.init(meta), meta)
+    np.testing.assert_array_equal(moves["log_rates"]["w"], 0)
+    np.testing.assert_allclose(moves["head"]["weights"], -0.05, rtol=1e-6)

@@ -19,6 +19,7 @@ from quadratic import (
 from variants import ADAPTATIONS, BASIS, GRADIENTS
 
 import innerloop as il
+from innerloop.gradients.shorten import shorten
 from innerloop.gradients.validity import REFUSALS, refusal
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -234,6 +235,35 @@ def test_leaves_of_several_types_are_shortened_together():
     np.testing.assert_allclose(aux.diagnostics["norm"], 5)
     np.testing.assert_allclose(gradient["wide"], 0.6)
     assert gradient["half"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-30, 1e-3, 1.0, 1e19, 1e37, 1e38, 3e38])
+@pytest.mark.parametrize("norm", [0.0, 0.3, 1e6])
+@pytest.mark.parametrize("how", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_shortening_holds_at_every_size(size, norm, how):
+    """Up to the ends of float32, whose squares and whose norm have no place there."""
+    tree = {"a": jnp.full(4, size, jnp.float32), "b": -jnp.full((2, 2), size / 2, jnp.float32)}
+    length = size * np.sqrt(5.0)
+    expected = jax.tree.map(np.asarray, tree)
+    if length > norm:
+        expected = jax.tree.map(lambda leaf: np.float64(leaf) / length * norm, expected)
+    found = how(shorten)(tree, norm)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-37), found, expected)
+
+
+def test_shortening_in_half_precision_and_of_leaves_that_differ():
+    half = shorten(jnp.full(4, 6e4, jnp.float16), 0.3)
+    assert half.dtype == jnp.float16
+    np.testing.assert_allclose(half, 0.15, rtol=1e-3)
+    mixed = shorten({"a": jnp.full(1, 3.0, jnp.bfloat16), "b": jnp.full(1, 4.0)}, 1.0)
+    assert mixed["a"].dtype == jnp.bfloat16 and mixed["b"].dtype == jnp.result_type(float)
+    np.testing.assert_allclose([mixed["a"][0], mixed["b"][0]], [0.6, 0.8], rtol=1e-2)
+    assert shorten({}, 1.0) == {}
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_what_is_not_finite_stays_so_when_it_is_shortened(bad):
+    assert not jnp.isfinite(shorten({"a": jnp.full(2, bad), "b": jnp.ones(1)}, 1.0)["a"]).any()
 
 
 def chaotic(gradient, steps=300):

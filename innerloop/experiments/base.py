@@ -48,8 +48,8 @@ class Experiment(abc.ABC):
     clip_norm: float | None = None
     """The largest norm of a meta-gradient, to which a larger one is scaled; None for no limit."""
     weight_decay: float = 0.0
-    """Decoupled decay of the meta-parameters, as in AdamW: at each step they lose this share of the
-    outer rate."""
+    """Decoupled decay of the meta-parameters, as in AdamW: at each step they lose the outer rate
+    times this of themselves, but for logarithms, which are the leaves named log_..."""
     cosine: bool = True
     """Let the outer rate fall to 0 along a cosine; otherwise it stays."""
     averaging: float = 0.0

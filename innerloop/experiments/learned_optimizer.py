@@ -59,7 +59,7 @@ WEIGHTS = {"quadratic": 0.25, "noisy-quadratic": 0.25}
 learned, by steps that are too large for networks."""
 
 JUDGED = 2
-"""Rows that a run is judged by in training, for each that a step sees."""
+"""Rows that a run is judged by in the experiment, for each that a step sees."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class OptimizerTraining(Experiment):
     """Learn an optimizer on quadratics, linear models and small networks.
 
     The objective is the logarithm of the loss, which knows no unit: half of it after the last step
-    of an inner run from a random start, half on the mean over the run, all families alike. The best
+    of an inner run from a random start, half on the mean over the run; `WEIGHTS` says what families
+    count, and `log_loss` on which rows. Validation and test have the same objective. The best
     by the validation tasks' last log-loss is kept, as meta-parameters and as a file that
     `load_optimizer` reads.
     """
@@ -181,6 +182,7 @@ def log_loss(family: Family) -> Family:
 
     Where inner steps see mini-batches, a run is judged by `JUDGED` times as many rows of its query
     set, drawn once for all its steps: after every step the whole set would cost more than the step.
+    `innerloop evaluate` judges by the whole set.
     """
     problem = family.problem
     plain = loss_function("outer_loss", problem.outer_loss, needed_by="a learned optimizer")

@@ -12,6 +12,7 @@ _ADDED = {
     "train_shots": None,
     "split": "standard",
     "clip_norm": None,
+    "weight_decay": 0.0,
 }
 """Settings that came later, and what runs before them did."""
 

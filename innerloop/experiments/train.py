@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from innerloop.diagnostics.planning.table import summary as plan_summary
 from innerloop.errors import RunError, StructureError
@@ -135,13 +136,24 @@ def _meta_trained(
 
 
 def outer_optimizer(experiment: Experiment) -> optax.GradientTransformation:
-    """AdamW at the experiment's rate, on meta-gradients of no more than its norm."""
+    """Adam or AdamW at the experiment's rate, on meta-gradients of no more than its norm."""
     falling = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
     rate = falling if experiment.cosine else experiment.outer_rate
-    adam = optax.adamw(rate, weight_decay=experiment.weight_decay)
+    adam = optax.adam(rate)
+    if experiment.weight_decay > 0:
+        adam = optax.adamw(rate, weight_decay=experiment.weight_decay, mask=_decays)
     if experiment.clip_norm is None:
         return adam
     return optax.chain(optax.clip_by_global_norm(experiment.clip_norm), adam)
+
+
+def _decays(meta: PyTree) -> PyTree:
+    """True for each leaf but logarithms, as of rates and scales, by the name they have here."""
+
+    def decays(path: tuple, leaf: Any) -> bool:
+        return not any(str(getattr(part, "key", "")).startswith("log_") for part in path)
+
+    return jax.tree_util.tree_map_with_path(decays, meta)
 
 
 def _tested(

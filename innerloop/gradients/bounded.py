@@ -24,19 +24,21 @@ class Bounded(MetaGradient):
       \frac{c}{\lVert b \rVert}\Bigr), \qquad
       b = \nabla^2_\theta L_\text{inner}\, (\partial_g u)^\top \bar\theta_{t+1}$$
 
-    (where the optimizer is given the `value`, b has its part too). So $\bar\theta$ grows by at most
-    c per step, where the exact product over the steps may grow by a factor: a run at the edge of
-    stability has a gradient of 10¹⁸ after 100 steps that says nothing (Metz et al. 2019, arXiv
-    1810.10180). What the last steps do to the loss is kept as it is, while `Clipped`, which
-    shortens the sum over all steps, would make it as small as the rest is large. To bound the
-    derivatives in each step of the backward pass is Graves 2013, "Generating sequences with
-    recurrent neural networks" (arXiv 1308.0850).
+    (where the optimizer is given the `value`, b has its part too). Where u reads g alone,
+    $\bar\theta$ grows by at most c per step; an optimizer with a state, or one that reads θ, has
+    ways of its own, which are left as they are. The exact product over the steps may grow by a
+    factor at each: a run at the edge of stability has a gradient of 10¹⁸ after 100 steps that says
+    nothing (Metz et al. 2019, arXiv 1810.10180). What the last steps do to the loss is kept as it
+    is, while `Clipped`, which shortens the sum over all steps, would make it as small as the rest
+    is large. To bound the derivatives in each step of the backward pass is Graves 2013, "Generating
+    sequences with recurrent neural networks" (arXiv 1308.0850).
 
     - `norm`: c > 0, in the units of the derivative of the outer loss in the parameters
     - `unroll`: how the inner loop is differentiated, with `checkpoint` and `mixed_mode`
 
     Fidelity: biased where a step is shortened, against what early steps do to late ones; exact
-    where none is. Memory and time: those of `unroll`.
+    where none is. Small c is not `FirstOrder`: what meta does inside an inner gradient is kept.
+    Memory and time: those of `unroll`.
 
     Raises `StructureError` for a norm that is not positive and finite, `DetachedError` where no
     meta-parameter reaches the loss, `GradientError` when differentiated twice or in anything but

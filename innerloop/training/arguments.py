@@ -70,10 +70,10 @@ def _check_phases(recipe: Recipe) -> None:
         and ends[0] > 0
     ):
         return
-    named = [(until, type(gradient).__name__) for until, gradient in recipe.phases]
+    named = [(until, describe(gradient)) for until, gradient in recipe.phases]
     raise StructureError(
         "phases end one after the other, each of them with a meta-gradient of whole tasks",
-        got=f"phases={named}, and then {type(recipe.gradient).__name__}",
+        got=f"phases={named}, and then {describe(recipe.gradient)}",
         expected="outer steps that grow, from 1 on, and no OnlineGradient",
         write="recipe._replace(phases=(Phase(1000, FirstOrder()),), gradient=Unroll())",
     )
