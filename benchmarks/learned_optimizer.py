@@ -3,8 +3,8 @@
     python benchmarks/learned_optimizer.py FOLDER [--cores N]
     python benchmarks/learned_optimizer.py FOLDER --write
 
-trains one into FOLDER by the command line's defaults, in 40 minutes; the same command goes on after
-a stop. `--write` makes results/learned-optimizer.json, results/learned-optimizer.md and
+trains one into FOLDER by the defaults of the command line, in 40 minutes or less; the same goes on
+after a stop. `--write` makes results/learned-optimizer.json, results/learned-optimizer.md and
 docs/images/learned-optimizer.png: the learned one, SGD, momentum, Adam, AdamW and Adam with a
 cosine schedule, each with the best of 26 rates for the family, and Adam with the best for each
 task; on new tasks of the training families, on held-out families, on wider networks, and in ten
@@ -100,11 +100,25 @@ def write(folder: Path) -> None:
         },
         "environment": environment(),
     }
+    publish(content)
+
+
+def publish(content: dict[str, Any]) -> None:
+    """The raw numbers, to four digits, and what is made of them."""
     path = RESULTS / "learned-optimizer.json"
-    path.write_text(strict_json(content, indent=1) + "\n")
+    path.write_text(strict_json(to_four_digits(content)) + "\n")
     content = json.loads(path.read_text())
     (RESULTS / "learned-optimizer.md").write_text(page(content))
     draw(content["groups"])
+
+
+def to_four_digits(content: Any) -> Any:
+    """JSON with shorter numbers: twenty-three families have 300,000 of them in their curves."""
+    if isinstance(content, dict):
+        return {name: to_four_digits(each) for name, each in content.items()}
+    if isinstance(content, list | tuple):
+        return [to_four_digits(each) for each in content]
+    return float(f"{content:.4g}") if isinstance(content, float) else content
 
 
 def row(family: str, found: dict[str, Any]) -> list[str]:
@@ -113,7 +127,8 @@ def row(family: str, found: dict[str, Any]) -> list[str]:
     for what in ("final", "area"):
         median = {name: float(each[what][1]) for name, each in found.items()}
         cells += [f"{median[name]:.3g}" for name in (LEARNED, ADAM, COSINE, PER_TASK)]
-        cells.append(f"{median[LEARNED] / median[ADAM]:.2f}")
+        ratio = median[LEARNED] / median[ADAM]
+        cells.append(f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0e}")
         own, theirs = (np.array(found[name]["tasks"][what], float) for name in (LEARNED, ADAM))
         cells.append(f"{np.sum(own < theirs)}/{len(own)}")
     return cells
@@ -132,11 +147,12 @@ def page(content: dict[str, Any]) -> str:
     clock = ", ".join(f"{name} {1e6 * each:.0f}" for name, each in seconds.items())
     return f"""# A learned optimizer against tuned ones
 
-`{content["optimizer"]}`, meta-trained in {training["minutes_trained"]:.1f} minutes
-({training["outer_steps"]:,} outer steps of {training["config"]["batch"]} inner runs of
-{training["config"]["horizon"]} steps). {conditions([training])} {TASKS} new tasks of each family in
-{STEPS} steps (10 tasks in {10 * STEPS:,}), medians over tasks of the last loss and of the area
-under the curve, the mean of the losses after each step. Adam, and Adam with a cosine schedule, have
+`{content["optimizer"]}`, meta-trained on the seven training families in
+{training["minutes_trained"]:.1f} minutes ({training["outer_steps"]:,} outer steps of
+{training["config"]["batch"]} inner runs of {training["config"]["horizon"]} steps).
+{conditions([training])} {TASKS} new tasks of each family in {STEPS} steps (10 tasks in
+{10 * STEPS:,}), medians over tasks of the last loss and of the area under the curve, the mean of
+the losses after each step. Adam, and Adam with a cosine schedule, have
 the best of 26 rates from 10⁻⁴ to 10 for the family, found on other tasks, one for the last loss and
 one for the area. “Per task” is Adam with the best rate for each very task, which no method could
 know. Ratio: learned to Adam. Tasks: on how many the learned one is below Adam. SGD, momentum and

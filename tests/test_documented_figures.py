@@ -94,3 +94,27 @@ def test_sinusoids_of_six_recipes():
                     assert losses[step] == "NaN" or losses[step] > 1e3
                 else:
                     assert_says(text, losses[step])
+
+
+def test_a_learned_optimizer_against_tuned_ones():
+    found = measured("learned-optimizer.json")
+    groups = found["groups"]
+    rows = table_rows("learned-optimizers.md", "| family | last: learned ")
+    families = [each for group in groups.values() for each in group.items()]
+    assert len(rows) == len(families) == 23
+    names = ("learned", "Adam", "Adam, cosine", "Adam, tuned per task")
+    for row, (family, trials) in zip(rows, families, strict=True):
+        assert row[0].partition(",")[0] == family
+        expected = [trials[name][what][1] for what in ("final", "area") for name in names]
+        assert row[1:] == [f"{value:.3g}" for value in expected]
+    trained, *_ = groups.values()
+    for trials in trained.values():  # what the page says of the first seven rows
+        for what in ("final", "area"):
+            assert trials["learned"][what][1] < trials["Adam"][what][1]
+    page = (ROOT / "docs" / "learned-optimizers.md").read_text()
+    (minutes,) = re.findall(r"([\d.]+) minutes, 4,000 outer steps", page)
+    assert_says(minutes, found["training"]["minutes_trained"])
+    assert found["training"]["outer_steps"] == 4000
+    took = re.findall(r"takes (\d+) µs with it, (\d+) with Adam and (\d+) with SGD", page)
+    for text, name in zip(*took, ("learned", "Adam", "SGD"), strict=True):
+        assert_says(text, 1e6 * found["seconds_per_step"][name])
