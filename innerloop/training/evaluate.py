@@ -83,7 +83,7 @@ def evaluator(
     if not isinstance(problem, ProblemMixture):
         return _of_one_kind(problem, adaptation, *how)
     kinds = kinds_of(problem, adaptation)
-    return _one_after_the_other([_of_one_kind(*kind, *how) for kind in kinds])
+    return _one_after_the_other([_of_one_kind(each, learn, *how) for each, learn in kinds])
 
 
 def _of_one_kind(
