@@ -78,6 +78,7 @@ def tuned(folder: Path, family: Family, trials: Trials) -> dict[str, Any]:
 def write(folder: Path) -> None:
     """Try all, write the raw numbers, the page and the figure."""
     run = folder / RUN.name
+    training = finished_run(run)
     learned, meta = il.load_optimizer(run / "learned.opt")
     found: dict[str, dict[str, Any]] = {}
     for heading, trials in groups().items():
@@ -92,7 +93,7 @@ def write(folder: Path) -> None:
     optimizers = {LEARNED: (learned, meta)}
     optimizers |= {name: (each, rate) for name, each in baselines(STEPS).items()}
     content = {
-        "training": finished_run(run),
+        "training": training,
         "optimizer": repr(learned),
         "groups": found,
         "seconds_per_step": {
@@ -147,7 +148,7 @@ def page(content: dict[str, Any]) -> str:
     clock = ", ".join(f"{name} {1e6 * each:.0f}" for name, each in seconds.items())
     return f"""# A learned optimizer against tuned ones
 
-`{content["optimizer"]}`, meta-trained on the seven training families in
+`{content["optimizer"]}`, meta-trained on the {len(il.training_families())} training families in
 {training["minutes_trained"]:.1f} minutes ({training["outer_steps"]:,} outer steps of
 {training["config"]["batch"]} inner runs of {training["config"]["horizon"]} steps).
 {conditions([training])} {TASKS} new tasks of each family in {STEPS} steps (10 tasks in

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,22 @@ def check_count(name: str, value: Any, least: int = 1, *, write: str) -> int:
         f"{name} must be a whole number of at least {least}",
         got=f"{name}={value!r}",
         expected=f"an int >= {least}, known while tracing",
+        write=write,
+    )
+
+
+def check_positive(name: str, value: Any, what: str, *, write: str) -> None:
+    """Raise `StructureError` unless `value` is a Python number above 0, and finite.
+
+    `what` says what it is for.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and 0 < value < math.inf:
+        return
+    raise StructureError(
+        what,
+        got=f"{name}={value!r}",
+        expected="a finite number above 0",
         write=write,
     )
 

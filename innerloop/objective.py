@@ -174,27 +174,8 @@ def meta_value_and_grad(
     return value_and_grad
 
 
-def kinds_of(mixture: ProblemMixture, *parts: Any) -> list[tuple[Any, ...]]:
-    """The problem of each kind with its parts, of which one that is not a tuple is of all kinds.
-
-    Raises `StructureError` for a tuple of another length than there are kinds.
-    """
-    count = len(mixture.problems)
-    for part in parts:
-        if isinstance(part, tuple) and len(part) != count:
-            raise StructureError(
-                "each kind of a mixture has its own parts",
-                got=f"{len(part)} parts for {count} kinds: {', '.join(map(describe, part))}",
-                expected=f"a tuple of {count}, in the order of the kinds, or one for all",
-                write="problem, adaptation, tasks = mixture(...), and a tuple with a gradient for "
-                "each kind: meta_value_and_grad(problem, adaptation, (Unroll(), FirstOrder()))",
-            )
-    of_each = (part if isinstance(part, tuple) else (part,) * count for part in parts)
-    return list(zip(mixture.problems, *of_each, strict=True))
-
-
 def _mixture_value_and_grad(mixture: ProblemMixture, adaptations, gradient, chunk, spread):
-    kinds = kinds_of(mixture, adaptations, gradient)
+    kinds = mixture.kinds(adaptations, gradient)
     parts = [meta_value_and_grad(*kind, chunk=chunk, spread=spread) for kind in kinds]
 
     def value_and_grad(meta: PyTree, episodes: tuple[Episode, ...], key: PRNGKeyArray):

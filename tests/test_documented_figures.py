@@ -4,10 +4,15 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import innerloop as il
+from innerloop.experiments.optimizer_trials import learned_trial
+
 ROOT = Path(__file__).parents[1]
-measured = lambda name: json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+RESULTS = ROOT / "benchmarks" / "results"
+measured = lambda name: json.loads((RESULTS / name).read_text())
 BY_WINDOW = measured("long-horizon.json")["by_window"]
 COLUMNS = ("TruncatedUnroll", "TruncatedES", "NoiseReuseES", "PersistentES")
 
@@ -118,3 +123,16 @@ def test_a_learned_optimizer_against_tuned_ones():
     took = re.findall(r"takes (\d+) µs with it, (\d+) with Adam and (\d+) with SGD", page)
     for text, name in zip(*took, ("learned", "Adam", "SGD"), strict=True):
         assert_says(text, 1e6 * found["seconds_per_step"][name])
+
+
+@pytest.mark.parametrize("family", ["quadratic", "noisy-quadratic", "wine-linear"])
+def test_the_published_optimizer_gives_the_published_losses(family):
+    """The file beside the table, on the table's tasks; another machine rounds otherwise."""
+    learned, meta = il.load_optimizer(RESULTS / "learned-optimizer.opt")
+    (found,) = (each for each in il.training_families() if each.name == family)
+    trial = learned_trial(found, learned, meta, steps=100, tasks=20, seed=0)
+    published = measured("learned-optimizer.json")["groups"]
+    published = published["new tasks of the training families"][family]["learned"]
+    np.testing.assert_allclose(np.median(trial.area()), published["area"][1], rtol=0.05)
+    if family != "quadratic":  # whose last loss is rounding
+        np.testing.assert_allclose(np.median(trial.final()), published["final"][1], rtol=0.1)

@@ -51,3 +51,24 @@ def test_what_is_counted_is_the_first_step_of_a_schedule():
         return meta_gradient_record(parts, outcome, 2)["flops_per_step"]
 
     assert operations(annealed_over=10) > 1.2 * operations(annealed_over=0)
+
+
+def test_each_kind_of_a_mixture_is_counted_with_its_own_gradient():
+    """Second derivatives of one kind, of the other, of both: the sum of the kinds."""
+    model = il.mlp([1, 8, 1])
+    loss = il.supervised_loss(model, il.mean_squared_error)
+    problem = il.Problem(lambda meta, support, key: meta, loss, loss)
+    short, long = (il.GradientDescent(optax.sgd(0.1), steps) for steps in (1, 5))
+    tasks, outcome = il.SinusoidTasks(10, 10), il.Fit(None, None, 0, 0, 0, None, None)
+    problems, adaptations, mixed = il.mixture((problem, short, tasks), (problem, long, tasks))
+
+    def operations(*gradients):
+        recipe = il.Recipe(problems, adaptations, gradients, model.init)
+        parts = Parts(recipe, mixed, mixed, mixed, "loss", False, "none")
+        return meta_gradient_record(parts, outcome, 2)["flops_per_step"]
+
+    unroll, first = il.Unroll(), il.FirstOrder()
+    neither, both = operations(first, first), operations(unroll, unroll)
+    of_short, of_long = operations(unroll, first), operations(first, unroll)
+    assert neither < of_short < of_long < both
+    assert of_short + of_long == neither + both

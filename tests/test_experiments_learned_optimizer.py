@@ -160,6 +160,7 @@ REFUSED = {
     "window": (command(window=3), "a horizon is made of whole windows"),
     "sigma": (command(sigma=0), "sigma=0"),
     "bound": (command(bound=-1.0), "bound is out of range"),
+    "decay": (command(weight_decay=-0.1), "weight_decay is out of range"),
     "clip": (command(loss_clip=2.0, estimator="unroll"), "clipped by the estimators that go by"),
     "norm": (command(clip_norm=-1.0), "clip_norm is out of range"),
     "task norm": (command(task_norm=0, estimator="unroll"), "shortened to a positive norm"),
@@ -278,3 +279,30 @@ def test_the_outer_decay_spares_logarithms_of_rates():
         moves, _ = optimizer.update(zeros, optimizer.init(meta), meta)
     np.testing.assert_array_equal(moves["log_rates"]["w"], 0)
     np.testing.assert_allclose(moves["head"]["weights"], -0.05, rtol=1e-6)
+
+
+def test_without_decay_the_outer_optimizer_is_adam_as_it_was():
+    """Its state is in checkpoints, leaf by leaf: runs from before the flag go on."""
+    experiment = OptimizerTraining(weight_decay=0.0, clip_norm=None, cosine=False)
+    meta = {"weights": jnp.ones(2)}
+    state = outer_optimizer(experiment).init(meta)
+    assert jax.tree.structure(state) == jax.tree.structure(optax.adam(1e-3).init(meta))
+
+
+def test_a_family_that_is_a_formula_counts_a_quarter():
+    """Whatever its name, so that networks are not outvoted."""
+    names = ("quadratic", "ill-conditioned-quadratic", "wine-linear", "text")
+    problem = OptimizerTraining(families=names).build_recipe().problem
+    assert problem.weights == (0.1, 0.1, 0.4, 0.4)
+
+
+def test_the_default_estimator_trains_from_the_command_line(tmp_path):
+    """Exact on the quadratic and bounded on the table, each kind with its own."""
+    words = command(families="quadratic wine-linear", run=tmp_path / "run", steps=2, horizon=3)
+    for flag in ("--estimator", "--window", "--optimizer"):
+        del words[(i := words.index(flag)) : i + 2]
+    main(words)
+    result = read(tmp_path / "run" / "result.json")
+    assert result["outer_steps"] == 2 and result["faults"] == 0
+    assert result["cost"]["flops_per_step"] > 1e4 and result["cost"]["unreached"] == []
+    assert isinstance(il.load_optimizer(tmp_path / "run" / "learned.opt")[0], il.AdamController)

@@ -93,6 +93,7 @@ def test_the_old_flag_becomes_a_split(flag, split):
     assert in_todays_form({"official_split": flag}) == {"split": split}
     assert compared_today({"official_split": flag})["split"] == split
     assert compared_today({})["split"] == "standard"
+    assert compared_today({})["weight_decay"] == 0.0
 
 
 def test_the_old_shots_of_sinusoids_become_those_of_training(tmp_path, capsys):

@@ -9,6 +9,7 @@ import pytest
 import innerloop as il
 from innerloop.tasks import IndependentTasks, SinusoidTasks
 from innerloop.tasks.mixture import Kind, mixture
+from innerloop.training import faults
 
 
 def sine_problem():
@@ -133,13 +134,16 @@ def test_fewer_tasks_than_kinds_are_refused():
         jax.eval_shape(lambda key: tasks.sample(key, 1), jax.random.key(0))
 
 
-@pytest.mark.parametrize("which", ["adaptations", "gradients"])
+@pytest.mark.parametrize("which", ["adaptations", "gradients", "a list"])
 def test_as_many_parts_as_kinds(which):
     problem, adaptation, _ = mixture(*kinds(1.0, 1.0))
-    three = (il.Unroll(),) * 3
-    parts = (adaptation[:1], None) if which == "adaptations" else (adaptation, three)
+    parts = {
+        "adaptations": (adaptation[:1], None),
+        "gradients": (adaptation, (il.Unroll(),) * 3),
+        "a list": (adaptation, [il.Unroll(), il.Unroll()]),
+    }[which]
     with pytest.raises(il.StructureError, match=r"parts for 2 kinds.*Write: "):
-        il.meta_value_and_grad(problem, *parts)
+        problem.kinds(*parts)  # as meta_value_and_grad does, which is not typed for a list
 
 
 @pytest.mark.parametrize(
@@ -166,3 +170,32 @@ def test_training_with_a_meta_gradient_of_each_kind_and_in_each_phase():
     alone, first, of_phases = trained(of_each), trained(il.FirstOrder()), trained(of_each, phases)
     assert not np.allclose(alone["shared"], first["shared"])
     assert not np.allclose(alone["shared"], of_phases["shared"])
+
+
+def test_one_adaptation_may_be_of_all_kinds():
+    """Of the gradient, of the evaluation, and of runs that go on."""
+    problem, _, tasks = mixture(kinds(1.0)[0], (sine_problem(), LEARN_SINE, SinusoidTasks(3, 4)))
+    both, key = (LEARN_SINE, LEARN_SINE), jax.random.key(0)
+    episodes = tasks.sample(key, 4)
+
+    def results(adaptation):
+        losses, _ = il.meta_value_and_grad(problem, adaptation)(META, episodes, key)
+        evaluated = il.evaluate(problem, adaptation, META, episodes, key).mean
+        recipe = il.Recipe(
+            problem, adaptation, il.TruncatedUnroll(window=1, horizon=2), lambda key: META
+        )
+        options = {"optimizer": optax.sgd(0.1), "steps": 2, "batch": 4, "key": key}
+        return losses[0], evaluated, il.fit(recipe, tasks, **options).last
+
+    jax.tree.map(np.testing.assert_array_equal, results(LEARN_SINE), results(both))
+
+
+def test_each_kind_is_checked_with_its_own_gradient(monkeypatch):
+    checked, of_each = [], (il.Unroll(), il.FirstOrder())
+    real = faults.diagnostics.check
+    note = lambda *args, **options: checked.append(args[5]) or real(*args, **options)
+    monkeypatch.setattr(faults.diagnostics, "check", note)
+    problem, adaptation, tasks = mixture(*kinds(1.0)[:1], *kinds(1.0)[:1])
+    recipe = il.Recipe(problem, adaptation, of_each, lambda key: {"shared": META["shared"]})
+    faults.stop_at_faults(recipe, tasks, 2, jax.random.key(0))
+    assert tuple(checked) == of_each

@@ -209,6 +209,24 @@ def test_a_task_without_weight_is_named_too():
         il.fit(RECIPE, il.IndependentTasks(either), optimizer=OPTIMIZER, steps=2, batch=3, key=KEY)
 
 
+def test_a_task_without_weight_has_no_part_in_a_clipped_step():
+    """Its gradient is shortened to nothing, which is no division of nothing by nothing."""
+
+    def either(key):
+        first = jnp.array_equal(jax.random.key_data(key), jax.random.key_data(first_key))
+        poisoned = il.Episode(jnp.full(2, 2 * LIMIT), jnp.zeros(2), weight=jnp.ones(()))
+        without = il.Episode(jnp.zeros(2), jnp.zeros(2), weight=jnp.zeros(()))
+        return jax.tree.map(lambda a, b: jnp.where(first, a, b), poisoned, without)
+
+    steps_key = jax.random.split(KEY, 3)[1]
+    sample_key, _ = jax.random.split(jax.random.fold_in(steps_key, 0))
+    first_key = jax.random.split(sample_key, 3)[0]
+    options = {"optimizer": OPTIMIZER, "steps": 1, "batch": 3, "key": KEY}
+    outcome = il.fit(RECIPE, il.IndependentTasks(either), non_finite=il.Clip(), **options)
+    assert outcome.faults == 1
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(outcome.last))
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -217,6 +235,7 @@ def test_a_task_without_weight_is_named_too():
         lambda: il.Clip(-1.0),
         lambda: il.Clip(float("nan")),
         lambda: il.Clip(None),
+        lambda: il.Clip(True),
         lambda: il.Clip(1.0, 0),
     ],
 )

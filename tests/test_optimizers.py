@@ -126,6 +126,22 @@ def test_the_controller_sees_all_arrays():
         np.testing.assert_allclose(one, other, rtol=1e-10)
 
 
+def test_nothing_to_optimise_is_optimised():
+    learned = il.AdamController()
+    optimizer = learned(learned.init(jax.random.key(0), PARAMS))
+    updates, _ = optimizer.update({}, optimizer.init({}), {})
+    assert updates == {}
+
+
+def test_parameters_that_are_all_zero_have_the_size_of_one():
+    learned = il.AdamController(rate=0.05)
+    optimizer, zeros = learned(learned.init(jax.random.key(0), PARAMS)), jnp.zeros(3)
+    updates, _ = optimizer.update(jnp.ones(3), optimizer.init(zeros), zeros)
+    np.testing.assert_allclose(updates, -0.05, rtol=1e-5)
+    slope = jax.grad(lambda zeros: sum(jax.tree.leaves(optimizer.init(zeros))[-1:]))(zeros)
+    np.testing.assert_array_equal(slope, 0)  # the root has no derivative there
+
+
 @pytest.mark.usefixtures("x64")
 def test_the_controller_knows_no_units():
     """Parameters in other units, of which the loss reads c times, take the same way."""

@@ -97,13 +97,18 @@ def test_a_fault_is_found_in_every_phase():
         (RECIPE._replace(phases=PHASES[::-1]), {}, "phases end one after the other.*grow"),
         (RECIPE._replace(phases=(il.Phase(0, il.Unroll()),)), {}, "from 1 on"),
         (
+            RECIPE._replace(phases=(il.Phase(2, (il.Unroll(), ONLINE)),)),
+            {},
+            "no OnlineGradient",
+        ),
+        (
             RECIPE._replace(phases=(il.Phase(2, ONLINE),)),
             {},
             "no OnlineGradient",
         ),
         (RECIPE._replace(phases=PHASES), {"memory": "1GiB"}, "planned for one meta-gradient"),
     ],
-    ids=["order", "empty", "online", "budget"],
+    ids=["order", "empty", "online of a kind", "online", "budget"],
 )
 def test_what_phases_cannot_be_is_refused(recipe, changed, message):
     with pytest.raises(il.StructureError, match=message):

@@ -9,7 +9,7 @@ import jax
 from innerloop.diagnostics.planning.cost import program_cost
 from innerloop.experiments.base import Parts
 from innerloop.long_horizon import OnlineGradient
-from innerloop.objective import kinds_of, meta_value_and_grad
+from innerloop.objective import meta_value_and_grad
 from innerloop.problem import ProblemMixture
 from innerloop.tasks import TaskMixture
 from innerloop.training import Fit
@@ -44,7 +44,7 @@ def _kinds(parts: Parts, batch: int) -> list[tuple[Any, ...]]:
     (problem, adaptation), gradient, tasks = parts.recipe.at(0), parts.recipe.gradient, parts.train
     if not isinstance(problem, ProblemMixture) or not isinstance(tasks, TaskMixture):
         return [(problem, adaptation, gradient, tasks, batch)]
-    return kinds_of(problem, adaptation, gradient, tasks.tasks, tuple(tasks.shares(batch)))
+    return problem.kinds(adaptation, gradient, tasks.tasks, tuple(tasks.shares(batch)))
 
 
 def _outer_step(outcome: Fit, meta, key, problem, adaptation, gradient, tasks, batch: int):

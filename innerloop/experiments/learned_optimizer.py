@@ -54,9 +54,9 @@ LEARNED = "learned.opt"
 FLOOR = 1e-4
 """Added to a loss before its logarithm: what is solved to this has no more to say."""
 
-WEIGHTS = {"quadratic": 0.25, "noisy-quadratic": 0.25}
-"""Of kinds in the objective, where not 1: a quadratic's log-loss falls without end and is easily
-learned, by steps that are too large for networks."""
+FORMULA_WEIGHT = 0.25
+"""Weight of a family that is a formula, where one that sees data has 1: the log-loss of a quadratic
+falls without end and is easily learned, by steps that are too large for networks."""
 
 JUDGED = 2
 """Rows that a run is judged by in the experiment, for each that a step sees."""
@@ -67,10 +67,10 @@ class OptimizerTraining(Experiment):
     """Learn an optimizer on quadratics, linear models and small networks.
 
     The objective is the logarithm of the loss, which knows no unit: half of it after the last step
-    of an inner run from a random start, half on the mean over the run; `WEIGHTS` says what families
-    count, and `log_loss` on which rows. Validation and test have the same objective. The best
-    by the validation tasks' last log-loss is kept, as meta-parameters and as a file that
-    `load_optimizer` reads.
+    of an inner run from a random start, half on the mean over the run; `FORMULA_WEIGHT` is what
+    quadratics count, and `log_loss` says on which rows. Validation and test have the same
+    objective. The best by the validation tasks' last log-loss is kept, as meta-parameters and as a
+    file that `load_optimizer` reads.
     """
 
     steps: int = 4000
@@ -156,7 +156,7 @@ class OptimizerTraining(Experiment):
         gradient = ESTIMATORS[self.estimator](self, families)
         problems, adaptations, tasks = mixture(
             *(
-                family.kind(learned, self.horizon, WEIGHTS.get(family.name, 1.0))
+                family.kind(learned, self.horizon, FORMULA_WEIGHT if is_formula(family) else 1.0)
                 for family in families
             )
         )
@@ -177,6 +177,11 @@ def named_families(names: tuple[str, ...]) -> list[Family]:
     )
 
 
+def is_formula(family: Family) -> bool:
+    """Whether its tasks have no rows to draw mini-batches of, as quadratics."""
+    return family.batch is None
+
+
 def log_loss(family: Family) -> Family:
     """The family with the logarithm of its loss, over the run and at its end, for an objective.
 
@@ -189,7 +194,7 @@ def log_loss(family: Family) -> Family:
 
     def outer_loss(params: PyTree, meta: PyTree, batch: PyTree, key):
         rows_key, key = jax.random.split(key)
-        if family.batch is not None:
+        if not is_formula(family):
             rows = len(jax.tree.leaves(batch)[0])
             drawn = jax.random.permutation(rows_key, rows)[: JUDGED * family.batch]
             batch = jax.tree.map(lambda leaf: leaf[drawn], batch)
@@ -237,7 +242,7 @@ def _of_runs(of_family: Callable[[OptimizerTraining, Family], MetaGradient]) -> 
 
 def _unroll(config: OptimizerTraining, family: Family) -> MetaGradient:
     exact = Unroll(mixed_mode=True)
-    if config.bound is None or family.batch is None:
+    if config.bound is None or is_formula(family):
         return exact
     return Bounded(config.bound, exact)
 

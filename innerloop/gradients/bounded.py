@@ -1,12 +1,10 @@
 """The exact meta-gradient, but for a bound on what each inner gradient sends back."""
 
-import math
-
 import jax
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerGradient
-from innerloop.checks import describe
+from innerloop.checks import check_positive, describe
 from innerloop.errors import StructureError
 from innerloop.gradients.base import Fidelity, MetaGradient, TaskObjective, objective_after_run
 from innerloop.gradients.shorten import shorten
@@ -27,8 +25,8 @@ class Bounded(MetaGradient):
     (where the optimizer is given the `value`, b has its part too). Where u reads g alone,
     $\bar\theta$ grows by at most c per step; an optimizer with a state, or one that reads θ, has
     ways of its own, which are left as they are. The exact product over the steps may grow by a
-    factor at each: a run at the edge of stability has a gradient of 10¹⁸ after 100 steps that says
-    nothing (Metz et al. 2019, arXiv 1810.10180). What the last steps do to the loss is kept as it
+    factor at each, and the gradient of a run at the edge of stability then says nothing (Metz et
+    al. 2019, arXiv 1810.10180). What the last steps do to the loss is kept as it
     is, while `Clipped`, which shortens the sum over all steps, would make it as small as the rest
     is large. To bound the derivatives in each step of the backward pass is Graves 2013, "Generating
     sequences with recurrent neural networks" (arXiv 1308.0850).
@@ -49,13 +47,8 @@ class Bounded(MetaGradient):
     unroll: Unroll = Unroll()
 
     def __check_init__(self):
-        if not isinstance(self.norm, int | float) or not 0 < self.norm < math.inf:
-            raise StructureError(
-                "what goes back through a step is shortened to a positive norm",
-                got=f"norm={self.norm!r}",
-                expected="a finite number above 0",
-                write="Bounded(norm=1.0)",
-            )
+        what = "what goes back through a step is shortened to a positive norm"
+        check_positive("norm", self.norm, what, write="Bounded(norm=1.0)")
         if not isinstance(self.unroll, Unroll):
             raise StructureError(
                 "the inner loop is differentiated by Unroll",

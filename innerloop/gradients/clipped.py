@@ -1,11 +1,9 @@
 """A bound on what one task has to say: its meta-gradient, shortened to a norm."""
 
-import math
-
 from jaxtyping import PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import describe
+from innerloop.checks import check_positive, describe
 from innerloop.errors import StructureError
 from innerloop.gradients.base import Fidelity, MetaGradient, TaskObjective
 from innerloop.gradients.shorten import length, shorten
@@ -45,13 +43,8 @@ class Clipped(MetaGradient):
                 expected="an estimator such as Unroll()",
                 write="Clipped(Unroll(), norm=1.0)",
             )
-        if not isinstance(self.norm, int | float) or not 0 < self.norm < math.inf:
-            raise StructureError(
-                "a gradient is shortened to a positive norm",
-                got=f"norm={self.norm!r}",
-                expected="a finite number above 0",
-                write="Clipped(Unroll(), norm=1.0)",
-            )
+        what = "a gradient is shortened to a positive norm"
+        check_positive("norm", self.norm, what, write="Clipped(Unroll(), norm=1.0)")
 
     def fidelity(self, adaptation: Adaptation) -> Fidelity:
         """Biased, beside what the estimator itself is."""

@@ -5,13 +5,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import check_count
-from innerloop.errors import StructureError
+from innerloop.checks import check_count, check_positive
 from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective, run_task
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem, task_keys
+
+WIDTH = "the smoothing needs a width"
+"""What sigma is, in the error that refuses one."""
 
 
 class EvolutionStrategies(MetaGradient):
@@ -46,7 +48,9 @@ class EvolutionStrategies(MetaGradient):
             check_count(
                 "chunk", self.chunk, write="EvolutionStrategies(pairs=64, sigma=0.01, chunk=8)"
             )
-        check_width(self.sigma, write="EvolutionStrategies(pairs=64, sigma=0.01)")
+        check_positive(
+            "sigma", self.sigma, WIDTH, write="EvolutionStrategies(pairs=64, sigma=0.01)"
+        )
 
     def fidelity(self, adaptation: Adaptation) -> Fidelity:
         """Unbiased for the smoothed objective."""
@@ -86,17 +90,6 @@ class EvolutionStrategies(MetaGradient):
             return [slope.astype(draw.dtype) * draw for draw in jax.tree.leaves(noise)]
 
         return sum_in_chunks(pair, self.pairs, self.chunk)
-
-
-def check_width(sigma: object, *, write: str) -> None:
-    """Raise `StructureError` unless sigma is a finite number above 0."""
-    if not isinstance(sigma, (int, float)) or not 0 < sigma < float("inf"):
-        raise StructureError(
-            "the smoothing needs a width",
-            got=f"sigma={sigma!r}",
-            expected="a finite number above 0",
-            write=write,
-        )
 
 
 def gaussian(key: PRNGKeyArray, like: PyTree) -> PyTree:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.checks import check_count, is_floating
-from innerloop.gradients.evolution import check_width, gaussian
+from innerloop.checks import check_count, check_positive, is_floating
+from innerloop.gradients.evolution import WIDTH, gaussian
 from innerloop.long_horizon.base import Estimate, OnlineGradient
 from innerloop.long_horizon.horizons import Horizon
 from innerloop.long_horizon.window import Followed, Window
@@ -61,7 +61,7 @@ class AntitheticPairs(OnlineGradient):
         name = type(self).__name__
         write = f"{name}(window=20, horizon=200, pairs=4, sigma=0.01)"
         check_count("pairs", self.pairs, write=write)
-        check_width(self.sigma, write=write)
+        check_positive("sigma", self.sigma, WIDTH, write=write)
         if self.chunk is not None:
             check_count("chunk", self.chunk, write=write[:-1] + ", chunk=2)")
 

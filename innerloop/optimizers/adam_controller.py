@@ -124,6 +124,8 @@ class AdamController(LearnedOptimizer):
         def update(updates: PyTree, state, params: PyTree = None):
             require_params(params)
             given = list(zip(arrays_of(updates), state.arrays, arrays_of(params), strict=True))
+            if not given:
+                return updates, state
             own = jnp.stack([_features(*each, state.size) for each in given])
             steps = state.steps.astype(dtype)
             shared = self._shared(own, given, steps)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
 from innerloop.gradients import Aux, MetaGradient
 from innerloop.gradients.shorten import shorten
 from innerloop.long_horizon import OnlineGradient
-from innerloop.objective import SumOverTasks, kinds_of, meta_value_and_grad
+from innerloop.objective import SumOverTasks, meta_value_and_grad
 from innerloop.problem import ProblemMixture
 from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution, TaskMixture
@@ -223,7 +223,8 @@ def _of_kind(recipe: Recipe, i: int) -> Recipe:
     """The recipe of one kind of a mixture."""
 
     def at(step: Any) -> tuple[Any, Any]:
-        problem, adaptation = kinds_of(*recipe.at(step))[i]
+        mixture, adaptations = recipe.at(step)
+        problem, adaptation = mixture.kinds(adaptations)[i]
         return problem, adaptation
 
     schedule = None if recipe.schedule is None else at

@@ -14,7 +14,7 @@ from innerloop.checks import check_count
 from innerloop.errors import StructureError
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
-from innerloop.objective import kinds_of, task_count
+from innerloop.objective import task_count
 from innerloop.problem import Episode, Problem, ProblemMixture, loss_function, task_keys
 from innerloop.recipes.base import Predict
 from innerloop.training.calibration import calibration_sums, expected_calibration_error
@@ -82,7 +82,7 @@ def evaluator(
     how = (steps, TASKS_AT_ONCE if chunk is None else chunk, predict, placement, each_step)
     if not isinstance(problem, ProblemMixture):
         return _of_one_kind(problem, adaptation, *how)
-    kinds = kinds_of(problem, adaptation)
+    kinds = problem.kinds(adaptation)
     return _one_after_the_other([_of_one_kind(each, learn, *how) for each, learn in kinds])
 
 

@@ -8,7 +8,6 @@ from jaxtyping import PRNGKeyArray
 
 from innerloop import diagnostics
 from innerloop.diagnostics import Severity
-from innerloop.objective import kinds_of
 from innerloop.problem import ProblemMixture
 from innerloop.recipes import Recipe
 from innerloop.tasks import StreamedTasks, TaskDistribution
@@ -25,7 +24,7 @@ def stop_at_faults(
     gradient = of_whole_tasks(recipe, "fit(check=True)")
     kinds: list[tuple[Any, ...]] = [(problem, adaptation, episodes, gradient)]
     if isinstance(problem, ProblemMixture):
-        kinds = kinds_of(problem, adaptation, episodes, gradient)
+        kinds = problem.kinds(adaptation, episodes, gradient)
     for problem, adaptation, episodes, gradient in kinds:
         report = diagnostics.check(problem, adaptation, meta, episodes, key, gradient, run=False)
         report.raise_errors()

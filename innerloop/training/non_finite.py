@@ -1,6 +1,5 @@
 """What happens at an outer step whose loss or meta-gradient is not finite."""
 
-import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -8,8 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count
-from innerloop.errors import RunError, StructureError
+from innerloop.checks import check_count, check_positive
+from innerloop.errors import RunError
 from innerloop.tasks import TaskDistribution
 from innerloop.training.estimation import Estimation
 from innerloop.training.feed import Block
@@ -57,13 +56,9 @@ class Clip(NonFinite):
 
     def __check_init__(self):
         check_count("in_a_row", self.in_a_row, write="Clip(norm=1.0, in_a_row=10)")
-        if not (isinstance(self.norm, int | float) and 0 < self.norm < math.inf):
-            raise StructureError(
-                "gradients are clipped to a length",
-                got=f"norm={self.norm!r}",
-                expected="a finite number above 0",
-                write="Clip(norm=1.0)",
-            )
+        check_positive(
+            "norm", self.norm, "gradients are clipped to a length", write="Clip(norm=1.0)"
+        )
 
 
 class Fault(NamedTuple):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
 
+from innerloop.gradients.shorten import length
 from innerloop.tasks import TaskDistribution
 from innerloop.training.feed import Block
 from innerloop.training.placement import OneDevice, Placement
@@ -118,7 +119,7 @@ def outer_steps(
 
     def one_step(state: TrainState, tasks: TaskDistribution | Block, key: PRNGKeyArray):
         loss, metrics, grads, carry = estimate(state.meta, state.carry, tasks, key, state.step)
-        norm = global_norm(grads)
+        norm = length(grads)
         sound = is_sound(loss, grads)
         moved = lambda state, grads, carry: update(state, grads)._replace(carry=carry)
         state = jax.lax.cond(sound, moved, lambda state, *_: state, state, grads, carry)
@@ -153,12 +154,6 @@ def is_sound(loss: Scalar, grads: PyTree) -> Bool[Array, ""]:
     """Whether a loss and its gradient are finite."""
     parts = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
     return jnp.all(jnp.stack([jnp.isfinite(loss), *parts]))
-
-
-def global_norm(grads: PyTree) -> Scalar:
-    """Of all leaves together, in float32 at least, whose squares go further."""
-    with jax.numpy_dtype_promotion("standard"):
-        return optax.tree.norm(jax.tree.map(_widened, grads))
 
 
 def _widened(leaf: Array) -> Array:
