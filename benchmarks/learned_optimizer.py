@@ -4,7 +4,7 @@
     python benchmarks/learned_optimizer.py FOLDER --write
 
 trains one into FOLDER by the defaults of the command line, in 40 minutes or less; the same goes on
-after a stop. `--write` makes results/learned-optimizer.json, results/learned-optimizer.md and
+after a stop. `--write` makes results/learned-optimizer.json, .md and .opt, and
 docs/images/learned-optimizer.png: the learned one, SGD, momentum, Adam, AdamW and Adam with a
 cosine schedule, each with the best of 26 rates for the family, and Adam with the best for each
 task; on new tasks of the training families, on held-out families, on wider networks, and in ten
@@ -13,6 +13,7 @@ times as many steps. The tuned ones, which take an hour, are kept in FOLDER/tune
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,6 +102,7 @@ def write(folder: Path) -> None:
         },
         "environment": environment(),
     }
+    shutil.copy(run / "learned.opt", RESULTS / "learned-optimizer.opt")
     publish(content)
 
 

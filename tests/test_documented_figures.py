@@ -136,3 +136,13 @@ def test_the_published_optimizer_gives_the_published_losses(family):
     np.testing.assert_allclose(np.median(trial.area()), published["area"][1], rtol=0.05)
     if family != "quadratic":  # whose last loss is rounding
         np.testing.assert_allclose(np.median(trial.final()), published["final"][1], rtol=0.1)
+
+
+def test_what_exact_and_bounded_gradients_say():
+    rows = table_rows("choose.md", "| family | where ")
+    assert len(rows) == 8
+    families = measured("bounded.json")["families"]
+    for family, where, *cells in rows:
+        what = ("median_norm", "signal_to_noise")
+        values = [each[where][name] for name in what for each in families[family].values()]
+        assert cells == [value if value == "NaN" else f"{value:.2g}" for value in values]

@@ -55,8 +55,8 @@ FLOOR = 1e-4
 """Added to a loss before its logarithm: what is solved to this has no more to say."""
 
 FORMULA_WEIGHT = 0.25
-"""Weight of a family that is a formula, where one that sees data has 1: the log-loss of a quadratic
-falls without end and is easily learned, by steps that are too large for networks."""
+"""Weight of a family without mini-batches, which is a formula, where one of data has 1: the log-loss
+of a quadratic falls without end and is easily learned, by steps that are too large for networks."""
 
 JUDGED = 2
 """Rows that a run is judged by in the experiment, for each that a step sees."""
@@ -156,7 +156,7 @@ class OptimizerTraining(Experiment):
         gradient = ESTIMATORS[self.estimator](self, families)
         problems, adaptations, tasks = mixture(
             *(
-                family.kind(learned, self.horizon, FORMULA_WEIGHT if is_formula(family) else 1.0)
+                family.kind(learned, self.horizon, FORMULA_WEIGHT if family.batch is None else 1.0)
                 for family in families
             )
         )
@@ -177,11 +177,6 @@ def named_families(names: tuple[str, ...]) -> list[Family]:
     )
 
 
-def is_formula(family: Family) -> bool:
-    """Whether its tasks have no rows to draw mini-batches of, as quadratics."""
-    return family.batch is None
-
-
 def log_loss(family: Family) -> Family:
     """The family with the logarithm of its loss, over the run and at its end, for an objective.
 
@@ -194,7 +189,7 @@ def log_loss(family: Family) -> Family:
 
     def outer_loss(params: PyTree, meta: PyTree, batch: PyTree, key):
         rows_key, key = jax.random.split(key)
-        if not is_formula(family):
+        if family.batch is not None:
             rows = len(jax.tree.leaves(batch)[0])
             drawn = jax.random.permutation(rows_key, rows)[: JUDGED * family.batch]
             batch = jax.tree.map(lambda leaf: leaf[drawn], batch)
@@ -242,7 +237,7 @@ def _of_runs(of_family: Callable[[OptimizerTraining, Family], MetaGradient]) -> 
 
 def _unroll(config: OptimizerTraining, family: Family) -> MetaGradient:
     exact = Unroll(mixed_mode=True)
-    if config.bound is None or is_formula(family):
+    if config.bound is None or family.batch is None:
         return exact
     return Bounded(config.bound, exact)
 
