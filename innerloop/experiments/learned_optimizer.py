@@ -55,7 +55,7 @@ FLOOR = 1e-4
 """Added to a loss before its logarithm: what is solved to this has no more to say."""
 
 FORMULA_WEIGHT = 0.25
-"""Weight of a family without mini-batches, which is a formula, where one of data has 1: the log-loss
+"""Weight of a family without mini-batches, a formula, where one of data has 1: the log-loss
 of a quadratic falls without end and is easily learned, by steps that are too large for networks."""
 
 JUDGED = 2
