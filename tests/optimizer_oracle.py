@@ -125,19 +125,19 @@ def adam_controller(weights, horizon, rate):
     """For a list of arrays; `weights` is `meta -> network parameters`."""
     power = lambda x: np.log10((x**2).mean() + 1e-16) / 2
     length = lambda x: np.sqrt((x**2).sum() + 1e-16)
+    relative = lambda x, size: np.log10(np.sqrt((x**2).mean() + 1e-16) / size + 0.01)
 
     def update(t, thetas, states, gradients, meta):
-        if not states:  # the size of all numbers when the run begins
-            size = np.sqrt((np.concatenate([np.ravel(theta) for theta in thetas]) ** 2).mean())
-            states = [(size, None)] * len(thetas)
-        size, rows = states[0][0], []
-        for theta, (_, state), g in zip(thetas, states, gradients, strict=True):
+        states, rows = states or [None] * len(thetas), []
+        glorot = [np.full(theta.size, 2 / sum(theta.shape)) for theta in thetas if theta.ndim == 2]
+        size = np.sqrt(np.concatenate(glorot).mean()) if glorot else 1.0
+        for theta, state, g in zip(thetas, states, gradients, strict=True):
             ratios = [0, 0, 0]
             if state:
                 m, v, (of_m, of_v), aligned = state
                 unit = np.log10((v / of_v).mean() + 1e-16) / 2
                 ratios = [power(g) - unit, power(m / of_m) - unit, aligned]
-            sizes = power(theta / size), power(g) + np.log10(size) + 2
+            sizes = relative(theta, size), power(g) + np.log10(size) + 2
             rows.append([*sizes, *ratios, theta.ndim - 1, np.log10(theta.size) - 2])
         own = np.array(rows)
         run = [
@@ -146,11 +146,13 @@ def adam_controller(weights, horizon, rate):
             *own[:, 2:5].mean(axis=0),
         ]
         numbers = sum(theta.size for theta in thetas)
-        run += [np.log10(numbers) - 2.5, 2 * np.log10(len(thetas)) - 1]
+        matrices = [np.ravel(theta) for theta in thetas if theta.ndim == 2]
+        gain = 3 * relative(np.concatenate(matrices), size) if matrices else 0
+        run += [np.log10(numbers) - 2.5, 2 * np.log10(len(thetas)) - 1, gain]
         x = np.concatenate([own, np.tile(run, (len(own), 1))], axis=1)
         moved, after = [], []
         outputs = network(weights(meta), x, np.tanh)
-        for theta, (_, state), g, o in zip(thetas, states, gradients, outputs, strict=True):
+        for theta, state, g, o in zip(thetas, states, gradients, outputs, strict=True):
             m, v, (of_m, of_v), aligned = state or (0 * g, 0 * g, (0, 0), 0)
             b1, b2 = 1 / (1 + np.exp(-o[1]) / 9), 1 / (1 + np.exp(-o[2]) / 99)
             aligned = 0.9 * aligned + 0.1 * (g * m).sum() / length(g) / length(m)
@@ -158,7 +160,7 @@ def adam_controller(weights, horizon, rate):
             of_m, of_v = b1 * of_m + 1 - b1, b2 * of_v + 1 - b2
             direction = size * m / of_m / np.sqrt(v / of_v + 1e-16) + 0.01 * np.exp(o[3]) * theta
             moved.append(theta - rate * 0.1 ** min(t / horizon, 1) * np.exp(o[0]) * direction)
-            after.append((size, (m, v, (of_m, of_v), aligned)))
+            after.append((m, v, (of_m, of_v), aligned))
         return moved, after
 
     return update

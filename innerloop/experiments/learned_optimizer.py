@@ -73,14 +73,14 @@ class OptimizerTraining(Experiment):
     file that `load_optimizer` reads.
     """
 
-    steps: int = 4000
-    batch: int = 12
+    steps: int = 2000
+    batch: int = 20
     outer_rate: float = 1e-3
     weight_decay: float = 0.3
     clip_norm: float | None = 1.0
     averaging: float = 0.99
-    validate_every: int = 250
-    validation_tasks: int = 80
+    validate_every: int = 1000
+    validation_tasks: int = 160
     test_tasks: int = 160
     per_call: int = 10
     non_finite: Literal["stop", "skip", "clip"] = "skip"

@@ -30,7 +30,10 @@ WARM = (3.0, 10.0, 30.0)
 ALIGNED = 0.9
 """Decay of the moving average of the alignment."""
 
-OWN, SHARED = 7, 9
+SMALL = 0.01
+"""Added to a root mean square before its logarithm: many arrays begin at zero and leave it soon."""
+
+OWN, SHARED = 7, 10
 """Features of each array, and of the run."""
 
 LOGITS = tuple(math.log(beta / (1 - beta)) for beta in (FIRST, SECOND))
@@ -48,11 +51,10 @@ class Memory(NamedTuple):
 
 
 class ControllerState(NamedTuple):
-    """Steps taken, the memory of each array in the order of their leaves, and the size s."""
+    """Steps taken, and the memory of each array in the order of their leaves."""
 
     steps: Array
     arrays: tuple[Memory, ...]
-    size: Scalar
 
 
 class AdamController(LearnedOptimizer):
@@ -68,16 +70,20 @@ class AdamController(LearnedOptimizer):
       o = \text{MLP}(x)$$
 
     where $\hat m$, $\hat v$ are divided by the sum of the weights of what they average, and s is
-    the root mean square of all parameters when the run begins (1 where they are all zero): rates
-    are relative to it, as in Adafactor (Shazeer and Stern 2018, arXiv 1804.04235) and LAMB, so that
-    the units of the parameters do not matter. x holds, of an array and the averages before the
-    step, decimal logarithms of the root mean squares of θ/s, of s g, of g over that of
-    $\hat v^{1/2}$, of $\hat m$ over that of $\hat v^{1/2}$; the moving average
-    of the cosine between g and m; the axes of the array (at most 2) and the logarithm of its size.
-    Of the run it holds twice the share of the horizon that is over, $e^{-t/\tau}$ for three τ, the
-    means of the third to fifth over all arrays, the logarithm of the count of numbers and twice
-    that of arrays. From six of these a constant is taken that brings them near zero: −2 (s g), 1
-    (axes), 2 (size), 1 (share), 2.5 (numbers), 1 (arrays). The
+    the root mean square that arrays of these shapes begin with by Glorot and Bengio 2010 (variance
+    2/(inputs + outputs), all axes but the last two are a convolution's window; arrays of fewer axes
+    do not count, and without others s = 1). So one rate suits quadratics and networks of all
+    widths. It is not relative to the size that the parameters have, as in Adafactor (Shazeer and
+    Stern 2018, arXiv 1804.04235): a network that begins twice as large would take steps twice as
+    large, and runs of it diverge. x holds, of an array and the averages before the step, decimal
+    logarithms of 0.01 + the root mean square of θ/s, and of the root mean squares of s g, of g over
+    that of $\hat v^{1/2}$, of $\hat m$ over that of $\hat v^{1/2}$; the moving average of the
+    cosine between g and m; the axes of the array (at most 2) and the logarithm of its size. Of the
+    run it holds twice the share of the horizon that is over, $e^{-t/\tau}$ for three τ, the means
+    of the third to fifth over all arrays, the logarithm of the count of numbers, twice that of
+    arrays, and thrice the first for all arrays that s is of together (0 without any), which tells a
+    network that begins large from one that begins small. From six of these a constant is taken that
+    brings them near zero: −2 (s g), 1 (axes), 2 (size), 1 (share), 2.5 (numbers), 1 (arrays). The
     last layer begins at zero: before meta-training this is AdamW with β₂ = 0.99, a decay of 0.01
     and a rate that falls from α₀ s to a tenth of it. With a constant rate gradients through whole
     runs of networks explode, and training would have to learn to anneal from gradients that say
@@ -119,45 +125,49 @@ class AdamController(LearnedOptimizer):
 
         def init(params: PyTree) -> ControllerState:
             arrays = arrays_of(params)
-            return ControllerState(jnp.int32(0), tuple(map(_forgotten, arrays)), _size(arrays))
+            return ControllerState(jnp.int32(0), tuple(map(_forgotten, arrays)))
 
         def update(updates: PyTree, state, params: PyTree = None):
             require_params(params)
             given = list(zip(arrays_of(updates), state.arrays, arrays_of(params), strict=True))
             if not given:
                 return updates, state
-            own = jnp.stack([_features(*each, state.size) for each in given])
+            size = _size([param.shape for *_, param in given])
+            own = jnp.stack([_features(*each, size) for each in given])
             steps = state.steps.astype(dtype)
-            shared = self._shared(own, given, steps)
+            shared = self._shared(own, given, steps, size)
             nominal = self.rate * ANNEALED ** jnp.minimum(steps / self.horizon, 1)
             rows = jnp.concatenate([own, jnp.tile(shared, (len(given), 1))], axis=1)
             outputs = network.apply(meta, rows, None, None)
             moved = [
-                _moved(output, *each, state.size, nominal)
+                _moved(output, *each, size, nominal)
                 for output, each in zip(outputs, given, strict=True)
             ]
             leaves, tree = jax.tree.flatten(updates)
             moves = [move.astype(leaf.dtype) for (move, _), leaf in zip(moved, leaves, strict=True)]
             memories = tuple(memory for _, memory in moved)
-            after = ControllerState(state.steps + 1, memories, state.size)
-            return jax.tree.unflatten(tree, moves), after
+            return jax.tree.unflatten(tree, moves), ControllerState(state.steps + 1, memories)
 
         return optax.GradientTransformation(init, update)
 
     def _network(self) -> Model:
         return mlp([OWN + SHARED, self.width, self.width, 4], jnp.tanh, weights=LECUN)
 
-    def _shared(self, own: Array, given: list, steps: Scalar) -> Array:
+    def _shared(self, own: Array, given: list, steps: Scalar, size: float) -> Array:
         over = jnp.minimum(steps / self.horizon, 1)
         warm = jnp.exp(-steps / jnp.asarray(WARM, own.dtype))
         numbers = sum(param.size for *_, param in given)
         sizes = [math.log10(numbers) - 2.5, 2 * math.log10(len(given)) - 1]
         means = jnp.mean(own[:, 2:5], axis=0)
-        return jnp.concatenate([2 * over[None] - 1, warm, means, jnp.asarray(sizes, own.dtype)])
+        matrices = [param for *_, param in given if param.ndim > 1]
+        gain = 3 * _log_size(matrices, size) if matrices else jnp.zeros((), own.dtype)
+        return jnp.concatenate(
+            [2 * over[None] - 1, warm, means, jnp.asarray(sizes, own.dtype), gain[None]]
+        )
 
 
 def _moved(
-    output: Array, gradient: Array, memory: Memory, param: Array, size: Scalar, nominal: Scalar
+    output: Array, gradient: Array, memory: Memory, param: Array, size: float, nominal: Scalar
 ) -> tuple[Array, Memory]:
     rate = nominal * jnp.exp(output[0])
     logits = output[1:3] + jnp.asarray(LOGITS, output.dtype)
@@ -176,23 +186,26 @@ def _forgotten(param: Array) -> Memory:
     return Memory(jnp.zeros_like(param), jnp.zeros_like(param), jnp.zeros(2, param.dtype), zero)
 
 
-def _size(arrays: list[Array]) -> Scalar:
-    """The root mean square of all numbers, or 1 where they are all zero."""
-    squares = sum(jnp.sum(jnp.square(array)) for array in arrays)
-    mean = squares / max(sum(array.size for array in arrays), 1)
-    return jnp.sqrt(jnp.where(mean > 0, mean, 1))
+def _size(shapes: list[tuple[int, ...]]) -> float:
+    """The root mean square of what Glorot and Bengio begin with in all arrays of two axes or more,
+    or 1 where there are none; axes before the last two are those of a convolution's window.
+    """
+    matrices = [shape for shape in shapes if len(shape) > 1 and math.prod(shape) > 0]
+    variance = lambda shape: 2 / (math.prod(shape[:-2]) * (shape[-2] + shape[-1]))
+    squares = sum(math.prod(shape) * variance(shape) for shape in matrices)
+    return math.sqrt(squares / sum(map(math.prod, matrices))) if matrices else 1.0
 
 
-def _features(gradient: Array, memory: Memory, param: Array, size: Scalar) -> Float[Array, "own"]:
+def _features(gradient: Array, memory: Memory, param: Array, size: float) -> Float[Array, "own"]:
     """Of the state before the step; ratios are zero before the first."""
     begun = memory.weights[0] > 0
     weights = jnp.where(begun, memory.weights, 1)
     first, second = _log_rms(memory.first / weights[0]), _log_mean(memory.second / weights[1]) / 2
-    now, unit = _log_rms(gradient), jnp.log10(size)
+    now = _log_rms(gradient)
     return jnp.stack(
         [
-            _log_rms(param / size),
-            now + unit + 2,
+            _log_size([param], size),
+            now + math.log10(size) + 2,
             jnp.where(begun, now - second, 0),
             jnp.where(begun, first - second, 0),
             memory.aligned,
@@ -200,6 +213,13 @@ def _features(gradient: Array, memory: Memory, param: Array, size: Scalar) -> Fl
             jnp.asarray(math.log10(max(param.size, 1)) - 2, param.dtype),
         ]
     )
+
+
+def _log_size(arrays: list[Array], size: float) -> Scalar:
+    """log10 of the root mean square of all their numbers over `size`."""
+    squares = sum(jnp.sum(jnp.square(array)) for array in arrays)
+    mean = squares / max(sum(array.size for array in arrays), 1)
+    return jnp.log10(jnp.sqrt(mean + EPSILON) / size + SMALL)
 
 
 def _log_mean(values: Array) -> Scalar:

@@ -19,7 +19,9 @@ from innerloop.errors import DataError, InnerloopError, StructureError
 from innerloop.optimizers import OPTIMIZERS, LearnedOptimizer
 from innerloop.training.files import write_whole, writing
 
-FORMAT = 1
+FORMAT = 2
+"""Of 1 are optimizers whose rates were relative to the size of the parameters."""
+
 _HEADER = "header"
 _DAMAGES = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError),
