@@ -129,7 +129,9 @@ def adam_controller(weights, horizon, rate):
 
     def update(t, thetas, states, gradients, meta):
         states, rows = states or [None] * len(thetas), []
-        glorot = [np.full(theta.size, 2 / sum(theta.shape)) for theta in thetas if theta.ndim == 2]
+        large = [theta for theta in thetas if theta.ndim > 1]
+        window = lambda theta: np.prod(theta.shape[:-2])
+        glorot = [np.full(a.size, 2 / window(a) / sum(a.shape[-2:])) for a in large]
         size = np.sqrt(np.concatenate(glorot).mean()) if glorot else 1.0
         for theta, state, g in zip(thetas, states, gradients, strict=True):
             ratios = [0, 0, 0]
@@ -138,7 +140,7 @@ def adam_controller(weights, horizon, rate):
                 unit = np.log10((v / of_v).mean() + 1e-16) / 2
                 ratios = [power(g) - unit, power(m / of_m) - unit, aligned]
             sizes = relative(theta, size), power(g) + np.log10(size) + 2
-            rows.append([*sizes, *ratios, theta.ndim - 1, np.log10(theta.size) - 2])
+            rows.append([*sizes, *ratios, min(theta.ndim, 2) - 1, np.log10(theta.size) - 2])
         own = np.array(rows)
         run = [
             2 * min(t / horizon, 1) - 1,
@@ -146,8 +148,7 @@ def adam_controller(weights, horizon, rate):
             *own[:, 2:5].mean(axis=0),
         ]
         numbers = sum(theta.size for theta in thetas)
-        matrices = [np.ravel(theta) for theta in thetas if theta.ndim == 2]
-        gain = 3 * relative(np.concatenate(matrices), size) if matrices else 0
+        gain = 3 * relative(np.concatenate([*map(np.ravel, large)]), size) if large else 0
         run += [np.log10(numbers) - 2.5, 2 * np.log10(len(thetas)) - 1, gain]
         x = np.concatenate([own, np.tile(run, (len(own), 1))], axis=1)
         moved, after = [], []

@@ -72,7 +72,7 @@ def rewritten(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header: header.update(format=1), "another version.*format 1.*pip install"),
+        (lambda header: header.update(format=2), "another version.*format 2.*pip install"),
         (lambda header: header.update(optimizer="Later"), "another version.*Later.*kinds="),
         (
             lambda header: header["settings"].update(warmth=1.0),

@@ -109,7 +109,7 @@ def test_seven_steps_are_those_of_the_formula(learned, update, param):
 def test_the_controller_sees_all_arrays():
     """What it is shown of the others is theirs: four arrays of several sizes, five steps."""
     rng = np.random.default_rng(1)
-    curvatures = [rng.uniform(0.1, 3, shape) for shape in [(), (4,), (3, 2), (5, 4)]]
+    curvatures = [rng.uniform(0.1, 3, shape) for shape in [(), (4,), (3, 2), (3, 3, 2, 4)]]
     thetas = [rng.normal(size=np.shape(each)) for each in curvatures]
     learned = il.AdamController(3, 4, 0.1)
     start = jax.tree.map(jnp.asarray, thetas)
@@ -131,6 +131,9 @@ def test_nothing_to_optimise_is_optimised():
     optimizer = learned(learned.init(jax.random.key(0), PARAMS))
     updates, _ = optimizer.update({}, optimizer.init({}), {})
     assert updates == {}
+    empty = jnp.zeros((0, 3))
+    updates, _ = optimizer.update(empty, optimizer.init(empty), empty)
+    assert updates.shape == (0, 3)
 
 
 @pytest.mark.parametrize(

@@ -71,23 +71,23 @@ class AdamController(LearnedOptimizer):
 
     where $\hat m$, $\hat v$ are divided by the sum of the weights of what they average, and s is
     the root mean square that arrays of these shapes begin with by Glorot and Bengio 2010 (variance
-    2/(inputs + outputs), all axes but the last two are a convolution's window; arrays of fewer axes
-    do not count, and without others s = 1). So one rate suits quadratics and networks of all
-    widths. It is not relative to the size that the parameters have, as in Adafactor (Shazeer and
-    Stern 2018, arXiv 1804.04235): a network that begins twice as large would take steps twice as
-    large, and runs of it diverge. x holds, of an array and the averages before the step, decimal
-    logarithms of 0.01 + the root mean square of θ/s, and of the root mean squares of s g, of g over
-    that of $\hat v^{1/2}$, of $\hat m$ over that of $\hat v^{1/2}$; the moving average of the
-    cosine between g and m; the axes of the array (at most 2) and the logarithm of its size. Of the
-    run it holds twice the share of the horizon that is over, $e^{-t/\tau}$ for three τ, the means
-    of the third to fifth over all arrays, the logarithm of the count of numbers, twice that of
-    arrays, and thrice the first for all arrays that s is of together (0 without any), which tells a
-    network that begins large from one that begins small. From six of these a constant is taken that
-    brings them near zero: −2 (s g), 1 (axes), 2 (size), 1 (share), 2.5 (numbers), 1 (arrays). The
-    last layer begins at zero: before meta-training this is AdamW with β₂ = 0.99, a decay of 0.01
-    and a rate that falls from α₀ s to a tenth of it. With a constant rate gradients through whole
-    runs of networks explode, and training would have to learn to anneal from gradients that say
-    nothing.
+    2/(inputs + outputs), all axes but the last two are a convolution's window, as which blocks
+    stacked along a first axis count too; arrays of fewer axes do not count, and without others s =
+    1). So one rate is near that of quadratics and of networks. Unlike Adafactor's (Shazeer and
+    Stern 2018, arXiv 1804.04235) it is not relative to the size that the parameters have: a network
+    that begins twice as large would take steps twice as large, and runs of it diverge. x holds, of
+    an array and the averages before the step, decimal logarithms of 0.01 + the root mean square of
+    θ/s, and of the root mean squares of s g, of g over that of $\hat v^{1/2}$, of $\hat m$ over
+    that of $\hat v^{1/2}$; the moving average of the cosine between g and m; the axes of the array
+    (at most 2) and the logarithm of its size. Of the run it holds twice the share of the horizon
+    that is over, $e^{-t/\tau}$ for three τ, the means of the third to fifth over all arrays, the
+    logarithm of the count of numbers, twice that of arrays, and thrice the first for all arrays
+    that s is of together (0 without any), which tells a network that begins large from one that
+    begins small. From six of these a constant is taken that brings them near zero: −2 (s g), 1
+    (axes), 2 (size), 1 (share), 2.5 (numbers), 1 (arrays). The last layer begins at zero: before
+    meta-training this is AdamW with β₂ = 0.99, a decay of 0.01 and a rate that falls from α₀ s to a
+    tenth of it. With a constant rate gradients through whole runs of networks explode, and training
+    would have to learn to anneal from gradients that say nothing.
 
     - `horizon`: T, the steps of a run; the share that is over stays 1 beyond them
     - `width`: of the two hidden layers
@@ -157,9 +157,9 @@ class AdamController(LearnedOptimizer):
         over = jnp.minimum(steps / self.horizon, 1)
         warm = jnp.exp(-steps / jnp.asarray(WARM, own.dtype))
         numbers = sum(param.size for *_, param in given)
-        sizes = [math.log10(numbers) - 2.5, 2 * math.log10(len(given)) - 1]
+        sizes = [math.log10(max(numbers, 1)) - 2.5, 2 * math.log10(len(given)) - 1]
         means = jnp.mean(own[:, 2:5], axis=0)
-        matrices = [param for *_, param in given if param.ndim > 1]
+        matrices = [param for *_, param in given if _counts(param.shape)]
         gain = 3 * _log_size(matrices, size) if matrices else jnp.zeros((), own.dtype)
         return jnp.concatenate(
             [2 * over[None] - 1, warm, means, jnp.asarray(sizes, own.dtype), gain[None]]
@@ -186,11 +186,15 @@ def _forgotten(param: Array) -> Memory:
     return Memory(jnp.zeros_like(param), jnp.zeros_like(param), jnp.zeros(2, param.dtype), zero)
 
 
+def _counts(shape: tuple[int, ...]) -> bool:
+    return len(shape) > 1 and math.prod(shape) > 0
+
+
 def _size(shapes: list[tuple[int, ...]]) -> float:
     """The root mean square of what Glorot and Bengio begin with in all arrays of two axes or more,
     or 1 where there are none; axes before the last two are those of a convolution's window.
     """
-    matrices = [shape for shape in shapes if len(shape) > 1 and math.prod(shape) > 0]
+    matrices = [shape for shape in shapes if _counts(shape)]
     variance = lambda shape: 2 / (math.prod(shape[:-2]) * (shape[-2] + shape[-1]))
     squares = sum(math.prod(shape) * variance(shape) for shape in matrices)
     return math.sqrt(squares / sum(map(math.prod, matrices))) if matrices else 1.0

@@ -19,9 +19,7 @@ from innerloop.errors import DataError, InnerloopError, StructureError
 from innerloop.optimizers import OPTIMIZERS, LearnedOptimizer
 from innerloop.training.files import write_whole, writing
 
-FORMAT = 2
-"""Of 1 are optimizers whose rates were relative to the size of the parameters."""
-
+FORMAT = 1
 _HEADER = "header"
 _DAMAGES = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError),
