@@ -1,5 +1,6 @@
 """Tables of the documentation say what was measured, to the digits that they give."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import innerloop as il
+from innerloop.experiments.learned_optimizer import OptimizerTraining
 from innerloop.experiments.optimizer_trials import learned_trial
 
 ROOT = Path(__file__).parents[1]
@@ -116,13 +118,31 @@ def test_a_learned_optimizer_against_tuned_ones():
     for trials in trained.values():  # what the page says of the first seven rows
         for what in ("final", "area"):
             assert trials["learned"][what][1] < trials["Adam"][what][1]
+    below = [
+        np.less(trials["learned"]["tasks"][what], trials["Adam"]["tasks"][what])
+        for trials in trained.values()
+        for what in ("final", "area")
+    ]
+    counts = [int(np.sum(each)) for each in below]
     page = (ROOT / "docs" / "learned-optimizers.md").read_text()
+    (least, most, tasks) = re.findall(r"on (\d+) to (\d+) of (\d+) tasks\. They", page)[0]
+    assert (int(least), int(most), {int(tasks)}) == (
+        *(min(counts), max(counts)),
+        {len(each) for each in below},
+    )
     (minutes,) = re.findall(r"([\d.]+) minutes, 2,000 outer steps", page)
     assert_says(minutes, found["training"]["minutes_trained"])
     assert found["training"]["outer_steps"] == 2000
     took = re.findall(r"takes (\d+) µs with it, (\d+) with Adam and (\d+) with SGD", page)
     for text, name in zip(*took, ("learned", "Adam", "SGD"), strict=True):
         assert_says(text, 1e6 * found["seconds_per_step"][name])
+
+
+def test_the_published_optimizer_was_trained_by_the_defaults():
+    config = measured("learned-optimizer.json")["training"]["config"]
+    defaults = json.loads(json.dumps(dataclasses.asdict(OptimizerTraining())))
+    given = {"run", "minutes", "resume"}  # by the benchmark
+    assert {name for name, value in defaults.items() if config.get(name) != value} <= given
 
 
 @pytest.mark.parametrize("family", ["quadratic", "noisy-quadratic", "wine-linear"])

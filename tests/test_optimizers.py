@@ -173,6 +173,16 @@ def test_the_controller_begins_as_adam():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
 
 
+@pytest.mark.parametrize("kind", [il.AdamController, il.SmallMLP])
+def test_a_gradient_of_other_parameters_is_refused(kind):
+    learned = kind()
+    optimizer = learned(learned.init(jax.random.key(0), PARAMS))
+    state, wrong = optimizer.init(PARAMS), PARAMS | {"a": jnp.ones(2)}  # would be broadcast
+    for gradient in (wrong, {"a": PARAMS["a"]}):
+        with pytest.raises(il.StructureError, match=r"not of these parameters.*jax\.grad"):
+            optimizer.update(gradient, state, PARAMS)
+
+
 @pytest.mark.parametrize("kind", il.OPTIMIZERS)
 def test_dtype_and_structure_of_the_parameters_are_kept(kind):
     params = {"half": jnp.ones((2, 3), jnp.bfloat16), "list": [jnp.ones(()), jnp.ones((2, 2, 3))]}

@@ -75,19 +75,19 @@ class AdamController(LearnedOptimizer):
     stacked along a first axis count too; arrays of fewer axes do not count, and without others s =
     1). So one rate is near that of quadratics and of networks. Unlike Adafactor's (Shazeer and
     Stern 2018, arXiv 1804.04235) it is not relative to the size that the parameters have: a network
-    that begins twice as large would take steps twice as large, and runs of it diverge. x holds, of
-    an array and the averages before the step, decimal logarithms of 0.01 + the root mean square of
-    θ/s, and of the root mean squares of s g, of g over that of $\hat v^{1/2}$, of $\hat m$ over
-    that of $\hat v^{1/2}$; the moving average of the cosine between g and m; the axes of the array
-    (at most 2) and the logarithm of its size. Of the run it holds twice the share of the horizon
-    that is over, $e^{-t/\tau}$ for three τ, the means of the third to fifth over all arrays, the
-    logarithm of the count of numbers, twice that of arrays, and thrice the first for all arrays
-    that s is of together (0 without any), which tells a network that begins large from one that
-    begins small. From six of these a constant is taken that brings them near zero: −2 (s g), 1
-    (axes), 2 (size), 1 (share), 2.5 (numbers), 1 (arrays). The last layer begins at zero: before
-    meta-training this is AdamW with β₂ = 0.99, a decay of 0.01 and a rate that falls from α₀ s to a
-    tenth of it. With a constant rate gradients through whole runs of networks explode, and training
-    would have to learn to anneal from gradients that say nothing.
+    that begins twice as large would take steps twice as large. x holds, of an array and the
+    averages before the step, decimal logarithms of 0.01 + the root mean square of θ/s, and of the
+    root mean squares of s g, of g over that of $\hat v^{1/2}$, of $\hat m$ over that of $\hat
+    v^{1/2}$; the moving average of the cosine between g and m; the axes of the array (at most 2)
+    and the logarithm of its size. Of the run it holds twice the share of the horizon that is over,
+    $e^{-t/\tau}$ for three τ, the means of the third to fifth over all arrays, the logarithm of the
+    count of numbers, twice that of arrays, and thrice the first for all arrays that s is of
+    together (0 without any), which tells a network that begins large from one that begins small.
+    From six of these a constant is taken that brings them near zero: −2 (s g), 1 (axes), 2 (size),
+    1 (share), 2.5 (numbers), 1 (arrays). The last layer begins at zero: before meta-training this
+    is AdamW with β₂ = 0.99, a decay of 0.01 and a rate that falls from α₀ s to a tenth of it. With
+    a constant rate gradients through whole runs of networks explode, and training would have to
+    learn to anneal from gradients that say nothing.
 
     - `horizon`: T, the steps of a run; the share that is over stays 1 beyond them
     - `width`: of the two hidden layers
@@ -128,7 +128,7 @@ class AdamController(LearnedOptimizer):
             return ControllerState(jnp.int32(0), tuple(map(_forgotten, arrays)))
 
         def update(updates: PyTree, state, params: PyTree = None):
-            require_params(params)
+            require_params(updates, params)
             given = list(zip(arrays_of(updates), state.arrays, arrays_of(params), strict=True))
             if not given:
                 return updates, state

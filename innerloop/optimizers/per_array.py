@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 
 EPSILON = 1e-9
@@ -36,7 +37,7 @@ def per_array(
         return PerArrayState(jnp.int32(0), tuple(init(leaf) for leaf in jax.tree.leaves(params)))
 
     def update_all(updates: PyTree, state: Any, params: PyTree = None):
-        require_params(params)
+        require_params(updates, params)
         gradients, tree = jax.tree.flatten(updates)
         pairs = [
             update(gradient, memory, param, state.steps.astype(param.dtype))
@@ -51,14 +52,25 @@ def per_array(
     return optax.GradientTransformation(init_all, update_all)
 
 
-def require_params(params: PyTree) -> None:
-    """Raise `StructureError` where an update was asked for without the parameters."""
+def require_params(updates: PyTree, params: PyTree) -> None:
+    """Raise `StructureError` for an update without the parameters, or by a gradient of others.
+
+    A gradient of another shape would be broadcast, and change what it does not belong to.
+    """
     if params is None:
         raise StructureError(
             "a learned optimizer reads the parameters",
             got="update(gradient, state)",
             expected="the parameters as a third argument",
             write="optimizer.update(gradient, state, params)",
+        )
+    shapes = lambda tree: [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    if shapes(updates) != shapes(params):
+        raise StructureError(
+            "the gradient is not of these parameters",
+            got=describe(updates),
+            expected=describe(params),
+            write="optimizer.update(jax.grad(loss)(params), state, params)",
         )
 
 
