@@ -1,0 +1,183 @@
+"""Golden bits: hashes of the losses and the meta-parameters of short runs.
+
+    python benchmarks/golden.py            # compares with results/golden.json; exit status 1 if one differs
+    python benchmarks/golden.py --write    # writes results/golden.json
+
+A change that is meant to change no number is held to these hashes. They hold for one kind of
+processor and one version of JAX, which stand in the file, so they are no test of the suite.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+DEVICES = "--xla_force_host_platform_device_count=8"
+if os.environ.get("GOLDEN_DEVICES"):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import innerloop as il
+
+RESULT = Path(__file__).parent / "results" / "golden.json"
+KEY = jax.random.key(11)
+TASKS = il.SinusoidTasks(shots=5, queries=5)
+MODEL = il.mlp([1, 16, 16, 1])
+LOSS = il.mean_squared_error
+MAML = il.maml(MODEL, LOSS, rate=0.01, steps=3)
+
+
+def fit(recipe, tasks=TASKS, **changed):
+    """Losses and meta-parameters of a short run."""
+    losses = []
+    options = {"optimizer": optax.adam(1e-2), "steps": 20, "batch": 6, "key": KEY, "per_call": 7}
+    options |= {"report": lambda progress: losses.extend(progress.metrics["loss"].tolist())}
+    outcome = il.fit(recipe, tasks, **(options | changed))
+    return np.asarray(losses), outcome.meta, outcome.last
+
+
+def by(gradient, recipe=MAML, **changed):
+    return lambda: fit(recipe._replace(gradient=gradient), **changed)
+
+
+def validated():
+    episodes = il.evaluation_episodes(TASKS, 8, seed=1)
+    return fit(MAML, averaging=0.9, validation=il.Validation(episodes, every=6), batch=5, chunk=2)
+
+
+def mixture():
+    wide = il.SinusoidTasks(shots=8, queries=3)
+    kind = (MAML.problem, MAML.adaptation)
+    problem, adaptation, tasks = il.mixture((*kind, TASKS, 2.0), (*kind, wide, 1.0))
+    return il.Recipe(problem, adaptation, il.Unroll(), MAML.init_meta), tasks
+
+
+def windows_of_kinds():
+    recipe, tasks = mixture()
+    return fit(recipe._replace(gradient=il.TruncatedUnroll(1, 3)), tasks)
+
+
+def draw(rng):
+    x = rng.uniform(-5, 5, (10, 1)).astype(np.float32)
+    y = np.sin(x + rng.uniform(0, 3)).astype(np.float32)
+    return il.Episode(il.Examples(x[:5], y[:5]), il.Examples(x[5:], y[5:]))
+
+
+def faulty(policy):
+    """The loss of a task whose first input is large is NaN."""
+
+    def loss(params, meta, batch, key):
+        value, aux = MAML.problem.inner_loss(params, meta, batch, key)
+        return value * jnp.where(batch.inputs[0, 0] > 4.5, jnp.nan, 1.0), aux
+
+    problem = il.Problem(MAML.problem.init, loss, loss)
+    return lambda: fit(MAML._replace(problem=problem), non_finite=policy)
+
+
+def resumed():
+    with tempfile.TemporaryDirectory() as folder:
+        saved = il.Checkpoints(folder, every=4)
+        first, *_ = fit(MAML, steps=8, checkpoints=saved)
+        losses, *metas = fit(MAML, checkpoints=saved, resume=True)
+    return np.concatenate([first, losses]), *metas
+
+
+PES = il.PersistentES(window=2, horizon=6, pairs=2, sigma=0.05)
+
+RUNS = {
+    "maml": by(il.Unroll()),
+    "validated, averaged, in chunks": validated,
+    "maml++ with phases and schedule": lambda: fit(
+        il.maml_plus_plus(
+            MODEL, LOSS, rate=0.01, steps=3, annealed_over=12, first_order_until=9
+        )
+    ),
+    "reptile on mini-batches": lambda: fit(il.reptile(MODEL, LOSS, rows=3)),
+    "imaml": lambda: fit(il.imaml(MODEL, LOSS, rate=0.01, steps=3)),
+    "persistent evolution strategies": by(PES),
+    "truncated windows that overlap": by(il.TruncatedUnroll(3, 7, overlap=1)),
+    "evolution in windows": by(il.TruncatedES(2, 6, pairs=2, sigma=0.05)),
+    "a mixture of tasks": lambda: fit(*mixture()),
+    "a mixture of windows": windows_of_kinds,
+    "streamed": lambda: fit(MAML, il.StreamedTasks(draw, ahead=3)),
+    "skipped": faulty(il.Skip(in_a_row=100)),
+    "clipped": faulty(il.Clip(in_a_row=100)),
+    "resumed": resumed,
+    "first order": by(il.FirstOrder()),
+    "first order in the first step": by(il.FirstOrder(lambda t, params: t < 1)),
+    "checkpointed, mixed mode": by(il.Unroll(checkpoint=1, mixed_mode=True)),
+    "binomial": by(il.Unroll(checkpoint=il.Binomial(2))),
+    "truncated": by(il.Truncated(2)),
+    "truncated without a bridge": by(il.Truncated(2, identity=False), il.meta_sgd(MODEL, LOSS, rate=0.01, steps=3)),
+    "bounded": by(il.Bounded(0.1)),
+    "clipped by task": by(il.Clipped(il.Unroll(), 0.1)),
+    "forward mode": by(il.ForwardMode(il.RandomDirections(4))),
+    "evolution": by(il.EvolutionStrategies(4, 0.1, chunk=2)),
+}
+
+ON_DEVICES = {
+    "eight devices": by(il.Unroll(), batch=11, devices="all"),
+    "windows on eight devices": by(PES, batch=8, devices="all"),
+}
+
+
+def digest(parts) -> str:
+    """Of the bytes of all leaves."""
+    state = hashlib.sha256()
+    for leaf in jax.tree.leaves(parts):
+        state.update(np.ascontiguousarray(leaf).tobytes())
+    return state.hexdigest()[:16]
+
+
+def measured() -> dict[str, str]:
+    if os.environ.get("GOLDEN_DEVICES"):
+        return {name: digest(run()) for name, run in ON_DEVICES.items()}
+    hashes = {name: digest(run()) for name, run in RUNS.items()}
+    several = subprocess.run(
+        [sys.executable, __file__, "--print"],
+        env=os.environ | {"GOLDEN_DEVICES": "8"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return hashes | json.loads(several.stdout.splitlines()[-1])
+
+
+def processor() -> str:
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--print", action="store_true")
+    arguments = parser.parse_args()
+    hashes = measured()
+    if arguments.print:
+        print(json.dumps(hashes))
+        return 0
+    if arguments.write:
+        place = {"processor": processor(), "jax": jax.__version__}
+        RESULT.write_text(json.dumps({"place": place, "hashes": hashes}, indent=2) + "\n")
+        return 0
+    expected = json.loads(RESULT.read_text())["hashes"]
+    different = [name for name in expected if hashes.get(name) != expected[name]]
+    for name in expected:
+        print("differs" if name in different else "same   ", name)
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
