@@ -17,15 +17,15 @@ from jaxtyping import PyTree
 from runs import RESULTS
 
 import innerloop as il
-from innerloop.experiments.learned_optimizer import log_loss, named_families
+from innerloop.lab.experiments.learned_optimizer import log_loss, named_families
+from innerloop.lab.run_folder import environment
+from innerloop.storage.files import strict_json
 from innerloop.tasks.optimization import Family
-from innerloop.training.files import strict_json
-from innerloop.training.run_folder import environment
 
 STEPS, TASKS = 100, 16
 FAMILIES = ("digits-32-relu", "text")
 TIMES_NOMINAL = (0.3, 1.0, 3.0)
-LEARNED = il.AdamController(STEPS)
+LEARNED = il.optimizers.AdamController(STEPS)
 ESTIMATORS = {
     "exact": il.Unroll(mixed_mode=True),
     "bounded by 1": il.Bounded(1.0, il.Unroll(mixed_mode=True)),
@@ -42,7 +42,7 @@ def metas(family: Family) -> dict[str, PyTree]:
         return untrained | {"head": untrained["head"] | {"bias": bias}}
 
     found = {f"{times:g} times the nominal rate": at(times) for times in TIMES_NOMINAL}
-    _, published = il.load_optimizer(RESULTS / "learned-optimizer.opt")
+    _, published = il.optimizers.load_optimizer(RESULTS / "learned-optimizer.opt")
     return found | {"meta-trained": published}
 
 
@@ -53,7 +53,7 @@ def signal_to_noise(gradients: np.ndarray) -> float:
     return float(max((mean**2).sum() - variance / tasks, 0) / variance)
 
 
-def measured(family: str, gradient: il.MetaGradient) -> dict[str, dict[str, float]]:
+def measured(family: str, gradient: il.extend.MetaGradient) -> dict[str, dict[str, float]]:
     """Norms and signal-to-noise, by where they are taken."""
     (plain,) = named_families((family,))
     objective = log_loss(plain)

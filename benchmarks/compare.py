@@ -20,12 +20,12 @@ import optax
 from overhead import machine
 
 import innerloop as il
-from innerloop.diagnostics.compare import compare
+from innerloop.diagnostics._compare import compare
 from innerloop.diagnostics.comparison.candidates import candidates
 from innerloop.diagnostics.comparison.table import Comparison
-from innerloop.experiments.digits import Digits
-from innerloop.experiments.sinusoid import Sinusoid
-from innerloop.plots import error_against_cost
+from innerloop.lab.experiments.digits import Digits
+from innerloop.lab.experiments.sinusoid import Sinusoid
+from innerloop.lab.plots import error_against_cost
 
 FOLDER = Path(__file__).parent / "results"
 FIGURES = Path(__file__).parents[1] / "docs" / "images"
@@ -41,7 +41,7 @@ class Setting(NamedTuple):
     """
 
     title: str
-    recipe: il.Recipe
+    recipe: il.recipes.Recipe
     tasks: Any
     batch: int
     outer_rate: float
@@ -63,8 +63,8 @@ def digits() -> Setting:
 
 
 def transformer() -> Setting:
-    model = il.transformer(VOCABULARY, WIDTH, DEPTH, HEADS, LENGTH)
-    recipe = il.maml(model, il.cross_entropy, 0.05, STEPS)
+    model = il.models.transformer(VOCABULARY, WIDTH, DEPTH, HEADS, LENGTH)
+    recipe = il.recipes.maml(model, il.models.cross_entropy, 0.05, STEPS)
     title = f"Transformer, {DEPTH} blocks × {WIDTH}, K = {STEPS}, 2 tasks, after 20 outer steps"
     return Setting(title, recipe, Chains(), 2, 1e-3, 20)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fault_runs import COMMAND, Disk, Run
 
-from innerloop.training.run_folder import environment
+from innerloop.lab.run_folder import environment
 
 FILE = Path(__file__).parent / "results" / "faults.json"
 PAGE = Path(__file__).parents[1] / "docs" / "long-runs.md"

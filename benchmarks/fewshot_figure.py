@@ -6,7 +6,17 @@ from typing import Any
 import numpy as np
 from line_ends import label_ends
 
-from innerloop.plots.style import BLUE, GREEN, GREY, GRID, INK, ORANGE, RED, new_figure, per_cent
+from innerloop.lab.plots.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    GRID,
+    INK,
+    ORANGE,
+    RED,
+    new_figure,
+    per_cent,
+)
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, INK, "#AA3377")
 PANELS = {

@@ -32,8 +32,8 @@ import optax
 from scipy import stats
 
 import innerloop as il
-from innerloop.experiments.digits import Digits
-from innerloop.training.run_folder import environment
+from innerloop.lab.experiments.digits import Digits
+from innerloop.lab.run_folder import environment
 
 STEPS, PER_CALL, WARM_UP, BLOCKS = 50_000, 10, 12_500, 30
 EVERY = 100  # steps between validations, and between checkpoints
@@ -42,7 +42,7 @@ EXPERIMENT = Digits(filters=4, batch=2, test_queries=5)
 ROOT = Path(__file__).parent.parent
 
 
-class Resident(il.Logger):
+class Resident(il.extend.Logger):
     """Resident bytes of this process after each call to the device."""
 
     def __init__(self):
@@ -65,11 +65,13 @@ class Resident(il.Logger):
         self._file.close()
 
 
-def train(folder: Path, checkpoints: il.Checkpoints | None) -> Resident:
+def train(folder: Path, checkpoints: il.training.Checkpoints | None) -> Resident:
     parts = EXPERIMENT.parts()
-    episodes = il.evaluation_episodes(parts.validation, 20, seed=0)
+    episodes = il.tasks.evaluation_episodes(parts.validation, 20, seed=0)
     memory = Resident()
-    with il.Loggers(il.JsonLines(folder / "log.jsonl"), il.TensorBoard(folder), memory) as log:
+    with il.logging.Loggers(
+        il.logging.JsonLines(folder / "log.jsonl"), il.logging.TensorBoard(folder), memory
+    ) as log:
         il.fit(
             parts.recipe,
             parts.train,
@@ -132,7 +134,7 @@ def draw(path: Path, runs: dict[str, dict]) -> None:
 def one_run(with_checkpoints: bool) -> dict:
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        saved = il.Checkpoints(Path(folder) / "checkpoints", every=EVERY)
+        saved = il.training.Checkpoints(Path(folder) / "checkpoints", every=EVERY)
         memory = train(Path(folder), saved if with_checkpoints else None)
     steps, values = memory.steps, memory.bytes
     samples = {"step": steps[::10].tolist(), "mib": np.round(values[::10] / 2**20, 2).tolist()}

@@ -16,8 +16,8 @@ import optax
 from sklearn.datasets import load_digits
 
 import innerloop as il
-from innerloop.plots.style import new_figure
-from innerloop.training.run_folder import environment
+from innerloop.lab.plots.style import new_figure
+from innerloop.lab.run_folder import environment
 
 RESULTS = Path(__file__).parent / "results" / "implicit.json"
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "implicit.png"

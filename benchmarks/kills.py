@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from innerloop.training.run_folder import environment
+from innerloop.lab.run_folder import environment
 
 KILLS = int(sys.argv[1]) if len(sys.argv) > 1 else 50
 SAVE_EVERY = 20

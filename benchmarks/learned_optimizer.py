@@ -22,7 +22,7 @@ import numpy as np
 from runs import RESULTS, Training, conditions, finished_run, main, markdown_table
 
 import innerloop as il
-from innerloop.experiments.optimizer_trials import (
+from innerloop.lab.experiments.optimizer_trials import (
     LEARNED,
     PER_TASK,
     baselines,
@@ -31,10 +31,10 @@ from innerloop.experiments.optimizer_trials import (
     seconds_per_step,
     tuned_trials,
 )
-from innerloop.plots.style import BLUE, GREY, ORANGE, new_figure
+from innerloop.lab.plots.style import BLUE, GREY, ORANGE, new_figure
+from innerloop.lab.run_folder import environment
+from innerloop.storage.files import strict_json
 from innerloop.tasks.optimization import Family
-from innerloop.training.files import strict_json
-from innerloop.training.run_folder import environment
 
 FIGURE = RESULTS.parents[1] / "docs" / "images" / "learned-optimizer.png"
 RUN = Training("learned", "learned-optimizer", {"minutes": 40})
@@ -57,15 +57,18 @@ class Trials(NamedTuple):
 
 def groups() -> dict[str, Trials]:
     """What is tried, by heading."""
-    digits, trained = il.digits_table(), il.training_families()
+    digits, trained = (
+        il.tasks.optimization.digits_table(),
+        il.tasks.optimization.training_families(),
+    )
     wider = [
-        il.mlp_family(digits, (64,), "tanh"),
-        il.mlp_family(digits, (128,), "relu", scale=(0.5, 2.0)),
+        il.tasks.optimization.mlp_family(digits, (64,), "tanh"),
+        il.tasks.optimization.mlp_family(digits, (128,), "relu", scale=(0.5, 2.0)),
     ]
     return {
         # The tasks of seeds 0 and 1 were looked at while what is learned was designed.
         "new tasks of the training families": Trials(trained, tasks=60, seed=2),
-        "held-out families": Trials(il.held_out_families()),
+        "held-out families": Trials(il.tasks.optimization.held_out_families()),
         "networks four times as wide": Trials(wider),
         "ten times as many steps": Trials(trained[:6], steps=10 * STEPS, tasks=10),
     }
@@ -87,7 +90,7 @@ def write(folder: Path) -> None:
     """Try all, write the raw numbers, the page and the figure."""
     run = folder / RUN.name
     training = finished_run(run)
-    learned, meta = il.load_optimizer(run / "learned.opt")
+    learned, meta = il.optimizers.load_optimizer(run / "learned.opt")
     found: dict[str, dict[str, Any]] = {}
     for heading, trials in groups().items():
         told = dataclasses.replace(learned, horizon=trials.steps)
@@ -95,7 +98,11 @@ def write(folder: Path) -> None:
         for family in trials.families:
             own = record(learned_trial(family, told, meta, **trials.settings()))
             found[heading][family.name] = {LEARNED: own, **tuned(folder, family, trials)}
-    timed = next(family for family in il.training_families() if family.name == "digits-32-relu")
+    timed = next(
+        family
+        for family in il.tasks.optimization.training_families()
+        if family.name == "digits-32-relu"
+    )
     rate = jnp.asarray(0.01)
     optimizers = {LEARNED: (learned, meta)}
     optimizers |= {name: (each, rate) for name, each in baselines(STEPS).items()}
@@ -156,7 +163,8 @@ def page(content: dict[str, Any]) -> str:
     clock = ", ".join(f"{name} {1e6 * each:.0f}" for name, each in seconds.items())
     return f"""# A learned optimizer against tuned ones
 
-`{content["optimizer"]}`, meta-trained on the {len(il.training_families())} training families in
+`{content["optimizer"]}`, meta-trained on the
+{len(il.tasks.optimization.training_families())} training families in
 {training["minutes_trained"]:.1f} minutes ({training["outer_steps"]:,} outer steps of
 {training["config"]["batch"]} inner runs of {training["config"]["horizon"]} steps).
 {conditions([training])} {STEPS} steps, in the last table ten times as many, on new tasks of each

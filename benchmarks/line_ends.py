@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from innerloop.plots.style import GREY
+from innerloop.lab.plots.style import GREY
 
 
 def label_ends(

@@ -15,22 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import innerloop as il
-from innerloop.plots.style import BLUE, GREEN, INK, ORANGE, RED, new_figure, plain_log_ticks
-from innerloop.training.run_folder import environment
+from innerloop.lab.plots.style import BLUE, GREEN, INK, ORANGE, RED, new_figure, plain_log_ticks
+from innerloop.lab.run_folder import environment
 
 RESULTS = Path(__file__).parent / "results" / "long-horizon.json"
 FIGURE = Path(__file__).parent.parent / "docs" / "images" / "long-horizon.png"
 HORIZON, RUNS, SIGMA, META = 100, 2000, 0.1, 0.5
 WINDOWS, PAIRS, WINDOW = (1, 5, 20, 50, 100), (1, 4, 16, 64), 5
-PROBLEM, DYNAMICS, TASKS = il.influence_balancing()
+PROBLEM, DYNAMICS, TASKS = il.tasks.influence_balancing()
 STOCHASTIC = {
-    "TruncatedES": (il.TruncatedES, ORANGE),
-    "NoiseReuseES": (il.NoiseReuseES, GREEN),
-    "PersistentES": (il.PersistentES, BLUE),
+    "TruncatedES": (il.estimators.TruncatedES, ORANGE),
+    "NoiseReuseES": (il.estimators.NoiseReuseES, GREEN),
+    "PersistentES": (il.estimators.PersistentES, BLUE),
 }
 
 
-def estimates(estimator: il.OnlineGradient, runs: int) -> np.ndarray:
+def estimates(estimator: il.estimators.OnlineGradient, runs: int) -> np.ndarray:
     """Those of every window of `runs` whole runs, `(runs, windows)`, meta standing still."""
     parts, meta = (PROBLEM, DYNAMICS, TASKS), jnp.asarray(META)
     step = estimator.value_and_grad(*parts)
@@ -47,7 +47,7 @@ def estimates(estimator: il.OnlineGradient, runs: int) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(one_run))(keys))
 
 
-def measured(estimator: il.OnlineGradient, exact: float, runs: int = RUNS) -> dict:
+def measured(estimator: il.estimators.OnlineGradient, exact: float, runs: int = RUNS) -> dict:
     """Mean and standard deviations, relative to the exact gradient."""
     found = estimates(estimator, runs) / exact
     of_run = float(np.std(found.mean(axis=1), ddof=1)) if runs > 1 else 0.0
@@ -66,7 +66,9 @@ def measure() -> dict:
     slope = jax.grad(objective, has_aux=True)
     exact = float(slope(jnp.asarray(META), episode, jax.random.key(0))[0])
     by_window = {
-        "TruncatedUnroll": [measured(il.TruncatedUnroll(w, HORIZON), exact, 1) for w in WINDOWS]
+        "TruncatedUnroll": [
+            measured(il.estimators.TruncatedUnroll(w, HORIZON), exact, 1) for w in WINDOWS
+        ]
     }
     by_pairs = {}
     for name, (kind, _) in STOCHASTIC.items():

@@ -24,7 +24,7 @@ from line_ends import label_ends
 from overhead import machine
 
 import innerloop as il
-from innerloop.plots.style import BLUE, GREEN, ORANGE, RED, new_figure
+from innerloop.lab.plots.style import BLUE, GREEN, ORANGE, RED, new_figure
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "memory.png"
@@ -43,7 +43,7 @@ class Row(NamedTuple):
 
     name: str
     growth: str
-    gradient: Callable[[int], il.MetaGradient]
+    gradient: Callable[[int], il.extend.MetaGradient]
     learned: tuple[str, ...] = LEARNED
 
 
@@ -86,8 +86,8 @@ def rows() -> list[Row]:
 
 def task(learned: tuple[str, ...]) -> tuple[il.Problem, Callable, dict, il.Episode]:
     """Problem, optimizer, meta and episode. Only shapes matter."""
-    model = il.mlp(SIZES)
-    model_loss = il.supervised_loss(model, il.mean_squared_error)
+    model = il.models.mlp(SIZES)
+    model_loss = il.models.supervised_loss(model, il.models.mean_squared_error)
     values = {
         "start": model.init(jax.random.key(0)),
         "log_rate": jnp.log(0.01),

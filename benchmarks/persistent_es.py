@@ -23,8 +23,8 @@ from jaxtyping import PyTree
 from overhead import interleaved, ratio
 
 import innerloop as il
-from innerloop.training.files import strict_json
-from innerloop.training.run_folder import environment
+from innerloop.lab.run_folder import environment
+from innerloop.storage.files import strict_json
 
 RESULTS = Path(__file__).parent / "results" / "persistent-es.json"
 RUNS, PAIRS, WINDOW, HORIZON, SIGMA, ROWS = 8, 2, 20, 200, 0.01, 32
@@ -32,20 +32,22 @@ WINDOWS = HORIZON // WINDOW
 OUTER_STEPS, ROUNDS = 10, 60
 """Outer steps per call, which hide the cost of the call, and calls of each side."""
 
-MODEL = il.mlp([64, 32, 10])
-TASKS = il.TableTasks(il.digits_table(), ROWS)
-LEARNED = il.SmallMLP()
+MODEL = il.models.mlp([64, 32, 10])
+TASKS = il.tasks.optimization.TableTasks(il.tasks.optimization.digits_table(), ROWS)
+LEARNED = il.optimizers.SmallMLP()
 OUTER = optax.adam(1e-3)
 
 
 def by_library():
     """`(meta, carry, key) -> (loss, gradient, carry)`, and the first carry."""
-    family = il.supervised_family("digits", MODEL, il.cross_entropy, TASKS)
+    family = il.tasks.optimization.supervised_family(
+        "digits", MODEL, il.models.cross_entropy, TASKS
+    )
     even = lambda steps: np.full(steps + 1, 1 / (steps + 1))
     plain = family.problem
     problem = il.Problem(plain.init, plain.inner_loss, plain.outer_loss, even)
     parts = (problem, family.adaptation(LEARNED, WINDOW), TASKS)
-    estimator = il.PersistentES(WINDOW, HORIZON, PAIRS, SIGMA)
+    estimator = il.estimators.PersistentES(WINDOW, HORIZON, PAIRS, SIGMA)
     step = estimator.value_and_grad(*parts)
 
     def value_and_grad(meta, carry, key):

@@ -28,9 +28,9 @@ from overhead import machine
 from plan_problems import CASES, Case
 
 import innerloop as il
+from innerloop.diagnostics._plan import Plan, plan
 from innerloop.diagnostics.comparison.candidates import gradient_name
 from innerloop.diagnostics.compiled import compile_ahead
-from innerloop.diagnostics.plan import Plan, plan
 from innerloop.diagnostics.planning.choices import exact_gradients
 from innerloop.diagnostics.planning.drafts import Request
 from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes
@@ -53,7 +53,7 @@ def planned(case: Case, budget: str) -> tuple[Plan, dict]:
     }
 
 
-def measured(name: str, gradient: il.MetaGradient, chunk: int) -> dict:
+def measured(name: str, gradient: il.extend.MetaGradient, chunk: int) -> dict:
     """Peak and time of one choice, in a fresh process."""
     with tempfile.NamedTemporaryFile(suffix=".pickle") as file:
         file.write(pickle.dumps((name, gradient, chunk)))

@@ -14,7 +14,7 @@ class Case(NamedTuple):
     """What `plan` is asked."""
 
     problem: il.Problem
-    adaptation: il.Adaptation
+    adaptation: il.extend.Adaptation
     meta: Any
     episodes: il.Episode
 
@@ -24,14 +24,14 @@ KEY = jax.random.key(0)
 
 def sinusoid() -> Case:
     """MAML on a 2 x 40 network, 6000 tasks of 10 rows, K = 3."""
-    model = il.mlp([1, 40, 40, 1])
-    recipe = il.maml(model, il.mean_squared_error, 0.01, steps=3)
-    return _case(recipe, il.SinusoidTasks(10, 10).sample(KEY, 6000))
+    model = il.models.mlp([1, 40, 40, 1])
+    recipe = il.recipes.maml(model, il.models.mean_squared_error, 0.01, steps=3)
+    return _case(recipe, il.tasks.SinusoidTasks(10, 10).sample(KEY, 6000))
 
 
 def images() -> Case:
     """MAML on 24 tasks of 5-way 1-shot images, 28 x 28, four layers of 64 filters, K = 2."""
-    recipe = il.maml(il.conv4(5, filters=64), il.cross_entropy, 0.1, steps=2)
+    recipe = il.recipes.maml(il.models.conv4(5, filters=64), il.models.cross_entropy, 0.1, steps=2)
 
     def rows(key, per_class):
         inputs = jax.random.normal(key, (24, 5 * per_class, 28, 28, 1))
@@ -43,7 +43,9 @@ def images() -> Case:
 
 def tokens() -> Case:
     """MAML on a transformer of 4 blocks x 128, 4 sequences of 128, K = 2."""
-    recipe = il.maml(il.transformer(256, 128, 4, 4, 128), il.cross_entropy, 0.01, steps=2)
+    recipe = il.recipes.maml(
+        il.models.transformer(256, 128, 4, 4, 128), il.models.cross_entropy, 0.01, steps=2
+    )
 
     def rows(key):
         text = jax.random.randint(key, (4, 1, 129), 0, 256)
@@ -54,8 +56,8 @@ def tokens() -> Case:
 
 def rates() -> Case:
     """A learned rate, decay and momentum for 256 steps on a 3-layer network, 8 tasks of 64 rows."""
-    model = il.mlp([16, 64, 64, 1])
-    model_loss = il.supervised_loss(model, il.mean_squared_error)
+    model = il.models.mlp([16, 64, 64, 1])
+    model_loss = il.models.supervised_loss(model, il.models.mean_squared_error)
     start = model.init(KEY)
 
     def inner_loss(params, meta, batch, key):
@@ -74,7 +76,7 @@ def rates() -> Case:
 
 def ridge() -> Case:
     """Ridge regression in closed form on learned features, 128 tasks of 256 rows, 256 features."""
-    model = il.mlp([32, 256, 256])
+    model = il.models.mlp([32, 256, 256])
 
     def features(meta, batch):
         return jnp.tanh(model.apply(meta["features"], batch.inputs, KEY, None))
@@ -94,7 +96,7 @@ def ridge() -> Case:
     return Case(problem, il.Procedure(solve), meta, il.Episode(examples, examples))
 
 
-def _case(recipe: il.Recipe, episodes: il.Episode) -> Case:
+def _case(recipe: il.recipes.Recipe, episodes: il.Episode) -> Case:
     return Case(recipe.problem, recipe.adaptation, recipe.init_meta(KEY), episodes)
 
 

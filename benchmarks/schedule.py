@@ -22,9 +22,9 @@ import numpy as np
 import optax
 
 import innerloop as il
-from innerloop.experiments.optimizer_trials import last, loss_curves
-from innerloop.training.files import strict_json
-from innerloop.training.run_folder import environment
+from innerloop.lab.experiments.optimizer_trials import last, loss_curves
+from innerloop.lab.run_folder import environment
+from innerloop.storage.files import strict_json
 
 RESULTS = Path(__file__).parent / "results" / "schedule.json"
 
@@ -35,7 +35,7 @@ LOW, HIGH = 1e-3, 10.0
 OUTER_RATE = 0.3
 SPLITS, OTHERS = 5, 50
 
-SCHEDULE = il.LearnedSchedule(horizon=STEPS, knots=KNOTS, rate=0.1)
+SCHEDULE = il.optimizers.LearnedSchedule(horizon=STEPS, knots=KNOTS, rate=0.1)
 
 
 def searches(rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -84,9 +84,9 @@ def outcome(losses: np.ndarray, log_rates: np.ndarray, seconds: float) -> dict:
     }
 
 
-def on_split(family: il.Family, seed: int) -> dict[str, dict]:
+def on_split(family: il.tasks.optimization.Family, seed: int) -> dict[str, dict]:
     """All methods on one split of the data, one initialisation and one order of mini-batches."""
-    episodes = il.evaluation_episodes(family.tasks, 1, seed, "validation")
+    episodes = il.tasks.evaluation_episodes(family.tasks, 1, seed, "validation")
     episode, key = jax.tree.map(lambda leaf: leaf[0], episodes), jax.random.key(seed)
     objective = il.meta_objective(family.problem, family.adaptation(SCHEDULE, STEPS))
     run = jax.jit(lambda meta: objective(meta, episode, key)[0])
@@ -97,7 +97,7 @@ def on_split(family: il.Family, seed: int) -> dict[str, dict]:
     for name, log_rates in searches(np.random.default_rng(seed)).items():
         found[name] = by_search(run, log_rates)
     curves = loss_curves(family, SCHEDULE, STEPS)
-    others = il.evaluation_episodes(family.tasks, OTHERS, seed, "test")
+    others = il.tasks.evaluation_episodes(family.tasks, OTHERS, seed, "test")
     for each in found.values():
         meta = {"log_rates": jnp.log(jnp.asarray(each["rates"], "f4"))}
         each["other_tasks"] = float(last(curves([meta], others, jax.random.key(0))).mean())
@@ -106,7 +106,7 @@ def on_split(family: il.Family, seed: int) -> dict[str, dict]:
 
 def main() -> None:
     """Run, print and write."""
-    family = il.mlp_family(il.digits_table(), (32,), "relu")
+    family = il.tasks.optimization.mlp_family(il.tasks.optimization.digits_table(), (32,), "relu")
     splits = []
     for seed in range(SPLITS):
         splits.append(on_split(family, seed))

@@ -23,10 +23,10 @@ import numpy as np
 import optax
 
 import innerloop as il
+from innerloop.devices.sharding import placement
 from innerloop.diagnostics.planning.cost import flops
+from innerloop.lab.run_folder import environment
 from innerloop.training.estimation import FromTasks
-from innerloop.training.run_folder import environment
-from innerloop.training.sharding import placement
 from innerloop.training.step import init_state, outer_steps, updating
 
 RESULTS = Path(__file__).parent / "results" / "sharding.json"
@@ -99,15 +99,15 @@ def row(folder: Path, name: str, devices: int, processes: int, flags: str, one: 
 
 def the_program(devices: int | str | None):
     """The compiled outer step of sinusoid, and its meta-parameters."""
-    network = il.mlp([1, 40, 40, 1])
-    recipe = il.maml(network, il.mean_squared_error, 0.01, 3)
+    network = il.models.mlp([1, 40, 40, 1])
+    recipe = il.recipes.maml(network, il.models.mean_squared_error, 0.01, 3)
     place, optimizer = placement(devices), optax.adam(1e-3)
     estimate = FromTasks(recipe, recipe.gradient, BATCH, placement=place)
     update = updating(optimizer, 0.999, place)
     steps = outer_steps(estimate, update, at_most=50, placement=place)
     meta = network.init(jax.random.key(0))
     state = place.place_state(init_state(meta, optimizer), optimizer)
-    arguments = (state, il.SinusoidTasks(10, 10), place.place(jax.random.key(0)))
+    arguments = (state, il.tasks.SinusoidTasks(10, 10), place.place(jax.random.key(0)))
     return steps.lower(*arguments, place.place(np.int32(50))).compile().compiled.as_text(), meta
 
 
@@ -131,16 +131,18 @@ def collectives() -> dict:
 
 def roofline() -> list[dict]:
     """A step of many accelerators, on paper: operations and bytes counted, rates of datasheets."""
-    omniglot = il.ClassificationTasks(np.zeros((5, 6, 28, 28, 1), np.float32), 5, 1, 5)
+    omniglot = il.tasks.ClassificationTasks(np.zeros((5, 6, 28, 28, 1), np.float32), 5, 1, 5)
     text = il.Examples(np.zeros((1, 1, 256), np.int32), np.zeros((1, 1, 256), np.int32))
     rows = []
     cases = {
         "Omniglot, conv-64, 1 inner step, 4 tasks a device": (
-            il.maml(il.conv4(5, 64), il.cross_entropy, 0.4, 1),
+            il.recipes.maml(il.models.conv4(5, 64), il.models.cross_entropy, 0.4, 1),
             omniglot.sample(jax.random.key(0), 4),
         ),
         "transformer 12 × 256, 4 inner steps, 1 task a device": (
-            il.maml(il.transformer(256, 256, 12, 4, 256), il.cross_entropy, 0.1, 4),
+            il.recipes.maml(
+                il.models.transformer(256, 256, 12, 4, 256), il.models.cross_entropy, 0.1, 4
+            ),
             il.Episode(text, text),
         ),
     }

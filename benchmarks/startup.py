@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from innerloop.training.run_folder import environment
+from innerloop.lab.run_folder import environment
 
 REPETITIONS = int(sys.argv[1]) if len(sys.argv) > 1 else 5
 FLAGS = ["--per-call", "1"]
@@ -35,7 +35,7 @@ def listen(name, seconds, **_):
         print(seconds, file=events)
 
 jax.monitoring.register_event_duration_secs_listener(listen)
-from innerloop.cli import main
+from innerloop.lab.cli import main
 
 main()
 """

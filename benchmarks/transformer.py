@@ -23,7 +23,7 @@ import numpy as np
 from overhead import machine
 
 import innerloop as il
-from innerloop.plots.style import BLUE, GREY, new_figure
+from innerloop.lab.plots.style import BLUE, GREY, new_figure
 
 RESULTS = Path(__file__).parent / "results" / "transformer.json"
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "transformer.png"
@@ -68,7 +68,7 @@ VARIANTS = [
 def compiled(setting: Setting, variant: Variant, arguments: tuple) -> tuple[Callable, dict]:
     """`(meta, episode, key) -> ((loss, aux), gradient)`, and what compiling it said."""
     model = model_of(setting, variant.checkpoint_blocks)
-    recipe = il.maml(model, il.cross_entropy, RATE, setting.steps)
+    recipe = il.recipes.maml(model, il.models.cross_entropy, RATE, setting.steps)
     objective = il.meta_objective(recipe.problem, recipe.adaptation, variant.gradient)
     start = time.perf_counter()
     lowered = jax.jit(jax.value_and_grad(objective, has_aux=True)).lower(*arguments)
@@ -82,8 +82,8 @@ def compiled(setting: Setting, variant: Variant, arguments: tuple) -> tuple[Call
     }
 
 
-def model_of(setting: Setting, checkpoint_blocks: bool) -> il.Model:
-    return il.transformer(
+def model_of(setting: Setting, checkpoint_blocks: bool) -> il.models.Model:
+    return il.models.transformer(
         VOCABULARY,
         setting.width,
         DEPTH,

@@ -14,18 +14,18 @@ from innerloop.gradients.validity import REFUSALS, refusal
 PAGE = Path(__file__).parent / "choose.md"
 BEGIN, END = "<!-- validity: begin, written by docs/validity.py -->", "<!-- validity: end -->"
 
-ADAPTATIONS: dict[str, il.Adaptation] = {
+ADAPTATIONS: dict[str, il.extend.Adaptation] = {
     "`GradientDescent`, K > 0": il.GradientDescent(optax.sgd(0.1), steps=5),
     "`Minimise`": il.Minimise(optimistix.BFGS(rtol=1e-6, atol=1e-6)),
     "`Procedure` and the heads": il.Procedure(lambda meta, support, key: meta),
 }
 PROBLEM = il.Problem(init=None, inner_loss=None, outer_loss=lambda params, meta, batch, key: params)
-GRADIENTS: dict[str, il.MetaGradient] = {
+GRADIENTS: dict[str, il.extend.MetaGradient] = {
     "`Unroll()`": il.Unroll(),
     "`FirstOrder()`": il.FirstOrder(),
     "`Truncated(last=2)`, K = 5": il.Truncated(last=2),
     "`ForwardMode()`": il.ForwardMode(),
-    "`ForwardMode(RandomDirections(n))`": il.ForwardMode(il.RandomDirections(1)),
+    "`ForwardMode(RandomDirections(n))`": il.ForwardMode(il.gradients.RandomDirections(1)),
     "`Implicit()`": il.Implicit(),
     "`Implicit(condition=...)`": il.Implicit(condition=lambda params, meta, batch, key: params),
     "`Reptile()`": il.Reptile(),

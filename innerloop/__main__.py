@@ -1,6 +1,6 @@
 """`python -m innerloop`: the command line."""
 
-from innerloop.cli import main
+from innerloop.lab.cli import main
 
 if __name__ == "__main__":
     main()

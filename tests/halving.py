@@ -15,14 +15,14 @@ HALVED = il.Problem(
     step_weights=lambda steps: jnp.full(steps + 1, 1 / (steps + 1)),
 )
 HALVE = il.GradientDescent(optax.sgd(1.0), 1)
-DRAWN = il.IndependentTasks(
+DRAWN = il.tasks.IndependentTasks(
     lambda key: il.Episode(jax.random.uniform(key), jnp.ones(()), jnp.ones(()))
 )
 ALL = {
-    "unroll": il.TruncatedUnroll(2, 8),
-    "persistent": il.PersistentES(2, 8, pairs=2, sigma=0.1),
-    "noise_reuse": il.NoiseReuseES(2, 8, pairs=2, sigma=0.1),
-    "truncated": il.TruncatedES(2, 8, pairs=2, sigma=0.1),
+    "unroll": il.estimators.TruncatedUnroll(2, 8),
+    "persistent": il.estimators.PersistentES(2, 8, pairs=2, sigma=0.1),
+    "noise_reuse": il.estimators.NoiseReuseES(2, 8, pairs=2, sigma=0.1),
+    "truncated": il.estimators.TruncatedES(2, 8, pairs=2, sigma=0.1),
 }
 
 

@@ -31,10 +31,10 @@ def _moved(np, meta, x, noise):
     return x * np.exp(meta["rates"])[None, :] + (meta["start"] + noise)[None, :]
 
 
-class OnClasses(il.DirectAdaptation):
+class OnClasses(il.extend.DirectAdaptation):
     """A classifier's head on the laws' tasks: the rows' numbers modulo 2 are their classes."""
 
-    head: il.DirectAdaptation
+    head: il.extend.DirectAdaptation
 
     def solve(self, meta, support, key):
         classes = support.inputs["index"] % CLASSES

@@ -12,9 +12,9 @@ from innerloop.gradients.loops import store_all
 from innerloop.problem import loss_function, task_keys
 
 
-class _Mutant(il.MetaGradient):
+class _Mutant(il.extend.MetaGradient):
     def fidelity(self, adaptation):
-        return il.Fidelity("exact", "A lie.")
+        return il.extend.Fidelity("exact", "A lie.")
 
 
 class DetachedStart(_Mutant):
@@ -37,7 +37,7 @@ class DetachedStart(_Mutant):
             )
             params = adaptation.params(state)
             loss, metrics = outer_loss(params, meta, episode.query, keys.outer)
-            return loss, il.Aux(metrics, info, {})
+            return loss, il.extend.Aux(metrics, info, {})
 
         return objective
 

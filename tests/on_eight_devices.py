@@ -13,13 +13,15 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 import innerloop as il
+from innerloop.devices.sharding import placement
+from innerloop.storage.packing import pack, unpack
 from innerloop.training.batch import batch_and_key
-from innerloop.training.packing import pack, unpack
-from innerloop.training.sharding import placement
 
 KEY, STEPS = jax.random.key(0), 12
-TASKS = il.SinusoidTasks(shots=3, queries=3)
-RECIPE = il.maml(il.mlp([1, 16, 1]), il.mean_squared_error, rate=0.01, steps=2)
+TASKS = il.tasks.SinusoidTasks(shots=3, queries=3)
+RECIPE = il.recipes.maml(
+    il.models.mlp([1, 16, 1]), il.models.mean_squared_error, rate=0.01, steps=2
+)
 MESH = placement("all").mesh
 
 
@@ -28,7 +30,7 @@ def spread_where_possible(leaf, devices):
     return next((i for i, size in enumerate(leaf.shape) if size % devices == 0), None)
 
 
-IN_PARTS = il.Sharding(MESH, spread_where_possible)
+IN_PARTS = il.training.Sharding(MESH, spread_where_possible)
 
 
 def train(devices, recipe=RECIPE, tasks=TASKS, **changed):
@@ -57,15 +59,15 @@ def distance(several, one):
 
 
 def validated():
-    episodes = il.evaluation_episodes(TASKS, 5, 1)
+    episodes = il.tasks.evaluation_episodes(TASKS, 5, 1)
     return {"validation": il.Validation(episodes, every=6, steps=3)}
 
 
 def a_mixture():
     kind = (RECIPE.problem, RECIPE.adaptation)
-    wide = il.SinusoidTasks(shots=5, queries=5)
-    problem, adaptation, tasks = il.mixture((*kind, TASKS, 2.0), (*kind, wide, 1.0))
-    recipe = il.Recipe(problem, adaptation, RECIPE.gradient, RECIPE.init_meta)
+    wide = il.tasks.SinusoidTasks(shots=5, queries=5)
+    problem, adaptation, tasks = il.tasks.mixture((*kind, TASKS, 2.0), (*kind, wide, 1.0))
+    recipe = il.recipes.Recipe(problem, adaptation, RECIPE.gradient, RECIPE.init_meta)
     return {"recipe": recipe, "tasks": tasks, "batch": 7}
 
 
@@ -74,7 +76,7 @@ def with_weights():
         episode = jax.tree.map(lambda leaf: leaf[0], TASKS.sample(key, 1))
         return il.Episode(episode.support, episode.query, weight=jax.random.uniform(key))
 
-    return {"tasks": il.IndependentTasks(sample), "batch": 6}
+    return {"tasks": il.tasks.IndependentTasks(sample), "batch": 6}
 
 
 def with_faults():
@@ -85,7 +87,7 @@ def with_faults():
         return value * jnp.where(batch.inputs[0, 0] > 4.5, jnp.nan, 1.0), aux
 
     problem = il.Problem(RECIPE.problem.init, loss, loss)
-    return {"recipe": RECIPE._replace(problem=problem), "non_finite": il.Clip()}
+    return {"recipe": RECIPE._replace(problem=problem), "non_finite": il.training.Clip()}
 
 
 def by(gradient):
@@ -110,7 +112,7 @@ CASES = (
     (with_weights(), {"weights": 4}),
     (by(il.Unroll(checkpoint=1, mixed_mode=True)), {"checkpointed, mixed mode": 2}),
     (by(il.EvolutionStrategies(2, 0.1)), {"evolution": 2}),
-    (by(il.TruncatedUnroll(1, 2)), {"inner runs that go on": 4}),
+    (by(il.estimators.TruncatedUnroll(1, 2)), {"inner runs that go on": 4}),
 )
 
 
@@ -132,7 +134,7 @@ def resumed():
     """Begun on two devices, gone on with on eight in parts, ended on one."""
     whole, _ = train(None)
     with tempfile.TemporaryDirectory() as folder:
-        saved = il.Checkpoints(folder, every=4)
+        saved = il.training.Checkpoints(folder, every=4)
         train(2, steps=4, checkpoints=saved)
         train(IN_PARTS, steps=8, checkpoints=saved, resume=True)
         last, _ = train(None, checkpoints=saved, resume=True)

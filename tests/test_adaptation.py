@@ -30,7 +30,7 @@ def inner(adaptation, observe=None, problem=PROBLEM, support=SUPPORT, **options)
     """`run` with the exact inner gradient, compiled."""
 
     def call(support, key):
-        return il.run(
+        return il.extend.run(
             problem,
             adaptation,
             META,
@@ -128,7 +128,7 @@ def test_keys(steps):
         loss,
         step_weights=lambda steps: jnp.ones(steps + 1),
     )
-    keys = il.task_keys(KEY)
+    keys = il.extend.task_keys(KEY)
     fold = lambda t: jax.random.key_data(jax.random.fold_in(keys.adapt, t))
     expected = np.stack([fold(t + 1) for t in range(steps)])
     _, aux = jax.jit(il.meta_objective(problem, learn))(META, il.Episode(SUPPORT, SUPPORT), KEY)
@@ -142,11 +142,11 @@ def test_keys(steps):
     np.testing.assert_allclose(start, META + draw, rtol=1e-6)
 
 
-class Rows(il.Adaptation):
+class Rows(il.extend.Adaptation):
     """Takes no gradient: a step counts itself and tells which support set it saw."""
 
     steps: int | None = None
-    origin: il.Origin = il.Origin.STEPS
+    origin: il.Origin = il.extend.Origin.STEPS
 
     def init(self, problem, meta, support, key):
         return jnp.int32(0)
@@ -276,7 +276,7 @@ def test_procedure_is_its_function():
 def test_procedure_is_given_the_key_of_init():
     learn = il.Procedure(lambda meta, support, key: jax.random.key_data(key))
     data, _ = il.adapt(PROBLEM, learn, META, SUPPORT, KEY)
-    expected = jax.random.fold_in(il.task_keys(KEY).adapt, 0)
+    expected = jax.random.fold_in(il.extend.task_keys(KEY).adapt, 0)
     np.testing.assert_array_equal(data, jax.random.key_data(expected))
 
 

@@ -71,9 +71,9 @@ def test_what_diverged_has_no_calibration():
 
 
 def test_evaluation_gives_it_after_each_step():
-    splits, ways = il.digits(), 5
-    recipe = il.maml(il.mlp([64, ways]), il.cross_entropy, rate=0.1, steps=2)
-    tasks = il.ClassificationTasks(splits.test, ways, shots=1, queries=3)
+    splits, ways = il.tasks.digits(), 5
+    recipe = il.recipes.maml(il.models.mlp([64, ways]), il.models.cross_entropy, rate=0.1, steps=2)
+    tasks = il.tasks.ClassificationTasks(splits.test, ways, shots=1, queries=3)
     episodes, key = tasks.sample(jax.random.key(0), 4), jax.random.key(1)
     meta = recipe.init_meta(key)
     evaluation = il.evaluate(*recipe.at_test, meta, episodes, key, steps=2, predict=recipe.predict)

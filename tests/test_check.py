@@ -349,13 +349,13 @@ def test_broken_parts_raise_as_they_do_elsewhere():
 
 
 def trained(inner=inner, meta=META, **options):
-    recipe = il.Recipe(
+    recipe = il.recipes.Recipe(
         il.Problem(start, inner, outer),
         LEARN,
         il.Unroll(),
         lambda key: jax.tree.map(jnp.copy, meta),
     )
-    tasks = il.IndependentTasks(lambda key: jax.tree.map(lambda leaf: leaf[0], episodes()))
+    tasks = il.tasks.IndependentTasks(lambda key: jax.tree.map(lambda leaf: leaf[0], episodes()))
     with jax.numpy_dtype_promotion("standard"):
         return il.fit(recipe, tasks, optimizer=optax.sgd(0.1), steps=2, batch=2, key=KEY, **options)
 
@@ -370,8 +370,11 @@ def test_fit_stops_at_errors_and_warns_of_the_rest():
 
 
 def test_fit_checks_every_kind_of_a_mixture():
-    sinusoids = il.SinusoidTasks(3, 3)
-    recipes = [il.maml(il.mlp([1, 4, 1]), il.mean_squared_error, rate, 1) for rate in (0.01, 0.02)]
+    sinusoids = il.tasks.SinusoidTasks(3, 3)
+    recipes = [
+        il.recipes.maml(il.models.mlp([1, 4, 1]), il.models.mean_squared_error, rate, 1)
+        for rate in (0.01, 0.02)
+    ]
     cut = il.Problem(
         lambda meta, support, key: jax.lax.stop_gradient(meta),
         recipes[1].problem.inner_loss,
@@ -379,8 +382,8 @@ def test_fit_checks_every_kind_of_a_mixture():
     )
     problems = (recipes[0].problem, cut)
     kinds = [(p, r.adaptation, sinusoids, 1.0) for p, r in zip(problems, recipes, strict=True)]
-    problem, adaptation, tasks = il.mixture(*kinds)
-    recipe = il.Recipe(problem, adaptation, il.Unroll(), recipes[0].init_meta)
+    problem, adaptation, tasks = il.tasks.mixture(*kinds)
+    recipe = il.recipes.Recipe(problem, adaptation, il.Unroll(), recipes[0].init_meta)
     options = {"optimizer": optax.sgd(0.1), "steps": 1, "batch": 2, "key": KEY}
     with pytest.raises(il.GradientError, match=r"cut off.*stop_gradient at test_check.py"):
         il.fit(recipe, tasks, check=True, **options)

@@ -13,8 +13,8 @@ from checking import KEY, LEARN, META, checked, episodes, fit, inner, outer, sta
 
 import innerloop as il
 from innerloop.diagnostics import check
-from innerloop.experiments.digits import Digits
-from innerloop.experiments.sinusoid import Sinusoid
+from innerloop.lab.experiments.digits import Digits
+from innerloop.lab.experiments.sinusoid import Sinusoid
 
 
 def experiment(kind):
@@ -25,17 +25,17 @@ def experiment(kind):
 
 
 def recipe_on_sinusoids(make, **options):
-    recipe = make(il.mlp([1, 10, 1]), il.mean_squared_error, 0.01, 2, **options)
+    recipe = make(il.models.mlp([1, 10, 1]), il.models.mean_squared_error, 0.01, 2, **options)
     return (
         recipe,
         recipe.init_meta(jax.random.key(0)),
-        il.SinusoidTasks(5, 5).sample(jax.random.key(1), 3),
+        il.tasks.SinusoidTasks(5, 5).sample(jax.random.key(1), 3),
     )
 
 
 def small_transformer():
-    model = il.transformer(vocabulary=7, width=8, depth=1, heads=2, length=6)
-    recipe = il.maml(model, il.cross_entropy, 0.01, 1)
+    model = il.models.transformer(vocabulary=7, width=8, depth=1, heads=2, length=6)
+    recipe = il.recipes.maml(model, il.models.cross_entropy, 0.01, 1)
     tokens = jax.random.randint(jax.random.key(1), (3, 4, 2, 7), 0, 7)
     half = lambda t: il.Examples(t[..., :-1], t[..., 1:])
     return (
@@ -46,14 +46,14 @@ def small_transformer():
 
 
 def parts_of(problem, learn, gradient=None):
-    return il.Recipe(problem, learn, gradient, None), META, episodes()
+    return il.recipes.Recipe(problem, learn, gradient, None), META, episodes()
 
 
 CLEAN = {
     "sinusoid": lambda: experiment(Sinusoid),
     "digits": lambda: experiment(Digits),
-    "maml": lambda: recipe_on_sinusoids(il.maml),
-    "fomaml": lambda: recipe_on_sinusoids(il.fomaml),
+    "maml": lambda: recipe_on_sinusoids(il.recipes.maml),
+    "fomaml": lambda: recipe_on_sinusoids(il.recipes.fomaml),
     "transformer": small_transformer,
     "learned rate": lambda: parts_of(
         il.Problem(start, inner, outer),
@@ -63,10 +63,11 @@ CLEAN = {
     ),
     "mini-batches": lambda: parts_of(il.Problem(start, inner, outer), il.MiniBatches(LEARN, 2)),
     "minimise": lambda: parts_of(
-        il.proximal(il.Problem(start, inner, outer), 1.0), il.Minimise(optx.BFGS(1e-4, 1e-4))
+        il.gradients.proximal(il.Problem(start, inner, outer), 1.0),
+        il.Minimise(optx.BFGS(1e-4, 1e-4)),
     ),
     "implicit": lambda: parts_of(
-        il.proximal(il.Problem(start, inner, outer), 1.0),
+        il.gradients.proximal(il.Problem(start, inner, outer), 1.0),
         il.GradientDescent(optax.sgd(0.1), 60),
         il.Implicit(),
     ),

@@ -62,7 +62,7 @@ def test_a_run_does_not_go_back(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 60, 2**20])  # none packed, some, all
 def test_what_is_packed_changes_no_bit(undisturbed, tmp_path, monkeypatch, limit):
-    monkeypatch.setattr("innerloop.training.packing.SMALL", limit)
+    monkeypatch.setattr("innerloop.storage.packing.SMALL", limit)
     train(tmp_path, steps=30)
     assert_same(train(tmp_path, resume=True), undisturbed)
 
@@ -224,7 +224,7 @@ def test_resume_begins_where_nothing_was_saved(undisturbed, tmp_path):
 
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("innerloop.training.checkpoint.FORMAT", 4)
+        patch.setattr("innerloop.storage.checkpoint.FORMAT", 4)
         train(tmp_path, steps=8)
     with pytest.raises(RunError, match=r"does not know. Got: format 4. Expected: format 1 to 3"):
         train(tmp_path, resume=True)

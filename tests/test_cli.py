@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from innerloop.cli import main
 from innerloop.errors import RunError
-from innerloop.training.run_folder import RunFolder
+from innerloop.lab.cli import main
+from innerloop.lab.run_folder import RunFolder
 
 # Where the groups are honoured, one worker makes the run that the tests share.
 pytestmark = pytest.mark.xdist_group("cli")
@@ -154,7 +154,7 @@ def test_the_run_is_held_until_its_last_figure(tmp_path, monkeypatch):
             RunFolder.resume(folder.path, config, may_change=())
         drawn.append(folder.path)
 
-    monkeypatch.setattr("innerloop.experiments.train.draw_curves", draw)
+    monkeypatch.setattr("innerloop.lab.experiments.train.draw_curves", draw)
     main([*SINUSOID, "--run", str(tmp_path / "run")])
     assert drawn == [tmp_path / "run"]
     main([*SINUSOID, "--run", str(tmp_path / "run"), "--resume"])  # it is free again
@@ -345,7 +345,7 @@ def test_an_interrupt_is_one_line_and_keeps_what_is_there(tmp_path, capsys, monk
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("innerloop.experiments.train.test_evaluation", interrupted)
+    monkeypatch.setattr("innerloop.lab.experiments.train.test_evaluation", interrupted)
     with pytest.raises(SystemExit) as caught:
         main([*SINUSOID, "--run", str(tmp_path / "run")])
     assert caught.value.code == 130
@@ -359,7 +359,7 @@ def test_evaluate_finds_out_before_it_works_that_it_cannot_write(own_run, capsys
     def too_late(*_, **__):
         raise AssertionError("evaluated first")
 
-    monkeypatch.setattr("innerloop.experiments.evaluation.test_evaluation", too_late)
+    monkeypatch.setattr("innerloop.lab.experiments.evaluation.test_evaluation", too_late)
     (own_run / "probe.tmp").mkdir()  # a file system that refuses, even for root
     assert "cannot be written" in refused(capsys, own_run, "evaluate", own_run)
 

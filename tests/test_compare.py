@@ -14,11 +14,11 @@ from PIL import Image
 from quadratic import LEARN, quadratic_episodes, quadratic_meta, quadratic_problem
 
 import innerloop as il
-from innerloop.diagnostics.compare import compare
+from innerloop.diagnostics._compare import compare
 from innerloop.diagnostics.comparison.candidates import candidates, gradient_name
 from innerloop.diagnostics.comparison.table import Comparison, ComparisonRow
 from innerloop.errors import GradientError, StructureError
-from innerloop.plots import error_against_cost
+from innerloop.lab.plots import error_against_cost
 
 KEY = jax.random.key(7)
 TASKS = 2
@@ -84,7 +84,7 @@ def test_values_by_hand(x64):
 
 def test_stochastic_by_hand(x64):
     """Mean and standard error over the documented keys; chunks change nothing."""
-    gradient, draws = il.ForwardMode(il.RandomDirections(4)), 6
+    gradient, draws = il.ForwardMode(il.gradients.RandomDirections(4)), 6
     row = quadratic([gradient], draws=draws, chunk=1)["ForwardMode(RandomDirections(4))"]
     keys = jax.random.split(KEY, draws)
     pairs = zip(vectors(gradient, keys), vectors(il.Unroll(), keys), strict=True)
@@ -313,7 +313,7 @@ def test_candidates():
 def table():
     """A comparison with a row of every sort; its numbers are made up."""
     row = lambda name, kind, **fields: ComparisonRow(
-        name, il.Unroll(), il.Fidelity(kind, f"What {name} drops."), **fields
+        name, il.Unroll(), il.extend.Fidelity(kind, f"What {name} drops."), **fields
     )
     cost = {"memory": 3 * 2**20, "compile_seconds": 1.5, "seconds": 0.0123}
     rows = (
@@ -365,7 +365,7 @@ def test_figure(table, tmp_path):
 
 def test_labels_do_not_overlap(tmp_path):
     """Even where many points lie close together."""
-    from innerloop.plots.labels import _arrange, _Box
+    from innerloop.lab.plots.labels import _arrange, _Box
 
     rng = np.random.default_rng(0)
     pixels = [(float(x), float(y)) for x, y in rng.uniform(300, 360, (7, 2))]

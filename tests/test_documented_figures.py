@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import innerloop as il
-from innerloop.experiments.learned_optimizer import OptimizerTraining
-from innerloop.experiments.optimizer_trials import learned_trial
+from innerloop.lab.experiments.learned_optimizer import OptimizerTraining
+from innerloop.lab.experiments.optimizer_trials import learned_trial
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -148,8 +148,8 @@ def test_the_published_optimizer_was_trained_by_the_defaults():
 @pytest.mark.parametrize("family", ["quadratic", "noisy-quadratic", "wine-linear"])
 def test_the_published_optimizer_gives_the_published_losses(family):
     """The file beside the table, on the table's tasks; another machine rounds otherwise."""
-    learned, meta = il.load_optimizer(RESULTS / "learned-optimizer.opt")
-    (found,) = (each for each in il.training_families() if each.name == family)
+    learned, meta = il.optimizers.load_optimizer(RESULTS / "learned-optimizer.opt")
+    (found,) = (each for each in il.tasks.optimization.training_families() if each.name == family)
     trial = learned_trial(found, learned, meta, steps=100, tasks=60, seed=2)
     published = measured("learned-optimizer.json")["groups"]
     published = published["new tasks of the training families"][family]["learned"]

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import optax
 
 import innerloop as il
-from innerloop.experiments.base import Parts
-from innerloop.experiments.cost import meta_gradient_record, training_cost
+from innerloop.lab.experiments.base import Parts
+from innerloop.lab.experiments.cost import meta_gradient_record, training_cost
 
 SYSTEM = {"step_seconds": 0.02, "compile_seconds": 3.0, "peak_memory_bytes": 2.0**29}
 COST = {"flops_per_step": 3e9, "flops_are_lower_bound": False, "unreached": []}
@@ -28,10 +28,10 @@ def test_the_meta_gradients_program_is_counted():
     problem = il.Problem(lambda meta, support, key: meta["start"], loss, loss)
     learn = il.GradientDescent(optax.sgd(0.1), steps=2)
     start = lambda key: {"start": jnp.zeros((10, 1)), "idle": jnp.ones(3)}
-    tasks = il.SinusoidTasks(10, 10)
-    recipe = il.Recipe(problem, learn, il.Unroll(), start)
+    tasks = il.tasks.SinusoidTasks(10, 10)
+    recipe = il.recipes.Recipe(problem, learn, il.Unroll(), start)
     parts = Parts(recipe, tasks, tasks, tasks, "loss", False, "none")
-    outcome = il.Fit(None, None, step=0, best_step=0, faults=0, chunk=None, plan=None)
+    outcome = il.training.Fit(None, None, step=0, best_step=0, faults=0, chunk=None, plan=None)
     few, many = (meta_gradient_record(parts, outcome, batch) for batch in (2, 4))
     assert few["unreached"] == many["unreached"] == ["['idle']"]
     assert 0 < 1.9 * few["flops_per_step"] < many["flops_per_step"] < 2.1 * few["flops_per_step"]
@@ -43,10 +43,15 @@ def test_the_meta_gradients_program_is_counted():
 
 def test_what_is_counted_is_the_first_step_of_a_schedule():
     """With the losses on the way, of which the end has none."""
-    tasks, outcome = il.SinusoidTasks(10, 10), il.Fit(None, None, 0, 0, 0, None, None)
+    tasks, outcome = (
+        il.tasks.SinusoidTasks(10, 10),
+        il.training.Fit(None, None, 0, 0, 0, None, None),
+    )
 
     def operations(**settings):
-        recipe = il.maml_plus_plus(il.mlp([1, 8, 1]), il.mean_squared_error, **settings)
+        recipe = il.recipes.maml_plus_plus(
+            il.models.mlp([1, 8, 1]), il.models.mean_squared_error, **settings
+        )
         parts = Parts(recipe, tasks, tasks, tasks, "loss", False, "none")
         return meta_gradient_record(parts, outcome, 2)["flops_per_step"]
 
@@ -55,15 +60,18 @@ def test_what_is_counted_is_the_first_step_of_a_schedule():
 
 def test_each_kind_of_a_mixture_is_counted_with_its_own_gradient():
     """Second derivatives of one kind, of the other, of both: the sum of the kinds."""
-    model = il.mlp([1, 8, 1])
-    loss = il.supervised_loss(model, il.mean_squared_error)
+    model = il.models.mlp([1, 8, 1])
+    loss = il.models.supervised_loss(model, il.models.mean_squared_error)
     problem = il.Problem(lambda meta, support, key: meta, loss, loss)
     short, long = (il.GradientDescent(optax.sgd(0.1), steps) for steps in (1, 5))
-    tasks, outcome = il.SinusoidTasks(10, 10), il.Fit(None, None, 0, 0, 0, None, None)
-    problems, adaptations, mixed = il.mixture((problem, short, tasks), (problem, long, tasks))
+    tasks, outcome = (
+        il.tasks.SinusoidTasks(10, 10),
+        il.training.Fit(None, None, 0, 0, 0, None, None),
+    )
+    problems, adaptations, mixed = il.tasks.mixture((problem, short, tasks), (problem, long, tasks))
 
     def operations(*gradients):
-        recipe = il.Recipe(problems, adaptations, gradients, model.init)
+        recipe = il.recipes.Recipe(problems, adaptations, gradients, model.init)
         parts = Parts(recipe, mixed, mixed, mixed, "loss", False, "none")
         return meta_gradient_record(parts, outcome, 2)["flops_per_step"]
 

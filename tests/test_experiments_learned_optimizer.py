@@ -12,16 +12,17 @@ import optax
 import pytest
 
 import innerloop as il
-from innerloop.cli import main
-from innerloop.experiments import optimizer_record, optimizer_trials
-from innerloop.experiments.learned_optimizer import (
+import innerloop.lab
+from innerloop.lab.cli import main
+from innerloop.lab.experiments import optimizer_record, optimizer_trials
+from innerloop.lab.experiments.learned_optimizer import (
     ESTIMATORS,
     OPTIMIZERS,
     OptimizerTraining,
     log_loss,
 )
-from innerloop.experiments.table import best_meta
-from innerloop.experiments.train import outer_optimizer
+from innerloop.lab.experiments.table import best_meta
+from innerloop.lab.experiments.train import outer_optimizer
 
 # Where the groups are honoured, one worker makes the run that the tests share.
 pytestmark = pytest.mark.xdist_group("learned-optimizer")
@@ -80,8 +81,8 @@ def test_a_run_leaves_its_results_and_the_optimizer(run):
 
 
 def test_any_optax_loop_takes_the_optimizer(run):
-    learned, meta = il.load_optimizer(run / "learned.opt")
-    assert isinstance(learned, il.Celo2)
+    learned, meta = il.optimizers.load_optimizer(run / "learned.opt")
+    assert isinstance(learned, il.optimizers.Celo2)
     jax.tree.map(np.testing.assert_array_equal, meta, best_meta(run))
     optimizer, params = learned(meta), jnp.ones(3)
     updates, _ = optimizer.update(params, optimizer.init(params), params)
@@ -114,10 +115,12 @@ def test_evaluate_holds_it_against_tuned_optimizers(evaluated):
     assert record["settings"] == {"steps": 6, "tasks": 3, "seed": 1}
     assert set(record["families"]) == {"quadratic", "noisy-quadratic"}
     assert set(record["seconds_per_step"]) == {"learned", "SGD", "Adam"}
-    learned, meta = il.load_optimizer(evaluated / "learned.opt")
+    learned, meta = il.optimizers.load_optimizer(evaluated / "learned.opt")
     for name, found in record["families"].items():
         assert list(found) == ["learned", "SGD", "Adam", optimizer_trials.PER_TASK]
-        (family,) = (each for each in il.training_families() if each.name == name)
+        (family,) = (
+            each for each in il.tasks.optimization.training_families() if each.name == name
+        )
         settings = record["settings"]
         trial = optimizer_trials.learned_trial(family, learned, meta, **settings)
         np.testing.assert_allclose(found["learned"]["final"][1], np.median(trial.final()))
@@ -151,7 +154,7 @@ def test_the_report_shows_curves_and_table(evaluated):
             assert f"{each['final'][1]:.3g} (" in section
     with pytest.raises(il.RunError, match=r"optimizers-seed1-steps7-tasks3\.json: KeyError"):
         (evaluated / "optimizers-seed1-steps7-tasks3.json").write_text("{}")
-        il.write_report([evaluated])
+        il.lab.write_report([evaluated])
 
 
 REFUSED = {
@@ -232,7 +235,9 @@ def test_families_that_see_mini_batches_are_bounded(bound):
 def test_every_optimizer_of_the_flag_can_be_saved(name, tmp_path):
     learned = OptimizerTraining(optimizer=name, horizon=30).learned()
     meta = learned.init(jax.random.key(0), jnp.zeros(3))
-    again, _ = il.load_optimizer(il.save_optimizer(tmp_path / "one", learned, meta))
+    again, _ = il.optimizers.load_optimizer(
+        il.optimizers.save_optimizer(tmp_path / "one", learned, meta)
+    )
     said = lambda each: {name: repr(value) for name, value in vars(each).items()}
     assert said(again) == said(learned)  # a direction is a partial, which equals itself alone
 
@@ -305,4 +310,7 @@ def test_the_default_estimator_trains_from_the_command_line(tmp_path):
     result = read(tmp_path / "run" / "result.json")
     assert result["outer_steps"] == 2 and result["faults"] == 0
     assert result["cost"]["flops_per_step"] > 1e4 and result["cost"]["unreached"] == []
-    assert isinstance(il.load_optimizer(tmp_path / "run" / "learned.opt")[0], il.AdamController)
+    assert isinstance(
+        il.optimizers.load_optimizer(tmp_path / "run" / "learned.opt")[0],
+        il.optimizers.AdamController,
+    )

@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 import innerloop as il
-from innerloop.cli import main
-from innerloop.experiments.digits import Digits
-from innerloop.experiments.omniglot import Omniglot
-from innerloop.experiments.photographs import CifarFS, MiniImageNet
+from innerloop.lab.cli import main
+from innerloop.lab.experiments.digits import Digits
+from innerloop.lab.experiments.omniglot import Omniglot
+from innerloop.lab.experiments.photographs import CifarFS, MiniImageNet
 
 PER_CLASS = 4
 PARTS = {"train": 3, "val": 2, "test": 2}
@@ -59,7 +59,9 @@ def test_cifar_fs_is_read_sampled_learned_and_drawn(cifar, tmp_path):
     experiment = CifarFS(data=cifar, recipe="protonet", augment=True, **sizes)
     parts = experiment.parts()
     meta = parts.recipe.init_meta(jax.random.key(0))
-    episode = jax.tree.map(lambda leaf: leaf[0], il.evaluation_episodes(parts.train, 1, seed=1))
+    episode = jax.tree.map(
+        lambda leaf: leaf[0], il.tasks.evaluation_episodes(parts.train, 1, seed=1)
+    )
     loss, _ = jax.jit(il.meta_objective(*parts.recipe[:3]))(meta, episode, jax.random.key(2))
     assert np.isfinite(loss)
     (figure,) = experiment.write_learned(parts, meta, tmp_path)
@@ -83,12 +85,14 @@ def test_mini_imagenet_has_the_papers_network_and_settings(mini):
 
 def test_only_training_tasks_are_augmented(mini):
     parts = MiniImageNet(data=mini, ways=2, queries=2, test_queries=3, augment=True).parts()
-    assert isinstance(parts.train, il.Augmented)
+    assert isinstance(parts.train, il.tasks.Augmented)
     assert parts.train.augment == MiniImageNet.augmentation
     for tasks in (parts.validation, parts.test):
-        assert isinstance(tasks, il.ClassificationTasks)
-    assert isinstance(Digits().parts().train, il.ClassificationTasks)
-    assert isinstance(Digits(augment=True, recipe="pretrain_finetune").parts().train, il.Augmented)
+        assert isinstance(tasks, il.tasks.ClassificationTasks)
+    assert isinstance(Digits().parts().train, il.tasks.ClassificationTasks)
+    assert isinstance(
+        Digits(augment=True, recipe="pretrain_finetune").parts().train, il.tasks.Augmented
+    )
 
 
 def test_the_network_is_a_choice():

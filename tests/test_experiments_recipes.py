@@ -8,16 +8,16 @@ import optax
 import pytest
 
 import innerloop as il
-from innerloop.cli import main
 from innerloop.errors import StructureError
-from innerloop.experiments import before_training
-from innerloop.experiments.digits import Digits
-from innerloop.experiments.older_runs import compared_today, in_todays_form
-from innerloop.experiments.omniglot import Omniglot
-from innerloop.experiments.photographs import MiniImageNet
-from innerloop.experiments.sinusoid import Sinusoid
-from innerloop.experiments.table import EXPERIMENTS
-from innerloop.experiments.train import outer_optimizer
+from innerloop.lab.cli import main
+from innerloop.lab.experiments import before_training
+from innerloop.lab.experiments.digits import Digits
+from innerloop.lab.experiments.older_runs import compared_today, in_todays_form
+from innerloop.lab.experiments.omniglot import Omniglot
+from innerloop.lab.experiments.photographs import MiniImageNet
+from innerloop.lab.experiments.sinusoid import Sinusoid
+from innerloop.lab.experiments.table import EXPERIMENTS
+from innerloop.lab.experiments.train import outer_optimizer
 from innerloop.recipes import RECIPES
 from innerloop.tasks import ClassificationTasks, LabelledImages
 

@@ -21,12 +21,13 @@ import optax
 import pytest
 
 import innerloop as il
-from innerloop.cli import main
-from innerloop.training.checkpoint import CheckpointFolder
-from innerloop.training.logging.json_lines import JsonLines
+import innerloop.lab
+from innerloop.lab.cli import main
+from innerloop.logging.json_lines import JsonLines
+from innerloop.storage.checkpoint import CheckpointFolder
 
 ROOT = Path(__file__).parents[1]
-TASKS = il.SinusoidTasks(5, 5)
+TASKS = il.tasks.SinusoidTasks(5, 5)
 SINUSOID = [
     *("train", "sinusoid", "--steps", "8", "--batch", "2", "--width", "5", "--per-call", "2"),
     *("--validate-every", "4", "--validation-tasks", "4", "--test-tasks", "4", "--test-steps", "2"),
@@ -36,14 +37,14 @@ SINUSOID = [
 
 def fitted(folder=None, *, steps=12, resume=False, report=lambda progress: None):
     return il.fit(
-        il.maml(il.mlp([1, 5, 1]), il.mean_squared_error),
+        il.recipes.maml(il.models.mlp([1, 5, 1]), il.models.mean_squared_error),
         TASKS,
         optimizer=optax.adam(1e-2),
         steps=steps,
         batch=2,
         key=jax.random.key(0),
         per_call=3,
-        checkpoints=None if folder is None else il.Checkpoints(folder, every=3),
+        checkpoints=None if folder is None else il.training.Checkpoints(folder, every=3),
         resume=resume,
         report=report,
     )
@@ -135,10 +136,10 @@ def test_a_lock_of_a_dead_process_does_not_block(undisturbed, tmp_path):
 
 
 def test_who_holds_the_lock_is_said(tmp_path):
-    folder = CheckpointFolder(il.Checkpoints(tmp_path), {})
+    folder = CheckpointFolder(il.training.Checkpoints(tmp_path), {})
     try:
         with pytest.raises(il.RunError, match=f"written by process {os.getpid()}"):
-            CheckpointFolder(il.Checkpoints(tmp_path), {})
+            CheckpointFolder(il.training.Checkpoints(tmp_path), {})
     finally:
         folder.close()
 
@@ -147,7 +148,7 @@ def test_who_holds_the_lock_is_said(tmp_path):
 def test_a_signal_at_any_call_stops_the_run_with_all_of_it_saved(undisturbed, tmp_path, step):
     """At the last one too, after which a run would be tested and drawn."""
     terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(il.Stopped, match=f"outer step {step}, which is saved"):
+    with pytest.raises(il.training.Stopped, match=f"outer step {step}, which is saved"):
         fitted(tmp_path, report=at(step, terminate))
     assert_same(fitted(tmp_path, resume=True), undisturbed)
 
@@ -160,7 +161,7 @@ def test_a_signal_during_the_last_save_is_not_forgotten(undisturbed, tmp_path, m
         close(folder)
 
     monkeypatch.setattr(CheckpointFolder, "close", interrupted)
-    with pytest.raises(il.Stopped, match="outer step 12"):
+    with pytest.raises(il.training.Stopped, match="outer step 12"):
         fitted(tmp_path)
     monkeypatch.undo()
     assert_same(fitted(tmp_path, resume=True), undisturbed)
@@ -304,8 +305,8 @@ def test_a_second_signal_ends_a_compilation_at_once(tmp_path):
 
 
 def test_best_meta_is_what_training_kept(run):
-    kept = il.best_meta(str(run))
-    recipe = il.maml(il.mlp([1, 5, 5, 1]), il.mean_squared_error)
+    kept = il.lab.best_meta(str(run))
+    recipe = il.recipes.maml(il.models.mlp([1, 5, 5, 1]), il.models.mean_squared_error)
     like = recipe.init_meta(jax.random.key(0))
     assert jax.tree.structure(kept) == jax.tree.structure(like)
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(like), strict=True):
@@ -316,14 +317,14 @@ def test_best_meta_is_what_training_kept(run):
 
 def test_best_meta_needs_a_run(tmp_path):
     with pytest.raises(il.RunError, match="no run"):
-        il.best_meta(tmp_path)
+        il.lab.best_meta(tmp_path)
 
 
 def test_train_starts_from_another_run(run, tmp_path, capsys):
     flags = [*SINUSOID, "--pretrained", str(run), "--seed", "5"]
     flags += ["--outer-rate", "0", "--averaging", "0"]  # whose mean would round
     main([*flags, "--run", str(tmp_path / "next")])
-    kept, weights = il.best_meta(tmp_path / "next"), il.best_meta(run)
+    kept, weights = il.lab.best_meta(tmp_path / "next"), il.lab.best_meta(run)
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(weights), strict=True):
         np.testing.assert_array_equal(a, b)
     config = json.loads((tmp_path / "next" / "config.json").read_text())["config"]

@@ -41,11 +41,11 @@ pytestmark = pytest.mark.usefixtures("x64")
         (lambda: il.EvolutionStrategies(4, float("nan")), "sigma=nan"),
         (lambda: il.EvolutionStrategies(4, 0.1, chunk=0), "chunk=0"),
         (lambda: il.ForwardMode(chunk=0), "chunk=0"),
-        (lambda: il.ForwardMode(il.RandomDirections(0)), "count=0"),
+        (lambda: il.ForwardMode(il.gradients.RandomDirections(0)), "count=0"),
         (lambda: il.Implicit(damping=-1.0), "damping=-1.0"),
-        (lambda: il.Implicit(lx.CG(1e-6, 1e-6), il.fixed_point(lambda *a: a[0])), "CG"),
+        (lambda: il.Implicit(lx.CG(1e-6, 1e-6), il.gradients.fixed_point(lambda *a: a[0])), "CG"),
         (lambda: il.Implicit(condition=lambda params: params), "condition"),
-        (lambda: il.Implicit(il.Neumann(0)), "terms=0"),
+        (lambda: il.Implicit(il.gradients.Neumann(0)), "terms=0"),
         (lambda: il.FirstOrder(where=lambda t: True), "where"),
     ],
 )
@@ -86,7 +86,7 @@ def test_first_order_leaf_by_leaf():
 def test_a_basis_that_does_not_fit_meta_is_refused():
     wrong = {**BASIS, "rate": np.zeros((2,))}
     with pytest.raises(il.StructureError, match="basis does not fit meta"):
-        objective(il.ForwardMode(il.Basis(wrong)))(quadratic_meta())
+        objective(il.ForwardMode(il.gradients.Basis(wrong)))(quadratic_meta())
 
 
 def test_forward_mode_raises_on_a_detached_graph():
@@ -131,7 +131,7 @@ def test_mixed_dtypes_in_meta_are_kept(gradient):
     base = quadratic_problem()
     learn = il.GradientDescent(lambda meta: optax.sgd(jnp.exp(meta["rate"]).astype(jnp.float64)), 3)
     f = il.meta_value_and_grad(base, learn, gradient)
-    if isinstance(gradient, il.ForwardMode) and isinstance(gradient.directions, il.Basis):
+    if isinstance(gradient, il.ForwardMode) and isinstance(gradient.directions, il.gradients.Basis):
         pytest.skip("a basis has the dtypes of meta")
     _, grads = jax.eval_shape(f, meta, quadratic_episodes(), KEY)
     assert {name: leaf.dtype for name, leaf in grads.items()} == {

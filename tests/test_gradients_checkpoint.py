@@ -16,8 +16,8 @@ pytestmark = pytest.mark.usefixtures("x64")
 @functools.cache
 def temporary(gradient):
     """Memory of the values kept over 64 steps; compiled, not run."""
-    model = il.mlp([8, 32, 32, 8])
-    problem, learn, _, init, *_ = il.maml(model, il.mean_squared_error, 0.01, 64)
+    model = il.models.mlp([8, 32, 32, 8])
+    problem, learn, _, init, *_ = il.recipes.maml(model, il.models.mean_squared_error, 0.01, 64)
     meta = init(jax.random.key(0))
     rows = jnp.zeros((64, 8))
     data = il.Episode(il.Examples(rows, rows), il.Examples(rows, rows))
@@ -39,8 +39,8 @@ def test_a_fixed_number_of_states_takes_less_than_every_state():
 
 def test_kept_inner_gradients_are_not_computed_again():
     """Of about five gradients' work per step, one is saved; the compiler counts."""
-    model = il.mlp([8, 64, 64, 8])
-    problem, _, _, init, *_ = il.maml(model, il.mean_squared_error, 0.01, 6)
+    model = il.models.mlp([8, 64, 64, 8])
+    problem, _, _, init, *_ = il.recipes.maml(model, il.models.mean_squared_error, 0.01, 6)
     learn = il.GradientDescent(optax.adam(0.01, eps_root=1e-8), 6)
     rows = jnp.zeros((64, 8))
     data = il.Episode(il.Examples(rows, rows), il.Examples(rows, rows))

@@ -24,7 +24,7 @@ SOLVERS = {
     "bicgstab": lx.BiCGStab(1e-12, 1e-12),
     "lu": lx.LU(),
     "cholesky": lx.Cholesky(),
-    "neumann": il.Neumann(2000, 0.02),
+    "neumann": il.gradients.Neumann(2000, 0.02),
 }
 
 
@@ -76,7 +76,7 @@ def test_a_given_condition_a_fixed_point_and_a_projection():
         return jax.lax.scan(step, jnp.zeros(4), None, length=800)[0]
 
     learn = il.Procedure(descend)
-    condition = il.projected_gradient(problem, projection, rate)
+    condition = il.gradients.projected_gradient(problem, projection, rate)
     f = il.meta_objective(problem, learn, il.Implicit(lx.GMRES(1e-12, 1e-12), condition))
     (_, aux), grads = jax.value_and_grad(f, has_aux=True)(meta, data, KEY)
     at = lambda decay: float(f({"decay": jnp.array(decay)}, data, KEY)[0])
@@ -89,7 +89,7 @@ def test_a_given_condition_a_fixed_point_and_a_projection():
     step = lambda params, meta, batch, key: projection(
         params - rate * jax.grad(problem.inner_loss)(params, meta, batch, key), meta
     )
-    again = il.Implicit(lx.GMRES(1e-12, 1e-12), il.fixed_point(step))
+    again = il.Implicit(lx.GMRES(1e-12, 1e-12), il.gradients.fixed_point(step))
     same = jax.grad(il.meta_objective(problem, learn, again), has_aux=True)(meta, data, KEY)[0]
     np.testing.assert_allclose(same["decay"], grads["decay"], rtol=1e-9)
 
@@ -99,7 +99,7 @@ def test_the_one_step_gradient_is_one_term_of_the_series():
     problem, data, meta, _ = ridge()
     rate = 0.03
     learn = il.GradientDescent(optax.sgd(rate), 800)
-    f = il.meta_objective(problem, learn, il.Implicit(il.Neumann(1, rate)))
+    f = il.meta_objective(problem, learn, il.Implicit(il.gradients.Neumann(1, rate)))
     got = jax.grad(f, has_aux=True)(meta, data, KEY)[0]
     last = il.meta_objective(problem, learn, il.Truncated(1, identity=False))
     expected = jax.grad(last, has_aux=True)(meta, data, KEY)[0]
@@ -120,7 +120,7 @@ def test_an_optimum_that_does_not_depend_on_meta_names_the_proximal_term():
 
     # iMAML on a quadratic: d theta*/d start = lambda (H + lambda I)^-1.
     strength = 2.0
-    pulled = il.proximal(free, strength)
+    pulled = il.gradients.proximal(free, strength)
     solver = il.Implicit(lx.CG(1e-12, 1e-12))
     f = il.meta_objective(pulled, il.GradientDescent(optax.sgd(0.03), 800), solver)
     start = jnp.arange(4.0)
@@ -134,7 +134,7 @@ def test_an_optimum_that_does_not_depend_on_meta_names_the_proximal_term():
 
 def test_a_learned_proximal_strength_gets_its_gradient():
     problem, data, _, _ = ridge()
-    pulled = il.proximal(
+    pulled = il.gradients.proximal(
         il.Problem(
             lambda meta, support, key: jnp.arange(4.0),
             lambda params, meta, batch, key: problem.inner_loss(params, {"decay": 0.5}, batch, key),

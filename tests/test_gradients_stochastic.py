@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 @pytest.mark.parametrize(
     "gradient",
-    [il.EvolutionStrategies(64, 1e-3), il.ForwardMode(il.RandomDirections(64))],
+    [il.EvolutionStrategies(64, 1e-3), il.ForwardMode(il.gradients.RandomDirections(64))],
     ids=["evolution", "random directions"],
 )
 def test_stochastic_estimators_are_within_four_standard_errors_of_the_exact_gradient(gradient):
@@ -56,14 +56,14 @@ def test_more_pairs_have_less_variance():
     "build",
     [
         lambda chunk: il.EvolutionStrategies(32, 0.1, chunk=chunk),
-        lambda chunk: il.ForwardMode(il.RandomDirections(32), chunk=chunk),
+        lambda chunk: il.ForwardMode(il.gradients.RandomDirections(32), chunk=chunk),
     ],
     ids=["evolution", "random directions"],
 )
 def test_a_chunk_of_draws_takes_less_memory_than_all_at_once(build):
     """Compiled, not run."""
-    model = il.mlp([8, 64, 8])
-    problem, learn, _, init, *_ = il.maml(model, il.mean_squared_error, 0.01, 4)
+    model = il.models.mlp([8, 64, 8])
+    problem, learn, _, init, *_ = il.recipes.maml(model, il.models.mean_squared_error, 0.01, 4)
     rows = jnp.zeros((16, 8))
     data = il.Episode(il.Examples(rows, rows), il.Examples(rows, rows))
 

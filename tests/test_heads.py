@@ -23,11 +23,11 @@ CLASSES = np.array([0, 1, 2, 0, 1])
 VALUES = RNG.normal(size=(5, 2))
 
 HEADS = {
-    "prototypes": (il.Prototypes(FLAT, 3), CLASSES),
-    "ridge": (il.RidgeHead(FLAT, 0.5), VALUES),
-    "ridge-classes": (il.RidgeHead(FLAT, 0.5, 3), CLASSES),
-    "logistic": (il.ConvexHead(FLAT, 0.5, il.logistic, 3), CLASSES),
-    "svm": (il.ConvexHead(FLAT, 0.5, il.squared_hinge, 3), CLASSES),
+    "prototypes": (il.heads.Prototypes(FLAT, 3), CLASSES),
+    "ridge": (il.heads.RidgeHead(FLAT, 0.5), VALUES),
+    "ridge-classes": (il.heads.RidgeHead(FLAT, 0.5, 3), CLASSES),
+    "logistic": (il.heads.ConvexHead(FLAT, 0.5, il.heads.logistic, 3), CLASSES),
+    "svm": (il.heads.ConvexHead(FLAT, 0.5, il.heads.squared_hinge, 3), CLASSES),
 }
 each_head = pytest.mark.parametrize(("head", "targets"), HEADS.values(), ids=HEADS)
 
@@ -62,7 +62,7 @@ def test_padded_rows_count_for_nothing(x64, head, targets):
 
 def test_a_class_without_rows_has_no_mean():
     support = examples(INPUTS, CLASSES, CLASSES != 1)
-    means, counts = il.Prototypes(FLAT, 3).solve(META, support, KEY)
+    means, counts = il.heads.Prototypes(FLAT, 3).solve(META, support, KEY)
     np.testing.assert_array_equal(counts, [2, 0, 1])
     np.testing.assert_array_equal(means[1], np.zeros(7))
     np.testing.assert_allclose(means[0], 1.5 * (INPUTS[0] + INPUTS[3]) / 2, rtol=1e-5)
@@ -77,7 +77,7 @@ def test_the_convex_head_is_minimise_and_implicit(x64):
 
     def inner(params, meta, batch, key):
         scores, targets = features(meta, batch, key) @ params, jax.nn.one_hot(batch.targets, 2)
-        fit = jnp.sum(jax.vmap(il.logistic)(scores, targets.astype(scores.dtype)))
+        fit = jnp.sum(jax.vmap(il.heads.logistic)(scores, targets.astype(scores.dtype)))
         return fit + strength(meta) / 2 * jnp.sum(params**2)
 
     outer = lambda params, meta, batch, key: inner(params, meta, batch, key) + jnp.sum(params) ** 2
@@ -86,7 +86,7 @@ def test_the_convex_head_is_minimise_and_implicit(x64):
     problem = il.Problem(lambda meta, support, key: jnp.zeros((6, 2)), still(inner), still(outer))
     solver = il.Minimise(optx.BFGS(1e-12, 1e-12), max_steps=500, throw=False)
     implicit = il.meta_objective(problem, solver, il.Implicit(lx.CG(1e-13, 1e-13)))
-    head = il.ConvexHead(still(features), strength, il.logistic, 2)
+    head = il.heads.ConvexHead(still(features), strength, il.heads.logistic, 2)
     direct = il.meta_objective(problem, head)
     results = [
         jax.jit(jax.value_and_grad(f, has_aux=True))(meta, episode, KEY) for f in (direct, implicit)
@@ -100,11 +100,11 @@ def test_the_convex_head_is_minimise_and_implicit(x64):
 
 
 def test_a_solver_that_does_not_converge_says_so():
-    head = il.ConvexHead(FLAT, 0.5, il.logistic, 3, max_steps=1)
+    head = il.heads.ConvexHead(FLAT, 0.5, il.heads.logistic, 3, max_steps=1)
     support = examples(INPUTS, CLASSES)
     with pytest.raises(eqx.EquinoxRuntimeError, match=r"did not converge.*max_steps=256"):
         jax.block_until_ready(head.solve(META, support, KEY))
-    quiet = il.ConvexHead(FLAT, 0.5, il.logistic, 3, max_steps=1, throw=False)
+    quiet = il.heads.ConvexHead(FLAT, 0.5, il.heads.logistic, 3, max_steps=1, throw=False)
     assert quiet.solve(META, support, KEY).shape == (7, 3)
 
 
@@ -117,23 +117,35 @@ def as_users_see_it():
 
 
 BAD_HEADS = {
-    "one class": (lambda: il.Prototypes(FLAT, 1), "ways must be a whole number of at least 2"),
-    "one class, ridge": (lambda: il.RidgeHead(FLAT, 1.0, 1), "ways must be .* at least 2"),
+    "one class": (
+        lambda: il.heads.Prototypes(FLAT, 1),
+        "ways must be a whole number of at least 2",
+    ),
+    "one class, ridge": (lambda: il.heads.RidgeHead(FLAT, 1.0, 1), "ways must be .* at least 2"),
     "one class, convex": (
-        lambda: il.ConvexHead(FLAT, 1.0, il.logistic, 1),
+        lambda: il.heads.ConvexHead(FLAT, 1.0, il.heads.logistic, 1),
         "ways must be .* at least 2.*Write: ConvexHead",
     ),
-    "negative strength": (lambda: il.RidgeHead(FLAT, -1.0), "finite number above 0.*-1.0.*exp"),
-    "no strength": (lambda: il.RidgeHead(FLAT, 0.0), "finite number above 0"),
+    "negative strength": (
+        lambda: il.heads.RidgeHead(FLAT, -1.0),
+        "finite number above 0.*-1.0.*exp",
+    ),
+    "no strength": (lambda: il.heads.RidgeHead(FLAT, 0.0), "finite number above 0"),
     "infinite strength": (
-        lambda: il.ConvexHead(FLAT, float("inf"), il.logistic, 3),
+        lambda: il.heads.ConvexHead(FLAT, float("inf"), il.heads.logistic, 3),
         "finite number above 0.*Write: ConvexHead",
     ),
-    "text": (lambda: il.RidgeHead(FLAT, "1"), "finite number above 0"),
-    "features of inputs": (lambda: il.Prototypes(lambda meta, x: x, 3), "features has the wrong"),
-    "loss of one": (lambda: il.ConvexHead(FLAT, 1.0, lambda scores: 0.0, 3), "loss has the wrong"),
+    "text": (lambda: il.heads.RidgeHead(FLAT, "1"), "finite number above 0"),
+    "features of inputs": (
+        lambda: il.heads.Prototypes(lambda meta, x: x, 3),
+        "features has the wrong",
+    ),
+    "loss of one": (
+        lambda: il.heads.ConvexHead(FLAT, 1.0, lambda scores: 0.0, 3),
+        "loss has the wrong",
+    ),
     "a minimiser": (
-        lambda: il.ConvexHead(FLAT, 1.0, il.logistic, 3, optx.BFGS(1e-3, 1e-3)),
+        lambda: il.heads.ConvexHead(FLAT, 1.0, il.heads.logistic, 3, optx.BFGS(1e-3, 1e-3)),
         "does not solve for a root.*Write: ConvexHead",
     ),
 }
@@ -167,14 +179,14 @@ def test_a_support_set_is_refused_while_tracing(as_users_see_it, name, support, 
 
 @pytest.mark.parametrize("strength", [lambda meta: -1.0, lambda meta: jnp.ones(2) * meta])
 def test_a_strength_of_meta_is_one_number_above_zero(as_users_see_it, strength):
-    head = il.RidgeHead(FLAT, strength)
+    head = il.heads.RidgeHead(FLAT, strength)
     with pytest.raises(il.StructureError, match="finite number above 0"):
         jax.eval_shape(lambda meta: head.solve(meta, examples(INPUTS, VALUES), KEY), META)
 
 
 def test_ridge_regression_needs_real_targets(as_users_see_it):
     with pytest.raises(il.StructureError, match=r"needs real targets.*ways=5"):
-        il.RidgeHead(FLAT, 1.0).solve(META, examples(INPUTS, CLASSES), KEY)
+        il.heads.RidgeHead(FLAT, 1.0).solve(META, examples(INPUTS, CLASSES), KEY)
 
 
 def test_a_head_has_no_steps(as_users_see_it):

@@ -12,7 +12,7 @@ import pytest
 
 import innerloop as il
 from innerloop.errors import RunError
-from innerloop.training.logging.records import record
+from innerloop.logging.records import record
 
 KEY = jax.random.key(0)
 
@@ -23,11 +23,11 @@ def progress(step, steps=2, *, loss=0.5, accuracy=None):
     if accuracy is not None:
         mean = {"accuracy": np.array([0.2, accuracy]), "loss": np.array([2.0, 1.0])}
         interval = {name: np.full(2, 0.01) for name in mean}
-        evaluation = il.Evaluation(mean, interval, 3)
+        evaluation = il.training.Evaluation(mean, interval, 3)
     losses = np.full(steps, loss, np.float32)
     metrics = {"loss": losses, "gradient_norm": np.arange(steps, dtype=np.float32)}
     system = {"step_seconds": 0.25}
-    return il.Progress(step, metrics, 1.23456, evaluation, False, {}, None, system)
+    return il.training.Progress(step, metrics, 1.23456, evaluation, False, {}, None, system)
 
 
 def logged(logger, *reports):
@@ -44,7 +44,7 @@ def lines(path):
 
 
 def test_scalars_are_flat_numbers():
-    flat = il.scalars(progress(4, accuracy=0.9))
+    flat = il.logging.scalars(progress(4, accuracy=0.9))
     assert flat == {
         "loss": 0.5,
         "gradient_norm": 0.5,
@@ -55,7 +55,7 @@ def test_scalars_are_flat_numbers():
         "system/step_seconds": 0.25,
     }
     assert all(type(value) is float for value in flat.values())
-    assert not any(name.startswith("validation") for name in il.scalars(progress(4)))
+    assert not any(name.startswith("validation") for name in il.logging.scalars(progress(4)))
 
 
 def test_a_record_has_every_loss_and_the_validation_after_every_inner_step():
@@ -77,7 +77,7 @@ def test_a_record_has_every_loss_and_the_validation_after_every_inner_step():
 # --- several as one -----------------------------------------------------------------------------
 
 
-class Told(il.Logger):
+class Told(il.extend.Logger):
     """Writes down what happens to it."""
 
     def __init__(self, name, story, fails_at=None):
@@ -101,7 +101,7 @@ class Told(il.Logger):
 
 def test_several_are_called_in_order_and_closed_in_the_reverse_one():
     story = []
-    logged(il.Loggers(Told("a", story), il.Loggers(Told("b", story))), progress(2))
+    logged(il.logging.Loggers(Told("a", story), il.logging.Loggers(Told("b", story))), progress(2))
     assert story == [
         *(("a", "enter"), ("b", "enter")),
         *(("a", "step", 2), ("b", "step", 2)),
@@ -112,14 +112,16 @@ def test_several_are_called_in_order_and_closed_in_the_reverse_one():
 def test_one_that_cannot_begin_closes_those_that_have():
     story = []
     with pytest.raises(OSError, match="enter"):
-        logged(il.Loggers(Told("a", story), Told("b", story, fails_at="enter")), progress(2))
+        logged(
+            il.logging.Loggers(Told("a", story), Told("b", story, fails_at="enter")), progress(2)
+        )
     assert story == [("a", "enter"), ("b", "enter"), ("a", "exit", OSError)]
 
 
 def test_the_error_that_ends_a_run_reaches_each():
     story = []
     with pytest.raises(OSError, match="step"):
-        logged(il.Loggers(Told("a", story), Told("b", story, fails_at="step")), progress(2))
+        logged(il.logging.Loggers(Told("a", story), Told("b", story, fails_at="step")), progress(2))
     assert story[-2:] == [("b", "exit", OSError), ("a", "exit", OSError)]
 
 
@@ -128,7 +130,7 @@ def test_the_error_that_ends_a_run_reaches_each():
 
 def test_each_line_is_in_the_file_at_once(tmp_path):
     path = tmp_path / "deep" / "log.jsonl"
-    with il.JsonLines(path) as log:
+    with il.logging.JsonLines(path) as log:
         for step in (2, 4):
             log(progress(step, accuracy=0.5))
             assert lines(path)[-1] == record(progress(step, accuracy=0.5))
@@ -136,7 +138,7 @@ def test_each_line_is_in_the_file_at_once(tmp_path):
 
 
 def test_numbers_that_are_not_finite_leave_strict_json(tmp_path):
-    logged(il.JsonLines(tmp_path / "log.jsonl"), progress(2, loss=math.nan))
+    logged(il.logging.JsonLines(tmp_path / "log.jsonl"), progress(2, loss=math.nan))
     (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
 
     def refuse(name):
@@ -147,23 +149,23 @@ def test_numbers_that_are_not_finite_leave_strict_json(tmp_path):
 
 def test_lines_that_come_again_are_taken_back(tmp_path):
     path = tmp_path / "log.jsonl"
-    logged(il.JsonLines(path), progress(2), progress(4), progress(6))
+    logged(il.logging.JsonLines(path), progress(2), progress(4), progress(6))
     with path.open("ab") as file:
         file.write(b"\xff\x00 no text\n")  # a damaged disk
         file.write(b'{"step": 8, "lo')  # cut short by a kill
-    logged(il.JsonLines(path), progress(6, loss=0.1), progress(8))
+    logged(il.logging.JsonLines(path), progress(6, loss=0.1), progress(8))
     assert [(line["step"], line["losses"][0]) for line in lines(path)] == [
         *((2, 0.5), (4, 0.5)),
         *((6, pytest.approx(0.1)), (8, 0.5)),
     ]
-    logged(il.JsonLines(path), progress(2))  # a new run
+    logged(il.logging.JsonLines(path), progress(2))  # a new run
     assert [line["step"] for line in lines(path)] == [2]
 
 
 def test_a_full_disk_is_a_run_error(tmp_path):
     """A real one: /dev/full refuses every write."""
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
-    log = il.JsonLines(tmp_path / "log.jsonl")
+    log = il.logging.JsonLines(tmp_path / "log.jsonl")
     log._step = 0
     with pytest.raises(RunError, match="No space left on device"):
         logged(log, progress(2))
@@ -200,22 +202,25 @@ def shown(folder):
 
 def test_tensorboard_has_every_scalar_at_its_step(tmp_path):
     reports = [progress(2), progress(4, accuracy=0.75)]
-    logged(il.TensorBoard(tmp_path / "events"), *reports)
+    logged(il.logging.TensorBoard(tmp_path / "events"), *reports)
     got = shown(tmp_path / "events")
     assert got["loss"] == {2: 0.5, 4: 0.5}
     assert got["validation/accuracy"] == {4: 0.75}
-    assert set(got) == set(il.scalars(reports[1]))
+    assert set(got) == set(il.logging.scalars(reports[1]))
 
 
 def test_tensorboard_hides_steps_that_come_again(tmp_path):
-    logged(il.TensorBoard(tmp_path), progress(2), progress(4), progress(6))
-    logged(il.TensorBoard(tmp_path), progress(6, loss=0.25), progress(8, loss=0.25))
+    logged(il.logging.TensorBoard(tmp_path), progress(2), progress(4), progress(6))
+    logged(il.logging.TensorBoard(tmp_path), progress(6, loss=0.25), progress(8, loss=0.25))
     assert shown(tmp_path)["loss"] == {2: 0.5, 4: 0.5, 6: 0.25, 8: 0.25}
 
 
 def test_a_folder_below_a_file_is_a_run_error(tmp_path):
     (tmp_path / "file").write_text("mine")
-    for logger in (il.TensorBoard(tmp_path / "file" / "run"), il.JsonLines(tmp_path / "file/log")):
+    for logger in (
+        il.logging.TensorBoard(tmp_path / "file" / "run"),
+        il.logging.JsonLines(tmp_path / "file/log"),
+    ):
         with pytest.raises(RunError, match=r"cannot be written.*another"):
             logged(logger, progress(2))
 
@@ -266,7 +271,7 @@ def history(folder):
 @pytest.mark.filterwarnings("ignore")  # wandb's own
 def test_weights_and_biases_goes_on_without_a_step_twice(tmp_path):
     pytest.importorskip("wandb")
-    make = lambda: il.WeightsAndBiases("tests", tmp_path, config={"path": tmp_path})
+    make = lambda: il.logging.WeightsAndBiases("tests", tmp_path, config={"path": tmp_path})
     reports = [progress(2), progress(4, accuracy=0.75), progress(6)]
     logged(make(), *reports)
     logged(make(), progress(6), progress(8))  # resumed from step 4
@@ -275,7 +280,7 @@ def test_weights_and_biases_goes_on_without_a_step_twice(tmp_path):
     assert [row["_step"] for row in rows] == [2, 4, 6]
     assert [row["_step"] for row in more] == [8]
     for row, report in zip(rows, reports, strict=True):
-        assert row.items() >= il.scalars(report).items()
+        assert row.items() >= il.logging.scalars(report).items()
     logged(make(), progress(2))  # a new run
     (rows,) = [rows for name, rows in history(tmp_path) if name != first]
     assert [row["_step"] for row in rows] == [2]
@@ -285,7 +290,7 @@ def test_weights_and_biases_goes_on_without_a_step_twice(tmp_path):
 def test_weights_and_biases_that_refuses_is_a_run_error(tmp_path):
     pytest.importorskip("wandb")
     with pytest.raises(RunError, match=r"does not begin a run.*offline"):
-        logged(il.WeightsAndBiases("a/project/with/slashes", tmp_path), progress(2))
+        logged(il.logging.WeightsAndBiases("a/project/with/slashes", tmp_path), progress(2))
 
 
 # --- without the package ------------------------------------------------------------------------
@@ -294,8 +299,8 @@ def test_weights_and_biases_that_refuses_is_a_run_error(tmp_path):
 @pytest.mark.parametrize(
     ("package", "extra", "make"),
     [
-        ("tensorboardX", "tensorboard", il.TensorBoard),
-        ("wandb", "wandb", lambda folder: il.WeightsAndBiases("project", folder)),
+        ("tensorboardX", "tensorboard", il.logging.TensorBoard),
+        ("wandb", "wandb", lambda folder: il.logging.WeightsAndBiases("project", folder)),
     ],
 )
 def test_a_missing_package_is_named_with_its_cure(monkeypatch, tmp_path, package, extra, make):
@@ -309,20 +314,27 @@ def test_a_missing_package_is_named_with_its_cure(monkeypatch, tmp_path, package
 
 
 def test_a_run_that_is_cut_off_and_goes_on_is_logged_once(tmp_path):
-    recipe = il.maml(il.mlp([1, 4, 1]), il.mean_squared_error, rate=0.01, steps=1)
-    tasks = il.SinusoidTasks(2, 2)
+    recipe = il.recipes.maml(
+        il.models.mlp([1, 4, 1]), il.models.mean_squared_error, rate=0.01, steps=1
+    )
+    tasks = il.tasks.SinusoidTasks(2, 2)
     settings = {"optimizer": optax.sgd(0.1), "batch": 2, "key": KEY, "per_call": 2}
 
     def run(folder, steps, resume=False):
-        saved = il.Checkpoints(folder / "checkpoints", every=4)
-        with il.Loggers(il.JsonLines(folder / "log.jsonl"), il.TensorBoard(folder)) as log:
+        saved = il.training.Checkpoints(folder / "checkpoints", every=4)
+        with il.logging.Loggers(
+            il.logging.JsonLines(folder / "log.jsonl"), il.logging.TensorBoard(folder)
+        ) as log:
             options = {"checkpoints": saved, "resume": resume, "report": log}
             il.fit(recipe, tasks, steps=steps, **settings, **options)
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(whole, 8)
     run(cut, 4)
-    logged(il.Loggers(il.JsonLines(cut / "log.jsonl"), il.TensorBoard(cut)), progress(6))  # lost
+    logged(
+        il.logging.Loggers(il.logging.JsonLines(cut / "log.jsonl"), il.logging.TensorBoard(cut)),
+        progress(6),
+    )  # lost
     run(cut, 8, resume=True)
     logs = [[line["losses"] for line in lines(folder / "log.jsonl")] for folder in (whole, cut)]
     assert logs[0] == logs[1]

@@ -14,7 +14,7 @@ from innerloop.gradients.loops import store_all
 
 LEARN = il.GradientDescent(lambda meta: optax.sgd(jnp.exp(meta["rate"])), 4)
 MEAN = lambda steps: jnp.full(steps + 1, 1 / (steps + 1))
-QUADRATIC = il.IndependentTasks(
+QUADRATIC = il.tasks.IndependentTasks(
     lambda key: jax.tree.map(
         lambda leaf: leaf[jax.random.randint(key, (), 0, 5)], quadratic_episodes()
     )
@@ -27,7 +27,7 @@ def whole_runs(problem, adaptation, carry, meta, steps):
     objective = jax.value_and_grad(il.meta_objective(problem, adaptation), has_aux=True)
 
     def one(key):
-        episode, task_key = il.task_of_run(QUADRATIC, key)
+        episode, task_key = il.estimators.task_of_run(QUADRATIC, key)
         (loss, _), grads = objective(meta, episode, task_key)
         return loss, grads
 
@@ -37,7 +37,7 @@ def whole_runs(problem, adaptation, carry, meta, steps):
 
 def test_a_window_as_long_as_the_run_is_unroll(x64):
     problem, meta = quadratic_problem(MEAN), quadratic_meta(jnp.float64)
-    estimator = il.TruncatedUnroll(window=6, horizon=6)
+    estimator = il.estimators.TruncatedUnroll(window=6, horizon=6)
     carry = estimator.init(problem, LEARN, QUADRATIC, meta, jax.random.key(0), batch=3)
     step = jax.jit(estimator.value_and_grad(problem, LEARN, QUADRATIC, chunk=2))
     exact = jax.jit(lambda carry: whole_runs(problem, LEARN, carry, meta, 6))
@@ -53,16 +53,16 @@ def test_a_window_as_long_as_the_run_is_unroll(x64):
 def test_windows_of_a_run_are_its_inner_loop(x64):
     """The same keys and numbers as when it is run in one go."""
     problem, meta = quadratic_problem(MEAN), quadratic_meta(jnp.float64)
-    estimator = il.TruncatedUnroll(window=4, horizon=10, overlap=2)
+    estimator = il.estimators.TruncatedUnroll(window=4, horizon=10, overlap=2)
     carry = estimator.init(problem, LEARN, QUADRATIC, meta, jax.random.key(0), batch=1)
     step = jax.jit(estimator.value_and_grad(problem, LEARN, QUADRATIC))
 
     @jax.jit
     def trajectory(run_key):
-        episode, key = il.task_of_run(QUADRATIC, run_key)
-        parts = (problem, LEARN, meta, episode.support, il.task_keys(key).adapt)
+        episode, key = il.estimators.task_of_run(QUADRATIC, run_key)
+        parts = (problem, LEARN, meta, episode.support, il.extend.task_keys(key).adapt)
         look = lambda params, t: params
-        return il.run(*parts, exact_inner_gradient, store_all, look, steps=10)[2]
+        return il.extend.run(*parts, exact_inner_gradient, store_all, look, steps=10)[2]
 
     params = trajectory(carry.key[0])
     for taken in (4, 6, 8, 10):
@@ -72,7 +72,7 @@ def test_windows_of_a_run_are_its_inner_loop(x64):
     assert aux.diagnostics["replaced"][0]
 
 
-INFLUENCE = il.influence_balancing()
+INFLUENCE = il.tasks.influence_balancing()
 MATRIX, PUSH = (np.eye(23) + np.eye(23, k=1)) / 2, np.array(10 * [1.0] + 13 * [-1.0])
 HORIZON = 100
 
@@ -114,13 +114,17 @@ def estimates(estimator, meta, runs, seed=0):
 
 @pytest.mark.parametrize(("window", "overlap"), [(100, 0), (5, 0), (10, 5)])
 def test_truncation_drops_what_came_before_the_window(x64, window, overlap):
-    found = estimates(il.TruncatedUnroll(window, HORIZON, overlap), jnp.float64(0.5), 1)
+    found = estimates(il.estimators.TruncatedUnroll(window, HORIZON, overlap), jnp.float64(0.5), 1)
     np.testing.assert_allclose(found[0], influence_gradient(0.5, window, overlap), rtol=1e-10)
 
 
 @pytest.mark.parametrize(
     ("estimator", "window"),
-    [(il.PersistentES, HORIZON), (il.NoiseReuseES, HORIZON), (il.TruncatedES, 5)],
+    [
+        (il.estimators.PersistentES, HORIZON),
+        (il.estimators.NoiseReuseES, HORIZON),
+        (il.estimators.TruncatedES, 5),
+    ],
 )
 def test_the_sign_is_wrong_within_a_window_and_right_beyond(x64, estimator, window):
     """The mean is within 4 standard errors of what it should be: the whole gradient, or that of
@@ -145,7 +149,7 @@ def particle_losses(noises, window):
     return np.array(losses)
 
 
-@pytest.mark.parametrize("kind", [il.PersistentES, il.NoiseReuseES])
+@pytest.mark.parametrize("kind", [il.estimators.PersistentES, il.estimators.NoiseReuseES])
 def test_losses_are_credited_to_the_perturbations_that_made_them(x64, kind):
     """Against the papers' formulas in NumPy, with the same perturbations."""
     sigma, windows, pairs, meta = 0.1, 4, 3, jnp.float64(0.5)
@@ -161,9 +165,9 @@ def test_losses_are_credited_to_the_perturbations_that_made_them(x64, kind):
             credited.append(np.asarray(after.state.noise)[0])
         carry = after
     credited = np.array(credited)
-    drawn = credited if kind is il.NoiseReuseES else np.diff(credited, axis=0, prepend=0)
+    drawn = credited if kind is il.estimators.NoiseReuseES else np.diff(credited, axis=0, prepend=0)
     start = np.asarray(carry.state.noise)
-    if kind is il.NoiseReuseES:
+    if kind is il.estimators.NoiseReuseES:
         assert np.all(credited == credited[0])
     estimate = 0
     for pair in range(pairs):
@@ -185,7 +189,7 @@ def test_ends_are_spread_over_the_horizon():
 
 def test_horizons_are_drawn_and_each_weighs_its_own_losses():
     horizons = (2, 8)
-    estimator = il.TruncatedUnroll(2, horizons)
+    estimator = il.estimators.TruncatedUnroll(2, horizons)
     _, meta, carry = begun(estimator, batch=6)
     lengths = np.array(horizons)[np.asarray(carry.horizon)]
     assert set(lengths) == set(horizons)
@@ -210,7 +214,7 @@ def test_horizons_are_drawn_and_each_weighs_its_own_losses():
 
 
 def test_log_uniform_horizons():
-    drawn = il.log_uniform(20, 2000, window=20, values=50)
+    drawn = il.estimators.log_uniform(20, 2000, window=20, values=50)
     assert len(drawn) == 50 and drawn[0] == 20 and drawn[-1] == 2000
     assert all(n % 20 == 0 for n in drawn)
     assert 180 <= np.median(drawn) <= 220
@@ -279,9 +283,11 @@ def test_a_clipped_loss_leads_away_from_divergence(name):
 
 
 def test_beyond_the_clip_there_is_no_slope():
-    estimator = il.TruncatedUnroll(2, 8, clip=0.5)
+    estimator = il.estimators.TruncatedUnroll(2, 8, clip=0.5)
     step, meta, carry = begun(
-        estimator, 1, drawn=il.IndependentTasks(lambda key: il.Episode(jnp.ones(()), jnp.ones(())))
+        estimator,
+        1,
+        drawn=il.tasks.IndependentTasks(lambda key: il.Episode(jnp.ones(()), jnp.ones(()))),
     )
     ((loss, _), grads), _ = step(meta, carry, jax.random.key(0))
     # losses 1, 1/4, 1/16 after 0, 1, 2 steps; the first is cut to 0.5
@@ -303,7 +309,7 @@ def test_chunks_change_nothing(name):
 def test_mixed_mode_and_checkpoints_are_the_same_gradient():
     results = []
     for unroll in (il.Unroll(), il.Unroll(checkpoint=1, mixed_mode=True)):
-        step, meta, carry = begun(il.TruncatedUnroll(4, 8, 2, unroll), batch=3)
+        step, meta, carry = begun(il.estimators.TruncatedUnroll(4, 8, 2, unroll), batch=3)
         for i in range(2):
             (_, grads), carry = step(meta, carry, jax.random.key(i))
         results.append(grads)
@@ -312,7 +318,7 @@ def test_mixed_mode_and_checkpoints_are_the_same_gradient():
 
 def test_without_weights_the_last_loss_of_a_run_counts_alone():
     problem = il.Problem(HALVED.init, HALVED.inner_loss, HALVED.outer_loss)
-    step, meta, carry = begun(il.TruncatedUnroll(2, 4), batch=1, problem=problem)
+    step, meta, carry = begun(il.estimators.TruncatedUnroll(2, 4), batch=1, problem=problem)
     support, found = carry.episode.support[0], []
     for i in range(2):
         ((loss, _), grads), carry = step(meta, carry, jax.random.key(i))

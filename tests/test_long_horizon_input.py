@@ -24,23 +24,44 @@ def with_other_carry():
 
 
 CASES = {
-    "shorter": (lambda: il.TruncatedUnroll(20, 10), "whole windows.*horizon=10.*horizon=20"),
-    "uneven": (lambda: il.PersistentES(20, 210, 1, 0.1), "whole windows.*horizon=210.*=200"),
-    "uneven_overlap": (lambda: il.TruncatedUnroll(20, 200, 15), None),
+    "shorter": (
+        lambda: il.estimators.TruncatedUnroll(20, 10),
+        "whole windows.*horizon=10.*horizon=20",
+    ),
+    "uneven": (
+        lambda: il.estimators.PersistentES(20, 210, 1, 0.1),
+        "whole windows.*horizon=210.*=200",
+    ),
+    "uneven_overlap": (lambda: il.estimators.TruncatedUnroll(20, 200, 15), None),
     "uneven_stride": (
-        lambda: il.TruncatedUnroll(20, 201, 15),
+        lambda: il.estimators.TruncatedUnroll(20, 201, 15),
         "whole windows.*overlap=15.*multiple of 5 more.*horizon=200",
     ),
-    "one_of_many": (lambda: il.TruncatedES(4, (8, 9), 1, 0.1), "whole windows.*horizon=9"),
-    "no_horizon": (lambda: il.TruncatedUnroll(4, ()), "horizon must be a whole number"),
-    "window_0": (lambda: il.TruncatedUnroll(0, 4), "window must be a whole number"),
-    "all_overlap": (lambda: il.TruncatedUnroll(4, 8, 4), "not all of them.*window=5"),
-    "pairs_0": (lambda: il.NoiseReuseES(4, 8, 0, 0.1), "pairs must be a whole number"),
-    "sigma_0": (lambda: il.PersistentES(4, 8, 1, 0.0), "needs a width.*sigma=0.0.*PersistentES"),
-    "clip_nan": (lambda: il.PersistentES(4, 8, 1, 0.1, clip=float("nan")), "clip"),
-    "pair_chunk": (lambda: il.PersistentES(4, 8, 2, 0.1, 0), "chunk must be a whole number"),
-    "low": (lambda: il.log_uniform(5, 100, window=10), "low must be a whole number of at least 10"),
-    "no_unroll": (lambda: il.TruncatedUnroll(4, 8, unroll=il.FirstOrder()), "by Unroll.*FirstO"),
+    "one_of_many": (
+        lambda: il.estimators.TruncatedES(4, (8, 9), 1, 0.1),
+        "whole windows.*horizon=9",
+    ),
+    "no_horizon": (lambda: il.estimators.TruncatedUnroll(4, ()), "horizon must be a whole number"),
+    "window_0": (lambda: il.estimators.TruncatedUnroll(0, 4), "window must be a whole number"),
+    "all_overlap": (lambda: il.estimators.TruncatedUnroll(4, 8, 4), "not all of them.*window=5"),
+    "pairs_0": (lambda: il.estimators.NoiseReuseES(4, 8, 0, 0.1), "pairs must be a whole number"),
+    "sigma_0": (
+        lambda: il.estimators.PersistentES(4, 8, 1, 0.0),
+        "needs a width.*sigma=0.0.*PersistentES",
+    ),
+    "clip_nan": (lambda: il.estimators.PersistentES(4, 8, 1, 0.1, clip=float("nan")), "clip"),
+    "pair_chunk": (
+        lambda: il.estimators.PersistentES(4, 8, 2, 0.1, 0),
+        "chunk must be a whole number",
+    ),
+    "low": (
+        lambda: il.estimators.log_uniform(5, 100, window=10),
+        "low must be a whole number of at least 10",
+    ),
+    "no_unroll": (
+        lambda: il.estimators.TruncatedUnroll(4, 8, unroll=il.FirstOrder()),
+        "by Unroll.*FirstO",
+    ),
     "batch_0": (refused(batch=0), "batch must be a whole number"),
     "swapped": (refused(problem=HALVE, adaptation=HALVED), "made of.*GradientDescent, Problem"),
     "no_steps": (
@@ -78,8 +99,8 @@ def test_an_estimator_says_what_it_drops():
         "noise_reuse": "unbiased",
         "truncated": "biased",
     }
-    assert il.TruncatedUnroll(8, 8).fidelity(HALVE).kind == "exact"
-    assert il.TruncatedES(8, 8, 1, 0.1).fidelity(HALVE).kind == "unbiased"
+    assert il.estimators.TruncatedUnroll(8, 8).fidelity(HALVE).kind == "exact"
+    assert il.estimators.TruncatedES(8, 8, 1, 0.1).fidelity(HALVE).kind == "unbiased"
 
 
 def test_a_meta_parameter_that_nothing_reads_is_named_and_one_alone_is_refused():
@@ -88,7 +109,7 @@ def test_a_meta_parameter_that_nothing_reads_is_named_and_one_alone_is_refused()
         HALVED.inner_loss,
         lambda params, meta, batch, key: params**2 * batch,
     )
-    estimator = il.TruncatedUnroll(2, 2)
+    estimator = il.estimators.TruncatedUnroll(2, 2)
     parts = (problem, HALVE, DRAWN)
     meta = {"start": jnp.float32(1), "idle": jnp.ones(2)}
     carry = estimator.init(*parts, meta, jax.random.key(0), batch=2)

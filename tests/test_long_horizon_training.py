@@ -10,16 +10,16 @@ import pytest
 
 import innerloop as il
 
-PROBLEM, DYNAMICS, TASKS = il.influence_balancing()
+PROBLEM, DYNAMICS, TASKS = il.tasks.influence_balancing()
 ESTIMATORS = {
-    "persistent": il.PersistentES(5, 100, pairs=8, sigma=0.1),
-    "truncated": il.TruncatedUnroll(5, 100),
+    "persistent": il.estimators.PersistentES(5, 100, pairs=8, sigma=0.1),
+    "truncated": il.estimators.TruncatedUnroll(5, 100),
 }
 
 
 def recipe(name="persistent", problem=PROBLEM):
     gradient = ESTIMATORS[name] if isinstance(name, str) else name
-    return il.Recipe(problem, DYNAMICS, gradient, lambda key: jnp.float32(0.5))
+    return il.recipes.Recipe(problem, DYNAMICS, gradient, lambda key: jnp.float32(0.5))
 
 
 def train(recipe, tasks=TASKS, **options):
@@ -45,14 +45,14 @@ def test_training_finds_the_optimum_which_truncation_runs_away_from():
 
 def test_a_run_that_goes_on_is_the_same_to_the_bit(tmp_path):
     whole, reports = train(recipe())
-    saved = il.Checkpoints(tmp_path / "run", every=3)
+    saved = il.training.Checkpoints(tmp_path / "run", every=3)
     train(recipe(), steps=3, checkpoints=saved)
     on, rest = train(recipe(), checkpoints=saved, resume=True)
     assert np.array_equal(on.last, whole.last)
     for name, values in reports[-1].metrics.items():
         np.testing.assert_array_equal(rest[-1].metrics[name], values)
     with pytest.raises(il.RunError, match="another training state"):
-        other = il.PersistentES(5, 100, pairs=4, sigma=0.1)
+        other = il.estimators.PersistentES(5, 100, pairs=4, sigma=0.1)
         train(recipe(other), steps=9, checkpoints=saved, resume=True)
 
 
@@ -71,9 +71,9 @@ def blown_up(share):
         jnp.ones(()), jnp.where(jax.random.uniform(key) < share, jnp.inf, 1.0)
     )
     still = il.GradientDescent(optax.sgd(1.0), 1)
-    gradient = il.TruncatedUnroll(2, 4)
-    made = il.Recipe(BLOWN_UP, still, gradient, lambda key: jnp.float32(0.5))
-    return functools.partial(train, made, il.IndependentTasks(draw))
+    gradient = il.estimators.TruncatedUnroll(2, 4)
+    made = il.recipes.Recipe(BLOWN_UP, still, gradient, lambda key: jnp.float32(0.5))
+    return functools.partial(train, made, il.tasks.IndependentTasks(draw))
 
 
 def test_runs_that_diverge_are_counted_and_training_goes_on():
@@ -86,7 +86,7 @@ def test_runs_that_diverge_are_counted_and_training_goes_on():
 def test_where_no_run_is_finite_the_policy_decides():
     with pytest.raises(il.RunError, match=r"no longer finite.*task 0 with key.*task 1 with key"):
         blown_up(1.0)(batch=2)
-    outcome, reports = blown_up(1.0)(batch=2, non_finite=il.Skip(in_a_row=10))
+    outcome, reports = blown_up(1.0)(batch=2, non_finite=il.training.Skip(in_a_row=10))
     assert outcome.faults == outcome.step == 6
     keys = [report.fault.keys for report in reports]
     assert len(set(map(str, keys))) == 6  # every step had new runs
@@ -96,7 +96,10 @@ def test_where_no_run_is_finite_the_policy_decides():
 CASES = {
     "check": ({"check": True}, r"check=True.*whole tasks.*steps=5"),
     "memory": ({"memory": "1GiB"}, r"memory=.*whole tasks.*steps=5"),
-    "streamed": ({"tasks": il.StreamedTasks(print)}, "draw their tasks on the device.*StreamedT"),
+    "streamed": (
+        {"tasks": il.tasks.StreamedTasks(print)},
+        "draw their tasks on the device.*StreamedT",
+    ),
 }
 
 
@@ -117,14 +120,14 @@ def scaled(factor):
 
 def mixed(factor, gradient="truncated"):
     kinds = [(PROBLEM, DYNAMICS, TASKS, 3.0), (scaled(factor), DYNAMICS, TASKS, 1.0)]
-    problems, adaptations, tasks = il.mixture(*kinds)
+    problems, adaptations, tasks = il.tasks.mixture(*kinds)
     made = recipe(gradient, problems)
     return made._replace(adaptation=adaptations), tasks
 
 
 def test_a_step_of_a_mixture_is_the_weighted_mean_over_its_kinds():
     """Truncation of influence balancing has no randomness but where runs are: all at their begin"""
-    alone = il.TruncatedUnroll(5, 5)
+    alone = il.estimators.TruncatedUnroll(5, 5)
     losses = {factor: train(recipe(alone, scaled(factor)), steps=1)[1] for factor in (1.0, 10.0)}
     one, ten = (losses[factor][0].metrics["loss"][0] for factor in (1.0, 10.0))
     _, (report,) = train(*mixed(10.0, alone), steps=1)
@@ -133,7 +136,7 @@ def test_a_step_of_a_mixture_is_the_weighted_mean_over_its_kinds():
 
 
 def test_a_kind_that_is_not_finite_is_left_out():
-    alone = il.TruncatedUnroll(5, 5)
+    alone = il.estimators.TruncatedUnroll(5, 5)
     _, (sound,) = train(recipe(alone), steps=1)
     made, tasks = mixed(np.inf, alone)
     outcome, (report,) = train(made, tasks, steps=1)
@@ -143,7 +146,7 @@ def test_a_kind_that_is_not_finite_is_left_out():
 
 def test_a_mixture_goes_on_to_the_same_bits(tmp_path):
     whole, _ = train(*mixed(2.0, "persistent"))
-    saved = il.Checkpoints(tmp_path / "run", every=3)
+    saved = il.training.Checkpoints(tmp_path / "run", every=3)
     train(*mixed(2.0, "persistent"), steps=3, checkpoints=saved)
     on, _ = train(*mixed(2.0, "persistent"), checkpoints=saved, resume=True)
     assert np.array_equal(on.last, whole.last)
@@ -159,7 +162,7 @@ def test_a_mixture_of_runs_needs_the_tasks_of_each_kind():
 
 def test_a_mixture_is_validated_on_the_tasks_of_all_kinds():
     made, tasks = mixed(10.0)
-    episodes = il.evaluation_episodes(tasks, 4, 0, "validation")
+    episodes = il.tasks.evaluation_episodes(tasks, 4, 0, "validation")
     outcome, reports = train(
         made, tasks, steps=3, validation=il.Validation(episodes, every=3, steps=4)
     )

@@ -8,7 +8,7 @@ import pytest
 
 import innerloop as il
 from innerloop.tasks import IndependentTasks, SinusoidTasks
-from innerloop.tasks.mixture import Kind, mixture
+from innerloop.tasks._mixture import Kind, mixture
 from innerloop.training import faults
 
 
@@ -159,11 +159,11 @@ def test_a_single_problem_has_single_parts(adaptation, gradient):
 def test_training_with_a_meta_gradient_of_each_kind_and_in_each_phase():
     problem, adaptation, tasks = mixture(*kinds(1.0, 1.0))
     of_each = (il.Unroll(), il.FirstOrder())
-    phases = (il.Phase(2, tuple(reversed(of_each))),)
+    phases = (il.recipes.Phase(2, tuple(reversed(of_each))),)
     init = lambda key: META
 
     def trained(gradient, phases=()):
-        recipe = il.Recipe(problem, adaptation, gradient, init, phases=phases)
+        recipe = il.recipes.Recipe(problem, adaptation, gradient, init, phases=phases)
         options = {"optimizer": optax.sgd(0.1), "batch": 4, "per_call": 2}
         return il.fit(recipe, tasks, steps=4, key=jax.random.key(0), check=True, **options).last
 
@@ -181,8 +181,11 @@ def test_one_adaptation_may_be_of_all_kinds():
     def results(adaptation):
         losses, _ = il.meta_value_and_grad(problem, adaptation)(META, episodes, key)
         evaluated = il.evaluate(problem, adaptation, META, episodes, key).mean
-        recipe = il.Recipe(
-            problem, adaptation, il.TruncatedUnroll(window=1, horizon=2), lambda key: META
+        recipe = il.recipes.Recipe(
+            problem,
+            adaptation,
+            il.estimators.TruncatedUnroll(window=1, horizon=2),
+            lambda key: META,
         )
         options = {"optimizer": optax.sgd(0.1), "steps": 2, "batch": 4, "key": key}
         return losses[0], evaluated, il.fit(recipe, tasks, **options).last
@@ -196,6 +199,6 @@ def test_each_kind_is_checked_with_its_own_gradient(monkeypatch):
     note = lambda *args, **options: checked.append(args[5]) or real(*args, **options)
     monkeypatch.setattr(faults.diagnostics, "check", note)
     problem, adaptation, tasks = mixture(*kinds(1.0)[:1], *kinds(1.0)[:1])
-    recipe = il.Recipe(problem, adaptation, of_each, lambda key: {"shared": META["shared"]})
+    recipe = il.recipes.Recipe(problem, adaptation, of_each, lambda key: {"shared": META["shared"]})
     faults.stop_at_faults(recipe, tasks, 2, jax.random.key(0))
     assert tuple(checked) == of_each

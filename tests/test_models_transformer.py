@@ -258,7 +258,7 @@ def test_meta_gradient_through_learning(x64):
     support, query = (
         jax.tree.map(lambda leaf: leaf.reshape(2, 3, LENGTH), sentences(6, seed)) for seed in (1, 2)
     )
-    problem, learn, gradient, *_ = il.maml(CHECKPOINTED, il.cross_entropy, rate=0.1)
+    problem, learn, gradient, *_ = il.recipes.maml(CHECKPOINTED, il.models.cross_entropy, rate=0.1)
     step = jax.jit(il.meta_value_and_grad(problem, learn, gradient))
     meta = start(MODEL)
     _, got = step(meta, il.Episode(support, query), jax.random.key(0))

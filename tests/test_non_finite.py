@@ -22,7 +22,7 @@ def loss(params, meta, batch, key):
     return jnp.where(batch[0] > LIMIT, jnp.nan, 1.0) * jnp.sum((params["x"] - batch) ** 2)
 
 
-RECIPE = il.Recipe(
+RECIPE = il.recipes.Recipe(
     il.Problem(lambda meta, support, key: meta, loss, loss),
     il.GradientDescent(optax.sgd(0.1), 1),
     il.Unroll(),
@@ -35,7 +35,7 @@ def sample_point(key):
     return il.Episode(point, point)
 
 
-TASKS = il.IndependentTasks(sample_point)
+TASKS = il.tasks.IndependentTasks(sample_point)
 
 
 def train(non_finite, **changed):
@@ -50,7 +50,7 @@ def poisoned():
     """Step -> the places of the tasks beyond the limit, by the tasks alone."""
     found = {}
     for step in range(STEPS):
-        episodes, _ = il.tasks_of_step(TASKS, KEY, step, BATCH)
+        episodes, _ = il.training.tasks_of_step(TASKS, KEY, step, BATCH)
         places = np.flatnonzero(np.asarray(episodes.support[:, 0]) > LIMIT)
         if len(places):
             found[step] = tuple(places.tolist())
@@ -65,7 +65,7 @@ def by_hand(gradient):
     meta = RECIPE.init_meta(jax.random.split(KEY, 3)[0])
     state = OPTIMIZER.init(meta)
     for step in range(STEPS):
-        episodes, _ = il.tasks_of_step(TASKS, KEY, step, BATCH)
+        episodes, _ = il.training.tasks_of_step(TASKS, KEY, step, BATCH)
         sound = np.asarray(episodes.support[:, 0]) <= LIMIT
         grads = gradient(np.asarray(meta["x"]), np.asarray(episodes.support), sound)
         if grads is not None:
@@ -91,7 +91,7 @@ def test_stop_names_the_step_the_tasks_and_their_keys():
     first = min(POISONED)
     with pytest.raises(RunError, match=f"no longer finite.*at outer step {first}") as error:
         il.fit(RECIPE, TASKS, optimizer=OPTIMIZER, steps=STEPS, batch=BATCH, key=KEY)
-    _, keys = il.tasks_of_step(TASKS, KEY, first, BATCH)
+    _, keys = il.training.tasks_of_step(TASKS, KEY, first, BATCH)
     for place in POISONED[first]:
         assert f"task {place} with key {jax.random.key_data(keys)[place].tolist()}" in str(
             error.value
@@ -100,7 +100,7 @@ def test_stop_names_the_step_the_tasks_and_their_keys():
 
 @pytest.mark.parametrize("per_call", [1, 7, 100])
 def test_skip_leaves_the_step_out(per_call):
-    outcome, faults, reports = train(il.Skip(), per_call=per_call)
+    outcome, faults, reports = train(il.training.Skip(), per_call=per_call)
     expected = by_hand(lambda x, p, sound: task_gradients(x, p).mean(0) if sound.all() else None)
     np.testing.assert_allclose(outcome.meta["x"], expected, rtol=1e-5)
     assert {fault.step: fault.tasks for fault in faults} == POISONED
@@ -122,12 +122,12 @@ def test_clip_steps_along_the_mean_of_clipped_gradients():
         scale = np.minimum(1, norm / np.linalg.norm(grads, axis=1, keepdims=True))
         return np.where(sound[:, None], grads * scale, 0).mean(0)
 
-    outcome, faults, _ = train(il.Clip(norm))
+    outcome, faults, _ = train(il.training.Clip(norm))
     np.testing.assert_allclose(outcome.meta["x"], by_hand(clipped), rtol=1e-5)
     assert {fault.policy for fault in faults} == {"clip"}
 
 
-@pytest.mark.parametrize("policy", [il.Skip(in_a_row=1), il.Clip(in_a_row=1)])
+@pytest.mark.parametrize("policy", [il.training.Skip(in_a_row=1), il.training.Clip(in_a_row=1)])
 def test_too_many_in_a_row_end_the_run(policy):
     second = min(step for step in POISONED if step - 1 in POISONED)
     with pytest.raises(RunError, match=f"at outer step {second}"):
@@ -136,10 +136,10 @@ def test_too_many_in_a_row_end_the_run(policy):
 
 def test_a_step_is_played_again_by_hand():
     """From its number, the run's key, and the meta-parameters that it came from."""
-    _, faults, _ = train(il.Skip())
+    _, faults, _ = train(il.training.Skip())
     fault = faults[-1]
-    before, *_ = train(il.Skip(), steps=fault.step)
-    episodes, keys = il.tasks_of_step(TASKS, KEY, fault.step, BATCH)
+    before, *_ = train(il.training.Skip(), steps=fault.step)
+    episodes, keys = il.training.tasks_of_step(TASKS, KEY, fault.step, BATCH)
     objective = il.meta_objective(*RECIPE[:3])
     for place in range(BATCH):
         episode = jax.tree.map(lambda leaf, i=place: leaf[i], episodes)
@@ -148,28 +148,28 @@ def test_a_step_is_played_again_by_hand():
 
 
 def test_what_stopped_goes_on_under_another_policy(tmp_path):
-    saved = il.Checkpoints(tmp_path, every=100)
+    saved = il.training.Checkpoints(tmp_path, every=100)
     with pytest.raises(RunError, match="no longer finite"):
-        train(il.Stop(), checkpoints=saved)
-    again, faults, _ = train(il.Skip(), checkpoints=saved, resume=True)
-    whole, *_ = train(il.Skip())
+        train(il.training.Stop(), checkpoints=saved)
+    again, faults, _ = train(il.training.Skip(), checkpoints=saved, resume=True)
+    whole, *_ = train(il.training.Skip())
     np.testing.assert_array_equal(again.meta["x"], whole.meta["x"])
     assert [fault.step for fault in faults] == list(POISONED)
     assert again.faults == whole.faults
 
 
 def test_the_log_of_a_run_that_stopped_and_went_on_has_every_step_once(tmp_path):
-    saved = il.Checkpoints(tmp_path / "checkpoints", every=100)
+    saved = il.training.Checkpoints(tmp_path / "checkpoints", every=100)
     for resume in (False, True):
         with (
-            il.JsonLines(tmp_path / "log.jsonl") as log,
+            il.logging.JsonLines(tmp_path / "log.jsonl") as log,
             pytest.raises(RunError, match="no longer finite"),
         ):
-            train(il.Stop(), checkpoints=saved, resume=resume, report=log)
+            train(il.training.Stop(), checkpoints=saved, resume=resume, report=log)
     stopped = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert stopped[-1]["step"] == stopped[-1]["faults"][0]["step"] == min(POISONED)
-    with il.JsonLines(tmp_path / "log.jsonl") as log:
-        train(il.Skip(), checkpoints=saved, resume=True, report=log)
+    with il.logging.JsonLines(tmp_path / "log.jsonl") as log:
+        train(il.training.Skip(), checkpoints=saved, resume=True, report=log)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert sum(len(line["losses"]) for line in lines) == STEPS
     faults = [fault["step"] for line in lines for fault in line.get("faults", ())]
@@ -206,7 +206,14 @@ def test_a_task_without_weight_is_named_too():
     sample_key, _ = jax.random.split(jax.random.fold_in(steps_key, 0))
     first_key = jax.random.split(sample_key, 3)[0]
     with pytest.raises(RunError, match="at outer step 0, caused by task 0 with"):
-        il.fit(RECIPE, il.IndependentTasks(either), optimizer=OPTIMIZER, steps=2, batch=3, key=KEY)
+        il.fit(
+            RECIPE,
+            il.tasks.IndependentTasks(either),
+            optimizer=OPTIMIZER,
+            steps=2,
+            batch=3,
+            key=KEY,
+        )
 
 
 def test_a_task_without_weight_has_no_part_in_a_clipped_step():
@@ -222,7 +229,9 @@ def test_a_task_without_weight_has_no_part_in_a_clipped_step():
     sample_key, _ = jax.random.split(jax.random.fold_in(steps_key, 0))
     first_key = jax.random.split(sample_key, 3)[0]
     options = {"optimizer": OPTIMIZER, "steps": 1, "batch": 3, "key": KEY}
-    outcome = il.fit(RECIPE, il.IndependentTasks(either), non_finite=il.Clip(), **options)
+    outcome = il.fit(
+        RECIPE, il.tasks.IndependentTasks(either), non_finite=il.training.Clip(), **options
+    )
     assert outcome.faults == 1
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(outcome.last))
 
@@ -230,13 +239,13 @@ def test_a_task_without_weight_has_no_part_in_a_clipped_step():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: il.Skip(0),
-        lambda: il.Clip(0.0),
-        lambda: il.Clip(-1.0),
-        lambda: il.Clip(float("nan")),
-        lambda: il.Clip(None),
-        lambda: il.Clip(True),
-        lambda: il.Clip(1.0, 0),
+        lambda: il.training.Skip(0),
+        lambda: il.training.Clip(0.0),
+        lambda: il.training.Clip(-1.0),
+        lambda: il.training.Clip(float("nan")),
+        lambda: il.training.Clip(None),
+        lambda: il.training.Clip(True),
+        lambda: il.training.Clip(1.0, 0),
     ],
 )
 def test_policies_out_of_range_are_refused(make):
@@ -249,18 +258,18 @@ def test_policies_out_of_range_are_refused(make):
 
 
 def test_counts_survive_a_resume(tmp_path):
-    saved = il.Checkpoints(tmp_path, every=5)
-    train(il.Skip(), checkpoints=saved, steps=20)
-    again, *_ = train(il.Skip(), checkpoints=saved, resume=True)
-    whole, *_ = train(il.Skip())
+    saved = il.training.Checkpoints(tmp_path, every=5)
+    train(il.training.Skip(), checkpoints=saved, steps=20)
+    again, *_ = train(il.training.Skip(), checkpoints=saved, resume=True)
+    whole, *_ = train(il.training.Skip())
     np.testing.assert_array_equal(again.meta["x"], whole.meta["x"])
     assert again.faults == whole.faults == len(POISONED)
 
 
 def test_a_mixture_names_kind_and_place():
     kind = (RECIPE.problem, RECIPE.adaptation, TASKS, 1.0)
-    problem, adaptation, tasks = il.mixture(kind, kind)
-    recipe = il.Recipe(problem, adaptation, RECIPE.gradient, RECIPE.init_meta)
+    problem, adaptation, tasks = il.tasks.mixture(kind, kind)
+    recipe = il.recipes.Recipe(problem, adaptation, RECIPE.gradient, RECIPE.init_meta)
     reports = []
     il.fit(
         *(recipe, tasks),
@@ -268,13 +277,13 @@ def test_a_mixture_names_kind_and_place():
         steps=10,
         batch=BATCH,
         key=KEY,
-        non_finite=il.Skip(),
+        non_finite=il.training.Skip(),
         report=reports.append,
     )
     found = {p.fault.step: set(p.fault.tasks) for p in reports if p.fault}
     expected = {}
     for step in range(10):
-        episodes, _ = il.tasks_of_step(tasks, KEY, step, BATCH)
+        episodes, _ = il.training.tasks_of_step(tasks, KEY, step, BATCH)
         places = [
             (kind, place)
             for kind, batch in enumerate(episodes)
@@ -297,7 +306,7 @@ def test_a_sum_that_overflows_has_no_single_cause():
     )
     with pytest.raises(RunError, match="at outer step 0, caused by no single task"):
         il.fit(
-            *(recipe, il.IndependentTasks(sample)),
+            *(recipe, il.tasks.IndependentTasks(sample)),
             optimizer=optax.sgd(1.0),
             steps=3,
             batch=2,

@@ -17,7 +17,7 @@ ADAM = functools.partial(optax.scale_by_adam, b1=0.8, eps_root=1e-16)
 
 def saved(path, learned, params=PARAMS):
     meta = learned.init(jax.random.key(0), params)
-    return il.save_optimizer(path, learned, meta), meta
+    return il.optimizers.save_optimizer(path, learned, meta), meta
 
 
 def assert_same(a, b):
@@ -25,11 +25,11 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.parametrize("kind", il.OPTIMIZERS)
+@pytest.mark.parametrize("kind", il.optimizers.OPTIMIZERS)
 def test_what_is_loaded_takes_the_same_steps(kind, tmp_path):
     learned = kind()
     path, meta = saved(tmp_path / "mine.opt", learned)
-    again, meta_again = il.load_optimizer(path)
+    again, meta_again = il.optimizers.load_optimizer(path)
     assert again == learned
     assert_same(meta_again, meta)
 
@@ -45,10 +45,10 @@ def test_what_is_loaded_takes_the_same_steps(kind, tmp_path):
 
 
 def test_settings_and_containers_are_kept(tmp_path):
-    learned = il.ParameterRates(ADAM, rate=0.3)
+    learned = il.optimizers.ParameterRates(ADAM, rate=0.3)
     params = {"pair": (jnp.ones(2), [jnp.ones(1, jnp.bfloat16)])}
     path, meta = saved(tmp_path / "x", learned, params)
-    again, meta_again = il.load_optimizer(path)
+    again, meta_again = il.optimizers.load_optimizer(path)
     assert (again.rate, again.direction.func, again.direction.keywords) == (
         0.3,
         optax.scale_by_adam,
@@ -88,9 +88,9 @@ def rewritten(path, change):
     ],
 )
 def test_a_file_of_another_version_says_what_to_do(change, message, tmp_path):
-    path, _ = saved(tmp_path / "mine.opt", il.ScalarRate())
+    path, _ = saved(tmp_path / "mine.opt", il.optimizers.ScalarRate())
     with pytest.raises(il.DataError, match=message):
-        il.load_optimizer(rewritten(path, change))
+        il.optimizers.load_optimizer(rewritten(path, change))
 
 
 @pytest.mark.parametrize("content", [b"", b"not an archive", None])
@@ -99,37 +99,39 @@ def test_a_damaged_or_missing_file_says_what_to_do(content, tmp_path):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(il.DataError, match=r"cannot be read.*Write: save_optimizer"):
-        il.load_optimizer(path)
+        il.optimizers.load_optimizer(path)
 
 
 def test_a_file_cut_short_says_what_to_do(tmp_path):
-    path, _ = saved(tmp_path / "mine.opt", il.ParameterRates())
+    path, _ = saved(tmp_path / "mine.opt", il.optimizers.ParameterRates())
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(il.DataError, match="cannot be read"):
-        il.load_optimizer(path)
+        il.optimizers.load_optimizer(path)
 
 
 def test_meta_of_another_structure_is_refused_when_it_is_saved(tmp_path):
     with pytest.raises(il.StructureError, match="not the meta-parameters of this ScalarRate"):
-        il.save_optimizer(tmp_path / "x", il.ScalarRate(), {"rate": jnp.ones(())})
+        il.optimizers.save_optimizer(
+            tmp_path / "x", il.optimizers.ScalarRate(), {"rate": jnp.ones(())}
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_what_no_file_can_hold_is_refused(tmp_path):
-    learned = il.ParameterRates(lambda: optax.identity())
+    learned = il.optimizers.ParameterRates(lambda: optax.identity())
     with pytest.raises(il.StructureError, match="setting direction cannot be saved"):
         saved(tmp_path / "x", learned)
-    named = il.SinusoidTasks(2, 2).sample(jax.random.key(0), 1).support
+    named = il.tasks.SinusoidTasks(2, 2).sample(jax.random.key(0), 1).support
     with pytest.raises(il.StructureError, match=r"container that a file cannot hold.*Examples"):
-        saved(tmp_path / "x", il.ParameterRates(), named)
+        saved(tmp_path / "x", il.optimizers.ParameterRates(), named)
 
 
 def test_a_folder_that_is_not_there_says_what_to_do(tmp_path):
     with pytest.raises(il.RunError, match=r"cannot be written.*Write: save_optimizer"):
-        saved(tmp_path / "none" / "x", il.ScalarRate())
+        saved(tmp_path / "none" / "x", il.optimizers.ScalarRate())
 
 
-class Halved(il.LearnedOptimizer):
+class Halved(il.optimizers.LearnedOptimizer):
     """One of a user's own."""
 
     def init(self, key, params):
@@ -142,7 +144,7 @@ class Halved(il.LearnedOptimizer):
 def test_a_class_of_ones_own_is_named_when_it_is_loaded(tmp_path):
     path, meta = saved(tmp_path / "x", Halved())
     with pytest.raises(il.DataError, match="optimizer Halved"):
-        il.load_optimizer(path)
-    learned, again = il.load_optimizer(path, kinds=[Halved])
+        il.optimizers.load_optimizer(path)
+    learned, again = il.optimizers.load_optimizer(path, kinds=[Halved])
     assert learned == Halved()
     assert_same(again, meta)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import innerloop as il
-from innerloop.experiments import optimizer_trials as trials
+from innerloop.lab.experiments import optimizer_trials as trials
 
 STEPS, TASKS = 6, 5
 SETTINGS = {"steps": STEPS, "tasks": TASKS, "seed": 0}
@@ -16,7 +16,7 @@ RATES = np.logspace(-3, 1, 9)
 
 @pytest.fixture(scope="module")
 def family():
-    return il.quadratic_family(np.logspace(-1, 0, 4))
+    return il.tasks.optimization.quadratic_family(np.logspace(-1, 0, 4))
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +25,12 @@ def tuned(family):
 
 
 def test_curves_are_those_of_a_loop_by_hand(family):
-    episodes = il.evaluation_episodes(family.tasks, TASKS, 0, "test")
+    episodes = il.tasks.evaluation_episodes(family.tasks, TASKS, 0, "test")
     sgd, rate = lambda rate: optax.sgd(rate), jnp.asarray(0.3)
     (got,) = trials.loss_curves(family, sgd, STEPS)([rate], episodes, jax.random.key(0))
     for i, key in enumerate(jax.random.split(jax.random.key(0), TASKS)):
         task = jax.tree.map(lambda leaf, i=i: np.array(leaf[i], float), episodes.query)
-        at = jax.random.fold_in(il.task_keys(key).adapt, 0)
+        at = jax.random.fold_in(il.extend.task_keys(key).adapt, 0)
         distance = (
             np.array(family.problem.init(None, episodes.support | {}, at)[0], float)
             if False
@@ -44,7 +44,7 @@ def test_curves_are_those_of_a_loop_by_hand(family):
 
 def test_the_rate_of_a_family_is_the_best_on_tasks_of_its_own(family, tuned):
     """Found again by trying each rate on the tuning tasks."""
-    episodes = il.evaluation_episodes(family.tasks, TASKS, 0, "tuning")
+    episodes = il.tasks.evaluation_episodes(family.tasks, TASKS, 0, "tuning")
 
     metas, sgd = [jnp.float32(rate) for rate in RATES], lambda rate: optax.sgd(rate)
     losses = trials.loss_curves(family, sgd, STEPS)(metas, episodes, jax.random.key(0))
@@ -65,14 +65,14 @@ def test_no_rate_of_a_family_beats_a_rate_for_each_task(tuned):
 def test_a_learned_optimizer_is_tried_on_the_same_tasks(family, tuned):
     """One that is Adam with the tuned rate gives Adam's own curves."""
     rate = tuned["Adam"].rates[0]
-    learned = il.ScalarRate(optax.scale_by_adam, rate)
+    learned = il.optimizers.ScalarRate(optax.scale_by_adam, rate)
     meta = learned.init(jax.random.key(0), jnp.zeros(4))
     trial = trials.learned_trial(family, learned, meta, **SETTINGS)
     np.testing.assert_allclose(trial.losses, tuned["Adam"].losses, rtol=1e-4)
 
 
 def test_what_diverges_is_infinite_and_never_chosen(family, monkeypatch):
-    episodes = il.evaluation_episodes(family.tasks, TASKS, 0, "test")
+    episodes = il.tasks.evaluation_episodes(family.tasks, TASKS, 0, "test")
     wild = [jnp.float32(1e30), jnp.float32(0.1)]
     curves = trials.loss_curves(family, lambda rate: optax.sgd(rate), STEPS)
     losses = curves(wild, episodes, jax.random.key(0))

@@ -36,7 +36,9 @@ def bowl(params):
     return {"a": jnp.array([[1.0, 2.0], [3.0, 0.5]]) * params["a"], "b": 4 * params["b"] - 1}
 
 
-@pytest.mark.parametrize("kind", [il.ScalarRate, il.LayerRates, il.ParameterRates])
+@pytest.mark.parametrize(
+    "kind", [il.optimizers.ScalarRate, il.optimizers.LayerRates, il.optimizers.ParameterRates]
+)
 def test_rates_before_meta_training_are_the_optimizer_of_that_rate(kind):
     for direction, reference in ((optax.identity, optax.sgd(0.05)), (ADAM, None)):
         learned = kind(direction, rate=0.05)
@@ -50,7 +52,9 @@ def test_rates_before_meta_training_are_the_optimizer_of_that_rate(kind):
 def test_each_rate_moves_what_it_belongs_to():
     rates = {"a": jnp.log(jnp.array([[0.1, 0.2], [0.3, 0.4]])), "b": jnp.log(jnp.array(0.5))}
     gradient = {"a": jnp.array([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.array([5.0, -6.0])}
-    got, _ = il.ParameterRates()({"log_rates": rates}).update(gradient, (optax.EmptyState(),) * 2)
+    got, _ = il.optimizers.ParameterRates()({"log_rates": rates}).update(
+        gradient, (optax.EmptyState(),) * 2
+    )
     np.testing.assert_allclose(got["a"], [[-0.1, -0.4], [-0.9, -1.6]], rtol=1e-12)
     np.testing.assert_allclose(got["b"], [-2.5, 3.0], rtol=1e-12)
 
@@ -62,25 +66,25 @@ def _adam_direction(t, gradient, state):
 
 _ITSELF = lambda meta: meta
 ORACLES = {
-    "schedule": (il.LearnedSchedule(horizon=5, knots=3), optimizer_oracle.schedule(5)),
+    "schedule": (il.optimizers.LearnedSchedule(horizon=5, knots=3), optimizer_oracle.schedule(5)),
     "sgd-hd": (
-        il.Hypergradient(hyper_rate=0.003),
+        il.optimizers.Hypergradient(hyper_rate=0.003),
         optimizer_oracle.hypergradient(lambda t, gradient, state: (gradient, None)),
     ),
     "adam-hd": (
-        il.Hypergradient(ADAM, hyper_rate=0.003),
+        il.optimizers.Hypergradient(ADAM, hyper_rate=0.003),
         optimizer_oracle.hypergradient(_adam_direction),
     ),
     "small-mlp": (
-        il.SmallMLP(6, (0.5, 0.9, 0.99), (0.8, 0.95), 0.1, 0.5),
+        il.optimizers.SmallMLP(6, (0.5, 0.9, 0.99), (0.8, 0.95), 0.1, 0.5),
         optimizer_oracle.small_mlp(_ITSELF, (0.5, 0.9, 0.99), (0.8, 0.95), 0.1, 0.5),
     ),
-    "celo2": (il.Celo2(width=5, rate=0.1), optimizer_oracle.celo2),
+    "celo2": (il.optimizers.Celo2(width=5, rate=0.1), optimizer_oracle.celo2),
     "adam-controller": (
-        il.AdamController(5, 4, 0.1),
+        il.optimizers.AdamController(5, 4, 0.1),
         optimizer_oracle.alone(optimizer_oracle.adam_controller(_ITSELF, 5, 0.1)),
     ),
-    "lstm": (il.CoordinateLSTM(4, 3, 0.2), optimizer_oracle.lstm(_ITSELF, 4, 0.2)),
+    "lstm": (il.optimizers.CoordinateLSTM(4, 3, 0.2), optimizer_oracle.lstm(_ITSELF, 4, 0.2)),
 }
 
 
@@ -111,7 +115,7 @@ def test_the_controller_sees_all_arrays():
     rng = np.random.default_rng(1)
     curvatures = [rng.uniform(0.1, 3, shape) for shape in [(), (4,), (3, 2), (3, 3, 2, 4)]]
     thetas = [rng.normal(size=np.shape(each)) for each in curvatures]
-    learned = il.AdamController(3, 4, 0.1)
+    learned = il.optimizers.AdamController(3, 4, 0.1)
     start = jax.tree.map(jnp.asarray, thetas)
     meta = learned.init(jax.random.key(1), start)
     meta = jax.tree.map(lambda leaf: leaf + 0.3 * rng.normal(size=leaf.shape), meta)
@@ -127,7 +131,7 @@ def test_the_controller_sees_all_arrays():
 
 
 def test_nothing_to_optimise_is_optimised():
-    learned = il.AdamController()
+    learned = il.optimizers.AdamController()
     optimizer = learned(learned.init(jax.random.key(0), PARAMS))
     updates, _ = optimizer.update({}, optimizer.init({}), {})
     assert updates == {}
@@ -141,7 +145,7 @@ def test_nothing_to_optimise_is_optimised():
 )
 def test_the_first_step_is_as_large_as_glorots_initialisation(shapes):
     """Whatever the parameters are when the run begins: they are zero here."""
-    learned, glorot = il.AdamController(rate=0.05), jax.nn.initializers.glorot_uniform()
+    learned, glorot = il.optimizers.AdamController(rate=0.05), jax.nn.initializers.glorot_uniform()
     zeros = {str(shape): jnp.zeros(shape) for shape in shapes}
     optimizer = learned(learned.init(jax.random.key(0), PARAMS))
     ones = jax.tree.map(jnp.ones_like, zeros)
@@ -154,14 +158,14 @@ def test_the_first_step_is_as_large_as_glorots_initialisation(shapes):
 
 
 def test_without_matrices_the_first_step_is_the_rate():
-    learned = il.AdamController(rate=0.05)
+    learned = il.optimizers.AdamController(rate=0.05)
     optimizer, params = learned(learned.init(jax.random.key(0), PARAMS)), jnp.zeros(3)
     updates, _ = optimizer.update(jnp.ones(3), optimizer.init(params), params)
     np.testing.assert_allclose(updates, -0.05, rtol=1e-5)
 
 
 def test_the_controller_begins_as_adam():
-    learned = il.AdamController(rate=0.05)
+    learned = il.optimizers.AdamController(rate=0.05)
     optimizer = learned(learned.init(jax.random.key(0), PARAMS))
     reference = optax.chain(
         optax.scale_by_adam(0.9, 0.99, 0, 1e-16),
@@ -173,7 +177,7 @@ def test_the_controller_begins_as_adam():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, expected)
 
 
-@pytest.mark.parametrize("kind", [il.AdamController, il.SmallMLP])
+@pytest.mark.parametrize("kind", [il.optimizers.AdamController, il.optimizers.SmallMLP])
 def test_a_gradient_of_other_parameters_is_refused(kind):
     learned = kind()
     optimizer = learned(learned.init(jax.random.key(0), PARAMS))
@@ -183,7 +187,7 @@ def test_a_gradient_of_other_parameters_is_refused(kind):
             optimizer.update(gradient, state, PARAMS)
 
 
-@pytest.mark.parametrize("kind", il.OPTIMIZERS)
+@pytest.mark.parametrize("kind", il.optimizers.OPTIMIZERS)
 def test_dtype_and_structure_of_the_parameters_are_kept(kind):
     params = {"half": jnp.ones((2, 3), jnp.bfloat16), "list": [jnp.ones(()), jnp.ones((2, 2, 3))]}
     learned = kind()
@@ -194,7 +198,7 @@ def test_dtype_and_structure_of_the_parameters_are_kept(kind):
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(moved))
 
 
-@pytest.mark.parametrize("kind", il.OPTIMIZERS)
+@pytest.mark.parametrize("kind", il.optimizers.OPTIMIZERS)
 def test_a_gradient_of_zero_gives_no_nan_in_the_meta_gradient(kind):
     """A dead unit's weights have one: second moments, norms and logarithms must bear it."""
     learned, params = kind(), {"dead": jnp.ones((2, 2)), "live": jnp.ones(3)}
@@ -212,14 +216,24 @@ def test_sizes_that_the_documentation_names():
     size = lambda learned: sum(
         leaf.size for leaf in jax.tree.leaves(learned.init(jax.random.key(0), PARAMS))
     )
-    each = (il.Celo2(), il.Celo2(8), il.SmallMLP(), il.CoordinateLSTM(), il.AdamController())
+    each = (
+        il.optimizers.Celo2(),
+        il.optimizers.Celo2(8),
+        il.optimizers.SmallMLP(),
+        il.optimizers.CoordinateLSTM(),
+        il.optimizers.AdamController(),
+    )
     assert [size(it) for it in each] == [150, 330, 2082, 5141, 628]
-    for kind, count in ((il.Celo2, "150"), (il.SmallMLP, "2,082"), (il.CoordinateLSTM, "5,141")):
+    for kind, count in (
+        (il.optimizers.Celo2, "150"),
+        (il.optimizers.SmallMLP, "2,082"),
+        (il.optimizers.CoordinateLSTM, "5,141"),
+    ):
         assert count in kind.__doc__
 
 
 def test_the_steps_size_of_celo2_is_its_rate():
-    learned = il.Celo2(rate=0.05)
+    learned = il.optimizers.Celo2(rate=0.05)
     optimizer = learned(learned.init(jax.random.key(0), PARAMS))
     updates, _ = optimizer.update(bowl(PARAMS), optimizer.init(PARAMS), PARAMS)
     for update in jax.tree.leaves(updates):
@@ -229,46 +243,60 @@ def test_the_steps_size_of_celo2_is_its_rate():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: il.SmallMLP(width=0), "width must be a whole number"),
-        (lambda: il.SmallMLP(decays=(0.9, 1.0)), "decays are not decays.*Write: decays="),
-        (lambda: il.CoordinateLSTM(layers=0), "layers must be a whole number"),
-        (lambda: il.Celo2(rate=-1.0), "rate is not positive"),
-        (lambda: il.LearnedSchedule(knots=1), "knots must be a whole number"),
-        (lambda: il.Hypergradient(hyper_rate=0.0), "hyper_rate is not positive"),
+        (lambda: il.optimizers.SmallMLP(width=0), "width must be a whole number"),
         (
-            lambda: il.SmallMLP(8)(il.SmallMLP(4).init(jax.random.key(0), PARAMS)),
+            lambda: il.optimizers.SmallMLP(decays=(0.9, 1.0)),
+            "decays are not decays.*Write: decays=",
+        ),
+        (lambda: il.optimizers.CoordinateLSTM(layers=0), "layers must be a whole number"),
+        (lambda: il.optimizers.Celo2(rate=-1.0), "rate is not positive"),
+        (lambda: il.optimizers.LearnedSchedule(knots=1), "knots must be a whole number"),
+        (lambda: il.optimizers.Hypergradient(hyper_rate=0.0), "hyper_rate is not positive"),
+        (
+            lambda: il.optimizers.SmallMLP(8)(
+                il.optimizers.SmallMLP(4).init(jax.random.key(0), PARAMS)
+            ),
             "not the meta-parameters of this SmallMLP.*Write: SmallMLP",
         ),
         (
-            lambda: il.Celo2(8)(il.Celo2(4).init(jax.random.key(0), PARAMS)),
+            lambda: il.optimizers.Celo2(8)(il.optimizers.Celo2(4).init(jax.random.key(0), PARAMS)),
             "not the meta-parameters of this Celo2",
         ),
         (
-            lambda: il.CoordinateLSTM()(il.SmallMLP().init(jax.random.key(0), PARAMS)),
+            lambda: il.optimizers.CoordinateLSTM()(
+                il.optimizers.SmallMLP().init(jax.random.key(0), PARAMS)
+            ),
             "not the meta-parameters of this CoordinateLSTM",
         ),
         (
-            lambda: il.SmallMLP()(il.SmallMLP().init(jax.random.key(0), PARAMS)).update(
-                *(PARAMS, None)
-            ),
+            lambda: il.optimizers.SmallMLP()(
+                il.optimizers.SmallMLP().init(jax.random.key(0), PARAMS)
+            ).update(*(PARAMS, None)),
             "reads the parameters.*Write: optimizer.update",
         ),
-        (lambda: il.AdamController(horizon=0), "horizon must be a whole number"),
-        (lambda: il.AdamController(rate=0.0), "rate is not positive"),
+        (lambda: il.optimizers.AdamController(horizon=0), "horizon must be a whole number"),
+        (lambda: il.optimizers.AdamController(rate=0.0), "rate is not positive"),
         (
-            lambda: il.AdamController(width=4)(il.AdamController().init(jax.random.key(0), PARAMS)),
+            lambda: il.optimizers.AdamController(width=4)(
+                il.optimizers.AdamController().init(jax.random.key(0), PARAMS)
+            ),
             "not the meta-parameters of this AdamController",
         ),
-        (lambda: il.ScalarRate(rate=0.0), "rate is not positive"),
-        (lambda: il.ParameterRates(rate=jnp.inf), "rate is not positive"),
-        (lambda: il.LayerRates()({"rates": 1.0}), "not the meta-parameters of this LayerRates"),
+        (lambda: il.optimizers.ScalarRate(rate=0.0), "rate is not positive"),
+        (lambda: il.optimizers.ParameterRates(rate=jnp.inf), "rate is not positive"),
         (
-            lambda: optax_loop(il.ParameterRates()({"log_rates": jnp.zeros(3)}), bowl, PARAMS, 1),
+            lambda: il.optimizers.LayerRates()({"rates": 1.0}),
+            "not the meta-parameters of this LayerRates",
+        ),
+        (
+            lambda: optax_loop(
+                il.optimizers.ParameterRates()({"log_rates": jnp.zeros(3)}), bowl, PARAMS, 1
+            ),
             "rates do not fit the parameters.*Write: ParameterRates",
         ),
         (
             lambda: optax_loop(
-                il.LayerRates()({"log_rates": {"a": jnp.zeros(())}}), bowl, PARAMS, 1
+                il.optimizers.LayerRates()({"log_rates": {"a": jnp.zeros(())}}), bowl, PARAMS, 1
             ),
             "rates do not fit the parameters",
         ),

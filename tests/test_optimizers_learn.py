@@ -27,29 +27,29 @@ def digits():
         examples = lambda rows: il.Examples(inputs[rows], targets[rows])
         return il.Episode(examples(rows[:60]), examples(rows[60:]))
 
-    model = il.mlp([64, 16, 10])
-    loss = il.supervised_loss(model, il.cross_entropy)
+    model = il.models.mlp([64, 16, 10])
+    loss = il.models.supervised_loss(model, il.models.cross_entropy)
     problem = il.Problem(lambda meta, support, key: model.init(key), loss, loss)
-    return problem, il.IndependentTasks(sample_one), model.init(jax.random.key(0))
+    return problem, il.tasks.IndependentTasks(sample_one), model.init(jax.random.key(0))
 
 
 @pytest.mark.parametrize(
     ("learned", "rate"),
     [
-        (il.ParameterRates(ADAM, 0.003), 0.1),
-        (il.SmallMLP(), 0.01),
-        (il.AdamController(STEPS, rate=0.003), 0.01),
+        (il.optimizers.ParameterRates(ADAM, 0.003), 0.1),
+        (il.optimizers.SmallMLP(), 0.01),
+        (il.optimizers.AdamController(STEPS, rate=0.003), 0.01),
     ],
     ids=["parameter-rates", "small-mlp", "adam-controller"],
 )
 def test_meta_training_makes_it_better_on_new_tasks(learned, rate, digits):
     problem, tasks, params = digits
     learn = il.GradientDescent(learned, STEPS)
-    recipe = il.Recipe(problem, learn, il.Unroll(), lambda key: learned.init(key, params))
+    recipe = il.recipes.Recipe(problem, learn, il.Unroll(), lambda key: learned.init(key, params))
     trained = il.fit(
         *(recipe, tasks), optimizer=optax.adam(rate), steps=30, batch=2, key=jax.random.key(0)
     )
-    episodes = il.evaluation_episodes(tasks, 20, seed=0)
+    episodes = il.tasks.evaluation_episodes(tasks, 20, seed=0)
     losses = lambda meta: il.evaluate(problem, learn, meta, episodes, jax.random.key(1))
     before, after = losses(recipe.init_meta(jax.random.key(0))), losses(trained.meta)
     gain = before.mean["loss"][-1] - after.mean["loss"][-1]

@@ -13,8 +13,8 @@ import pytest
 from quadratic import LEARN, assert_close, quadratic_episodes, quadratic_meta, quadratic_problem
 
 import innerloop as il
+from innerloop.diagnostics._plan import chunk_sizes, plan
 from innerloop.diagnostics.compiled import compile_ahead
-from innerloop.diagnostics.plan import chunk_sizes, plan
 from innerloop.diagnostics.planning.cost import flops
 from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
 from innerloop.diagnostics.planning.treeverse import evaluations, step_flops
@@ -25,9 +25,9 @@ KEY = jax.random.key(0)
 SIZES = [8, 64, 1]
 
 
-def network(steps=2, tasks=4, loss=il.mean_squared_error):
+def network(steps=2, tasks=4, loss=il.models.mean_squared_error):
     """MAML on a small network: `(problem, adaptation, meta, episodes)`, shapes alone."""
-    recipe = il.maml(il.mlp(SIZES), loss, 0.01, steps)
+    recipe = il.recipes.maml(il.models.mlp(SIZES), loss, 0.01, steps)
 
     def sample():
         examples = il.Examples(*[jnp.zeros((tasks, 32, width)) for width in (SIZES[0], SIZES[-1])])
@@ -147,7 +147,7 @@ def test_the_callers_chunk_wins():
 
 def test_it_has_the_fidelity_of_its_gradient():
     adaptation, made = network()[1], planned(1_000_000)
-    assert isinstance(made, il.MetaGradient)
+    assert isinstance(made, il.extend.MetaGradient)
     assert made.fidelity(adaptation) == made.gradient.fidelity(adaptation)
     hash(made)
 
@@ -308,7 +308,9 @@ def test_unknown_fidelities(allow):
 
 def test_a_mixture_is_refused():
     with pytest.raises(StructureError, match="one kind of task at a time"):
-        plan(il.ProblemMixture((), ()), LEARN, quadratic_meta(), quadratic_episodes(), "1GiB")
+        plan(
+            il.problem.ProblemMixture((), ()), LEARN, quadratic_meta(), quadratic_episodes(), "1GiB"
+        )
 
 
 # --- losses that raise --------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from PIL import Image
 
 from innerloop import plots
 from innerloop.errors import StructureError
-from innerloop.experiments.curves import draw_curves
-from innerloop.plots.episode_block import Block
-from innerloop.plots.learning_curve import _running_mean
+from innerloop.lab.experiments.curves import draw_curves
+from innerloop.lab.plots.episode_block import Block
+from innerloop.lab.plots.learning_curve import _running_mean
+from innerloop.lab.run_folder import RunFolder
 from innerloop.training import Evaluation
-from innerloop.training.run_folder import RunFolder
 
 
 def _curve(path, n=60, m=3, **changes):
@@ -104,7 +104,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(draw, tmp_path, mon
 
 
 def test_importing_it_does_not_import_matplotlib():
-    code = "import sys, innerloop.plots; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, innerloop.lab.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -7,13 +7,13 @@ import optax
 import pytest
 
 import innerloop as il
-from innerloop.experiments.digits import Digits
-from innerloop.experiments.table import EXPERIMENTS
+from innerloop.lab.experiments.digits import Digits
+from innerloop.lab.experiments.table import EXPERIMENTS
 
 KEY = jax.random.key(7)
-BODY = il.mlp([1, 6, 5])
-HEAD = il.mlp([5, 1])
-TASKS = il.SinusoidTasks(5, 5)
+BODY = il.models.mlp([1, 6, 5])
+HEAD = il.models.mlp([5, 1])
+TASKS = il.tasks.SinusoidTasks(5, 5)
 
 
 def init_meta(key):
@@ -26,7 +26,7 @@ def loss(params, meta, batch, key):
     return jnp.mean((HEAD.apply(params, features, None, None) - batch.targets) ** 2)
 
 
-ANIL = il.Recipe(
+ANIL = il.recipes.Recipe(
     il.Problem(lambda meta, support, key: meta["head"], loss, loss),
     il.GradientDescent(optax.sgd(0.05), steps=2),
     il.Unroll(),
@@ -52,12 +52,12 @@ def fitted(recipe, optimizer, steps):
 
 @pytest.mark.parametrize("kind", [lambda tree: tree, lambda tree: jax.tree.map(np.asarray, tree)])
 def test_the_part_is_the_weights_and_the_rest_is_as_without_them(kind):
-    recipe = il.pretrained(ANIL, kind(WEIGHTS), into=body)
+    recipe = il.recipes.pretrained(ANIL, kind(WEIGHTS), into=body)
     assert_same(recipe.init_meta(KEY), {"body": WEIGHTS, "head": init_meta(KEY)["head"]})
 
 
 def test_fit_starts_from_the_weights_and_moves_them():
-    recipe = il.pretrained(ANIL, WEIGHTS, into=body)
+    recipe = il.recipes.pretrained(ANIL, WEIGHTS, into=body)
     assert_same(fitted(recipe, optax.set_to_zero(), 1)["body"], WEIGHTS)
     moved = fitted(recipe, optax.adam(1e-2), 5)
     for a, b in zip(jax.tree.leaves(moved["body"]), jax.tree.leaves(WEIGHTS), strict=True):
@@ -70,7 +70,9 @@ def test_adaptation_from_the_weights_learns():
     key = jax.random.key(1)
     episodes = TASKS.sample(key, 200)
     f = jax.jit(il.meta_value_and_grad(ANIL.problem, ANIL.adaptation))
-    both = il.pretrained(ANIL, (trained["body"], trained["head"]), lambda m: (m["body"], m["head"]))
+    both = il.recipes.pretrained(
+        ANIL, (trained["body"], trained["head"]), lambda m: (m["body"], m["head"])
+    )
     (loaded, _), _ = f(both.init_meta(KEY), episodes, key)
     (known, _), _ = f(trained, episodes, key)
     (fresh, _), _ = f(init_meta(KEY), episodes, key)
@@ -80,31 +82,31 @@ def test_adaptation_from_the_weights_learns():
 
 def test_all_of_meta_unless_told_otherwise():
     meta = init_meta(jax.random.key(3))
-    assert_same(il.pretrained(ANIL, meta).init_meta(KEY), meta)
+    assert_same(il.recipes.pretrained(ANIL, meta).init_meta(KEY), meta)
 
 
 @pytest.mark.parametrize(
     ("weights", "into", "message"),
     [
-        (il.mlp([1, 7, 5]).init(KEY), body, r"do not fit.*float32\[1, 7\].*float32\[1, 6\]"),
+        (il.models.mlp([1, 7, 5]).init(KEY), body, r"do not fit.*float32\[1, 7\].*float32\[1, 6\]"),
         (jax.tree.map(lambda x: np.asarray(x, np.float64), WEIGHTS), body, "float64.*float32"),
-        (il.mlp([1, 6]).init(KEY), body, "nothing"),
+        (il.models.mlp([1, 6]).init(KEY), body, "nothing"),
         (WEIGHTS, lambda meta: meta["tail"], "not in the tree"),
         (WEIGHTS, lambda meta: (), "selects nothing"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_leaf(weights, into, message):
     with pytest.raises(il.StructureError, match=message):
-        il.pretrained(ANIL, weights, into=into)
+        il.recipes.pretrained(ANIL, weights, into=into)
 
 
 def test_only_the_leaf_that_differs_is_named():
-    weights = il.mlp([1, 6, 5]).init(KEY)
+    weights = il.models.mlp([1, 6, 5]).init(KEY)
     leaves, treedef = jax.tree.flatten(weights)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(weights)]
     wrong = jax.tree.unflatten(treedef, [jnp.zeros(9), *leaves[1:]])
     with pytest.raises(il.StructureError) as caught:
-        il.pretrained(ANIL, wrong, into=body)
+        il.recipes.pretrained(ANIL, wrong, into=body)
     assert caught.value.got == f"{names[0]}: float32[9]"
     assert all(name not in str(caught.value) for name in names[1:])
 
@@ -112,7 +114,7 @@ def test_only_the_leaf_that_differs_is_named():
 def test_another_container_is_refused():
     recipe = ANIL._replace(init_meta=lambda key: [jnp.zeros(2)])
     with pytest.raises(il.StructureError, match=r"PyTreeDef\(\(\*,\)\)"):
-        il.pretrained(recipe, (jnp.zeros(2),))
+        il.recipes.pretrained(recipe, (jnp.zeros(2),))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from innerloop.cli import main
-from innerloop.experiments import omniglot, protocols
+from innerloop.lab.cli import main
+from innerloop.lab.experiments import omniglot, protocols
 from innerloop.tasks import ClassificationTasks, Splits, upright
 
 SMALL = [

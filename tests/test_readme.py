@@ -73,7 +73,7 @@ def test_commands_exist():
     targets = set(re.findall(r"^make (\w+)", text, re.MULTILINE))
     assert targets == {"demo", "test"}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
-    from innerloop.experiments.table import EXPERIMENTS
+    from innerloop.lab.experiments.table import EXPERIMENTS
 
     (named,) = re.findall(r"innerloop train ([\w|-]+)`", text)[:1]
     assert set(named.split("|")) == set(EXPERIMENTS)

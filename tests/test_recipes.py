@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from innerloop.experiments.sinusoid import half_after_one_step
 from innerloop.gradients import FirstOrder, Unroll
+from innerloop.lab.experiments.sinusoid import half_after_one_step
 from innerloop.models import mean_squared_error, mlp
 from innerloop.objective import meta_value_and_grad
 from innerloop.recipes import fomaml, maml

@@ -11,10 +11,10 @@ from test_recipes import assert_close, result, task_mean
 import innerloop as il
 
 WAYS, WIDTH, RATE = 2, 4, 0.3
-MODEL = il.mlp([3, WIDTH, WAYS], activation=jnp.tanh)
-FEATURES = il.mlp_features([3, WIDTH], activation=jnp.tanh)
-FILM = il.film(FEATURES, WIDTH, il.mlp([WIDTH, WAYS]), context=3)
-LOSS = il.cross_entropy
+MODEL = il.models.mlp([3, WIDTH, WAYS], activation=jnp.tanh)
+FEATURES = il.models.mlp_features([3, WIDTH], activation=jnp.tanh)
+FILM = il.models.film(FEATURES, WIDTH, il.models.mlp([WIDTH, WAYS]), context=3)
+LOSS = il.models.cross_entropy
 
 
 def scores_of(params, x):
@@ -148,27 +148,27 @@ def cnp(meta, support, query):
 
 
 CNP = (
-    il.mlp([WIDTH, 5, 3], activation=jnp.tanh),
-    il.mlp([WIDTH + 3 * WAYS, 5, WAYS], activation=jnp.tanh),
+    il.models.mlp([WIDTH, 5, 3], activation=jnp.tanh),
+    il.models.mlp([WIDTH + 3 * WAYS, 5, WAYS], activation=jnp.tanh),
 )
 BY_HAND = {
-    "meta_sgd": (il.meta_sgd(MODEL, LOSS, RATE, 2), meta_sgd),
-    "maml_plus_plus": (il.maml_plus_plus(MODEL, LOSS, RATE, 2), maml_plus_plus),
-    "anil": (il.anil(MODEL, LOSS, RATE, 2), partly("head")),
-    "boil": (il.boil(MODEL, LOSS, RATE, 2), partly("body")),
-    "cavia": (il.cavia(FILM, LOSS, RATE, 2), cavia),
-    "protonet": (il.protonet(FEATURES, LOSS, WAYS), protonet),
-    "matching": (il.matching(FEATURES, LOSS, WAYS), matching),
-    "r2d2": (il.r2d2(FEATURES, LOSS, WAYS, 0.5), with_weights(ridge)),
+    "meta_sgd": (il.recipes.meta_sgd(MODEL, LOSS, RATE, 2), meta_sgd),
+    "maml_plus_plus": (il.recipes.maml_plus_plus(MODEL, LOSS, RATE, 2), maml_plus_plus),
+    "anil": (il.recipes.anil(MODEL, LOSS, RATE, 2), partly("head")),
+    "boil": (il.recipes.boil(MODEL, LOSS, RATE, 2), partly("body")),
+    "cavia": (il.recipes.cavia(FILM, LOSS, RATE, 2), cavia),
+    "protonet": (il.recipes.protonet(FEATURES, LOSS, WAYS), protonet),
+    "matching": (il.recipes.matching(FEATURES, LOSS, WAYS), matching),
+    "r2d2": (il.recipes.r2d2(FEATURES, LOSS, WAYS, 0.5), with_weights(ridge)),
     "logistic_head": (
-        il.logistic_head(FEATURES, LOSS, WAYS, 0.5),
+        il.recipes.logistic_head(FEATURES, LOSS, WAYS, 0.5),
         with_weights(newton(logistic_rows)),
     ),
-    "svm_head": (il.svm_head(FEATURES, LOSS, WAYS, 0.5), with_weights(newton(hinge_rows))),
-    "cnp": (il.cnp(FEATURES, *CNP, LOSS, WAYS), cnp),
-    "nearest_neighbour": (il.nearest_neighbour(LOSS, WAYS), nearest_neighbour),
+    "svm_head": (il.recipes.svm_head(FEATURES, LOSS, WAYS, 0.5), with_weights(newton(hinge_rows))),
+    "cnp": (il.recipes.cnp(FEATURES, *CNP, LOSS, WAYS), cnp),
+    "nearest_neighbour": (il.recipes.nearest_neighbour(LOSS, WAYS), nearest_neighbour),
     "pretrain_finetune": (
-        il.pretrain_finetune(MODEL, LOSS),
+        il.recipes.pretrain_finetune(MODEL, LOSS),
         lambda meta, _, query: fit(meta, query),
     ),
 }
@@ -204,7 +204,7 @@ def test_meta_gradient_is_that_of_the_formula(name, episodes):
 
 
 def test_reptile_is_the_way_back_from_what_adam_reaches(episodes):
-    recipe = il.reptile(MODEL, LOSS, RATE, 2)
+    recipe = il.recipes.reptile(MODEL, LOSS, RATE, 2)
     meta = recipe.init_meta(jax.random.key(3))
 
     def way(meta, support, query):
@@ -224,7 +224,7 @@ def test_reptile_is_the_way_back_from_what_adam_reaches(episodes):
 def test_imaml_solves_with_the_hessian(episodes, damping):
     """Where its steps lead: (H + (strength + damping) I) v = slope, and strength v."""
     strength, steps = 2.0, 400
-    recipe = il.imaml(MODEL, LOSS, 0.1, steps, strength, solver_steps=60, damping=damping)
+    recipe = il.recipes.imaml(MODEL, LOSS, 0.1, steps, strength, solver_steps=60, damping=damping)
     meta = recipe.init_meta(jax.random.key(3))
     flat_meta, unflat = ravel_pytree(meta)
 
@@ -247,13 +247,13 @@ def test_imaml_solves_with_the_hessian(episodes, damping):
 def test_imaml_is_damped_where_the_support_loss_curves_down():
     """Here by as much as the pull to the initialisation curves up, so that nothing is solved."""
     line = lambda params, inputs, key, mask: inputs * params["x"][None, :]
-    model = il.Model(lambda key: {"x": jnp.array([0.3])}, line, "none")
+    model = il.models.Model(lambda key: {"x": jnp.array([0.3])}, line, "none")
     downwards = lambda predictions, batch: (-jnp.mean(predictions**2), {})
     rows = il.Examples(jnp.ones((1, 1)), jnp.zeros((1, 1)))
     episodes = jax.tree.map(lambda leaf: leaf[None], il.Episode(rows, rows))
 
     def gradient(**damping):
-        recipe = il.imaml(model, downwards, rate=0.01, strength=2.0, **damping)
+        recipe = il.recipes.imaml(model, downwards, rate=0.01, strength=2.0, **damping)
         return result(recipe, recipe.init_meta(jax.random.key(0)), episodes)[1]["x"]
 
     assert np.isfinite(gradient()) and gradient() < 0
@@ -261,7 +261,7 @@ def test_imaml_is_damped_where_the_support_loss_curves_down():
 
 
 def test_a_classifier_is_pretrained_on_all_classes_and_tested_with_a_new_head(episodes):
-    recipe = il.pretrain_classifier(FEATURES, WIDTH, 7, WAYS, LOSS, RATE, steps=2)
+    recipe = il.recipes.pretrain_classifier(FEATURES, WIDTH, 7, WAYS, LOSS, RATE, steps=2)
     meta = recipe.init_meta(jax.random.key(3))
     assert meta["head"]["weights"].shape == (WIDTH, 7)
     task = jax.tree.map(lambda leaf: leaf[0], episodes)
@@ -278,7 +278,9 @@ def test_a_classifier_is_pretrained_on_all_classes_and_tested_with_a_new_head(ep
     assert_close(entropy(scores, task.query), head_fit(head, task.query))
 
 
-@pytest.mark.parametrize("recipe", [il.r2d2(FEATURES, il.mean_squared_error)], ids=["r2d2"])
+@pytest.mark.parametrize(
+    "recipe", [il.recipes.r2d2(FEATURES, il.models.mean_squared_error)], ids=["r2d2"]
+)
 def test_regression_by_a_head(recipe, episodes):
     real = jax.tree.map(lambda leaf: leaf, episodes)
     targets = lambda batch: jnp.sin(batch.inputs[..., :1])

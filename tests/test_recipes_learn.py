@@ -6,36 +6,41 @@ import optax
 import pytest
 
 import innerloop as il
-from innerloop.experiments.few_shot import counted_steps, support_labels_shuffled
-from innerloop.experiments.images import SETTINGS
-from innerloop.training.evaluate import evaluator, summarise
+from innerloop.lab.experiments.few_shot import counted_steps, support_labels_shuffled
+from innerloop.lab.experiments.images import SETTINGS
+from innerloop.training._evaluate import evaluator, summarise
 
 WAYS, SHOTS, TASKS = 5, 3, 60
 
 
 @pytest.fixture(scope="module")
 def splits():
-    return il.digits()
+    return il.tasks.digits()
 
 
 def small_network(classes):
     sizes = [64, 32]
-    return il.Network(
-        il.mlp([*sizes, WAYS]), il.mlp_features(sizes), sizes[-1], WAYS, il.cross_entropy, classes
+    return il.recipes.Network(
+        il.models.mlp([*sizes, WAYS]),
+        il.models.mlp_features(sizes),
+        sizes[-1],
+        WAYS,
+        il.models.cross_entropy,
+        classes,
     )
 
 
-@pytest.mark.parametrize("name", il.RECIPES)
+@pytest.mark.parametrize("name", il.recipes.RECIPES)
 def test_recipe_learns_and_falls_to_chance_with_shuffled_labels(name, splits):
     network = small_network(lambda: len(splits.train))
-    recipe = il.named_recipe(name, network, SETTINGS.get(name, {}))
-    tasks = il.ClassificationTasks(splits.train, WAYS, SHOTS, queries=5)
+    recipe = il.recipes.named_recipe(name, network, SETTINGS.get(name, {}))
+    tasks = il.tasks.ClassificationTasks(splits.train, WAYS, SHOTS, queries=5)
     if name == "pretrain_finetune":  # of all classes at once
-        tasks = il.LabelledImages(splits.train, rows=40)
+        tasks = il.tasks.LabelledImages(splits.train, rows=40)
     optimizer = optax.adam(1e-3 if name == "imaml" else 1e-2)  # its inner loop diverges at a larger
     trained = il.fit(recipe, tasks, optimizer=optimizer, steps=60, batch=4, key=jax.random.key(0))
-    test = il.ClassificationTasks(splits.test, WAYS, SHOTS, queries=10)
-    episodes = il.evaluation_episodes(test, TASKS, seed=0)
+    test = il.tasks.ClassificationTasks(splits.test, WAYS, SHOTS, queries=10)
+    episodes = il.tasks.evaluation_episodes(test, TASKS, seed=0)
     evaluate = evaluator(*recipe.at_test, steps=counted_steps(recipe, 10))
 
     def accuracy(episodes):

@@ -10,51 +10,59 @@ import pytest
 from test_recipes_by_hand import BY_HAND, FEATURES, LOSS, MODEL, WAYS, WIDTH
 
 import innerloop as il
-from innerloop.recipes.maml_plus_plus import annealed_weights
+from innerloop.recipes._maml_plus_plus import annealed_weights
 from innerloop.recipes.table import RecipeName, RegressionRecipe, hyper_parameters
 
 
 def network(classes=lambda: 7):
-    return il.Network(MODEL, FEATURES, WIDTH, WAYS, LOSS, classes)
+    return il.recipes.Network(MODEL, FEATURES, WIDTH, WAYS, LOSS, classes)
 
 
 def test_the_table_and_the_names_are_the_same():
-    assert tuple(sorted(il.RECIPES)) == tuple(sorted(get_args(RecipeName)))
-    assert set(get_args(RegressionRecipe)) < set(il.RECIPES)
-    assert set(BY_HAND) | {"maml", "fomaml", "reptile", "imaml"} == set(il.RECIPES)
+    assert tuple(sorted(il.recipes.RECIPES)) == tuple(sorted(get_args(RecipeName)))
+    assert set(get_args(RegressionRecipe)) < set(il.recipes.RECIPES)
+    assert set(BY_HAND) | {"maml", "fomaml", "reptile", "imaml"} == set(il.recipes.RECIPES)
 
 
-@pytest.mark.parametrize("name", il.RECIPES)
+@pytest.mark.parametrize("name", il.recipes.RECIPES)
 def test_every_hyper_parameter_has_a_value_and_can_be_given_another(name):
-    recipe = il.named_recipe(name, network())
+    recipe = il.recipes.named_recipe(name, network())
     assert callable(recipe.predict)
     known = hyper_parameters(name, network())
     if "steps" in known:
-        given = il.named_recipe(name, network(), steps=3)
+        given = il.recipes.named_recipe(name, network(), steps=3)
         # Pretraining takes them at test alone, and Reptile has others there.
         assert 3 in (given.adaptation.steps, given.at_test[1].steps)
     defaults = {key: value for key, value in known.items() if key == "rate"}
-    assert isinstance(il.named_recipe(name, network(), defaults, steps=None), il.Recipe)
+    assert isinstance(
+        il.recipes.named_recipe(name, network(), defaults, steps=None), il.recipes.Recipe
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (partial(il.named_recipe, "mamil", network()), "mamil is no recipe for learning.*maml"),
         (
-            partial(il.named_recipe, "protonet", network(None)),
+            partial(il.recipes.named_recipe, "mamil", network()),
+            "mamil is no recipe for learning.*maml",
+        ),
+        (
+            partial(il.recipes.named_recipe, "protonet", network(None)),
             "protonet is no recipe for regression.*cnp",
         ),
         (
-            partial(il.named_recipe, "protonet", network(), rate=0.1),
+            partial(il.recipes.named_recipe, "protonet", network(), rate=0.1),
             "protonet has no rate.*no hyper-parameters",
         ),
-        (partial(il.named_recipe, "anil", network(), strength=1.0), "anil has no strength.*steps"),
-        (partial(il.cavia, MODEL, LOSS), "needs a model with a context.*film"),
-        (partial(il.matching, FEATURES, LOSS, 1), "ways must be .* at least 2"),
-        (partial(il.protonet, FEATURES, LOSS, 1), "ways must be .* at least 2"),
-        (partial(il.r2d2, FEATURES, LOSS, 1), "ways must be .* at least 2"),
-        (partial(il.maml_plus_plus, MODEL, LOSS, 0.1, 0), "steps must be .* at least 1"),
+        (
+            partial(il.recipes.named_recipe, "anil", network(), strength=1.0),
+            "anil has no strength.*steps",
+        ),
+        (partial(il.recipes.cavia, MODEL, LOSS), "needs a model with a context.*film"),
+        (partial(il.recipes.matching, FEATURES, LOSS, 1), "ways must be .* at least 2"),
+        (partial(il.recipes.protonet, FEATURES, LOSS, 1), "ways must be .* at least 2"),
+        (partial(il.recipes.r2d2, FEATURES, LOSS, 1), "ways must be .* at least 2"),
+        (partial(il.recipes.maml_plus_plus, MODEL, LOSS, 0.1, 0), "steps must be .* at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
@@ -78,10 +86,10 @@ def test_the_losses_after_each_step_fade_out(steps, outer_step, weights):
 
 
 def test_the_changes_of_maml_plus_plus_can_be_left_out():
-    recipe = il.maml_plus_plus(MODEL, LOSS, annealed_over=0)
+    recipe = il.recipes.maml_plus_plus(MODEL, LOSS, annealed_over=0)
     assert (recipe.schedule, recipe.phases) == (None, ())
-    (phase,) = il.maml_plus_plus(MODEL, LOSS, first_order_until=7).phases
-    assert phase == il.Phase(7, il.FirstOrder())
+    (phase,) = il.recipes.maml_plus_plus(MODEL, LOSS, first_order_until=7).phases
+    assert phase == il.recipes.Phase(7, il.FirstOrder())
 
 
 def test_a_class_without_support_rows_is_never_predicted():
@@ -89,9 +97,9 @@ def test_a_class_without_support_rows_is_never_predicted():
     query = il.Examples(jnp.ones((5, 3)), jnp.zeros(5, jnp.int32))
     key = jax.random.key(0)
     recipes = (
-        il.protonet(FEATURES, LOSS, 3),
-        il.matching(FEATURES, LOSS, 3),
-        il.nearest_neighbour(LOSS, 3),
+        il.recipes.protonet(FEATURES, LOSS, 3),
+        il.recipes.matching(FEATURES, LOSS, 3),
+        il.recipes.nearest_neighbour(LOSS, 3),
     )
     for recipe in recipes:
         meta = recipe.init_meta(key)

@@ -9,15 +9,15 @@ import pytest
 from PIL import Image
 
 import innerloop as il
-from innerloop.experiments.printing import shown_steps
-from innerloop.report import write_report
-from innerloop.report.figures import _edges
-from innerloop.report.runs import read_runs
-from innerloop.report.sections import SECTIONS
-from innerloop.report.seeds import differing, over_seeds, same_but_for_the_seed
-from innerloop.report.text import duration, operations, plus_minus
-from innerloop.training.files import strict_json
-from innerloop.training.run_folder import RunFolder
+from innerloop.lab.experiments.printing import shown_steps
+from innerloop.lab.report import write_report
+from innerloop.lab.report.figures import _edges
+from innerloop.lab.report.runs import read_runs
+from innerloop.lab.report.sections import SECTIONS
+from innerloop.lab.report.seeds import differing, over_seeds, same_but_for_the_seed
+from innerloop.lab.report.text import duration, operations, plus_minus
+from innerloop.lab.run_folder import RunFolder
+from innerloop.storage.files import strict_json
 
 SYSTEM = {"step_seconds": 0.02, "compile_seconds": 3.0, "peak_memory_bytes": 2.0**29}
 COST = {"flops_per_step": 3e9, "flops_are_lower_bound": False, "unreached": []}
@@ -312,7 +312,7 @@ def test_an_old_report_stays_where_a_new_one_fails(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("innerloop.report.page.render", lambda runs: "new")
+    monkeypatch.setattr("innerloop.lab.report.page.render", lambda runs: "new")
     monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(il.RunError, match="Permission denied"):
         write_report([run])

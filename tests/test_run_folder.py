@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from innerloop.errors import RunError
-from innerloop.training.run_folder import RunFolder, environment
+from innerloop.lab.run_folder import RunFolder, environment
 
 META = {"body": [jnp.arange(200.0)], "head": jnp.ones((2, 3))}
 
@@ -142,7 +142,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_content(folder, monkeypatch)
             file.write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("innerloop.training.run_folder.eqx.tree_serialise_leaves", half)
+    monkeypatch.setattr("innerloop.lab.run_folder.eqx.tree_serialise_leaves", half)
     with pytest.raises(RunError, match="disk full"):
         folder.save_meta({"body": [jnp.zeros(200)], "head": jnp.zeros((2, 3))})
     assert contents(folder) == before

@@ -17,9 +17,9 @@ from jax.sharding import AbstractMesh
 from jaxtyping import config
 
 import innerloop as il
-from innerloop.cli import main
+from innerloop.devices.sharding import placement
 from innerloop.errors import StructureError
-from innerloop.training.sharding import placement
+from innerloop.lab.cli import main
 
 SCRIPT = Path(__file__).parent / "on_eight_devices.py"
 FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # of the time, most is compilation
@@ -155,8 +155,8 @@ def test_more_devices_than_there_are():
     there = jax.device_count()
     with pytest.raises(StructureError, match=rf"devices={there + 1} of {there} .*at most {there}"):
         il.fit(
-            il.maml(il.mlp([1, 4, 1]), il.mean_squared_error, 0.01, 1),
-            il.SinusoidTasks(3, 3),
+            il.recipes.maml(il.models.mlp([1, 4, 1]), il.models.mean_squared_error, 0.01, 1),
+            il.tasks.SinusoidTasks(3, 3),
             optimizer=optax.sgd(0.1),
             steps=1,
             batch=2,
@@ -167,20 +167,20 @@ def test_more_devices_than_there_are():
 
 def test_a_sharding_needs_a_mesh():
     with pytest.raises(StructureError, match=r"Sharding\(jax.make_mesh"):
-        il.Sharding("all")
+        il.training.Sharding("all")
 
 
-RECIPE = il.maml(il.mlp([1, 4, 1]), il.mean_squared_error, 0.01, 1)
+RECIPE = il.recipes.maml(il.models.mlp([1, 4, 1]), il.models.mean_squared_error, 0.01, 1)
 
 
 @pytest.mark.parametrize("axis", [-1, 7, "first"])
 def test_a_rule_gives_an_axis_that_there_is(axis):
     config.update("jaxtyping_disable", True)  # as users see it
-    sharding = il.Sharding(placement("all").mesh, lambda leaf, devices: axis)
+    sharding = il.training.Sharding(placement("all").mesh, lambda leaf, devices: axis)
     try:
         with pytest.raises(StructureError, match=f"cannot be spread.*axis {axis!r} of a leaf"):
             il.fit(
-                *(RECIPE, il.SinusoidTasks(3, 3)),
+                *(RECIPE, il.tasks.SinusoidTasks(3, 3)),
                 optimizer=optax.sgd(0.1),
                 steps=1,
                 batch=2,
@@ -196,7 +196,7 @@ def test_a_mesh_is_no_spread():
     config.update("jaxtyping_disable", True)  # as users see it
     mesh = placement("all").mesh
     try:
-        for spread in (mesh, il.Sharding(mesh)):
+        for spread in (mesh, il.training.Sharding(mesh)):
             with pytest.raises(StructureError, match=r"Write: .*spread=Sharding\(mesh\).spread"):
                 il.meta_value_and_grad(*RECIPE[:2], spread=spread)
     finally:
@@ -205,9 +205,9 @@ def test_a_mesh_is_no_spread():
 
 def test_in_a_loop_of_ones_own_the_devices_must_share_the_tasks_evenly():
     mesh = AbstractMesh((4,), ("tasks",))
-    sharding = il.Sharding(placement("all").mesh)
+    sharding = il.training.Sharding(placement("all").mesh)
     object.__setattr__(sharding, "mesh", mesh)
     f = il.meta_value_and_grad(*RECIPE[:2], spread=sharding.spread)
     key = jax.random.key(0)
     with pytest.raises(StructureError, match=r"6 tasks on 4 devices.*tasks.sample\(key, 8\)"):
-        f(RECIPE.init_meta(key), il.SinusoidTasks(3, 3).sample(key, 6), key)
+        f(RECIPE.init_meta(key), il.tasks.SinusoidTasks(3, 3).sample(key, 6), key)

@@ -32,7 +32,7 @@ def codes(examples):
 
 
 def test_a_stored_task_is_what_it_should_be(stored):
-    tasks = il.StreamedTasks(il.StoredImages(stored, ways=3, shots=2, queries=4))
+    tasks = il.tasks.StreamedTasks(il.tasks.StoredImages(stored, ways=3, shots=2, queries=4))
     drawn = tasks.sample(jax.random.key(0), 200)
     assert drawn.support.inputs.shape == (200, 6, 4, 4, 1)
     assert drawn.support.inputs.dtype == np.float32
@@ -53,15 +53,17 @@ def test_a_stored_task_is_what_it_should_be(stored):
 
 def test_images_that_are_not_there_are_not_drawn(stored):
     counts = (8, 5, 4, 8, 8, 4, 8)
-    draw = il.StoredImages(stored, ways=3, shots=1, queries=3, counts=counts)
-    drawn = il.StreamedTasks(draw).sample(jax.random.key(0), 100)
+    draw = il.tasks.StoredImages(stored, ways=3, shots=1, queries=3, counts=counts)
+    drawn = il.tasks.StreamedTasks(draw).sample(jax.random.key(0), 100)
     for code in np.unique(np.concatenate([codes(drawn.support), codes(drawn.query)], axis=1)):
         assert code % EXAMPLES < counts[code // EXAMPLES]
 
 
 def settings(stored):
-    recipe = il.protonet(il.conv_features(2, blocks=1), il.cross_entropy, 3)
-    tasks = il.StreamedTasks(il.StoredImages(stored, ways=3, shots=1, queries=1), ahead=3)
+    recipe = il.recipes.protonet(il.models.conv_features(2, blocks=1), il.models.cross_entropy, 3)
+    tasks = il.tasks.StreamedTasks(
+        il.tasks.StoredImages(stored, ways=3, shots=1, queries=1), ahead=3
+    )
     run = partial(il.fit, recipe, tasks, optimizer=optax.adam(1e-2), batch=2)
     return recipe, tasks, partial(run, key=jax.random.key(4))
 
@@ -75,11 +77,11 @@ def test_a_streamed_run_goes_on_where_the_data_were(stored, tmp_path):
     """To the bit, however its steps are divided over calls and runs; each step has its tasks."""
     _, tasks, run = settings(stored)
     whole = run(steps=7, per_call=4)
-    saved = il.Checkpoints(tmp_path / "run", every=2)
+    saved = il.training.Checkpoints(tmp_path / "run", every=2)
     run(steps=3, per_call=2, checkpoints=saved)
     on = run(steps=7, per_call=5, checkpoints=saved, resume=True)
     assert same(whole.meta, on.meta)
-    moved = partial(il.StreamedTasks.of_step, tasks)
+    moved = partial(il.tasks.StreamedTasks.of_step, tasks)
     assert not same(moved(jax.random.key(0), 3, 2), moved(jax.random.key(0), 4, 2))
 
 
@@ -98,7 +100,7 @@ def test_a_streamed_run_is_the_run_on_those_tasks(stored):
     )
     losses = []
     for step in range(3):
-        loss, grads = gradient(meta, *il.tasks_of_step(tasks, key, step, 2))
+        loss, grads = gradient(meta, *il.training.tasks_of_step(tasks, key, step, 2))
         updates, state = optimizer.update(grads, state)
         meta = optax.apply_updates(meta, updates)
         losses.append(loss)
@@ -129,7 +131,7 @@ def test_steps_that_are_skipped_take_their_tasks_along(stored):
             batch=2,
             per_call=per_call,
             key=jax.random.key(4),
-            non_finite=il.Skip(),
+            non_finite=il.training.Skip(),
         )
         for per_call in (7, 1)
     ]
@@ -145,7 +147,7 @@ def test_an_error_while_drawing_ends_the_run(stored):
 
     with pytest.raises(OSError, match="the disk is gone"):
         il.fit(
-            *(recipe, il.StreamedTasks(draw)),
+            *(recipe, il.tasks.StreamedTasks(draw)),
             optimizer=optax.sgd(0.1),
             steps=1,
             batch=1,
@@ -156,13 +158,13 @@ def test_an_error_while_drawing_ends_the_run(stored):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda images: il.StreamedTasks(print, threads=0), il.StructureError, "threads=0"),
-        (lambda images: il.StoredImages(images, 1, 1, 1), il.StructureError, "ways=1"),
-        (lambda images: il.StoredImages(images, 8, 1, 1), il.DataError, "ways=8 of 7"),
-        (lambda images: il.StoredImages(images, 2, 4, 5), il.DataError, r"queries=5 of 8"),
+        (lambda images: il.tasks.StreamedTasks(print, threads=0), il.StructureError, "threads=0"),
+        (lambda images: il.tasks.StoredImages(images, 1, 1, 1), il.StructureError, "ways=1"),
+        (lambda images: il.tasks.StoredImages(images, 8, 1, 1), il.DataError, "ways=8 of 7"),
+        (lambda images: il.tasks.StoredImages(images, 2, 4, 5), il.DataError, r"queries=5 of 8"),
         (
-            lambda images: il.evaluation_episodes(
-                il.StreamedTasks(il.StoredImages(images, 2, 1, 1)), 3, seed=0
+            lambda images: il.tasks.evaluation_episodes(
+                il.tasks.StreamedTasks(il.tasks.StoredImages(images, 2, 1, 1)), 3, seed=0
             ),
             il.StructureError,
             r"drawn by the host.*outside jax\.jit",
@@ -176,7 +178,7 @@ def test_what_cannot_be_streamed_is_refused(stored, make, error, message):
 
 def test_without_grain_the_cure_is_named(stored, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "grain", None)
-    tasks = streamed.StreamedTasks(il.StoredImages(stored, 2, 1, 1))
+    tasks = streamed.StreamedTasks(il.tasks.StoredImages(stored, 2, 1, 1))
     with (
         pytest.raises(il.RunError, match=r"innerloop\[stream\]"),
         tasks.ahead_of(jax.random.key(0), 0, 1),

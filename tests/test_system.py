@@ -18,9 +18,11 @@ def listeners():
 
 def run(**changed):
     reports = []
-    recipe = il.maml(il.mlp([1, 4, 1]), il.mean_squared_error, rate=0.01, steps=1)
+    recipe = il.recipes.maml(
+        il.models.mlp([1, 4, 1]), il.models.mean_squared_error, rate=0.01, steps=1
+    )
     options = {"optimizer": optax.sgd(0.1), "steps": 4, "batch": 3, "per_call": 2}
-    tasks = il.SinusoidTasks(2, 2)
+    tasks = il.tasks.SinusoidTasks(2, 2)
     key = jax.random.key(0)
     il.fit(recipe, tasks, key=key, **(options | changed), report=reports.append)
     return [progress.system for progress in reports]

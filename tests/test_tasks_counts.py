@@ -50,7 +50,7 @@ def assert_uniform(values, least, most):
 def test_tasks_of_fixed_size_are_those_of_ever():
     """The draw, written down: classes, then examples, each the largest of random numbers."""
     images = np.random.RandomState(0).randint(0, 256, (CLASSES, EXAMPLES, 3, 3, 1), np.uint8)
-    tasks = il.ClassificationTasks(images, ways=3, shots=2, queries=4)
+    tasks = il.tasks.ClassificationTasks(images, ways=3, shots=2, queries=4)
     key = jax.random.key(5)
     class_key, example_key = jax.random.split(jax.random.split(key, 1)[0])
     classes = np.argsort(-jax.random.uniform(class_key, (CLASSES,), jnp.float32))[:3]
@@ -64,7 +64,7 @@ def test_tasks_of_fixed_size_are_those_of_ever():
 
 
 def test_ways_and_shots_are_drawn_from_their_ranges():
-    tasks = il.ClassificationTasks(coded(), ways=(2, 5), shots=(1, 3), queries=2)
+    tasks = il.tasks.ClassificationTasks(coded(), ways=(2, 5), shots=(1, 3), queries=2)
     task = sample(tasks, 600)
     support, query = sizes(task.support, 5), sizes(task.query, 5)
     ways = np.sum(support > 0, axis=1)
@@ -81,7 +81,7 @@ def test_ways_and_shots_are_drawn_from_their_ranges():
 
 
 def test_shots_per_class_are_drawn_for_each():
-    tasks = il.ClassificationTasks(coded(), ways=4, shots=il.PerClass(1, 3), queries=2)
+    tasks = il.tasks.ClassificationTasks(coded(), ways=4, shots=il.tasks.PerClass(1, 3), queries=2)
     task = sample(tasks, 400)
     support = sizes(task.support, 4)
     assert_uniform(support.ravel(), 1, 3)
@@ -93,8 +93,8 @@ def test_shots_per_class_are_drawn_for_each():
 
 def test_examples_that_are_not_there_are_never_drawn():
     counts = [9, 4, 5, 9, 4, 6]
-    classes = il.with_quarter_turns(coded(counts), counts)
-    tasks = il.ClassificationTasks(classes, ways=4, shots=1, queries=3)
+    classes = il.tasks.with_quarter_turns(coded(counts), counts)
+    tasks = il.tasks.ClassificationTasks(classes, ways=4, shots=1, queries=3)
     task = sample(tasks, 200)
     inputs = np.concatenate([task.support.inputs, task.query.inputs], axis=1)
     pixels = np.round(inputs[..., 0] * 255).astype(int)
@@ -102,7 +102,7 @@ def test_examples_that_are_not_there_are_never_drawn():
     assert (drawn[:, 0] == 0).all() and (drawn[:, 3] == 255).all()
     # all of the examples of the smallest class, each time one of its turns is drawn
     assert classes.fewest == 4
-    batch = il.LabelledImages(classes, rows=30).sample(jax.random.key(0), 20)
+    batch = il.tasks.LabelledImages(classes, rows=30).sample(jax.random.key(0), 20)
     drawn = np.asarray(jnp.round(batch.query.inputs * 255)).reshape(-1, 4)
     assert (drawn.max(axis=1) == 255).all()
 
@@ -110,10 +110,12 @@ def test_examples_that_are_not_there_are_never_drawn():
 def test_splits_may_share_what_rows_are_filled_up_with():
     images = np.random.RandomState(0).randint(1, 256, (3, 2, 3, 4, 4), np.uint8)
     images[:, :, 2] = 0
-    il.check_disjoint(il.Splits(*(il.upright(part, [2, 2]) for part in images)))
+    il.tasks.check_disjoint(il.tasks.Splits(*(il.tasks.upright(part, [2, 2]) for part in images)))
     images[0, 0, 0] = images[2, 1, 1]
     with pytest.raises(il.DataError, match="train and test share images"):
-        il.check_disjoint(il.Splits(*(il.upright(part, [2, 2]) for part in images)))
+        il.tasks.check_disjoint(
+            il.tasks.Splits(*(il.tasks.upright(part, [2, 2]) for part in images))
+        )
 
 
 # --- padding changes nothing ----------------------------------------------------------------------
@@ -126,13 +128,15 @@ def unpadded(examples):
 
 
 def networks(ways):
-    features = il.conv_features(4, blocks=2)
+    features = il.models.conv_features(4, blocks=2)
     return {
-        "maml": il.maml(il.conv4(ways, 4, blocks=2), il.cross_entropy, rate=0.4, steps=1),
-        "protonet": il.protonet(features, il.cross_entropy, ways),
-        "r2d2": il.r2d2(features, il.cross_entropy, ways),
-        "logistic_head": il.logistic_head(features, il.cross_entropy, ways),
-        "svm_head": il.svm_head(features, il.cross_entropy, ways),
+        "maml": il.recipes.maml(
+            il.models.conv4(ways, 4, blocks=2), il.models.cross_entropy, rate=0.4, steps=1
+        ),
+        "protonet": il.recipes.protonet(features, il.models.cross_entropy, ways),
+        "r2d2": il.recipes.r2d2(features, il.models.cross_entropy, ways),
+        "logistic_head": il.recipes.logistic_head(features, il.models.cross_entropy, ways),
+        "svm_head": il.recipes.svm_head(features, il.models.cross_entropy, ways),
     }
 
 
@@ -147,7 +151,9 @@ def with_outputs(meta, ways):
 def test_a_padded_task_is_the_smaller_task(name, x64):
     """Same loss, same accuracy, same meta-gradient, with batch statistics, for 3 of 5 classes."""
     images = np.random.RandomState(0).rand(CLASSES, EXAMPLES, 8, 8)
-    tasks = il.ClassificationTasks(images, ways=(2, 5), shots=il.PerClass(1, 4), queries=3)
+    tasks = il.tasks.ClassificationTasks(
+        images, ways=(2, 5), shots=il.tasks.PerClass(1, 4), queries=3
+    )
     drawn = sample(tasks, 40)
     ways = drawn.support.classes[:, 0].sum(axis=1)
     padded = jax.tree.map(lambda leaf: leaf[np.flatnonzero(ways == 3)[0]], drawn)
@@ -177,7 +183,7 @@ def test_a_padded_task_is_the_smaller_task(name, x64):
 def test_classes_of_another_shape_are_refused():
     examples = il.Examples(jnp.zeros((2, 1)), jnp.zeros(2, int), None, jnp.ones((2, 4), bool))
     with pytest.raises(il.StructureError, match=r"bool\[2,4\].*Write: classes="):
-        il.cross_entropy(jnp.zeros((2, 3)), examples)
+        il.models.cross_entropy(jnp.zeros((2, 3)), examples)
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -190,10 +196,14 @@ def test_classes_of_another_shape_are_refused():
         ({"ways": (1, 2)}, il.StructureError, r"ways=\(1, 2\)"),
         ({"ways": (2, 7)}, il.DataError, "ways=7 of 6 classes"),
         ({"shots": (0, 2)}, il.StructureError, r"shots=\(0, 2\)"),
-        ({"shots": il.PerClass(3, 1)}, il.StructureError, r"shots=PerClass\(least=3, most=1\)"),
-        ({"shots": il.PerClass(1, 9)}, il.DataError, r"shots=9 \+ queries=1 of 9 examples"),
+        (
+            {"shots": il.tasks.PerClass(3, 1)},
+            il.StructureError,
+            r"shots=PerClass\(least=3, most=1\)",
+        ),
+        ({"shots": il.tasks.PerClass(1, 9)}, il.DataError, r"shots=9 \+ queries=1 of 9 examples"),
     ],
 )
 def test_ranges_that_cannot_be_drawn_from_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
-        il.ClassificationTasks(coded(), **{"ways": 2, "shots": 1, "queries": 1, **arguments})
+        il.tasks.ClassificationTasks(coded(), **{"ways": 2, "shots": 1, "queries": 1, **arguments})

@@ -25,8 +25,8 @@ from innerloop.tasks import (
 )
 from innerloop.tasks.known_files import KnownFile
 
-module = import_module("innerloop.tasks.omniglot")  # not the function of that name
-one_shot_module = import_module("innerloop.tasks.omniglot_one_shot")
+module = import_module("innerloop.tasks._omniglot")  # not the function of that name
+one_shot_module = import_module("innerloop.tasks._omniglot_one_shot")
 
 BACKGROUND = {"Greek": 8, "Alphabet_of_the_Magi": 4}
 EVALUATION = {"Tengwar": 3}

@@ -13,7 +13,11 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module")
 def families():
-    return {family.name: family for family in il.training_families() + il.held_out_families()}
+    return {
+        family.name: family
+        for family in il.tasks.optimization.training_families()
+        + il.tasks.optimization.held_out_families()
+    }
 
 
 def first(episodes):
@@ -21,7 +25,9 @@ def first(episodes):
 
 
 def test_no_held_out_family_is_a_training_family(families):
-    assert len(families) == len(il.training_families()) + len(il.held_out_families())
+    assert len(families) == len(il.tasks.optimization.training_families()) + len(
+        il.tasks.optimization.held_out_families()
+    )
 
 
 NAMES = [
@@ -52,7 +58,7 @@ def test_adam_lowers_the_loss_on_new_data(families, name):
     """So the tasks can be learned, and what is learned holds for the query set."""
     family = families[name]
     learn = family.adaptation(optax.adam(0.03), 20)
-    episodes = il.evaluation_episodes(family.tasks, 4, seed=0)
+    episodes = il.tasks.evaluation_episodes(family.tasks, 4, seed=0)
     evaluated = il.evaluate(family.problem, learn, jnp.zeros(()), episodes, KEY)
     losses = evaluated.mean["loss"]
     assert np.isfinite(losses).all()
@@ -72,7 +78,7 @@ def test_tasks_differ_in_data_and_initialisation(families):
 @pytest.mark.usefixtures("x64")
 def test_a_quadratic_has_its_spectrum_and_its_minimum():
     spectrum = [0.1, 1.0, 3.0, 7.0]
-    family = il.quadratic_family(spectrum, noise=0.5)
+    family = il.tasks.optimization.quadratic_family(spectrum, noise=0.5)
     task = first(family.tasks.sample(KEY, 1)).support
     np.testing.assert_allclose(np.linalg.eigvalsh(task["hessian"]), spectrum, rtol=1e-10)
     loss = lambda params: family.problem.outer_loss(params, None, task, KEY)
@@ -85,7 +91,7 @@ def test_a_quadratic_has_its_spectrum_and_its_minimum():
 
 @pytest.mark.usefixtures("x64")
 def test_noise_of_a_quadratic_is_that_of_its_gradient():
-    family = il.quadratic_family(np.ones(3), noise=0.5)
+    family = il.tasks.optimization.quadratic_family(np.ones(3), noise=0.5)
     task = first(family.tasks.sample(KEY, 1)).support
     gradient = jax.grad(lambda p, key: family.problem.inner_loss(p, None, task, key))
     noises = jax.vmap(gradient, (None, 0))(task["centre"], jax.random.split(KEY, 4000))
@@ -94,8 +100,8 @@ def test_noise_of_a_quadratic_is_that_of_its_gradient():
 
 
 def test_no_row_is_in_both_sets():
-    table = il.Table("numbers", np.arange(20.0)[:, None], np.arange(20), 20)
-    episode = first(il.TableTasks(table, 10).sample(KEY, 1))
+    table = il.tasks.optimization.Table("numbers", np.arange(20.0)[:, None], np.arange(20), 20)
+    episode = first(il.tasks.optimization.TableTasks(table, 10).sample(KEY, 1))
     seen = np.concatenate([episode.support.targets, episode.query.targets])
     assert sorted(seen) == list(range(20))
     np.testing.assert_array_equal(episode.support.inputs[:, 0], episode.support.targets)
@@ -103,8 +109,8 @@ def test_no_row_is_in_both_sets():
 
 def test_windows_are_of_the_text_and_queries_of_its_end():
     text = "".join(chr(ord("a") + i % 7) for i in range(80)) + "z" * 20
-    episode = first(il.TextTasks(text, 30, 5).sample(KEY, 1))
-    codes = il.tokens(text)
+    episode = first(il.tasks.optimization.TextTasks(text, 30, 5).sample(KEY, 1))
+    codes = il.tasks.optimization.tokens(text)
     starts = {tuple(codes[i : i + 6]) for i in range(75)}
     for inputs, targets in zip(episode.support.inputs, episode.support.targets, strict=True):
         assert (*inputs.tolist(), int(targets[-1])) in starts
@@ -114,17 +120,17 @@ def test_windows_are_of_the_text_and_queries_of_its_end():
 
 
 def test_tokens_are_few():
-    codes = il.tokens(il.descriptions("wine"))
+    codes = il.tasks.optimization.tokens(il.tasks.optimization.descriptions("wine"))
     assert codes.min() >= 0 and len(codes) > 2000
     assert len(set(codes.tolist())) > 25
-    assert il.tokens("Aa19!").tolist() == [0, 0, 30, 30, 31]
+    assert il.tasks.optimization.tokens("Aa19!").tolist() == [0, 0, 30, 30, 31]
 
 
 def test_rescaling_changes_the_units_and_nothing_else():
-    family = il.quadratic_family(np.logspace(-1, 0, 5))
-    other = il.rescaled(family, 10.0)
+    family = il.tasks.optimization.quadratic_family(np.logspace(-1, 0, 5))
+    other = il.tasks.optimization.rescaled(family, 10.0)
     learn = lambda family, rate: family.adaptation(optax.sgd(rate), 5)
-    episodes = il.evaluation_episodes(family.tasks, 3, seed=0)
+    episodes = il.tasks.evaluation_episodes(family.tasks, 3, seed=0)
     losses = lambda family, rate: il.evaluate(
         family.problem, learn(family, rate), jnp.zeros(()), episodes, KEY
     ).mean["loss"]
@@ -133,19 +139,23 @@ def test_rescaling_changes_the_units_and_nothing_else():
 
 
 def test_the_initial_scale_is_drawn_within_its_range():
-    model = il.mlp([4, 3], weights=jax.nn.initializers.ones)
-    tasks = il.SinusoidTasks(2, 2)
-    family = il.supervised_family("m", model, il.mean_squared_error, tasks, scale=(0.5, 2.0))
+    model = il.models.mlp([4, 3], weights=jax.nn.initializers.ones)
+    tasks = il.tasks.SinusoidTasks(2, 2)
+    family = il.tasks.optimization.supervised_family(
+        "m", model, il.models.mean_squared_error, tasks, scale=(0.5, 2.0)
+    )
     drawn = [family.params(key)["head"]["weights"][0, 0] for key in jax.random.split(KEY, 40)]
     assert 0.5 <= min(drawn) < 0.7 and 1.4 < max(drawn) <= 2
 
 
 def test_random_families_are_those_of_their_seed():
-    names = lambda seed: [family.name for family in il.random_families(seed, 6)]
+    names = lambda seed: [family.name for family in il.tasks.optimization.random_families(seed, 6)]
     assert names(0) == names(0)
     assert names(0) != names(1)
     assert len(set(names(0))) == 6
-    wide = il.random_families(0, 3, (il.wine_table(),), widths=(100, 110), depths=(2, 2))
+    wide = il.tasks.optimization.random_families(
+        0, 3, (il.tasks.optimization.wine_table(),), widths=(100, 110), depths=(2, 2)
+    )
     for family in wide:
         body = family.params(KEY)["body"]
         assert [100 <= len(layer["bias"]) <= 110 for layer in body] == [True, True]
@@ -153,9 +163,12 @@ def test_random_families_are_those_of_their_seed():
 
 def test_several_families_train_one_optimizer():
     """By the mean of what each would make of it."""
-    learned = il.ScalarRate()
-    families = [il.quadratic_family([0.1, 1.0]), il.mlp_family(il.wine_table())]
-    problem, adaptation, tasks = il.mixture(*(family.kind(learned, 3) for family in families))
+    learned = il.optimizers.ScalarRate()
+    families = [
+        il.tasks.optimization.quadratic_family([0.1, 1.0]),
+        il.tasks.optimization.mlp_family(il.tasks.optimization.wine_table()),
+    ]
+    problem, adaptation, tasks = il.tasks.mixture(*(family.kind(learned, 3) for family in families))
     meta = learned.init(KEY, families[0].params(KEY))
     batches = tasks.sample(KEY, 4)
 
@@ -175,19 +188,41 @@ def test_several_families_train_one_optimizer():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: il.quadratic_family([]), il.StructureError, "spectrum is a list.*logspace"),
-        (lambda: il.quadratic_family([1.0, -1.0]), il.StructureError, "none negative"),
-        (lambda: il.TableTasks(il.wine_table(), 90), il.DataError, "not enough rows.*rows=89"),
-        (lambda: il.TextTasks("abc" * 10, 4, 16), il.DataError, "too short.*more than 80"),
-        (lambda: il.random_families(0, 0), il.StructureError, "count must be"),
         (
-            lambda: il.rescaled(il.quadratic_family([1.0]), -1.0),
+            lambda: il.tasks.optimization.quadratic_family([]),
+            il.StructureError,
+            "spectrum is a list.*logspace",
+        ),
+        (
+            lambda: il.tasks.optimization.quadratic_family([1.0, -1.0]),
+            il.StructureError,
+            "none negative",
+        ),
+        (
+            lambda: il.tasks.optimization.TableTasks(il.tasks.optimization.wine_table(), 90),
+            il.DataError,
+            "not enough rows.*rows=89",
+        ),
+        (
+            lambda: il.tasks.optimization.TextTasks("abc" * 10, 4, 16),
+            il.DataError,
+            "too short.*more than 80",
+        ),
+        (lambda: il.tasks.optimization.random_families(0, 0), il.StructureError, "count must be"),
+        (
+            lambda: il.tasks.optimization.rescaled(
+                il.tasks.optimization.quadratic_family([1.0]), -1.0
+            ),
             il.StructureError,
             "factor is not positive",
         ),
         (
-            lambda: il.supervised_family(
-                "x", il.mlp([1, 1]), il.mean_squared_error, il.SinusoidTasks(2, 2), scale=(2.0, 1.0)
+            lambda: il.tasks.optimization.supervised_family(
+                "x",
+                il.models.mlp([1, 1]),
+                il.models.mean_squared_error,
+                il.tasks.SinusoidTasks(2, 2),
+                scale=(2.0, 1.0),
             ),
             il.StructureError,
             "initial scale.*Write: supervised_family",

@@ -102,30 +102,30 @@ def assert_the_split(splits, side, tolerance):
         found = np.asarray(part.images).astype(int)
         expected = np.array(expected, int)[:, :, None, None, :]
         assert np.abs(found - expected).max() <= tolerance
-    il.check_disjoint(splits)
+    il.tasks.check_disjoint(splits)
 
 
 def test_mini_imagenet_from_lists(listed, monkeypatch):
-    assert_the_split(il.mini_imagenet(data=listed), 84, tolerance=3)  # JPEG is not exact
+    assert_the_split(il.tasks.mini_imagenet(data=listed), 84, tolerance=3)  # JPEG is not exact
     monkeypatch.setattr(image_files, "_read", None)  # a second start reads no image
-    assert_the_split(il.mini_imagenet(data=listed.parent), 84, tolerance=3)
+    assert_the_split(il.tasks.mini_imagenet(data=listed.parent), 84, tolerance=3)
     monkeypatch.setenv("INNERLOOP_DATA", str(listed))
-    assert_the_split(il.mini_imagenet(), 84, tolerance=3)
+    assert_the_split(il.tasks.mini_imagenet(), 84, tolerance=3)
 
 
 def test_a_changed_image_is_read_again(listed):
-    before = il.mini_imagenet(data=listed).train.images
+    before = il.tasks.mini_imagenet(data=listed).train.images
     save(listed / "images" / f"n01{0:08}.jpg", np.zeros((10, 10, 3), np.uint8))
-    after = il.mini_imagenet(data=listed).train.images
+    after = il.tasks.mini_imagenet(data=listed).train.images
     assert not after[0, 0].any() and np.array_equal(after[1:], before[1:])
 
 
 def test_mini_imagenet_from_pickles(pickled):
-    assert_the_split(il.mini_imagenet(data=pickled), 84, tolerance=0)
+    assert_the_split(il.tasks.mini_imagenet(data=pickled), 84, tolerance=0)
 
 
 def test_cifar_fs(cifar):
-    assert_the_split(il.cifar_fs(data=cifar), 32, tolerance=0)
+    assert_the_split(il.tasks.cifar_fs(data=cifar), 32, tolerance=0)
 
 
 # --- what is missing or broken --------------------------------------------------------------------
@@ -154,7 +154,7 @@ def overwrite(name, content, folder):
 def test_damaged_lists_are_named_with_the_cure(listed, damage, message):
     damage(listed)
     with pytest.raises(il.DataError, match=message):
-        il.mini_imagenet(data=listed)
+        il.tasks.mini_imagenet(data=listed)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_damaged_lists_are_named_with_the_cure(listed, damage, message):
 def test_damaged_pickles_are_named_with_the_cure(pickled, damage, message):
     damage(pickled)
     with pytest.raises(il.DataError, match=message):
-        il.mini_imagenet(data=pickled)
+        il.tasks.mini_imagenet(data=pickled)
 
 
 def test_a_pickle_runs_nothing(tmp_path):
@@ -190,7 +190,7 @@ def test_a_pickle_runs_nothing(tmp_path):
     assert made.exists()
 
 
-@pytest.mark.parametrize("load", [il.mini_imagenet, il.cifar_fs])
+@pytest.mark.parametrize("load", [il.tasks.mini_imagenet, il.tasks.cifar_fs])
 def test_no_folder_is_named_with_what_it_should_hold(load, tmp_path):
     with pytest.raises(il.DataError, match=r"not downloaded.*Write: data=FOLDER"):
         load()
@@ -212,7 +212,7 @@ def test_cifar_fs_without_a_class(cifar):
     for file in (cifar / "data" / "n02").iterdir():
         file.unlink()
     with pytest.raises(il.DataError, match=r"classes without images.*n02.*CLASS/\*\.png"):
-        il.cifar_fs(data=cifar)
+        il.tasks.cifar_fs(data=cifar)
 
 
 # --- your own -------------------------------------------------------------------------------------
@@ -224,13 +224,13 @@ def test_a_folder_for_each_class(tmp_path):
             save(tmp_path / name / f"{example}.png", picture(name, example, 9, 7))
     (tmp_path / "n01" / "notes.txt").write_text("no image")
     (tmp_path / ".hidden").mkdir()
-    classes = il.image_folder(tmp_path, size=8)
+    classes = il.tasks.image_folder(tmp_path, size=8)
     assert classes.images.shape == (2, 5, 8, 8, 3)
     assert classes.counts.tolist() == [3, 5]
     assert np.asarray(classes.images[1, 4, 0, 0]).tolist() == colour("n02", 4).tolist()
     assert not classes.images[0, 3:].any()
     with pytest.raises(il.DataError, match=r"no folders in .*notes"):
-        il.image_folder(tmp_path / "n01" / "notes.txt", size=8)
+        il.tasks.image_folder(tmp_path / "n01" / "notes.txt", size=8)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_a_folder_for_each_class(tmp_path):
 )
 def test_images_by_label(labels):
     images = np.arange(6, dtype=np.uint8)[:, None, None] * np.ones((6, 2, 2), np.uint8)
-    classes = il.by_label(images, labels)
+    classes = il.tasks.by_label(images, labels)
     assert classes.counts.tolist() == [2, 1, 3]
     rows = np.asarray(classes.images)[:, :, 0, 0, 0]
     assert rows.tolist() == [[1, 5, 0], [3, 0, 0], [0, 2, 4]]
@@ -259,31 +259,39 @@ IMAGES = np.zeros((4, 2, 2), np.float32)
     ("make", "error", "message"),
     [
         (
-            lambda: il.by_label(IMAGES, np.array([0.0, 1.0, 0.0, 1.0])),
+            lambda: il.tasks.by_label(IMAGES, np.array([0.0, 1.0, 0.0, 1.0])),
             il.StructureError,
             r"whole numbers or text.*float64.*astype\(int\)",
         ),
-        (lambda: il.by_label(IMAGES, np.arange(3)), il.StructureError, r"shape \(3,\)"),
-        (lambda: il.by_label(IMAGES, np.eye(4, dtype=int)), il.StructureError, r"\(4, 4\)"),
-        (lambda: il.by_label(IMAGES[:0], np.arange(0)), il.DataError, "no images"),
+        (lambda: il.tasks.by_label(IMAGES, np.arange(3)), il.StructureError, r"shape \(3,\)"),
+        (lambda: il.tasks.by_label(IMAGES, np.eye(4, dtype=int)), il.StructureError, r"\(4, 4\)"),
+        (lambda: il.tasks.by_label(IMAGES[:0], np.arange(0)), il.DataError, "no images"),
         (
-            lambda: il.upright(np.where(np.arange(8).reshape(2, 1, 2, 2) == 5, np.nan, 0.0)),
+            lambda: il.tasks.upright(np.where(np.arange(8).reshape(2, 1, 2, 2) == 5, np.nan, 0.0)),
             il.DataError,
             r"not finite.*1 of 2 images.*images\[1, 0\].*nan_to_num",
         ),
-        (lambda: il.upright(IMAGES[None], [5]), il.StructureError, "from 5 to 5.*from 1 to 4"),
-        (lambda: il.upright(IMAGES[None], [0]), il.StructureError, "from 0 to 0"),
         (
-            lambda: il.ClassificationTasks(il.by_label(IMAGES, np.zeros(4, int)), 2, 1, 1),
+            lambda: il.tasks.upright(IMAGES[None], [5]),
+            il.StructureError,
+            "from 5 to 5.*from 1 to 4",
+        ),
+        (lambda: il.tasks.upright(IMAGES[None], [0]), il.StructureError, "from 0 to 0"),
+        (
+            lambda: il.tasks.ClassificationTasks(
+                il.tasks.by_label(IMAGES, np.zeros(4, int)), 2, 1, 1
+            ),
             il.DataError,
             r"ways=2 of 1 classes.*at least two classes.*Write: with_quarter_turns",
         ),
         (
-            lambda: il.ClassificationTasks(il.by_label(IMAGES, np.array([0, 0, 0, 1])), 2, 1, 1),
+            lambda: il.tasks.ClassificationTasks(
+                il.tasks.by_label(IMAGES, np.array([0, 0, 0, 1])), 2, 1, 1
+            ),
             il.DataError,
             r"shots=1 \+ queries=1 of 1 examples.*images\.with_examples\(2\)",
         ),
-        (lambda: il.upright(IMAGES[None]).with_examples(9), il.DataError, "at most 4"),
+        (lambda: il.tasks.upright(IMAGES[None]).with_examples(9), il.DataError, "at most 4"),
     ],
 )
 def test_bad_images_are_refused_with_the_cure(make, error, message):
@@ -311,8 +319,8 @@ def test_labels_in_words_are_refused(labels, without_type_checks):
 def test_labels_that_are_real_numbers_are_refused():
     examples = il.Examples(jax.numpy.zeros((2, 3)), jax.numpy.zeros(2))
     for recipe in (
-        il.maml(il.mlp([3, 2]), il.cross_entropy),
-        il.protonet(il.mlp_features([3, 2]), il.cross_entropy, 2),
+        il.recipes.maml(il.models.mlp([3, 2]), il.models.cross_entropy),
+        il.recipes.protonet(il.models.mlp_features([3, 2]), il.models.cross_entropy, 2),
     ):
         meta = recipe.init_meta(jax.random.key(0))
         with pytest.raises(il.StructureError, match="needs integer classes"):

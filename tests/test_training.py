@@ -12,6 +12,7 @@ import pytest
 from jaxtyping import config
 
 from innerloop.adaptation import GradientDescent, Procedure
+from innerloop.devices.sharding import OneDevice
 from innerloop.errors import RunError, StructureError
 from innerloop.gradients import FirstOrder, Unroll
 from innerloop.models import mean_squared_error, mlp
@@ -22,7 +23,6 @@ from innerloop.training import Skip, Validation, evaluate, fit
 from innerloop.training.batch import run_keys
 from innerloop.training.budget import plan_training
 from innerloop.training.estimation import FromTasks
-from innerloop.training.sharding import OneDevice
 from innerloop.training.step import init_state, outer_steps, updating
 
 KEY = jax.random.key(0)

@@ -14,8 +14,8 @@ from innerloop.training.batch import run_keys
 
 RATE, STEPS, BATCH = 0.1, 7, 3
 RECIPE = point_recipe(steps=2)
-ONLINE = il.PersistentES(5, 5, pairs=1, sigma=0.1)
-PHASES = (il.Phase(2, il.FirstOrder()), il.Phase(5, il.Truncated(0)))
+ONLINE = il.estimators.PersistentES(5, 5, pairs=1, sigma=0.1)
+PHASES = (il.recipes.Phase(2, il.FirstOrder()), il.recipes.Phase(5, il.Truncated(0)))
 
 
 def weighted(outer_step):
@@ -31,7 +31,7 @@ def by_hand(recipe, gradient_of_step):
     """Outer steps one after the other, each with its own program."""
     meta = recipe.init_meta(run_keys(KEY)[0])
     for step in range(STEPS):
-        episodes, keys = il.tasks_of_step(POINTS, KEY, step, BATCH)
+        episodes, keys = il.training.tasks_of_step(POINTS, KEY, step, BATCH)
         objective = il.meta_objective(*recipe.at(step), gradient_of_step(step))
         tasks = [jax.tree.map(lambda leaf, i=i: leaf[i], episodes) for i in range(BATCH)]
         grads = [
@@ -69,7 +69,7 @@ def test_each_step_is_that_of_its_problem_and_its_gradient(recipe, gradient):
 
 def test_a_run_goes_on_in_the_phase_that_it_was_in(tmp_path):
     recipe = RECIPE._replace(schedule=weighted, phases=PHASES)
-    saved = il.Checkpoints(tmp_path, every=2)
+    saved = il.training.Checkpoints(tmp_path, every=2)
     whole = trained(recipe)
     train(recipe, optimizer=optax.sgd(RATE), steps=3, batch=BATCH, checkpoints=saved)
     assert_same_bits(trained(recipe, checkpoints=saved, resume=True).last, whole.last)
@@ -83,9 +83,11 @@ def test_a_fault_is_found_in_every_phase():
         return jnp.where(batch[0] > 0.5, jnp.nan, loss), metrics
 
     recipe = point_recipe(broken, steps=2)._replace(phases=PHASES)
-    reports = train(recipe, batch=BATCH, non_finite=il.Skip(in_a_row=STEPS))[1]
+    reports = train(recipe, batch=BATCH, non_finite=il.training.Skip(in_a_row=STEPS))[1]
     found = {report.fault.step: report.fault.tasks for report in reports if report.fault}
-    points = [il.tasks_of_step(POINTS, KEY, step, BATCH)[0].query[:, 0] for step in range(STEPS)]
+    points = [
+        il.training.tasks_of_step(POINTS, KEY, step, BATCH)[0].query[:, 0] for step in range(STEPS)
+    ]
     spoiled = {step: tuple(np.flatnonzero(row > 0.5)) for step, row in enumerate(points)}
     assert found == {step: tasks for step, tasks in spoiled.items() if tasks}
     assert len({of_phase(step) for step in found}) > 1
@@ -95,14 +97,14 @@ def test_a_fault_is_found_in_every_phase():
     ("recipe", "changed", "message"),
     [
         (RECIPE._replace(phases=PHASES[::-1]), {}, "phases end one after the other.*grow"),
-        (RECIPE._replace(phases=(il.Phase(0, il.Unroll()),)), {}, "from 1 on"),
+        (RECIPE._replace(phases=(il.recipes.Phase(0, il.Unroll()),)), {}, "from 1 on"),
         (
-            RECIPE._replace(phases=(il.Phase(2, (il.Unroll(), ONLINE)),)),
+            RECIPE._replace(phases=(il.recipes.Phase(2, (il.Unroll(), ONLINE)),)),
             {},
             "no OnlineGradient",
         ),
         (
-            RECIPE._replace(phases=(il.Phase(2, ONLINE),)),
+            RECIPE._replace(phases=(il.recipes.Phase(2, ONLINE),)),
             {},
             "no OnlineGradient",
         ),
@@ -116,9 +118,9 @@ def test_what_phases_cannot_be_is_refused(recipe, changed, message):
 
 
 def test_a_pair_that_makes_no_sense_is_refused_before_anything_is_trained(tmp_path):
-    recipe = RECIPE._replace(phases=(il.Phase(2, il.Implicit()),), schedule=weighted)
+    recipe = RECIPE._replace(phases=(il.recipes.Phase(2, il.Implicit()),), schedule=weighted)
     with pytest.raises(il.GradientError, match="does not exist"):
-        trained(recipe, checkpoints=il.Checkpoints(tmp_path / "run", every=2))
+        trained(recipe, checkpoints=il.training.Checkpoints(tmp_path / "run", every=2))
     assert not (tmp_path / "run").exists()
 
 

@@ -62,7 +62,7 @@ class Variant(NamedTuple):
 
     name: str
     problem: il.Problem
-    adaptation: il.Adaptation
+    adaptation: il.extend.Adaptation
     reference: Callable[..., Task]
     float64_only: bool = False
 
@@ -86,7 +86,7 @@ def _adam(meta):
 
 
 def _parameter_rates(meta):
-    learned = il.ParameterRates(partial(optax.scale_by_adam, eps_root=1e-8))
+    learned = il.optimizers.ParameterRates(partial(optax.scale_by_adam, eps_root=1e-8))
     return learned({"log_rates": meta["rates"]})
 
 
@@ -111,9 +111,9 @@ def _network(learned):
     return optimizer, weights
 
 
-_MLP, _MLP_WEIGHTS = _network(il.SmallMLP(3, (0.5, 0.9), (0.9,), 0.1, 0.5))
-_LSTM, _LSTM_WEIGHTS = _network(il.CoordinateLSTM(3, 2, 0.3))
-_CONTROLLER, _CONTROLLER_WEIGHTS = _network(il.AdamController(4, 3, 0.1))
+_MLP, _MLP_WEIGHTS = _network(il.optimizers.SmallMLP(3, (0.5, 0.9), (0.9,), 0.1, 0.5))
+_LSTM, _LSTM_WEIGHTS = _network(il.optimizers.CoordinateLSTM(3, 2, 0.3))
+_CONTROLLER, _CONTROLLER_WEIGHTS = _network(il.optimizers.AdamController(4, 3, 0.1))
 _SGD = sgd(lambda meta: np.exp(meta["rate"]))
 
 ADAPTATIONS = [
@@ -158,31 +158,31 @@ ADAPTATIONS = [
     Variant(
         "ridge-more-rows",
         head_problem(narrow_features, weights_out),
-        il.RidgeHead(narrow_features, strength),
+        il.heads.RidgeHead(narrow_features, strength),
         head_reference(normal_equations, weights_out, 3),
     ),
     Variant(
         "ridge-more-features",
         head_problem(features, weights_out),
-        il.RidgeHead(features, strength),
+        il.heads.RidgeHead(features, strength),
         head_reference(normal_equations, weights_out, 6),
     ),
     Variant(
         "prototypes",
         head_problem(features, means_out),
-        OnClasses(il.Prototypes(features, CLASSES)),
+        OnClasses(il.heads.Prototypes(features, CLASSES)),
         head_reference(class_means, means_out, 6),
     ),
     Variant(
         "logistic-head",
         head_problem(features, weights_out),
-        OnClasses(il.ConvexHead(features, strength, il.logistic, CLASSES)),
+        OnClasses(il.heads.ConvexHead(features, strength, il.heads.logistic, CLASSES)),
         head_reference(newton(logistic_slope), weights_out, 6),
     ),
     Variant(
         "svm-head",
         head_problem(narrow_features, weights_out),
-        OnClasses(il.ConvexHead(narrow_features, strength, il.squared_hinge, CLASSES)),
+        OnClasses(il.heads.ConvexHead(narrow_features, strength, il.heads.squared_hinge, CLASSES)),
         head_reference(newton(squared_hinge_slope), weights_out, 3),
     ),
 ]
@@ -198,7 +198,7 @@ class Estimator(NamedTuple):
     """
 
     name: str
-    gradient: il.MetaGradient
+    gradient: il.extend.MetaGradient
     predict: Callable[[Task, dict], dict]
     draws: bool = False
     scales: bool | None = True
@@ -227,10 +227,10 @@ GRADIENTS = [
     Estimator("offload", il.Unroll(il.Segments(2, True, offload=True), mixed_mode=True), exact),
     Estimator("forward-mode", il.ForwardMode(), exact),
     Estimator("forward-mode-chunks", il.ForwardMode(chunk=2), exact),
-    Estimator("forward-mode-basis", il.ForwardMode(il.Basis(BASIS)), projected(BASIS)),
+    Estimator("forward-mode-basis", il.ForwardMode(il.gradients.Basis(BASIS)), projected(BASIS)),
     Estimator(
         "forward-mode-random",
-        il.ForwardMode(il.RandomDirections(3)),
+        il.ForwardMode(il.gradients.RandomDirections(3)),
         random_directions(3),
         draws=True,
     ),
@@ -265,5 +265,7 @@ GRADIENTS = [
         implicit(lambda h, g: np.linalg.solve(h + 0.5 * np.eye(3), g)),
         float64_only=True,
     ),
-    Estimator("implicit-neumann", il.Implicit(il.Neumann(7, 0.3)), implicit(neumann(7, 0.3))),
+    Estimator(
+        "implicit-neumann", il.Implicit(il.gradients.Neumann(7, 0.3)), implicit(neumann(7, 0.3))
+    ),
 ]

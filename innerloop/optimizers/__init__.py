@@ -10,22 +10,11 @@ from innerloop.optimizers.base import (
 from innerloop.optimizers.celo2 import Celo2
 from innerloop.optimizers.hypergradient import Hypergradient
 from innerloop.optimizers.lstm import CoordinateLSTM
+from innerloop.optimizers.optimizer_file import load_optimizer, save_optimizer
 from innerloop.optimizers.rates import LayerRates, LearnedRates, ParameterRates, ScalarRate
 from innerloop.optimizers.schedule import LearnedSchedule
 from innerloop.optimizers.small_mlp import SmallMLP
-
-OPTIMIZERS: tuple[type[LearnedOptimizer], ...] = (
-    ScalarRate,
-    LayerRates,
-    ParameterRates,
-    LearnedSchedule,
-    Hypergradient,
-    AdamController,
-    SmallMLP,
-    Celo2,
-    CoordinateLSTM,
-)
-"""Every learned optimizer that the library has."""
+from innerloop.optimizers.table import OPTIMIZERS
 
 __all__ = [
     "OPTIMIZERS",
@@ -41,6 +30,8 @@ __all__ = [
     "ParameterRates",
     "ScalarRate",
     "SmallMLP",
+    "load_optimizer",
+    "save_optimizer",
     "scale_by_rates",
     "scale_by_scheduled_rates",
 ]

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.adaptation.heads import Features
+from innerloop.estimators import OnlineGradient
 from innerloop.gradients import MetaGradient
-from innerloop.long_horizon import OnlineGradient
+from innerloop.heads.base import Features
 from innerloop.models import ExamplesLoss, Model
 from innerloop.problem import Examples, Problem, ProblemMixture
 

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
-from innerloop.adaptation.heads import Features
 from innerloop.gradients import Unroll
+from innerloop.heads.base import Features
 from innerloop.models import Model
 from innerloop.precision import default_float
 from innerloop.recipes.base import ExamplesLoss, Recipe, learned_head, model_features

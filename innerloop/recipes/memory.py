@@ -5,8 +5,8 @@ from typing import NamedTuple
 from jaxtyping import Array, Bool, Float
 
 from innerloop.adaptation import Procedure
-from innerloop.adaptation.heads import Features, embedded, one_hot
 from innerloop.checks import check_count
+from innerloop.heads.base import Features, embedded, one_hot
 
 
 class Memory(NamedTuple):

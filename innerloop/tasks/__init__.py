@@ -1,5 +1,20 @@
 """Task distributions: where episodes come from."""
 
+from innerloop.tasks._by_label import by_label
+from innerloop.tasks._cifar_fs import cifar_fs
+from innerloop.tasks._digits import digits
+from innerloop.tasks._image_folder import image_folder
+from innerloop.tasks._influence_balancing import influence_balancing
+from innerloop.tasks._mini_imagenet import mini_imagenet
+from innerloop.tasks._mixture import Kind, TaskMixture, mixture
+from innerloop.tasks._omniglot import (
+    Alphabets,
+    omniglot,
+    omniglot_official,
+    omniglot_small1,
+    omniglot_small2,
+)
+from innerloop.tasks._omniglot_one_shot import omniglot_one_shot
 from innerloop.tasks.augmentation import (
     Augmented,
     Compose,
@@ -14,28 +29,15 @@ from innerloop.tasks.base import (
     evaluation_key,
     sample_each,
 )
-from innerloop.tasks.by_label import by_label
-from innerloop.tasks.cifar_fs import cifar_fs
 from innerloop.tasks.counts import PerClass
-from innerloop.tasks.digits import digits
 from innerloop.tasks.image_classes import ImageClasses, upright, with_quarter_turns
-from innerloop.tasks.image_folder import image_folder
 from innerloop.tasks.images import ClassificationTasks
-from innerloop.tasks.influence_balancing import influence_balancing
 from innerloop.tasks.labelled_images import LabelledImages
-from innerloop.tasks.mini_imagenet import mini_imagenet
-from innerloop.tasks.mixture import Kind, TaskMixture, mixture
-from innerloop.tasks.omniglot import (
-    Alphabets,
-    omniglot,
-    omniglot_official,
-    omniglot_small1,
-    omniglot_small2,
-)
-from innerloop.tasks.omniglot_one_shot import omniglot_one_shot
 from innerloop.tasks.sinusoid import SinusoidTasks
 from innerloop.tasks.splits import Splits, check_disjoint
 from innerloop.tasks.streamed import StoredImages, StreamedTasks
+
+from innerloop.tasks import optimization  # isort: skip  (it reads the names above)
 
 __all__ = [
     "Alphabets",
@@ -71,6 +73,7 @@ __all__ = [
     "omniglot_one_shot",
     "omniglot_small1",
     "omniglot_small2",
+    "optimization",
     "sample_each",
     "upright",
     "with_quarter_turns",

@@ -13,8 +13,8 @@ from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.problem import Episode, Examples
+from innerloop.tasks._mixture import TaskMixture
 from innerloop.tasks.base import TaskDistribution, sample_each
-from innerloop.tasks.mixture import TaskMixture
 
 Images = Float[Array, "rows height width channels"]
 
@@ -29,7 +29,9 @@ class Augmented(eqx.Module):
     and leave the tasks of validation and test as they are:
 
     ```python
-    train = il.Augmented(tasks, il.Compose((il.RandomCrop(4), il.RandomHorizontalFlip())))
+    train = il.tasks.Augmented(
+        tasks, il.tasks.Compose((il.tasks.RandomCrop(4), il.tasks.RandomHorizontalFlip()))
+    )
     ```
 
     - `tasks`: draws episodes whose support and query are `Examples` of images

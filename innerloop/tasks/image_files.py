@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from innerloop.errors import DataError
+from innerloop.tasks._by_label import by_label
 from innerloop.tasks.array_cache import cached_array
-from innerloop.tasks.by_label import by_label
 from innerloop.tasks.image_classes import ImageClasses
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")

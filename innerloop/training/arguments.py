@@ -4,12 +4,12 @@ from typing import Any
 
 from innerloop.checks import check_count, check_key, describe
 from innerloop.errors import StructureError
+from innerloop.estimators import OnlineGradient
 from innerloop.gradients import MetaGradient
-from innerloop.long_horizon import OnlineGradient
 from innerloop.problem import ProblemMixture
 from innerloop.recipes import Recipe
+from innerloop.storage.checkpoint import Checkpoints
 from innerloop.tasks import StreamedTasks, TaskMixture
-from innerloop.training.checkpoint import Checkpoints
 from innerloop.training.non_finite import NonFinite
 from innerloop.training.validation import Validation
 

@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from innerloop.checks import check_count, check_key
+from innerloop.devices.placement import Placement
+from innerloop.devices.sharding import round_up
 from innerloop.errors import StructureError
 from innerloop.objective import task_count
 from innerloop.problem import Episode
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.tasks.streamed import on_device
 from innerloop.training.feed import Block
-from innerloop.training.placement import Placement
-from innerloop.training.sharding import round_up
 
 
 def run_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArray]:
@@ -53,7 +53,7 @@ def tasks_of_step(
     Step 0 is the first. With them a task is played again by hand:
 
     ```python
-    episodes, keys = il.tasks_of_step(tasks, key, fault.step, batch)
+    episodes, keys = il.training.tasks_of_step(tasks, key, fault.step, batch)
     i = fault.tasks[0]
     episode = jax.tree.map(lambda leaf: leaf[i], episodes)
     il.meta_objective(problem, adaptation)(meta, episode, keys[i])

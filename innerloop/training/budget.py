@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import optax
 
-from innerloop.diagnostics.plan import Plan, plan
+from innerloop.diagnostics._plan import Plan, plan
 from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
 from innerloop.errors import StructureError
 from innerloop.gradients import Implicit

@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
 
+from innerloop.devices.placement import OneDevice, Placement
+from innerloop.estimators import OnlineGradient
 from innerloop.gradients import Aux, MetaGradient
 from innerloop.gradients.shorten import shorten
-from innerloop.long_horizon import OnlineGradient
 from innerloop.objective import SumOverTasks, meta_value_and_grad
 from innerloop.problem import ProblemMixture
 from innerloop.recipes import Recipe
 from innerloop.tasks import TaskDistribution, TaskMixture
+from innerloop.training._evaluate import named_metrics
 from innerloop.training.batch import batch_and_key
-from innerloop.training.evaluate import named_metrics
 from innerloop.training.feed import Block
-from innerloop.training.placement import OneDevice, Placement
 from innerloop.training.step import Estimated, is_sound
 
 Found = tuple[Array, Array]

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
+from innerloop.devices.placement import Placement
 from innerloop.problem import Episode
 from innerloop.tasks.streamed import StreamedTasks, on_device
-from innerloop.training.placement import Placement
 
 
 class Block(eqx.Module):

@@ -8,11 +8,11 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from innerloop.checks import check_count, check_positive
+from innerloop.devices.placement import Placement
 from innerloop.errors import RunError
 from innerloop.tasks import TaskDistribution
 from innerloop.training.estimation import Estimation
 from innerloop.training.feed import Block
-from innerloop.training.placement import Placement
 from innerloop.training.step import TrainState, Update
 
 

@@ -7,14 +7,14 @@ import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray
 
+from innerloop.devices.placement import Placement
+from innerloop.estimators import OnlineGradient
 from innerloop.gradients import MetaGradient
-from innerloop.long_horizon import OnlineGradient
 from innerloop.recipes import Recipe
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.training.estimation import estimation
 from innerloop.training.feed import Feed
 from innerloop.training.non_finite import Fault, NonFinite, Treatment
-from innerloop.training.placement import Placement
 from innerloop.training.step import TrainState, init_state, outer_steps, updating
 
 

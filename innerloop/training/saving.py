@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
 
+from innerloop.devices.processes import in_any
 from innerloop.errors import RunError, StructureError
-from innerloop.training.checkpoint import CheckpointFolder, Checkpoints
-from innerloop.training.processes import in_any
+from innerloop.storage.checkpoint import CheckpointFolder, Checkpoints
 from innerloop.training.signals import Stopped, signals_deferred
 from innerloop.training.step import TrainState, averaged
 from innerloop.training.validation import Validator

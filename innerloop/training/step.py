@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
 
+from innerloop.devices.placement import OneDevice, Placement
 from innerloop.gradients.shorten import length
 from innerloop.tasks import TaskDistribution
 from innerloop.training.feed import Block
-from innerloop.training.placement import OneDevice, Placement
 
 Update = Callable[["TrainState", PyTree], "TrainState"]
 """`(state, meta-gradient) -> state` after an outer step."""

@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.checks import check_count
+from innerloop.devices.placement import Placement
 from innerloop.problem import Episode
 from innerloop.recipes import Recipe
-from innerloop.training.evaluate import Evaluation, evaluator, summarise
-from innerloop.training.placement import Placement
+from innerloop.training._evaluate import Evaluation, evaluator, summarise
 
 
 class Validation(NamedTuple):

@@ -91,7 +91,7 @@ class Comparison:
         Refused estimators and undefined errors are left out. Raises `StructureError` where that
         leaves nothing.
         """
-        from innerloop.plots import error_against_cost
+        from innerloop.lab.plots import error_against_cost
 
         return error_against_cost(path, self.records(), title=title or self._headline())
 

@@ -10,8 +10,8 @@ from innerloop.adaptation import Adaptation, GradientDescent, MiniBatches
 from innerloop.adaptation.gradient_descent import MetaOptimizer
 from innerloop.optimizers.base import log_rate
 from innerloop.problem import Problem
+from innerloop.tasks._mixture import Kind
 from innerloop.tasks.base import TaskDistribution
-from innerloop.tasks.mixture import Kind
 
 
 class Family(NamedTuple):

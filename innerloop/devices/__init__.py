@@ -1,0 +1,1 @@
+"""Devices: where the tasks and the training state are placed, in one process or several."""

@@ -1,0 +1,282 @@
+"""Tasks over the devices of a mesh, on one machine or many. No other file chooses devices."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from innerloop.checks import check_count, describe
+from innerloop.devices.placement import OneDevice, Placement
+from innerloop.errors import StructureError
+from innerloop.objective import SumOverTasks
+
+MetaRule = Callable[[jax.ShapeDtypeStruct, int], int | None]
+"""`(leaf, devices) -> axis` of a meta leaf that is spread over the devices; None: whole on each."""
+
+
+def replicated(leaf: jax.ShapeDtypeStruct, devices: int) -> int | None:
+    """Every device holds the leaf whole."""
+    return None
+
+
+def largest_axis(leaf: jax.ShapeDtypeStruct, devices: int) -> int | None:
+    """The largest axis that the number of devices divides; small leaves stay whole.
+
+    With it the meta-parameters, their average and the optimizer's state are held in parts (ZeRO's
+    third stage, FSDP): a step gathers the meta-parameters at its start and scatters the sum of the
+    gradients. What the step itself computes with is whole.
+    """
+    divided = [axis for axis, size in enumerate(leaf.shape) if size and size % devices == 0]
+    if leaf.size < _WORTH_SPREADING or not divided:
+        return None
+    return max(divided, key=lambda axis: leaf.shape[axis])
+
+
+_WORTH_SPREADING = 1024
+"""Elements of a leaf. Below, a message costs more than the memory it saves."""
+
+
+class Sharding(Placement):
+    r"""The task axis over all devices of a mesh, by JAX's own SPMD.
+
+    Each device samples, learns and differentiates its own tasks; losses and gradients are summed
+    over the devices, so that a step is the same, up to rounding, on however many. Where they do not
+    divide the number of tasks, tasks of weight zero fill the batch up.
+
+    A step sends $2 (d-1)/d$ times the bytes of meta per device (an all-reduce over $d$ devices);
+    with `largest_axis` the same bytes as a reduce-scatter of the gradients and an all-gather of the
+    meta-parameters.
+
+    - `mesh`: any mesh; all its axes together carry the tasks
+    - `meta`: which axis of each meta leaf is spread over the devices: `replicated`, `largest_axis`,
+      or a rule of your own
+
+    `meta_value_and_grad(..., spread=Sharding(mesh).spread)` does the same in a loop of your own.
+    """
+
+    mesh: Mesh = eqx.field(static=True, converter=lambda mesh: _with_automatic_axes(mesh))
+    meta: MetaRule = eqx.field(static=True, default=replicated)
+
+    @property
+    def devices(self) -> int:
+        return self.mesh.size
+
+    def spread(self, sums: SumOverTasks) -> SumOverTasks:
+        names = self.mesh.axis_names
+
+        def run(meta: PyTree, *batch: Any):
+            self._require_even(len(batch[-1]))
+            axes = [self._axis(leaf) for leaf in jax.tree.leaves(meta)]
+            structure = jax.tree.structure(meta)
+
+            def one_device(meta: PyTree, *batch: Any):
+                total, aux, grads = sums(meta, *batch)
+                parts = [
+                    jax.lax.psum(leaf, names)
+                    if axis is None
+                    else jax.lax.psum_scatter(leaf, names, scatter_dimension=axis, tiled=True)
+                    for leaf, axis in zip(jax.tree.leaves(grads), axes, strict=True)
+                ]
+                return jax.lax.psum(total, names), aux, jax.tree.unflatten(structure, parts)
+
+            parts = jax.tree.unflatten(structure, [self._part(axis) for axis in axes])
+            outs = (PartitionSpec(), self._tasks, parts)
+            return self._on_each(one_device, (PartitionSpec(), *[self._tasks] * len(batch)), outs)(
+                meta, *batch
+            )
+
+        return run
+
+    def each(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        def run(meta: PyTree, *batch: Any):
+            tasks = jax.tree.leaves(batch)[0].shape[0]
+            padded = jax.tree.map(lambda leaf: leaf[self._rows(tasks)], batch)
+            ins = (PartitionSpec(), *[self._tasks] * len(batch))
+            results = self._on_each(function, ins, self._tasks)(meta, *padded)
+            return self.whole(jax.tree.map(lambda leaf: leaf[:tasks], results))
+
+        return run
+
+    def by_task(self, tree: PyTree) -> PyTree:
+        return jax.lax.with_sharding_constraint(tree, self._named(self._tasks))
+
+    def whole(self, tree: PyTree) -> PyTree:
+        return jax.lax.with_sharding_constraint(tree, self._named(PartitionSpec()))
+
+    def as_state(self, meta: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda leaf: jax.lax.with_sharding_constraint(leaf, self._sharding(leaf)), meta
+        )
+
+    def as_optimizer_state(
+        self, optimizer: optax.GradientTransformation, state: PyTree, meta: PyTree
+    ) -> PyTree:
+        put = jax.lax.with_sharding_constraint
+        return self._of_leaves(optimizer, state, meta, put, self.whole)
+
+    def gathered(self, meta: PyTree) -> PyTree:
+        if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(meta)):
+            return meta
+        return jax.jit(lambda meta: meta, out_shardings=self._named(PartitionSpec()))(meta)
+
+    def place(self, tree: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda leaf: _put(leaf, self._named(PartitionSpec())) if eqx.is_array(leaf) else leaf,
+            tree,
+        )
+
+    def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
+        inner = self._of_leaves(optimizer, state.optimizer, state.meta, _put, self.place)
+        placed = self.place(state._replace(meta=None, average=None, optimizer=None, carry=None))
+        carry = jax.tree.map(lambda leaf: _put(leaf, self._named(self._tasks)), state.carry)
+        meta, average = (
+            jax.tree.map(lambda leaf: _put(leaf, self._sharding(leaf)), tree)
+            for tree in (state.meta, state.average)
+        )
+        return placed._replace(meta=meta, average=average, optimizer=inner, carry=carry)
+
+    def _of_leaves(
+        self, optimizer: Any, state: PyTree, meta: PyTree, put: Callable, rest: Callable
+    ):
+        """What is kept of a leaf goes where the leaf is, if of its shape; the rest everywhere."""
+
+        def one(kept: Any, leaf: Any) -> Any:
+            whole = self._named(PartitionSpec())
+            return put(kept, self._sharding(leaf) if kept.shape == leaf.shape else whole)
+
+        return optax.tree.map_params(optimizer, one, state, meta, transform_non_params=rest)
+
+    def _on_each(self, function: Callable, ins: Any, outs: Any) -> Callable:
+        # The checks of what varies over devices do not know the library's own derivative rules.
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False
+        )
+
+    def _require_even(self, tasks: int) -> None:
+        if tasks % self.devices:
+            raise StructureError(
+                "the devices cannot share the tasks evenly",
+                got=f"{tasks} tasks on {self.devices} devices",
+                expected="a multiple of the number of devices",
+                write=f"tasks.sample(key, {round_up(tasks, self.devices)}), or fit(devices=...), "
+                "which fills a batch up",
+            )
+
+    @property
+    def _tasks(self) -> PartitionSpec:
+        return PartitionSpec(self.mesh.axis_names)
+
+    def _axis(self, leaf: Any) -> int | None:
+        shape, devices = jnp.shape(leaf), self.devices
+        axis = self.meta(jax.ShapeDtypeStruct(shape, leaf.dtype), devices)
+        if axis is None or (axis in range(len(shape)) and shape[axis] % devices == 0):
+            return axis
+        raise StructureError(
+            "a leaf of meta cannot be spread along the axis that the rule gives",
+            got=f"axis {axis!r} of a leaf of shape {shape}, on {devices} devices",
+            expected="an axis from 0 on that the number of devices divides, or None",
+            write="Sharding(mesh, largest_axis)",
+        )
+
+    def _part(self, axis: int | None) -> PartitionSpec:
+        if axis is None:
+            return PartitionSpec()
+        return PartitionSpec(*[None] * axis, self.mesh.axis_names)
+
+    def _sharding(self, leaf: Any) -> NamedSharding:
+        return self._named(self._part(self._axis(leaf)))
+
+    def _named(self, spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(self.mesh, spec)
+
+    def _rows(self, tasks: int) -> np.ndarray:
+        """Each task once, then the last one as often as fills the devices."""
+        return np.minimum(np.arange(round_up(tasks, self.devices)), tasks - 1)
+
+
+def round_up(count: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is no less than `count`."""
+    return -(-count // multiple) * multiple
+
+
+def placement(devices: Any) -> Placement:
+    """What `fit(devices=...)` stands for: None, `"all"`, a count, a mesh, or a `Placement`.
+
+    Raises `StructureError` for anything else, for more devices than there are, and where one of
+    several processes would have no part in it.
+    """
+    place = _placement(devices)
+    mesh = place.mesh.devices.flat if isinstance(place, Sharding) else jax.local_devices()[:1]
+    without = set(range(jax.process_count())) - {device.process_index for device in mesh}
+    if without:
+        raise StructureError(
+            "every process needs a device of its own among those that share the tasks",
+            got=f"devices={describe(devices)}, none of them of process {min(without)}",
+            expected=f"devices of all {jax.process_count()} processes",
+            write="fit(..., devices='all') (--devices all)",
+        )
+    return place
+
+
+def _placement(devices: Any) -> Placement:
+    if devices is None:
+        return OneDevice()
+    if isinstance(devices, Placement):
+        return devices
+    if isinstance(devices, Mesh):
+        return Sharding(devices)
+    found = jax.devices()
+    if devices == "all":
+        return Sharding(_line_of(found))
+    if isinstance(devices, str | bool):
+        raise _no_mesh(devices)
+    check_count("devices", devices, write="fit(..., devices='all')")
+    if devices > len(found):
+        raise StructureError(
+            "there are not so many devices",
+            got=f"devices={devices} of {len(found)} ({found[0].platform})",
+            expected=f"at most {len(found)}",
+            write=f"devices={len(found)}, or XLA_FLAGS=--xla_force_host_platform_device_count="
+            f"{devices} for as many on the host's processor",
+        )
+    return Sharding(_line_of(found[:devices]))
+
+
+def _line_of(devices: Sequence[Any]) -> Mesh:
+    return Mesh(np.asarray(devices), ("tasks",))
+
+
+def _with_automatic_axes(mesh: Any) -> Mesh:
+    """Axes over which JAX itself propagates shardings; `jax.make_mesh` makes explicit ones."""
+    if not isinstance(mesh, Mesh):
+        raise StructureError(
+            "tasks go over the devices of a mesh",
+            got=f"Sharding({describe(mesh)})",
+            expected="a jax.sharding.Mesh",
+            write="Sharding(jax.make_mesh((jax.device_count(),), ('tasks',)))",
+        )
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
+def _no_mesh(given: Any) -> StructureError:
+    return StructureError(
+        "tasks go over the devices of a mesh",
+        got=f"devices={describe(given)}",
+        expected="None, 'all', a number of devices, a jax.sharding.Mesh, or a Sharding",
+        write="fit(..., devices='all')",
+    )
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """Part of an array that every process has whole, where `sharding` wants it."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _put(jax.random.key_data(leaf), NamedSharding(sharding.mesh, PartitionSpec()))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    value = np.asarray(leaf)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

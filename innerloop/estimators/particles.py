@@ -1,0 +1,155 @@
+"""Evolution strategies over windows: particles in antithetic pairs, and their perturbations."""
+
+import abc
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
+
+from innerloop.checks import check_count, check_positive, is_floating
+from innerloop.estimators.horizons import Horizon
+from innerloop.estimators.online_windows import Estimate, OnlineGradient
+from innerloop.estimators.window import Followed, Window
+from innerloop.gradients.evolution import WIDTH, gaussian
+
+
+class Particles(NamedTuple):
+    """What is carried of one run: its antithetic pairs.
+
+    - `states`: inner states, leaves `(pairs, 2, ...)`: of the perturbation added and subtracted
+    - `noise`: what a pair's losses are credited to, leaves `(pairs, ...)`, in units of meta
+    """
+
+    states: PyTree
+    noise: PyTree
+
+
+class PairLoss(NamedTuple):
+    r"""The losses of a pair in a window.
+
+    - `slope`: $(L_+ - L_-) / 2\sigma^2$
+    - `mean`: of the two losses
+    - `finite`: whether both particles are
+    """
+
+    slope: Scalar
+    mean: Scalar
+    finite: Bool[Array, "..."]
+
+
+class AntitheticPairs(OnlineGradient):
+    """An online estimator that reads losses alone, of meta-parameters perturbed in pairs.
+
+    - `window`, `horizon`: inner steps per outer step and per run
+    - `pairs`: n >= 1 per run, which learn the same task with the same keys
+    - `sigma`: σ > 0, in the units of the meta-parameters
+    - `chunk`: pairs that are computed at a time; None for all at once
+    - `clip`: the most that an outer loss counts, also one that is not finite
+    """
+
+    window: int
+    horizon: Horizon
+    pairs: int
+    sigma: float
+    chunk: int | None = None
+    clip: float | None = eqx.field(default=None, kw_only=True)
+    overlap: int = eqx.field(default=0, init=False)
+
+    def __check_init__(self):
+        name = type(self).__name__
+        write = f"{name}(window=20, horizon=200, pairs=4, sigma=0.01)"
+        check_count("pairs", self.pairs, write=write)
+        check_positive("sigma", self.sigma, WIDTH, write=write)
+        if self.chunk is not None:
+            check_count("chunk", self.chunk, write=write[:-1] + ", chunk=2)")
+
+    def each_pair(self, function, *stacked):
+        """`function` of one pair at a time, or of `chunk` of them, or of all."""
+        if self.chunk is None or self.chunk >= self.pairs:
+            return jax.vmap(function)(*stacked)
+        return jax.lax.map(lambda pair: function(*pair), stacked, batch_size=self.chunk)
+
+    def drawn(self, key: PRNGKeyArray, meta: PyTree) -> PyTree:
+        """One perturbation."""
+        return jax.tree.map(lambda draw: self.sigma * draw, gaussian(key, meta))
+
+    def follow(
+        self, window: Window, meta: PyTree, states: PyTree, noise: PyTree
+    ) -> tuple[Followed, PairLoss]:
+        """A pair, its particles' states stacked, through a window."""
+
+        def particle(sign, state):
+            perturbed = jax.tree.map(
+                lambda leaf, draw: leaf + sign.astype(leaf.dtype) * draw, meta, noise
+            )
+            return window.follow(perturbed, state)._replace(info=None)
+
+        both = jax.vmap(particle)(jnp.array([1.0, -1.0]), states)
+        plus, minus = both.loss
+        slope = (plus - minus) / (2 * self.sigma**2)
+        return both, PairLoss(slope, (plus + minus) / 2, jnp.all(both.finite))
+
+    def gradient(self, losses: PairLoss, noise: PyTree) -> tuple[Scalar, list[Array | None]]:
+        """The mean over those pairs whose losses are finite, of loss and estimate; else NaN."""
+        usable = jnp.isfinite(losses.slope) & jnp.isfinite(losses.mean)
+        count = jnp.sum(usable.astype(losses.mean.dtype))
+        loss = jnp.sum(jnp.where(usable, losses.mean, 0)) / count
+        slopes = jnp.where(usable, losses.slope, 0) / count
+        leaves = jax.tree.leaves(noise)
+        return loss, [jnp.tensordot(slopes.astype(leaf.dtype), leaf, 1) for leaf in leaves]
+
+
+class CarriedPairs(AntitheticPairs):
+    """Pairs whose inner states go on, each with its own perturbation."""
+
+    @abc.abstractmethod
+    def perturb(
+        self, held: PyTree, drawn: PyTree, begins: Bool[Array, ""]
+    ) -> tuple[PyTree, PyTree]:
+        """What is added to meta in a window, and what the window's losses are credited to.
+
+        - `held`: what those of the window before were credited to; `drawn`: a new perturbation
+        - `begins`: whether this window is the first of its run
+        """
+
+    def start(self, state: PyTree, meta: PyTree) -> Particles:
+        """Every particle at the inner state, none perturbed."""
+        stacked = lambda leaf: jnp.broadcast_to(leaf, (self.pairs, 2, *leaf.shape))
+        noise = lambda leaf: jnp.zeros((self.pairs, *jnp.shape(leaf)), jnp.result_type(leaf))
+        return Particles(jax.tree.map(stacked, state), jax.tree.map(noise, meta))
+
+    def estimate(
+        self, window: Window, meta: PyTree, state: Particles, key: PRNGKeyArray
+    ) -> Estimate:
+        """Losses of every pair, credited to its perturbations."""
+
+        def pair(states: PyTree, noise: PyTree, key: PRNGKeyArray):
+            applied, credited = self.perturb(noise, self.drawn(key, meta), window.begins)
+            both, losses = self.follow(window, meta, states, applied)
+            return Particles(both.state, credited), losses, both
+
+        keys = jax.random.split(key, self.pairs)
+        particles, losses, followed = self.each_pair(pair, state.states, state.noise, keys)
+        loss, gradient = self.gradient(losses, particles.noise)
+        return Estimate(
+            loss=loss,
+            gradient=gradient,
+            state=particles,
+            metrics=mean_of_finite(followed.metrics, followed.finite),
+            info=None,
+            diverged=jnp.sum(~followed.finite, dtype=jnp.int32),
+            alive=jnp.any(losses.finite),
+        )
+
+
+def mean_of_finite(metrics: PyTree, finite: Bool[Array, "pairs 2"]) -> PyTree:
+    """The metrics of a run: the mean over those of its particles that are finite."""
+
+    def mean(leaf: Array) -> Array:
+        leaf = leaf if is_floating(leaf) else leaf.astype(jnp.result_type(float))
+        mask = finite.reshape(*finite.shape, *[1] * (leaf.ndim - finite.ndim))
+        return jnp.sum(jnp.where(mask, leaf, 0), axis=(0, 1)) / jnp.sum(finite).astype(leaf.dtype)
+
+    return jax.tree.map(mean, metrics)

@@ -1,0 +1,49 @@
+"""Persistent evolution strategies: unbiased over the whole run, one window at a time."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from innerloop.adaptation import Adaptation
+from innerloop.estimators.particles import CarriedPairs
+from innerloop.gradients.base import Fidelity
+
+
+class PersistentES(CarriedPairs):
+    r"""Persistent evolution strategies, PES (Vicol, Metz & Sohl-Dickstein 2021, arXiv 2112.13835).
+
+    Each pair of particles draws a new perturbation $\epsilon_k$ in each window k and keeps its
+    inner states, so that a loss depends on all perturbations of its run so far:
+
+    $$\nabla_\phi \approx \frac{1}{2 n \sigma^2} \sum_{i=1}^{n}
+      \bigl[L_k(\phi + \epsilon_{i,0} \dots \phi + \epsilon_{i,k})
+      - L_k(\phi - \epsilon_{i,0} \dots \phi - \epsilon_{i,k})\bigr]
+      \sum_{j \le k} \epsilon_{i,j}, \qquad \epsilon \sim \mathcal{N}(0, \sigma^2 I)$$
+
+    with $L_k$ the weighted losses of window k. The value is the mean loss of the particles.
+
+    - `window`, `horizon`: inner steps per outer step and per run
+    - `pairs`, `sigma`, `chunk`: n, σ, and how many pairs are computed at a time
+    - `clip`: the most that an outer loss counts, also one that is not finite
+
+    Fidelity: unbiased for the meta-objective smoothed by independent noise in every window, while
+    meta stands still; a change of meta during a run acts on what follows it. Variance: grows with
+    the number of windows in a run, as the noise adds up, and falls as 1/n and with the number of
+    runs. Memory: `2 n` inner states and n perturbations per run; no derivative but the inner
+    gradient is computed.
+
+    Raises `StructureError` unless every horizon is a whole number of windows.
+    """
+
+    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+        """Unbiased for the smoothed objective."""
+        return Fidelity(
+            "unbiased",
+            f"The gradient of the meta-objective smoothed by a Gaussian of width {self.sigma} in "
+            f"each window, estimated from {self.pairs} antithetic pairs per run.",
+        )
+
+    def perturb(self, held: PyTree, drawn: PyTree, begins) -> tuple[PyTree, PyTree]:
+        """A new perturbation; losses are credited to the sum of all since the run began."""
+        added = lambda held, drawn: drawn + jnp.where(begins, 0, held)
+        return drawn, jax.tree.map(added, held, drawn)

@@ -1,0 +1,183 @@
+"""A window: a stretch of one inner run, as a function of meta and of the state it begins in."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
+
+from innerloop.adaptation import Adaptation, InnerGradient, Loop, run_from
+from innerloop.checks import is_floating
+from innerloop.estimators.horizons import Lengths
+from innerloop.gradients.inner import exact_inner_gradient
+from innerloop.gradients.loops import concatenate, store_all
+from innerloop.problem import Episode, Problem, loss_function, task_keys
+from innerloop.tasks import TaskDistribution
+
+
+class InnerRun(NamedTuple):
+    """One inner run, on its way. The carry of an estimator holds many, along a task axis.
+
+    - `key`: of this run; `task_of_run` gives its task and the task's key
+    - `episode`: its task
+    - `horizon`: which of the estimator's horizons it has
+    - `end`: after how many steps a new run takes its place: its horizon, but for the first runs of
+      all, whose ends are spread
+    - `step`: inner steps taken, at which the next window begins
+    - `state`: what the estimator keeps of it: inner states, and perturbations
+    """
+
+    key: PRNGKeyArray
+    episode: Episode
+    horizon: Int[Array, "..."]
+    end: Int[Array, "..."]
+    step: Int[Array, "..."]
+    state: PyTree
+
+
+class Followed(NamedTuple):
+    """A window after it was run.
+
+    - `loss`: its weighted losses, scaled to the meta-objective; `metrics`: aux of the last one
+    - `state`: where the next window begins
+    - `info`: the inner steps' infos, stacked
+    - `finite`: whether the parameters are
+    """
+
+    loss: Scalar
+    metrics: PyTree
+    state: PyTree
+    info: PyTree
+    finite: Bool[Array, ""]
+
+
+def task_of_run(tasks: TaskDistribution, key: PRNGKeyArray) -> tuple[Episode, PRNGKeyArray]:
+    """The task that an inner run of this key learns, and the key it is learned with.
+
+    With them a run that diverged is played again: `meta_objective(problem, adaptation)(meta,
+    episode, key)`; its key is in `aux.diagnostics["key"]`.
+    """
+    sample_key, task_key, _ = jax.random.split(key, 3)
+    return jax.tree.map(lambda leaf: leaf[0], tasks.sample(sample_key, 1)), task_key
+
+
+def drawn_horizon(lengths: Lengths, key: PRNGKeyArray) -> Int[Array, ""]:
+    """Which horizon an inner run of this key has."""
+    return jax.random.randint(jax.random.split(key, 3)[2], (), 0, len(lengths.lengths), jnp.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The window of an inner run that comes next.
+
+    - `size`: inner steps; the first `overlap` of them were in the window before too, whose losses
+      they were
+    - `clip`: the most that an outer loss counts, one that is not finite included
+    """
+
+    problem: Problem
+    adaptation: Adaptation
+    lengths: Lengths
+    run: InnerRun
+    size: int
+    overlap: int
+    clip: float | None
+
+    @property
+    def begins(self) -> Bool[Array, ""]:
+        """Whether it is the first of its run."""
+        return self.run.step == 0
+
+    def begin(self, meta: PyTree) -> PyTree:
+        """The inner state before the first step."""
+        key = jax.random.fold_in(self._keys.adapt, 0)
+        state = self.adaptation.init(self.problem, meta, self.run.episode.support, key)
+        return jax.tree.map(jnp.asarray, state)
+
+    def follow(
+        self,
+        meta: PyTree,
+        state: PyTree,
+        inner_gradient: InnerGradient = exact_inner_gradient,
+        loop: Loop = store_all,
+    ) -> Followed:
+        """Run the window from `state`, or from the beginning where it is the first of its run."""
+        first, stride = self.run.step, self.size - self.overlap
+        state = choose(self.begins, self.begin(meta), state)
+        outer = self._outer_loss(meta)
+        weighted = self.lengths.weights is not None
+        start = self._start_loss(outer, state)
+
+        def steps_on(state: PyTree, first: Any, steps: int):
+            return run_from(
+                *(self.problem, self.adaptation, meta, self.run.episode.support, self._keys.adapt),
+                *(inner_gradient, loop, (lambda params, t: outer(params)) if weighted else None),
+                state=state,
+                first=first,
+                steps=steps,
+            )
+
+        after, *seen = steps_on(state, first, stride)
+        last = after
+        if self.overlap:
+            last, *more = steps_on(after, first + stride, self.overlap)
+            seen = concatenate(seen, more)
+        info, observed = seen
+        params = self.adaptation.params(last)
+        loss, metrics = self._weighed(observed) if weighted else self._last(outer(params))
+        return Followed(start + loss, metrics, after, info, all_finite(params))
+
+    @property
+    def _keys(self):
+        return task_keys(jax.random.split(self.run.key, 3)[1])
+
+    def _outer_loss(self, meta: PyTree):
+        loss = loss_function("outer_loss", self.problem.outer_loss, needed_by="the meta-objective")
+
+        def clipped(params: PyTree):
+            value, aux = loss(params, meta, self.run.episode.query, self._keys.outer)
+            if self.clip is not None:
+                most = jnp.asarray(self.clip, value.dtype)
+                value = jnp.where(jnp.isfinite(value), jnp.minimum(value, most), most)
+            return value, aux
+
+        return clipped
+
+    def _start_loss(self, outer: Any, state: PyTree) -> Any:
+        """The loss before the first step, where it has a weight."""
+        weights = self.lengths.weights
+        if weights is None or not np.any(weights[:, 0]):
+            return 0
+        loss, _ = outer(self.adaptation.params(state))
+        weight = self.lengths.scale * jnp.asarray(weights[:, 0], loss.dtype)[self.run.horizon]
+        return jnp.where(self.begins & (weight != 0), weight * loss, 0)
+
+    def _weighed(self, observed: tuple[Array, PyTree]) -> tuple[Scalar, PyTree]:
+        losses, metrics = observed
+        first, weights = self.run.step, self.lengths.weights
+        assert weights is not None
+        row = jnp.asarray(weights, losses.dtype)[self.run.horizon]
+        row = self.lengths.scale * jax.lax.dynamic_slice_in_dim(row, first + 1, self.size)
+        counts = self.begins | (jnp.arange(self.size) >= self.overlap)
+        # not 0 x inf: what has no weight is not looked at
+        loss = jnp.sum(jnp.where(counts & (row != 0), row * losses, 0))
+        return loss, jax.tree.map(lambda leaf: leaf[-1], metrics)
+
+    def _last(self, result: tuple[Scalar, PyTree]) -> tuple[Scalar, PyTree]:
+        loss, metrics = result
+        length = jnp.asarray(self.lengths.lengths)[self.run.horizon]
+        is_last = self.run.step + self.size == length
+        return jnp.where(is_last, self.lengths.scale * loss, 0), metrics
+
+
+def choose(condition: Bool[Array, ""], one: PyTree, other: PyTree) -> PyTree:
+    """`one` where the condition holds, leaf by leaf."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every floating-point number in a tree is finite."""
+    parts = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    return jnp.all(jnp.stack([jnp.bool_(True), *parts]))

@@ -1,0 +1,84 @@
+"""Adaptation by ridge regression on learned features, in closed form."""
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from innerloop.adaptation.direct import DirectAdaptation
+from innerloop.checks import check_count, check_signature, describe, is_floating
+from innerloop.errors import StructureError
+from innerloop.heads.base import (
+    Features,
+    Strength,
+    check_strength,
+    embedded,
+    one_hot,
+    strength_at,
+)
+from innerloop.masks import blank_rows
+from innerloop.problem import Examples
+
+
+class RidgeHead(DirectAdaptation):
+    r"""A linear map from features to targets, by ridge regression (R2D2: Bertinetto et al. 2019).
+
+    $$W = \arg\min_W \|\Phi W - Y\|^2 + \lambda \|W\|^2
+        = (\Phi^\top \Phi + \lambda I)^{-1} \Phi^\top Y
+        = \Phi^\top (\Phi \Phi^\top + \lambda I)^{-1} Y$$
+
+    (arXiv 1805.08136). The parameters are W, `(width, outputs)`, or `(width,)` for targets of shape
+    `(rows,)`. Of the two forms, equal by
+    Woodbury's identity, the one with the smaller matrix is solved, by Cholesky, and the
+    meta-gradient goes through the solve. Rows that the support's mask leaves out count for nothing.
+    There is no intercept: append a column of ones to the features for one.
+
+    - `features`: `(meta, batch, key) -> (rows, width)`, where batch is the support `Examples`
+    - `strength`: λ > 0, or a function of meta that gives it
+    - `ways`: number of classes, at least 2, for integer targets, which become rows of the identity;
+      None for regression to real targets, `(rows,)` or `(rows, outputs)`
+
+    Raises `StructureError` for fewer than two classes and a strength that is not above 0, and while
+    tracing for features that are not `(rows, width)` and targets of another kind.
+    """
+
+    features: Features
+    strength: Strength = 1.0
+    ways: int | None = None
+
+    def __check_init__(self):
+        check_signature("features", self.features, ("meta", "batch", "key"))
+        check_strength(self.strength, "RidgeHead")
+        if self.ways is not None:
+            check_count("ways", self.ways, 2, write="RidgeHead(features, strength, ways=5)")
+
+    def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> Float[Array, "width ..."]:
+        """The weights."""
+        x, dtype = embedded(self.features, meta, support, key)
+        y = _real_targets(support, x) if self.ways is None else one_hot(support, self.ways, x.dtype)
+        strength = strength_at(self.strength, meta, x.dtype, "RidgeHead")
+        rows, width = x.shape
+        if rows < width:
+            return (x.T @ _solve_ridge(x @ x.T, strength, y)).astype(dtype)
+        return _solve_ridge(x.T @ x, strength, x.T @ y).astype(dtype)
+
+
+def _solve_ridge(gram: Array, strength: Array, rhs: Array) -> Array:
+    """`(gram + strength I)^-1 rhs`, factorised once for all columns."""
+    matrix = gram + strength * jnp.eye(len(gram), dtype=gram.dtype)
+    operator = lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag)
+    # What is not finite stays so, and is seen in the loss.
+    column = lambda b: lx.linear_solve(operator, b, lx.Cholesky(), throw=False).value
+    return column(rhs) if rhs.ndim == 1 else jax.vmap(column, in_axes=1, out_axes=1)(rhs)
+
+
+def _real_targets(support: Examples, x: Array) -> Float[Array, "rows ..."]:
+    targets = jnp.asarray(support.targets)
+    if targets.ndim not in (1, 2) or not is_floating(targets):
+        raise StructureError(
+            "ridge regression needs real targets",
+            got=f"targets {describe(targets)}",
+            expected="real numbers, shape (rows,) or (rows, outputs)",
+            write="RidgeHead(features, strength, ways=5) for integer classes",
+        )
+    return blank_rows(targets.astype(x.dtype), support.mask)

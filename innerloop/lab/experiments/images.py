@@ -1,0 +1,198 @@
+"""What the image experiments share: few-shot classification with a four-block convolutional net."""
+
+import abc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from innerloop.adaptation import run
+from innerloop.errors import StructureError
+from innerloop.gradients.inner import exact_inner_gradient
+from innerloop.gradients.loops import store_all
+from innerloop.lab.experiments.base import Parts
+from innerloop.lab.experiments.few_shot import FewShot
+from innerloop.models import (
+    conv_features,
+    conv_features_max_pool,
+    cross_entropy,
+    linear_head,
+    pooled_width,
+)
+from innerloop.models.normalisation import per_example, transductive
+from innerloop.problem import task_keys
+from innerloop.recipes import Network, Recipe, named_recipe
+from innerloop.tasks import (
+    Augmented,
+    ClassificationTasks,
+    LabelledImages,
+    RandomAffine,
+    Splits,
+    evaluation_episodes,
+)
+from innerloop.tasks.augmentation import Augment
+
+# MAML's 5-way Omniglot, where the recipe has the sinusoids' for defaults.
+_OMNIGLOT_5_WAY = {"rate": 0.4, "steps": 1}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "maml": _OMNIGLOT_5_WAY,
+    "fomaml": _OMNIGLOT_5_WAY,
+    "anil": {"rate": 0.4},
+    "reptile": {"rows": 10},
+    "r2d2": {"scale": 10.0},  # classes are regressed, and a difference of 1 is no certain class
+}
+# Shots in training, of recipes that learn little from as few as are tested.
+_TRAIN_SHOTS = {"reptile": 10}
+
+
+@dataclass(frozen=True)
+class FewShotImages(FewShot, abc.ABC):
+    """Few-shot image classification."""
+
+    image: ClassVar[tuple[int, int]] = (28, 28)
+    """Height and width in pixels."""
+    channels: ClassVar[int] = 1
+    settings: ClassVar[dict[str, dict[str, Any]]] = SETTINGS
+    """Hyper-parameters by recipe, where those of its paper are for other data."""
+    augmentation: ClassVar[Augment] = RandomAffine(degrees=10, shift=2)
+
+    ways: int = 5
+    """Classes per task."""
+    train_ways: int | None = None
+    """Classes per task in training, for a recipe that learns nothing of each class by itself; as at
+    test unless given. Prototypical networks are trained with more (Snell et al. 2017)."""
+    shots: int = 1
+    """Support images per class at validation and test."""
+    train_shots: int | None = None
+    """Support images per class in training; as at test unless given, and 10 for Reptile."""
+    queries: int = 5
+    """Query images per class in training."""
+    test_queries: int = 15
+    """Query images per class at validation and test."""
+    filters: int = 64
+    """Filters per convolution."""
+    network: Literal["strided", "max_pool"] = "strided"
+    """Between the four blocks: convolutions with stride 2, and a mean over positions (MAML's on
+    Omniglot), or 2 x 2 max pooling (that of matching and prototypical networks)."""
+    augment: bool = False
+    """Augment the training images: photographs by crops and mirror images, drawings by turns of up
+    to 10 degrees and shifts of up to 2 pixels (1 of digits)."""
+    transductive: bool = True
+    """Normalise with the statistics of the batch at hand, in training and test alike (MAML's
+    protocol: predictions depend on the other query images). Otherwise each example by itself."""
+
+    @abc.abstractmethod
+    def splits(self) -> Splits:
+        """Meta-training, meta-validation and meta-test classes."""
+
+    def build_network(self, ways: int | None = None) -> Network:
+        """The four-block network, for tasks of as many ways as at test unless given."""
+        ways = self.ways if ways is None else ways
+        sizes: dict[str, Any] = {"filters": self.filters, "channels": self.channels}
+        sizes["normalisation"] = transductive if self.transductive else per_example
+        features, width = conv_features(**sizes), self.filters
+        if self.network == "max_pool":
+            features = conv_features_max_pool(self.image, **sizes)
+            width = pooled_width(self.image, self.filters)
+        return Network(
+            model=linear_head(features, width, ways),
+            features=features,
+            width=width,
+            outputs=ways,
+            loss=cross_entropy,
+            classes=lambda: len(self.splits().train),
+        )
+
+    def build_recipe(self) -> Recipe:
+        """The recipe for the network."""
+        recipe = self._recipe_of(self.ways)
+        if self.train_ways in (None, self.ways):
+            return recipe
+        training = self._recipe_of(self.train_ways)
+        shapes = [jax.eval_shape(each.init_meta, jax.random.key(0)) for each in (training, recipe)]
+        if not eqx.tree_equal(*shapes):
+            raise StructureError(
+                f"{self.recipe} learns parameters of each class, which other ways do not have",
+                got=f"train_ways={self.train_ways}, ways={self.ways}",
+                expected="as many ways in training as at test",
+                write="no --train-ways, or a recipe such as protonet, matching or r2d2",
+            )
+        return training._replace(predict=recipe.predict, tested=recipe.at_test)
+
+    def _recipe_of(self, ways: int | None) -> Recipe:
+        defaults, network = self.recipe_settings(), self.build_network(ways)
+        if "rows" in defaults:  # of a mini-batch: no more than the support set has
+            support = (self.train_ways or self.ways) * self._shots_in_training()
+            defaults = defaults | {"rows": min(defaults["rows"], support)}
+        return named_recipe(self.recipe, network, defaults, **self.inner_settings())
+
+    def _shots_in_training(self) -> int:
+        return self.train_shots or _TRAIN_SHOTS.get(self.recipe, self.shots)
+
+    def recipe_settings(self) -> dict[str, Any]:
+        """The recipe's hyper-parameters that differ from its own defaults."""
+        return self.settings.get(self.recipe, {})
+
+    def parts(self) -> Parts:
+        """Tasks drawn from disjoint classes."""
+        recipe, splits = self.build_recipe(), self.splits()
+        ways = self.ways if self.train_ways is None else self.train_ways
+        train = ClassificationTasks(splits.train, ways, self._shots_in_training(), self.queries)
+        if self.recipe == "pretrain_finetune":  # of all classes at once
+            train = LabelledImages(splits.train, rows=ways * self.queries)
+        if self.augment:
+            train = Augmented(train, self.augmentation)
+        held_out = (self.ways, self.shots, self.test_queries)
+        return Parts(
+            recipe,
+            train,
+            ClassificationTasks(splits.validation, *held_out),
+            ClassificationTasks(splits.test, *held_out),
+            metric="accuracy",
+            maximise=True,
+            normalisation=self.build_network().model.normalisation,
+            logits=recipe.predict,
+        )
+
+    def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
+        """Three test episodes: what is predicted for the query images after the steps at test."""
+        from innerloop.lab.plots import episodes_with_predictions
+
+        episodes = evaluation_episodes(parts.test, 3, self.seed, "figures")
+        problem, adaptation = parts.recipe.at_test
+        predict = parts.recipe.predict
+
+        @jax.jit
+        def learn_and_predict(episode, key):
+            state, *_ = run(
+                problem,
+                adaptation,
+                meta,
+                episode.support,
+                task_keys(key).adapt,
+                exact_inner_gradient,
+                store_all,
+                steps=self.steps_at_test(parts.recipe),
+            )
+            params = adaptation.params(state)
+            return jax.nn.softmax(predict(params, meta, episode.query, key))  # pyright: ignore[reportOptionalCall]
+
+        shown = []
+        for i in range(3):
+            episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
+            probability = np.asarray(learn_and_predict(episode, jax.random.key(i)))
+            shown.append(
+                {
+                    "support_images": np.asarray(episode.support.inputs),
+                    "support_labels": np.asarray(episode.support.targets),
+                    "query_images": np.asarray(episode.query.inputs),
+                    "query_labels": np.asarray(episode.query.targets),
+                    "predictions": probability.argmax(axis=1),
+                    "probability": probability.max(axis=1),
+                }
+            )
+        return [episodes_with_predictions(folder / "episodes.png", shown)]

@@ -1,0 +1,267 @@
+"""Learning an optimizer: meta-trained on families of optimization tasks, as one mixture."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from innerloop.errors import StructureError
+from innerloop.estimators import (
+    NoiseReuseES,
+    OnlineGradient,
+    PersistentES,
+    TruncatedES,
+    TruncatedUnroll,
+)
+from innerloop.gradients import Bounded, Clipped, EvolutionStrategies, MetaGradient, Unroll
+from innerloop.lab.experiments.base import Experiment, Parts
+from innerloop.optimizers import (
+    AdamController,
+    Celo2,
+    CoordinateLSTM,
+    Hypergradient,
+    LearnedOptimizer,
+    LearnedSchedule,
+    ScalarRate,
+    SmallMLP,
+    save_optimizer,
+)
+from innerloop.problem import Problem, loss_function
+from innerloop.recipes import Recipe
+from innerloop.tasks import mixture
+from innerloop.tasks.optimization import Family, held_out_families, training_families
+
+OptimizerName = Literal[
+    "adam_controller", "small_mlp", "celo2", "lstm", "schedule", "rate", "hypergradient"
+]
+EstimatorName = Literal[
+    "unroll",
+    "persistent_es",
+    "noise_reuse_es",
+    "truncated_es",
+    "truncated_unroll",
+    "evolution_strategies",
+]
+LEARNED = "learned.opt"
+"""The file of a run's folder that `load_optimizer` reads."""
+
+FLOOR = 1e-4
+"""Added to a loss before its logarithm: what is solved to this has no more to say."""
+
+FORMULA_WEIGHT = 0.25
+"""Weight of a family without mini-batches, a formula, where one of data has 1: the log-loss
+of a quadratic falls without end and is easily learned, by steps that are too large for networks."""
+
+JUDGED = 2
+"""Rows that a run is judged by in the experiment, for each that a step sees."""
+
+
+@dataclass(frozen=True)
+class OptimizerTraining(Experiment):
+    """Learn an optimizer on quadratics, linear models and small networks.
+
+    The objective is the logarithm of the loss, which knows no unit: half of it after the last step
+    of an inner run from a random start, half on the mean over the run; `FORMULA_WEIGHT` is what
+    quadratics count, and `log_loss` says on which rows. Validation and test have the same
+    objective. The best by the validation tasks' last log-loss is kept, as meta-parameters and as a
+    file that `load_optimizer` reads.
+    """
+
+    steps: int = 2000
+    batch: int = 20
+    outer_rate: float = 1e-3
+    weight_decay: float = 0.3
+    clip_norm: float | None = 1.0
+    averaging: float = 0.99
+    validate_every: int = 1000
+    validation_tasks: int = 160
+    test_tasks: int = 160
+    per_call: int = 10
+    non_finite: Literal["stop", "skip", "clip"] = "skip"
+    optimizer: OptimizerName = "adam_controller"
+    """What is learned: a network that steers Adam for each array (adam_controller), one for each
+    number of the parameters (small_mlp, celo2, lstm), or the rate of Adam, constant (rate), by the
+    step (schedule), or of SGD as it goes (hypergradient)."""
+    families: tuple[str, ...] | None = None
+    """Names of the families to learn on; all training families unless given."""
+    horizon: int = 100
+    """Inner steps of a run, in training, at validation and test."""
+    estimator: EstimatorName = "unroll"
+    """The meta-gradient. unroll and evolution_strategies learn whole runs; those of a
+    window take --batch runs one window further per outer step."""
+    bound: float | None = 0.3
+    """The largest norm of what goes back through an inner step's gradient in unroll, of families
+    that see mini-batches; without it their gradients explode through runs at the edge of stability.
+    None for the exact gradient."""
+    task_norm: float | None = 1.0
+    """The largest norm of a task's meta-gradient, of the estimators of whole runs: longer ones, of
+    runs at the edge of stability, are shortened to it."""
+    window: int = 20
+    """Inner steps per outer step, of the estimators that go by windows."""
+    pairs: int = 4
+    """Antithetic pairs of perturbations, of the evolution strategies."""
+    sigma: float = 0.01
+    """Their standard deviation."""
+    loss_clip: float | None = None
+    """The most that a log-loss of a window counts, also one that is not finite; without it a run
+    that diverges is left out."""
+
+    def learned(self) -> LearnedOptimizer:
+        """The optimizer that is learned."""
+        return _LEARNED[self.optimizer](self)
+
+    def training_families(self) -> list[Family]:
+        """The families to learn on. Raises `StructureError` for names that there are not."""
+        return training_families() if self.families is None else named_families(self.families)
+
+    def fit_options(self) -> dict[str, Any]:
+        """Nothing else: neither budgets nor checks are for runs that go on over outer steps."""
+        return {}
+
+    def steps_at_test(self, recipe: Recipe) -> int:
+        """As many as in training."""
+        return self.horizon
+
+    def build_recipe(self) -> Recipe:
+        """The mixture of all families."""
+        return self._mixed()[0]
+
+    def parts(self) -> Parts:
+        """The mixture for training, validation and test."""
+        families = self.training_families()
+        for name in ("batch", "validation_tasks", "test_tasks"):
+            if getattr(self, name) < len(families):
+                raise StructureError(
+                    f"{name} holds a task of every family at least",
+                    got=f"{name}={getattr(self, name)} for {len(families)} families",
+                    expected=f"at least {len(families)}",
+                    write=f"--{name.replace('_', '-')} {len(families)}, or fewer --families",
+                )
+        recipe, tasks = self._mixed()
+        return Parts(recipe, tasks, tasks, tasks, "loss", maximise=False, normalisation="none")
+
+    def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
+        """The optimizer as one file."""
+        return [save_optimizer(folder / LEARNED, self.learned(), meta)]
+
+    def _mixed(self) -> tuple[Recipe, Any]:
+        families = [log_loss(family) for family in self.training_families()]
+        learned = self.learned()
+        gradient = ESTIMATORS[self.estimator](self, families)
+        problems, adaptations, tasks = mixture(
+            *(
+                family.kind(learned, self.horizon, FORMULA_WEIGHT if family.batch is None else 1.0)
+                for family in families
+            )
+        )
+        init_meta = lambda key: learned.init(key, families[0].params(key))
+        return Recipe(problems, adaptations, gradient, init_meta), tasks
+
+
+def named_families(names: tuple[str, ...]) -> list[Family]:
+    """Training and held-out families. Raises `StructureError` for names that there are not."""
+    known = {family.name: family for family in training_families() + held_out_families()}
+    if names and set(names) <= set(known) and len(set(names)) == len(names):
+        return [known[name] for name in names]
+    raise StructureError(
+        "families are training or held-out families, each once",
+        got="--families " + " ".join(names),
+        expected=", ".join(known),
+        write=f"--families {' '.join(list(known)[:2])}",
+    )
+
+
+def log_loss(family: Family) -> Family:
+    """The family with the logarithm of its loss, over the run and at its end, for an objective.
+
+    Where inner steps see mini-batches, a run is judged by `JUDGED` times as many rows of its query
+    set, drawn once for all its steps: after every step the whole set would cost more than the step.
+    `innerloop evaluate` judges by the whole set.
+    """
+    problem = family.problem
+    plain = loss_function("outer_loss", problem.outer_loss, needed_by="a learned optimizer")
+
+    def outer_loss(params: PyTree, meta: PyTree, batch: PyTree, key):
+        rows_key, key = jax.random.split(key)
+        if family.batch is not None:
+            rows = len(jax.tree.leaves(batch)[0])
+            drawn = jax.random.permutation(rows_key, rows)[: JUDGED * family.batch]
+            batch = jax.tree.map(lambda leaf: leaf[drawn], batch)
+        value, aux = plain(params, meta, batch, key)
+        return jnp.log(value + FLOOR), aux
+
+    return family._replace(
+        problem=Problem(problem.init, problem.inner_loss, outer_loss, half_at_the_end)
+    )
+
+
+def half_at_the_end(steps: int) -> jax.Array:
+    """Weights of the losses after 0 ... K steps: half for the last, half shared by all."""
+    return jnp.full(steps + 1, 0.5 / (steps + 1)).at[-1].add(0.5)
+
+
+Build = Callable[["OptimizerTraining", Sequence[Family]], tuple[MetaGradient, ...] | OnlineGradient]
+"""`(config, families) -> ` a meta-gradient of each, or of all their runs."""
+
+
+def _of_windows(kind: Callable[..., OnlineGradient], *also: str) -> Build:
+    def build(config: OptimizerTraining, families: Sequence[Family]) -> OnlineGradient:
+        settings = {name: getattr(config, name) for name in ("window", "horizon", *also)}
+        return kind(**settings, clip=config.loss_clip)
+
+    return build
+
+
+def _of_runs(of_family: Callable[[OptimizerTraining, Family], MetaGradient]) -> Build:
+    def build(config: OptimizerTraining, families: Sequence[Family]) -> tuple[MetaGradient, ...]:
+        if config.loss_clip is not None:
+            raise StructureError(
+                "losses are clipped by the estimators that go by windows",
+                got=f"--loss-clip {config.loss_clip} --estimator {config.estimator}",
+                expected="no --loss-clip",
+                write="--estimator persistent_es, or no --loss-clip",
+            )
+        gradients = tuple(of_family(config, family) for family in families)
+        if config.task_norm is None:
+            return gradients
+        return tuple(Clipped(gradient, config.task_norm) for gradient in gradients)
+
+    return build
+
+
+def _unroll(config: OptimizerTraining, family: Family) -> MetaGradient:
+    exact = Unroll(mixed_mode=True)
+    if config.bound is None or family.batch is None:
+        return exact
+    return Bounded(config.bound, exact)
+
+
+ESTIMATORS: Mapping[EstimatorName, Build] = {
+    "unroll": _of_runs(_unroll),
+    "persistent_es": _of_windows(PersistentES, "pairs", "sigma"),
+    "noise_reuse_es": _of_windows(NoiseReuseES, "pairs", "sigma"),
+    "truncated_es": _of_windows(TruncatedES, "pairs", "sigma"),
+    "truncated_unroll": _of_windows(TruncatedUnroll),
+    "evolution_strategies": _of_runs(
+        lambda config, family: EvolutionStrategies(config.pairs, config.sigma)
+    ),
+}
+
+# The second derivative of a square root is infinite at a zero gradient.
+_ADAM = functools.partial(optax.scale_by_adam, eps_root=1e-16)
+
+_LEARNED: Mapping[OptimizerName, Callable[[OptimizerTraining], LearnedOptimizer]] = {
+    "adam_controller": lambda config: AdamController(horizon=config.horizon),
+    "small_mlp": lambda config: SmallMLP(),
+    "celo2": lambda config: Celo2(),
+    "lstm": lambda config: CoordinateLSTM(),
+    "schedule": lambda config: LearnedSchedule(horizon=max(config.horizon, 2), direction=_ADAM),
+    "rate": lambda config: ScalarRate(_ADAM),
+    "hypergradient": lambda config: Hypergradient(),
+}

@@ -1,0 +1,64 @@
+"""A learned optimizer against tuned ones, on new tasks of families."""
+
+import dataclasses
+import zlib
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from innerloop.lab.experiments.learned_optimizer import OptimizerTraining, named_families
+from innerloop.lab.experiments.optimizer_trials import (
+    LEARNED,
+    baselines,
+    family_record,
+    seconds_per_step,
+)
+
+TASKS = 20
+"""Of each family, where nothing else is asked for."""
+TIMED_RATE = 0.01
+
+
+def optimizer_record(
+    experiment: OptimizerTraining,
+    meta: PyTree,
+    *,
+    tasks: int | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    families: tuple[str, ...] | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """The name of the file for it, and the record.
+
+    - `tasks`: of each family; `steps`: the horizon unless given; `seed`: the run's unless given
+    - `families`: names of training and held-out families; those it was trained on unless given
+
+    The record holds `"settings"`, the three; `"families"`, by family and by optimizer what
+    `optimizer_trials.record` gives; and `"seconds_per_step"` on the first family, by optimizer.
+    """
+    chosen = experiment.training_families() if families is None else named_families(families)
+    settings: dict[str, Any] = {
+        "steps": experiment.horizon if steps is None else steps,
+        "tasks": TASKS if tasks is None else tasks,
+        "seed": experiment.seed if seed is None else seed,
+    }
+    # An optimizer that knows when a run ends is told so.
+    learned = dataclasses.replace(experiment, horizon=settings["steps"]).learned()
+    found = {each.name: family_record(each, learned, meta, **settings) for each in chosen}
+    optimizers = {LEARNED: (learned, meta)}
+    tuned = baselines(settings["steps"])
+    optimizers |= {name: (each, jnp.asarray(TIMED_RATE)) for name, each in tuned.items()}
+    name = "optimizers-seed{seed}-steps{steps}-tasks{tasks}".format(**settings)
+    if families is not None:  # a name of all of them could be too long for a file
+        names = " ".join(family.name for family in chosen)
+        name += f"-{len(chosen)}-families-{zlib.crc32(names.encode()):08x}"
+    return name, {
+        "optimizer": repr(learned),
+        "settings": settings,
+        "families": found,
+        "seconds_per_step": {
+            name: seconds_per_step(chosen[0], *each, steps=settings["steps"])
+            for name, each in optimizers.items()
+        },
+    }

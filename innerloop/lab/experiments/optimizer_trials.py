@@ -1,0 +1,173 @@
+"""Learned optimizers against tuned ones: loss curves over tasks, and what they come to."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from innerloop.adaptation.gradient_descent import MetaOptimizer
+from innerloop.problem import Episode
+from innerloop.tasks import evaluation_episodes
+from innerloop.tasks.optimization import Family
+from innerloop.training._evaluate import evaluator
+
+RATES = np.logspace(-4, 1, 26)
+"""Five in each factor of ten."""
+
+BASELINES: Mapping[str, Callable[[Array, int], optax.GradientTransformation]] = {
+    "SGD": lambda rate, steps: optax.sgd(rate),
+    "momentum": lambda rate, steps: optax.sgd(rate, momentum=0.9),
+    "Adam": lambda rate, steps: optax.adam(rate),
+    "AdamW": lambda rate, steps: optax.adamw(rate),
+    "Adam, cosine": lambda rate, steps: optax.adam(optax.cosine_decay_schedule(rate, steps)),
+}
+"""`(rate, steps of the run)` to an optimizer; the other settings are optax's. The last knows when
+the run ends, as a learned optimizer may.
+"""
+
+PER_TASK, LEARNED = "Adam, tuned per task", "learned"
+
+
+def baselines(steps: int) -> dict[str, MetaOptimizer]:
+    """By name, for runs of so many steps; the rate is what meta is."""
+    of_rate = lambda build: lambda rate: build(rate, steps)
+    return {name: of_rate(build) for name, build in BASELINES.items()}
+
+
+class Trial(NamedTuple):
+    """One optimizer on the test tasks of one family.
+
+    - `losses`: `(tasks, steps + 1)`, the loss on the query set after 0 … `steps` steps, where
+      everything that is not finite is infinite
+    - `by_area`: the curves with the rate that was tuned for the area, where that is another one
+    - `rates`: the rate tuned for the last loss, and for the area; None without tuning
+    - `at_the_edge`: whether one of them is the first or the last that was tried
+    """
+
+    losses: np.ndarray
+    by_area: np.ndarray
+    rates: tuple[float, float] | None = None
+    at_the_edge: bool = False
+
+    def final(self) -> np.ndarray:
+        """The last loss of each task."""
+        return last(self.losses)
+
+    def area(self) -> np.ndarray:
+        """The area under each task's curve: the mean of its losses after 1 … K steps."""
+        return area(self.by_area)
+
+
+def last(losses: np.ndarray) -> np.ndarray:
+    """The loss after all steps."""
+    return losses[..., -1]
+
+
+def area(losses: np.ndarray) -> np.ndarray:
+    """The mean of the losses after 1 … K steps: a straight line down has half the loss at 0."""
+    return losses[..., 1:].mean(axis=-1)
+
+
+LossCurves = Callable[[Sequence[PyTree], Episode, PRNGKeyArray], np.ndarray]
+"""`(metas, episodes, key) -> (metas, tasks, steps + 1)`."""
+
+
+def loss_curves(family: Family, optimizer: MetaOptimizer, steps: int) -> LossCurves:
+    """A function that gives the losses on the query sets; what is not finite is infinite.
+
+    Compiled once for all metas, which may be learning rates, and for all sets of as many tasks.
+    """
+    run = evaluator(family.problem, family.adaptation(optimizer, steps))
+
+    def curves(metas: Sequence[PyTree], episodes: Episode, key: PRNGKeyArray) -> np.ndarray:
+        losses = np.stack([np.asarray(run(meta, episodes, key).metrics["loss"]) for meta in metas])
+        return np.where(np.isfinite(losses), losses, np.inf)
+
+    return curves
+
+
+def tuned_trials(
+    family: Family, *, steps: int, tasks: int, seed: int, rates: np.ndarray = RATES
+) -> dict[str, Trial]:
+    """The baselines, each with one rate for the family, and Adam with one for each task.
+
+    The rate of a family is the best of `rates` on as many tasks apart from the test tasks, by the
+    median over tasks: one rate for the last loss and one for the area, so that each baseline is
+    judged by each criterion at its best. Adam's rate of a task is the best on the very task, which
+    no method that has not seen the result could choose: a bound, and not a competitor.
+    """
+    tuning = evaluation_episodes(family.tasks, tasks, seed, "tuning")
+    test = evaluation_episodes(family.tasks, tasks, seed, "test")
+    key = jax.random.key(seed)
+    metas = [jnp.asarray(rate, jnp.result_type(float)) for rate in rates]
+    curves = {name: loss_curves(family, each, steps) for name, each in baselines(steps).items()}
+
+    def tuned(curves: LossCurves) -> Trial:
+        tried = curves(metas, tuning, key)
+        best = [int(np.argmin(np.median(score(tried), axis=1))) for score in (last, area)]
+        losses, by_area = curves([metas[i] for i in best], test, key)
+        edge = any(i in (0, len(rates) - 1) for i in best)
+        return Trial(losses, by_area, (float(rates[best[0]]), float(rates[best[1]])), edge)
+
+    tried, each = curves["Adam"](metas, test, key), np.arange(tasks)
+    of_task = [tried[np.argmin(score(tried), axis=0), each] for score in (last, area)]
+    trials = {name: tuned(of) for name, of in curves.items()}
+    return trials | {PER_TASK: Trial(of_task[0], of_task[1])}
+
+
+def learned_trial(
+    family: Family, learned: MetaOptimizer, meta: PyTree, *, steps: int, tasks: int, seed: int
+) -> Trial:
+    """A learned optimizer on the same test tasks."""
+    test = evaluation_episodes(family.tasks, tasks, seed, "test")
+    (losses,) = loss_curves(family, learned, steps)([meta], test, jax.random.key(seed))
+    return Trial(losses, losses)
+
+
+def family_record(
+    family: Family, learned: MetaOptimizer, meta: PyTree, *, steps: int, tasks: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """A learned optimizer and all that are tuned, on the same tasks: `record` by name."""
+    settings: dict[str, Any] = {"steps": steps, "tasks": tasks, "seed": seed}
+    trials = {LEARNED: learned_trial(family, learned, meta, **settings)}
+    return {
+        name: record(trial) for name, trial in (trials | tuned_trials(family, **settings)).items()
+    }
+
+
+def seconds_per_step(
+    family: Family, optimizer: MetaOptimizer, meta: PyTree, *, steps: int, repeats: int = 3
+) -> float:
+    """Wall-clock of an inner step of one task, compiled, the least of a few runs."""
+    run = evaluator(family.problem, family.adaptation(optimizer, steps))
+    episodes = evaluation_episodes(family.tasks, 1, 0, "seconds")
+
+    def once() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(run(meta, episodes, jax.random.key(0)))
+        return time.perf_counter() - start
+
+    once()  # compiles
+    return min(once() for _ in range(repeats)) / steps
+
+
+def quartiles(values: np.ndarray) -> list:
+    """First quartile, median and third quartile over tasks, the first axis."""
+    return np.quantile(values, [0.25, 0.5, 0.75], axis=0, method="nearest").tolist()
+
+
+def record(trial: Trial) -> dict[str, Any]:
+    """A trial as JSON: quartiles over tasks of last loss, area and curve, and each task's own."""
+    tuning = {} if trial.rates is None else {"rates": trial.rates, "at_the_edge": trial.at_the_edge}
+    return {
+        "final": quartiles(trial.final()),
+        "area": quartiles(trial.area()),
+        "curve": quartiles(trial.losses),
+        "tasks": {"final": trial.final().tolist(), "area": trial.area().tolist()},
+        **tuning,
+    }

@@ -1,0 +1,60 @@
+"""Numbers as a reader wants them."""
+
+from typing import Any
+
+import numpy as np
+
+from innerloop.lab.plots.style import is_fraction
+
+
+def value(number: float, metric: str) -> str:
+    """A metric: `81.3%` for a fraction, four digits for all else."""
+    if not np.isfinite(number):
+        return "not finite"
+    return f"{number:.1%}" if is_fraction(metric) else f"{number:.4g}"
+
+
+def plus_minus(mean: float, half: float, metric: str) -> str:
+    """`81.3 ± 0.7%`, both to the digits that the interval leaves certain."""
+    if not (np.isfinite(mean) and np.isfinite(half)):
+        return value(mean, metric)
+    scale, unit = (100, "%") if is_fraction(metric) else (1, "")
+    mean, half = scale * mean, scale * half
+    digits = 3 if half <= 0 else int(np.clip(1 - np.floor(np.log10(half)), 0, 6))
+    digits = min(digits, 1) if unit else digits
+    return f"{mean:.{digits}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{half:.{digits}f}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """`3.2 ms`, `12.4 s`, `7 min 05 s`, `2 h 10 min`."""
+    if seconds < 1:
+        return f"{1e3 * seconds:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def operations(flops: float) -> str:
+    """`822 kFLOP`, `3.1 GFLOP`."""
+    prefixes = ["", "k", "M", "G", "T", "P"]
+    power = max((i for i in range(len(prefixes)) if flops >= 1000**i), default=0)
+    return f"{flops / 1000**power:.3g} {prefixes[power]}FLOP"
+
+
+def setting(content: Any) -> str:
+    """A field of a config as the command line would take it."""
+    if content is None:
+        return "none"
+    if isinstance(content, bool):
+        return "yes" if content else "no"
+    if isinstance(content, list | tuple):
+        return ", ".join(map(setting, content))
+    return str(content)
+
+
+def words(name: str) -> str:
+    """`validate_every` as `validate every`."""
+    return name.replace("_", " ")

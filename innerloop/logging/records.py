@@ -1,0 +1,66 @@
+"""A report as a record for a file, and as flat numbers for a dashboard."""
+
+from typing import Any
+
+import numpy as np
+
+from innerloop.training._evaluate import Evaluation
+from innerloop.training._fit import Progress
+
+
+def record(progress: Progress) -> dict[str, Any]:
+    """A report as JSON.
+
+    - `"step"`, `"seconds"`; each metric by its name, as the mean over the steps of the call
+    - `"losses"`: the loss of each outer step
+    - `"system"`: the system figures
+    - `"validation"`: the evaluation, if one was made
+    - `"faults"`: the step whose loss or meta-gradient was not finite, if there was one
+    """
+    content = {"step": progress.step, "seconds": round(progress.seconds, 3)}
+    content |= means(progress) | {"losses": progress.metrics["loss"].tolist()}
+    content["system"] = progress.system
+    if progress.evaluation is not None:
+        content["validation"] = evaluation_record(progress.evaluation)
+    if progress.fault is not None:
+        content["faults"] = [progress.fault._asdict()]
+    return content
+
+
+def scalars(progress: Progress) -> dict[str, float]:
+    """A report as flat numbers by name, for dashboards.
+
+    - `"loss"`, `"gradient_norm"`, `"accuracy"`, …: mean over the steps of the call
+    - `"validation/accuracy"`, …: after the last inner step, if a validation was made, with half the
+      width of its 95% interval as `"validation/accuracy/interval_95"`
+    - `"system/step_seconds"`, …: the system figures
+    """
+    flat = means(progress)
+    flat |= {f"system/{name}": value for name, value in progress.system.items()}
+    if progress.evaluation is not None:
+        mean, interval = progress.evaluation.mean, progress.evaluation.interval
+        flat |= {f"validation/{name}": float(leaf[-1]) for name, leaf in mean.items()}
+        flat |= {
+            f"validation/{name}/interval_95": float(leaf[-1]) for name, leaf in interval.items()
+        }
+    return flat
+
+
+def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as JSON: lists over 0 ... K inner steps; of a validation, of the last alone."""
+    calibration = {} if evaluation.ece is None else {"ece": evaluation.ece.tolist()}
+    return {
+        "tasks": evaluation.tasks,
+        "mean": {name: leaf.tolist() for name, leaf in evaluation.mean.items()},
+        "interval_95": {name: leaf.tolist() for name, leaf in evaluation.interval.items()},
+        **calibration,
+    }
+
+
+def means(progress: Progress) -> dict[str, float]:
+    """Each metric's mean over the sound steps of the call; NaN where there is none."""
+    rows = {name: np.asarray(leaf, np.float64) for name, leaf in progress.metrics.items()}
+    sound = np.isfinite(rows["loss"]) & np.isfinite(rows["gradient_norm"])
+    return {
+        name: float(leaf[sound].mean()) if sound.any() else np.nan for name, leaf in rows.items()
+    }

@@ -1,0 +1,95 @@
+"""Metrics as Weights & Biases shows them."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from innerloop.checks import optional_package
+from innerloop.errors import RunError
+from innerloop.logging.base import Logger, steps_before
+from innerloop.logging.records import scalars
+from innerloop.storage.files import strict_json, write_whole
+from innerloop.training._fit import Progress
+
+
+class WeightsAndBiases(Logger):
+    """The `scalars` of each report at its outer step, as a run of a Weights & Biases project.
+
+    Offline, everything stays in `folder`, one `wandb/offline-run-…` for each start, which
+    `wandb sync` uploads. A run that goes on is the same run to Weights & Biases, whose steps cannot
+    be taken back: `wandb/innerloop.json` in the folder remembers its id and its last step, and
+    reports of steps up to that, which come again to the same bits, are left out.
+
+    - `folder`: of one run; made where there is none
+    - `mode`: `"offline"`, or `"online"` for who is logged in; see `wandb.init`
+    - `config`: the run's settings, to be shown beside it
+
+    Raises `RunError` where wandb is not installed, or refuses to begin.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        folder: str | os.PathLike[str],
+        *,
+        mode: str = "offline",
+        config: dict[str, Any] | None = None,
+    ):
+        self._wandb = optional_package("wandb", "this logger", extra="wandb")
+        self._project = project
+        self._folder = Path(folder)
+        self._mode = mode
+        self._config = json.loads(strict_json(config or {}))
+        self._run: Any = None
+        self._step = 0
+
+    def __enter__(self) -> "WeightsAndBiases":
+        return self
+
+    def __call__(self, progress: Progress) -> None:
+        if self._run is None:
+            self._run, self._step = self._begin(goes_on=steps_before(progress) > 0)
+        if progress.step > self._step:
+            self._run.log(scalars(progress), step=progress.step)
+            self._step = progress.step
+            self._remember()
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._run is not None:
+            self._run.finish(exit_code=0 if kind is None else 1)
+            self._run = None
+
+    def _begin(self, goes_on: bool) -> tuple[Any, int]:
+        """The run, and the last step that it has."""
+        memory = self._folder / "wandb" / "innerloop.json"
+        known = {"id": uuid.uuid4().hex, "step": 0}
+        if goes_on and memory.exists():
+            known = json.loads(memory.read_text())
+        memory.parent.mkdir(parents=True, exist_ok=True)  # or wandb takes another folder
+        try:
+            run = self._wandb.init(
+                project=self._project,
+                dir=self._folder,
+                mode=self._mode,
+                config=self._config,
+                name=self._folder.resolve().name,
+                id=known["id"],
+                resume="allow",
+                settings=self._wandb.Settings(console="off"),  # the progress bar is no metric
+            )
+        except self._wandb.errors.Error as error:
+            raise RunError(
+                "Weights & Biases does not begin a run",
+                got=" ".join(str(error).split()),
+                expected="a project that this user may write to",
+                write="WeightsAndBiases(project, folder, mode='offline'), WANDB_MODE=offline on "
+                "the command line, or wandb login",
+            ) from error
+        return run, known["step"]
+
+    def _remember(self) -> None:
+        known = json.dumps({"id": self._run.id, "step": self._step})
+        memory = self._folder / "wandb" / "innerloop.json"
+        write_whole(memory, lambda temporary: temporary.write_text(known))

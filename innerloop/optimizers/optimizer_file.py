@@ -1,0 +1,179 @@
+"""A learned optimizer as one file, from which any program with innerloop makes it again."""
+
+import functools
+import json
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PyTree
+
+from innerloop.errors import DataError, InnerloopError, StructureError
+from innerloop.optimizers.base import LearnedOptimizer
+from innerloop.optimizers.table import OPTIMIZERS
+from innerloop.storage.files import write_whole, writing
+
+FORMAT = 1
+_HEADER = "header"
+_DAMAGES = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+
+
+def save_optimizer(path: Path | str, learned: LearnedOptimizer, meta: PyTree[Array]) -> Path:
+    """Write a learned optimizer, its settings and its meta-parameters, to one file.
+
+    The file is there whole or not at all. It holds NumPy arrays and JSON, no code. `meta` may be
+    made of dictionaries with text keys, lists and tuples.
+
+    Raises `StructureError` for meta-parameters that are not of this optimizer, or of other
+    containers, and for settings that no file can hold; `RunError` where the disk refuses.
+    """
+    learned(meta)
+    leaves: list[Any] = []
+    header = {
+        "format": FORMAT,
+        "innerloop": version("innerloop"),
+        "optimizer": type(learned).__name__,
+        "settings": {
+            name: _to_json(name, getattr(learned, name)) for name in learned.__dataclass_fields__
+        },
+        "meta": _outline(meta, leaves),
+    }
+    arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)}
+    path = Path(path)
+    with writing("the optimizer", path, write="save_optimizer(ANOTHER/FILE, learned, meta)"):
+        return write_whole(path, lambda temporary: _write(temporary, header, arrays))
+
+
+def load_optimizer(
+    path: Path | str, kinds: Sequence[type[LearnedOptimizer]] = OPTIMIZERS
+) -> tuple[Any, PyTree[Array]]:
+    """Read `(learned, meta)` from a file: `learned(meta)` is the optimizer, for any optax loop.
+
+    - `kinds`: the classes that it may be of, by default the library's own
+
+    Raises `DataError` for a file that is missing, damaged, or of another version of the format, and
+    for an optimizer that this version does not know.
+    """
+    header, arrays = _read(Path(path))
+    named = {kind.__name__: kind for kind in kinds}
+    kind = named.get(header["optimizer"])
+    if kind is None:
+        raise _of_another_version(path, header, f"the optimizer {header['optimizer']}")
+    unknown = set(header["settings"]) - set(kind.__dataclass_fields__)
+    if unknown:
+        raise _of_another_version(path, header, f"the settings {sorted(unknown)}")
+    try:
+        settings = {name: _from_json(value) for name, value in header["settings"].items()}
+        learned, meta = kind(**settings), _filled(header["meta"], arrays)
+        learned(meta)
+    except (InnerloopError, *_DAMAGES) as error:
+        raise _unreadable(path, error) from error
+    return learned, meta
+
+
+def _write(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:  # numpy would add its own suffix to a name
+        save: Callable[..., Any] = np.savez
+        save(file, **{_HEADER: np.array(json.dumps(header))}, **arrays)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+            arrays = dict(content)
+        header = json.loads(str(arrays.pop(_HEADER)))
+        saved = header["format"]
+        fields = header["optimizer"], header["settings"].items(), header["meta"]
+    except _DAMAGES as error:
+        raise _unreadable(path, error) from error
+    del fields
+    if saved != FORMAT:
+        raise _of_another_version(path, header, f"format {saved}")
+    return header, arrays
+
+
+def _unreadable(path: Path | str, error: Exception) -> DataError:
+    return DataError(
+        "the optimizer cannot be read",
+        got=f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+        expected="a file as save_optimizer writes it",
+        write="save_optimizer(path, learned, meta) anew, or another path",
+    )
+
+
+def _of_another_version(path: Path | str, header: dict[str, Any], what: str) -> DataError:
+    saved_by = header.get("innerloop", "unknown")
+    return DataError(
+        "this optimizer was saved by another version of innerloop",
+        got=f"{path}: {what}, saved by innerloop {saved_by}",
+        expected=f"format {FORMAT} and an optimizer that innerloop {version('innerloop')} knows",
+        write=f"pip install innerloop=={saved_by}, or load_optimizer(path, kinds=[YourOptimizer]) "
+        "where it is of your own class",
+    )
+
+
+def _outline(tree: PyTree, leaves: list[Any]) -> Any:
+    """The containers of a tree as JSON. Its arrays go into `leaves`, their numbers in here."""
+    if isinstance(tree, dict) and all(isinstance(name, str) for name in tree):
+        return {"dict": {name: _outline(part, leaves) for name, part in tree.items()}}
+    if type(tree) in (list, tuple):
+        return {type(tree).__name__: [_outline(part, leaves) for part in tree]}
+    if isinstance(tree, np.ndarray | jax.Array | float):
+        leaves.append(tree)
+        return {"array": len(leaves) - 1, "dtype": str(jnp.result_type(tree))}
+    raise StructureError(
+        "these meta-parameters have a container that a file cannot hold",
+        got=type(tree).__name__,
+        expected="dictionaries with text keys, lists and tuples of arrays",
+        write="an optimizer whose meta-parameters do not depend on the parameters' structure, or "
+        "parameters in dictionaries",
+    )
+
+
+def _filled(outline: Any, arrays: dict[str, np.ndarray]) -> PyTree:
+    if "array" in outline:  # numpy keeps the bytes of a bfloat16, but not its name
+        return jnp.asarray(arrays[str(outline["array"])].view(jnp.dtype(outline["dtype"])))
+    ((container, parts),) = outline.items()
+    if container == "dict":
+        return {name: _filled(part, arrays) for name, part in parts.items()}
+    make = {"list": list, "tuple": tuple}[container]
+    return make(_filled(part, arrays) for part in parts)
+
+
+def _to_json(name: str, setting: Any) -> Any:
+    if isinstance(setting, bool | int | float | str):
+        return setting
+    if isinstance(setting, tuple):
+        return [_to_json(name, part) for part in setting]
+    function, keywords = setting, {}
+    if isinstance(setting, functools.partial) and not setting.args:
+        function, keywords = setting.func, setting.keywords
+    if getattr(optax, getattr(function, "__name__", ""), None) is function:
+        keywords = {key: _to_json(name, value) for key, value in keywords.items()}
+        return {"optax": function.__name__, "keywords": keywords}
+    raise StructureError(
+        f"the setting {name} cannot be saved",
+        got=repr(setting),
+        expected="a number, a tuple of numbers, or a function of optax",
+        write=f"{name}=functools.partial(optax.scale_by_adam, b1=0.9)",
+    )
+
+
+def _from_json(setting: Any) -> Any:
+    if isinstance(setting, list):
+        return tuple(_from_json(part) for part in setting)
+    if not isinstance(setting, dict):
+        return setting
+    function, keywords = getattr(optax, setting["optax"]), setting["keywords"]
+    settings = {name: _from_json(value) for name, value in keywords.items()}
+    return functools.partial(function, **settings) if settings else function

@@ -1,0 +1,23 @@
+"""The table of learned optimizers, by which a file of one is read."""
+
+from innerloop.optimizers.adam_controller import AdamController
+from innerloop.optimizers.base import LearnedOptimizer
+from innerloop.optimizers.celo2 import Celo2
+from innerloop.optimizers.hypergradient import Hypergradient
+from innerloop.optimizers.lstm import CoordinateLSTM
+from innerloop.optimizers.rates import LayerRates, ParameterRates, ScalarRate
+from innerloop.optimizers.schedule import LearnedSchedule
+from innerloop.optimizers.small_mlp import SmallMLP
+
+OPTIMIZERS: tuple[type[LearnedOptimizer], ...] = (
+    ScalarRate,
+    LayerRates,
+    ParameterRates,
+    LearnedSchedule,
+    Hypergradient,
+    AdamController,
+    SmallMLP,
+    Celo2,
+    CoordinateLSTM,
+)
+"""Every learned optimizer that the library has."""

@@ -1,0 +1,57 @@
+"""Conditional neural processes: one vector says all that is known of a task."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from innerloop.adaptation import Procedure
+from innerloop.gradients import Unroll
+from innerloop.heads.base import embedded, one_hot
+from innerloop.masks import blank_rows, masked_mean
+from innerloop.models import Model
+from innerloop.recipes.base import ExamplesLoss, Recipe, learned_head, model_features
+
+
+def cnp(
+    features: Model, encoder: Model, decoder: Model, loss: ExamplesLoss, ways: int | None = None
+) -> Recipe:
+    r"""Conditional neural processes (Garnelo et al. 2018, arXiv 1807.01613).
+
+    $$\text{prediction}(x) = g\big(f(x), r\big), \qquad r = \frac1n \sum_i h\big(f(x_i), y_i\big)$$
+
+    For classes, r is what the rows of each class come to, one after the other:
+    $r = (r_1, \dots, r_k)$, $r_k$ the mean of $h(f(x_i))$ over the rows of class k. The parameters
+    of f, h and g are meta-learned: `{"features", "encoder", "decoder"}`; nothing is descended.
+
+    - `features`: f, `(rows, ...) -> (rows, width)`
+    - `encoder`: h, from `width` entries, and those of a target where there are no classes
+    - `decoder`: g, from `width` entries and those of r, to predictions
+    - `ways`: number of classes; None for regression to real targets `(rows, outputs)`
+
+    Departs from the paper: the loss is the one given (such as `mean_squared_error`), where the
+    paper predicts mean and variance of a Gaussian; the features f are shared by h and g.
+    """
+    embed = model_features(features, lambda meta: meta["features"])
+
+    def represent(meta: PyTree, support, key: PRNGKeyArray) -> Array:
+        x, dtype = embedded(embed, meta, support, key)
+        x = x.astype(dtype)
+        if ways is None:
+            y = blank_rows(jnp.asarray(support.targets).astype(dtype), support.mask)
+            rows = encoder.apply(meta["encoder"], jnp.concatenate([x, y], 1), key, support.mask)
+            return masked_mean(rows, support.mask, axis=(0,))
+        members = one_hot(support, ways, dtype)
+        rows = blank_rows(encoder.apply(meta["encoder"], x, key, support.mask), support.mask)
+        return jnp.ravel(members.T @ rows / jnp.maximum(jnp.sum(members, axis=0), 1)[:, None])
+
+    def predict(params, meta, batch, key):
+        x = embed(meta, batch, key)
+        known = jnp.broadcast_to(params[None, :], (x.shape[0], params.shape[0]))
+        return decoder.apply(meta["decoder"], jnp.concatenate([x, known], 1), key, batch.mask)
+
+    def init_meta(key: PRNGKeyArray) -> PyTree:
+        models = {"features": features, "encoder": encoder, "decoder": decoder}
+        keys = jax.random.split(key, len(models))
+        return {name: model.init(k) for (name, model), k in zip(models.items(), keys, strict=True)}
+
+    return learned_head(Procedure(represent), init_meta, predict, loss, Unroll())

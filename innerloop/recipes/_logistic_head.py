@@ -1,0 +1,29 @@
+"""Logistic regression on learned features, differentiated at its optimum."""
+
+from innerloop.heads import ConvexHead, logistic
+from innerloop.models import Model
+from innerloop.recipes.base import ExamplesLoss, Recipe
+from innerloop.recipes.linear import with_linear_head
+
+
+def logistic_head(
+    features: Model, loss: ExamplesLoss, ways: int, strength: float = 1.0, scale: float = 1.0
+) -> Recipe:
+    r"""A logistic regression learns each task (LR-D2: Bertinetto et al. 2019, arXiv 1805.08136).
+
+    $$\text{logits}(x) = e^a\, f_\phi(x)\, W + b, \qquad
+      W = \arg\min_W \sum_i \ell_\text{logistic}(f_\phi(x_i) W, y_i) + \tfrac{\lambda}{2} \|W\|^2$$
+
+    φ, $\log \lambda$, a and b are meta-learned. `strength` and `scale` are what λ and $e^a$ begin
+    with.
+
+    Departs from the paper: multinomial for any number of classes, and solved to convergence and
+    differentiated there, where the paper unrolls a few Newton steps, one class against the rest.
+    """
+    return with_linear_head(
+        features,
+        loss,
+        lambda embed, learned: ConvexHead(embed, learned, logistic, ways),
+        strength,
+        scale,
+    )

@@ -1,0 +1,1 @@
+"""Storage: files that are written whole, checkpoints and optimizer files."""

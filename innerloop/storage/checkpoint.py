@@ -1,0 +1,268 @@
+"""The whole training state on disk: saved while training goes on, complete or not at all."""
+
+import json
+import os
+import warnings
+import zlib
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from innerloop.checks import check_count, describe
+from innerloop.devices.processes import in_any, same_in_all, together
+from innerloop.errors import RunError
+from innerloop.gradients.reach import leaf_names, leaf_shapes
+from innerloop.storage.files import writing
+from innerloop.storage.lock import locked
+from innerloop.storage.packing import checksums, pack, stored_arrays, unpack
+
+FORMAT = 3
+"""Of the checkpoints. Older ones are read, newer ones refused."""
+
+_NEW_SINCE = {1: {".state.faults", ".state.in_a_row"}}
+"""Leaves that a format did not have yet: they begin as in a new run."""
+
+# What Orbax raises where it cannot write: its own storage layer reports a full disk as ValueError.
+_STORAGE_ERRORS = (OSError, ValueError, KeyError)
+
+
+class Checkpoints(NamedTuple):
+    """Where the training state is saved, and how often.
+
+    - `folder`: made where there is none; one run each
+    - `every`: outer steps between two saves, which is what a kill can lose
+    - `keep`: how many of the last are kept. The best meta-parameters so far are in each of them.
+    """
+
+    folder: Path
+    every: int = 500
+    keep: int = 3
+
+
+class CheckpointFolder:
+    """The checkpoints of one run, written by one process at a time.
+
+    `settings` are what a run that goes on must have in common with the one that was cut off.
+    Raises `RunError` where the folder cannot be written or another process writes to it.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any]):
+        check_count("every", checkpoints.every, write="Checkpoints(folder, every=500)")
+        check_count("keep", checkpoints.keep, write="Checkpoints(folder, keep=3)")
+        self._path = Path(checkpoints.folder).absolute()
+        self._every = checkpoints.every
+        self._settings = json.loads(json.dumps(settings))
+        with together(), self._writing():
+            self._path.mkdir(parents=True, exist_ok=True)
+            self._lock = locked(self._path)
+        # Only here: it takes a second to import, and a run without checkpoints does not need it.
+        import orbax.checkpoint as ocp
+
+        self._ocp = ocp
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=checkpoints.keep, cleanup_tmp_directories=True
+        )
+        with self._writing():
+            self._manager = ocp.CheckpointManager(self._path, options=options)
+
+    def require_none(self) -> None:
+        """Raise `RunError` where a run was saved here already, which a new one would mix with."""
+        steps = self._manager.all_steps()
+        if steps:
+            raise RunError(
+                "these checkpoints are of a run that began before",
+                got=f"{self._path}, saved at outer step {max(steps)}",
+                expected="a folder without checkpoints, or resume=True",
+                write="fit(..., resume=True) to go on, or Checkpoints(another_folder)",
+            )
+
+    def steps_until_due(self, step: int) -> int:
+        """Outer steps to the next save."""
+        return self._every - step % self._every
+
+    def is_due(self, step: int) -> bool:
+        """Whether this is a step to save at."""
+        return step % self._every == 0
+
+    def save(self, step: int, state: PyTree, record: dict[str, Any]) -> None:
+        """Save in the background. A state that was saved at this step before stays."""
+        if step in self._manager.all_steps():
+            return
+        with together():
+            self._require_there()
+        arrays, packed = pack(_named_leaves(state))
+        about = {
+            "format": FORMAT,
+            "settings": self._settings,
+            "leaves": _shapes(state),
+            "packed": packed,
+            "checksums": checksums(arrays),
+            "record": record,
+        }
+        about["checksum"] = _checksum(about)
+        args = self._ocp.args
+        with self._writing():
+            self._manager.save(
+                step,
+                args=args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about)),
+            )
+
+    def load(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+        """The last state that can be read, and its record; None where nothing was saved.
+
+        One that cannot be read is passed over with a warning, and deleted once an earlier one has
+        been read: that step is going to be saved again. Raises `RunError` for checkpoints of
+        another format, of other settings, or of a state of another structure, and where none can be
+        read, which deletes nothing.
+        """
+        damaged, steps = [], sorted(self._manager.all_steps(), reverse=True)
+        if not same_in_all(max(steps, default=-1)):
+            raise RunError(
+                "the processes do not see the same checkpoints",
+                got=f"{self._path}, with outer steps {steps} in process {jax.process_index()}",
+                expected="one folder that all of them read and write",
+                write="Checkpoints(folder) on a file system that the machines share",
+            )
+        for step in steps:
+            about = self._about(step)
+            missing = in_any(about is None)  # asked by all, whatever they found
+            if about is not None and not missing:
+                self._require_same(about, like)
+                state = self._state(step, like, about)
+                if not in_any(state is None):
+                    with self._writing():
+                        for later in damaged:
+                            self._manager.delete(later)
+                    return state, about["record"]
+            damaged.append(step)
+            warnings.warn(
+                f"the checkpoint at outer step {step} cannot be read; the one before is taken",
+                stacklevel=3,
+            )
+        if damaged:
+            raise RunError(
+                "no checkpoint of this run can be read",
+                got=f"{self._path}: {len(damaged)} damaged",
+                expected="at least one whole checkpoint",
+                write="delete that folder, and resume=True (--resume) begins anew",
+            )
+        return None
+
+    def close(self) -> None:
+        """Wait for what is being saved, and let others write."""
+        try:
+            with self._writing():
+                self._manager.wait_until_finished()
+        finally:
+            with suppress(*_STORAGE_ERRORS):  # told by now
+                self._manager.close()
+            if self._lock is not None:
+                self._lock.close()
+
+    def _about(self, step: int) -> dict[str, Any] | None:
+        wanted = self._ocp.args.Composite(about=self._ocp.args.JsonRestore())
+        try:
+            about = self._manager.restore(step, args=wanted)["about"]
+        except Exception:  # Orbax promises no kind for damage, and raises bare exceptions too
+            return None
+        whole = isinstance(about, dict) and isinstance(about.get("format"), int)
+        if whole and about["format"] > 2:
+            whole = about.pop("checksum", None) == _checksum(about)
+        return about if whole else None
+
+    def _state(self, step: int, like: PyTree, about: dict[str, Any]) -> PyTree | None:
+        args, leaves = self._ocp.args, _named_leaves(like)
+        new, packed = _new_since(about["format"]), about.get("packed", [])  # format 2: none
+        saved = {name: leaf for name, leaf in leaves.items() if name not in new}
+        wanted = args.Composite(state=args.StandardRestore(stored_arrays(saved, packed)))
+        try:
+            arrays = self._manager.restore(step, args=wanted)["state"]
+        except Exception:  # as above
+            return None
+        written, read = about.get("checksums", {}), checksums(arrays)
+        if any(written[name] != read[name] for name in written.keys() & read.keys()):
+            return None
+        leaves |= unpack(arrays, saved, packed)
+        state = jax.tree.unflatten(jax.tree.structure(like), list(leaves.values()))
+        return jax.tree.map(_as_in, like, state)
+
+    def _require_same(self, about: dict[str, Any], like: PyTree) -> None:
+        if about.get("format") not in range(1, FORMAT + 1):
+            raise RunError(
+                "the checkpoints are of a format that this version does not know",
+                got=f"format {about.get('format')}",
+                expected=f"format 1 to {FORMAT}",
+                write="the version of innerloop that wrote them",
+            )
+        theirs, mine = about["settings"], self._settings
+        changed = [name for name in mine if name in theirs and theirs[name] != mine[name]]
+        if changed:
+            raise RunError(
+                "a run goes on with the settings that it began with",
+                got=", ".join(f"{name}={mine[name]}" for name in changed),
+                expected=", ".join(f"{name}={theirs[name]}" for name in changed),
+                write="fit(..., resume=True) with these settings as they were, or another folder; "
+                "steps, minutes, chunk and per_call may change",
+            )
+        new = _new_since(about["format"])
+        if about["leaves"] != [leaf for leaf in _shapes(like) if leaf[0] not in new]:
+            raise RunError(
+                "the checkpoints hold another training state than this run has",
+                got=describe(like),
+                expected=", ".join(f"{name}: {shape}" for name, shape in about["leaves"]),
+                write="the same recipe and optimizer as when the run began, or another folder",
+            )
+
+    def _require_there(self) -> None:
+        """Orbax would make a deleted folder again, and the run end without its beginning."""
+        if self._lock is not None and os.fstat(self._lock.fileno()).st_nlink == 0:
+            raise RunError(
+                "the checkpoints were deleted while the run went on",
+                got=f"{self._path}, without the file that this run has locked",
+                expected="a folder that is this run's until it ends",
+                write="the same run with resume=True (--resume): it goes on from what is left",
+            )
+
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(
+            "the checkpoints",
+            self._path,
+            write="the same run with resume=True (--resume), once there is: it goes on from the "
+            "last checkpoint. Or Checkpoints(another_folder)",
+            refusals=_STORAGE_ERRORS,
+        )
+
+
+def _checksum(about: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
+
+
+def _new_since(format: int) -> set[str]:
+    return set().union(*(names for before, names in _NEW_SINCE.items() if before >= format))
+
+
+def _shapes(state: PyTree) -> list[list[str]]:
+    """As JSON gives them back."""
+    return [[name, shape] for name, shape in leaf_shapes(state).items()]
+
+
+def _named_leaves(state: PyTree) -> dict[str, Array]:
+    """Random keys as their data, which can be saved."""
+    leaves = [
+        jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
+    ]
+    return dict(zip(leaf_names(state), leaves, strict=True))
+
+
+def _as_in(like: Any, leaf: Any) -> Any:
+    if _is_key(like):
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
+    return leaf
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

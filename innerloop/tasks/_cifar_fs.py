@@ -1,0 +1,37 @@
+"""CIFAR-FS: the hundred classes of CIFAR-100, 600 images of each, for few-shot learning."""
+
+import os
+from pathlib import Path
+
+from innerloop.tasks._image_folder import image_folder
+from innerloop.tasks.class_splits import checked_names
+from innerloop.tasks.known_files import needed_folder, read_text
+from innerloop.tasks.splits import Splits
+
+SIZE = 32
+
+
+def cifar_fs(*, data: str | os.PathLike[str] | None = None) -> Splits:
+    """The split of the data's authors: 64 classes for meta-training, 16 validation and 20 test.
+
+    - `data`: folder of the files, or the folder above `cifar-fs/`; default: what the environment
+      variable INNERLOOP_DATA names. Files, as they are published: `data/CLASS/*.png`, and
+      `splits/bertinetto/train.txt`, `val.txt` and `test.txt`, with one class a line. They are not
+      downloaded.
+
+    Images are uint8 `(classes, 600, 32, 32, 3)`, read once and kept in the cache folder.
+
+    Source: Bertinetto, Henriques, Torr and Vedaldi 2019, "Meta-learning with differentiable
+    closed-form solvers" (arXiv 1805.08136), where the files are linked.
+
+    Raises `DataError` if the folder or a file is missing, is no image, or a class is in two splits.
+    """
+    expected = "data/CLASS/*.png and splits/bertinetto/*.txt"
+    folder = needed_folder(data, "cifar-fs", expected, ("splits",))
+    names = checked_names({part: _classes(folder, part) for part in ("train", "val", "test")})
+    return Splits(*(image_folder(folder / "data", SIZE, names=names[part]) for part in names))
+
+
+def _classes(folder: Path, part: str) -> list[str]:
+    lines = read_text(folder / "splits" / "bertinetto" / f"{part}.txt").splitlines()
+    return [line.strip() for line in lines if line.strip()]
