@@ -12,6 +12,7 @@ from innerloop.adaptation import (
     run,
     run_from,
 )
+from innerloop.estimators import Estimate, Estimator
 from innerloop.gradients.base import Aux, Fidelity, MetaGradient
 from innerloop.logging import Logger
 from innerloop.problem import TaskKeys, task_keys
@@ -21,6 +22,8 @@ __all__ = [
     "Adaptation",
     "Aux",
     "DirectAdaptation",
+    "Estimate",
+    "Estimator",
     "Fidelity",
     "Info",
     "InnerGradient",

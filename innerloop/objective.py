@@ -23,7 +23,7 @@ from innerloop.gradients.reach import (
     watch_reach,
 )
 from innerloop.gradients.validity import require_valid
-from innerloop.problem import Episode, Problem, ProblemMixture, task_keys
+from innerloop.problem import Episode, Problem, task_keys
 from innerloop.tangents import refuse_derivative
 
 MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
@@ -94,9 +94,9 @@ def meta_objective(
 
 
 def meta_value_and_grad(
-    problem: Problem | ProblemMixture,
-    adaptation: Adaptation | tuple[Adaptation, ...],
-    gradient: MetaGradient | tuple[MetaGradient, ...] | None = None,
+    problem: Problem,
+    adaptation: Adaptation,
+    gradient: MetaGradient | None = None,
     *,
     chunk: int | None = None,
     spread: Spread | None = None,
@@ -118,10 +118,6 @@ def meta_value_and_grad(
     gradient reaches; its gradient is zero. (Estimators without a backward pass, `ForwardMode` and
     `EvolutionStrategies`, cannot tell, and name none.)
 
-    The problems and adaptations of a `mixture` are taken too: then `episodes` is a tuple of
-    batches, one per kind, the loss is the weighted sum over kinds, and `aux` a tuple. `gradient` is
-    one for all kinds, or a tuple of one for each.
-
     Raises, while tracing, `StructureError` for parts that do not fit and `GradientError` when no
     meta-parameter reaches the loss.
     """
@@ -136,17 +132,7 @@ def meta_value_and_grad(
         )
     if chunk is None and isinstance(gradient, ChunkedGradient):
         chunk = gradient.chunk
-    if isinstance(problem, ProblemMixture):
-        return _mixture_value_and_grad(problem, adaptation, gradient, chunk, spread)
-    for name, given in (("adaptation", adaptation), ("gradient", gradient)):
-        if isinstance(given, tuple):
-            raise StructureError(
-                f"a single problem has a single {name}",
-                got=f"{len(given)} of them",
-                expected=f"one {name}, or a mixture of problems with one {name} each",
-                write="problem, adaptation, tasks = mixture((problem, adaptation, tasks), ...)",
-            )
-    objective = meta_objective(problem, adaptation, gradient)  # pyright: ignore[reportArgumentType]
+    objective = meta_objective(problem, adaptation, gradient)
 
     def value_and_grad(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
         check_meta(meta)
@@ -170,26 +156,6 @@ def meta_value_and_grad(
         marks = {name: jnp.ones(tasks, bool) for name in unreached}
         aux = aux._replace(diagnostics=aux.diagnostics | {"unreached": marks})
         return (total * scale.astype(total.dtype), aux), grads
-
-    return value_and_grad
-
-
-def _mixture_value_and_grad(mixture: ProblemMixture, adaptations, gradient, chunk, spread):
-    kinds = mixture.kinds(adaptations, gradient)
-    parts = [meta_value_and_grad(*kind, chunk=chunk, spread=spread) for kind in kinds]
-
-    def value_and_grad(meta: PyTree, episodes: tuple[Episode, ...], key: PRNGKeyArray):
-        keys = jax.random.split(key, len(parts))
-        results = [
-            part(meta, batch, key) for part, batch, key in zip(parts, episodes, keys, strict=True)
-        ]
-
-        def weighted_sum(*leaves) -> Any:
-            return sum(w * leaf for w, leaf in zip(mixture.weights, leaves, strict=True))
-
-        loss = weighted_sum(*(loss for (loss, _), _ in results))
-        grads = jax.tree.map(weighted_sum, *(grads for _, grads in results))
-        return (loss, tuple(aux for (_, aux), _ in results)), grads
 
     return value_and_grad
 

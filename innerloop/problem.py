@@ -106,35 +106,6 @@ class Problem(eqx.Module):
         check_signature("step_weights", self.step_weights, ("steps",))
 
 
-class ProblemMixture(eqx.Module):
-    r"""Problems of several kinds under one meta: $\sum_i w_i\, L_i(\phi)$, of weights with sum 1.
-
-    Made by `mixture`, which keeps problems, adaptations and task distributions in step.
-    """
-
-    problems: tuple[Problem, ...]
-    weights: tuple[float, ...]
-
-    def kinds(self, *parts: Any) -> list[tuple[Any, ...]]:
-        """Each kind's problem with its own of the parts; one that is not a tuple is of all kinds.
-
-        Raises `StructureError` for a list, and a tuple of another length than there are kinds.
-        """
-        count = len(self.problems)
-        for part in parts:
-            if isinstance(part, list) or (isinstance(part, tuple) and len(part) != count):
-                raise StructureError(
-                    "each kind of a mixture has its own parts",
-                    got=f"a {type(part).__name__} of {len(part)} parts for {count} kinds: "
-                    + ", ".join(map(describe, part)),
-                    expected=f"a tuple of {count}, in the order of the kinds, or one for all",
-                    write="problem, adaptation, tasks = mixture(...), and a tuple with a gradient "
-                    "for each kind: meta_value_and_grad(problem, adaptation, (Unroll(), ...))",
-                )
-        of_each = (part if isinstance(part, tuple) else (part,) * count for part in parts)
-        return list(zip(self.problems, *of_each, strict=True))
-
-
 class TaskKeys(NamedTuple):
     """The three sources of randomness of one task, split from the task's key.
 

@@ -68,12 +68,12 @@ def compare(
     the row's note says so.
 
     Raises `StructureError` for no gradients, for anything but meta-gradients among them, for a
-    `draws` or `seconds` out of range, for a mixture of problems, and for a problem that fails by
+    `draws` or `seconds` out of range, and for a problem that fails by
     itself; `GradientError` where the reference does not exist. These come before anything is
     measured, but for a reference that fails when it runs.
     """
     reference = exact or exact_gradient(adaptation)
-    tasks = check_given(problem, adaptation, reference, meta, episodes, key, needed_by="compare")
+    tasks = check_given(problem, adaptation, reference, meta, episodes, key)
     build = lambda gradient: meta_value_and_grad(problem, adaptation, gradient, chunk=chunk)
     given = candidates(adaptation, meta) if gradients is None else gradients
     named, main = _with_reference(_named(given), reference)

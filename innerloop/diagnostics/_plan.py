@@ -11,7 +11,6 @@ from jaxtyping import PyTree
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count
 from innerloop.diagnostics.comparison.candidates import gradient_name
-from innerloop.diagnostics.given import one_problem
 from innerloop.diagnostics.planning.choices import biased_gradients, exact_gradients
 from innerloop.diagnostics.planning.drafts import Request
 from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
@@ -20,7 +19,7 @@ from innerloop.diagnostics.planning.table import plan_table, plan_text
 from innerloop.errors import StructureError
 from innerloop.gradients import MetaGradient
 from innerloop.gradients.base import ChunkedGradient
-from innerloop.problem import Episode, Problem, ProblemMixture
+from innerloop.problem import Episode, Problem
 
 Kind = Literal["exact", "unbiased", "biased"]
 
@@ -81,7 +80,7 @@ class Plan(ChunkedGradient):
 
 
 def plan(
-    problem: Problem | ProblemMixture,
+    problem: Problem,
     adaptation: Adaptation,
     meta: PyTree,
     episodes: Episode,
@@ -120,7 +119,6 @@ def plan(
     they are traced is raised, but for candidates that do not exist for them where others do.
     """
     begin = time.perf_counter()
-    problem = one_problem(problem, "plan")
     budget = parse_bytes(memory)
     request = Request(problem, adaptation, meta, episodes)
     tasks = request.tasks

@@ -7,16 +7,20 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.checks import describe
+from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.estimators.horizons import Horizon, as_tuple
-from innerloop.estimators.online_windows import Estimate, OnlineGradient
+from innerloop.estimators.online_windows import OnlineWindows, WindowResult
+from innerloop.estimators.whole_tasks import Schedule
 from innerloop.estimators.window import Window
 from innerloop.gradients.base import Fidelity
 from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
 from innerloop.gradients.unroll import Unroll
+from innerloop.problem import Problem
+from innerloop.tasks import TaskDistribution
 
 
-class TruncatedUnroll(OnlineGradient):
+class TruncatedUnroll(OnlineWindows):
     r"""Reverse mode through one window of a long inner run (Williams & Peng 1990: TBPTT).
 
     With $\theta_s$ the parameters at which the window begins, taken as a constant,
@@ -38,11 +42,18 @@ class TruncatedUnroll(OnlineGradient):
     where no meta-parameter reaches the loss.
     """
 
+    problem: Problem
+    adaptation: Adaptation
+    tasks: TaskDistribution
     window: int
     horizon: Horizon
+    batch: int
     overlap: int = 0
     unroll: Unroll = Unroll()
     clip: float | None = eqx.field(default=None, kw_only=True)
+    chunk: int | None = eqx.field(default=None, kw_only=True, metadata={"setting": False})
+    schedule: Schedule | None = eqx.field(default=None, kw_only=True)
+    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata={"setting": False})
 
     def __check_init__(self):
         if not isinstance(self.unroll, Unroll):
@@ -53,7 +64,7 @@ class TruncatedUnroll(OnlineGradient):
                 write="TruncatedUnroll(window=20, horizon=200, unroll=Unroll(checkpoint=1))",
             )
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+    def fidelity(self) -> Fidelity:
         """Exact where the window is the whole run."""
         if all(length == self.window for length in as_tuple(self.horizon)):
             return Fidelity("exact", "Every inner step is differentiated.")
@@ -63,11 +74,13 @@ class TruncatedUnroll(OnlineGradient):
             "meta-parameters did to it is dropped.",
         )
 
-    def start(self, state: PyTree, meta: PyTree) -> PyTree:
+    def begin(self, state: PyTree, meta: PyTree) -> PyTree:
         """The inner state."""
         return state
 
-    def estimate(self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray) -> Estimate:
+    def estimate(
+        self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray
+    ) -> WindowResult:
         """Loss and gradient of the window."""
         mark, unreached = watch_reach(meta)
 
@@ -79,7 +92,7 @@ class TruncatedUnroll(OnlineGradient):
         leaves = reached_leaves(gradient, unreached())
         if all(leaf is None for leaf in leaves):
             raise detached(", ".join(leaf_names(meta)))
-        return Estimate(
+        return WindowResult(
             loss=result.loss,
             gradient=leaves,
             state=result.state,

@@ -10,11 +10,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import GradientDescent
 from innerloop.checks import check_count
+from innerloop.estimators import Estimator, Phases, WholeTasks
 from innerloop.gradients import FirstOrder, Unroll
 from innerloop.models import ExamplesLoss, Model, supervised_loss
 from innerloop.optimizers import scale_by_scheduled_rates
 from innerloop.problem import Problem
-from innerloop.recipes.base import Phase, Recipe, model_predictions
+from innerloop.recipes.base import Recipe, model_predictions
 
 
 def annealed_weights(
@@ -70,11 +71,15 @@ def maml_plus_plus(
         weights: Any = lambda steps: annealed_weights(steps, outer_step, annealed_over)
         return dataclasses.replace(problem, step_weights=weights), learn
 
-    return Recipe(
+    def first_order_first(whole: WholeTasks) -> Estimator:
+        first = dataclasses.replace(whole, gradient=FirstOrder())
+        return Phases(first, whole, until=first_order_until)
+
+    recipe = Recipe(
         *(problem, learn, Unroll(), init_meta, model_predictions(model)),
         schedule=schedule if annealed_over else None,
-        phases=(Phase(first_order_until, FirstOrder()),) if first_order_until else (),
     )
+    return recipe._replace(follow=first_order_first) if first_order_until else recipe
 
 
 def _of_each_step(rates: PyTree) -> optax.GradientTransformation:

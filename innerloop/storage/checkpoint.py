@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 import zlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,8 +112,10 @@ class CheckpointFolder:
                 args=args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about)),
             )
 
-    def load(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+    def load(self, like: Callable[[int], PyTree]) -> tuple[PyTree, dict[str, Any]] | None:
         """The last state that can be read, and its record; None where nothing was saved.
+
+        `like` gives a state as it is expected at an outer step.
 
         One that cannot be read is passed over with a warning, and deleted once an earlier one has
         been read: that step is going to be saved again. Raises `RunError` for checkpoints of
@@ -131,8 +134,10 @@ class CheckpointFolder:
             about = self._about(step)
             missing = in_any(about is None)  # asked by all, whatever they found
             if about is not None and not missing:
-                self._require_same(about, like)
-                state = self._state(step, like, about)
+                self._require_settings(about)
+                expected = like(step)
+                self._require_leaves(about, expected)
+                state = self._state(step, expected, about)
                 if not in_any(state is None):
                     with self._writing():
                         for later in damaged:
@@ -190,7 +195,7 @@ class CheckpointFolder:
         state = jax.tree.unflatten(jax.tree.structure(like), list(leaves.values()))
         return jax.tree.map(_as_in, like, state)
 
-    def _require_same(self, about: dict[str, Any], like: PyTree) -> None:
+    def _require_settings(self, about: dict[str, Any]) -> None:
         if about.get("format") not in range(1, FORMAT + 1):
             raise RunError(
                 "the checkpoints are of a format that this version does not know",
@@ -199,22 +204,25 @@ class CheckpointFolder:
                 write="the version of innerloop that wrote them",
             )
         theirs, mine = about["settings"], self._settings
-        changed = [name for name in mine if name in theirs and theirs[name] != mine[name]]
+        names = sorted(mine.keys() | theirs.keys())
+        changed = [name for name in names if theirs.get(name) != mine.get(name)]
         if changed:
             raise RunError(
                 "a run goes on with the settings that it began with",
-                got=", ".join(f"{name}={mine[name]}" for name in changed),
-                expected=", ".join(f"{name}={theirs[name]}" for name in changed),
+                got=", ".join(f"{name}={mine.get(name)}" for name in changed),
+                expected=", ".join(f"{name}={theirs.get(name)}" for name in changed),
                 write="fit(..., resume=True) with these settings as they were, or another folder; "
                 "steps, minutes, chunk and per_call may change",
             )
+
+    def _require_leaves(self, about: dict[str, Any], like: PyTree) -> None:
         new = _new_since(about["format"])
         if about["leaves"] != [leaf for leaf in _shapes(like) if leaf[0] not in new]:
             raise RunError(
                 "the checkpoints hold another training state than this run has",
                 got=describe(like),
                 expected=", ".join(f"{name}: {shape}" for name, shape in about["leaves"]),
-                write="the same recipe and optimizer as when the run began, or another folder",
+                write="the same estimator and optimizer as when the run began, or another folder",
             )
 
     def _require_there(self) -> None:

@@ -13,7 +13,6 @@ from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.problem import Episode, Examples
-from innerloop.tasks._mixture import TaskMixture
 from innerloop.tasks.base import TaskDistribution, sample_each
 
 Images = Float[Array, "rows height width channels"]
@@ -37,21 +36,11 @@ class Augmented(eqx.Module):
     - `tasks`: draws episodes whose support and query are `Examples` of images
     - `augment`: `(key, images) -> images`, of the same shape
 
-    Rows that a mask leaves out stay zeros. Raises `StructureError` for a mixture, and while tracing
-    for episodes of anything but images and for images that change their shape or type.
+    Rows that a mask leaves out stay zeros. Raises `StructureError` while tracing for episodes of anything but images and for images that change their shape or type.
     """
 
     tasks: TaskDistribution
     augment: Augment
-
-    def __check_init__(self):
-        if isinstance(self.tasks, TaskMixture):
-            raise StructureError(
-                "a mixture has tasks of several kinds to augment",
-                got="Augmented(TaskMixture(...), augment)",
-                expected="the tasks of one kind",
-                write="mixture((problem, adaptation, Augmented(tasks, augment), 1.0), ...)",
-            )
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One task."""

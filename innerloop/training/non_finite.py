@@ -8,12 +8,8 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from innerloop.checks import check_count, check_positive
-from innerloop.devices.placement import Placement
 from innerloop.errors import RunError
-from innerloop.tasks import TaskDistribution
-from innerloop.training.estimation import Estimation
-from innerloop.training.feed import Block
-from innerloop.training.step import TrainState, Update
+from innerloop.training.step import Program, TrainState
 
 
 class NonFinite(eqx.Module):
@@ -65,8 +61,8 @@ class Fault(NamedTuple):
     """An outer step whose loss or meta-gradient was not finite.
 
     - `step`: its number, the first being 0; `loss`: the mean loss, as it came out
-    - `tasks`: the places in the batch of the tasks that caused it; of a mixture, pairs of kind and
-      place. Empty where each is finite when it is computed alone.
+    - `tasks`: the places in the batch of the tasks that caused it; of an estimator with parts, pairs
+      of the part's name and the place. Empty if each is finite when it is computed alone.
     - `keys`: the keys that these tasks were learned with, as numbers
     - `policy`: the name of the policy; `ends`: whether the run ends here
 
@@ -92,42 +88,41 @@ class Fault(NamedTuple):
             expected="finite losses and gradients",
             write="a lower inner or outer rate, or, on resuming, a policy that goes on, such as "
             "fit(..., non_finite=Skip(in_a_row=100)) (--non-finite skip); "
-            f"tasks_of_step(tasks, key, {self.step}, batch) gives these tasks again",
+            f"tasks_of_step(estimator, key, {self.step}) gives these tasks again",
         )
 
 
-class Treatment:
-    """What a policy makes of a faulty step. Compiled when the first one comes, and not before."""
+def treated(
+    program: Program,
+    policy: NonFinite,
+    state: TrainState,
+    data: Any,
+    key: PRNGKeyArray,
+    loss: float,
+) -> tuple[TrainState, Fault]:
+    """The state after a faulty step, or as it was if the run ends, and what was found.
 
-    def __init__(
-        self, estimation: Estimation, policy: NonFinite, update: Update, placement: Placement
-    ):
-        self._policy = policy
+    It is compiled when the first such step comes, and not before.
+    """
+    after, found = _treated(program, policy, state, data, key)
+    goes_on = int(state.in_a_row) < policy.in_a_row
+    tasks, keys = [], []
+    for part, (finite, numbers) in jax.tree.map(np.asarray, found).items():
+        for i in np.flatnonzero(~finite).tolist():
+            tasks.append((part, i) if part else i)
+            keys.append(numbers[i].tolist())
+    name = type(policy).__name__.lower()
+    fault = Fault(int(state.step), loss, tuple(tasks), tuple(keys), name, not goes_on)
+    return (after if goes_on else state), fault
 
-        @eqx.filter_jit
-        def treated(state: TrainState, tasks: TaskDistribution | Block, key: PRNGKeyArray):
-            grads, carry, found = estimation.singly(
-                *(state.meta, state.carry, tasks, key, state.step), policy.norm or 1.0
-            )
-            after = state._replace(step=state.step + 1)
-            if policy.norm is not None:
-                after = update(state, grads)
-            faults = {"faults": state.faults + 1, "in_a_row": state.in_a_row + 1}
-            return after._replace(**faults, carry=carry), placement.whole(found)
 
-        self._treated = treated
-
-    def __call__(
-        self, state: TrainState, tasks: TaskDistribution | Block, key: PRNGKeyArray, loss: float
-    ) -> tuple[TrainState, Fault]:
-        """The state after the step, or as it was where the run ends, and what was found."""
-        after, found = self._treated(state, tasks, key)
-        goes_on = int(state.in_a_row) < self._policy.in_a_row
-        places, keys = [], []
-        for kind, (finite, data) in enumerate(jax.tree.map(np.asarray, found)):
-            for i in np.flatnonzero(~finite).tolist():
-                places.append(i if len(found) == 1 else (kind, i))
-                keys.append(data[i].tolist())
-        policy = type(self._policy).__name__.lower()
-        fault = Fault(int(state.step), loss, tuple(places), tuple(keys), policy, not goes_on)
-        return (after if goes_on else state), fault
+@eqx.filter_jit
+def _treated(program: Program, policy: NonFinite, state: TrainState, data: Any, key: PRNGKeyArray):
+    norm = 1.0 if policy.norm is None else policy.norm
+    apart = program.estimator.apart(state.meta, state.estimator, data, key, state.step, norm)
+    after = state._replace(step=state.step + 1)
+    if policy.norm is not None:
+        after = program.update(state, apart.grads)
+    counts = {"faults": state.faults + 1, "in_a_row": state.in_a_row + 1}
+    after = after._replace(**counts, estimator=apart.state)
+    return after, program.placement.whole(apart.faults)

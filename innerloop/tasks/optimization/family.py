@@ -10,7 +10,6 @@ from innerloop.adaptation import Adaptation, GradientDescent, MiniBatches
 from innerloop.adaptation.gradient_descent import MetaOptimizer
 from innerloop.optimizers.base import log_rate
 from innerloop.problem import Problem
-from innerloop.tasks._mixture import Kind
 from innerloop.tasks.base import TaskDistribution
 
 
@@ -42,15 +41,6 @@ class Family(NamedTuple):
         """
         descent = GradientDescent(optimizer, steps)
         return descent if self.batch is None else MiniBatches(descent, self.batch)
-
-    def kind(
-        self,
-        optimizer: optax.GradientTransformation | MetaOptimizer,
-        steps: int,
-        weight: float = 1.0,
-    ) -> Kind:
-        """The family as a part of a `mixture`, through which several families train one meta."""
-        return Kind(self.problem, self.adaptation(optimizer, steps), self.tasks, weight)
 
     def params(self, key: PRNGKeyArray) -> PyTree:
         """Parameters of one task, such as `LearnedOptimizer.init` wants to see."""
