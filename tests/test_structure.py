@@ -351,4 +351,4 @@ def test_evaluate_refuses_a_single_episode():
     learn = il.GradientDescent(optax.sgd(0.1), 1)
     one = il.Episode(jnp.ones(3), jnp.ones(4))
     with pytest.raises(il.StructureError, match="one task axis"):
-        il.evaluate(problem, learn, jnp.zeros(()), one, jax.random.key(0))
+        il.evaluate(il.Learner(problem, learn), jnp.zeros(()), one, jax.random.key(0))

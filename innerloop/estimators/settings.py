@@ -17,7 +17,8 @@ def settings_of(value: Any, name: str = "") -> dict[str, Any]:
     """Every field of a module, and of the modules in its fields, under its dotted name.
 
     A module is described by its class, a function by its qualified name, an array by its type,
-    shape and checksum. Fields whose metadata has `setting=False` change no numbers and are left out.
+    shape and checksum. Fields whose metadata has `setting=False` change no numbers, and are left
+    out.
     """
     found: dict[str, Any] = {}
     if name:

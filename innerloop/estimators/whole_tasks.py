@@ -28,8 +28,7 @@ from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.tasks.streamed import on_device
 
 Schedule = Callable[[Int[Array, ""]], tuple[Problem, Adaptation]]
-"""`outer step -> (problem, adaptation)`. The step is traced: they may differ in numbers, not shapes.
-"""
+"""`outer step -> (problem, adaptation)`. The step is traced: numbers may differ, shapes may not."""
 
 
 class WholeTasks(Estimator):
@@ -37,7 +36,7 @@ class WholeTasks(Estimator):
 
     $$\nabla_\phi \frac{1}{\sum_i w_i} \sum_{i=1}^{B} w_i\, L_i(\phi)$$
 
-    over the tasks i of the batch, each gradient as the meta-gradient computes it. There is no state.
+    over the tasks i of the batch, by the given meta-gradient. There is no state.
 
     Args:
         problem: What is optimised.
@@ -119,14 +118,14 @@ class WholeTasks(Estimator):
             self.tasks.close()
 
     def step(self, meta, state, data, key, outer_step) -> tuple[Estimate, PyTree]:
-        episodes, task_key = self._drawn(data, key, outer_step, self.placement)
+        episodes, task_key = self.drawn(data, key, outer_step, self.placement)
         value_and_grad = self._value_and_grad(outer_step, self.chunk, self.placement.spread)
         (loss, aux), grads = value_and_grad(meta, episodes, task_key)
         return Estimate(loss, grads, mean_metrics(aux.metrics, episodes.weight), aux), state
 
     def apart(self, meta, state, data, key, outer_step, norm) -> Apart:
         # Without the tasks that fill a batch up for the devices: every device computes all tasks.
-        episodes, task_key = self._drawn(data, key, outer_step, OneDevice())
+        episodes, task_key = self.drawn(data, key, outer_step, OneDevice())
         whole = self.placement.whole(episodes)
         value_and_grad = self._value_and_grad(outer_step, None, _task_by_task(norm))
         (_, aux), grads = value_and_grad(meta, whole, task_key)
@@ -135,7 +134,7 @@ class WholeTasks(Estimator):
     def tasks_of_step(self, key: PRNGKeyArray, outer_step: int) -> TaskSet:
         data = self.feed(key, outer_step, 1)
         of_step = jax.tree.map(lambda leaf: leaf[0], data)
-        episodes, task_key = self._drawn(of_step, key, outer_step, OneDevice())
+        episodes, task_key = self.drawn(of_step, key, outer_step, OneDevice())
         return TaskSet(episodes, jax.random.split(task_key, task_count(episodes)))
 
     def within(self, memory: Any, meta: PyTree, held: int) -> tuple["WholeTasks", Any]:
@@ -154,17 +153,15 @@ class WholeTasks(Estimator):
     def _value_and_grad(self, outer_step, chunk: int | None, spread: Callable):
         return meta_value_and_grad(*self.at(outer_step), self.gradient, chunk=chunk, spread=spread)
 
-    def _drawn(self, data: Any, key: PRNGKeyArray, outer_step: Any, placement: Placement):
+    def drawn(self, data: Any, key: PRNGKeyArray, outer_step: Any, placement: Placement):
         """The tasks of a step, and the key to learn them.
 
         Each device draws its own tasks. If the devices do not divide their number, the last task,
         whose numbers are as sound as any, fills the batch up with weight zero.
         """
         sample_key, task_key = jax.random.split(jax.random.fold_in(key, outer_step))
-        if data is None:
-            episodes = self.tasks.sample(sample_key, self.batch)
-        else:
-            episodes = on_device(data)
+        streamed = data is not None
+        episodes = on_device(data) if streamed else self.tasks.sample(sample_key, self.batch)
         return placement.by_task(_filled(episodes, placement.devices)), task_key
 
 

@@ -36,7 +36,8 @@ class Augmented(eqx.Module):
     - `tasks`: draws episodes whose support and query are `Examples` of images
     - `augment`: `(key, images) -> images`, of the same shape
 
-    Rows that a mask leaves out stay zeros. Raises `StructureError` while tracing for episodes of anything but images and for images that change their shape or type.
+    Rows that a mask leaves out stay zeros. Raises `StructureError` while tracing for episodes of
+    anything but images and for images that change their shape or type.
     """
 
     tasks: TaskDistribution

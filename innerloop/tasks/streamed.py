@@ -28,8 +28,8 @@ class StreamedTasks:
     threads, and they go to the device as one block for each call (`per_call` outer steps of `fit`);
     nothing else of the data is on the device. A task depends on the run's key, the number of the
     outer step and its place in the batch, and on nothing else. So the number of outer steps, which
-    every checkpoint holds, is the position in the data, and a resumed run gives the same bits as one
-    that was never interrupted.
+    every checkpoint holds, is the position in the data, and a resumed run gives the same bits as
+    one that was never interrupted.
 
     Args:
         draw: `numpy.random.Generator -> Episode` of NumPy arrays that have the same shapes in all

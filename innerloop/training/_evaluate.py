@@ -24,7 +24,7 @@ from innerloop.problem import Episode, loss_function, task_keys
 from innerloop.training.calibration import calibration_sums, expected_calibration_error
 
 TASKS_AT_ONCE = 100
-"""Enough to fill the cores and few enough to stay in the cache: on a CPU faster than all at once."""
+"""Enough to fill the cores, few enough to stay in the cache: on a CPU faster than all at once."""
 
 
 class Evaluation(NamedTuple):

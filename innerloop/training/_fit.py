@@ -142,8 +142,8 @@ def fit(
     Raises:
         StructureError: An argument is of another kind or out of range, or a budget cannot be met.
         GradientError: `check` found an error.
-        RunError: `non_finite` ends the run; or the checkpoints are not this run's, have come further
-            than `steps`, cannot be written, or are written by another process.
+        RunError: `non_finite` ends the run; or the checkpoints are not this run's, have come
+            further than `steps`, cannot be written, or are written by another process.
     """
     counts = {"steps": steps, "per_call": per_call}
     check_arguments(

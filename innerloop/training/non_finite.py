@@ -60,13 +60,17 @@ class Clip(NonFinite):
 class Fault(NamedTuple):
     """An outer step whose loss or meta-gradient was not finite.
 
-    - `step`: its number, the first being 0; `loss`: the mean loss, as it came out
-    - `tasks`: the places in the batch of the tasks that caused it; of an estimator with parts, pairs
-      of the part's name and the place. Empty if each is finite when it is computed alone.
-    - `keys`: the keys that these tasks were learned with, as numbers
-    - `policy`: the name of the policy; `ends`: whether the run ends here
-
     `tasks_of_step` gives the same tasks and keys again.
+
+    Attributes:
+        step: Its number, the first being 0.
+        loss: The loss, as it came out.
+        tasks: The places in the batch of the tasks that caused it; for an estimator with parts,
+            pairs of the part's name and the place. Empty if each task is finite when it is computed
+            alone.
+        keys: The keys that these tasks were learned with, as numbers.
+        policy: The name of the policy.
+        ends: Whether the run ends here.
     """
 
     step: int
