@@ -118,7 +118,7 @@ CASES = (
     ({"estimator": beside_each_other()}, {"whole tasks beside windows": 4}),
     ({"estimator": one_after_the_other()}, {"windows, then evolution": 4}),
     (with_weights(), {"weights": 4}),
-    (by(il.Unroll(checkpoint=1, mixed_mode=True)), {"checkpointed, mixed mode": 2}),
+    (by(il.Unroll(il.MixedMode(), il.Segments(1))), {"checkpointed, mixed mode": 2}),
     (by(il.EvolutionStrategies(2, 0.1)), {"evolution": 2}),
     (by(il.Truncated(1)), {"truncated": 2}),
 )

@@ -11,10 +11,8 @@ from halving import ALL, DRAWN, HALVE, HALVED, PARTS, begun, stepped
 from quadratic import assert_close, quadratic_episodes, quadratic_meta, quadratic_problem
 
 import innerloop as il
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
 
-UNROLL_IN_PARTS = il.Unroll(checkpoint=1, mixed_mode=True)
+UNROLL_IN_PARTS = il.Unroll(il.MixedMode(), il.Segments(1))
 LEARN = il.GradientDescent(lambda meta: optax.sgd(jnp.exp(meta["rate"])), 4)
 MEAN = lambda steps: jnp.full(steps + 1, 1 / (steps + 1))
 QUADRATIC = il.tasks.IndependentTasks(
@@ -67,7 +65,9 @@ def test_windows_of_a_run_are_its_inner_loop(x64):
         episode, key = il.estimators.task_of_run(QUADRATIC, run_key)
         parts = (problem, LEARN, meta, episode.support, il.extend.task_keys(key).adapt)
         look = lambda params, t: params
-        return il.extend.run(*parts, exact_inner_gradient, store_all, look, steps=10)[2]
+        return il.extend.run(*parts, il.gradients.Exact(), il.gradients.StoreAll(), look, steps=10)[
+            2
+        ]
 
     params = trajectory(carry.key[0])
     for taken in (4, 6, 8, 10):

@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count
-from innerloop.diagnostics.comparison.candidates import candidates, gradient_name, parameter_count
+from innerloop.diagnostics.comparison.candidates import candidates, parameter_count
 from innerloop.diagnostics.comparison.table import Comparison
 from innerloop.diagnostics.comparison.trial import (
     Trial,
@@ -20,7 +20,7 @@ from innerloop.diagnostics.comparison.trial import (
 )
 from innerloop.diagnostics.given import check_given, exact_gradient
 from innerloop.errors import InnerloopError, StructureError
-from innerloop.gradients import MetaGradient
+from innerloop.gradients import MetaGradient, gradient_name
 from innerloop.objective import meta_value_and_grad
 from innerloop.problem import Episode, Problem
 

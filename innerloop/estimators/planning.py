@@ -58,6 +58,6 @@ def planned(
             "optimizer's state, before and after a step, and the tasks' own arrays",
             write="fit(..., memory='2GiB')",
         )
-    exact = gradient.fidelity(adaptation).kind == "exact"
+    exact = gradient.fidelity(adaptation, problem).kind == "exact"
     kept = None if exact and not isinstance(gradient, Implicit) else [gradient]
     return plan(problem, adaptation, meta, episodes, rest, gradients=kept)

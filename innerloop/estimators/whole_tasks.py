@@ -100,7 +100,7 @@ class WholeTasks(Estimator):
         return self.chunk
 
     def fidelity(self) -> Fidelity:
-        return self.gradient.fidelity(self.adaptation)
+        return self.gradient.fidelity(self.adaptation, self.problem)
 
     def init(self, meta: PyTree, key: PRNGKeyArray, outer_step: int = 0) -> PyTree:
         return ()

@@ -16,8 +16,8 @@ from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import placement
 from innerloop.errors import StructureError
 from innerloop.estimators.metrics import named_metrics
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
 from innerloop.learner import Learner
 from innerloop.objective import task_count
 from innerloop.problem import Episode, loss_function, task_keys
@@ -198,7 +198,7 @@ def _one_task(
 
     state, _, observed = run(
         *(problem, adaptation, meta, episode.support, keys.adapt),
-        *(exact_inner_gradient, store_all, observe if each_step else None),
+        *(Exact(), StoreAll(), observe if each_step else None),
         steps=steps,
     )
     if each_step:
