@@ -22,7 +22,7 @@ _WRITE = "StreamedTasks(draw, threads=4, ahead=16)"
 
 @dataclass(frozen=True, eq=False)
 class StreamedTasks:
-    """Tasks that the host draws while the device learns (needs innerloop[stream]).
+    """Tasks that the host draws while the device learns (needs innerloop[data]).
 
     `fit` takes them in place of a task distribution. Batches are drawn ahead by Grain, in threads,
     and go to the device as one block for each call (`per_call` outer steps), which is all of the
@@ -69,7 +69,7 @@ class StreamedTasks:
     @contextmanager
     def ahead_of(self, key: PRNGKeyArray, first: int, batch: int) -> Iterator[Iterator[Episode]]:
         """The tasks of the outer steps from `first` on, drawn ahead as long as this is entered."""
-        grain = optional_package("grain", "streaming", extra="stream")
+        grain = optional_package("grain", "streaming", extra="data")
         numbers = _numbers(key)
         draw = lambda step: self._stacked(numbers, int(step), batch)
         options = grain.ReadOptions(min(self.threads, self.ahead), self.ahead)

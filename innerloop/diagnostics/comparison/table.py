@@ -119,9 +119,7 @@ _LEAST = (0, 8, 6, 8, 6, 6, 7)
 def _table(rows: list[list[str]], width: int) -> list[str]:
     """Lines of at most `width` characters: a long name goes on in the next line."""
     columns = list(zip(*_HEADINGS, *rows, strict=True))
-    widths = [
-        max(least, *map(len, column)) for least, column in zip(_LEAST, columns, strict=True)
-    ]
+    widths = [max(least, *map(len, column)) for least, column in zip(_LEAST, columns, strict=True)]
     widths[0] = min(widths[0], width - sum(widths[1:]) - len(widths) + 1)
 
     def line(name: str, kind: str = "", *numbers: str) -> str:
