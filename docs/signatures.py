@@ -28,12 +28,20 @@ def visit(node: griffe.Module | griffe.Class) -> None:
 
 
 def add_constructor(cls: griffe.Class) -> None:
-    """`__init__` from the fields, in their order."""
+    """`__init__` from the fields, in their order; without fields, only where a call makes sense."""
     fields = [field(member) for member in cls.members.values() if member.is_attribute]
     fields = [parameter for parameter in fields if parameter is not None]
-    if fields and "__init__" not in cls.members:
+    if (fields or is_concrete_module(cls)) and "__init__" not in cls.members:
         init = griffe.Function("__init__", parameters=griffe.Parameters(SELF, *fields), parent=cls)
         cls.set_member("__init__", init)
+
+
+def is_concrete_module(cls: griffe.Class) -> bool:
+    """Whether it derives from another class and leaves no method abstract."""
+    bases = {str(base).rpartition(".")[2] for base in cls.bases}
+    methods = [member for member in cls.members.values() if member.is_function]
+    abstract = any("abstractmethod" in method.labels for method in methods)
+    return bool(bases - {"Exception", "Enum", "Protocol"}) and not abstract
 
 
 def field(member: griffe.Attribute) -> griffe.Parameter | None:

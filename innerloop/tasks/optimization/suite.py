@@ -37,6 +37,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": jax.nn.gelu,
     "swish": jax.nn.swish,
 }
+"""The activation functions of `mlp_family`, by name."""
 
 ROWS, BATCH = 256, 32
 """Rows of a task's support set where the table has enough, and rows that a step sees."""
