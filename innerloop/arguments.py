@@ -9,7 +9,7 @@ class EvolutionStrategies(MetaGradient):  # a CheckedModule
     chunk: int | None = optional(at_least(1))
 ```
 
-An argument of a function, or a field of a named tuple, says it in a decorator:
+An argument of a function, or a field of a named tuple or dataclass, says it in a decorator:
 
 ```python
 @checked(steps=at_least(1), chunk=optional(at_least(1)))
@@ -93,8 +93,11 @@ def require(declared: Any, name: str, value: Any, call: str) -> None:
         raise requirement.refusal(name, value, call)
 
 
-def _declare(requirement: Requirement, static: bool = False, **field: Any) -> Any:
-    """A field that carries its requirement."""
+def declare(requirement: Requirement, static: bool = False, **field: Any) -> Any:
+    """A field that carries its requirement: what every kind returns."""
+    default = field.get("default")
+    if isinstance(default, int | float | tuple) and requirement.accepts(default):
+        requirement = requirement._replace(cure=repr(default))
     return eqx.field(static=static, metadata={REQUIREMENT: requirement}, **field)
 
 
@@ -102,14 +105,23 @@ def _declare(requirement: Requirement, static: bool = False, **field: Any) -> An
 # `default` whether the argument is required.
 
 
-def at_least(least: int, *, such_as: int | None = None, **field: Any) -> Any:
+def at_least(
+    least: int, *, at_most: int | None = None, such_as: int | None = None, **field: Any
+) -> Any:
     """A whole number of at least `least`, known while tracing; the error shows `such_as`."""
     shown = max(least, 1) if such_as is None else such_as
-    return _declare(
+    if at_most is None:
+        what, expected = f"a whole number of at least {least}", f"an int >= {least}"
+    else:
+        what = f"a whole number from {least} to {at_most}"
+        expected = f"an int from {least} to {at_most}"
+    return declare(
         Requirement(
-            lambda value: _is_whole(value) and value >= least,
-            f"a whole number of at least {least}",
-            f"an int >= {least}, known while tracing",
+            lambda value: (
+                _is_whole(value) and least <= value and (at_most is None or value <= at_most)
+            ),
+            what,
+            f"{expected}, known while tracing",
             repr(shown),
         ),
         **field,
@@ -118,7 +130,7 @@ def at_least(least: int, *, such_as: int | None = None, **field: Any) -> Any:
 
 def positive(*, such_as: int | float = 1.0, **field: Any) -> Any:
     """A finite Python number above 0; the error shows `such_as`."""
-    return _declare(
+    return declare(
         Requirement(
             lambda value: _is_number(value) and 0 < value < math.inf,
             "a finite number above 0",
@@ -131,7 +143,7 @@ def positive(*, such_as: int | float = 1.0, **field: Any) -> Any:
 
 def number(*, such_as: int | float = 1.0, **field: Any) -> Any:
     """A finite Python number; the error shows `such_as`."""
-    return _declare(
+    return declare(
         Requirement(
             lambda value: _is_number(value) and math.isfinite(value),
             "a finite number",
@@ -151,7 +163,7 @@ def between(low: int | float, high: int | float, *, below: bool = False, **field
         return low <= value and (value < high if below else value <= high)
 
     span = f"of at least {low} and below {high}" if below else f"from {low} to {high}"
-    return _declare(
+    return declare(
         Requirement(
             accepts,
             f"a finite number of at least {low}" if high == math.inf else f"a number {span}",
@@ -175,7 +187,7 @@ def interval(*, above: int | float = -math.inf, point: bool = False, **field: An
         return above < value[0] and (value[0] < value[1] or (point and value[0] == value[1]))
 
     start = 0.0 if above == -math.inf else above + 0.5
-    return _declare(
+    return declare(
         Requirement(
             accepts,
             f"a range that is not empty{'' if above == -math.inf else f', above {above}'}",
@@ -189,7 +201,7 @@ def interval(*, above: int | float = -math.inf, point: bool = False, **field: An
 def one_of(*choices: Any, **field: Any) -> Any:
     """One of the choices, by equality."""
     listed = ", ".join(map(repr, choices))
-    return _declare(
+    return declare(
         Requirement(
             lambda value: any(type(value) is type(one) and value == one for one in choices),
             f"one of {listed}",
@@ -211,7 +223,7 @@ def instance(*classes: type, what: str, such_as: str, **field: Any) -> Any:
     """
     names = " | ".join(f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in classes)
     accepts = lambda value: isinstance(value, classes)
-    return _declare(Requirement(accepts, what, names, such_as), **field)
+    return declare(Requirement(accepts, what, names, such_as), **field)
 
 
 def with_methods(*methods: str, what: str, such_as: str, **field: Any) -> Any:
@@ -221,15 +233,16 @@ def with_methods(*methods: str, what: str, such_as: str, **field: Any) -> Any:
         and all(callable(getattr(value, method, None)) for method in methods)
     )
     expected = f"an object with {', '.join(methods)}"
-    return _declare(Requirement(accepts, what, expected, such_as), **field)
+    return declare(Requirement(accepts, what, expected, such_as), **field)
 
 
-def function(*arguments: str, gives: str = "...", **field: Any) -> Any:
+def function(*arguments: str, gives: str = "...", only: bool = False, **field: Any) -> Any:
     """A function that is called with these arguments, by position.
 
     Args:
         *arguments: names of the arguments.
         gives: what the function returns, in words.
+        only: whether further arguments that have defaults are refused.
         **field: `default`, `static`, `kw_only`.
     """
     listed = ", ".join(arguments)
@@ -241,13 +254,16 @@ def function(*arguments: str, gives: str = "...", **field: Any) -> Any:
     def accepts(value: Any) -> bool:
         if not callable(value):
             return False
+        signature = _signature(value)
+        if signature is None:
+            return True
         try:
-            signature = _signature(value)
-            return signature is None or bool(signature.bind(*arguments)) or True
+            signature.bind(*arguments)
         except TypeError:
             return False
+        return not only or len(signature.parameters) == len(arguments)
 
-    return _declare(
+    return declare(
         Requirement(
             accepts,
             f"a function of ({listed})",
@@ -269,7 +285,7 @@ def random_key(**field: Any) -> Any:
         return dtype == jnp.uint32 and axes == 1
 
     what, expected = "a random key", "one key, as jax.random.key makes"
-    return _declare(Requirement(accepts, what, expected, "jax.random.key(0)"), **field)
+    return declare(Requirement(accepts, what, expected, "jax.random.key(0)"), **field)
 
 
 def optimizer(**field: Any) -> Any:
@@ -283,7 +299,7 @@ def optimizer(**field: Any) -> Any:
 
 
 def each(kind: Any, *, least: int = 1, length: int | None = None, **field: Any) -> Any:
-    """A tuple or list whose entries are each of the kind.
+    """A tuple whose entries are each of the kind; a list too, but for static fields.
 
     Args:
         kind: the kind of each entry, such as `at_least(1)`.
@@ -293,17 +309,18 @@ def each(kind: Any, *, least: int = 1, length: int | None = None, **field: Any) 
     """
     entry = _requirement(kind)
     many = length is None
+    allowed = tuple if field.get("static") else (tuple, list)  # a list cannot be hashed
     entries = "at least 1 entry" if least == 1 else f"at least {least} entries"
 
     def accepts(value: Any) -> bool:
-        if not isinstance(value, tuple | list):
+        if not isinstance(value, allowed):
             return False
         fits = len(value) >= least if length is None else len(value) == length
         return fits and all(map(entry.accepts, value))
 
     shown = [entry.cure] * (least if length is None else length)
 
-    return _declare(
+    return declare(
         Requirement(
             accepts,
             f"a tuple of {entries if many else f'{length} entries'}, each {entry.what}",
@@ -315,15 +332,14 @@ def each(kind: Any, *, least: int = 1, length: int | None = None, **field: Any) 
 
 
 def either(*kinds: Any, **field: Any) -> Any:
-    """One kind or another; the error shows a value of the last."""
+    """One kind or another; the error shows a value of the first."""
     ways = [_requirement(kind) for kind in kinds]
-    return _declare(
+    return declare(
         Requirement(
             lambda value: any(way.accepts(value) for way in ways),
             " or ".join(way.what for way in ways),
             ", or ".join(way.expected for way in ways),
-            ways[-1].cure,
-            ways[-1].shown,
+            ways[0].cure,
         ),
         **field,
     )
@@ -332,7 +348,7 @@ def either(*kinds: Any, **field: Any) -> Any:
 def or_none(kind: Any, **field: Any) -> Any:
     """What `kind` declares, or None; required unless it has a default."""
     inner = _requirement(kind)
-    return _declare(
+    return declare(
         inner._replace(
             accepts=lambda value: value is None or inner.accepts(value),
             what=f"{inner.what}, or None",
@@ -428,7 +444,7 @@ def _after_fields(check: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def checked(called: str | None = None, /, **kinds: Any) -> Callable[[T], T]:
-    """Decorates a function or a named tuple whose arguments are of the kinds.
+    """Decorates a function, a named tuple or a dataclass, whose arguments are of the kinds.
 
     Arguments that are left out are not checked.
 
@@ -438,7 +454,9 @@ def checked(called: str | None = None, /, **kinds: Any) -> Callable[[T], T]:
     """
 
     def decorate(decorated: Any) -> Any:
-        return _checked_tuple(decorated) if isinstance(decorated, type) else wrap(decorated)
+        made = of_class(decorated) if isinstance(decorated, type) else wrap(decorated)
+        made.__kinds__ = kinds  # for the test that every cure works
+        return made
 
     def wrap(inner: Callable[..., Any], name: str | None = None) -> Any:
         signature = inspect.signature(inner)
@@ -462,9 +480,12 @@ def checked(called: str | None = None, /, **kinds: Any) -> Callable[[T], T]:
 
         return outer
 
-    def _checked_tuple(cls: Any) -> Any:
-        cls.__new__ = wrap(cls.__new__, cls.__name__)
-        cls._make = classmethod(lambda cls, values: cls(*values))  # `_replace` goes through it
+    def of_class(cls: Any) -> Any:
+        if hasattr(cls, "_make"):  # a named tuple
+            cls.__new__ = wrap(cls.__new__, cls.__name__)
+            cls._make = classmethod(lambda cls, values: cls(*values))  # `_replace` goes through it
+        else:
+            cls.__init__ = wrap(cls.__init__, cls.__name__)
         return cls
 
     return decorate

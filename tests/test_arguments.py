@@ -11,8 +11,10 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax
 import numpy as np
 import optax
+import optimistix
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,8 +145,8 @@ KINDS = {
 
 def written(kind):
     """The value that the error tells one to write."""
-    names = {"jax": jax, "optax": optax}
-    return eval(requirement_of(kind).cure, names)
+    packages = {"jax": jax, "jnp": jnp, "optax": optax, "optimistix": optimistix, "lineax": lineax}
+    return eval(requirement_of(kind).cure, vars(innerloop) | packages)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -165,8 +167,8 @@ def test_what_does_not_fit_is_refused_by_name_and_value_with_a_cure_that_works(n
     assert error.problem.startswith("given must be ")
     shown = "given(" if "given(" in error.got else f"given={describe(value)}"
     assert error.got.startswith(shown)
-    (written_call,) = ast.parse(error.write).body
-    assert written_call.value.keywords[0].arg == "given"
+    (call,) = ast.parse(error.write).body
+    assert call.value.keywords[0].arg == "given"
     require(kind, "given", written(kind), "call")
 
 
@@ -216,11 +218,11 @@ class Tasks:
 
 REFUSED = {
     "module": (lambda: Base(0), "count must be .* at least 1.*count=0.*Write: Base\\(..., count=1"),
-    "static": (lambda: Base(1, -1.0), "width=-1.0.*Write: Base\\(..., width=1.0"),
+    "static": (lambda: Base(1, -1.0), "width=-1.0.*Write: Base\\(..., width=2.0"),
     "optional": (lambda: Base(1, chunk=0), "chunk=0.*or None"),
     "subclass": (lambda: Derived(0), "count=0.*Write: Derived\\(..., count=1"),
     "first_the_fields": (lambda: Derived("1"), "count='1'.*Write: Derived"),
-    "keyword": (lambda: Derived(1, fewer=-1), "fewer=-1.*Write: Derived\\(..., fewer=1"),
+    "keyword": (lambda: Derived(1, fewer=-1), "fewer=-1.*Write: Derived\\(..., fewer=0"),
     "own_init": (lambda: OwnInit(True), "count=True.*Write: OwnInit"),
     "function": (lambda: train(0), "steps=0.*Write: train\\(..., steps=1"),
     "function_keyword": (lambda: train(steps=1, chunk=1.5), "chunk=1.5.*Write: train"),
@@ -251,15 +253,33 @@ def test_what_is_declared_makes_a_field_as_before():
         checked(stops=at_least(1))(lambda steps: steps)
 
 
-def test_no_declaration_of_the_package_goes_unchecked():
-    """A plain Equinox module would take the declarations, and check none."""
+def members():
+    """Every function and class of the package, and the methods of its classes."""
     for module in pkgutil.walk_packages(innerloop.__path__, "innerloop."):
         if ".adapters" not in module.name and "__main__" not in module.name:
-            importlib.import_module(module.name)
-    modules = list(eqx.Module.__subclasses__())
-    for cls in modules:
-        modules += cls.__subclasses__()
-        if cls.__module__.startswith("innerloop.") and any(
-            map(requirement_of, dataclasses.fields(cls))
-        ):
-            assert issubclass(cls, CheckedModule), cls
+            for member in vars(importlib.import_module(module.name)).values():
+                yield member
+                yield from vars(member).values() if isinstance(member, type) else ()
+
+
+def declared(member):
+    """The kinds of a member's arguments by name."""
+    if isinstance(member, type) and issubclass(member, eqx.Module):
+        return {field.name: field for field in dataclasses.fields(member) if requirement_of(field)}
+    return getattr(member, "__kinds__", {})
+
+
+def test_no_declaration_of_the_package_goes_unchecked():
+    """A plain Equinox module would take the declarations, and check none."""
+    for member in members():
+        if declared(member) and not hasattr(member, "__kinds__"):
+            assert issubclass(member, CheckedModule), member
+
+
+def test_every_error_of_the_package_says_something_that_works():
+    found = {
+        (str(member), name): kind for member in members() for name, kind in declared(member).items()
+    }
+    assert len(found) > 80
+    for (member, name), kind in found.items():
+        assert requirement_of(kind).accepts(written(kind)), (member, name)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, checked
+from innerloop.checks import describe
 from innerloop.devices.processes import in_any, same_in_all, together
 from innerloop.errors import RunError
 from innerloop.gradients.reach import leaf_names, leaf_shapes
@@ -30,6 +31,7 @@ _NEW_SINCE = {1: {".state.faults", ".state.in_a_row"}}
 _STORAGE_ERRORS = (OSError, ValueError, KeyError)
 
 
+@checked(every=at_least(1, such_as=500), keep=at_least(1, such_as=3))
 class Checkpoints(NamedTuple):
     """Where the training state is saved, and how often.
 
@@ -51,8 +53,6 @@ class CheckpointFolder:
     """
 
     def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any]):
-        check_count("every", checkpoints.every, write="Checkpoints(folder, every=500)")
-        check_count("keep", checkpoints.keep, write="Checkpoints(folder, keep=3)")
         self._path = Path(checkpoints.folder).absolute()
         self._every = checkpoints.every
         self._settings = json.loads(json.dumps(settings))

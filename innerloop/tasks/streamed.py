@@ -12,14 +12,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count, optional_package
+from innerloop.arguments import at_least, checked
+from innerloop.checks import optional_package
 from innerloop.errors import DataError, StructureError
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.images import as_unit_interval
 
-_WRITE = "StreamedTasks(draw, threads=4, ahead=16)"
 
-
+@checked(threads=at_least(1, such_as=4), ahead=at_least(1, such_as=16))
 @dataclass(frozen=True, eq=False)
 class StreamedTasks:
     """Tasks that the host draws while the device learns (needs innerloop[stream]).
@@ -43,16 +43,12 @@ class StreamedTasks:
     threads: int = 4
     ahead: int = 16
 
-    def __post_init__(self):
-        check_count("threads", self.threads, write=_WRITE)
-        check_count("ahead", self.ahead, write=_WRITE)
-
+    @checked("tasks.sample", n=at_least(1, such_as=8))
     def sample(self, key: PRNGKeyArray, n: int) -> Episode:
         """A batch of `n` episodes, drawn now: for validation and test sets.
 
         Raises `StructureError` in a compiled function, which cannot wait for the host.
         """
-        check_count("n", n, write="tasks.sample(key, n=8)")
         if isinstance(key, Tracer):
             raise StructureError(
                 "streamed tasks are drawn by the host, and not in a compiled function",
@@ -108,6 +104,7 @@ def _numbers(key: PRNGKeyArray) -> list[int]:
     return np.asarray(jax.random.key_data(key) if typed else key).ravel().tolist()
 
 
+@checked(ways=at_least(2, such_as=5), shots=at_least(1), queries=at_least(1, such_as=15))
 @dataclass(frozen=True, eq=False)
 class StoredImages:
     """Draws `ways`-way, `shots`-shot tasks from images on disk; see `ClassificationTasks`.
@@ -130,10 +127,6 @@ class StoredImages:
     counts: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        write = "StoredImages(images, ways=5, shots=1, queries=15)"
-        check_count("ways", self.ways, 2, write=write)
-        check_count("shots", self.shots, write=write)
-        check_count("queries", self.queries, write=write)
         classes, examples = self.images.shape[:2]
         fewest = min(self.counts or (examples,))
         if self.ways > classes or self.shots + self.queries > fewest:
@@ -142,7 +135,8 @@ class StoredImages:
                 got=f"ways={self.ways} of {classes}, "
                 f"shots={self.shots} + queries={self.queries} of {fewest}",
                 expected=f"at most {classes} ways, and shots + queries of at most {fewest}",
-                write=write,
+                write="fewer ways, shots or queries, as StoredImages(images, ways=5, shots=1, "
+                "queries=15)",
             )
 
     def __call__(self, rng: np.random.Generator) -> Episode:
