@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
-from innerloop.checks import check_count, check_key, describe, is_floating
+from innerloop.arguments import at_least, checked, optional, random_key
+from innerloop.checks import describe, is_floating
 from innerloop.errors import GradientError, InnerloopError, StructureError
 from innerloop.fidelity import Fidelity
 from innerloop.gradients import Aux, MetaGradient, Unroll
@@ -39,6 +40,7 @@ Spread = Callable[[SumOverTasks], SumOverTasks]
 """The same sum, run in another way: over devices, or task by task."""
 
 
+@checked(key=random_key())
 def adapt(
     problem: Problem, adaptation: Adaptation, meta: PyTree, support: PyTree, key: PRNGKeyArray
 ) -> tuple[PyTree, Any]:
@@ -50,7 +52,6 @@ def adapt(
     Raises `GradientError` when differentiated, `StructureError` for parts that do not fit.
     """
     check_meta(meta)
-    check_key(key)
     keys = task_keys(key)
     state, info, _ = run(problem, adaptation, meta, support, keys.adapt, Exact(), StoreAll())
     return refuse_derivative(
@@ -81,10 +82,10 @@ def meta_objective(
     derivatives = _require_gradient(problem, adaptation, gradient).derivatives
     task_objective = gradient.objective(problem, adaptation)
 
+    @checked(key=random_key())
     def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
         check_meta(meta)
         _check_episode(episode)
-        check_key(key)
         loss, aux = task_objective(meta, episode, key)
         loss = require_reach(loss, meta, detached)
         if not derivatives.second:
@@ -108,6 +109,7 @@ def _require_gradient(problem: Problem, adaptation: Adaptation, gradient: MetaGr
     )
 
 
+@checked(chunk=optional(at_least(1)))
 def meta_value_and_grad(
     problem: Problem,
     adaptation: Adaptation,
@@ -135,8 +137,6 @@ def meta_value_and_grad(
     Raises, while tracing, `StructureError` for parts that do not fit and `GradientError` when no
     meta-parameter reaches the loss.
     """
-    if chunk is not None:
-        check_count("chunk", chunk, write="meta_value_and_grad(problem, adaptation, chunk=1)")
     if isinstance(spread, ContextDecorator) or (spread is not None and not callable(spread)):
         raise StructureError(  # a mesh is a context: called, it would do nothing, and say so never
             "spread is a function that runs a sum over tasks in another way",
@@ -146,6 +146,7 @@ def meta_value_and_grad(
         )
     objective = meta_objective(problem, adaptation, gradient)
 
+    @checked(key=random_key())
     def value_and_grad(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
         check_meta(meta)
         if not jax.tree.leaves(meta):
@@ -156,7 +157,6 @@ def meta_value_and_grad(
                 write="meta_objective(problem, adaptation)(meta, episode, key) for the value alone",
             )
         tasks = task_count(episodes)
-        check_key(key)
         keys = jax.random.split(key, tasks)
         weights = jnp.ones(tasks) if episodes.weight is None else episodes.weight
         unreached: list[str] = []

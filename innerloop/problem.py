@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
+from innerloop.arguments import CheckedModule, function, optional, or_none
 from innerloop.checks import (
     check_numbers,
-    check_signature,
     describe,
     failures_explained,
     is_floating,
@@ -63,7 +63,7 @@ class Examples(eqx.Module):
         check_numbers("inputs", self.inputs, write="Examples(inputs.astype(float), targets)")
 
 
-class Problem(eqx.Module):
+class Problem(CheckedModule):
     r"""What is optimised. It names no gradient, no optimizer and no device.
 
     The meta-objective of one task is
@@ -87,23 +87,16 @@ class Problem(eqx.Module):
     are never guessed at.
     """
 
-    init: Callable[..., PyTree] | None
-    inner_loss: Callable[..., Any] | None
-    outer_loss: Callable[..., Any]
-    step_weights: Callable[[int], Float[Array, " steps_plus_one"]] | None = None
-
-    def __check_init__(self):
-        check_signature("init", self.init, ("meta", "support", "key"))
-        check_signature("inner_loss", self.inner_loss, ("params", "meta", "batch", "key"))
-        if self.outer_loss is None:
-            raise StructureError(
-                "a problem needs an outer loss",
-                got="outer_loss=None",
-                expected="(params, meta, batch, key) -> scalar | (scalar, aux)",
-                write="Problem(init, inner_loss, outer_loss=lambda params, meta, batch, key: ...)",
-            )
-        check_signature("outer_loss", self.outer_loss, ("params", "meta", "batch", "key"))
-        check_signature("step_weights", self.step_weights, ("steps",))
+    init: Callable[..., PyTree] | None = or_none(function("meta", "support", "key", gives="params"))
+    inner_loss: Callable[..., Any] | None = or_none(
+        function("params", "meta", "batch", "key", gives="scalar | (scalar, aux)")
+    )
+    outer_loss: Callable[..., Any] = function(
+        "params", "meta", "batch", "key", gives="scalar | (scalar, aux)"
+    )
+    step_weights: Callable[[int], Float[Array, " steps_plus_one"]] | None = optional(
+        function("steps", gives="(steps + 1,) weights")
+    )
 
 
 class TaskKeys(NamedTuple):

@@ -285,5 +285,8 @@ def test_procedure_refuses_steps_and_other_signatures():
         inner(learn, steps=1)
     with pytest.raises(il.StructureError, match=r"no inner steps"):
         learn.step(PROBLEM, META, SUPPORT, META, KEY, exact_inner_gradient)
-    with pytest.raises(il.StructureError, match=r"fn has the wrong arguments.*Write: fn=lambda"):
+    with pytest.raises(
+        il.StructureError,
+        match=r"fn must be a function of .meta, support, key.*Write: Procedure.*fn=lambda",
+    ):
         il.Procedure(lambda support: support)

@@ -9,7 +9,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation
 from innerloop.adaptation.slots import InnerRule, InnerStep, Loop
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, require
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.problem import Problem
 
@@ -107,7 +108,7 @@ def _step_count(adaptation: Adaptation, steps: int | None) -> int:
     if steps is None:
         # None on the adaptation itself means: one call of `step` runs to convergence.
         return 1 if adaptation.steps is None else adaptation.steps
-    check_count("steps", steps, 0, write="GradientDescent(optax.sgd(0.01), steps=5)")
+    require(at_least(0), "steps", steps, type(adaptation).__name__)
     if adaptation.steps is None or (adaptation.steps == 0 and steps > 0):
         raise StructureError(
             "this adaptation has no steps to count",

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from innerloop.checks import check_count, describe, optional_package
+from innerloop.arguments import at_least, checked
+from innerloop.checks import describe, optional_package
 from innerloop.devices.processes import in_any, same_in_all, together
 from innerloop.errors import RunError
 from innerloop.gradients.reach import leaf_names, leaf_shapes
@@ -28,6 +29,7 @@ FORMAT = 4
 _STORAGE_ERRORS = (OSError, ValueError, KeyError)
 
 
+@checked(every=at_least(1, such_as=500), keep=at_least(1, such_as=3))
 class Checkpoints(NamedTuple):
     """Where the training state is saved, and how often (needs innerloop[checkpoints]).
 
@@ -49,8 +51,6 @@ class CheckpointFolder:
     """
 
     def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any]):
-        check_count("every", checkpoints.every, write="Checkpoints(folder, every=500)")
-        check_count("keep", checkpoints.keep, write="Checkpoints(folder, keep=3)")
         self._path = Path(checkpoints.folder).absolute()
         self._every = checkpoints.every
         self._settings = json.loads(json.dumps(settings))

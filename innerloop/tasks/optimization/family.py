@@ -8,7 +8,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation, GradientDescent, MiniBatches
 from innerloop.adaptation.gradient_descent import MetaOptimizer
-from innerloop.optimizers.base import log_rate
+from innerloop.arguments import checked, positive
 from innerloop.problem import Problem
 from innerloop.tasks.base import TaskDistribution
 
@@ -51,6 +51,7 @@ class Family(NamedTuple):
         return init(None, support, key)
 
 
+@checked(factor=positive(such_as=2.0))
 def rescaled(family: Family, factor: float) -> Family:
     r"""The same tasks in other units: parameters $\theta / c$, of which the loss reads c times.
 
@@ -60,7 +61,6 @@ def rescaled(family: Family, factor: float) -> Family:
 
     Raises `StructureError` for a factor that is not positive and finite.
     """
-    log_rate(factor, "factor")
     init, inner, outer = family.problem.init, family.problem.inner_loss, family.problem.outer_loss
     assert init is not None and inner is not None
     times = lambda tree, factor: jax.tree.map(lambda leaf: factor * leaf, tree)

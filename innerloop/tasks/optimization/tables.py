@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count, optional_package
+from innerloop.arguments import at_least, checked
+from innerloop.checks import optional_package
 from innerloop.errors import DataError
 from innerloop.precision import default_float
 from innerloop.problem import Episode, Examples
@@ -79,8 +80,9 @@ class TableTasks(eqx.Module):
     targets: jax.Array
     rows: int = eqx.field(static=True)
 
+    @checked(rows=at_least(1, such_as=128))
     def __init__(self, table: Table, rows: int):
-        self.rows = check_count("rows", rows, write="TableTasks(table, rows=128)")
+        self.rows = rows
         if 2 * rows > len(table.inputs):
             raise DataError(
                 "there are not enough rows for a support and a query set",
