@@ -98,7 +98,8 @@ def declare(requirement: Requirement, static: bool = False, **field: Any) -> Any
     default = field.get("default")
     if isinstance(default, int | float | tuple) and requirement.accepts(default):
         requirement = requirement._replace(cure=repr(default))
-    return eqx.field(static=static, metadata={REQUIREMENT: requirement}, **field)
+    metadata = {REQUIREMENT: requirement, **field.pop("metadata", {})}
+    return eqx.field(static=static, metadata=metadata, **field)
 
 
 # The kinds. Each is the field specifier of a module's field, so that type checkers know from

@@ -122,9 +122,7 @@ def test_evaluate_takes_a_learner_that_predicts_where_calibration_is_asked_for()
     recipe, meta = point_recipe(), {"x": jnp.zeros(2)}
     config.update("jaxtyping_disable", True)  # as users see it
     try:
-        with pytest.raises(
-            StructureError, match=r"takes a learner.*Learner\(problem, adaptation\)"
-        ):
+        with pytest.raises(StructureError, match=r"must be a Learner.*Learner\(problem, adap"):
             evaluate(recipe.problem, meta, HELD_OUT, KEY)
         with pytest.raises(StructureError, match=r"predictions.*Learner\(problem, .*predict\)"):
             evaluate(recipe.learner, meta, HELD_OUT, KEY, calibration=True)

@@ -185,7 +185,10 @@ def test_fidelity_is_the_least_of_the_parts_and_names_them():
     ("make", "message"),
     [
         (lambda: Phases(WHOLE, WINDOWS, until=0), "until must be a whole number of at least 1"),
-        (lambda: Phases(WHOLE, il.Unroll(), until=2), r"phases are estimators.*WholeTasks\("),
+        (
+            lambda: Phases(WHOLE, il.Unroll(), until=2),
+            r"then must be an estimator.*Unroll.*WholeTasks\(",
+        ),
         (lambda: trained(Phases(WHOLE, WHOLE, until=2), INIT, memory="1GiB"), "whole tasks"),
     ],
     ids=["empty", "a meta-gradient", "budget"],

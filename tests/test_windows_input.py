@@ -62,7 +62,7 @@ CASES = {
     "pairs_0": (made("NoiseReuseES", 4, 8, pairs=0, sigma=0.1), "pairs must be a whole number"),
     "sigma_0": (
         made("PersistentES", 4, 8, pairs=1, sigma=0.0),
-        "needs a width.*sigma=0.0.*PersistentES",
+        "sigma must be a finite number above 0.*sigma=0.0.*PersistentES",
     ),
     "clip_nan": (made("PersistentES", 4, 8, pairs=1, sigma=0.1, clip=float("nan")), "clip"),
     "pair_chunk": (
@@ -75,16 +75,19 @@ CASES = {
     ),
     "no_unroll": (
         made("TruncatedUnroll", 4, 8, unroll=il.Reptile()),
-        "by Unroll.*Reptile",
+        "unroll must be an Unroll.*Reptile",
     ),
     "batch_0": (refused(batch=0), "batch must be a whole number"),
-    "swapped": (refused(problem=HALVE, adaptation=HALVED), "made of.*GradientDescent, Problem"),
+    "swapped": (
+        refused(problem=HALVE, adaptation=HALVED),
+        "problem must be a Problem.*GradientDescent",
+    ),
     "no_steps": (
         refused(adaptation=il.Procedure(lambda meta, support, key: meta)),
         "no steps to stop between.*horizon",
     ),
     "integer_meta": (begins(jnp.int32(1)), "meta is not a floating-point array"),
-    "no_tasks": (refused(tasks=None), "NoneType.*task distribution"),
+    "no_tasks": (refused(tasks=None), "tasks must be a task distribution.*None"),
     "streamed": (
         refused(tasks=il.tasks.StreamedTasks(print)),
         "draw their tasks on the device.*StreamedT",

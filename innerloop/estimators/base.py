@@ -3,11 +3,11 @@
 import abc
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
 
+from innerloop.arguments import CheckedModule
 from innerloop.devices.placement import Placement
 from innerloop.errors import StructureError
 from innerloop.estimators.settings import settings_of
@@ -79,7 +79,7 @@ class CheckedPart(NamedTuple):
     episodes: Any
 
 
-class Estimator(eqx.Module):
+class Estimator(CheckedModule):
     """The gradient of the outer objective, which an outer step follows.
 
     An estimator draws its tasks, learns them and returns an `Estimate`. What it needs from one

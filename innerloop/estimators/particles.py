@@ -9,13 +9,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import check_count, check_positive, is_floating
+from innerloop.arguments import at_least, function, number, optional, positive
+from innerloop.checks import is_floating
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.estimators.horizons import Horizon
 from innerloop.estimators.online_windows import OnlineWindows, WindowResult
-from innerloop.estimators.whole_tasks import Schedule
+from innerloop.estimators.settings import NO_SETTING
+from innerloop.estimators.whole_tasks import (
+    Schedule,
+    a_problem,
+    a_task_distribution,
+    an_adaptation,
+)
 from innerloop.estimators.window import Followed, Window
-from innerloop.gradients.evolution import WIDTH, gaussian
+from innerloop.gradients.evolution import gaussian
 from innerloop.problem import Problem
 from innerloop.tasks import TaskDistribution
 
@@ -54,30 +61,20 @@ class AntitheticPairs(OnlineWindows):
     - `clip`: the most that an outer loss counts, also one that is not finite
     """
 
-    problem: Problem
-    adaptation: Adaptation
-    tasks: TaskDistribution
-    window: int
+    problem: Problem = a_problem()
+    adaptation: Adaptation = an_adaptation()
+    tasks: TaskDistribution = a_task_distribution()
+    window: int = at_least(1, such_as=20)
     horizon: Horizon
-    batch: int
-    pairs: int = 1
-    sigma: float = 0.01
-    pairs_at_once: int | None = eqx.field(default=None, kw_only=True, metadata={"setting": False})
+    batch: int = at_least(1, such_as=8)
+    pairs: int = at_least(1, default=1)
+    sigma: float = positive(default=0.01)
+    pairs_at_once: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
     overlap: int = eqx.field(default=0, init=False)
-    clip: float | None = eqx.field(default=None, kw_only=True)
-    chunk: int | None = eqx.field(default=None, kw_only=True, metadata={"setting": False})
-    schedule: Schedule | None = eqx.field(default=None, kw_only=True)
-    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata={"setting": False})
-
-    def __check_init__(self):
-        name = type(self).__name__
-        write = f"{name}(..., window=20, horizon=200, batch=8, pairs=4, sigma=0.01)"
-        check_count("pairs", self.pairs, write=write)
-        check_positive("sigma", self.sigma, WIDTH, write=write)
-        if self.pairs_at_once is not None:
-            check_count(
-                "pairs_at_once", self.pairs_at_once, write=write[:-1] + ", pairs_at_once=2)"
-            )
+    clip: float | None = optional(number(such_as=10.0), kw_only=True)
+    chunk: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
+    schedule: Schedule | None = optional(function("outer_step"), kw_only=True)
+    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
 
     def each_pair(self, function, *stacked):
         """`function` of `pairs_at_once` pairs at a time."""

@@ -6,12 +6,18 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import describe
+from innerloop.arguments import at_least, function, instance, number, optional
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.estimators.horizons import Horizon, as_tuple
 from innerloop.estimators.online_windows import OnlineWindows, WindowResult
-from innerloop.estimators.whole_tasks import Schedule
+from innerloop.estimators.settings import NO_SETTING
+from innerloop.estimators.whole_tasks import (
+    Schedule,
+    a_problem,
+    a_task_distribution,
+    an_adaptation,
+)
 from innerloop.estimators.window import Window
 from innerloop.fidelity import Fidelity, combined
 from innerloop.gradients.last import Last
@@ -44,27 +50,22 @@ class TruncatedUnroll(OnlineWindows):
     where no meta-parameter reaches the loss.
     """
 
-    problem: Problem
-    adaptation: Adaptation
-    tasks: TaskDistribution
-    window: int
+    problem: Problem = a_problem()
+    adaptation: Adaptation = an_adaptation()
+    tasks: TaskDistribution = a_task_distribution()
+    window: int = at_least(1, such_as=20)
     horizon: Horizon
-    batch: int
-    overlap: int = 0
-    unroll: Unroll = Unroll()
-    clip: float | None = eqx.field(default=None, kw_only=True)
-    chunk: int | None = eqx.field(default=None, kw_only=True, metadata={"setting": False})
-    schedule: Schedule | None = eqx.field(default=None, kw_only=True)
-    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata={"setting": False})
+    batch: int = at_least(1, such_as=8)
+    overlap: int = at_least(0, default=0)
+    unroll: Unroll = instance(
+        Unroll, what="an Unroll", such_as="Unroll(loop=Segments(1))", default=Unroll()
+    )
+    clip: float | None = optional(number(such_as=10.0), kw_only=True)
+    chunk: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
+    schedule: Schedule | None = optional(function("outer_step"), kw_only=True)
+    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
 
     def __check_init__(self):
-        if not isinstance(self.unroll, Unroll):
-            raise StructureError(
-                "a window is differentiated by Unroll",
-                got=f"unroll={describe(self.unroll)}",
-                expected="Unroll, with the settings that suit the window",
-                write="TruncatedUnroll(window=20, horizon=200, unroll=Unroll(loop=Segments(1)))",
-            )
         if isinstance(self.unroll.loop, Last):
             raise StructureError(
                 "a window of which only the last steps are differentiated is a shorter window",

@@ -12,12 +12,13 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, function, instance, optional, with_methods
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskFaults, TaskSet
 from innerloop.estimators.metrics import is_sound, key_numbers, mean_metrics
 from innerloop.estimators.planning import planned
+from innerloop.estimators.settings import NO_SETTING
 from innerloop.gradients import MetaGradient
 from innerloop.gradients.base import Fidelity
 from innerloop.gradients.shorten import shorten
@@ -29,6 +30,23 @@ from innerloop.tasks.streamed import on_device
 
 Schedule = Callable[[Int[Array, ""]], tuple[Problem, Adaptation]]
 """`outer step -> (problem, adaptation)`. The step is traced: numbers may differ, shapes may not."""
+
+
+def a_task_distribution() -> Any:
+    """The declaration of a field that draws tasks."""
+    return with_methods("sample", what="a task distribution", such_as="SinusoidTasks(5, 5)")
+
+
+def a_problem() -> Any:
+    """The declaration of a field for a problem."""
+    write = "Problem(init, inner_loss, outer_loss)"
+    return instance(Problem, what="a Problem", such_as=write)
+
+
+def an_adaptation() -> Any:
+    """The declaration of a field for an adaptation."""
+    write = "GradientDescent(optax.sgd(0.1), 1)"
+    return instance(Adaptation, what="an Adaptation", such_as=write)
 
 
 class WholeTasks(Estimator):
@@ -57,28 +75,17 @@ class WholeTasks(Estimator):
         GradientError: The meta-gradient does not exist after this adaptation.
     """
 
-    problem: Problem
-    adaptation: Adaptation
-    gradient: MetaGradient
-    tasks: TaskDistribution | StreamedTasks
-    batch: int
-    chunk: int | None = eqx.field(default=None, kw_only=True, metadata={"setting": False})
-    schedule: Schedule | None = eqx.field(default=None, kw_only=True)
+    problem: Problem = a_problem()
+    adaptation: Adaptation = an_adaptation()
+    gradient: MetaGradient = instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")
+    tasks: TaskDistribution | StreamedTasks = a_task_distribution()
+    batch: int = at_least(1, such_as=8)
+    chunk: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
+    schedule: Schedule | None = optional(function("outer_step"), kw_only=True)
     tested: Learner | None = eqx.field(default=None, kw_only=True)
-    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata={"setting": False})
+    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
 
     def __check_init__(self):
-        write = "WholeTasks(problem, adaptation, Unroll(), tasks, batch=8)"
-        check_count("batch", self.batch, write=write)
-        if self.chunk is not None:
-            check_count("chunk", self.chunk, write="WholeTasks(..., batch=8, chunk=1)")
-        if not callable(getattr(self.tasks, "sample", None)):
-            raise StructureError(
-                "WholeTasks draws tasks from a task distribution",
-                got=f"tasks={describe(self.tasks)}",
-                expected="an object with sample(key, n)",
-                write=write,
-            )
         meta_value_and_grad(*self.at(0), self.gradient)  # refuses now what it would refuse later
 
     def at(self, outer_step: int | Int[Array, ""]) -> tuple[Problem, Adaptation]:

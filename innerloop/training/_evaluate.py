@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import run
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, checked, instance, optional, random_key
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import placement
 from innerloop.errors import StructureError
@@ -96,6 +96,13 @@ def evaluate(
     return summarise(results)
 
 
+@checked(
+    "evaluate",
+    learner=instance(Learner, what="a Learner", such_as="Learner(problem, adaptation)"),
+    key=random_key(),
+    steps=optional(at_least(0)),
+    chunk=optional(at_least(1, such_as=100)),
+)
 def evaluated_tasks(
     learner: Learner,
     meta: PyTree,
@@ -122,15 +129,6 @@ def evaluated_tasks(
         each_step: Judge the parameters after 0 ... `steps` steps; otherwise after the last alone,
             as the only result, which spares the query set after all the others.
     """
-    if not isinstance(learner, Learner):
-        raise StructureError(
-            "evaluate takes a learner",
-            got=describe(learner),
-            expected="a Learner",
-            write="evaluate(Learner(problem, adaptation), meta, episodes, key)",
-        )
-    if chunk is not None:
-        check_count("chunk", chunk, write="evaluate(learner, ..., chunk=100)")
     if calibration and learner.predict is None:
         raise StructureError(
             "calibration is measured of a learner's predictions",

@@ -7,18 +7,19 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count, check_positive
+from innerloop.arguments import CheckedModule, at_least, positive
 from innerloop.errors import RunError
 from innerloop.training.step import Program, TrainState
 
 
-class NonFinite(eqx.Module):
+class NonFinite(CheckedModule):
     """A policy for outer steps whose loss or meta-gradient is not finite.
 
-    - `in_a_row`: how many such steps may follow each other; one more ends the run. The state before
-      it is saved, so that the run goes on from there, under another policy if need be.
-    - `norm`: None leaves meta-parameters and optimizer as they were; a number clips each task's
-      gradient to this norm, leaves out those that are not finite, and steps along their mean
+    Args:
+        in_a_row: How many such steps may follow each other; one more ends the run. The state before
+            it is saved, so that the run goes on from there, under another policy if need be.
+        norm: None leaves meta-parameters and optimizer as they were. A number clips each task's
+            gradient to this norm, leaves out those that are not finite, and steps along their mean.
     """
 
     in_a_row: eqx.AbstractVar[int]
@@ -26,35 +27,35 @@ class NonFinite(eqx.Module):
 
 
 class Stop(NonFinite):
-    """End the run at the first one."""
+    """End the run at the first such step."""
 
     in_a_row: int = eqx.field(default=0, init=False)
     norm: float | None = eqx.field(default=None, init=False)
 
 
 class Skip(NonFinite):
-    """Go on with the next step's tasks."""
+    """Go on with the next step's tasks.
 
-    in_a_row: int = 10
+    Args:
+        in_a_row: How many such steps may follow each other.
+    """
+
+    in_a_row: int = at_least(1, default=10)
     norm: float | None = eqx.field(default=None, init=False)
-
-    def __check_init__(self):
-        check_count("in_a_row", self.in_a_row, write="Skip(in_a_row=10)")
 
 
 class Clip(NonFinite):
-    r"""Step along $\frac{1}{W} \sum_i w_i\, g_i \min(1, c / \lVert g_i \rVert)$, where tasks whose
-    loss or gradient $g_i$ is not finite count as zero; c is `norm`, W the sum of all weights.
+    r"""Step along $\frac{1}{W} \sum_i w_i\, g_i \min(1, c / \lVert g_i \rVert)$.
+
+    Tasks whose loss or gradient $g_i$ is not finite count as zero; W is the sum of all weights.
+
+    Args:
+        norm: c, the largest norm of a task's gradient.
+        in_a_row: How many such steps may follow each other.
     """
 
-    norm: float = 1.0
-    in_a_row: int = 10
-
-    def __check_init__(self):
-        check_count("in_a_row", self.in_a_row, write="Clip(norm=1.0, in_a_row=10)")
-        check_positive(
-            "norm", self.norm, "gradients are clipped to a length", write="Clip(norm=1.0)"
-        )
+    norm: float = positive(default=1.0)
+    in_a_row: int = at_least(1, default=10)
 
 
 class Fault(NamedTuple):
