@@ -187,7 +187,7 @@ def test_fidelity_is_the_least_of_the_parts_and_names_them():
         (lambda: Phases(WHOLE, WINDOWS, until=0), "until must be a whole number of at least 1"),
         (
             lambda: Phases(WHOLE, il.Unroll(), until=2),
-            r"then must be an estimator.*Unroll.*WholeTasks\(",
+            r"then must be an estimator.*Unroll.*Whole",
         ),
         (lambda: trained(Phases(WHOLE, WHOLE, until=2), INIT, memory="1GiB"), "whole tasks"),
     ],

@@ -466,9 +466,7 @@ def test_tasks_are_drawn_from_a_distribution():
     recipe = point_recipe()
     config.update("jaxtyping_disable", True)  # as users see it
     try:
-        with pytest.raises(
-            StructureError, match=r"tasks must be a task distribution.*tasks=\[1, 2"
-        ):
+        with pytest.raises(StructureError, match=r"tasks must be a task dist.*tasks=\[1, 2"):
             WholeTasks(recipe.problem, recipe.adaptation, Unroll(), [1, 2], 3)
     finally:
         config.update("jaxtyping_disable", False)

@@ -80,7 +80,7 @@ CASES = {
     "batch_0": (refused(batch=0), "batch must be a whole number"),
     "swapped": (
         refused(problem=HALVE, adaptation=HALVED),
-        "problem must be a Problem.*GradientDescent",
+        "problem must be a Problem.*Descent",
     ),
     "no_steps": (
         refused(adaptation=il.Procedure(lambda meta, support, key: meta)),

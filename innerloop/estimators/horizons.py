@@ -1,4 +1,4 @@
-"""How long inner runs are, in whole windows, and what each of their losses weighs."""
+"""The lengths of inner runs, in whole windows, and the weights of their losses."""
 
 from typing import Any, NamedTuple
 
@@ -12,17 +12,24 @@ from innerloop.gradients.base import weights_of_steps
 from innerloop.problem import Problem
 
 Horizon = int | tuple[int, ...]
-"""Inner steps of a whole run, or the numbers of steps that are drawn from, each as likely."""
+"""Inner steps of a whole run, or numbers of steps that runs draw from with equal probability."""
 
 
 @checked(window=at_least(1), values=at_least(1))
 def log_uniform(low: int, high: int, window: int, values: int = 16) -> tuple[int, ...]:
-    """Horizons that are uniform in their logarithm: `values` of them, in whole windows.
+    """Horizons that are uniform in their logarithm, in whole windows.
 
-    Short runs, where most is learned about the beginning, are many, and some go on far beyond
-    (Metz et al. 2022, arXiv 2211.09760, draw them so for learned optimizers).
+    Short runs, where most is learned about the beginning, are many, and some are far longer (Metz
+    et al. 2022, arXiv 2211.09760, draw them so for learned optimizers).
 
-    Raises `StructureError` for a `low` below the window or above `high`.
+    Args:
+        low: The shortest horizon, at least one window.
+        high: The longest horizon.
+        window: Inner steps of a window.
+        values: How many horizons there are.
+
+    Raises:
+        StructureError: `low` is below the window or above `high`, or a count is below one.
     """
     require(at_least(window), "low", low, "log_uniform")
     require(at_least(low), "high", high, "log_uniform")
@@ -31,13 +38,14 @@ def log_uniform(low: int, high: int, window: int, values: int = 16) -> tuple[int
 
 
 class Lengths(NamedTuple):
-    """Horizons as arrays, for runs that each have one of them.
+    """Horizons as arrays.
 
-    - `lengths`: inner steps, one entry per horizon
-    - `weights`: `(horizons, longest + 1)`, of the losses after 0, 1, ... steps; None: of the last
-      alone
-    - `scale`: windows per run, on average over horizons. A window's losses are multiplied by it, so
-      that their mean over the windows of many runs is the mean of the meta-objective.
+    Attributes:
+        lengths: `(horizons,)`, inner steps.
+        weights: `(horizons, longest + 1)`, the weights of the losses after 0, 1, ... steps; None if
+            only the last loss counts.
+        scale: Windows per run, on average over horizons. A window's losses are multiplied by it, so
+            that their mean over the windows of many runs is the mean of the meta-objective.
     """
 
     lengths: np.ndarray
@@ -46,13 +54,13 @@ class Lengths(NamedTuple):
 
 
 def lengths_of(horizon: Horizon, window: int, overlap: int, problem: Problem) -> Lengths:
-    """The horizons of a problem, the weights of its losses among them."""
+    """The horizons with the weights of a problem's losses."""
     lengths = np.asarray(as_tuple(horizon), np.int32)
     scale = float(np.mean((lengths - overlap) // (window - overlap)))
     if problem.step_weights is None:
         return Lengths(lengths, None, scale)
     dtype = jnp.result_type(float)
-    with jax.ensure_compile_time_eval():  # of numbers alone, so that zeros are known to be zeros
+    with jax.ensure_compile_time_eval():  # so that zeros are known while tracing
         rows = [np.asarray(weights_of_steps(problem.step_weights, int(n), dtype)) for n in lengths]
     longest = max(len(row) for row in rows)
     padded = np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
@@ -60,7 +68,7 @@ def lengths_of(horizon: Horizon, window: int, overlap: int, problem: Problem) ->
 
 
 def as_tuple(horizon: Horizon) -> tuple[int, ...]:
-    """A single horizon is the only one of its kind."""
+    """The horizons as a tuple."""
     return horizon if isinstance(horizon, tuple) else (horizon,)
 
 

@@ -28,10 +28,12 @@ from innerloop.tasks import TaskDistribution
 
 
 class Particles(NamedTuple):
-    """What is carried of one run: its antithetic pairs.
+    """The antithetic pairs of one run, which its state carries.
 
-    - `states`: inner states, leaves `(pairs, 2, ...)`: of the perturbation added and subtracted
-    - `noise`: what a pair's losses are credited to, leaves `(pairs, ...)`, in units of meta
+    Attributes:
+        states: Inner states, leaves `(pairs, 2, ...)`: with the perturbation added and subtracted.
+        noise: The perturbations that a pair's losses are credited to, leaves `(pairs, ...)`, in
+            units of meta.
     """
 
     states: PyTree
@@ -41,9 +43,10 @@ class Particles(NamedTuple):
 class PairLoss(NamedTuple):
     r"""The losses of a pair in a window.
 
-    - `slope`: $(L_+ - L_-) / 2\sigma^2$
-    - `mean`: of the two losses
-    - `finite`: whether both particles are
+    Attributes:
+        slope: $(L_+ - L_-) / 2\sigma^2$.
+        mean: The mean of the two losses.
+        finite: Whether both particles are finite.
     """
 
     slope: Scalar
@@ -52,13 +55,9 @@ class PairLoss(NamedTuple):
 
 
 class AntitheticPairs(OnlineWindows):
-    """An online estimator that reads losses alone, of meta-parameters perturbed in pairs.
+    """An estimator that reads losses alone, of meta-parameters perturbed in antithetic pairs.
 
-    - `window`, `horizon`: inner steps per outer step and per run
-    - `pairs`: n >= 1 per run, which learn the same task with the same keys
-    - `sigma`: σ > 0, in the units of the meta-parameters
-    - `chunk`: pairs that are computed at a time; None for all at once
-    - `clip`: the most that an outer loss counts, also one that is not finite
+    Its arguments are those of `PersistentES`.
     """
 
     problem: Problem = a_problem()
@@ -89,7 +88,7 @@ class AntitheticPairs(OnlineWindows):
     def follow(
         self, window: Window, meta: PyTree, states: PyTree, noise: PyTree
     ) -> tuple[Followed, PairLoss]:
-        """A pair, its particles' states stacked, through a window."""
+        """Run a pair, whose states are stacked, through a window."""
 
         def particle(sign, state):
             perturbed = jax.tree.map(
@@ -103,7 +102,7 @@ class AntitheticPairs(OnlineWindows):
         return both, PairLoss(slope, (plus + minus) / 2, jnp.all(both.finite))
 
     def gradient(self, losses: PairLoss, noise: PyTree) -> tuple[Scalar, list[Array | None]]:
-        """The mean over those pairs whose losses are finite, of loss and estimate; else NaN."""
+        """Loss and estimate, as means over the pairs whose losses are finite; NaN if none is."""
         usable = jnp.isfinite(losses.slope) & jnp.isfinite(losses.mean)
         count = jnp.sum(usable.astype(losses.mean.dtype))
         loss = jnp.sum(jnp.where(usable, losses.mean, 0)) / count
@@ -119,14 +118,16 @@ class CarriedPairs(AntitheticPairs):
     def perturb(
         self, held: PyTree, drawn: PyTree, begins: Bool[Array, ""]
     ) -> tuple[PyTree, PyTree]:
-        """What is added to meta in a window, and what the window's losses are credited to.
+        """The perturbation of a window, and the perturbation that its losses are credited to.
 
-        - `held`: what those of the window before were credited to; `drawn`: a new perturbation
-        - `begins`: whether this window is the first of its run
+        Args:
+            held: The perturbation that the losses of the window before were credited to.
+            drawn: A new perturbation.
+            begins: Whether this window is the first of its run.
         """
 
     def begin(self, state: PyTree, meta: PyTree) -> Particles:
-        """Every particle at the inner state, none perturbed."""
+        """All particles at the same inner state, without perturbations."""
         stacked = lambda leaf: jnp.broadcast_to(leaf, (self.pairs, 2, *leaf.shape))
         noise = lambda leaf: jnp.zeros((self.pairs, *jnp.shape(leaf)), jnp.result_type(leaf))
         return Particles(jax.tree.map(stacked, state), jax.tree.map(noise, meta))
@@ -156,7 +157,7 @@ class CarriedPairs(AntitheticPairs):
 
 
 def mean_of_finite(metrics: PyTree, finite: Bool[Array, "pairs 2"]) -> PyTree:
-    """The metrics of a run: the mean over those of its particles that are finite."""
+    """The metrics of a run: means over its particles that are finite."""
 
     def mean(leaf: Array) -> Array:
         leaf = leaf if is_floating(leaf) else leaf.astype(jnp.result_type(float))

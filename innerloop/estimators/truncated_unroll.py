@@ -36,18 +36,28 @@ class TruncatedUnroll(OnlineWindows):
     $$\nabla_\phi \approx \nabla_\phi \sum_{t=s+1}^{s+W}
       w_t\, L_\text{outer}(\theta_t(\theta_s, \phi)).$$
 
-    - `window`: W, the steps that are differentiated; `horizon`: steps of a whole run
-    - `overlap`: with o > 0, a window goes back o steps behind the losses that are its own, so that
-      each loss but those of the first window is differentiated through at least o + 1 steps.
-      Windows advance by W − o.
-    - `unroll`: how the window is differentiated, such as `Unroll(MixedMode(), Segments(1))`
-    - `clip`: the most that an outer loss counts; beyond it the gradient is zero
+    Fidelity: biased, because the effect of a meta-parameter through the steps before the window is
+    dropped; the sign may be wrong. With W = T it is that of `unroll`. Memory: as `unroll` over W
+    steps.
 
-    Fidelity: biased, by what a meta-parameter does through the steps before the window; it may be
-    wrong in sign. Exact with W = T, where it is `unroll` itself. Memory: as `unroll` over W steps.
+    Args:
+        problem: What is optimised.
+        adaptation: How one task is learned; its own number of steps is not used.
+        tasks: A task distribution.
+        window: W, the inner steps that are differentiated.
+        horizon: Inner steps of a run, or a tuple of numbers of steps that each run draws one from.
+        batch: The number of inner runs.
+        overlap: With o > 0, a window goes back o steps behind the losses that are its own, so that
+            each loss but those of the first window is differentiated through at least o + 1 steps.
+            Windows advance by W - o.
+        unroll: How a window is differentiated.
+        clip: The largest value that an outer loss counts with; beyond it the gradient is zero.
+        chunk: Runs that are computed at a time; None for all at once.
+        schedule: As in `WholeTasks`.
 
-    Raises `StructureError` unless every horizon is a whole number of windows, and `DetachedError`
-    where no meta-parameter reaches the loss.
+    Raises:
+        StructureError: A horizon is not a whole number of windows, or an argument is out of range.
+        GradientError: The adaptation has no steps to stop between.
     """
 
     problem: Problem = a_problem()
