@@ -5,6 +5,9 @@ Griffe reads the source without running it, and knows the constructors of plain 
 
 import griffe
 
+SPECIFIERS = ("equinox.field", "innerloop.arguments.")
+"""Calls that declare a field. What stands as its default is their keyword `default`."""
+
 SELF = griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)
 
 
@@ -49,11 +52,16 @@ def field(member: griffe.Attribute) -> griffe.Parameter | None:
     if member.annotation is None or "property" in member.labels:
         return None
     default = member.value
-    if isinstance(default, griffe.ExprCall) and str(default.function) == "eqx.field":
-        options = {option.name: option.value for option in default.arguments}
+    if isinstance(default, griffe.ExprCall) and default.canonical_path.startswith(SPECIFIERS):
+        options = {
+            option.name: option.value
+            for option in default.arguments
+            if isinstance(option, griffe.ExprKeyword)
+        }
         if str(options.get("init")) == "False":
             return None
-        default = options.get("default")
+        of_itself = "None" if default.canonical_path == "innerloop.arguments.optional" else None
+        default = options.get("default", of_itself)
     return griffe.Parameter(
         member.name,
         annotation=member.annotation,

@@ -10,20 +10,23 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
-from innerloop.checks import check_count, check_key, describe, is_floating
+from innerloop.arguments import at_least, checked, optional, random_key
+from innerloop.checks import describe, is_floating
 from innerloop.errors import GradientError, InnerloopError, StructureError
+from innerloop.fidelity import Fidelity
 from innerloop.gradients import Aux, MetaGradient, Unroll
-from innerloop.gradients.base import ChunkedGradient, TaskObjective
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.gradients.base import TaskObjective
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
+from innerloop.gradients.names import gradient_name
 from innerloop.gradients.reach import (
     detached,
     leaf_names,
     require_reach,
     watch_reach,
 )
-from innerloop.gradients.validity import require_valid
-from innerloop.problem import Episode, Problem, ProblemMixture, task_keys
+from innerloop.gradients.surrogate import once_differentiable
+from innerloop.problem import Episode, Problem, task_keys
 from innerloop.tangents import refuse_derivative
 
 MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
@@ -37,6 +40,7 @@ Spread = Callable[[SumOverTasks], SumOverTasks]
 """The same sum, run in another way: over devices, or task by task."""
 
 
+@checked(key=random_key())
 def adapt(
     problem: Problem, adaptation: Adaptation, meta: PyTree, support: PyTree, key: PRNGKeyArray
 ) -> tuple[PyTree, Any]:
@@ -48,11 +52,8 @@ def adapt(
     Raises `GradientError` when differentiated, `StructureError` for parts that do not fit.
     """
     check_meta(meta)
-    check_key(key)
     keys = task_keys(key)
-    state, info, _ = run(
-        problem, adaptation, meta, support, keys.adapt, exact_inner_gradient, store_all
-    )
+    state, info, _ = run(problem, adaptation, meta, support, keys.adapt, Exact(), StoreAll())
     return refuse_derivative(
         (adaptation.params(state), info),
         GradientError(
@@ -77,26 +78,42 @@ def meta_objective(
     differentiated but no meta-parameter reaches the loss.
     """
     gradient = Unroll() if gradient is None else gradient
-    if isinstance(gradient, ChunkedGradient):
-        gradient = gradient.gradient
     _check_parts(problem, adaptation, gradient)
-    require_valid(gradient, problem, adaptation)
+    derivatives = _require_gradient(problem, adaptation, gradient).derivatives
     task_objective = gradient.objective(problem, adaptation)
 
+    @checked(key=random_key())
     def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
         check_meta(meta)
         _check_episode(episode)
-        check_key(key)
         loss, aux = task_objective(meta, episode, key)
-        return require_reach(loss, meta, detached), aux
+        loss = require_reach(loss, meta, detached)
+        if not derivatives.second:
+            loss = once_differentiable(gradient_name(gradient), loss, meta)
+        return loss, aux
 
     return objective
 
 
+def _require_gradient(problem: Problem, adaptation: Adaptation, gradient: MetaGradient) -> Fidelity:
+    """The fidelity of a meta-gradient. Raises `GradientError` where there is none for the pair."""
+    fidelity = gradient.fidelity(adaptation, problem)
+    if fidelity.kind != "undefined":
+        return fidelity
+    name, learn = gradient_name(gradient), type(adaptation).__name__
+    raise GradientError(
+        f"{name} does not exist after {learn}: {fidelity.sentence.rstrip('.')}",
+        got=f"{name} with {learn}",
+        expected="a pair with a meta-gradient",
+        write=fidelity.write,
+    )
+
+
+@checked(chunk=optional(at_least(1)))
 def meta_value_and_grad(
-    problem: Problem | ProblemMixture,
-    adaptation: Adaptation | tuple[Adaptation, ...],
-    gradient: MetaGradient | tuple[MetaGradient, ...] | None = None,
+    problem: Problem,
+    adaptation: Adaptation,
+    gradient: MetaGradient | None = None,
     *,
     chunk: int | None = None,
     spread: Spread | None = None,
@@ -109,8 +126,7 @@ def meta_value_and_grad(
 
     - `chunk`: None runs all tasks at once under `vmap`; n runs at most n at a time and accumulates
       their gradients, in the memory of n tasks (1: a plain loop over tasks). Tasks are spread
-      evenly over the fewest chunks; results are equal up to rounding. A `gradient` that comes with
-      a chunk of its own, as a `Plan` does, has that chunk unless one is given here.
+      evenly over the fewest chunks; results are equal up to rounding.
     - `spread`: how the sum over tasks is run, such as `Sharding(mesh).spread`, over the devices of
       a mesh (then a chunk is of one device's tasks); None: here, as it is
 
@@ -118,15 +134,9 @@ def meta_value_and_grad(
     gradient reaches; its gradient is zero. (Estimators without a backward pass, `ForwardMode` and
     `EvolutionStrategies`, cannot tell, and name none.)
 
-    The problems and adaptations of a `mixture` are taken too: then `episodes` is a tuple of
-    batches, one per kind, the loss is the weighted sum over kinds, and `aux` a tuple. `gradient` is
-    one for all kinds, or a tuple of one for each.
-
     Raises, while tracing, `StructureError` for parts that do not fit and `GradientError` when no
     meta-parameter reaches the loss.
     """
-    if chunk is not None:
-        check_count("chunk", chunk, write="meta_value_and_grad(problem, adaptation, chunk=1)")
     if isinstance(spread, ContextDecorator) or (spread is not None and not callable(spread)):
         raise StructureError(  # a mesh is a context: called, it would do nothing, and say so never
             "spread is a function that runs a sum over tasks in another way",
@@ -134,20 +144,9 @@ def meta_value_and_grad(
             expected="a function of the sum over tasks",
             write="meta_value_and_grad(..., spread=Sharding(mesh).spread)",
         )
-    if chunk is None and isinstance(gradient, ChunkedGradient):
-        chunk = gradient.chunk
-    if isinstance(problem, ProblemMixture):
-        return _mixture_value_and_grad(problem, adaptation, gradient, chunk, spread)
-    for name, given in (("adaptation", adaptation), ("gradient", gradient)):
-        if isinstance(given, tuple):
-            raise StructureError(
-                f"a single problem has a single {name}",
-                got=f"{len(given)} of them",
-                expected=f"one {name}, or a mixture of problems with one {name} each",
-                write="problem, adaptation, tasks = mixture((problem, adaptation, tasks), ...)",
-            )
-    objective = meta_objective(problem, adaptation, gradient)  # pyright: ignore[reportArgumentType]
+    objective = meta_objective(problem, adaptation, gradient)
 
+    @checked(key=random_key())
     def value_and_grad(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
         check_meta(meta)
         if not jax.tree.leaves(meta):
@@ -158,7 +157,6 @@ def meta_value_and_grad(
                 write="meta_objective(problem, adaptation)(meta, episode, key) for the value alone",
             )
         tasks = task_count(episodes)
-        check_key(key)
         keys = jax.random.split(key, tasks)
         weights = jnp.ones(tasks) if episodes.weight is None else episodes.weight
         unreached: list[str] = []
@@ -170,26 +168,6 @@ def meta_value_and_grad(
         marks = {name: jnp.ones(tasks, bool) for name in unreached}
         aux = aux._replace(diagnostics=aux.diagnostics | {"unreached": marks})
         return (total * scale.astype(total.dtype), aux), grads
-
-    return value_and_grad
-
-
-def _mixture_value_and_grad(mixture: ProblemMixture, adaptations, gradient, chunk, spread):
-    kinds = mixture.kinds(adaptations, gradient)
-    parts = [meta_value_and_grad(*kind, chunk=chunk, spread=spread) for kind in kinds]
-
-    def value_and_grad(meta: PyTree, episodes: tuple[Episode, ...], key: PRNGKeyArray):
-        keys = jax.random.split(key, len(parts))
-        results = [
-            part(meta, batch, key) for part, batch, key in zip(parts, episodes, keys, strict=True)
-        ]
-
-        def weighted_sum(*leaves) -> Any:
-            return sum(w * leaf for w, leaf in zip(mixture.weights, leaves, strict=True))
-
-        loss = weighted_sum(*(loss for (loss, _), _ in results))
-        grads = jax.tree.map(weighted_sum, *(grads for _, grads in results))
-        return (loss, tuple(aux for (_, aux), _ in results)), grads
 
     return value_and_grad
 

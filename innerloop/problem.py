@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
+from innerloop.arguments import CheckedModule, function, optional, or_none
 from innerloop.checks import (
     check_numbers,
-    check_signature,
     describe,
     failures_explained,
     is_floating,
@@ -63,7 +63,7 @@ class Examples(eqx.Module):
         check_numbers("inputs", self.inputs, write="Examples(inputs.astype(float), targets)")
 
 
-class Problem(eqx.Module):
+class Problem(CheckedModule):
     r"""What is optimised. It names no gradient, no optimizer and no device.
 
     The meta-objective of one task is
@@ -87,52 +87,16 @@ class Problem(eqx.Module):
     are never guessed at.
     """
 
-    init: Callable[..., PyTree] | None
-    inner_loss: Callable[..., Any] | None
-    outer_loss: Callable[..., Any]
-    step_weights: Callable[[int], Float[Array, " steps_plus_one"]] | None = None
-
-    def __check_init__(self):
-        check_signature("init", self.init, ("meta", "support", "key"))
-        check_signature("inner_loss", self.inner_loss, ("params", "meta", "batch", "key"))
-        if self.outer_loss is None:
-            raise StructureError(
-                "a problem needs an outer loss",
-                got="outer_loss=None",
-                expected="(params, meta, batch, key) -> scalar | (scalar, aux)",
-                write="Problem(init, inner_loss, outer_loss=lambda params, meta, batch, key: ...)",
-            )
-        check_signature("outer_loss", self.outer_loss, ("params", "meta", "batch", "key"))
-        check_signature("step_weights", self.step_weights, ("steps",))
-
-
-class ProblemMixture(eqx.Module):
-    r"""Problems of several kinds under one meta: $\sum_i w_i\, L_i(\phi)$, of weights with sum 1.
-
-    Made by `mixture`, which keeps problems, adaptations and task distributions in step.
-    """
-
-    problems: tuple[Problem, ...]
-    weights: tuple[float, ...]
-
-    def kinds(self, *parts: Any) -> list[tuple[Any, ...]]:
-        """Each kind's problem with its own of the parts; one that is not a tuple is of all kinds.
-
-        Raises `StructureError` for a list, and a tuple of another length than there are kinds.
-        """
-        count = len(self.problems)
-        for part in parts:
-            if isinstance(part, list) or (isinstance(part, tuple) and len(part) != count):
-                raise StructureError(
-                    "each kind of a mixture has its own parts",
-                    got=f"a {type(part).__name__} of {len(part)} parts for {count} kinds: "
-                    + ", ".join(map(describe, part)),
-                    expected=f"a tuple of {count}, in the order of the kinds, or one for all",
-                    write="problem, adaptation, tasks = mixture(...), and a tuple with a gradient "
-                    "for each kind: meta_value_and_grad(problem, adaptation, (Unroll(), ...))",
-                )
-        of_each = (part if isinstance(part, tuple) else (part,) * count for part in parts)
-        return list(zip(self.problems, *of_each, strict=True))
+    init: Callable[..., PyTree] | None = or_none(function("meta", "support", "key", gives="params"))
+    inner_loss: Callable[..., Any] | None = or_none(
+        function("params", "meta", "batch", "key", gives="scalar | (scalar, aux)")
+    )
+    outer_loss: Callable[..., Any] = function(
+        "params", "meta", "batch", "key", gives="scalar | (scalar, aux)"
+    )
+    step_weights: Callable[[int], Float[Array, " steps_plus_one"]] | None = optional(
+        function("steps", gives="(steps + 1,) weights")
+    )
 
 
 class TaskKeys(NamedTuple):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import equinox as eqx
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
+from innerloop.arguments import CheckedModule
 from innerloop.problem import Loss, Problem
 
 InnerGradient = Callable[[Loss], Callable[..., tuple[tuple[Scalar, PyTree], PyTree]]]
@@ -37,7 +38,7 @@ class Origin(enum.Enum):
     SOLVER = "a solver that runs to convergence, and is not differentiated itself"
 
 
-class Adaptation(eqx.Module):
+class Adaptation(CheckedModule):
     """How one task is learned.
 
     An adaptation names no gradient and no device: `step` receives an `InnerGradient` and never

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.problem import Examples, Problem
 
@@ -35,11 +36,8 @@ class MiniBatches(Adaptation):
     """
 
     adaptation: Adaptation
-    size: int
+    size: int = at_least(1, such_as=16)
     mask: Callable[[PyTree], Array | None] = examples_mask
-
-    def __check_init__(self):
-        check_count("size", self.size, write="MiniBatches(adaptation, size=16)")
 
     @property
     def steps(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -9,7 +9,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
 from innerloop.adaptation.constant import undifferentiable
-from innerloop.errors import GradientError, StructureError
+from innerloop.arguments import at_least, instance
+from innerloop.errors import GradientError
 from innerloop.problem import Problem, initial_params, loss_function
 
 
@@ -39,20 +40,15 @@ class Minimise(Adaptation):
     Raises `StructureError` for something that is not a minimiser.
     """
 
-    solver: optx.AbstractMinimiser
-    max_steps: int = 256
+    solver: optx.AbstractMinimiser = instance(
+        optx.AbstractMinimiser,
+        what="an Optimistix minimiser",
+        such_as="optimistix.BFGS(rtol=1e-6, atol=1e-6)",
+    )
+    max_steps: int = at_least(1, default=256)
     throw: bool = True
     steps: None = eqx.field(default=None, init=False)
     origin: Origin = eqx.field(default=Origin.SOLVER, init=False, static=True)
-
-    def __check_init__(self):
-        if not isinstance(self.solver, optx.AbstractMinimiser):
-            raise StructureError(
-                "Minimise was given something that is not a minimiser",
-                got=f"{self.solver!r}",
-                expected="an optimistix.AbstractMinimiser",
-                write="Minimise(optimistix.BFGS(rtol=1e-6, atol=1e-6))",
-            )
 
     def init(self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
         """Parameters from the problem's `init`."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.direct import DirectAdaptation
-from innerloop.checks import check_signature
+from innerloop.arguments import function
 
 
 class Procedure(DirectAdaptation):
@@ -18,10 +18,7 @@ class Procedure(DirectAdaptation):
     Raises `StructureError` where `fn` does not take exactly these arguments.
     """
 
-    fn: Callable[..., PyTree]
-
-    def __check_init__(self):
-        check_signature("fn", self.fn, ("meta", "support", "key"))
+    fn: Callable[..., PyTree] = function("meta", "support", "key", gives="params")
 
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
         """What `fn` returns."""

@@ -131,15 +131,19 @@ class Sharding(Placement):
             tree,
         )
 
+    def place_by_task(self, tree: PyTree, per_task: PyTree) -> PyTree:
+        flags = jax.tree.broadcast(per_task, tree)
+        specs = {True: self._named(self._tasks), False: self._named(PartitionSpec())}
+        return jax.tree.map(lambda leaf, flag: _put(leaf, specs[flag]), tree, flags)
+
     def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
         inner = self._of_leaves(optimizer, state.optimizer, state.meta, _put, self.place)
-        placed = self.place(state._replace(meta=None, average=None, optimizer=None, carry=None))
-        carry = jax.tree.map(lambda leaf: _put(leaf, self._named(self._tasks)), state.carry)
+        placed = self.place(state._replace(meta=None, average=None, optimizer=None))
         meta, average = (
             jax.tree.map(lambda leaf: _put(leaf, self._sharding(leaf)), tree)
             for tree in (state.meta, state.average)
         )
-        return placed._replace(meta=meta, average=average, optimizer=inner, carry=carry)
+        return placed._replace(meta=meta, average=average, optimizer=inner)
 
     def _of_leaves(
         self, optimizer: Any, state: PyTree, meta: PyTree, put: Callable, rest: Callable

@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count
-from innerloop.diagnostics.comparison.candidates import candidates, gradient_name, parameter_count
+from innerloop.diagnostics.comparison.candidates import candidates, parameter_count
 from innerloop.diagnostics.comparison.table import Comparison
 from innerloop.diagnostics.comparison.trial import (
     Trial,
@@ -20,7 +20,7 @@ from innerloop.diagnostics.comparison.trial import (
 )
 from innerloop.diagnostics.given import check_given, exact_gradient
 from innerloop.errors import InnerloopError, StructureError
-from innerloop.gradients import MetaGradient
+from innerloop.gradients import MetaGradient, gradient_name
 from innerloop.objective import meta_value_and_grad
 from innerloop.problem import Episode, Problem
 
@@ -68,12 +68,12 @@ def compare(
     the row's note says so.
 
     Raises `StructureError` for no gradients, for anything but meta-gradients among them, for a
-    `draws` or `seconds` out of range, for a mixture of problems, and for a problem that fails by
+    `draws` or `seconds` out of range, and for a problem that fails by
     itself; `GradientError` where the reference does not exist. These come before anything is
     measured, but for a reference that fails when it runs.
     """
     reference = exact or exact_gradient(adaptation)
-    tasks = check_given(problem, adaptation, reference, meta, episodes, key, needed_by="compare")
+    tasks = check_given(problem, adaptation, reference, meta, episodes, key)
     build = lambda gradient: meta_value_and_grad(problem, adaptation, gradient, chunk=chunk)
     given = candidates(adaptation, meta) if gradients is None else gradients
     named, main = _with_reference(_named(given), reference)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked, require
 from innerloop.errors import StructureError
 from innerloop.gradients.base import weights_of_steps
 from innerloop.problem import Problem
@@ -15,6 +15,7 @@ Horizon = int | tuple[int, ...]
 """Inner steps of a whole run, or the numbers of steps that are drawn from, each as likely."""
 
 
+@checked(window=at_least(1), values=at_least(1))
 def log_uniform(low: int, high: int, window: int, values: int = 16) -> tuple[int, ...]:
     """Horizons that are uniform in their logarithm: `values` of them, in whole windows.
 
@@ -23,11 +24,8 @@ def log_uniform(low: int, high: int, window: int, values: int = 16) -> tuple[int
 
     Raises `StructureError` for a `low` below the window or above `high`.
     """
-    write = "log_uniform(low=20, high=2000, window=20)"
-    check_count("window", window, write=write)
-    check_count("values", values, write=write)
-    check_count("low", low, window, write=write)
-    check_count("high", high, low, write=write)
+    require(at_least(window), "low", low, "log_uniform")
+    require(at_least(low), "high", high, "log_uniform")
     lengths = window * np.round(np.geomspace(low, high, values) / window).astype(int)
     return tuple(lengths.tolist())
 
@@ -68,9 +66,6 @@ def as_tuple(horizon: Horizon) -> tuple[int, ...]:
 
 def check_windows(window: Any, horizon: Any, overlap: Any, name: str) -> None:
     """Raise `StructureError` unless every horizon is a whole number of windows."""
-    write = f"{name}(window=20, horizon=200, ...)"
-    check_count("window", window, write=write)
-    check_count("overlap", overlap, 0, write=write)
     if overlap >= window:
         raise StructureError(
             "successive windows share some of their steps, not all of them",
@@ -79,10 +74,10 @@ def check_windows(window: Any, horizon: Any, overlap: Any, name: str) -> None:
             write=f"{name}(window={overlap + 1}, ..., overlap={overlap}), or a smaller overlap",
         )
     if not as_tuple(horizon):
-        check_count("horizon", horizon, window, write=write)
+        require(at_least(window), "horizon", horizon, name)
     stride = window - overlap
     for length in as_tuple(horizon):
-        check_count("horizon", length, write=write)
+        require(at_least(1), "horizon", length, name)
         if length >= window and (length - overlap) % stride == 0:
             continue
         near = overlap + stride * max(1, round((length - overlap) / stride))

@@ -2,7 +2,6 @@
 
 from jaxtyping import PyTree
 
-from innerloop.adaptation import Adaptation
 from innerloop.estimators.particles import CarriedPairs
 from innerloop.estimators.window import choose
 from innerloop.gradients.base import Fidelity
@@ -34,7 +33,7 @@ class NoiseReuseES(CarriedPairs):
     Raises `StructureError` unless every horizon is a whole number of windows.
     """
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+    def fidelity(self) -> Fidelity:
         """Unbiased for the smoothed objective."""
         return Fidelity(
             "unbiased",

@@ -8,11 +8,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.checks import check_count, check_positive, is_floating
+from innerloop.adaptation import Adaptation
+from innerloop.arguments import at_least, function, number, optional, positive
+from innerloop.checks import is_floating
+from innerloop.devices.placement import OneDevice, Placement
 from innerloop.estimators.horizons import Horizon
-from innerloop.estimators.online_windows import Estimate, OnlineGradient
+from innerloop.estimators.online_windows import OnlineWindows, WindowResult
+from innerloop.estimators.settings import NO_SETTING
+from innerloop.estimators.whole_tasks import (
+    Schedule,
+    a_problem,
+    a_task_distribution,
+    an_adaptation,
+)
 from innerloop.estimators.window import Followed, Window
-from innerloop.gradients.evolution import WIDTH, gaussian
+from innerloop.gradients.evolution import gaussian
+from innerloop.problem import Problem
+from innerloop.tasks import TaskDistribution
 
 
 class Particles(NamedTuple):
@@ -39,7 +51,7 @@ class PairLoss(NamedTuple):
     finite: Bool[Array, "..."]
 
 
-class AntitheticPairs(OnlineGradient):
+class AntitheticPairs(OnlineWindows):
     """An online estimator that reads losses alone, of meta-parameters perturbed in pairs.
 
     - `window`, `horizon`: inner steps per outer step and per run
@@ -49,27 +61,26 @@ class AntitheticPairs(OnlineGradient):
     - `clip`: the most that an outer loss counts, also one that is not finite
     """
 
-    window: int
+    problem: Problem = a_problem()
+    adaptation: Adaptation = an_adaptation()
+    tasks: TaskDistribution = a_task_distribution()
+    window: int = at_least(1, such_as=20)
     horizon: Horizon
-    pairs: int
-    sigma: float
-    chunk: int | None = None
-    clip: float | None = eqx.field(default=None, kw_only=True)
+    batch: int = at_least(1, such_as=8)
+    pairs: int = at_least(1, default=1)
+    sigma: float = positive(default=0.01)
+    pairs_at_once: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
     overlap: int = eqx.field(default=0, init=False)
-
-    def __check_init__(self):
-        name = type(self).__name__
-        write = f"{name}(window=20, horizon=200, pairs=4, sigma=0.01)"
-        check_count("pairs", self.pairs, write=write)
-        check_positive("sigma", self.sigma, WIDTH, write=write)
-        if self.chunk is not None:
-            check_count("chunk", self.chunk, write=write[:-1] + ", chunk=2)")
+    clip: float | None = optional(number(such_as=10.0), kw_only=True)
+    chunk: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
+    schedule: Schedule | None = optional(function("outer_step"), kw_only=True)
+    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
 
     def each_pair(self, function, *stacked):
-        """`function` of one pair at a time, or of `chunk` of them, or of all."""
-        if self.chunk is None or self.chunk >= self.pairs:
+        """`function` of `pairs_at_once` pairs at a time."""
+        if self.pairs_at_once is None or self.pairs_at_once >= self.pairs:
             return jax.vmap(function)(*stacked)
-        return jax.lax.map(lambda pair: function(*pair), stacked, batch_size=self.chunk)
+        return jax.lax.map(lambda pair: function(*pair), stacked, batch_size=self.pairs_at_once)
 
     def drawn(self, key: PRNGKeyArray, meta: PyTree) -> PyTree:
         """One perturbation."""
@@ -114,7 +125,7 @@ class CarriedPairs(AntitheticPairs):
         - `begins`: whether this window is the first of its run
         """
 
-    def start(self, state: PyTree, meta: PyTree) -> Particles:
+    def begin(self, state: PyTree, meta: PyTree) -> Particles:
         """Every particle at the inner state, none perturbed."""
         stacked = lambda leaf: jnp.broadcast_to(leaf, (self.pairs, 2, *leaf.shape))
         noise = lambda leaf: jnp.zeros((self.pairs, *jnp.shape(leaf)), jnp.result_type(leaf))
@@ -122,7 +133,7 @@ class CarriedPairs(AntitheticPairs):
 
     def estimate(
         self, window: Window, meta: PyTree, state: Particles, key: PRNGKeyArray
-    ) -> Estimate:
+    ) -> WindowResult:
         """Losses of every pair, credited to its perturbations."""
 
         def pair(states: PyTree, noise: PyTree, key: PRNGKeyArray):
@@ -133,7 +144,7 @@ class CarriedPairs(AntitheticPairs):
         keys = jax.random.split(key, self.pairs)
         particles, losses, followed = self.each_pair(pair, state.states, state.noise, keys)
         loss, gradient = self.gradient(losses, particles.noise)
-        return Estimate(
+        return WindowResult(
             loss=loss,
             gradient=gradient,
             state=particles,

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from innerloop.adaptation import Adaptation
 from innerloop.estimators.particles import CarriedPairs
 from innerloop.gradients.base import Fidelity
 
@@ -35,7 +34,7 @@ class PersistentES(CarriedPairs):
     Raises `StructureError` unless every horizon is a whole number of windows.
     """
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+    def fidelity(self) -> Fidelity:
         """Unbiased for the smoothed objective."""
         return Fidelity(
             "unbiased",

@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation import Adaptation
 from innerloop.estimators.horizons import as_tuple
-from innerloop.estimators.online_windows import Estimate
+from innerloop.estimators.online_windows import WindowResult
 from innerloop.estimators.particles import AntitheticPairs
 from innerloop.estimators.window import Window
 from innerloop.gradients.base import Fidelity
@@ -34,7 +33,7 @@ class TruncatedES(AntitheticPairs):
     Raises `StructureError` unless every horizon is a whole number of windows.
     """
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+    def fidelity(self) -> Fidelity:
         """Unbiased for the smoothed objective where the window is the whole run."""
         smoothed = f"smoothed by a Gaussian of width {self.sigma}"
         if all(length == self.window for length in as_tuple(self.horizon)):
@@ -45,11 +44,13 @@ class TruncatedES(AntitheticPairs):
             "state at which it begins is dropped.",
         )
 
-    def start(self, state: PyTree, meta: PyTree) -> PyTree:
+    def begin(self, state: PyTree, meta: PyTree) -> PyTree:
         """The inner state that all particles begin a window with."""
         return state
 
-    def estimate(self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray) -> Estimate:
+    def estimate(
+        self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray
+    ) -> WindowResult:
         """Losses of every pair, credited to its perturbation, and the run itself."""
         both = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (2, *leaf.shape)), state)
 
@@ -61,7 +62,7 @@ class TruncatedES(AntitheticPairs):
         losses, noise, finite = self.each_pair(pair, jax.random.split(key, self.pairs))
         _, gradient = self.gradient(losses, noise)
         centre = window.follow(meta, state)
-        return Estimate(
+        return WindowResult(
             loss=centre.loss,
             gradient=gradient,
             state=centre.state,

@@ -6,17 +6,29 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import describe
+from innerloop.arguments import at_least, function, instance, number, optional
+from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.estimators.horizons import Horizon, as_tuple
-from innerloop.estimators.online_windows import Estimate, OnlineGradient
+from innerloop.estimators.online_windows import OnlineWindows, WindowResult
+from innerloop.estimators.settings import NO_SETTING
+from innerloop.estimators.whole_tasks import (
+    Schedule,
+    a_problem,
+    a_task_distribution,
+    an_adaptation,
+)
 from innerloop.estimators.window import Window
-from innerloop.gradients.base import Fidelity
+from innerloop.fidelity import Fidelity, combined
+from innerloop.gradients.last import Last
+from innerloop.gradients.names import gradient_name
 from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
 from innerloop.gradients.unroll import Unroll
+from innerloop.problem import Problem
+from innerloop.tasks import TaskDistribution
 
 
-class TruncatedUnroll(OnlineGradient):
+class TruncatedUnroll(OnlineWindows):
     r"""Reverse mode through one window of a long inner run (Williams & Peng 1990: TBPTT).
 
     With $\theta_s$ the parameters at which the window begins, taken as a constant,
@@ -28,7 +40,7 @@ class TruncatedUnroll(OnlineGradient):
     - `overlap`: with o > 0, a window goes back o steps behind the losses that are its own, so that
       each loss but those of the first window is differentiated through at least o + 1 steps.
       Windows advance by W − o.
-    - `unroll`: how the window is differentiated, with `checkpoint` and `mixed_mode`
+    - `unroll`: how the window is differentiated, such as `Unroll(MixedMode(), Segments(1))`
     - `clip`: the most that an outer loss counts; beyond it the gradient is zero
 
     Fidelity: biased, by what a meta-parameter does through the steps before the window; it may be
@@ -38,48 +50,60 @@ class TruncatedUnroll(OnlineGradient):
     where no meta-parameter reaches the loss.
     """
 
-    window: int
+    problem: Problem = a_problem()
+    adaptation: Adaptation = an_adaptation()
+    tasks: TaskDistribution = a_task_distribution()
+    window: int = at_least(1, such_as=20)
     horizon: Horizon
-    overlap: int = 0
-    unroll: Unroll = Unroll()
-    clip: float | None = eqx.field(default=None, kw_only=True)
+    batch: int = at_least(1, such_as=8)
+    overlap: int = at_least(0, default=0)
+    unroll: Unroll = instance(
+        Unroll, what="an Unroll", such_as="Unroll(loop=Segments(1))", default=Unroll()
+    )
+    clip: float | None = optional(number(such_as=10.0), kw_only=True)
+    chunk: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
+    schedule: Schedule | None = optional(function("outer_step"), kw_only=True)
+    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
 
     def __check_init__(self):
-        if not isinstance(self.unroll, Unroll):
+        if isinstance(self.unroll.loop, Last):
             raise StructureError(
-                "a window is differentiated by Unroll",
-                got=f"unroll={describe(self.unroll)}",
-                expected="Unroll, with the settings that suit the window",
-                write="TruncatedUnroll(window=20, horizon=200, unroll=Unroll(checkpoint=1))",
+                "a window of which only the last steps are differentiated is a shorter window",
+                got=f"unroll={gradient_name(self.unroll)}",
+                expected="a loop that differentiates every step of the window",
+                write=f"TruncatedUnroll(window={self.unroll.loop.k or 1}, horizon=...)",
             )
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+    def fidelity(self) -> Fidelity:
         """Exact where the window is the whole run."""
         if all(length == self.window for length in as_tuple(self.horizon)):
-            return Fidelity("exact", "Every inner step is differentiated.")
-        return Fidelity(
+            return self.unroll.fidelity(self.adaptation, self.problem)
+        truncated = Fidelity(
             "biased",
             f"The state at which each window of {self.window} steps begins is a constant: what "
             "meta-parameters did to it is dropped.",
         )
+        return combined([truncated, self.unroll.fidelity(self.adaptation, self.problem)])
 
-    def start(self, state: PyTree, meta: PyTree) -> PyTree:
+    def begin(self, state: PyTree, meta: PyTree) -> PyTree:
         """The inner state."""
         return state
 
-    def estimate(self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray) -> Estimate:
+    def estimate(
+        self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray
+    ) -> WindowResult:
         """Loss and gradient of the window."""
         mark, unreached = watch_reach(meta)
 
         def loss(meta: PyTree):
-            result = window.follow(mark(meta), state, self.unroll.inner_gradient, self.unroll.loop)
+            result = window.follow(mark(meta), state, self.unroll.inner, self.unroll.loop)
             return result.loss, result
 
         (_, result), gradient = jax.value_and_grad(loss, has_aux=True)(meta)
         leaves = reached_leaves(gradient, unreached())
         if all(leaf is None for leaf in leaves):
             raise detached(", ".join(leaf_names(meta)))
-        return Estimate(
+        return WindowResult(
             loss=result.loss,
             gradient=leaves,
             state=result.state,

@@ -72,29 +72,16 @@ def one_hot(support: Examples, ways: int, dtype: DTypeLike) -> Float[Array, "row
     return blank_rows(jax.nn.one_hot(targets, ways, dtype=dtype), support.mask)
 
 
-def check_strength(strength: Any, head: str) -> None:
-    """Raise `StructureError` for a number that is not above 0; a function is judged when called."""
-    if callable(strength):
-        return
-    number = isinstance(strength, int | float) and not isinstance(strength, bool)
-    if not (number and 0 < strength < math.inf):
-        raise _bad_strength(f"strength={strength!r}", head)
-
-
 def strength_at(strength: Strength, meta: PyTree, dtype: DTypeLike, head: str) -> Scalar:
     """The strength as a scalar array. Raises `StructureError` where a function gives no such."""
     value: Any = strength(meta) if callable(strength) else strength
     traced = isinstance(value, Tracer)
     scalar = (isinstance(value, int) or is_floating(value)) and jnp.shape(value) == ()
     if not scalar or not (traced or 0 < float(value) < math.inf):
-        raise _bad_strength(f"strength(meta) = {describe(value)}", head)
+        raise StructureError(
+            "the strength of a regularisation must be a finite number above 0",
+            got=f"strength(meta) = {describe(value)}",
+            expected="a scalar above 0",
+            write=f"{head}(..., strength=lambda meta: jnp.exp(meta['log_strength']))",
+        )
     return jnp.asarray(value, dtype)
-
-
-def _bad_strength(got: str, head: str) -> StructureError:
-    return StructureError(
-        "the strength of a regularisation must be a finite number above 0",
-        got=got,
-        expected="a float > 0, or a function of meta that gives such a scalar",
-        write=f"{head}(..., strength=lambda meta: jnp.exp(meta['log_strength']))",
-    )

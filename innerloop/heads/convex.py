@@ -10,12 +10,10 @@ import optimistix as optx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation.direct import DirectAdaptation
-from innerloop.checks import check_count, check_signature
-from innerloop.errors import StructureError
+from innerloop.arguments import at_least, either, function, instance, optional, positive
 from innerloop.heads.base import (
     Features,
     Strength,
-    check_strength,
     embedded,
     one_hot,
     strength_at,
@@ -77,28 +75,20 @@ class ConvexHead(DirectAdaptation):
     are not integers.
     """
 
-    features: Features
-    strength: Strength
-    loss: RowLoss
-    ways: int
-    solver: Solver | None = None
-    max_steps: int = 64
+    features: Features = function("meta", "batch", "key", gives="(rows, width)")
+    strength: Strength = either(positive(), function("meta", gives="scalar > 0"))
+    loss: RowLoss = function("scores", "target", gives="scalar")
+    ways: int = at_least(2, such_as=5)
+    solver: Solver | None = optional(
+        instance(
+            optx.AbstractRootFinder,
+            optx.AbstractLeastSquaresSolver,
+            what="an Optimistix root finder or least-squares solver",
+            such_as="optimistix.Newton(rtol=1e-5, atol=1e-5)",
+        )
+    )
+    max_steps: int = at_least(1, default=64)
     throw: bool = True
-
-    def __check_init__(self):
-        check_signature("features", self.features, ("meta", "batch", "key"))
-        check_signature("loss", self.loss, ("scores", "target"))
-        check_strength(self.strength, "ConvexHead")
-        write = "ConvexHead(features, 1.0, logistic, ways=5)"
-        check_count("ways", self.ways, 2, write=write)
-        check_count("max_steps", self.max_steps, write=write)
-        if not (self.solver is None or isinstance(self.solver, Solver)):
-            raise StructureError(
-                "ConvexHead was given something that does not solve for a root",
-                got=f"solver={type(self.solver).__name__}(...)",
-                expected="an Optimistix root finder or least-squares solver",
-                write="ConvexHead(..., solver=optimistix.Newton(rtol=1e-5, atol=1e-5))",
-            )
 
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> Float[Array, "width ways"]:
         """The weights."""

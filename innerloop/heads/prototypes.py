@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from innerloop.adaptation.direct import DirectAdaptation
-from innerloop.checks import check_count, check_signature
+from innerloop.arguments import at_least, function
 from innerloop.heads.base import Features, embedded, one_hot
 
 
@@ -36,12 +36,8 @@ class Prototypes(DirectAdaptation):
     `(rows, width)` and targets that are not integers.
     """
 
-    features: Features
-    ways: int
-
-    def __check_init__(self):
-        check_signature("features", self.features, ("meta", "batch", "key"))
-        check_count("ways", self.ways, 2, write="Prototypes(features, ways=5)")
+    features: Features = function("meta", "batch", "key", gives="(rows, width)")
+    ways: int = at_least(2, such_as=5)
 
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> ClassMeans:
         """The class means, and how many rows each is the mean of."""

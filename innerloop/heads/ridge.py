@@ -6,12 +6,12 @@ import lineax as lx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from innerloop.adaptation.direct import DirectAdaptation
-from innerloop.checks import check_count, check_signature, describe, is_floating
+from innerloop.arguments import at_least, either, function, optional, positive
+from innerloop.checks import describe, is_floating
 from innerloop.errors import StructureError
 from innerloop.heads.base import (
     Features,
     Strength,
-    check_strength,
     embedded,
     one_hot,
     strength_at,
@@ -42,15 +42,9 @@ class RidgeHead(DirectAdaptation):
     tracing for features that are not `(rows, width)` and targets of another kind.
     """
 
-    features: Features
-    strength: Strength = 1.0
-    ways: int | None = None
-
-    def __check_init__(self):
-        check_signature("features", self.features, ("meta", "batch", "key"))
-        check_strength(self.strength, "RidgeHead")
-        if self.ways is not None:
-            check_count("ways", self.ways, 2, write="RidgeHead(features, strength, ways=5)")
+    features: Features = function("meta", "batch", "key", gives="(rows, width)")
+    strength: Strength = either(positive(), function("meta", gives="scalar > 0"), default=1.0)
+    ways: int | None = optional(at_least(2, such_as=5))
 
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> Float[Array, "width ..."]:
         """The weights."""

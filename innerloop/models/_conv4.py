@@ -7,14 +7,19 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, checked, each
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.models.base import Model, model_inputs
 from innerloop.models.head import linear_head
 from innerloop.models.layers import GLOROT, conv, conv_init, max_pool
 from innerloop.models.normalisation import Normalisation, transductive
 
+COUNT = at_least(1)
+IMAGE = each(at_least(1, such_as=28), length=2)
 
+
+@checked(ways=at_least(1, such_as=5))
 def conv4(
     ways: int,
     filters: int = 64,
@@ -36,9 +41,10 @@ def conv4(
     features = conv_features(
         filters, channels, blocks=blocks, normalisation=normalisation, weights=weights
     )
-    return linear_head(features, filters, check_count("ways", ways, write="conv4(ways=5)"))
+    return linear_head(features, filters, ways)
 
 
+@checked(ways=at_least(1, such_as=5), image=IMAGE, blocks=COUNT)
 def conv4_max_pool(
     ways: int,
     image: tuple[int, int] = (28, 28),
@@ -59,10 +65,10 @@ def conv4_max_pool(
     features = conv_features_max_pool(
         image, filters, channels, blocks=blocks, normalisation=normalisation, weights=weights
     )
-    ways = check_count("ways", ways, write="conv4_max_pool(ways=5)")
     return linear_head(features, pooled_width(image, filters, blocks), ways)
 
 
+@checked(filters=COUNT, channels=COUNT, blocks=COUNT)
 def conv_features(
     filters: int = 64,
     channels: int = 1,
@@ -102,6 +108,7 @@ def conv_features(
     return Model(init, apply, normalisation.name)
 
 
+@checked(image=IMAGE, filters=COUNT, channels=COUNT, blocks=COUNT)
 def conv_features_max_pool(
     image: tuple[int, int] = (28, 28),
     filters: int = 64,
@@ -144,14 +151,13 @@ def conv_features_max_pool(
     return Model(init, apply, normalisation.name)
 
 
+@checked(image=IMAGE, filters=COUNT, blocks=COUNT)
 def pooled_width(image: tuple[int, int], filters: int = 64, blocks: int = 4) -> int:
     """Number of features of `conv_features_max_pool`: filters times the positions that remain.
 
     Raises `StructureError` where nothing remains of the image.
     """
-    call = "conv_features_max_pool(image=(28, 28), filters=64, blocks=4)"
-    blocks = check_count("blocks", blocks, write=call)
-    height, width = (check_count("image", side, write=call) for side in image)
+    height, width = image
     smallest = 2**blocks
     if min(height, width) < smallest:
         raise StructureError(
@@ -161,19 +167,12 @@ def pooled_width(image: tuple[int, int], filters: int = 64, blocks: int = 4) -> 
             write=f"blocks={max(min(height, width).bit_length() - 1, 1)}, or conv_features, "
             "which takes images of any size",
         )
-    return check_count("filters", filters, write=call) * (
-        (height // smallest) * (width // smallest)
-    )
+    return filters * (height // smallest) * (width // smallest)
 
 
 def _blocks_init(
     filters: int, channels: int, blocks: int, normalisation: Normalisation, weights: Initializer
 ) -> Callable[[PRNGKeyArray], PyTree[Array]]:
-    call = "conv_features(filters=64, channels=1, blocks=4)"
-    filters = check_count("filters", filters, write=call)
-    channels = check_count("channels", channels, write=call)
-    blocks = check_count("blocks", blocks, write=call)
-
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         inputs = [channels] + [filters] * (blocks - 1)
         return [

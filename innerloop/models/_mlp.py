@@ -7,12 +7,16 @@ import jax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, checked, each
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.models.base import Model, model_inputs
 from innerloop.models.layers import GLOROT, dense, dense_init
 
+SIZES = each(at_least(1, such_as=40), least=2)
 
+
+@checked(sizes=SIZES)
 def mlp(
     sizes: Sequence[int],
     activation: Callable[[Array], Array] = jax.nn.relu,
@@ -34,7 +38,7 @@ def mlp(
     Raises `StructureError` where sizes are not at least two positive integers, and while tracing
     where the rows of the inputs do not have `sizes[0]` entries.
     """
-    widths = _widths(sizes)
+    widths = tuple(sizes)
 
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         layers = _layers(key, widths, weights)
@@ -52,6 +56,7 @@ def mlp(
     return Model(init, apply, normalisation="none")
 
 
+@checked(sizes=SIZES)
 def mlp_features(
     sizes: Sequence[int],
     activation: Callable[[Array], Array] = jax.nn.relu,
@@ -66,7 +71,7 @@ def mlp_features(
 
     Parameters: a list of `{"weights", "bias"}`. Normalisation: none.
     """
-    widths = _widths(sizes)
+    widths = tuple(sizes)
 
     def apply(
         params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
@@ -86,17 +91,6 @@ def _layers(key: PRNGKeyArray, widths: tuple[int, ...], weights: Initializer) ->
         dense_init(layer_key, inputs, outputs, weights)
         for layer_key, (inputs, outputs) in zip(keys, itertools.pairwise(widths), strict=True)
     ]
-
-
-def _widths(sizes: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(sizes, int) or len(sizes) < 2:
-        raise StructureError(
-            "an mlp needs a width for its inputs and one for its outputs",
-            got=f"sizes={sizes!r}",
-            expected="at least two positive integers",
-            write="mlp([1, 40, 40, 1])",
-        )
-    return tuple(check_count("sizes", size, write="mlp([1, 40, 40, 1])") for size in sizes)
 
 
 def _flat_rows(x: Float[Array, "..."], widths: tuple[int, ...]) -> Float[Array, "rows width"]:

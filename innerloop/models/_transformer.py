@@ -6,7 +6,8 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, checked
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.models.base import Model
@@ -26,6 +27,13 @@ HIDDEN = -1e30
 so is every derivative of it."""
 
 
+@checked(
+    vocabulary=at_least(1, such_as=256),
+    width=at_least(1, such_as=64),
+    depth=at_least(1, such_as=2),
+    heads=at_least(1, such_as=4),
+    length=at_least(1, such_as=128),
+)
 def transformer(
     vocabulary: int,
     width: int,
@@ -77,12 +85,6 @@ def transformer(
     width, and while tracing where the inputs are not integers of shape `(rows, positions)` with 1
     to `length` positions.
     """
-    call = "transformer(vocabulary=256, width=64, depth=2, heads=4, length=128)"
-    vocabulary = check_count("vocabulary", vocabulary, write=call)
-    width = check_count("width", width, write=call)
-    depth = check_count("depth", depth, write=call)
-    heads = check_count("heads", heads, write=call)
-    length = check_count("length", length, write=call)
     if width % heads:
         raise StructureError(
             "the heads do not divide the width",

@@ -6,7 +6,8 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, checked
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.precision import default_float
 
@@ -149,6 +150,7 @@ def _same(size: int, kernel: int, stride: int) -> tuple[int, tuple[int, int]]:
     return outputs, (padding // 2, padding - padding // 2)
 
 
+@checked("conv", stride=at_least(1))
 def _check_conv(weights: Array, x: Array, stride: int) -> None:
     if weights.ndim != 4 or x.ndim != 4 or x.shape[3] != weights.shape[2]:
         raise StructureError(
@@ -157,4 +159,3 @@ def _check_conv(weights: Array, x: Array, stride: int) -> None:
             expected="images (rows, height, width, inputs), weights (size, size, inputs, outputs)",
             write="conv(weights, images[..., None]) for grey images without a channel axis",
         )
-    check_count("stride", stride, write="conv(weights, x, stride=2)")

@@ -3,15 +3,14 @@
 import math
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, positive
 from innerloop.models import Model, mlp
-from innerloop.optimizers.base import LearnedOptimizer, log_rate, require_like
+from innerloop.optimizers.base import LearnedOptimizer, require_like
 from innerloop.optimizers.per_array import require_params
 from innerloop.optimizers.small_mlp import LECUN
 
@@ -102,14 +101,9 @@ class AdamController(LearnedOptimizer):
     meta-parameters of another network.
     """
 
-    horizon: int = eqx.field(static=True, default=100)
-    width: int = eqx.field(static=True, default=16)
-    rate: float = eqx.field(static=True, default=0.3)
-
-    def __check_init__(self):
-        check_count("horizon", self.horizon, write="AdamController(horizon=100)")
-        check_count("width", self.width, write="AdamController(width=16)")
-        log_rate(self.rate)
+    horizon: int = at_least(1, static=True, default=100)
+    width: int = at_least(1, static=True, default=16)
+    rate: float = positive(static=True, default=0.3)
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """The network's parameters, which do not depend on `params`."""

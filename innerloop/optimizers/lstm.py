@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least
 from innerloop.models.layers import Dense, dense, dense_init
 from innerloop.optimizers.base import LearnedOptimizer, require_like
 from innerloop.optimizers.per_array import per_array
@@ -39,13 +39,9 @@ class CoordinateLSTM(LearnedOptimizer):
     another network.
     """
 
-    width: int = eqx.field(static=True, default=20)
-    layers: int = eqx.field(static=True, default=2)
+    width: int = at_least(1, static=True, default=20)
+    layers: int = at_least(1, static=True, default=2)
     scale: float = eqx.field(static=True, default=0.01)
-
-    def __check_init__(self):
-        check_count("width", self.width, write="CoordinateLSTM(width=20)")
-        check_count("layers", self.layers, write="CoordinateLSTM(layers=2)")
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """The weights, which do not depend on `params`."""

@@ -1,15 +1,16 @@
 """A learned schedule of the learning rate."""
 
+import math
+
 import equinox as eqx
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, positive
 from innerloop.optimizers.base import (
     Direction,
     LearnedOptimizer,
-    log_rate,
     part_of,
     scale_by_scheduled_rates,
 )
@@ -33,19 +34,14 @@ class LearnedSchedule(LearnedOptimizer):
     Raises `StructureError` for fewer than two knots or steps, and for a rate that is not positive.
     """
 
-    horizon: int = eqx.field(static=True, default=100)
-    knots: int = eqx.field(static=True, default=5)
+    horizon: int = at_least(2, static=True, default=100)
+    knots: int = at_least(2, static=True, default=5)
     direction: Direction = eqx.field(static=True, default=optax.identity)
-    rate: float = eqx.field(static=True, default=0.01)
-
-    def __check_init__(self):
-        check_count("horizon", self.horizon, 2, write="LearnedSchedule(horizon=100)")
-        check_count("knots", self.knots, 2, write="LearnedSchedule(horizon=100, knots=5)")
-        log_rate(self.rate)
+    rate: float = positive(static=True, default=0.01)
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """`{"log_rates": (knots,)}`, all the same; the key is not used."""
-        return {"log_rates": jnp.full(self.knots, log_rate(self.rate), default_float())}
+        return {"log_rates": jnp.full(self.knots, math.log(self.rate), default_float())}
 
     def __call__(self, meta: PyTree) -> optax.GradientTransformation:
         values = part_of(self, meta, "log_rates")

@@ -4,6 +4,7 @@ import json
 import os
 import warnings
 import zlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, checked
+from innerloop.checks import describe, optional_package
 from innerloop.devices.processes import in_any, same_in_all, together
 from innerloop.errors import RunError
 from innerloop.gradients.reach import leaf_names, leaf_shapes
@@ -20,18 +22,16 @@ from innerloop.storage.files import writing
 from innerloop.storage.lock import locked
 from innerloop.storage.packing import checksums, pack, stored_arrays, unpack
 
-FORMAT = 3
-"""Of the checkpoints. Older ones are read, newer ones refused."""
-
-_NEW_SINCE = {1: {".state.faults", ".state.in_a_row"}}
-"""Leaves that a format did not have yet: they begin as in a new run."""
+FORMAT = 4
+"""The number of the format in which checkpoints are written. No other format is read."""
 
 # What Orbax raises where it cannot write: its own storage layer reports a full disk as ValueError.
 _STORAGE_ERRORS = (OSError, ValueError, KeyError)
 
 
+@checked(every=at_least(1, such_as=500), keep=at_least(1, such_as=3))
 class Checkpoints(NamedTuple):
-    """Where the training state is saved, and how often.
+    """Where the training state is saved, and how often (needs innerloop[checkpoints]).
 
     - `folder`: made where there is none; one run each
     - `every`: outer steps between two saves, which is what a kill can lose
@@ -51,18 +51,15 @@ class CheckpointFolder:
     """
 
     def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any]):
-        check_count("every", checkpoints.every, write="Checkpoints(folder, every=500)")
-        check_count("keep", checkpoints.keep, write="Checkpoints(folder, keep=3)")
         self._path = Path(checkpoints.folder).absolute()
         self._every = checkpoints.every
         self._settings = json.loads(json.dumps(settings))
+        # Only here: it takes a second to import, and a run without checkpoints does not need it.
+        ocp = optional_package("orbax.checkpoint", "saving checkpoints", extra="checkpoints")
+        self._ocp = ocp
         with together(), self._writing():
             self._path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self._path)
-        # Only here: it takes a second to import, and a run without checkpoints does not need it.
-        import orbax.checkpoint as ocp
-
-        self._ocp = ocp
         options = ocp.CheckpointManagerOptions(
             max_to_keep=checkpoints.keep, cleanup_tmp_directories=True
         )
@@ -111,8 +108,10 @@ class CheckpointFolder:
                 args=args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about)),
             )
 
-    def load(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+    def load(self, like: Callable[[int], PyTree]) -> tuple[PyTree, dict[str, Any]] | None:
         """The last state that can be read, and its record; None where nothing was saved.
+
+        `like` gives a state as it is expected at an outer step.
 
         One that cannot be read is passed over with a warning, and deleted once an earlier one has
         been read: that step is going to be saved again. Raises `RunError` for checkpoints of
@@ -131,8 +130,10 @@ class CheckpointFolder:
             about = self._about(step)
             missing = in_any(about is None)  # asked by all, whatever they found
             if about is not None and not missing:
-                self._require_same(about, like)
-                state = self._state(step, like, about)
+                self._require_settings(about)
+                expected = like(step)
+                self._require_leaves(about, expected)
+                state = self._state(step, expected, about)
                 if not in_any(state is None):
                     with self._writing():
                         for later in damaged:
@@ -169,52 +170,54 @@ class CheckpointFolder:
             about = self._manager.restore(step, args=wanted)["about"]
         except Exception:  # Orbax promises no kind for damage, and raises bare exceptions too
             return None
-        whole = isinstance(about, dict) and isinstance(about.get("format"), int)
-        if whole and about["format"] > 2:
-            whole = about.pop("checksum", None) == _checksum(about)
-        return about if whole else None
+        if not isinstance(about, dict) or not isinstance(about.get("format"), int):
+            return None
+        if about["format"] == FORMAT and about.pop("checksum", None) != _checksum(about):
+            return None
+        return about
 
     def _state(self, step: int, like: PyTree, about: dict[str, Any]) -> PyTree | None:
         args, leaves = self._ocp.args, _named_leaves(like)
-        new, packed = _new_since(about["format"]), about.get("packed", [])  # format 2: none
-        saved = {name: leaf for name, leaf in leaves.items() if name not in new}
-        wanted = args.Composite(state=args.StandardRestore(stored_arrays(saved, packed)))
+        packed = about["packed"]
+        wanted = args.Composite(state=args.StandardRestore(stored_arrays(leaves, packed)))
         try:
             arrays = self._manager.restore(step, args=wanted)["state"]
         except Exception:  # as above
             return None
-        written, read = about.get("checksums", {}), checksums(arrays)
+        written, read = about["checksums"], checksums(arrays)
         if any(written[name] != read[name] for name in written.keys() & read.keys()):
             return None
-        leaves |= unpack(arrays, saved, packed)
+        leaves |= unpack(arrays, leaves, packed)
         state = jax.tree.unflatten(jax.tree.structure(like), list(leaves.values()))
         return jax.tree.map(_as_in, like, state)
 
-    def _require_same(self, about: dict[str, Any], like: PyTree) -> None:
-        if about.get("format") not in range(1, FORMAT + 1):
+    def _require_settings(self, about: dict[str, Any]) -> None:
+        if about["format"] != FORMAT:
             raise RunError(
                 "the checkpoints are of a format that this version does not know",
                 got=f"format {about.get('format')}",
-                expected=f"format 1 to {FORMAT}",
+                expected=f"format {FORMAT}",
                 write="the version of innerloop that wrote them",
             )
         theirs, mine = about["settings"], self._settings
-        changed = [name for name in mine if name in theirs and theirs[name] != mine[name]]
+        names = sorted(mine.keys() | theirs.keys())
+        changed = [name for name in names if theirs.get(name) != mine.get(name)]
         if changed:
             raise RunError(
                 "a run goes on with the settings that it began with",
-                got=", ".join(f"{name}={mine[name]}" for name in changed),
-                expected=", ".join(f"{name}={theirs[name]}" for name in changed),
+                got=", ".join(f"{name}={mine.get(name)}" for name in changed),
+                expected=", ".join(f"{name}={theirs.get(name)}" for name in changed),
                 write="fit(..., resume=True) with these settings as they were, or another folder; "
                 "steps, minutes, chunk and per_call may change",
             )
-        new = _new_since(about["format"])
-        if about["leaves"] != [leaf for leaf in _shapes(like) if leaf[0] not in new]:
+
+    def _require_leaves(self, about: dict[str, Any], like: PyTree) -> None:
+        if about["leaves"] != _shapes(like):
             raise RunError(
                 "the checkpoints hold another training state than this run has",
                 got=describe(like),
                 expected=", ".join(f"{name}: {shape}" for name, shape in about["leaves"]),
-                write="the same recipe and optimizer as when the run began, or another folder",
+                write="the same estimator and optimizer as when the run began, or another folder",
             )
 
     def _require_there(self) -> None:
@@ -239,10 +242,6 @@ class CheckpointFolder:
 
 def _checksum(about: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(about, sort_keys=True).encode())
-
-
-def _new_since(format: int) -> set[str]:
-    return set().union(*(names for before, names in _NEW_SINCE.items() if before >= format))
 
 
 def _shapes(state: PyTree) -> list[list[str]]:

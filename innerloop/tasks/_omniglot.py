@@ -6,8 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from innerloop.checks import check_count
-from innerloop.errors import StructureError
+from innerloop.arguments import at_least, checked
 from innerloop.tasks.image_classes import ImageClasses, with_quarter_turns
 from innerloop.tasks.omniglot_files import (
     BACKGROUND,
@@ -22,11 +21,14 @@ from innerloop.tasks.splits import Splits
 
 Folder = str | os.PathLike[str]
 
-_DRAWN_SIZE = 105
+SIZE = at_least(1, at_most=105, such_as=28)
+"""Pixels per side: the drawings have 105."""
+
 _SEED = 1
 _TRAIN, _VALIDATION = 1100, 100
 
 
+@checked(size=SIZE)
 def omniglot(
     *,
     classes: Callable[[np.ndarray], ImageClasses] = with_quarter_turns,
@@ -59,7 +61,6 @@ def omniglot(
     Raises `DataError` if the folder or a file is missing, has the wrong md5, or cannot be
     downloaded, and `StructureError` for a size out of range.
     """
-    check_size(size)
     images = np.concatenate([drawings(part, size, data) for part in (BACKGROUND, EVALUATION)])
     order = _permutation(len(images))
     train, validation, test = np.split(order, [_TRAIN, _TRAIN + _VALIDATION])
@@ -69,6 +70,7 @@ def omniglot(
 Background = Literal["full", "small1", "small2"]
 
 
+@checked(size=SIZE)
 def omniglot_official(
     *,
     background: Background = "full",
@@ -86,7 +88,6 @@ def omniglot_official(
       small sets (`omniglot_small1`, `omniglot_small2`), of whose characters a tenth are for
       validation too
     """
-    check_size(size)
     # asked for here, not at the top: tests put small archives in place of the official ones
     archive = {"full": BACKGROUND, "small1": SMALL_1, "small2": SMALL_2}[background]
     known, test = drawings(archive, size, data), drawings(EVALUATION, size, data)
@@ -105,6 +106,7 @@ class Alphabets(NamedTuple):
     names: tuple[str, ...]
 
 
+@checked(size=SIZE)
 def omniglot_small1(
     *,
     classes: Callable[[np.ndarray], ImageClasses] = with_quarter_turns,
@@ -119,6 +121,7 @@ def omniglot_small1(
     return _small(SMALL_1, classes, size, data)
 
 
+@checked(size=SIZE)
 def omniglot_small2(
     *,
     classes: Callable[[np.ndarray], ImageClasses] = with_quarter_turns,
@@ -139,22 +142,9 @@ def _small(
     size: int,
     data: Folder | None,
 ) -> Alphabets:
-    check_size(size)
     return Alphabets(classes(drawings(archive, size, data)), alphabets(archive, data))
 
 
 def _permutation(count: int) -> np.ndarray:
     # RandomState, not default_rng: its stream is frozen, so a split is the same in every numpy
     return np.random.RandomState(_SEED).permutation(count)
-
-
-def check_size(size: int) -> None:
-    """Raise `StructureError` for a size that the drawings cannot be scaled to."""
-    check_count("size", size, write="omniglot(size=28)")
-    if size > _DRAWN_SIZE:
-        raise StructureError(
-            "Omniglot's drawings are smaller than that",
-            got=f"size={size}",
-            expected=f"at most {_DRAWN_SIZE} pixels per side",
-            write="omniglot(size=28)",
-        )

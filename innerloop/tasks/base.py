@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked
 from innerloop.problem import Episode
 
 # Evaluation keys live in a stream of their own: the first batch of a training loop that starts
@@ -33,6 +33,7 @@ class TaskDistribution(Protocol):
     def sample(self, key: PRNGKeyArray, n: int) -> Episode: ...
 
 
+@checked("tasks.sample", n=at_least(1, such_as=8))
 def sample_each(
     sample_one: Callable[[PRNGKeyArray], Episode], key: PRNGKeyArray, n: int
 ) -> Episode:
@@ -40,7 +41,6 @@ def sample_each(
 
     Raises `StructureError` unless `n` is an integer of at least 1.
     """
-    check_count("n", n, write="tasks.sample(key, n=8)")
     return jax.vmap(sample_one)(jax.random.split(key, n))
 
 
@@ -66,6 +66,7 @@ def evaluation_key(seed: int, purpose: str) -> PRNGKeyArray:
     return jax.random.fold_in(stream, zlib.crc32(purpose.encode()))
 
 
+@checked(n=at_least(1, such_as=600))
 def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str = "test") -> Any:
     """A fixed evaluation set: `n` episodes that depend on `tasks`, `seed` and `purpose` alone.
 
@@ -75,7 +76,6 @@ def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str
 
     Raises `StructureError` unless `n` is an integer of at least 1.
     """
-    check_count("n", n, write="evaluation_episodes(tasks, n=600, seed=0)")
     return _sample(tasks, evaluation_key(seed, purpose), n)
 
 

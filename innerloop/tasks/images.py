@@ -6,15 +6,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count
+from innerloop.arguments import CheckedModule, at_least, either
 from innerloop.errors import DataError
 from innerloop.masks import blank_rows
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.base import sample_each
-from innerloop.tasks.counts import Count, PerClass, check_range, draw_count, ends
+from innerloop.tasks.counts import Count, PerClass, draw_count, ends, range_of
 from innerloop.tasks.image_classes import ImageClasses, turn, upright
-
-_WRITE = "ClassificationTasks(images, ways=5, shots=1, queries=15)"
 
 
 def as_classes(images: ImageClasses | ArrayLike) -> ImageClasses:
@@ -22,7 +20,7 @@ def as_classes(images: ImageClasses | ArrayLike) -> ImageClasses:
     return images if isinstance(images, ImageClasses) else upright(images)
 
 
-class ClassificationTasks(eqx.Module):
+class ClassificationTasks(CheckedModule):
     """`ways`-way, `shots`-shot classification of images.
 
     A task is `ways` classes, drawn without replacement and in random order, and `shots + queries`
@@ -57,14 +55,11 @@ class ClassificationTasks(eqx.Module):
     """
 
     images: ImageClasses = eqx.field(converter=as_classes)
-    ways: Count = eqx.field(static=True)
-    shots: Count | PerClass = eqx.field(static=True)
-    queries: int = eqx.field(static=True)
+    ways: Count = either(at_least(2, such_as=5), range_of(2), static=True)
+    shots: Count | PerClass = either(at_least(1), range_of(1), static=True)
+    queries: int = at_least(1, such_as=15, static=True)
 
     def __check_init__(self):
-        check_range("ways", self.ways, 2, write=_WRITE)
-        check_range("shots", self.shots, 1, write=_WRITE)
-        check_count("queries", self.queries, write=_WRITE)
         ways, shots = ends(self.ways)[1], ends(self.shots)[1]
         if ways > len(self.images):
             raise _too_few_classes(ways, len(self.images))

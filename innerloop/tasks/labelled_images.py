@@ -5,16 +5,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count
+from innerloop.arguments import CheckedModule, at_least
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.base import sample_each
 from innerloop.tasks.image_classes import ImageClasses, turn
 from innerloop.tasks.images import as_classes, as_unit_interval
 
-_WRITE = "LabelledImages(images, rows=25)"
 
-
-class LabelledImages(eqx.Module):
+class LabelledImages(CheckedModule):
     """Batches of labelled images, whose labels say which of all classes each is.
 
     Every task is the same one: `rows` images drawn independently and uniformly over classes and
@@ -28,10 +26,7 @@ class LabelledImages(eqx.Module):
     """
 
     images: ImageClasses = eqx.field(converter=as_classes)
-    rows: int = eqx.field(static=True)
-
-    def __check_init__(self):
-        check_count("rows", self.rows, write=_WRITE)
+    rows: int = at_least(1, such_as=25, static=True)
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One batch."""

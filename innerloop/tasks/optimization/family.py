@@ -8,9 +8,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation, GradientDescent, MiniBatches
 from innerloop.adaptation.gradient_descent import MetaOptimizer
-from innerloop.optimizers.base import log_rate
+from innerloop.arguments import checked, positive
 from innerloop.problem import Problem
-from innerloop.tasks._mixture import Kind
 from innerloop.tasks.base import TaskDistribution
 
 
@@ -43,15 +42,6 @@ class Family(NamedTuple):
         descent = GradientDescent(optimizer, steps)
         return descent if self.batch is None else MiniBatches(descent, self.batch)
 
-    def kind(
-        self,
-        optimizer: optax.GradientTransformation | MetaOptimizer,
-        steps: int,
-        weight: float = 1.0,
-    ) -> Kind:
-        """The family as a part of a `mixture`, through which several families train one meta."""
-        return Kind(self.problem, self.adaptation(optimizer, steps), self.tasks, weight)
-
     def params(self, key: PRNGKeyArray) -> PyTree:
         """Parameters of one task, such as `LearnedOptimizer.init` wants to see."""
         episodes = self.tasks.sample(key, 1)
@@ -61,6 +51,7 @@ class Family(NamedTuple):
         return init(None, support, key)
 
 
+@checked(factor=positive(such_as=2.0))
 def rescaled(family: Family, factor: float) -> Family:
     r"""The same tasks in other units: parameters $\theta / c$, of which the loss reads c times.
 
@@ -70,7 +61,6 @@ def rescaled(family: Family, factor: float) -> Family:
 
     Raises `StructureError` for a factor that is not positive and finite.
     """
-    log_rate(factor, "factor")
     init, inner, outer = family.problem.init, family.problem.inner_loss, family.problem.outer_loss
     assert init is not None and inner is not None
     times = lambda tree, factor: jax.tree.map(lambda leaf: factor * leaf, tree)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked
 from innerloop.models import (
     conv_features,
     cross_entropy,
@@ -120,6 +120,7 @@ def held_out_families() -> list[Family]:
     ]
 
 
+@checked(count=at_least(1))
 def random_families(
     seed: int,
     count: int,
@@ -138,7 +139,6 @@ def random_families(
 
     Raises `StructureError` for a count below 1.
     """
-    check_count("count", count, write="random_families(seed=0, count=4)")
     tables = tables or (digits_table(), wine_table())
     rng = np.random.default_rng(seed)
 

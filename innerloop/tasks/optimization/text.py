@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked
+from innerloop.checks import optional_package
 from innerloop.errors import DataError
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.base import sample_each
@@ -27,9 +28,8 @@ def descriptions(*data_sets: str) -> str:
 
     - `data_sets`: of `"breast_cancer"`, `"diabetes"`, `"digits"`, `"iris"`, `"linnerud"`, `"wine"`
     """
-    import sklearn.datasets
-
-    return "\n".join(getattr(sklearn.datasets, f"load_{name}")().DESCR for name in data_sets)
+    sklearn = optional_package("sklearn.datasets", "descriptions()", extra="data")
+    return "\n".join(getattr(sklearn, f"load_{name}")().DESCR for name in data_sets)
 
 
 def tokens(text: str) -> np.ndarray:
@@ -53,9 +53,9 @@ class TextTasks(eqx.Module):
     rows: int = eqx.field(static=True)
     length: int = eqx.field(static=True)
 
+    @checked(rows=at_least(1, such_as=64), length=at_least(1, such_as=32))
     def __init__(self, text: str, rows: int, length: int):
-        self.rows = check_count("rows", rows, write="TextTasks(text, rows=64, length=32)")
-        self.length = check_count("length", length, write="TextTasks(text, rows=64, length=32)")
+        self.rows, self.length = rows, length
         self.tokens = jnp.asarray(tokens(text))
         if _QUERY_SHARE * len(text) <= length:
             raise DataError(
