@@ -1,4 +1,4 @@
-"""The one driver of the inner loop. Nobody writes another."""
+"""The driver of the inner loop, the only one in the library."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +19,10 @@ from innerloop.problem import Problem
 class InnerStep:
     """The body of the inner loop: `(state, t) -> (state, output)`, and the two parts of it.
 
-    - `advance`: `(state, t) -> (state, info)`, step t; with `inner_gradient=`, by another operator
-    - `observe`: `(state, t) -> pytree`, what is looked at after t steps
+    Args:
+        advance: `(state, t) -> (state, info)`, step t. The keyword `inner_gradient` replaces the
+            operator that computes the inner gradient.
+        observe: `(state, t) -> pytree`, the observation after t steps.
     """
 
     advance: Callable[..., tuple[PyTree, PyTree]]
@@ -34,8 +36,8 @@ class InnerStep:
 Loop = Callable[[InnerStep, PyTree, int], tuple[PyTree, Any]]
 """`loop(step, state, steps)` applies `step: (state, t) -> (state, output)` for t = 0 ... steps - 1.
 
-Returns the last state and the outputs stacked along a new first axis. How a loop stores its states
-is what gradients and memory depend on, so the meta-gradient estimator chooses it.
+Returns the last state and the outputs stacked along a new first axis. Gradients and memory depend
+on how a loop stores its states, so the meta-gradient chooses the loop.
 """
 
 
@@ -53,22 +55,31 @@ def run(
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Learn one task.
 
-    - `key`: the adapt key of the task (`task_keys(key).adapt`): `init` is given `fold_in(key, 0)`
-      and step t `fold_in(key, t + 1)`, whatever the loop.
-    - `observe`: `(params, t) -> pytree` is called at t = 0 ... K.
-    - `steps`: K, when it is to differ from `adaptation.steps` (evaluation beyond training).
+    Args:
+        problem: What is optimised.
+        adaptation: How the task is learned.
+        meta: The meta-parameters.
+        support: The support set of the task.
+        key: The adapt key of the task (`task_keys(key).adapt`): `init` receives `fold_in(key, 0)`
+            and step t receives `fold_in(key, t + 1)`, in every loop.
+        inner_gradient: The operator that computes the inner gradient.
+        loop: How the steps are run and their states stored.
+        observe: `(params, t) -> pytree`, called at t = 0 ... K.
+        steps: K, if it differs from `adaptation.steps` (evaluation beyond training).
 
-    Returns `(state, info, observed)`: the last state, the infos of the K steps stacked (None for
-    K = 0), and the K + 1 observations stacked (None without `observe`).
+    Returns:
+        `(state, info, observed)`: the last state, the infos of the K steps, stacked (None if
+        K = 0), and the K + 1 observations, stacked (None without `observe`).
 
-    Raises `StructureError` where the support set is empty or the number of steps is negative.
+    Raises:
+        StructureError: If the support set is empty or the number of steps is negative.
     """
     _check_support(support)
     steps = _step_count(adaptation, steps)
     state = adaptation.init(problem, meta, support, jax.random.fold_in(key, 0))
     start = None if observe is None else observe(adaptation.params(state), jnp.int32(0))
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], start)
-    if steps == 0:  # a step that is never taken need not exist
+    if steps == 0:  # an adaptation without steps has no `step` to trace
         return state, None, start
     state, info, rest = run_from(
         *(problem, adaptation, meta, support, key, inner_gradient, loop, observe),
@@ -93,10 +104,18 @@ def run_from(
     first: Any,
     steps: int,
 ) -> tuple[PyTree, PyTree, PyTree]:
-    """A part of `run`: `steps` > 0 inner steps on from the state after `first` of them.
+    """A part of `run`: `steps` > 0 inner steps, from the state after `first` steps.
 
-    `first` may be traced. Whatever the parts that a run is cut into, its keys and numbers are the
-    same. Returns what `run` does, with the observations after each of these steps alone.
+    A run has the same keys and numbers however it is cut into parts.
+
+    Args:
+        problem: See `run`, as for the other arguments that are not listed.
+        state: The state after `first` steps.
+        first: How many steps were taken before; may be traced.
+        steps: How many steps to take, at least 1.
+
+    Returns:
+        The same as `run`, with the observations after each of these steps only.
     """
 
     def advance(state: PyTree, t: Any, inner_gradient: InnerGradient = inner_gradient):

@@ -21,7 +21,8 @@ Predict = Callable[[PyTree, PyTree, Examples, PRNGKeyArray], Array]
 class Phase(NamedTuple):
     """A meta-gradient that is used at the beginning.
 
-    - `until`: the outer steps below this number are taken by it; `gradient`: of whole tasks
+    Args:
+        until: The outer steps below this number are taken by it; `gradient`: of whole tasks.
     """
 
     until: int
@@ -31,17 +32,18 @@ class Phase(NamedTuple):
 class Recipe(NamedTuple):
     """A named algorithm as its parts; replace any of them with `recipe._replace(...)`.
 
-    - `gradient`: of whole tasks, or of inner runs that span outer steps; for a mixture also a tuple
-      of one for each kind, of whole tasks
-    - `init_meta`: `key -> meta`, the meta-parameters before meta-training
-    - `predict`: `(params, meta, batch, key) -> predictions` after adaptation; None where the
-      problem says all
-    - `tested`: the problem and adaptation by which new tasks are learned, where meta-training has
-      others (pretraining); None where they are the same
-    - `schedule`: `outer step -> (problem, adaptation)` where they change during meta-training; the
-      step is a traced number, so they may differ in numbers and not in shapes. `problem` and
-      `adaptation` are those that it comes to.
-    - `phases`: other meta-gradients that come before `gradient`, in their order
+    Args:
+        gradient: Of whole tasks, or of inner runs that span outer steps; for a mixture also a tuple
+            of one for each kind, of whole tasks.
+        init_meta: `key -> meta`, the meta-parameters before meta-training.
+        predict: `(params, meta, batch, key) -> predictions` after adaptation; None where the
+            problem says all.
+        tested: The problem and adaptation by which new tasks are learned, where meta-training has
+            others (pretraining); None where they are the same.
+        schedule: `outer step -> (problem, adaptation)` where they change during meta-training; the
+            step is a traced number, so they may differ in numbers and not in shapes. `problem` and
+            `adaptation` are those that it comes to.
+        phases: Other meta-gradients that come before `gradient`, in their order.
     """
 
     problem: Problem | ProblemMixture

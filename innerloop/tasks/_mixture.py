@@ -16,8 +16,9 @@ from innerloop.tasks.base import TaskDistribution
 class Kind(NamedTuple):
     """One kind of task in a mixture.
 
-    - `weight`: its share of the meta-objective and, as nearly as whole tasks allow, of each batch;
-      positive, relative to the other kinds
+    Args:
+        weight: Its share of the meta-objective and, as nearly as whole tasks allow, of each batch;
+            positive, relative to the other kinds.
     """
 
     problem: Problem
@@ -35,7 +36,8 @@ class TaskMixture(eqx.Module):
     def sample(self, key: PRNGKeyArray, n: int) -> tuple[Episode, ...]:
         """Draw n tasks, shared out between the kinds by weight, at least one each.
 
-        Raises `StructureError` for fewer tasks than kinds.
+        Raises:
+            StructureError: For fewer tasks than kinds.
         """
         keys = jax.random.split(key, len(self.tasks))
         return tuple(
@@ -71,7 +73,8 @@ def mixture(
     il.meta_value_and_grad(problem, adaptation)(meta, tasks.sample(key, 8), key)
     ```
 
-    Raises `StructureError` without kinds, or for a weight that is not positive and finite.
+    Raises:
+        StructureError: Without kinds, or for a weight that is not positive and finite.
     """
     parts = [kind if isinstance(kind, Kind) else Kind(*kind) for kind in kinds]
     if not parts or not all(0 < kind.weight < math.inf for kind in parts):

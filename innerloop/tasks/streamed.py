@@ -31,12 +31,14 @@ class StreamedTasks:
     every checkpoint, is the position in the data, and a run that is resumed goes on to the bits of
     one that was never cut off.
 
-    - `draw`: `numpy.random.Generator -> Episode` of NumPy arrays, of one shape in all tasks, with
-      no state but the generator; `StoredImages` is one. Called in several threads at once.
-    - `threads`: how many threads draw
-    - `ahead`: how many outer steps are drawn ahead
+    Args:
+        draw: `numpy.random.Generator -> Episode` of NumPy arrays, of one shape in all tasks, with
+            no state but the generator; `StoredImages` is one. Called in several threads at once.
+        threads: How many threads draw.
+        ahead: How many outer steps are drawn ahead.
 
-    Raises `StructureError` for counts below one.
+    Raises:
+        StructureError: For counts below one.
     """
 
     draw: Callable[[np.random.Generator], Episode]
@@ -47,7 +49,8 @@ class StreamedTasks:
     def sample(self, key: PRNGKeyArray, n: int) -> Episode:
         """A batch of `n` episodes, drawn now: for validation and test sets.
 
-        Raises `StructureError` in a compiled function, which cannot wait for the host.
+        Raises:
+            StructureError: In a compiled function, which cannot wait for the host.
         """
         if isinstance(key, Tracer):
             raise StructureError(
@@ -109,15 +112,17 @@ def _numbers(key: PRNGKeyArray) -> list[int]:
 class StoredImages:
     """Draws `ways`-way, `shots`-shot tasks from images on disk; see `ClassificationTasks`.
 
-    - `images`: `(classes, examples, height, width, channels)`: an array in a file, such as
-      `numpy.load(file, mmap_mode="r")`, or anything else with a shape, of which
-      `images[class, example]` is one image
-    - `counts`: how many examples each class has; None: all of the second axis
-
     uint8 images are real numbers in [0, 1] once they are on the device.
 
-    Raises `StructureError` for `ways` below 2 and `shots` or `queries` below 1, and `DataError`
-    where there are too few classes, or too few examples of one.
+    Args:
+        images: `(classes, examples, height, width, channels)`: an array in a file, such as
+            `numpy.load(file, mmap_mode="r")`, or anything else with a shape, of which
+            `images[class, example]` is one image.
+        counts: How many examples each class has; None: all of the second axis.
+
+    Raises:
+        StructureError: For `ways` below 2 and `shots` or `queries` below 1.
+        DataError: If there are too few classes, or too few examples of one.
     """
 
     images: Any
