@@ -1,4 +1,4 @@
-"""Where problem, adaptation and meta-gradient meet: the library's front door."""
+"""The meta-objective: problem, adaptation and meta-gradient together."""
 
 import math
 from collections.abc import Callable
@@ -34,22 +34,32 @@ MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any
 
 SumOverTasks = Callable[[PyTree, PyTree, Array, Array], tuple[Scalar, PyTree, PyTree]]
 """`(meta, episodes, keys, weights) -> (total, aux, grads)`: the weighted sum of the tasks' losses,
-aux per task, and the gradient of the sum. Every argument but meta has the task axis."""
+aux per task, and the gradient of the sum. All arguments except meta have the task axis."""
 
 Spread = Callable[[SumOverTasks], SumOverTasks]
-"""The same sum, run in another way: over devices, or task by task."""
+"""Returns the same sum, computed in another way: over devices, or task by task."""
 
 
 @checked(key=random_key())
 def adapt(
     problem: Problem, adaptation: Adaptation, meta: PyTree, support: PyTree, key: PRNGKeyArray
 ) -> tuple[PyTree, Any]:
-    """Learn one task and keep the result: inference.
+    """Learn one task and return the adapted parameters (inference).
 
-    Returns `(params, info)`: the adapted parameters, and the inner steps' infos stacked. With the
-    task's own key these are the parameters that the meta-objective sees.
+    Args:
+        problem: What is optimised.
+        adaptation: How the task is learned.
+        meta: The meta-parameters.
+        support: The support set of the task.
+        key: The key of the task. With the key that the meta-objective has for this task, the result
+            is the parameters that the meta-objective sees.
 
-    Raises `GradientError` when differentiated, `StructureError` for parts that do not fit.
+    Returns:
+        `(params, info)`: the adapted parameters, and the infos of the inner steps, stacked.
+
+    Raises:
+        GradientError: If the result is differentiated.
+        StructureError: If the parts do not fit.
     """
     check_meta(meta)
     keys = task_keys(key)
@@ -68,14 +78,22 @@ def adapt(
 def meta_objective(
     problem: Problem, adaptation: Adaptation, gradient: MetaGradient | None = None
 ) -> TaskObjective:
-    """The meta-objective of one task: `f(meta, episode, key) -> (loss, aux)`.
+    """The meta-objective of one task.
 
-    Its value is the meta-objective, its reverse-mode derivative in `meta` the estimator's
-    meta-gradient, so it composes with plain `jax.grad`, `jax.vmap` and `jax.jit`. `gradient` is
-    `Unroll()`, the exact one, unless given.
+    Args:
+        problem: What is optimised.
+        adaptation: How the task is learned.
+        gradient: How the derivative is computed; by default `Unroll()`, which is exact.
 
-    Raises, while tracing, `StructureError` for parts that do not fit and `GradientError` when it is
-    differentiated but no meta-parameter reaches the loss.
+    Returns:
+        `f(meta, episode, key) -> (loss, aux)`. Its value is the meta-objective and its reverse-mode
+        derivative in `meta` is the meta-gradient, so it composes with `jax.grad`, `jax.vmap` and
+        `jax.jit`.
+
+    Raises:
+        StructureError: While tracing, if the parts do not fit.
+        GradientError: While tracing, if the function is differentiated but no meta-parameter
+            reaches the loss.
     """
     gradient = Unroll() if gradient is None else gradient
     _check_parts(problem, adaptation, gradient)
@@ -120,22 +138,28 @@ def meta_value_and_grad(
 ) -> MetaValueAndGrad:
     """The meta-objective of a batch of tasks and its gradient.
 
-    Returns `f(meta, episodes, key) -> ((loss, aux), grads)`: the mean of the loss over the task
-    axis, weighted by `episodes.weight` where there is one, `aux` per task, and the gradient in
-    `meta`. One key per task is split from `key`.
+    `aux.diagnostics["unreached"]` has one entry, named by its path, for each leaf of meta that no
+    gradient reaches; its gradient is zero. (Meta-gradients without a backward pass, `ForwardMode`
+    and `EvolutionStrategies`, cannot tell and name none.)
 
-    - `chunk`: None runs all tasks at once under `vmap`; n runs at most n at a time and accumulates
-      their gradients, in the memory of n tasks (1: a plain loop over tasks). Tasks are spread
-      evenly over the fewest chunks; results are equal up to rounding.
-    - `spread`: how the sum over tasks is run, such as `Sharding(mesh).spread`, over the devices of
-      a mesh (then a chunk is of one device's tasks); None: here, as it is
+    Args:
+        problem: What is optimised.
+        adaptation: How a task is learned.
+        gradient: How the derivative of a task is computed; by default `Unroll()`, which is exact.
+        chunk: None runs all tasks at once under `vmap`; n runs at most n at a time and accumulates
+            their gradients, in the memory of n tasks (1: a plain loop over tasks). The tasks are
+            divided evenly into the fewest chunks; results are equal up to rounding.
+        spread: How the sum over tasks is computed, such as `Sharding(mesh).spread` over the devices
+            of a mesh (a chunk then counts the tasks of one device); None computes it here.
 
-    `aux.diagnostics["unreached"]` holds one entry, named by its path, for each meta leaf that no
-    gradient reaches; its gradient is zero. (Estimators without a backward pass, `ForwardMode` and
-    `EvolutionStrategies`, cannot tell, and name none.)
+    Returns:
+        `f(meta, episodes, key) -> ((loss, aux), grads)`: the mean of the loss over the task axis,
+        weighted by `episodes.weight` if it is given, `aux` per task, and the gradient in `meta`.
+        One key per task is split from `key`.
 
-    Raises, while tracing, `StructureError` for parts that do not fit and `GradientError` when no
-    meta-parameter reaches the loss.
+    Raises:
+        StructureError: While tracing, if the parts do not fit.
+        GradientError: While tracing, if no meta-parameter reaches the loss.
     """
     if isinstance(spread, ContextDecorator) or (spread is not None and not callable(spread)):
         raise StructureError(  # a mesh is a context: called, it would do nothing, and say so never

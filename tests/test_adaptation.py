@@ -145,7 +145,7 @@ class Rows(il.extend.Adaptation):
     """Takes no gradient: a step counts itself and tells which support set it saw."""
 
     steps: int | None = None
-    origin: il.Origin = il.extend.Origin.STEPS
+    origin: il.extend.Origin = il.extend.Origin.STEPS
 
     def init(self, problem, meta, support, key):
         return jnp.int32(0)

@@ -1,4 +1,4 @@
-"""How one task is learned: the inner loop, with explicit state and no gradient of its own."""
+"""How one task is learned: the inner loop, with explicit state and without its own gradient."""
 
 from innerloop.adaptation._run import run, run_from
 from innerloop.adaptation.base import Adaptation, Info, InnerGradient, Origin

@@ -1,4 +1,4 @@
-"""The one driver of the inner loop. Nobody writes another."""
+"""The driver of the inner loop, the only one in the library."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,30 +30,30 @@ def run(
     """Learn one task.
 
     Args:
-        problem: the problem, whose `init` and `inner_loss` the adaptation asks for
-        adaptation: how the task is learned
-        meta: meta-parameters
-        support: what the task is learned from
-        key: the adapt key of the task (`task_keys(key).adapt`): `init` is given `fold_in(key, 0)`
-            and step t `fold_in(key, t + 1)`, whatever the loop
-        inner: what the inner gradient is for whoever differentiates, such as `Exact()`
-        loop: how the steps are kept and differentiated, such as `StoreAll()`
-        observe: `(params, t) -> pytree`, called at t = 0 ... K
-        steps: K, where it differs from `adaptation.steps` (evaluation beyond training)
+        problem: What is optimised.
+        adaptation: How the task is learned.
+        meta: The meta-parameters.
+        support: The support set of the task.
+        key: The adapt key of the task (`task_keys(key).adapt`): `init` receives `fold_in(key, 0)`
+            and step t receives `fold_in(key, t + 1)`, in every loop.
+        inner: What the inner gradient is for whoever differentiates, such as `Exact()`.
+        loop: How the steps are kept and differentiated, such as `StoreAll()`.
+        observe: `(params, t) -> pytree`, called at t = 0 ... K.
+        steps: K, if it differs from `adaptation.steps` (evaluation beyond training).
 
     Returns:
-        `(state, info, observed)`: the last state, the infos of the K steps stacked (None for
-        K = 0), and the K + 1 observations stacked (None without `observe`).
+        `(state, info, observed)`: the last state, the infos of the K steps, stacked (None if
+        K = 0), and the K + 1 observations, stacked (None without `observe`).
 
     Raises:
-        StructureError: the support set is empty, or the number of steps is negative.
+        StructureError: If the support set is empty or the number of steps is negative.
     """
     _check_support(support)
     steps = _step_count(adaptation, steps)
     state = adaptation.init(problem, meta, support, jax.random.fold_in(key, 0))
     start = None if observe is None else observe(adaptation.params(state), jnp.int32(0))
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], start)
-    if steps == 0:  # a step that is never taken need not exist
+    if steps == 0:  # an adaptation without steps has no `step` to trace
         return state, None, start
     state, info, rest = run_from(
         *(problem, adaptation, meta, support, key, inner, loop, observe),
@@ -78,18 +78,18 @@ def run_from(
     first: Any,
     steps: int,
 ) -> tuple[PyTree, PyTree, PyTree]:
-    """Take `steps` > 0 inner steps from the state after `first` of them: a part of `run`.
+    """A part of `run`: `steps` > 0 inner steps, from the state after `first` steps.
 
-    However a run is cut into parts, its keys and numbers are the same.
+    A run has the same keys and numbers however it is cut into parts.
 
     Args:
-        problem, adaptation, meta, support, key, inner, loop, observe: see `run`
-        state: the state after `first` steps
-        first: number of the first of the steps; it may be traced
-        steps: how many steps to take
+        problem: See `run`, as for the other arguments that are not listed.
+        state: The state after `first` steps.
+        first: How many steps were taken before; may be traced.
+        steps: How many steps to take, at least 1.
 
     Returns:
-        What `run` returns, with the observations after each of these steps alone.
+        The same as `run`, with the observations after each of these steps only.
     """
 
     def advance(state: PyTree, t: Any):

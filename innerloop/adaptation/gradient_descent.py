@@ -1,4 +1,4 @@
-"""Adaptation by any optax optimizer."""
+"""Adaptation by an optax optimizer."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,16 +30,19 @@ class GradientDescent(Adaptation):
     $$u_t,\, s_{t+1} = \text{update}(\nabla_\theta L_\text{inner}(\theta_t), s_t, \theta_t),
       \qquad \theta_{t+1} = \theta_t + u_t$$
 
-    - `optimizer`: any `optax.GradientTransformation`, or a function `meta ->
-      GradientTransformation`, through which learning rates and learned optimizers become
-      meta-parameters. Those that ask are passed `value`, `grad` and `value_fn`.
-    - `steps`: K >= 0.
+    An optimizer that takes the square root of the gradient's second moment, such as Adam, has an
+    infinite second derivative at a zero gradient unless its `eps_root` is positive.
 
-    An optimizer with a square root of the gradient's second moment, such as Adam, has an infinite
-    second derivative at a zero gradient: give it an `eps_root > 0`.
+    Args:
+        optimizer: Any `optax.GradientTransformation`, or a function `meta ->
+            GradientTransformation`, which makes learning rates and learned optimizers
+            meta-parameters. Transformations with extra arguments receive `value`, `grad` and
+            `value_fn`.
+        steps: The number of steps K, at least 0.
 
-    Raises `StructureError` for something that is not an optimizer, for a negative number of steps,
-    and while tracing for parameters that are not floating-point.
+    Raises:
+        StructureError: If `optimizer` is not an optimizer or `steps` is negative, and while tracing
+            if the parameters are not floating-point.
     """
 
     # `only` tells `lambda meta: ...` from a factory such as `optax.adam` handed over uncalled.
@@ -103,7 +106,7 @@ class GradientDescent(Adaptation):
 
 
 class _optax_promotion:
-    """optax promotes ranks and dtypes by itself; the caller's strict mode is for the losses."""
+    """Lets optax promote ranks and dtypes; the caller's strict mode is for the losses."""
 
     def __enter__(self):
         self._contexts = (

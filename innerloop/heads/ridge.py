@@ -28,18 +28,20 @@ class RidgeHead(DirectAdaptation):
         = \Phi^\top (\Phi \Phi^\top + \lambda I)^{-1} Y$$
 
     (arXiv 1805.08136). The parameters are W, `(width, outputs)`, or `(width,)` for targets of shape
-    `(rows,)`. Of the two forms, equal by
-    Woodbury's identity, the one with the smaller matrix is solved, by Cholesky, and the
-    meta-gradient goes through the solve. Rows that the support's mask leaves out count for nothing.
-    There is no intercept: append a column of ones to the features for one.
+    `(rows,)`. The two forms are equal by Woodbury's identity. The one with the smaller matrix is
+    solved, by Cholesky's method, and the meta-gradient goes through the solve. Masked rows do not
+    count. There is no intercept; to have one, append a column of ones to the features.
 
-    - `features`: `(meta, batch, key) -> (rows, width)`, where batch is the support `Examples`
-    - `strength`: λ > 0, or a function of meta that gives it
-    - `ways`: number of classes, at least 2, for integer targets, which become rows of the identity;
-      None for regression to real targets, `(rows,)` or `(rows, outputs)`
+    Args:
+        features: `(meta, batch, key) -> (rows, width)`, where batch is the support `Examples`.
+        strength: λ > 0, or a function of meta that returns it.
+        ways: Number of classes, at least 2, for integer targets, which become rows of the identity;
+            None for regression to real targets, `(rows,)` or `(rows, outputs)`.
 
-    Raises `StructureError` for fewer than two classes and a strength that is not above 0, and while
-    tracing for features that are not `(rows, width)` and targets of another kind.
+    Raises:
+        StructureError: If there are fewer than two classes or the strength is not above 0, and
+            while tracing if the features are not `(rows, width)` or the targets are of another
+            kind.
     """
 
     features: Features = function("meta", "batch", "key", gives="(rows, width)")
@@ -61,7 +63,7 @@ def _solve_ridge(gram: Array, strength: Array, rhs: Array) -> Array:
     """`(gram + strength I)^-1 rhs`, factorised once for all columns."""
     matrix = gram + strength * jnp.eye(len(gram), dtype=gram.dtype)
     operator = lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag)
-    # What is not finite stays so, and is seen in the loss.
+    # Numbers that are not finite stay in the result, and the loss shows them.
     column = lambda b: lx.linear_solve(operator, b, lx.Cholesky(), throw=False).value
     return column(rhs) if rhs.ndim == 1 else jax.vmap(column, in_axes=1, out_axes=1)(rhs)
 

@@ -82,14 +82,16 @@ def conv_features(
     `(rows, height, width, channels) -> (rows, filters)`, for images of any size: 28 becomes
     14, 7, 4, 2 before the mean.
 
-    - `normalisation`: the policy; `transductive` is MAML's, and makes predictions depend on the
-      other rows of the batch
-    - `weights`: initialises the convolutions, which have no bias of their own
-
     Parameters: a list of `{"weights": (3, 3, inputs, filters), "normalisation": ...}`.
 
-    Raises `StructureError` where a size is not a positive integer, and while tracing where the
-    images are not `(rows, height, width, channels)`.
+    Args:
+        normalisation: The policy; `transductive` is MAML's, and makes predictions depend on the
+            other rows of the batch.
+        weights: Initialises the convolutions, which have no bias of their own.
+
+    Raises:
+        StructureError: If a size is not a positive integer, and while tracing where the images are
+            not `(rows, height, width, channels)`.
     """
 
     def block(params: PyTree[Array], x: Array, mask: Array | None) -> Array:
@@ -124,14 +126,14 @@ def conv_features_max_pool(
     14, 7, 3, 1, so 28 × 28 images give `filters` features. The embedding of prototypical networks
     (Snell et al. 2017). About four times the multiplications of `conv_features`.
 
-    - `image`: height and width in pixels
-    - the others: see `conv_features`
-
     Parameters: a list of `{"weights": (3, 3, inputs, filters), "normalisation": ...}`.
 
-    Raises `StructureError` where a size is not a positive integer or the image is smaller than
-    `2**blocks` pixels a side, and while tracing where the images are not
-    `(rows, *image, channels)`.
+    Args:
+        image: Height and width in pixels - the others: see `conv_features`.
+
+    Raises:
+        StructureError: If a size is not a positive integer or the image is smaller than `2**blocks`
+            pixels a side, and while tracing where the images are not `(rows, *image, channels)`.
     """
     pooled_width(image, filters, blocks)
 
@@ -155,7 +157,8 @@ def conv_features_max_pool(
 def pooled_width(image: tuple[int, int], filters: int = 64, blocks: int = 4) -> int:
     """Number of features of `conv_features_max_pool`: filters times the positions that remain.
 
-    Raises `StructureError` where nothing remains of the image.
+    Raises:
+        StructureError: If nothing remains of the image.
     """
     height, width = image
     smallest = 2**blocks

@@ -20,14 +20,16 @@ def film(features: Model, width: int, head: Model, context: int = 100) -> Model:
     (arXiv 1709.07871). The context c is one vector for all rows. It starts at zero, where γ and β
     are zero too.
 
-    - `features`: a model whose outputs are `(rows, width)`
-    - `head`: a model whose inputs are `(rows, width)`
-    - `context`: length of c
-
     Parameters: `{"body": those of features, "film": {"weights": (context, 2 * width), "bias"},
     "head": those of head, "context": (context,)}`. Normalisation: that of `features`.
 
-    Raises `StructureError` where a size is not a positive integer.
+    Args:
+        features: A model whose outputs are `(rows, width)`.
+        head: A model whose inputs are `(rows, width)`.
+        context: Length of c.
+
+    Raises:
+        StructureError: If a size is not a positive integer.
     """
 
     def init(key: PRNGKeyArray) -> PyTree[Array]:

@@ -26,17 +26,19 @@ def mlp(
 
     `mlp([1, 40, 40, 1])` is the network of MAML's sinusoid regression (Finn et al. 2017).
 
-    - `sizes`: widths from inputs to outputs, at least two. Inputs with more axes, such as images,
-      are flattened row by row.
-    - `activation`: elementwise, after every layer but the last
-    - `weights`: initialises all weights; biases start at zero. MAML's authors use
-      `jax.nn.initializers.truncated_normal(0.01)`.
-
     Parameters: `{"body": [{"weights", "bias"}, ...], "head": {"weights", "bias"}}`.
     Normalisation: none.
 
-    Raises `StructureError` where sizes are not at least two positive integers, and while tracing
-    where the rows of the inputs do not have `sizes[0]` entries.
+    Args:
+        sizes: Widths from inputs to outputs, at least two. Inputs with more axes, such as images,
+            are flattened row by row.
+        activation: Elementwise, after every layer but the last.
+        weights: Initialises all weights; biases start at zero. MAML's authors use
+            `jax.nn.initializers.truncated_normal(0.01)`.
+
+    Raises:
+        StructureError: If sizes are not at least two positive integers, and while tracing where the
+            rows of the inputs do not have `sizes[0]` entries.
     """
     widths = tuple(sizes)
 
@@ -67,9 +69,10 @@ def mlp_features(
     `linear_head(mlp_features(sizes), sizes[-1], outputs)` is `mlp([*sizes, outputs])` with its
     parameters in the same places, drawn from other keys.
 
-    - `sizes`: widths from inputs to features, at least two; the others and errors: see `mlp`
-
     Parameters: a list of `{"weights", "bias"}`. Normalisation: none.
+
+    Args:
+        sizes: Widths from inputs to features, at least two; the others and errors: see `mlp`.
     """
     widths = tuple(sizes)
 

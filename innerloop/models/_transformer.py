@@ -55,17 +55,6 @@ def transformer(
       x \leftarrow x + \text{mlp}(\text{norm}(x)) \text{ per block};\quad
       \text{head}(\text{norm}(x))$$
 
-    - `vocabulary`: number of tokens, which are integers from 0 to `vocabulary - 1`. A token outside
-      gives NaN in its row: under `jit` its value cannot raise.
-    - `width`: of the embeddings; the hidden layer of each block's mlp (gelu, by tanh) has 4 `width`
-    - `depth`: number of blocks
-    - `heads`: of the attention, each `width / heads` wide
-    - `length`: the most positions, each with a learned embedding
-    - `checkpoint_blocks`: whether reverse mode stores the blocks' inputs alone and computes what is
-      inside each block again: less memory, one more forward pass, the same numbers
-    - `weights`: initialises the matrices; those that write to the residual stream are then divided
-      by √(2 `depth`), the number of writes. Embeddings start from N(0, 1/2) each, biases at zero.
-
     Parameters, where every leaf of `blocks` has a leading axis of size `depth`:
 
         {"body": {"tokens": (vocabulary, width), "positions": (length, width),
@@ -81,9 +70,24 @@ def transformer(
     Normalisation: none over rows. Softmax and statistics are computed in float32 at least. There is
     no dropout; the key is not used.
 
-    Raises `StructureError` where a size is not a positive integer or the heads do not divide the
-    width, and while tracing where the inputs are not integers of shape `(rows, positions)` with 1
-    to `length` positions.
+    Args:
+        vocabulary: Number of tokens, which are integers from 0 to `vocabulary - 1`. A token outside
+            gives NaN in its row: under `jit` its value cannot raise.
+        width: Of the embeddings; the hidden layer of each block's mlp (gelu, by tanh) has 4
+            `width`.
+        depth: Number of blocks.
+        heads: Of the attention, each `width / heads` wide.
+        length: The most positions, each with a learned embedding.
+        checkpoint_blocks: Whether reverse mode stores the blocks' inputs alone and computes what is
+            inside each block again: less memory, one more forward pass, the same numbers.
+        weights: Initialises the matrices; those that write to the residual stream are then divided
+            by √(2 `depth`), the number of writes. Embeddings start from N(0, 1/2) each, biases at
+            zero.
+
+    Raises:
+        StructureError: If a size is not a positive integer or the heads do not divide the width,
+            and while tracing where the inputs are not integers of shape `(rows, positions)` with 1
+            to `length` positions.
     """
     if width % heads:
         raise StructureError(

@@ -13,16 +13,18 @@ from innerloop.models.layers import GLOROT, dense, dense_init
 def linear_head(features: Model, width: int, outputs: int, weights: Initializer = GLOROT) -> Model:
     """`features` followed by a dense layer: `(rows, ...) -> (rows, outputs)`.
 
-    - `features`: a model whose outputs are `(rows, width)`
-    - `outputs`: number of classes, or of regressed values
-    - `weights`: initialises the head's weights; biases start at zero. MAML's authors use
-      `jax.nn.initializers.normal(1.0)` on Omniglot.
-
     Parameters: `{"body": those of features, "head": {"weights", "bias"}}`.
     Normalisation: that of `features`.
 
-    Raises `StructureError` where a size is not a positive integer, and while tracing where the
-    features are not `(rows, width)`.
+    Args:
+        features: A model whose outputs are `(rows, width)`.
+        outputs: Number of classes, or of regressed values.
+        weights: Initialises the head's weights; biases start at zero. MAML's authors use
+            `jax.nn.initializers.normal(1.0)` on Omniglot.
+
+    Raises:
+        StructureError: If a size is not a positive integer, and while tracing where the features
+            are not `(rows, width)`.
     """
 
     def init(key: PRNGKeyArray) -> PyTree[Array]:

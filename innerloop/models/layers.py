@@ -30,7 +30,8 @@ def dense_init(
 def dense(params: Dense, x: Float[Array, "..."]) -> Float[Array, "rows outputs"]:
     """`x @ weights + bias`, row by row, for x of shape `(rows, inputs)`.
 
-    Raises `StructureError` where x is not `(rows, inputs)`.
+    Raises:
+        StructureError: If x is not `(rows, inputs)`.
     """
     inputs = params["weights"].shape[0]
     if x.ndim != 2 or x.shape[1] != inputs:
@@ -57,10 +58,6 @@ def conv(
 ) -> Float[Array, "rows out_height out_width outputs"]:
     """Two-dimensional convolution (cross-correlation) with SAME zero padding and no bias.
 
-    - `weights`: `(size_h, size_w, inputs, outputs)`
-    - `x`: `(rows, height, width, inputs)`
-    - `stride`: step between windows, along height and width
-
     `out_height = ceil(height / stride)`; where the padding is odd, the larger half is at the end,
     as in XLA and TensorFlow.
 
@@ -68,7 +65,13 @@ def conv(
     convolution elsewhere. Both give the same numbers; call `conv_as_matmul` or `conv_xla` to
     choose yourself, for example where CPU is not the default backend but the one you run on.
 
-    Raises `StructureError` where the shapes do not fit or the stride is not a positive integer.
+    Args:
+        weights: `(size_h, size_w, inputs, outputs)`.
+        x: `(rows, height, width, inputs)`.
+        stride: Step between windows, along height and width.
+
+    Raises:
+        StructureError: If the shapes do not fit or the stride is not a positive integer.
     """
     # Not lax.platform_dependent: under reverse mode it would keep the residuals of both forms.
     form = conv_as_matmul if jax.default_backend() == "cpu" else conv_xla
@@ -127,7 +130,8 @@ def max_pool(
     `x` is `(rows, height, width, channels)`. Where several entries of a window are the largest,
     they share the derivative equally.
 
-    Raises `StructureError` where the image is smaller than the window.
+    Raises:
+        StructureError: If the image is smaller than the window.
     """
     if x.ndim != 4 or min(x.shape[1:3]) < 2:
         raise StructureError(

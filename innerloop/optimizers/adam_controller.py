@@ -88,17 +88,19 @@ class AdamController(LearnedOptimizer):
     a constant rate gradients through whole runs of networks explode, and training would have to
     learn to anneal from gradients that say nothing.
 
-    - `horizon`: T, the steps of a run; the share that is over stays 1 beyond them
-    - `width`: of the two hidden layers
-    - `rate`: α₀
-
     Source: a network per array that sets the hyperparameters of a rule written by hand, as in
     Daniel et al. 2016, "Learning step size controllers for robust neural network training", and
     Wichrowska et al. 2017 (arXiv 1703.04813), with Adam for the nominal rule (Harrison et al. 2022,
     arXiv 2209.11208).
 
-    Raises `StructureError` for a horizon or a width below 1 or a rate that is not positive, and for
-    meta-parameters of another network.
+    Args:
+        horizon: T, the steps of a run; the share that is over stays 1 beyond them.
+        width: Of the two hidden layers.
+        rate: α₀.
+
+    Raises:
+        StructureError: For a horizon or a width below 1 or a rate that is not positive, and for
+            meta-parameters of another network.
     """
 
     horizon: int = at_least(1, static=True, default=100)

@@ -36,8 +36,9 @@ class LearnedOptimizer(CheckedModule):
     def __call__(self, meta: PyTree) -> optax.GradientTransformation:
         """The optimizer that these meta-parameters make.
 
-        Raises `StructureError`, here or when it is first given parameters, for meta-parameters of
-        another structure than `init` makes.
+        Raises:
+            StructureError: Here or when it is first given parameters, for meta-parameters of
+                another structure than `init` makes.
         """
 
 
@@ -73,7 +74,8 @@ def scale_by_rates(rates: PyTree[Array]) -> optax.GradientTransformation:
     `rates` is a prefix of the parameters: one number for all, one for each array, or an array of
     the shape of each parameter array.
 
-    Raises `StructureError` while tracing where the rates do not fit the parameters.
+    Raises:
+        StructureError: While tracing where the rates do not fit the parameters.
     """
     return optax.stateless(lambda updates, params: _scaled(rates, updates))
 

@@ -54,9 +54,6 @@ class Celo2(LearnedOptimizer):
     The meta-parameters are `{"network": ..., "log_rate": ρ}`, the network a `mlp` with relu and two
     hidden layers. With a width of 4 they are 150, with the released optimizer's 8, 330.
 
-    - `width`: of the hidden layers
-    - `rate`: e^ρ before meta-training: the root mean square of each update
-
     Source: Moudgil, Knyazev and Belilovsky 2026, "Celo2: Towards learned optimization free lunch"
     (arXiv 2602.19142), its base form, without orthogonalisation or another optimizer for vectors;
     decays and features as in the authors' code. Departs from it: outputs that it does not use are
@@ -65,8 +62,13 @@ class Celo2(LearnedOptimizer):
     the authors tune for each task, is learned. A schedule or weight decay is chained after it, as
     after any optax transformation.
 
-    Raises `StructureError` for a width below 1 or a rate that is not positive, and for
-    meta-parameters of another structure.
+    Args:
+        width: Of the hidden layers.
+        rate: E^ρ before meta-training: the root mean square of each update.
+
+    Raises:
+        StructureError: For a width below 1 or a rate that is not positive, and for meta-parameters
+            of another structure.
     """
 
     width: int = at_least(1, static=True, default=4)

@@ -33,14 +33,17 @@ class Hypergradient(LearnedOptimizer):
     Adam's Adam-HD. The meta-parameters are `{"log_rate": log α₀, "log_hyper_rate": log β}`: both
     are learned, where the paper chooses them. α_t itself may become negative, as in the paper.
 
-    - `direction`: d, by default the gradient itself; see `LearnedRates`
-    - `rate`, `hyper_rate`: α₀ and β before meta-training
-
     Source: Baydin et al. 2018, "Online learning rate adaptation with hypergradient descent"
     (arXiv 1703.04782).
 
-    Raises `StructureError` for rates that are not positive and finite, and for meta-parameters of
-    another structure.
+    Args:
+        direction: D, by default the gradient itself; see `LearnedRates`.
+        rate: α₀ and β before meta-training.
+        hyper_rate: α₀ and β before meta-training.
+
+    Raises:
+        StructureError: For rates that are not positive and finite, and for meta-parameters of
+            another structure.
     """
 
     direction: Direction = eqx.field(static=True, default=optax.identity)

@@ -28,15 +28,18 @@ class CoordinateLSTM(LearnedOptimizer):
     w}`, 5,141 numbers by default, whatever is optimised. The state holds `2 · layers · width`
     numbers for each parameter.
 
-    - `width`, `layers`: of the LSTM
-    - `scale`: λ, which the paper leaves open; 0.01 as in the authors' code
-
     Source: Andrychowicz et al. 2016, "Learning to learn by gradient descent by gradient descent"
     (arXiv 1606.04474), which drops the derivative of the inner gradient: `FirstOrder` here, whereas
     `Unroll` is exact. The forget gate's bias begins at 1.
 
-    Raises `StructureError` for a width or a number of layers below 1, and for meta-parameters of
-    another network.
+    Args:
+        width: Of the LSTM.
+        layers: Of the LSTM.
+        scale: λ, which the paper leaves open; 0.01 as in the authors' code.
+
+    Raises:
+        StructureError: For a width or a number of layers below 1, and for meta-parameters of
+            another network.
     """
 
     width: int = at_least(1, static=True, default=20)

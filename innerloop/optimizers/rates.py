@@ -25,13 +25,15 @@ class LearnedRates(LearnedOptimizer):
 
     The meta-parameters are `{"log_rates": ρ}`; subclasses say how many rates there are.
 
-    - `direction`: d, by default the gradient itself (SGD). With `functools.partial(
-      optax.scale_by_adam, eps_root=1e-16)` it is Adam, whose second derivative at a zero gradient
-      is infinite without `eps_root`.
-    - `rate`: e^ρ before meta-training
+    Args:
+        direction: D, by default the gradient itself (SGD). With `functools.partial(
+            optax.scale_by_adam, eps_root=1e-16)` it is Adam, whose second derivative at a zero
+            gradient is infinite without `eps_root`.
+        rate: E^ρ before meta-training.
 
-    Raises `StructureError` for a rate that is not positive and finite, and while tracing where the
-    rates do not fit the parameters.
+    Raises:
+        StructureError: For a rate that is not positive and finite, and while tracing where the
+            rates do not fit the parameters.
     """
 
     direction: Direction = eqx.field(static=True, default=optax.identity)

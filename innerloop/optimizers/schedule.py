@@ -26,12 +26,14 @@ class LearnedSchedule(LearnedOptimizer):
     step `horizon - 1`, whose value later steps take. The meta-parameters are `{"log_rates":
     (knots,)}`, so the rate is positive and may fall by orders of magnitude.
 
-    - `horizon`: steps that the schedule spans
-    - `knots`: at least 2
-    - `direction`: d, by default the gradient itself (SGD); see `LearnedRates`
-    - `rate`: of all steps before meta-training
+    Args:
+        horizon: Steps that the schedule spans.
+        knots: At least 2.
+        direction: D, by default the gradient itself (SGD); see `LearnedRates`.
+        rate: Of all steps before meta-training.
 
-    Raises `StructureError` for fewer than two knots or steps, and for a rate that is not positive.
+    Raises:
+        StructureError: For fewer than two knots or steps, and for a rate that is not positive.
     """
 
     horizon: int = at_least(2, static=True, default=100)

@@ -33,17 +33,21 @@ class SmallMLP(LearnedOptimizer):
     The meta-parameters are the network's, a `mlp` with relu and two hidden layers of `width`; there
     are 2,082 of them by default, whatever is optimised.
 
-    - `width`: of the hidden layers
-    - `decays`, `second_decays`: between 0 and 1
-    - `step`, `magnitude`: λ₁ and λ₂
-
     Source: the small MLP of Metz et al. 2020, "Tasks, stability, architecture, and compute"
     (arXiv 2009.11243), and 2022, "Practical tradeoffs between memory, compute, and performance in
     learned optimizers" (arXiv 2203.11860). Departs from them: second moments at two time scales, as
     a quotient with every average, and no Adafactor features.
 
-    Raises `StructureError` for a width below 1 or decays outside [0, 1), and for meta-parameters of
-    another network.
+    Args:
+        width: Of the hidden layers.
+        decays: Between 0 and 1.
+        second_decays: Between 0 and 1.
+        step: λ₁ and λ₂.
+        magnitude: λ₁ and λ₂.
+
+    Raises:
+        StructureError: For a width below 1 or decays outside [0, 1), and for meta-parameters of
+            another network.
     """
 
     width: int = at_least(1, static=True, default=32)

@@ -48,13 +48,15 @@ def maml_plus_plus(
     with φ: `{"start", "rates"}`. Steps beyond K take the rates of the last. `rate` is the value
     that all begin with, `steps` is K.
 
-    - `annealed_over`: outer steps in which the weights $w_1 \dots w_K$ move from equal ones to the
-      last alone (multi-step loss); 0 for the last alone. The authors' Omniglot has 5,000 of 50,000.
-    - `first_order_until`: outer steps at the beginning that hold inner gradients constant
-      (derivative-order annealing). The authors' Omniglot has none.
-
     Departs from the paper: there are no batch statistics or biases of each step (the normalisation
     is the model's policy). The paper's cosine schedule belongs to the outer optimizer.
+
+    Args:
+        annealed_over: Outer steps in which the weights $w_1 \dots w_K$ move from equal ones to the
+            last alone (multi-step loss); 0 for the last alone. The authors' Omniglot has 5,000 of
+            50,000.
+        first_order_until: Outer steps at the beginning that hold inner gradients constant
+            (derivative-order annealing). The authors' Omniglot has none.
     """
     task_loss = supervised_loss(model, loss)
     problem = Problem(lambda meta, support, key: meta["start"], task_loss, task_loss)

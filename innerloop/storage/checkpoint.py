@@ -33,9 +33,10 @@ _STORAGE_ERRORS = (OSError, ValueError, KeyError)
 class Checkpoints(NamedTuple):
     """Where the training state is saved, and how often (needs innerloop[checkpoints]).
 
-    - `folder`: made where there is none; one run each
-    - `every`: outer steps between two saves, which is what a kill can lose
-    - `keep`: how many of the last are kept. The best meta-parameters so far are in each of them.
+    Args:
+        folder: Made where there is none; one run each.
+        every: Outer steps between two saves, which is what a kill can lose.
+        keep: How many of the last are kept. The best meta-parameters so far are in each of them.
     """
 
     folder: Path

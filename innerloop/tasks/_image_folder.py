@@ -20,10 +20,12 @@ def image_folder(
     to their proportions (Lanczos, antialiased). They are kept in the cache folder; where that
     cannot be written, they are read on every start.
 
-    - `names`: the folders to take, in place of all
+    Args:
+        names: The folders to take, in place of all.
 
-    Raises `DataError` where a folder is missing or has no images, or a file is no image, and
-    `StructureError` for a size below one.
+    Raises:
+        DataError: If a folder is missing or has no images, or a file is no image.
+        StructureError: For a size below one.
     """
     path = Path(folder)
     if names is None:

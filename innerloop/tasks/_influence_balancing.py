@@ -30,7 +30,11 @@ def influence_balancing(
     smoothing does not change its gradient. The process is no descent: the loss of the inner problem
     is zero, and what `GradientDescent` is given for an optimizer ignores its gradient.
 
-    Returns problem, adaptation and tasks. Raises `StructureError` for `positive` above `units`.
+    Returns:
+        Problem, adaptation and tasks.
+
+    Raises:
+        StructureError: For `positive` above `units`.
     """
     require(at_least(positive), "units", units, "influence_balancing")
     matrix = (np.eye(units) + np.eye(units, k=1)) / 2

@@ -42,24 +42,26 @@ def omniglot(
     out). That code shuffles in the order in which a disk lists its folders, so its split cannot be
     repeated; this one is a fixed permutation of the sorted characters, the same for every source.
 
-    - `classes`: what is a class: `with_quarter_turns` (four per character: 4,400, 400 and 1,692)
-      or `upright`
-    - `size`: pixels per side, at most 105. Lanczos, antialiased. (MAML's code asks for Lanczos too,
-      but Pillow takes the nearest pixel of a one-bit image: its drawings are more broken.)
-    - `data`: folder of the files, or the folder above `omniglot/`; default: what the environment
-      variable INNERLOOP_DATA names. Files: `images_background` and `images_evaluation`, either the
-      official `.zip` or the `.npz` made of it. With neither set, the official archives (16 MB) are
-      downloaded from github.com/brendenlake/omniglot into the cache folder (INNERLOOP_CACHE, else
-      the user's own).
-
     Images are uint8 `(characters, 20, size, size, 1)`, 255 ink and 0 paper. Scaled images are kept
     in the cache folder; where that cannot be written, they are made on every start.
 
     Source: Lake, Salakhutdinov and Tenenbaum 2015, "Human-level concept learning through
     probabilistic program induction".
 
-    Raises `DataError` if the folder or a file is missing, has the wrong md5, or cannot be
-    downloaded, and `StructureError` for a size out of range.
+    Args:
+        classes: What is a class: `with_quarter_turns` (four per character: 4,400, 400 and 1,692) or
+            `upright`.
+        size: Pixels per side, at most 105. Lanczos, antialiased. (MAML's code asks for Lanczos too,
+            but Pillow takes the nearest pixel of a one-bit image: its drawings are more broken.)
+        data: Folder of the files, or the folder above `omniglot/`; default: what the environment
+            variable INNERLOOP_DATA names. Files: `images_background` and `images_evaluation`,
+            either the official `.zip` or the `.npz` made of it. With neither set, the official
+            archives (16 MB) are downloaded from github.com/brendenlake/omniglot into the cache
+            folder (INNERLOOP_CACHE, else the user's own).
+
+    Raises:
+        DataError: If the folder or a file is missing, has the wrong md5, or cannot be downloaded.
+        StructureError: For a size out of range.
     """
     images = np.concatenate([drawings(part, size, data) for part in (BACKGROUND, EVALUATION)])
     order = _permutation(len(images))
@@ -84,9 +86,10 @@ def omniglot_official(
     (96) for validation, 868 for meta-training. The 659 characters of the 20 evaluation alphabets
     are the test. Other arguments, images, errors and source as in `omniglot`.
 
-    - `background`: which alphabets are for learning: all 30, or the five of one of the authors'
-      small sets (`omniglot_small1`, `omniglot_small2`), of whose characters a tenth are for
-      validation too
+    Args:
+        background: Which alphabets are for learning: all 30, or the five of one of the authors'
+            small sets (`omniglot_small1`, `omniglot_small2`), of whose characters a tenth are for
+            validation too.
     """
     # asked for here, not at the top: tests put small archives in place of the official ones
     archive = {"full": BACKGROUND, "small1": SMALL_1, "small2": SMALL_2}[background]
@@ -98,8 +101,9 @@ def omniglot_official(
 class Alphabets(NamedTuple):
     """Classes of characters, and where each character comes from.
 
-    - `classes`: the characters; row i of its images is character i
-    - `names`: alphabet of character i, by which the characters are ordered
+    Args:
+        classes: The characters; row i of its images is character i.
+        names: Alphabet of character i, by which the characters are ordered.
     """
 
     classes: ImageClasses

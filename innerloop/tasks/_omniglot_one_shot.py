@@ -26,15 +26,20 @@ def omniglot_one_shot(*, size: int = 28, data: Folder | None = None) -> Episode:
     of each by one drawer; query: one of each by another. Inputs are `(20, 20, size, size, 1)`, real
     numbers from 0 (paper) to 1 (ink), targets int32 `(20, 20)`; row i of both is of class i.
 
-    - `size`, `data`: as in `omniglot`. File: `all_runs.zip`, also as `one_shot_all_runs.zip`;
-      downloaded where no folder is named.
-
     The published number is the share of the 400 query drawings that are classified wrongly.
 
     Source: Lake, Salakhutdinov and Tenenbaum 2015, "Human-level concept learning through
     probabilistic program induction".
 
-    Raises `DataError` and `StructureError` as `omniglot` does.
+    Args:
+        size: As in `omniglot`. File: `all_runs.zip`, also as `one_shot_all_runs.zip`; downloaded
+            where no folder is named.
+        data: As in `omniglot`. File: `all_runs.zip`, also as `one_shot_all_runs.zip`; downloaded
+            where no folder is named.
+
+    Raises:
+        DataError:
+        StructureError: As `omniglot` does.
     """
     file, source = find(ONE_SHOT, data, f"{UPSTREAM}one-shot-classification/")
 

@@ -35,11 +35,15 @@ class Augmented(eqx.Module):
     )
     ```
 
-    - `tasks`: draws episodes whose support and query are `Examples` of images
-    - `augment`: `(key, images) -> images`, of the same shape
+    Rows that a mask leaves out stay zeros.
 
-    Rows that a mask leaves out stay zeros. Raises `StructureError` while tracing for episodes of
-    anything but images and for images that change their shape or type.
+    Args:
+        tasks: Draws episodes whose support and query are `Examples` of images.
+        augment: `(key, images) -> images`, of the same shape.
+
+    Raises:
+        StructureError: While tracing, for episodes of anything but images and for images that
+            change their shape or type.
     """
 
     tasks: TaskDistribution
@@ -90,7 +94,8 @@ class Compose(eqx.Module):
 class RandomCrop(CheckedModule):
     """A part as large as the image, at any place of the image with a margin of zeros around it.
 
-    - `padding`: pixels of the margin on each side; the image moves by at most as many
+    Args:
+        padding: Pixels of the margin on each side; the image moves by at most as many.
     """
 
     padding: int = at_least(1, such_as=4, static=True)
@@ -116,10 +121,11 @@ class RandomHorizontalFlip(eqx.Module):
 class RandomAffine(CheckedModule):
     """Turned about the centre and shifted, by uniform draws; zeros come in from outside.
 
-    - `degrees`: turned by at most so much, either way
-    - `shift`: moved along each axis by at most so many pixels, either way
-
     Between pixels the image is interpolated linearly.
+
+    Args:
+        degrees: Turned by at most so much, either way.
+        shift: Moved along each axis by at most so many pixels, either way.
     """
 
     degrees: int | float = between(0, 180, static=True)

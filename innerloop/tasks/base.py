@@ -39,7 +39,8 @@ def sample_each(
 ) -> Episode:
     """Draw `n` independent tasks: `sample_one` mapped over `jax.random.split(key, n)`.
 
-    Raises `StructureError` unless `n` is an integer of at least 1.
+    Raises:
+        StructureError: Unless `n` is an integer of at least 1.
     """
     return jax.vmap(sample_one)(jax.random.split(key, n))
 
@@ -47,7 +48,9 @@ def sample_each(
 class IndependentTasks(eqx.Module):
     """The task distribution of a function that draws one task.
 
-    - `sample_one`: `key -> Episode`, pure; where it needs data, an `equinox.Module` with `__call__`
+    Args:
+        sample_one: `key -> Episode`, pure; where it needs data, an `equinox.Module` with
+            `__call__`.
     """
 
     sample_one: Callable[[PRNGKeyArray], Episode]
@@ -60,7 +63,8 @@ class IndependentTasks(eqx.Module):
 def evaluation_key(seed: int, purpose: str) -> PRNGKeyArray:
     """The key of one use of an evaluation set: apart from training's, and from any other purpose's.
 
-    - `purpose`: any name, such as `"validation"` or `"test"`
+    Args:
+        purpose: Any name, such as `"validation"` or `"test"`.
     """
     stream = jax.random.fold_in(jax.random.key(seed), _EVALUATION_STREAM)
     return jax.random.fold_in(stream, zlib.crc32(purpose.encode()))
@@ -74,7 +78,8 @@ def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str
     of `tasks.sample(jax.random.key(seed), n)` and, for one distribution and seed, from those of
     another `purpose`. Of a mixture they are a tuple of batches, one per kind.
 
-    Raises `StructureError` unless `n` is an integer of at least 1.
+    Raises:
+        StructureError: Unless `n` is an integer of at least 1.
     """
     return _sample(tasks, evaluation_key(seed, purpose), n)
 

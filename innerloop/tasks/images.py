@@ -33,14 +33,6 @@ class ClassificationTasks(CheckedModule):
     `Examples` says so, and the losses and heads leave out the other outputs: the task is the n-way
     task that it would be by itself.
 
-    - `images`: an `ImageClasses`, or an array by class `(classes, examples, height, width)`
-      or `(…, channels)`. Its arrays are leaves of this module: pass the module into a compiled
-      function as an argument, and they are not copied into the program.
-    - `ways`: classes per task; an int, or `(least, most)`
-    - `shots`: examples per class in the support set; an int, `(least, most)` for as many of every
-      class, or `PerClass(least, most)` for a number of each class's own (an imbalanced support set)
-    - `queries`: examples per class in the query set
-
     Support and query are `Examples`: inputs `(rows, height, width, channels)`, real numbers in
     [0, 1] in JAX's default floating-point type (uint8 divided by 255, bool as 0 or 1; images that
     are floating-point already are left as they are); targets int32 `(rows,)` from 0 to ways - 1;
@@ -50,8 +42,20 @@ class ClassificationTasks(CheckedModule):
     drawn from all turned ones, so a task may hold one character in two turns; the code of MAML
     draws characters first and turns them afterwards.
 
-    Raises `StructureError` for `ways` below 2, `shots` or `queries` below 1 and ranges without a
-    number in them, and `DataError` where there are too few classes, or too few examples of one.
+    Args:
+        images: An `ImageClasses`, or an array by class `(classes, examples, height, width)` or `(…,
+            channels)`. Its arrays are leaves of this module: pass the module into a compiled
+            function as an argument, and they are not copied into the program.
+        ways: Classes per task; an int, or `(least, most)`.
+        shots: Examples per class in the support set; an int, `(least, most)` for as many of every
+            class, or `PerClass(least, most)` for a number of each class's own (an imbalanced
+            support set).
+        queries: Examples per class in the query set.
+
+    Raises:
+        StructureError: For `ways` below 2, `shots` or `queries` below 1 and ranges without a number
+            in them.
+        DataError: If there are too few classes, or too few examples of one.
     """
 
     images: ImageClasses = eqx.field(converter=as_classes)

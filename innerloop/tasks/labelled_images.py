@@ -19,10 +19,12 @@ class LabelledImages(CheckedModule):
     examples, with the number of their class in `images` for a target. Support and query are the
     same `Examples`, as those of `ClassificationTasks` but for the labels and their order.
 
-    - `images`: an `ImageClasses`, or an array by class, as `ClassificationTasks` takes it
-    - `rows`: images per task
+    Args:
+        images: An `ImageClasses`, or an array by class, as `ClassificationTasks` takes it.
+        rows: Images per task.
 
-    Raises `StructureError` for `rows` below 1.
+    Raises:
+        StructureError: For `rows` below 1.
     """
 
     images: ImageClasses = eqx.field(converter=as_classes)

@@ -20,13 +20,17 @@ class SinusoidTasks(CheckedModule):
     One amplitude and one phase per task; no noise. Support and query are `Examples` with inputs
     `(rows, 1)` and targets `(rows, 1)` in JAX's default floating-point type.
 
-    - `shots`, `queries`: rows of the support and of the query set
-    - `amplitude`, `phase` (radians), `inputs`: `(low, high)`
-
     Source: Finn, Abbeel and Levine 2017, section 5.1; the sign of the phase is that of the authors'
     code (github.com/cbfinn/maml, `data_generator.py`).
 
-    Raises `StructureError` for `shots` or `queries` below 1 and for an empty range.
+    Args:
+        shots: Rows of the support and of the query set - `amplitude`, `phase` (radians), `inputs`:
+            `(low, high)`.
+        queries: Rows of the support and of the query set - `amplitude`, `phase` (radians),
+            `inputs`: `(low, high)`.
+
+    Raises:
+        StructureError: For `shots` or `queries` below 1 and for an empty range.
     """
 
     shots: int = at_least(1, such_as=10, static=True)

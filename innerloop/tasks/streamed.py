@@ -143,15 +143,17 @@ def _numbers(key: PRNGKeyArray) -> list[int]:
 class StoredImages:
     """Draws `ways`-way, `shots`-shot tasks from images on disk; see `ClassificationTasks`.
 
-    - `images`: `(classes, examples, height, width, channels)`: an array in a file, such as
-      `numpy.load(file, mmap_mode="r")`, or anything else with a shape, of which
-      `images[class, example]` is one image
-    - `counts`: how many examples each class has; None: all of the second axis
-
     uint8 images are real numbers in [0, 1] once they are on the device.
 
-    Raises `StructureError` for `ways` below 2 and `shots` or `queries` below 1, and `DataError`
-    where there are too few classes, or too few examples of one.
+    Args:
+        images: `(classes, examples, height, width, channels)`: an array in a file, such as
+            `numpy.load(file, mmap_mode="r")`, or anything else with a shape, of which
+            `images[class, example]` is one image.
+        counts: How many examples each class has; None: all of the second axis.
+
+    Raises:
+        StructureError: For `ways` below 2 and `shots` or `queries` below 1.
+        DataError: If there are too few classes, or too few examples of one.
     """
 
     images: Any

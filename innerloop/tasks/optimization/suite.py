@@ -54,8 +54,9 @@ def mlp_family(
     Classes are learned by cross-entropy (without hidden layers: logistic regression), real targets
     by mean squared error.
 
-    - `hidden`: widths of the hidden layers; `activation`: a name in `ACTIVATIONS`
-    - `scale`: see `supervised_family`
+    Args:
+        hidden: Widths of the hidden layers; `activation`: a name in `ACTIVATIONS`.
+        scale: See `supervised_family`.
     """
     inputs = int(np.prod(table.inputs.shape[1:]))
     model = mlp([inputs, *hidden, table.outputs], ACTIVATIONS[activation])
@@ -133,11 +134,13 @@ def random_families(
     Each is a family of its own, since shapes are known while tracing; the same seed gives the same
     families.
 
-    - `tables`: data sets to choose from; the digits and the wines unless given
-    - `widths`: range of each hidden layer's width, drawn log-uniformly
-    - `depths`: range of the number of hidden layers
+    Args:
+        tables: Data sets to choose from; the digits and the wines unless given.
+        widths: Range of each hidden layer's width, drawn log-uniformly.
+        depths: Range of the number of hidden layers.
 
-    Raises `StructureError` for a count below 1.
+    Raises:
+        StructureError: For a count below 1.
     """
     tables = tables or (digits_table(), wine_table())
     rng = np.random.default_rng(seed)

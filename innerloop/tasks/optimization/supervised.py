@@ -26,10 +26,12 @@ def supervised_family(
 
     The query set is judged by the same loss: with `TableTasks` it is a validation loss.
 
-    - `batch`: rows per inner step; None for the whole support set
-    - `scale`: range of a factor on the initial parameters, which each task draws log-uniformly
+    Args:
+        batch: Rows per inner step; None for the whole support set.
+        scale: Range of a factor on the initial parameters, which each task draws log-uniformly.
 
-    Raises `StructureError` for a range that is empty or not positive.
+    Raises:
+        StructureError: For a range that is empty or not positive.
     """
     low, high = scale
 

@@ -19,9 +19,10 @@ from innerloop.tasks.base import sample_each
 class Table(NamedTuple):
     """A data set as arrays.
 
-    - `inputs`: `(rows, ...)`, of order 1
-    - `targets`: integer classes `(rows,)`, or real numbers `(rows, outputs)` of unit variance
-    - `outputs`: number of classes, or of real targets
+    Args:
+        inputs: `(rows, ...)`, of order 1.
+        targets: Integer classes `(rows,)`, or real numbers `(rows, outputs)` of unit variance.
+        outputs: Number of classes, or of real targets.
     """
 
     name: str
@@ -70,10 +71,14 @@ class TableTasks(eqx.Module):
     Support and query are `Examples` in JAX's default floating-point type, classes as int32. No row
     is in both.
 
-    - `inputs`, `targets`: all rows of the table
-    - `rows`: of the support set, and of the query set
+    Attributes:
+        inputs: All rows of the table.
+        targets: All rows of the table.
+        rows: Of the support set, and of the query set.
 
-    Raises `StructureError` for `rows` below 1, and `DataError` for more than half of the table.
+    Raises:
+        StructureError: For `rows` below 1.
+        DataError: For more than half of the table.
     """
 
     inputs: jax.Array

@@ -26,7 +26,8 @@ def descriptions(*data_sets: str) -> str:
     """What scikit-learn says about its data sets, one after the other: English of some 2,000 to
     5,000 characters each.
 
-    - `data_sets`: of `"breast_cancer"`, `"diabetes"`, `"digits"`, `"iris"`, `"linnerud"`, `"wine"`
+    Args:
+        data_sets: Of `"breast_cancer"`, `"diabetes"`, `"digits"`, `"iris"`, `"linnerud"`, `"wine"`.
     """
     sklearn = optional_package("sklearn.datasets", "descriptions()", extra="data")
     return "\n".join(getattr(sklearn, f"load_{name}")().DESCR for name in data_sets)
@@ -45,8 +46,9 @@ class TextTasks(eqx.Module):
     Support and query are `Examples` of tokens: inputs `(rows, length)`, and for targets the next
     token at each position, `(rows, length)`.
 
-    Raises `StructureError` for `rows` or `length` below 1, and `DataError` for a text that has no
-    whole window in its last fifth.
+    Raises:
+        StructureError: For `rows` or `length` below 1.
+        DataError: For a text that has no whole window in its last fifth.
     """
 
     tokens: jax.Array
