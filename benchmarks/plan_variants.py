@@ -1,0 +1,216 @@
+"""Four ways for `plan` to choose, held against an exhaustive search.
+
+- `today`: operations, bytes of temporary memory and calls, weighed by two constants
+- `operations`: fewest operations first, then at most √tasks at a time
+- `bytes`: one constant: operations and 50 for each byte of temporary memory; in `bytes, √tasks`
+  with at most √tasks at a time
+- `none`: the first of a fixed order that fits, with at most √tasks at a time
+
+All share one set of compiled programs. Each round times every program that may matter, beginning
+with another one; the ratio of a round is the time of the choice over that of the fastest program
+that fits the budget. What is slower than 1.6 times the fastest in the warm-up is left out of the
+search.
+
+    python benchmarks/plan_variants.py [--only sinusoid] [--rounds 5]
+"""
+
+import argparse
+import json
+import math
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from overhead import machine
+from plan_problems import CASES
+
+import innerloop as il
+from innerloop.diagnostics._plan import chunk_sizes
+from innerloop.diagnostics.comparison.candidates import gradient_name
+from innerloop.diagnostics.compiled import compile_ahead
+from innerloop.diagnostics.planning.choices import exact_gradients
+from innerloop.diagnostics.planning.drafts import Request
+from innerloop.diagnostics.planning.memory import parse_bytes
+from innerloop.diagnostics.planning.price import price
+
+RESULTS = Path(__file__).parent / "results" / "plan-variants.json"
+KEY = jax.random.key(1)
+MARGIN = 1.6
+"""Programs slower than this in the warm-up are not timed again."""
+CALLS = 3
+"""Timed in a row; the fastest counts."""
+
+
+def position(gradient):
+    """The fixed order: mixed mode first, then what keeps less and less."""
+    if isinstance(gradient, il.ForwardMode):
+        return 9, gradient.chunk is not None
+    kept = gradient.checkpoint
+    keeps_inner = isinstance(kept, il.Segments) and kept.keep_inner_gradients
+    rank = (
+        0 if kept is None
+        else 1 if keeps_inner
+        else 4 if isinstance(kept, il.Binomial)
+        else 2 if kept == 1 or getattr(kept, "length", None) == 1
+        else 3
+    )  # fmt: skip
+    return rank, not gradient.mixed_mode
+
+
+def small(chunks, tasks):
+    """The sizes up to the root of the number of tasks, largest first."""
+    return [chunk for chunk in chunks if chunk <= max(1, math.isqrt(tasks))]
+
+
+def orders(drafts, tasks):
+    """By variant: the pairs of draft and chunk in the order in which they are tried."""
+    chunks = chunk_sizes(tasks)
+    few = small(chunks, tasks)
+    everything = [(draft, chunk) for draft in drafts for chunk in chunks]
+    at_most = [(draft, chunk) for draft in drafts for chunk in few]
+    bytes_too = lambda pair: pair[0].cost.flops + 50 * pair[0].temporary * pair[1] / tasks
+    by_bytes = sorted(at_most, key=lambda pair: bytes_too((pair[0], few[0])))
+    return {
+        "today": sorted(
+            everything, key=lambda pair: price(pair[0].cost, pair[0].temporary, tasks, pair[1])
+        ),
+        "operations": sorted(at_most, key=lambda pair: pair[0].cost.flops),
+        "bytes": sorted(everything, key=bytes_too),
+        "bytes, √tasks": by_bytes,
+        "none": sorted(at_most, key=lambda pair: position(pair[0].gradient)),
+    }
+
+
+class Programs:
+    """Compiled programs by gradient and chunk, each once."""
+
+    def __init__(self, case):
+        self.case, self.known = case, {}
+
+    def get(self, gradient, chunk):
+        place = (gradient_name(gradient), chunk)
+        if place not in self.known:
+            problem, adaptation, meta, episodes = self.case
+            function = il.meta_value_and_grad(problem, adaptation, gradient, chunk=chunk)
+            self.known[place] = compile_ahead(function, meta, episodes, KEY)
+        return self.known[place]
+
+
+def first_that_fits(order, programs, budget, tasks):
+    """The choice, and how many programs were looked at, those that cannot fit left out."""
+    looked, too_large = set(), {}
+    for draft, chunk in order:
+        name = gradient_name(draft.gradient)
+        if draft.temporary * chunk / tasks > 2 * budget + 2**20:
+            continue
+        if any(share * chunk + rest > budget for share, rest in too_large.get(name, ())):
+            continue
+        program = programs.get(draft.gradient, chunk)
+        looked.add((name, chunk))
+        if program.memory <= budget:
+            return (name, chunk), len(looked)
+        rest = program.memory - program.temporary
+        too_large.setdefault(name, []).append((program.temporary / chunk, rest))
+    return None, len(looked)
+
+
+def call_once(program, case):
+    """Seconds of the fastest of a few calls."""
+    taken = []
+    for _ in range(CALLS):
+        start = time.perf_counter()
+        jax.block_until_ready(program.call(case.meta, case.episodes, KEY))
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+def measure(name, rounds):
+    """One problem: the choices, and the ratios of each in every round."""
+    make, budgets = CASES[name]
+    case = make()
+    request = Request(*case)
+    drafts = request.drafts(exact_gradients(case.problem, case.adaptation, case.meta))
+    tasks, programs = request.tasks, Programs(case)
+    by_variant = orders(drafts, tasks)
+    choices = {}
+    for budget in budgets:
+        for variant, order in by_variant.items():
+            choice, looked = first_that_fits(order, programs, parse_bytes(budget), tasks)
+            choices[budget, variant] = choice, looked
+    middle = small(chunk_sizes(tasks), tasks)[0]
+    chunks = {1, middle, tasks} if tasks <= 1000 else {8, middle, 512}
+    for draft in drafts:
+        for chunk in sorted(chunks):
+            programs.get(draft.gradient, chunk)
+    known = programs.known
+    warm = {place: call_once(program, case) for place, program in known.items()}
+    fits = {
+        budget: [place for place in known if known[place].memory <= parse_bytes(budget)]
+        for budget in budgets
+    }
+    timed = {choice for choice, _ in choices.values() if choice}
+    for budget in budgets:
+        least = min((warm[place] for place in fits[budget]), default=0)
+        timed |= {place for place in fits[budget] if warm[place] <= MARGIN * least}
+    timed = sorted(timed)
+    seconds = {place: [] for place in timed}
+    for turn in range(rounds):
+        for i in np.roll(np.arange(len(timed)), -turn * max(1, len(timed) // rounds)):
+            seconds[timed[i]].append(call_once(known[timed[i]], case))
+    rows = []
+    for budget in budgets:
+        rivals = [place for place in fits[budget] if place in seconds]
+        best = [min(seconds[place][i] for place in rivals) for i in range(rounds)]
+        for variant in by_variant:
+            choice, looked = choices[budget, variant]
+            ratios = choice and [t / b for t, b in zip(seconds[choice], best, strict=True)]
+            rows.append({
+                "budget": budget,
+                "variant": variant,
+                "gradient": choice and choice[0],
+                "chunk": choice and choice[1],
+                "compiled": looked,
+                "ratios": ratios,
+                "median": ratios and float(np.median(ratios)),
+            })  # fmt: skip
+            print(name, rows[-1], flush=True)
+    tried = [
+        {"gradient": place[0], "chunk": place[1], "bytes": known[place].memory,
+         "warm_seconds": warm[place], "seconds": seconds.get(place)}
+        for place in known
+    ]  # fmt: skip
+    return {"problem": name, "what": make.__doc__, "tasks": tasks, "choices": rows, "tried": tried}
+
+
+def show(result):
+    """The worst median of each variant, by problem."""
+    variants = list(dict.fromkeys(row["variant"] for row in result["problems"][0]["choices"]))
+    print("| problem | " + " | ".join(variants) + " |\n|---" * 1 + "|---" * len(variants) + "|")
+    for problem in result["problems"]:
+        worst = [
+            max(row["median"] or math.inf for row in problem["choices"] if row["variant"] == name)
+            for name in variants
+        ]
+        print(f"| {problem['problem']} | " + " | ".join(f"{w:.2f}" for w in worst) + " |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="problems whose name holds this; writes nothing")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    command = shlex.join(["python", "benchmarks/plan_variants.py", *sys.argv[1:]])
+    result = {"command": command, "machine": machine(), "problems": []}
+    for name in CASES:
+        if arguments.only in name:
+            result["problems"].append(measure(name, arguments.rounds))
+        if not arguments.only:
+            RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    show(result)
+
+
+if __name__ == "__main__":
+    main()
