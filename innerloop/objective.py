@@ -18,13 +18,13 @@ from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.gradients.reach import (
     detached,
-    leaf_names,
     require_reach,
     watch_reach,
 )
 from innerloop.gradients.validity import require_valid
 from innerloop.problem import Episode, Problem, ProblemMixture, task_keys
 from innerloop.tangents import refuse_derivative
+from innerloop.trees import leaf_names
 
 MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
 """`(meta, episodes, key) -> ((loss, aux), grads)`, over a batch of tasks."""

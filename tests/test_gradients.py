@@ -19,8 +19,8 @@ from quadratic import (
 from variants import ADAPTATIONS, BASIS, GRADIENTS
 
 import innerloop as il
-from innerloop.gradients.shorten import shorten
 from innerloop.gradients.validity import REFUSALS, refusal
+from innerloop.trees import shorten
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count
-from innerloop.diagnostics.comparison.candidates import candidates, gradient_name, parameter_count
+from innerloop.diagnostics.comparison.candidates import candidates, gradient_name
 from innerloop.diagnostics.comparison.table import Comparison
 from innerloop.diagnostics.comparison.trial import (
     Trial,
@@ -23,6 +23,7 @@ from innerloop.errors import InnerloopError, StructureError
 from innerloop.gradients import MetaGradient
 from innerloop.objective import meta_value_and_grad
 from innerloop.problem import Episode, Problem
+from innerloop.trees import number_count
 
 
 def compare(
@@ -89,7 +90,7 @@ def compare(
     measure_errors(trials, main, lambda key: (meta, episodes, key), keys)
     measure_seconds(trials, arguments, seconds)
     rows = tuple(trial.row for trial in trials)
-    return Comparison(rows, main, tasks, parameter_count(meta), draws)
+    return Comparison(rows, main, tasks, number_count(meta), draws)
 
 
 def _named(gradients: Any) -> dict[str, MetaGradient]:

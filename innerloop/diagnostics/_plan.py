@@ -14,13 +14,14 @@ from innerloop.diagnostics.comparison.candidates import gradient_name
 from innerloop.diagnostics.given import one_problem
 from innerloop.diagnostics.planning.choices import biased_gradients, exact_gradients
 from innerloop.diagnostics.planning.drafts import Request
-from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
+from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes
 from innerloop.diagnostics.planning.search import Draft, Search, Trial
 from innerloop.diagnostics.planning.table import plan_table, plan_text
 from innerloop.errors import StructureError
 from innerloop.gradients import MetaGradient
 from innerloop.gradients.base import ChunkedGradient
 from innerloop.problem import Episode, Problem, ProblemMixture
+from innerloop.trees import tree_bytes
 
 Kind = Literal["exact", "unbiased", "biased"]
 

@@ -10,8 +10,8 @@ from innerloop.adaptation import Adaptation, Origin
 from innerloop.checks import describe
 from innerloop.errors import GradientError, StructureError
 from innerloop.estimators.window import InnerRun
-from innerloop.gradients.reach import leaf_shapes
 from innerloop.problem import Problem
+from innerloop.trees import leaf_shapes
 
 
 def check_parts(estimator: Any, problem: Any, adaptation: Any, tasks: Any) -> None:

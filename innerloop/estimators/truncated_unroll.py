@@ -12,8 +12,9 @@ from innerloop.estimators.horizons import Horizon, as_tuple
 from innerloop.estimators.online_windows import Estimate, OnlineGradient
 from innerloop.estimators.window import Window
 from innerloop.gradients.base import Fidelity
-from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
+from innerloop.gradients.reach import detached, reached_leaves, watch_reach
 from innerloop.gradients.unroll import Unroll
+from innerloop.trees import leaf_names
 
 
 class TruncatedUnroll(OnlineGradient):

@@ -7,10 +7,10 @@ from innerloop.adaptation import Adaptation, InnerGradient
 from innerloop.checks import check_positive, describe
 from innerloop.errors import StructureError
 from innerloop.gradients.base import Fidelity, MetaGradient, TaskObjective, objective_after_run
-from innerloop.gradients.shorten import shorten
 from innerloop.gradients.surrogate import own_gradient
 from innerloop.gradients.unroll import Unroll
 from innerloop.problem import Loss, Problem
+from innerloop.trees import shorten
 
 
 class Bounded(MetaGradient):

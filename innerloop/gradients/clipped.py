@@ -6,9 +6,9 @@ from innerloop.adaptation import Adaptation
 from innerloop.checks import check_positive, describe
 from innerloop.errors import StructureError
 from innerloop.gradients.base import Fidelity, MetaGradient, TaskObjective
-from innerloop.gradients.shorten import length, shorten
 from innerloop.gradients.surrogate import own_gradient
 from innerloop.problem import Problem
+from innerloop.trees import length, shorten
 
 
 class Clipped(MetaGradient):

@@ -14,9 +14,10 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.errors import GradientError
 from innerloop.gradients.base import Aux, TaskObjective
-from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
+from innerloop.gradients.reach import detached, reached_leaves, watch_reach
 from innerloop.problem import Episode
 from innerloop.tangents import dense, is_zero, tangent_leaves
+from innerloop.trees import leaf_names
 
 
 def known_gradient(

@@ -16,6 +16,7 @@ from innerloop.checks import check_count, optional_package
 from innerloop.errors import DataError, StructureError
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.images import as_unit_interval
+from innerloop.trees import is_key
 
 _WRITE = "StreamedTasks(draw, threads=4, ahead=16)"
 
@@ -104,8 +105,7 @@ _LAST = 2**31 - 1
 
 
 def _numbers(key: PRNGKeyArray) -> list[int]:
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(key) if typed else key).ravel().tolist()
+    return np.asarray(jax.random.key_data(key) if is_key(key) else key).ravel().tolist()
 
 
 @dataclass(frozen=True, eq=False)

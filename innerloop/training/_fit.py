@@ -16,7 +16,6 @@ from innerloop.devices.placement import Placement
 from innerloop.devices.processes import in_any, together
 from innerloop.devices.sharding import placement
 from innerloop.diagnostics._plan import Plan
-from innerloop.gradients.reach import leaf_shapes
 from innerloop.recipes import Recipe
 from innerloop.storage.checkpoint import Checkpoints
 from innerloop.tasks import StreamedTasks, TaskDistribution
@@ -36,6 +35,7 @@ from innerloop.training.saving import training_saved
 from innerloop.training.step import averaged
 from innerloop.training.system import Meter
 from innerloop.training.validation import Validation, Validator
+from innerloop.trees import leaf_shapes
 
 
 class Progress(NamedTuple):

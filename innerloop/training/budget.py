@@ -7,7 +7,7 @@ import jax
 import optax
 
 from innerloop.diagnostics._plan import Plan, plan
-from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
+from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes
 from innerloop.errors import StructureError
 from innerloop.gradients import Implicit
 from innerloop.problem import Problem
@@ -15,6 +15,7 @@ from innerloop.recipes import Recipe
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.training.arguments import of_whole_tasks
 from innerloop.training.step import init_state
+from innerloop.trees import tree_bytes
 
 
 def plan_training(

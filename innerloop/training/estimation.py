@@ -13,7 +13,6 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.estimators import OnlineGradient
 from innerloop.gradients import Aux, MetaGradient
-from innerloop.gradients.shorten import shorten
 from innerloop.objective import SumOverTasks, meta_value_and_grad
 from innerloop.problem import ProblemMixture
 from innerloop.recipes import Recipe
@@ -22,6 +21,7 @@ from innerloop.training._evaluate import named_metrics
 from innerloop.training.batch import batch_and_key
 from innerloop.training.feed import Block
 from innerloop.training.step import Estimated, is_sound
+from innerloop.trees import shorten
 
 Found = tuple[Array, Array]
 """Of the tasks of one kind: which have a finite loss and gradient, and their keys as numbers."""

@@ -10,9 +10,9 @@ import optax
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.devices.placement import OneDevice, Placement
-from innerloop.gradients.shorten import length
 from innerloop.tasks import TaskDistribution
 from innerloop.training.feed import Block
+from innerloop.trees import length
 
 Update = Callable[["TrainState", PyTree], "TrainState"]
 """`(state, meta-gradient) -> state` after an outer step."""

@@ -19,9 +19,9 @@ from innerloop.gradients import (
 )
 from innerloop.gradients.base import ChunkedGradient
 from innerloop.gradients.clipped import without_clips
-from innerloop.gradients.reach import leaf_names
 from innerloop.objective import adapt, meta_objective, meta_value_and_grad
 from innerloop.problem import Episode, Loss, Problem, initial_params, loss_function
+from innerloop.trees import leaf_names
 
 NO_RULE = (TypeError, ValueError, NotImplementedError)
 """What JAX raises for a derivative that does not exist."""

@@ -5,8 +5,6 @@ import math
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
@@ -24,6 +22,7 @@ from innerloop.gradients import (
     Truncated,
     Unroll,
 )
+from innerloop.trees import number_count
 
 _FEW = 64
 """Meta-parameters up to which one tangent each is affordable."""
@@ -49,7 +48,7 @@ def candidates(adaptation: Adaptation, meta: PyTree) -> list[MetaGradient]:
         unrolled += [Unroll(checkpoint=Segments())]
     if steps >= _MANY:
         unrolled += [Unroll(checkpoint=Binomial(math.ceil(math.log2(steps))))]
-    few = parameter_count(meta) <= _FEW
+    few = number_count(meta) <= _FEW
     return [
         *unrolled,
         Implicit(),
@@ -59,11 +58,6 @@ def candidates(adaptation: Adaptation, meta: PyTree) -> list[MetaGradient]:
         FirstOrder(),
         Reptile(),
     ]
-
-
-def parameter_count(meta: PyTree) -> int:
-    """The number of meta-parameters."""
-    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(meta))
 
 
 def gradient_name(gradient: Any) -> str:
