@@ -31,9 +31,9 @@ import innerloop as il
 from innerloop.diagnostics._plan import Plan, plan
 from innerloop.diagnostics.comparison.candidates import gradient_name
 from innerloop.diagnostics.compiled import compile_ahead
+from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.planning.choices import exact_gradients
 from innerloop.diagnostics.planning.drafts import Request
-from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 KEY = jax.random.key(1)

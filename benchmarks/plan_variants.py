@@ -11,7 +11,7 @@ with another one; the ratio of a round is the time of the choice over that of th
 that fits the budget. What is slower than 1.6 times the fastest in the warm-up is left out of the
 search.
 
-    python benchmarks/plan_variants.py [--only sinusoid] [--rounds 5]
+    python benchmarks/plan_variants.py [--only sinusoid] [--rounds 5] [--resume]
 """
 
 import argparse
@@ -140,8 +140,7 @@ def measure(name, rounds):
         for variant, order in by_variant.items():
             choice, looked = first_that_fits(order, programs, parse_bytes(budget), tasks)
             choices[budget, variant] = choice, looked
-    middle = small(chunk_sizes(tasks), tasks)[0]
-    chunks = {1, middle, tasks} if tasks <= 1000 else {8, middle, 512}
+    chunks = {1, tasks} if tasks <= 1000 else {8, 512}
     for draft in drafts:
         for chunk in sorted(chunks):
             programs.get(draft.gradient, chunk)
@@ -201,11 +200,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="problems whose name holds this; writes nothing")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--resume", action="store_true", help="leave out what is on record")
     arguments = parser.parse_args()
     command = shlex.join(["python", "benchmarks/plan_variants.py", *sys.argv[1:]])
     result = {"command": command, "machine": machine(), "problems": []}
+    if arguments.resume:
+        result = json.loads(RESULTS.read_text())
+    known = {problem["problem"] for problem in result["problems"]}
     for name in CASES:
-        if arguments.only in name:
+        if arguments.only in name and name not in known:
             result["problems"].append(measure(name, arguments.rounds))
         if not arguments.only:
             RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -15,8 +15,8 @@ from quadratic import LEARN, assert_close, quadratic_episodes, quadratic_meta, q
 import innerloop as il
 from innerloop.diagnostics._plan import chunk_sizes, plan
 from innerloop.diagnostics.compiled import compile_ahead
+from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.planning.cost import flops
-from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes
 from innerloop.diagnostics.planning.treeverse import evaluations, step_flops
 from innerloop.errors import GradientError, StructureError
 from innerloop.gradients.checkpoint import Binomial

@@ -12,9 +12,9 @@ from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count
 from innerloop.diagnostics.comparison.candidates import gradient_name
 from innerloop.diagnostics.given import one_problem
+from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.planning.choices import biased_gradients, exact_gradients
 from innerloop.diagnostics.planning.drafts import Request
-from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes
 from innerloop.diagnostics.planning.search import Draft, Search, Trial
 from innerloop.diagnostics.planning.table import plan_table, plan_text
 from innerloop.errors import StructureError

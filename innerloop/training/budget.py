@@ -7,7 +7,7 @@ import jax
 import optax
 
 from innerloop.diagnostics._plan import Plan, plan
-from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes
+from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.errors import StructureError
 from innerloop.gradients import Implicit
 from innerloop.problem import Problem

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from innerloop.diagnostics.comparison.candidates import gradient_name
-from innerloop.diagnostics.planning.memory import format_bytes
+from innerloop.diagnostics.planning.amounts import format_bytes
 
 HEADINGS = ("meta-gradient", "fidelity", "GFLOP", "memory: chunk", "verdict")
 

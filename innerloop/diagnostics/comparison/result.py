@@ -1,13 +1,10 @@
-"""What `compare` found: one row per meta-gradient, as a table, as data and as a figure."""
+"""What `compare` found: one row per meta-gradient, as a table and as data."""
 
-import io
 import math
-import os
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from innerloop.diagnostics.text import definitions, table
 from innerloop.gradients import Fidelity, MetaGradient
 
 MIB = 2**20
@@ -16,21 +13,21 @@ MIB = 2**20
 class ComparisonRow(NamedTuple):
     """One meta-gradient, held against the exact one.
 
-    - `name`: how the estimator is written
-    - `gradient`: the estimator
+    - `name`: how the meta-gradient is written
+    - `gradient`: the meta-gradient
     - `fidelity`: how far it should be from exact, and why; None where it was refused
     - `refusal`: why there is no estimate, and what to write instead; None where there is one
-    - `cosine`: of the angle between estimate and exact gradient, from -1 to 1
+    - `cosine`: cosine of the angle between estimate and exact gradient, from -1 to 1
     - `cosine_error`: its standard error over draws; None for a deterministic estimate
     - `relative_error`: ‖estimate - exact‖ / ‖exact‖
     - `relative_error_error`: its standard error over draws; None for a deterministic estimate
     - `memory`: peak bytes of the compiled program: arguments, results and everything between
-    - `compile_seconds`: that tracing and compiling took
-    - `seconds`: of one call, the median of warm ones
+    - `compile_seconds`: how long tracing and compiling took
+    - `seconds`: the median time of a warm call
     - `note`: why a number is undefined; None where none is
 
-    What was not measured is None, what is undefined NaN. Cosine and relative error of a stochastic
-    estimate are means over draws.
+    A number that was not measured is None, one that is undefined is NaN. Cosine and relative error
+    of a stochastic estimate are means over draws.
     """
 
     name: str
@@ -49,13 +46,13 @@ class ComparisonRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Meta-gradients side by side. `print` shows it as a table.
+    """Meta-gradients side by side. `print` shows the table.
 
-    - `rows`: in the order in which the estimators were given
+    - `rows`: in the order in which the meta-gradients were given
     - `reference`: name of the row that the others are held against
     - `tasks`: tasks in the batch
     - `parameters`: numbers in meta
-    - `draws`: keys that stochastic estimators were drawn with
+    - `draws`: keys that stochastic meta-gradients were drawn with
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -76,7 +73,7 @@ class Comparison:
         return [_record(row) for row in self.rows]
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as JSON-able data."""
+        """The rows and the settings as JSON-able data."""
         return {
             "reference": self.reference,
             "tasks": self.tasks,
@@ -85,27 +82,12 @@ class Comparison:
             "rows": self.records(),
         }
 
-    def plot(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
-        """Draw error against memory and error against time into a PNG file; returns its path.
-
-        Refused estimators and undefined errors are left out. Raises `StructureError` where that
-        leaves nothing.
-        """
-        from innerloop.lab.plots import error_against_cost
-
-        return error_against_cost(path, self.records(), title=title or self._headline())
-
-    def _headline(self) -> str:
+    def __str__(self) -> str:
+        """The table, what each meta-gradient drops, and why some are refused."""
         tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
-        return f"Held against {self.reference}: {tasks}, {self.parameters:,} meta-parameters"
-
-    def __rich__(self) -> Any:
-        """The table, what each estimator drops, and why some are refused."""
-        from rich.console import Group
-        from rich.text import Text
-
-        parts: list[Any] = [Text(self._headline(), style="bold"), "", self._table(), ""]
-        known = next(row.fidelity for row in self.rows if row.name == self.reference)
+        title = f"Held against {self.reference}: {tasks}, {self.parameters:,} meta-parameters"
+        parts = [title, table(_HEADINGS, list(map(_cells, self.rows)), right=2)]
+        known = self[self.reference].fidelity
         dropped = [
             (row.name, row.fidelity.sentence)
             for row in self.rows
@@ -114,35 +96,19 @@ class Comparison:
         refused = [(row.name, row.refusal) for row in self.rows if row.refusal]
         noted = [(row.name, row.note) for row in self.rows if row.note]
         sections = {"Fidelity": dropped, "Refused": refused, "Undefined": noted}
-        for heading, lines in sections.items():
-            if lines:
-                parts += [Text(heading, style="bold"), _list(lines), ""]
-        return Group(*parts[:-1])
+        parts += [f"{heading}\n{definitions(said)}" for heading, said in sections.items() if said]
+        return "\n\n".join(parts)
 
-    def __str__(self) -> str:
-        from rich.console import Console
 
-        width = min(max(shutil.get_terminal_size((100, 24)).columns, 80), 100)
-        console = Console(
-            file=io.StringIO(), width=width, no_color=True, force_terminal=False, highlight=False
-        )
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
-
-    def _table(self) -> Any:
-        from rich import box
-        from rich.table import Table
-
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0))
-        table.add_column("\nmeta-gradient", overflow="fold")
-        table.add_column("", no_wrap=True)
-        headings = ("\ncosine", "relative\nerror", "\nMiB", "ms per\ncall", "s to\ncompile")
-        for heading in headings:
-            table.add_column(heading, justify="right", no_wrap=True, min_width=6)
-        for row in self.rows:
-            table.add_row(*_cells(row))
-        return table
+_HEADINGS = (
+    "meta-gradient",
+    "",
+    "cosine",
+    "relative\nerror",
+    "MiB",
+    "ms per\ncall",
+    "s to\ncompile",
+)
 
 
 def _cells(row: ComparisonRow) -> list[str]:
@@ -181,17 +147,6 @@ def _measure(value: float | None) -> str:
         return "–"
     digits = 2 - math.floor(math.log10(value)) if value > 0 else 0
     return f"{value:,.{min(max(digits, 0), 3)}f}"
-
-
-def _list(lines: list[tuple[str, Any]]) -> Any:
-    from rich.table import Table
-
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(ratio=1, overflow="fold")
-    grid.add_column(ratio=2)
-    for name, text in lines:
-        grid.add_row(name, text)
-    return grid
 
 
 def _record(row: ComparisonRow) -> dict[str, Any]:
