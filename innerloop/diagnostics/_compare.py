@@ -50,8 +50,8 @@ def compare(
 
     A meta-gradient that is stochastic (whose fidelity is "unbiased", also where it is `Clipped`)
     is drawn with each of `jax.random.split(key, draws)` and held against the exact gradient of the
-    same key; the row gives the means and their standard errors. Any other is computed with the first of
-    these keys alone.
+    same key; the row gives the means and their standard errors. Any other is computed with the
+    first of these keys alone.
 
     Args:
         problem: the problem

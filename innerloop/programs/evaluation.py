@@ -42,7 +42,7 @@ class _Evaluation(NamedTuple):
 
     def step(self, eqn: core.JaxprEqn, args: list) -> list:
         form = inside(eqn)
-        if form is None:
+        if form is None or form.kind == "solve":
             result = eqn.primitive.bind(*args, **eqn.params)
             outputs = list(result) if eqn.primitive.multiple_results else [result]
             self.record(Operation(eqn, self.callers), args, outputs)

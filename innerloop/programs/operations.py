@@ -1,6 +1,6 @@
 """The operations of a traced program, and the programs that an operation runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from jax.extend import core
@@ -26,13 +26,14 @@ class Inside(NamedTuple):
 
     - `kind`: `"call"` runs one program on the operation's arguments; `"scan"` a body whose
       arguments are constants, carry and rows; `"while"` a condition and a body, each with constants
-      of its own, on one carry; `"cond"` one of several branches, chosen by the first argument
-    - `programs`: the program called; the body; condition and body; the branches
+      of its own, on one carry; `"cond"` one of several branches, chosen by the first argument;
+      `"solve"` the solver of a linear system, by a rule of JAX's own
+    - `programs`: the program called; the body; condition and body; the branches; the solver
     - `constants`: for each of the programs, how many of its arguments stay as they are in a loop
     - `carry`: how many values a loop hands from one turn to the next
     """
 
-    kind: Literal["call", "scan", "while", "cond"]
+    kind: Literal["call", "scan", "while", "cond", "solve"]
     programs: tuple[core.ClosedJaxpr, ...]
     constants: tuple[int, ...] = ()
     carry: int = 0
@@ -65,11 +66,17 @@ def inside(eqn: core.JaxprEqn) -> Inside | None:
         return Inside("while", (params["cond_jaxpr"], params["body_jaxpr"]), constants, carry)
     if name == "cond":
         return Inside("cond", tuple(params["branches"]))
+    if name == "custom_linear_solve":  # it also holds what it would be transposed to
+        return Inside("solve", (params["jaxprs"].solve,))
     for parameter in _CALLS:
         program = _closed(params.get(parameter))
-        if program is not None and len(program.jaxpr.invars) == len(eqn.invars):
+        if program is not None and _shapes(program.jaxpr.invars) == _shapes(eqn.invars):
             return Inside("call", (program,))
     return None
+
+
+def _shapes(atoms: Sequence) -> list[tuple[int, ...] | None]:
+    return [getattr(atom.aval, "shape", None) for atom in atoms]
 
 
 def _closed(program: Any) -> core.ClosedJaxpr | None:

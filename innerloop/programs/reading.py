@@ -84,17 +84,17 @@ class _Walk:
     def _through(self, eqn: core.JaxprEqn, marks: list[bool], walk: _Marking, onward: bool):
         """Marks on one side of an operation as marks on its other side."""
         form = inside(eqn)
-        if form is None or form.kind == "while":
-            # What the condition of a loop reads decides the results: all depend on everything.
-            for program in form.programs if form else ():
-                inner = program.jaxpr
-                walk(inner, [True] * len(inner.invars if onward else inner.outvars))
-            return [True] * len(eqn.outvars if onward else eqn.invars)
-        if form.kind == "scan":
+        if form is not None and form.kind == "scan":
             return _loop(form, marks, walk, onward)
-        if form.kind == "cond":
+        if form is not None and form.kind == "cond":
             return _branches(form, marks, walk, onward)
-        return walk(form.programs[0].jaxpr, marks)
+        if form is not None and form.kind == "call":
+            return walk(form.programs[0].jaxpr, marks)
+        if form is not None and form.kind == "while":
+            # What its condition reads decides the results: all depend on everything.
+            for jaxpr in (program.jaxpr for program in form.programs):
+                walk(jaxpr, [True] * len(jaxpr.invars if onward else jaxpr.outvars))
+        return [True] * len(eqn.outvars if onward else eqn.invars)
 
 
 def _branches(form: Inside, marks: list[bool], walk: _Marking, onward: bool) -> list[bool]:

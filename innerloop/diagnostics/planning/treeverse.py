@@ -7,11 +7,11 @@ import jax
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerStep
-from innerloop.diagnostics.planning.cost import flops
 from innerloop.gradients.base import objective_after_run
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.gradients.loops import store_all
 from innerloop.problem import Episode, Problem
+from innerloop.programs.cost import flops
 
 
 def evaluations(steps: int, slots: int) -> int:
