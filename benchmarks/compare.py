@@ -101,7 +101,7 @@ PROBLEMS: dict[str, Callable[[], Setting]] = {
 def trained(setting: Setting, meta):
     """Meta-parameters after a few steps of Adam on the exact meta-gradient, and the losses."""
     optimizer = optax.adam(setting.outer_rate)
-    exact = il.Unroll(checkpoint=1, mixed_mode=True)
+    exact = il.Unroll(il.MixedMode(), il.Segments(1))
     value_and_grad = il.meta_value_and_grad(*setting.recipe[:2], exact)
 
     def step(state, key):

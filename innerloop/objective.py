@@ -12,16 +12,18 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 from innerloop.adaptation import Adaptation, run
 from innerloop.checks import check_count, check_key, describe, is_floating
 from innerloop.errors import GradientError, InnerloopError, StructureError
+from innerloop.fidelity import Fidelity
 from innerloop.gradients import Aux, MetaGradient, Unroll
-from innerloop.gradients.base import ChunkedGradient, TaskObjective
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.gradients.base import TaskObjective
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
+from innerloop.gradients.names import gradient_name
 from innerloop.gradients.reach import (
     detached,
     require_reach,
     watch_reach,
 )
-from innerloop.gradients.validity import require_valid
+from innerloop.gradients.surrogate import once_differentiable
 from innerloop.problem import Episode, Problem, ProblemMixture, task_keys
 from innerloop.tangents import refuse_derivative
 from innerloop.trees import leaf_names
@@ -50,9 +52,7 @@ def adapt(
     check_meta(meta)
     check_key(key)
     keys = task_keys(key)
-    state, info, _ = run(
-        problem, adaptation, meta, support, keys.adapt, exact_inner_gradient, store_all
-    )
+    state, info, _ = run(problem, adaptation, meta, support, keys.adapt, Exact(), StoreAll())
     return refuse_derivative(
         (adaptation.params(state), info),
         GradientError(
@@ -77,10 +77,8 @@ def meta_objective(
     differentiated but no meta-parameter reaches the loss.
     """
     gradient = Unroll() if gradient is None else gradient
-    if isinstance(gradient, ChunkedGradient):
-        gradient = gradient.gradient
     _check_parts(problem, adaptation, gradient)
-    require_valid(gradient, problem, adaptation)
+    derivatives = _require_gradient(problem, adaptation, gradient).derivatives
     task_objective = gradient.objective(problem, adaptation)
 
     def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
@@ -88,9 +86,26 @@ def meta_objective(
         _check_episode(episode)
         check_key(key)
         loss, aux = task_objective(meta, episode, key)
-        return require_reach(loss, meta, detached), aux
+        loss = require_reach(loss, meta, detached)
+        if not derivatives.second:
+            loss = once_differentiable(gradient_name(gradient), loss, meta)
+        return loss, aux
 
     return objective
+
+
+def _require_gradient(problem: Problem, adaptation: Adaptation, gradient: MetaGradient) -> Fidelity:
+    """The fidelity of a meta-gradient. Raises `GradientError` where there is none for the pair."""
+    fidelity = gradient.fidelity(adaptation, problem)
+    if fidelity.kind != "undefined":
+        return fidelity
+    name, learn = gradient_name(gradient), type(adaptation).__name__
+    raise GradientError(
+        f"{name} does not exist after {learn}: {fidelity.sentence.rstrip('.')}",
+        got=f"{name} with {learn}",
+        expected="a pair with a meta-gradient",
+        write=fidelity.write,
+    )
 
 
 def meta_value_and_grad(
@@ -109,8 +124,7 @@ def meta_value_and_grad(
 
     - `chunk`: None runs all tasks at once under `vmap`; n runs at most n at a time and accumulates
       their gradients, in the memory of n tasks (1: a plain loop over tasks). Tasks are spread
-      evenly over the fewest chunks; results are equal up to rounding. A `gradient` that comes with
-      a chunk of its own, as a `Plan` does, has that chunk unless one is given here.
+      evenly over the fewest chunks; results are equal up to rounding.
     - `spread`: how the sum over tasks is run, such as `Sharding(mesh).spread`, over the devices of
       a mesh (then a chunk is of one device's tasks); None: here, as it is
 
@@ -134,8 +148,6 @@ def meta_value_and_grad(
             expected="a function of the sum over tasks",
             write="meta_value_and_grad(..., spread=Sharding(mesh).spread)",
         )
-    if chunk is None and isinstance(gradient, ChunkedGradient):
-        chunk = gradient.chunk
     if isinstance(problem, ProblemMixture):
         return _mixture_value_and_grad(problem, adaptation, gradient, chunk, spread)
     for name, given in (("adaptation", adaptation), ("gradient", gradient)):

@@ -110,7 +110,7 @@ CASES = (
     ({"memory": "1GiB"}, {"a budget": 2}),
     (a_mixture(), {"a mixture": 4}),
     (with_weights(), {"weights": 4}),
-    (by(il.Unroll(checkpoint=1, mixed_mode=True)), {"checkpointed, mixed mode": 2}),
+    (by(il.Unroll(il.MixedMode(), il.Segments(1))), {"checkpointed, mixed mode": 2}),
     (by(il.EvolutionStrategies(2, 0.1)), {"evolution": 2}),
     (by(il.estimators.TruncatedUnroll(1, 2)), {"inner runs that go on": 4}),
 )

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 import innerloop as il
 from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
 
 KEY = jax.random.key(7)
 META = jnp.array([0.5, -1.0])
@@ -36,8 +35,8 @@ def inner(adaptation, observe=None, problem=PROBLEM, support=SUPPORT, **options)
             META,
             support,
             key,
-            exact_inner_gradient,
-            store_all,
+            il.gradients.Exact(),
+            il.gradients.StoreAll(),
             observe,
             **options,
         )

@@ -9,8 +9,6 @@ from halving import ALL, DRAWN, HALVE, HALVED, begun
 from quadratic import assert_close, quadratic_episodes, quadratic_meta, quadratic_problem
 
 import innerloop as il
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
 
 LEARN = il.GradientDescent(lambda meta: optax.sgd(jnp.exp(meta["rate"])), 4)
 MEAN = lambda steps: jnp.full(steps + 1, 1 / (steps + 1))
@@ -62,7 +60,9 @@ def test_windows_of_a_run_are_its_inner_loop(x64):
         episode, key = il.estimators.task_of_run(QUADRATIC, run_key)
         parts = (problem, LEARN, meta, episode.support, il.extend.task_keys(key).adapt)
         look = lambda params, t: params
-        return il.extend.run(*parts, exact_inner_gradient, store_all, look, steps=10)[2]
+        return il.extend.run(*parts, il.gradients.Exact(), il.gradients.StoreAll(), look, steps=10)[
+            2
+        ]
 
     params = trajectory(carry.key[0])
     for taken in (4, 6, 8, 10):
@@ -308,7 +308,7 @@ def test_chunks_change_nothing(name):
 
 def test_mixed_mode_and_checkpoints_are_the_same_gradient():
     results = []
-    for unroll in (il.Unroll(), il.Unroll(checkpoint=1, mixed_mode=True)):
+    for unroll in (il.Unroll(), il.Unroll(il.MixedMode(), il.Segments(1))):
         step, meta, carry = begun(il.estimators.TruncatedUnroll(4, 8, 2, unroll), batch=3)
         for i in range(2):
             (_, grads), carry = step(meta, carry, jax.random.key(i))

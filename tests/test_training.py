@@ -370,7 +370,7 @@ def test_the_budget_holds_the_trainers_own_state():
 def test_a_biased_gradient_is_kept_and_its_chunk_planned():
     recipe = point_recipe()._replace(gradient=FirstOrder())
     planned = plan_training(recipe, POINTS, optax.adam(0.1), 3, "1GiB")
-    assert isinstance(planned.gradient, FirstOrder)
+    assert planned.gradient == FirstOrder()
 
 
 @pytest.mark.parametrize(

@@ -1,41 +1,17 @@
 """The one driver of the inner loop. Nobody writes another."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation.base import Adaptation, InnerGradient
+from innerloop.adaptation.base import Adaptation
+from innerloop.adaptation.slots import InnerRule, InnerStep, Loop
 from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
 from innerloop.problem import Problem
-
-
-@dataclass(frozen=True, eq=False)  # a tuple could not be weakly referenced, as JAX's loops do
-class InnerStep:
-    """The body of the inner loop: `(state, t) -> (state, output)`, and the two parts of it.
-
-    - `advance`: `(state, t) -> (state, info)`, step t; with `inner_gradient=`, by another operator
-    - `observe`: `(state, t) -> pytree`, what is looked at after t steps
-    """
-
-    advance: Callable[..., tuple[PyTree, PyTree]]
-    observe: Callable[[PyTree, Any], PyTree]
-
-    def __call__(self, state: PyTree, t: Any, **options: Any) -> tuple[PyTree, Any]:
-        state, info = self.advance(state, t, **options)
-        return state, (info, self.observe(state, t + 1))
-
-
-Loop = Callable[[InnerStep, PyTree, int], tuple[PyTree, Any]]
-"""`loop(step, state, steps)` applies `step: (state, t) -> (state, output)` for t = 0 ... steps - 1.
-
-Returns the last state and the outputs stacked along a new first axis. How a loop stores its states
-is what gradients and memory depend on, so the meta-gradient estimator chooses it.
-"""
 
 
 def run(
@@ -44,7 +20,7 @@ def run(
     meta: PyTree,
     support: PyTree,
     key: PRNGKeyArray,
-    inner_gradient: InnerGradient,
+    inner: InnerRule,
     loop: Loop,
     observe: Callable[[PyTree, Any], PyTree] | None = None,
     *,
@@ -52,15 +28,24 @@ def run(
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Learn one task.
 
-    - `key`: the adapt key of the task (`task_keys(key).adapt`): `init` is given `fold_in(key, 0)`
-      and step t `fold_in(key, t + 1)`, whatever the loop.
-    - `observe`: `(params, t) -> pytree` is called at t = 0 ... K.
-    - `steps`: K, when it is to differ from `adaptation.steps` (evaluation beyond training).
+    Args:
+        problem: the problem, whose `init` and `inner_loss` the adaptation asks for
+        adaptation: how the task is learned
+        meta: meta-parameters
+        support: what the task is learned from
+        key: the adapt key of the task (`task_keys(key).adapt`): `init` is given `fold_in(key, 0)`
+            and step t `fold_in(key, t + 1)`, whatever the loop
+        inner: what the inner gradient is for whoever differentiates, such as `Exact()`
+        loop: how the steps are kept and differentiated, such as `StoreAll()`
+        observe: `(params, t) -> pytree`, called at t = 0 ... K
+        steps: K, where it differs from `adaptation.steps` (evaluation beyond training)
 
-    Returns `(state, info, observed)`: the last state, the infos of the K steps stacked (None for
-    K = 0), and the K + 1 observations stacked (None without `observe`).
+    Returns:
+        `(state, info, observed)`: the last state, the infos of the K steps stacked (None for
+        K = 0), and the K + 1 observations stacked (None without `observe`).
 
-    Raises `StructureError` where the support set is empty or the number of steps is negative.
+    Raises:
+        StructureError: the support set is empty, or the number of steps is negative.
     """
     _check_support(support)
     steps = _step_count(adaptation, steps)
@@ -70,7 +55,7 @@ def run(
     if steps == 0:  # a step that is never taken need not exist
         return state, None, start
     state, info, rest = run_from(
-        *(problem, adaptation, meta, support, key, inner_gradient, loop, observe),
+        *(problem, adaptation, meta, support, key, inner, loop, observe),
         state=state,
         first=0,
         steps=steps,
@@ -84,7 +69,7 @@ def run_from(
     meta: PyTree,
     support: PyTree,
     key: PRNGKeyArray,
-    inner_gradient: InnerGradient,
+    inner: InnerRule,
     loop: Loop,
     observe: Callable[[PyTree, Any], PyTree] | None = None,
     *,
@@ -92,15 +77,24 @@ def run_from(
     first: Any,
     steps: int,
 ) -> tuple[PyTree, PyTree, PyTree]:
-    """A part of `run`: `steps` > 0 inner steps on from the state after `first` of them.
+    """Take `steps` > 0 inner steps from the state after `first` of them: a part of `run`.
 
-    `first` may be traced. Whatever the parts that a run is cut into, its keys and numbers are the
-    same. Returns what `run` does, with the observations after each of these steps alone.
+    However a run is cut into parts, its keys and numbers are the same.
+
+    Args:
+        problem, adaptation, meta, support, key, inner, loop, observe: see `run`
+        state: the state after `first` steps
+        first: number of the first of the steps; it may be traced
+        steps: how many steps to take
+
+    Returns:
+        What `run` returns, with the observations after each of these steps alone.
     """
 
-    def advance(state: PyTree, t: Any, inner_gradient: InnerGradient = inner_gradient):
-        step_key = jax.random.fold_in(key, first + t + 1)
-        return adaptation.step(problem, meta, support, state, step_key, inner_gradient)
+    def advance(state: PyTree, t: Any):
+        t = first + t
+        step_key = jax.random.fold_in(key, t + 1)
+        return adaptation.step(problem, meta, support, state, step_key, inner.at(t))
 
     def look(state: PyTree, t: Any):
         return None if observe is None else observe(adaptation.params(state), first + t)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 
+from innerloop.checks import is_floating
 from innerloop.errors import GradientError
 from innerloop.tangents import refuse_derivative
 
@@ -21,6 +22,17 @@ def constant(function: Callable) -> Callable:
 def undifferentiable(function: Callable, error: GradientError) -> Callable:
     """The same function; a derivative in its arguments or what it closes over raises `error`."""
     return _on_everything_it_reads(function, lambda tree: refuse_derivative(tree, error))
+
+
+def closed_values_fixed(function: Callable, error: GradientError) -> Callable:
+    """The same function; a derivative in a value that it closes over raises `error`."""
+
+    def call(*args):
+        closed = eqx.filter_closure_convert(function, *args)
+        arrays, rest = eqx.partition(closed, is_floating)
+        return eqx.combine(refuse_derivative(arrays, error), rest)(*args)
+
+    return call
 
 
 def _on_everything_it_reads(function: Callable, identity: Callable) -> Callable:

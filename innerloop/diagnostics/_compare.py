@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count
-from innerloop.diagnostics.comparison.candidates import candidates, gradient_name
+from innerloop.diagnostics.comparison.candidates import candidates
 from innerloop.diagnostics.comparison.entries import (
     Entry,
     is_stochastic,
@@ -20,7 +20,7 @@ from innerloop.diagnostics.comparison.entries import (
 from innerloop.diagnostics.comparison.result import Comparison
 from innerloop.diagnostics.given import check_given, exact_gradient
 from innerloop.errors import InnerloopError, StructureError
-from innerloop.gradients import MetaGradient
+from innerloop.gradients import MetaGradient, gradient_name
 from innerloop.objective import meta_value_and_grad
 from innerloop.problem import Episode, Problem
 from innerloop.trees import number_count

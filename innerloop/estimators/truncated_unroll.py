@@ -11,7 +11,9 @@ from innerloop.errors import StructureError
 from innerloop.estimators.horizons import Horizon, as_tuple
 from innerloop.estimators.online_windows import Estimate, OnlineGradient
 from innerloop.estimators.window import Window
-from innerloop.gradients.base import Fidelity
+from innerloop.fidelity import Fidelity, combined
+from innerloop.gradients.last import Last
+from innerloop.gradients.names import gradient_name
 from innerloop.gradients.reach import detached, reached_leaves, watch_reach
 from innerloop.gradients.unroll import Unroll
 from innerloop.trees import leaf_names
@@ -29,7 +31,7 @@ class TruncatedUnroll(OnlineGradient):
     - `overlap`: with o > 0, a window goes back o steps behind the losses that are its own, so that
       each loss but those of the first window is differentiated through at least o + 1 steps.
       Windows advance by W − o.
-    - `unroll`: how the window is differentiated, with `checkpoint` and `mixed_mode`
+    - `unroll`: how the window is differentiated, such as `Unroll(MixedMode(), Segments(1))`
     - `clip`: the most that an outer loss counts; beyond it the gradient is zero
 
     Fidelity: biased, by what a meta-parameter does through the steps before the window; it may be
@@ -51,18 +53,26 @@ class TruncatedUnroll(OnlineGradient):
                 "a window is differentiated by Unroll",
                 got=f"unroll={describe(self.unroll)}",
                 expected="Unroll, with the settings that suit the window",
-                write="TruncatedUnroll(window=20, horizon=200, unroll=Unroll(checkpoint=1))",
+                write="TruncatedUnroll(window=20, horizon=200, unroll=Unroll(loop=Segments(1)))",
+            )
+        if isinstance(self.unroll.loop, Last):
+            raise StructureError(
+                "a window of which only the last steps are differentiated is a shorter window",
+                got=f"unroll={gradient_name(self.unroll)}",
+                expected="a loop that differentiates every step of the window",
+                write=f"TruncatedUnroll(window={self.unroll.loop.k or 1}, horizon=...)",
             )
 
     def fidelity(self, adaptation: Adaptation) -> Fidelity:
         """Exact where the window is the whole run."""
         if all(length == self.window for length in as_tuple(self.horizon)):
-            return Fidelity("exact", "Every inner step is differentiated.")
-        return Fidelity(
+            return self.unroll.fidelity(adaptation)
+        truncated = Fidelity(
             "biased",
             f"The state at which each window of {self.window} steps begins is a constant: what "
             "meta-parameters did to it is dropped.",
         )
+        return combined([truncated, self.unroll.fidelity(adaptation)])
 
     def start(self, state: PyTree, meta: PyTree) -> PyTree:
         """The inner state."""
@@ -73,7 +83,7 @@ class TruncatedUnroll(OnlineGradient):
         mark, unreached = watch_reach(meta)
 
         def loss(meta: PyTree):
-            result = window.follow(mark(meta), state, self.unroll.inner_gradient, self.unroll.loop)
+            result = window.follow(mark(meta), state, self.unroll.inner, self.unroll.loop)
             return result.loss, result
 
         (_, result), gradient = jax.value_and_grad(loss, has_aux=True)(meta)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.adaptation import Adaptation, InnerGradient, Loop, run_from
+from innerloop.adaptation import Adaptation, InnerRule, Loop, run_from
 from innerloop.checks import is_floating
 from innerloop.estimators.horizons import Lengths
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import concatenate, store_all
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll, concatenate
 from innerloop.problem import Episode, Problem, loss_function, task_keys
 from innerloop.tasks import TaskDistribution
 
@@ -100,8 +100,8 @@ class Window:
         self,
         meta: PyTree,
         state: PyTree,
-        inner_gradient: InnerGradient = exact_inner_gradient,
-        loop: Loop = store_all,
+        inner: InnerRule = Exact(),
+        loop: Loop = StoreAll(),
     ) -> Followed:
         """Run the window from `state`, or from the beginning where it is the first of its run."""
         first, stride = self.run.step, self.size - self.overlap
@@ -113,7 +113,7 @@ class Window:
         def steps_on(state: PyTree, first: Any, steps: int):
             return run_from(
                 *(self.problem, self.adaptation, meta, self.run.episode.support, self._keys.adapt),
-                *(inner_gradient, loop, (lambda params, t: outer(params)) if weighted else None),
+                *(inner, loop, (lambda params, t: outer(params)) if weighted else None),
                 state=state,
                 first=first,
                 steps=steps,

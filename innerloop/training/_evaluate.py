@@ -14,8 +14,8 @@ from innerloop.checks import check_count
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import placement
 from innerloop.errors import StructureError
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
 from innerloop.objective import task_count
 from innerloop.problem import Episode, Problem, ProblemMixture, loss_function, task_keys
 from innerloop.recipes.base import Predict
@@ -108,8 +108,8 @@ def _of_one_kind(
             meta,
             episode.support,
             keys.adapt,
-            exact_inner_gradient,
-            store_all,
+            Exact(),
+            StoreAll(),
             observe if each_step else None,
             steps=steps,
         )

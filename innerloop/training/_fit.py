@@ -149,7 +149,7 @@ def fit(
         check_no_chunk(chunk)
         budgeted = plan_training(recipe, tasks, optimizer, -(-batch // place.devices), memory)
         chunk = budgeted.chunk or batch
-    gradient = budgeted or recipe.gradient
+    gradient = recipe.gradient if budgeted is None else budgeted.gradient
     if check:
         stop_at_faults(recipe, tasks, batch, key)
     init_key, step_key, validation_key = run_keys(key)

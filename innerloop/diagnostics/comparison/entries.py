@@ -16,15 +16,14 @@ from innerloop.diagnostics.comparison.result import ComparisonRow
 from innerloop.diagnostics.compiled import Compiled, compile_ahead
 from innerloop.errors import GradientError, InnerloopError
 from innerloop.gradients import MetaGradient
-from innerloop.gradients.clipped import without_clips
 
 _MOST_CALLS = 100
 """Timed calls of one program: their median does not get better by more."""
 
 
 def is_stochastic(gradient: MetaGradient, adaptation: Adaptation) -> bool:
-    """Whether a meta-gradient draws at random and is right on average, clipped or not."""
-    return without_clips(gradient).fidelity(adaptation).kind == "unbiased"
+    """Whether an estimator draws random numbers, so that one estimate does not tell."""
+    return gradient.fidelity(adaptation).draws
 
 
 class Entry:

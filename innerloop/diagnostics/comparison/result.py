@@ -91,7 +91,7 @@ class Comparison:
         dropped = [
             (row.name, row.fidelity.sentence)
             for row in self.rows
-            if row.fidelity and not row.refusal and row.fidelity != known
+            if row.fidelity and not row.refusal and row.fidelity.sentence != known.sentence
         ]
         refused = [(row.name, row.refusal) for row in self.rows if row.refusal]
         noted = [(row.name, row.note) for row in self.rows if row.note]
@@ -152,7 +152,8 @@ def _measure(value: float | None) -> str:
 def _record(row: ComparisonRow) -> dict[str, Any]:
     record = row._asdict()
     del record["gradient"]  # its name says it
-    record["fidelity"] = None if row.fidelity is None else row.fidelity._asdict()
+    known = row.fidelity
+    record["fidelity"] = known and {"kind": known.kind, "sentence": known.sentence}
     return {name: _finite(value) for name, value in record.items()}
 
 
