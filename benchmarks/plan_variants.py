@@ -1,9 +1,9 @@
 """Four ways for `plan` to choose, held against an exhaustive search.
 
 - `today`: operations, bytes of temporary memory and calls, weighed by two constants
-- `operations`: fewest operations first, then at most √tasks at a time
-- `bytes`: one constant: operations and 50 for each byte of temporary memory; in `bytes, √tasks`
-  with at most √tasks at a time
+- `operations`: the fewest operations, with at most √tasks at a time
+- `bytes`: operations, and 50 for each byte of temporary memory
+- `limit`: the first of a fixed order that fits, with as many tasks at a time as take up to 16 MiB
 - `none`: the first of a fixed order that fits, with at most √tasks at a time
 
 All share one set of compiled programs. Each round times every program that may matter, beginning
@@ -29,17 +29,20 @@ from plan_problems import CASES
 
 import innerloop as il
 from innerloop.diagnostics._plan import chunk_sizes
-from innerloop.diagnostics.comparison.candidates import gradient_name
 from innerloop.diagnostics.compiled import compile_ahead
+from innerloop.diagnostics.planning.amounts import parse_bytes
 from innerloop.diagnostics.planning.choices import exact_gradients
 from innerloop.diagnostics.planning.drafts import Request
-from innerloop.diagnostics.planning.memory import parse_bytes
 from innerloop.diagnostics.planning.price import price
+from innerloop.gradients import gradient_name
 
 RESULTS = Path(__file__).parent / "results" / "plan-variants.json"
 KEY = jax.random.key(1)
+LIMIT = 2**24
+"""Bytes of temporary memory that `limit` takes at a time."""
 MARGIN = 1.6
 """Programs slower than this in the warm-up are not timed again."""
+ORDER = ["sinusoid", "ridge", "quadratics", "head", "rates", "adam", "transformer", "images"]
 CALLS = 3
 """Timed in a row; the fastest counts."""
 
@@ -48,16 +51,11 @@ def position(gradient):
     """The fixed order: mixed mode first, then what keeps less and less."""
     if isinstance(gradient, il.ForwardMode):
         return 9, gradient.chunk is not None
-    kept = gradient.checkpoint
-    keeps_inner = isinstance(kept, il.Segments) and kept.keep_inner_gradients
-    rank = (
-        0 if kept is None
-        else 1 if keeps_inner
-        else 4 if isinstance(kept, il.Binomial)
-        else 2 if kept == 1 or getattr(kept, "length", None) == 1
-        else 3
-    )  # fmt: skip
-    return rank, not gradient.mixed_mode
+    loop = gradient.loop
+    rank = 4 if isinstance(loop, il.Binomial) else 0
+    if isinstance(loop, il.Segments):
+        rank = 1 if loop.keep_inner_gradients else 2 if loop.length == 1 else 3
+    return rank, not isinstance(gradient.inner, il.gradients.MixedMode)
 
 
 def small(chunks, tasks):
@@ -72,15 +70,15 @@ def orders(drafts, tasks):
     everything = [(draft, chunk) for draft in drafts for chunk in chunks]
     at_most = [(draft, chunk) for draft in drafts for chunk in few]
     bytes_too = lambda pair: pair[0].cost.flops + 50 * pair[0].temporary * pair[1] / tasks
-    by_bytes = sorted(at_most, key=lambda pair: bytes_too((pair[0], few[0])))
+    by_order = sorted(drafts, key=lambda draft: position(draft.gradient))
     return {
         "today": sorted(
             everything, key=lambda pair: price(pair[0].cost, pair[0].temporary, tasks, pair[1])
         ),
         "operations": sorted(at_most, key=lambda pair: pair[0].cost.flops),
         "bytes": sorted(everything, key=bytes_too),
-        "bytes, √tasks": by_bytes,
-        "none": sorted(at_most, key=lambda pair: position(pair[0].gradient)),
+        "limit": [(draft, chunk) for draft in by_order for chunk in chunks],
+        "none": [(draft, chunk) for draft in by_order for chunk in few],
     }
 
 
@@ -117,6 +115,30 @@ def first_that_fits(order, programs, budget, tasks):
     return None, len(looked)
 
 
+def within_limit(order, programs, budget):
+    """The choice of `limit`, by the temporary memory of one task; how many programs it looked at."""
+    looked = set()
+    for draft in {id(draft): draft for draft, _ in order}.values():
+        name = gradient_name(draft.gradient)
+        chunks = [chunk for other, chunk in order if other is draft]
+        one = programs.get(draft.gradient, 1)
+        looked.add((name, 1))
+        if one.memory > budget:
+            continue
+        known = []
+        for chunk in chunks:
+            if chunk > 1 and one.temporary * chunk > LIMIT:
+                continue
+            if any(p.memory - p.temporary + p.temporary / n * chunk > budget for p, n in known):
+                continue
+            looked.add((name, chunk))
+            program = programs.get(draft.gradient, chunk)
+            if program.memory <= budget:
+                return (name, chunk), len(looked)
+            known.append((program, chunk))
+    return None, len(looked)
+
+
 def call_once(program, case):
     """Seconds of the fastest of a few calls."""
     taken = []
@@ -138,7 +160,10 @@ def measure(name, rounds):
     choices = {}
     for budget in budgets:
         for variant, order in by_variant.items():
-            choice, looked = first_that_fits(order, programs, parse_bytes(budget), tasks)
+            if variant == "limit":
+                choice, looked = within_limit(order, programs, parse_bytes(budget))
+            else:
+                choice, looked = first_that_fits(order, programs, parse_bytes(budget), tasks)
             choices[budget, variant] = choice, looked
     chunks = {1, tasks} if tasks <= 1000 else {8, 512}
     for draft in drafts:
@@ -207,7 +232,7 @@ def main():
     if arguments.resume:
         result = json.loads(RESULTS.read_text())
     known = {problem["problem"] for problem in result["problems"]}
-    for name in CASES:
+    for name in sorted(CASES, key=ORDER.index):
         if arguments.only in name and name not in known:
             result["problems"].append(measure(name, arguments.rounds))
         if not arguments.only:
