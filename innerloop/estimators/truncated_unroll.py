@@ -22,10 +22,11 @@ from innerloop.estimators.window import Window
 from innerloop.fidelity import Fidelity, combined
 from innerloop.gradients.last import Last
 from innerloop.gradients.names import gradient_name
-from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
+from innerloop.gradients.reach import detached, reached_leaves, watch_reach
 from innerloop.gradients.unroll import Unroll
 from innerloop.problem import Problem
 from innerloop.tasks import TaskDistribution
+from innerloop.trees import leaf_names
 
 
 class TruncatedUnroll(OnlineWindows):

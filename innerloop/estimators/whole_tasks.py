@@ -21,12 +21,12 @@ from innerloop.estimators.planning import planned
 from innerloop.estimators.settings import NO_SETTING
 from innerloop.gradients import MetaGradient
 from innerloop.gradients.base import Fidelity
-from innerloop.gradients.shorten import shorten
 from innerloop.learner import Learner
 from innerloop.objective import SumOverTasks, meta_value_and_grad, task_count
 from innerloop.problem import Episode, Problem
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.tasks.streamed import on_device
+from innerloop.trees import shorten, tree_bytes
 
 Schedule = Callable[[Int[Array, ""]], tuple[Problem, Adaptation]]
 """`outer step -> (problem, adaptation)`. The step is traced: numbers may differ, shapes may not."""
@@ -148,7 +148,7 @@ class WholeTasks(Estimator):
         here = -(-self.batch // self.placement.devices)
         like = jax.eval_shape(lambda: jax.random.key(0))
         episodes = jax.eval_shape(lambda key: self.tasks.sample(key, here), like)
-        held += sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(self.tasks, eqx.is_array)))
+        held += tree_bytes(eqx.filter(self.tasks, eqx.is_array))
         plan = planned(*self.at(0), self.gradient, meta, episodes, memory, self.chunk, held)
         chunk = plan.chunk or self.batch
         return dataclasses.replace(self, gradient=plan.gradient, chunk=chunk), plan
