@@ -134,13 +134,25 @@ def failures_explained(name: str, *, expected: str, write: str, **given: PyTree)
 
 
 def optional_package(name: str, needed_by: str, extra: str) -> Any:
-    """A package that not every installation has. Raises `RunError` where it is not installed."""
+    """Import a package that `pip install innerloop` does not install.
+
+    Args:
+        name: The module to import, such as `"orbax.checkpoint"`.
+        needed_by: What cannot be done without it.
+        extra: The extra of innerloop that installs it.
+
+    Returns:
+        The module.
+
+    Raises:
+        RunError: Where it cannot be imported.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise RunError(
-            f"{needed_by} needs the package {name}",
+            f"{needed_by} needs the package {name.partition('.')[0]}",
             got=" ".join(str(error).split()),
-            expected=f"{name}, which innerloop[{extra}] brings along",
+            expected=f"a package that innerloop[{extra}] installs",
             write=f"pip install 'innerloop[{extra}]'",
         ) from error

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import extras
 import jax
 import pytest
 
@@ -48,6 +49,29 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     }.items():
         os.environ[name.upper()] = str(value)  # for workers and the processes that tests start
         jax.config.update(name, value)
+
+
+MISSING = extras.missing()
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """In an environment without some extra, the files that import it are left out."""
+    if MISSING and collection_path.suffix == ".py" and extras.needs(collection_path, MISSING):
+        return True
+    return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """There, a test that is told to install the extra is skipped."""
+    try:
+        return (yield)
+    except ValueError as error:
+        # Not by its class: the package is imported later, when the checks of its types are set up.
+        problem = getattr(error, "problem", "")
+        if any(problem.endswith(f"needs the package {name}") for name in MISSING):
+            pytest.skip(problem)
+        raise
 
 
 @pytest.fixture(autouse=True)

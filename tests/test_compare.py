@@ -355,7 +355,9 @@ def test_json(table):
 
 
 def test_figure(table, tmp_path):
-    path = table.plot(tmp_path / "folder" / "figure.png")
+    path = error_against_cost(
+        tmp_path / "folder" / "figure.png", table.records(), title=table.headline()
+    )
     image = np.asarray(Image.open(path).convert("L"))
     assert image.shape[1] > 1200 and 0.005 < (image < 200).mean() < 0.5
     assert [file.name for file in path.parent.iterdir()] == ["figure.png"]

@@ -12,7 +12,6 @@ from innerloop.errors import StructureError
 from innerloop.lab.cli import main
 from innerloop.lab.experiments import before_training
 from innerloop.lab.experiments.digits import Digits
-from innerloop.lab.experiments.older_runs import compared_today, in_todays_form
 from innerloop.lab.experiments.omniglot import Omniglot
 from innerloop.lab.experiments.photographs import MiniImageNet
 from innerloop.lab.experiments.sinusoid import Sinusoid
@@ -63,59 +62,6 @@ def test_a_recipe_without_inner_steps_has_one_result(tmp_path, capsys):
     assert (tmp_path / "run/fits.png").exists()
     error = refused(capsys, "evaluate", str(tmp_path / "run"), "--steps", "3")
     assert "r2d2 learns a task in one go" in error
-
-
-def test_a_run_of_the_time_before_recipes(tmp_path, capsys):
-    """Is evaluated to the same numbers, and not gone on with."""
-    run = tmp_path / "run"
-    main(["train", "sinusoid", *SMALL, "--recipe", "fomaml", "--run", str(run)])
-    content = json.loads((run / "config.json").read_text())
-    test = json.loads((run / "result.json").read_text())["test"]
-    del content["config"]["recipe"]
-    content["config"] |= {"first_order": True, "inner_rate": 0.01, "inner_steps": 3}
-    (run / "config.json").write_text(json.dumps(content))
-    main(["evaluate", str(run)])
-    evaluated = json.loads((run / "evaluation-seed0-steps2-tasks3.json").read_text())["test"]
-    assert evaluated["mean"]["loss"] == pytest.approx(test["mean"]["loss"], rel=1e-5)
-    error = refused(capsys, "train", "sinusoid", *SMALL, "--run", str(run), "--resume")
-    assert "older version, which knew no recipes" in error
-    assert "--recipe fomaml" in error
-
-
-@pytest.mark.parametrize(("flag", "recipe"), [(True, "fomaml"), (False, "maml")])
-def test_the_old_flag_becomes_a_recipe(flag, recipe):
-    assert in_todays_form({"first_order": flag, "seed": 1}) == {"recipe": recipe, "seed": 1}
-    assert in_todays_form({"recipe": "anil"}) == {"recipe": "anil"}
-
-
-@pytest.mark.parametrize(("flag", "split"), [(True, "official"), (False, "standard")])
-def test_the_old_flag_becomes_a_split(flag, split):
-    assert in_todays_form({"official_split": flag}) == {"split": split}
-    assert compared_today({"official_split": flag})["split"] == split
-    assert compared_today({})["split"] == "standard"
-    assert compared_today({})["weight_decay"] == 0.0
-
-
-def test_the_old_shots_of_sinusoids_become_those_of_training(tmp_path, capsys):
-    """A run of that time is evaluated to the same numbers, and gone on with."""
-    old, new = {"shots": 9, "test_shots": 3}, {"train_shots": 9, "shots": 3}
-    assert in_todays_form(old) == new
-    assert in_todays_form(new) == new
-    run = tmp_path / "run"
-    words = ["train", "sinusoid", *SMALL, "--run", str(run), "--shots", "3"]
-    main([*words, "--train-shots", "9"])
-    content = json.loads((run / "config.json").read_text())
-    test = json.loads((run / "result.json").read_text())["test"]
-    del content["config"]["train_shots"]
-    content["config"] |= old
-    (run / "config.json").write_text(json.dumps(content))
-    main(["evaluate", str(run)])
-    (file,) = run.glob("evaluation-*.json")
-    evaluated = json.loads(file.read_text())
-    assert (evaluated["shots"], evaluated["test"]) == (3, test)
-    assert "--train-shots 9" in refused(capsys, *words, "--train-shots", "3", "--resume")
-    main([*words, "--train-shots", "9", "--resume"])
-    assert json.loads((run / "result.json").read_text())["test"] == test
 
 
 def test_shots_in_training_and_at_test():

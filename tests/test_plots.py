@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from innerloop import plots
 from innerloop.errors import StructureError
+from innerloop.lab import plots
 from innerloop.lab.experiments.curves import draw_curves
 from innerloop.lab.plots.episode_block import Block
 from innerloop.lab.plots.learning_curve import _running_mean

@@ -48,7 +48,7 @@ def make_run(path, *, seed=0, losses=60, tasks=75, faults=(), result=(), **setti
             log.write(strict_json(record) + "\n")
     environment = {"versions": {"jax": "0.10"}, "device": "cpu: cpu"}
     finished = {"test": test, "best_step": 20, "environment": environment, "cost": COST}
-    finished["normalisation"] = "transductive"
+    finished |= {"normalisation": "transductive", "trained_steps": 1}
     folder.write_json("result.json", begun | finished | dict(result))
     folder.write_arrays("test_tasks.npz", per_task)
     Image.new("L", (30, 20)).save(path / "episodes.png")
@@ -239,7 +239,7 @@ def test_validations_of_which_none_is_finite(tmp_path):
 
 
 def test_a_run_that_has_only_begun_says_so(tmp_path):
-    config = {"experiment": "digits", "config": {"steps": 300}}
+    config = {"experiment": "digits", "config": {"steps": 300}, "metric": "accuracy"}
     RunFolder.create(tmp_path / "run", config).close()
     (tmp_path / "run/log.jsonl").write_text('[1]\n{"step": 20, "seco')  # as a kill leaves it
     text = text_of(write_report([tmp_path / "run"]))

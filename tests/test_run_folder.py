@@ -35,19 +35,15 @@ def test_what_is_written_is_read(folder):
     np.testing.assert_array_equal(read["head"], META["head"])
 
 
-def test_a_run_from_before_a_setting_goes_on_as_it_was(folder):
-    """And is refused another value of it."""
+def test_other_settings_are_refused_and_those_that_may_change_are_kept(folder):
     folder.close()
     go_on = lambda **settings: RunFolder.resume(
-        folder.path,
-        {"experiment": "digits", "config": {"seed": 1, **settings}},
-        may_change=(),
-        today=lambda config: {"augment": False} | config,
+        folder.path, {"experiment": "digits", "config": settings}, may_change=("chunk",)
     )
-    with pytest.raises(RunError, match=r"--augment.*Expected: --no-augment"):
-        go_on(augment=True)
-    go_on(augment=False).close()
-    assert folder.read_config()["config"] == {"seed": 1, "augment": False}
+    with pytest.raises(RunError, match=r"--seed 2.*Expected: --seed 1"):
+        go_on(seed=2)
+    go_on(seed=1, chunk=4).close()
+    assert folder.read_config()["config"] == {"seed": 1, "chunk": 4}
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(folder):

@@ -62,7 +62,7 @@ def test_a_flipped_bit_is_noticed(cache):
 
 def test_an_interrupted_write_leaves_nothing_behind(cache, monkeypatch):
     def full_disk(content, **arrays):
-        content.write(b"half")
+        content.write_bytes(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(array_cache.np, "savez", full_disk)

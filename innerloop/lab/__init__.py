@@ -1,6 +1,17 @@
-"""The application on top of the library: experiments, runs, reports, figures, command line."""
+"""The application on top of the library: experiments, runs, reports, figures, command line.
 
-from innerloop.lab.experiments.table import best_meta
-from innerloop.lab.report import write_report
+It needs innerloop[lab]. The rest of the package imports nothing of it.
+"""
+
+from importlib.util import find_spec
+
+from innerloop.checks import optional_package
+
+for _package in ("tyro", "rich", "matplotlib", "jinja2", "markupsafe"):
+    if find_spec(_package) is None:  # found and not imported: some of them take a second
+        optional_package(_package, "innerloop.lab", extra="lab")
+
+from innerloop.lab.experiments.table import best_meta  # noqa: E402
+from innerloop.lab.report import write_report  # noqa: E402
 
 __all__ = ["best_meta", "write_report"]

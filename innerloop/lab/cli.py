@@ -29,6 +29,7 @@ from innerloop.lab.experiments.printing import print_test, print_trials
 from innerloop.lab.experiments.protocols import ProtocolName
 from innerloop.lab.experiments.table import EXPERIMENTS, experiment_name
 from innerloop.lab.experiments.train import train
+from innerloop.lab.plots import error_against_cost
 from innerloop.lab.report import write_report
 from innerloop.tasks.known_files import cache_folder
 from innerloop.training import Stopped
@@ -271,7 +272,7 @@ def _run(command: Train | Evaluate | Report | Check | Compare | Plan | Demo) -> 
                 comparison = compare_experiment(experiment, trained)
             print(comparison)
             if figure is not None:
-                print(comparison.plot(figure))
+                print(error_against_cost(figure, comparison.records(), title=comparison.headline()))
         case Plan(experiment):
             with _working("planning"):
                 plan = plan_experiment(experiment)

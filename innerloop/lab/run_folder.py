@@ -63,16 +63,8 @@ class RunFolder:
         return folder
 
     @staticmethod
-    def resume(
-        path: Path,
-        config: dict[str, Any],
-        *,
-        may_change: tuple[str, ...],
-        today: Callable[[dict[str, Any]], dict[str, Any]] = dict,
-    ) -> "RunFolder":
+    def resume(path: Path, config: dict[str, Any], *, may_change: tuple[str, ...]) -> "RunFolder":
         """Go on with a run, or start it where there is none.
-
-        `today` puts the config of a run that an older version began into today's form.
 
         Raises `RunError` where the folder holds a run of another experiment, or of a config that
         differs in more than `may_change`.
@@ -82,7 +74,7 @@ class RunFolder:
         folder = RunFolder(path)
         theirs, mine = folder.read_config(), json.loads(strict_json(config))
         folder._refuse_another(config)
-        before = today(theirs["config"])
+        before = theirs["config"]
         changed = {
             name: (before.get(name), value)
             for name, value in mine["config"].items()

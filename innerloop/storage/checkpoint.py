@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from innerloop.checks import check_count, describe
+from innerloop.checks import check_count, describe, optional_package
 from innerloop.devices.processes import in_any, same_in_all, together
 from innerloop.errors import RunError
 from innerloop.gradients.reach import leaf_names, leaf_shapes
@@ -21,18 +21,15 @@ from innerloop.storage.files import writing
 from innerloop.storage.lock import locked
 from innerloop.storage.packing import checksums, pack, stored_arrays, unpack
 
-FORMAT = 3
-"""Of the checkpoints. Older ones are read, newer ones refused."""
-
-_NEW_SINCE = {1: {".state.faults", ".state.in_a_row"}}
-"""Leaves that a format did not have yet: they begin as in a new run."""
+FORMAT = 4
+"""The number of the format in which checkpoints are written. No other format is read."""
 
 # What Orbax raises where it cannot write: its own storage layer reports a full disk as ValueError.
 _STORAGE_ERRORS = (OSError, ValueError, KeyError)
 
 
 class Checkpoints(NamedTuple):
-    """Where the training state is saved, and how often.
+    """Where the training state is saved, and how often (needs innerloop[checkpoints]).
 
     - `folder`: made where there is none; one run each
     - `every`: outer steps between two saves, which is what a kill can lose
@@ -57,13 +54,12 @@ class CheckpointFolder:
         self._path = Path(checkpoints.folder).absolute()
         self._every = checkpoints.every
         self._settings = json.loads(json.dumps(settings))
+        # Only here: it takes a second to import, and a run without checkpoints does not need it.
+        ocp = optional_package("orbax.checkpoint", "saving checkpoints", extra="checkpoints")
+        self._ocp = ocp
         with together(), self._writing():
             self._path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self._path)
-        # Only here: it takes a second to import, and a run without checkpoints does not need it.
-        import orbax.checkpoint as ocp
-
-        self._ocp = ocp
         options = ocp.CheckpointManagerOptions(
             max_to_keep=checkpoints.keep, cleanup_tmp_directories=True
         )
@@ -174,33 +170,33 @@ class CheckpointFolder:
             about = self._manager.restore(step, args=wanted)["about"]
         except Exception:  # Orbax promises no kind for damage, and raises bare exceptions too
             return None
-        whole = isinstance(about, dict) and isinstance(about.get("format"), int)
-        if whole and about["format"] > 2:
-            whole = about.pop("checksum", None) == _checksum(about)
-        return about if whole else None
+        if not isinstance(about, dict) or not isinstance(about.get("format"), int):
+            return None
+        if about["format"] == FORMAT and about.pop("checksum", None) != _checksum(about):
+            return None
+        return about
 
     def _state(self, step: int, like: PyTree, about: dict[str, Any]) -> PyTree | None:
         args, leaves = self._ocp.args, _named_leaves(like)
-        new, packed = _new_since(about["format"]), about.get("packed", [])  # format 2: none
-        saved = {name: leaf for name, leaf in leaves.items() if name not in new}
-        wanted = args.Composite(state=args.StandardRestore(stored_arrays(saved, packed)))
+        packed = about["packed"]
+        wanted = args.Composite(state=args.StandardRestore(stored_arrays(leaves, packed)))
         try:
             arrays = self._manager.restore(step, args=wanted)["state"]
         except Exception:  # as above
             return None
-        written, read = about.get("checksums", {}), checksums(arrays)
+        written, read = about["checksums"], checksums(arrays)
         if any(written[name] != read[name] for name in written.keys() & read.keys()):
             return None
-        leaves |= unpack(arrays, saved, packed)
+        leaves |= unpack(arrays, leaves, packed)
         state = jax.tree.unflatten(jax.tree.structure(like), list(leaves.values()))
         return jax.tree.map(_as_in, like, state)
 
     def _require_settings(self, about: dict[str, Any]) -> None:
-        if about.get("format") not in range(1, FORMAT + 1):
+        if about["format"] != FORMAT:
             raise RunError(
                 "the checkpoints are of a format that this version does not know",
                 got=f"format {about.get('format')}",
-                expected=f"format 1 to {FORMAT}",
+                expected=f"format {FORMAT}",
                 write="the version of innerloop that wrote them",
             )
         theirs, mine = about["settings"], self._settings
@@ -216,8 +212,7 @@ class CheckpointFolder:
             )
 
     def _require_leaves(self, about: dict[str, Any], like: PyTree) -> None:
-        new = _new_since(about["format"])
-        if about["leaves"] != [leaf for leaf in _shapes(like) if leaf[0] not in new]:
+        if about["leaves"] != _shapes(like):
             raise RunError(
                 "the checkpoints hold another training state than this run has",
                 got=describe(like),
@@ -247,10 +242,6 @@ class CheckpointFolder:
 
 def _checksum(about: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(about, sort_keys=True).encode())
-
-
-def _new_since(format: int) -> set[str]:
-    return set().union(*(names for before, names in _NEW_SINCE.items() if before >= format))
 
 
 def _shapes(state: PyTree) -> list[list[str]]:

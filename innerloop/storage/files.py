@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,20 @@ from innerloop.errors import InnerloopError, RunError
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Let `write` fill a temporary file, then move it into place. Raises `OSError`."""
-    # equinox adds its own suffix to names without one
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    """Write a file such that a reader, or a run after a kill, meets all of it or nothing.
+
+    Args:
+        path: The file. Its folder has to be there.
+        write: Fills the temporary file that it is given, which is then moved into place.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OSError: Where the disk refuses.
+    """
+    # The suffix stays: equinox and numpy add their own to names without one.
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from innerloop.checks import optional_package
 from innerloop.tasks.image_classes import ImageClasses
 from innerloop.tasks.splits import Splits
 
@@ -26,18 +27,17 @@ _BRIGHTEST = 16
 
 
 def digits() -> Splits:
-    """8×8 images of handwritten digits, split by digit, with quarter turns as classes.
+    """8×8 images of handwritten digits, split by digit (needs innerloop[data]).
 
-    Meta-training: 14 classes of 0, 1, 2, 6, 8, 9; validation: 8 of 5, 7; test: 8 of 3, 4. Turns
+    Quarter turns are classes. Meta-training: 14 classes of 0, 1, 2, 6, 8, 9; validation: 8 of 5, 7; test: 8 of 3, 4. Turns
     that look like another class are left out. 174 examples of each class, as many as there are of
     the rarest digit, 8; images uint8 `(digits, 174, 8, 8, 1)`, 0 paper and 255 ink.
 
     Source: Alpaydin and Kaynak 1998, "Optical recognition of handwritten digits", UCI repository,
     in `sklearn.datasets.load_digits`.
     """
-    from sklearn.datasets import load_digits  # imported here: it takes a second
-
-    images, labels = load_digits(return_X_y=True)
+    sklearn = optional_package("sklearn.datasets", "digits()", extra="data")
+    images, labels = sklearn.load_digits(return_X_y=True)
     scaled = np.round(images.reshape(-1, 8, 8) * (255 / _BRIGHTEST)).astype(np.uint8)
     examples = np.bincount(labels).min()
 

@@ -1,6 +1,5 @@
 """Processed arrays kept on disk, so that the second start is fast."""
 
-import uuid
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from innerloop.storage.files import write_whole
 from innerloop.tasks.known_files import cache_folder
 
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -25,7 +25,8 @@ def cached_array(name: str, build: Callable[[], np.ndarray]) -> np.ndarray:
         return _load(path)
     array = build()
     with suppress(OSError):
-        _save(path, array)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda temporary: np.savez(temporary, array=array))
     return array
 
 
@@ -33,15 +34,3 @@ def _load(path: Path) -> np.ndarray:
     # opened here, as numpy leaves a file open when it turns out to be no archive
     with path.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
         return arrays["array"]
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    """Atomic: another process sees the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("xb") as content:
-            np.savez(content, array=array)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

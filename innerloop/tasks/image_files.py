@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from innerloop.checks import optional_package
 from innerloop.errors import DataError
 from innerloop.tasks._by_label import by_label
 from innerloop.tasks.array_cache import cached_array
@@ -30,7 +31,7 @@ def classes_of_files(by_class: dict[str, list[Path]], size: int) -> ImageClasses
 
 
 def _read(files: Sequence[Path], size: int) -> np.ndarray:
-    from PIL import Image  # imported here: only who reads image files waits for it
+    Image = optional_package("PIL.Image", "reading image files", extra="data")
 
     def pixels(file: Path) -> np.ndarray:
         try:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from innerloop.checks import optional_package
 from innerloop.errors import DataError
 
 DATA_VARIABLE = "INNERLOOP_DATA"
@@ -91,8 +92,7 @@ def cache_folder() -> Path:
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
-    import pooch  # imported here: only who downloads waits for it
-
+    pooch = optional_package("pooch", "finding the cache folder", extra="data")
     return Path(pooch.os_cache("innerloop"))
 
 
@@ -133,8 +133,7 @@ def downloaded(file: KnownFile, base_url: str) -> Iterator[Path]:
 
 
 def _download(file: KnownFile, base_url: str, folder: Path) -> Path:
-    import pooch
-
+    pooch = optional_package("pooch", "downloading data", extra="data")
     url = base_url + file.name
     try:
         path = pooch.retrieve(url, f"md5:{file.md5}", fname=file.name, path=folder)

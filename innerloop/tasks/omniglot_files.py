@@ -5,9 +5,11 @@ import os
 import zipfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
+from innerloop.checks import optional_package
 from innerloop.tasks.array_cache import cached_array
 from innerloop.tasks.known_files import KnownFile, data_folder, downloaded, local_file
 
@@ -71,9 +73,7 @@ def _read_zip(path: Path, size: int) -> np.ndarray:
 
 def read_drawing(content: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
     """An image of an archive, uint8 `(size, size)`, ink 255 and paper 0."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(content.read(name))) as paper:
+    with _pillow().open(io.BytesIO(content.read(name))) as paper:
         return _scaled(np.asarray(paper, dtype=bool), size)
 
 
@@ -95,11 +95,14 @@ def _read_npz(path: Path, size: int) -> np.ndarray:
 
 def _scaled(paper: np.ndarray, size: int) -> np.ndarray:
     """Bool `(105, 105)`, True is paper, to uint8 `(size, size)`, 255 is ink."""
-    from PIL import Image
-
+    Image = _pillow()
     # in eight bits: Pillow scales one-bit images without antialiasing, whatever filter is asked for
     ink = Image.fromarray(np.where(paper, np.uint8(0), np.uint8(255)))
     return np.asarray(ink.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _pillow() -> Any:
+    return optional_package("PIL.Image", "reading drawings", extra="data")
 
 
 _READERS = {".zip": _read_zip, ".npz": _read_npz}

@@ -1,11 +1,10 @@
-"""What `compare` found: one row per meta-gradient, as a table, as data and as a figure."""
+"""What `compare` found: one row per meta-gradient, as a table and as data."""
 
-import io
+import itertools
 import math
-import os
 import shutil
+import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from innerloop.gradients import Fidelity, MetaGradient
@@ -85,26 +84,14 @@ class Comparison:
             "rows": self.records(),
         }
 
-    def plot(self, path: str | os.PathLike[str], title: str | None = None) -> Path:
-        """Draw error against memory and error against time into a PNG file; returns its path.
-
-        Refused estimators and undefined errors are left out. Raises `StructureError` where that
-        leaves nothing.
-        """
-        from innerloop.lab.plots import error_against_cost
-
-        return error_against_cost(path, self.records(), title=title or self._headline())
-
-    def _headline(self) -> str:
+    def headline(self) -> str:
+        """What was compared, in one line."""
         tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
         return f"Held against {self.reference}: {tasks}, {self.parameters:,} meta-parameters"
 
-    def __rich__(self) -> Any:
-        """The table, what each estimator drops, and why some are refused."""
-        from rich.console import Group
-        from rich.text import Text
-
-        parts: list[Any] = [Text(self._headline(), style="bold"), "", self._table(), ""]
+    def __str__(self) -> str:
+        """The table, what each estimator drops, and why some are refused: plain text."""
+        width = min(max(shutil.get_terminal_size((100, 24)).columns, 80), 100)
         known = next(row.fidelity for row in self.rows if row.name == self.reference)
         dropped = [
             (row.name, row.fidelity.sentence)
@@ -113,36 +100,49 @@ class Comparison:
         ]
         refused = [(row.name, row.refusal) for row in self.rows if row.refusal]
         noted = [(row.name, row.note) for row in self.rows if row.note]
+        lines = [self.headline(), "", *_table(list(map(_cells, self.rows)), width)]
         sections = {"Fidelity": dropped, "Refused": refused, "Undefined": noted}
-        for heading, lines in sections.items():
-            if lines:
-                parts += [Text(heading, style="bold"), _list(lines), ""]
-        return Group(*parts[:-1])
+        for heading, entries in sections.items():
+            if entries:
+                lines += ["", heading, *_list(entries, width)]
+        return "\n".join(lines)
 
-    def __str__(self) -> str:
-        from rich.console import Console
 
-        width = min(max(shutil.get_terminal_size((100, 24)).columns, 80), 100)
-        console = Console(
-            file=io.StringIO(), width=width, no_color=True, force_terminal=False, highlight=False
-        )
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+_HEADINGS = (
+    ("", "", "", "relative", "", "ms per", "s to"),
+    ("meta-gradient", "", "cosine", "error", "MiB", "call", "compile"),
+)
+_LEAST = (0, 8, 6, 8, 6, 6, 7)
+"""The least widths of the columns; the first has what the others leave."""
 
-    def _table(self) -> Any:
-        from rich import box
-        from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 0))
-        table.add_column("\nmeta-gradient", overflow="fold")
-        table.add_column("", no_wrap=True)
-        headings = ("\ncosine", "relative\nerror", "\nMiB", "ms per\ncall", "s to\ncompile")
-        for heading in headings:
-            table.add_column(heading, justify="right", no_wrap=True, min_width=6)
-        for row in self.rows:
-            table.add_row(*_cells(row))
-        return table
+def _table(rows: list[list[str]], width: int) -> list[str]:
+    """Lines of at most `width` characters: a long name goes on in the next line."""
+    columns = list(zip(*_HEADINGS, *rows, strict=True))
+    widths = [max(least, *map(len, column)) for least, column in zip(_LEAST, columns, strict=True)]
+    widths[0] = min(widths[0], width - sum(widths[1:]) - len(widths) + 1)
+
+    def line(name: str, kind: str = "", *numbers: str) -> str:
+        padded = [name.ljust(widths[0]), kind.ljust(widths[1])]
+        padded += map(str.rjust, numbers, widths[2:])
+        return " ".join(padded).rstrip()
+
+    lines = [*(line(*heading) for heading in _HEADINGS), "─" * (sum(widths) + len(widths) - 1)]
+    for name, *cells in rows:
+        first, *rest = textwrap.wrap(name, widths[0])
+        lines += [line(first, *cells), *map(line, rest)]
+    return lines
+
+
+def _list(entries: list[tuple[str, Any]], width: int) -> list[str]:
+    """Names, and a text beside each."""
+    left = width // 3
+    lines = []
+    for name, text in entries:
+        names, texts = textwrap.wrap(name, left - 2), textwrap.wrap(str(text), width - left)
+        pairs = itertools.zip_longest(names, texts, fillvalue="")
+        lines += [(first.ljust(left) + second).rstrip() for first, second in pairs]
+    return lines
 
 
 def _cells(row: ComparisonRow) -> list[str]:
@@ -181,17 +181,6 @@ def _measure(value: float | None) -> str:
         return "–"
     digits = 2 - math.floor(math.log10(value)) if value > 0 else 0
     return f"{value:,.{min(max(digits, 0), 3)}f}"
-
-
-def _list(lines: list[tuple[str, Any]]) -> Any:
-    from rich.table import Table
-
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(ratio=1, overflow="fold")
-    grid.add_column(ratio=2)
-    for name, text in lines:
-        grid.add_row(name, text)
-    return grid
 
 
 def _record(row: ComparisonRow) -> dict[str, Any]:

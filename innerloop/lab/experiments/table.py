@@ -10,7 +10,6 @@ from jaxtyping import PyTree
 from innerloop.lab.experiments.base import Experiment
 from innerloop.lab.experiments.digits import Digits
 from innerloop.lab.experiments.learned_optimizer import OptimizerTraining
-from innerloop.lab.experiments.older_runs import in_todays_form
 from innerloop.lab.experiments.omniglot import Omniglot
 from innerloop.lab.experiments.photographs import CifarFS, MiniImageNet
 from innerloop.lab.experiments.sinusoid import Sinusoid
@@ -37,7 +36,7 @@ def read_experiment(folder: RunFolder) -> Experiment:
     content = folder.read_config()
     try:
         kind = EXPERIMENTS[content["experiment"]]
-        config = in_todays_form(content["config"])
+        config = content["config"]
         paths: dict[str, Any] = {
             name: Path(config[name]) for name in ("run", "data", "pretrained") if config.get(name)
         }

@@ -20,7 +20,6 @@ from innerloop.lab.experiments.base import Experiment, Parts
 from innerloop.lab.experiments.cost import meta_gradient_record, training_cost
 from innerloop.lab.experiments.curves import draw_curves
 from innerloop.lab.experiments.evaluation import test_episodes, test_evaluation
-from innerloop.lab.experiments.older_runs import compared_today, refuse_without_recipe
 from innerloop.lab.experiments.progress import BestMeta, ProgressBar
 from innerloop.lab.experiments.ranges import check_ranges
 from innerloop.lab.experiments.table import best_meta, experiment_name
@@ -206,10 +205,9 @@ def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFol
         return RunFolder(run)
     if not experiment.resume:
         return RunFolder.create(run, config)
-    refuse_without_recipe(RunFolder(run))
     may_change = (*_MAY_CHANGE, *(["steps"] if not experiment.cosine else []))
     may_change = tuple(name for name in may_change if name in config["config"])
-    return RunFolder.resume(run, config, may_change=may_change, today=compared_today)
+    return RunFolder.resume(run, config, may_change=may_change)
 
 
 def _chosen_loggers(experiment: Experiment, run: Path) -> list[Logger]:

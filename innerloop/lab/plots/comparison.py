@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from innerloop.lab.plots.checks import nothing
-from innerloop.lab.plots.labels import label_points
 from innerloop.lab.plots.style import BLUE, GREEN, RED, new_figure, plain_log_ticks
 
 FLOOR = 1e-5
 """Relative error below which a gradient is drawn as exact: rounding in single precision."""
 
 _COLOURS = {"exact": BLUE, "unbiased": GREEN, "biased": RED}
+_SHAPES = "osD^vPX<>*ph"
+"""Markers, which tell the meta-gradients of one colour apart where their points coincide."""
 _LEGEND = {
     "exact": "exact",
-    "unbiased": "unbiased: mean error of one draw, ± 2 standard errors",
+    "unbiased": "unbiased\n(error of one draw, ± 2 standard errors)",
     "biased": "biased",
 }
 
@@ -42,14 +43,11 @@ def error_against_cost(
     shown = [record for record in records if _complete(record)]
     if not shown:
         raise nothing("measured meta-gradients", "error_against_cost(path, comparison.records())")
-    with new_figure(path, (12.0, 5.6)) as (figure, done):
+    with new_figure(path, (13.0, 5.0)) as (figure, done):
         left, right = figure.subplots(1, 2, sharey=True)
         figure.suptitle(title)
         left.set_ylabel("relative error of the meta-gradient")
-        kinds = [kind for kind in _COLOURS if any(_kind(record) == kind for record in shown)]
-        handles = [left.plot([], [], "o", color=_COLOURS[kind])[0] for kind in kinds]
-        names = [_LEGEND[kind] for kind in kinds]
-        figure.legend(handles, names, loc="outside lower center", ncols=len(kinds))
+        _legend(figure, shown)
         memory = [record["memory"] / 2**20 for record in shown]
         milliseconds = [1e3 * record["seconds"] for record in shown]
         row = _error_axis(left, shown)
@@ -115,12 +113,43 @@ def _below(axes, row: float) -> tuple[float, float]:
 
 
 def _points(axes, records, points: list[tuple[float, float]]) -> None:
-    colours = [_COLOURS[_kind(record)] for record in records]
-    for point, colour, record in zip(points, colours, records, strict=True):
+    for point, record, style in zip(points, records, _styles(records), strict=True):
         spread = record["relative_error_error"]
         if spread is not None and not _is_exact(record):
             # no further down than a logarithmic axis goes
             reach = [[min(2 * spread, 0.9 * point[1])], [2 * spread]]
-            axes.errorbar(*point, yerr=reach, color=colour, linewidth=1.2, capsize=3)
-        axes.plot(*point, "o", color=colour, markersize=7, markeredgecolor="white", zorder=5)
-    label_points(axes, points, [record["name"] for record in records], colours)
+            axes.errorbar(*point, yerr=reach, color=style["color"], linewidth=1.2, capsize=3)
+        axes.plot(*point, **style, zorder=5)
+
+
+def _styles(records) -> list[dict[str, Any]]:
+    """How each is marked: the colour of its kind, and a shape of its own within the kind."""
+    kinds = [_kind(record) for record in records]
+    return [
+        {
+            "color": _COLOURS[kind],
+            "marker": _SHAPES[kinds[:i].count(kind) % len(_SHAPES)],
+            "markersize": 8,
+            "markeredgewidth": 1.8,
+            "fillstyle": "none",  # one that lies below another is still seen
+            "linestyle": "none",
+        }
+        for i, kind in enumerate(kinds)
+    ]
+
+
+def _legend(figure, records) -> None:
+    """The names, under a heading for each kind."""
+    from matplotlib.lines import Line2D
+
+    nothing_drawn = Line2D([], [], linestyle="none")
+    entries = []
+    for kind, heading in _LEGEND.items():
+        styled = zip(records, _styles(records), strict=True)
+        named = [(Line2D([], [], **style), r["name"]) for r, style in styled if _kind(r) == kind]
+        entries += [(nothing_drawn, heading), *named] if named else []
+    handles, names = zip(*entries, strict=True)
+    legend = figure.legend(handles, names, loc="outside right center", fontsize=9)
+    for text in legend.get_texts():
+        if text.get_text() in _LEGEND.values():
+            text.set_fontweight("bold")

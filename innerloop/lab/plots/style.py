@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from innerloop.storage.files import write_whole
+
 # told apart by colour-blind readers too (after Okabe and Ito, and Tol)
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#CC3311"
 INK, GREY, GRID = "#222222", "#767676", "#E6E6E6"
@@ -61,13 +63,8 @@ def new_figure(
         def done() -> Path:
             target = Path(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            try:
-                figure.savefig(partial, format="png", dpi=150)
-                os.replace(partial, target)
-            finally:
-                partial.unlink(missing_ok=True)
-            return target
+            save = lambda temporary: figure.savefig(temporary, format="png", dpi=150)
+            return write_whole(target, save)
 
         yield figure, done
 

@@ -121,12 +121,11 @@ def _read(folder: RunFolder, name: str, place: int) -> Run:
     begun = folder.read_config()
     with _understood(folder, CONFIG):
         experiment, config = begun["experiment"], begun["config"]
-        batch, trained_steps = (_whole(config.get(name)) for name in ("batch", "inner_steps"))
+        batch, metric = _whole(config.get("batch")), str(begun["metric"])
     records = folder.read_log()
     ended = folder.read_json(RESULT) if folder.has(RESULT) else {}
     with _understood(folder, LOG):
         validated = [record for record in records if "validation" in record]
-        metric = str(begun.get("metric") or _likely_metric(validated))
         log = _log(records, validated, metric)
         measured = training_cost(records)
     with _understood(folder, RESULT):
@@ -136,7 +135,7 @@ def _read(folder: RunFolder, name: str, place: int) -> Run:
             raise ValueError(f"no {metric}")
         best_step = _whole(ended.get("best_step"))
         environment = _flat(ended.get("environment", {}))
-        trained_steps = _whole(ended.get("trained_steps", trained_steps))
+        trained_steps = _whole(ended.get("trained_steps"))
         normalisation = None if "normalisation" not in ended else str(ended["normalisation"])
     return Run(
         name=name,
@@ -203,12 +202,6 @@ def _cost(record: dict[str, Any]) -> Cost:
         flops_are_lower_bound=bool(record.get("flops_are_lower_bound")),
         unreached=None if unreached is None else [str(name) for name in unreached],
     )
-
-
-def _likely_metric(validated: list[dict]) -> str:
-    """Of a run from before the metric was recorded."""
-    accurate = any("accuracy" in record["validation"]["mean"] for record in validated)
-    return "accuracy" if accurate else "loss"
 
 
 def _results(record: dict[str, Any]) -> Results:

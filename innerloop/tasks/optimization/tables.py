@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count
+from innerloop.checks import check_count, optional_package
 from innerloop.errors import DataError
 from innerloop.precision import default_float
 from innerloop.problem import Episode, Examples
@@ -33,35 +33,33 @@ def _standard(values: Any) -> np.ndarray:
     return (values - values.mean(axis=0)) / values.std(axis=0)
 
 
+def _of_sklearn(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of a data set that scikit-learn has on board."""
+    sklearn = optional_package("sklearn.datasets", f"the {name} data set", extra="data")
+    return getattr(sklearn, f"load_{name}")(return_X_y=True)
+
+
 def digits_table() -> Table:
     """1,797 handwritten digits: inputs `(8, 8, 1)` from 0 (paper) to 1 (ink), ten classes."""
-    from sklearn.datasets import load_digits  # imported here: it takes a second
-
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = _of_sklearn("digits")
     return Table("digits", pixels.reshape(-1, 8, 8, 1) / 16, labels, 10)
 
 
 def wine_table() -> Table:
     """178 wines: 13 standardised measurements, three cultivars."""
-    from sklearn.datasets import load_wine
-
-    measured, labels = load_wine(return_X_y=True)
+    measured, labels = _of_sklearn("wine")
     return Table("wine", _standard(measured), labels, 3)
 
 
 def breast_cancer_table() -> Table:
     """569 tumours: 30 standardised measurements, two classes."""
-    from sklearn.datasets import load_breast_cancer
-
-    measured, labels = load_breast_cancer(return_X_y=True)
+    measured, labels = _of_sklearn("breast_cancer")
     return Table("breast-cancer", _standard(measured), labels, 2)
 
 
 def diabetes_table() -> Table:
     """442 patients: ten standardised measurements, one standardised target."""
-    from sklearn.datasets import load_diabetes
-
-    measured, progress = load_diabetes(return_X_y=True)
+    measured, progress = _of_sklearn("diabetes")
     return Table("diabetes", _standard(measured), _standard(progress)[:, None], 1)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count
+from innerloop.checks import check_count, optional_package
 from innerloop.errors import DataError
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.base import sample_each
@@ -27,9 +27,8 @@ def descriptions(*data_sets: str) -> str:
 
     - `data_sets`: of `"breast_cancer"`, `"diabetes"`, `"digits"`, `"iris"`, `"linnerud"`, `"wine"`
     """
-    import sklearn.datasets
-
-    return "\n".join(getattr(sklearn.datasets, f"load_{name}")().DESCR for name in data_sets)
+    sklearn = optional_package("sklearn.datasets", "descriptions()", extra="data")
+    return "\n".join(getattr(sklearn, f"load_{name}")().DESCR for name in data_sets)
 
 
 def tokens(text: str) -> np.ndarray:

@@ -1,0 +1,69 @@
+"""What each extra of pyproject.toml installs, and how a test does without it."""
+
+import ast
+import importlib.util
+import re
+import sys
+import tomllib
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
+REQUIREMENTS = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+EXTRAS = ("data", "checkpoints", "lab", "tensorboard", "wandb")
+IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "orbax-checkpoint": "orbax"}
+OF_JAX = {"scipy"}  # the core has it too, because JAX needs it
+
+
+def packages(extra: str) -> set[str]:
+    """The modules of an extra, with those of the extras that it builds on."""
+    found = {"innerloop.lab"} if extra == "lab" else set()
+    for requirement in REQUIREMENTS[extra]:
+        name, inner = re.match(r"([\w-]+)(?:\[([\w,-]+)\])?", requirement).groups()
+        if name == "innerloop":
+            found = found.union(*map(packages, inner.split(",")))
+        else:
+            found.add(IMPORTED_AS.get(name, name))
+    return found - OF_JAX
+
+
+ALL = set().union(*map(packages, EXTRAS))
+
+
+@contextmanager
+def blocked(names):
+    """These modules cannot be imported, as if they were not installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in names:
+            for loaded in [name, *(each for each in sys.modules if each.startswith(f"{name}."))]:
+                patch.setitem(sys.modules, loaded, None)
+        yield
+
+
+def missing() -> set[str]:
+    """The modules of extras that this environment does not have."""
+    installed = {name for name in ALL - {"innerloop.lab"} if importlib.util.find_spec(name)}
+    absent = ALL - {"innerloop.lab"} - installed
+    return absent | ({"innerloop.lab"} if absent & packages("lab") else set())
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports at its top."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def needs(path: Path, names: set[str]) -> bool:
+    """Whether a file, or one beside it that it imports, imports one of these modules at its top."""
+    found = imported(path)
+    if any(f"{each}.".startswith(f"{name}.") for each in found for name in names):
+        return True
+    beside = (path.with_name(f"{each}.py") for each in found)
+    return any(needs(each, names) for each in beside if each.exists())
