@@ -127,8 +127,8 @@ RUNS = {
     "resumed": resumed,
     "first order": by(il.FirstOrder()),
     "first order in the first step": by(il.FirstOrder(lambda t, params: t < 1)),
-    "checkpointed, mixed mode": by(il.Unroll(checkpoint=1, mixed_mode=True)),
-    "binomial": by(il.Unroll(checkpoint=il.Binomial(2))),
+    "checkpointed, mixed mode": by(il.Unroll(il.MixedMode(), il.Segments(1))),
+    "binomial": by(il.Unroll(loop=il.Binomial(2))),
     "truncated": by(il.Truncated(2)),
     "truncated without a bridge": by(
         il.Truncated(2, identity=False), il.recipes.meta_sgd(MODEL, LOSS, rate=0.01, steps=3)

@@ -24,8 +24,8 @@ import optax
 
 import innerloop as il
 from innerloop.devices.sharding import placement
-from innerloop.diagnostics.planning.cost import flops
 from innerloop.lab.run_folder import environment
+from innerloop.programs.cost import flops
 from innerloop.training.step import Program, init_state, outer_steps
 
 RESULTS = Path(__file__).parent / "results" / "sharding.json"

@@ -51,7 +51,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update(name, value)
 
 
-MISSING = extras.missing()
+MISSING = extras.MISSING
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -66,11 +66,14 @@ def pytest_pyfunc_call(pyfuncitem):
     """There, a test that is told to install the extra is skipped."""
     try:
         return (yield)
-    except ValueError as error:
-        # Not by its class: the package is imported later, when the checks of its types are set up.
-        problem = getattr(error, "problem", "")
-        if any(problem.endswith(f"needs the package {name}") for name in MISSING):
-            pytest.skip(problem)
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:  # a test of another refusal fails while this one is handled
+            # Not by its class: the package is imported later, with the checks of its types.
+            problem = getattr(cause, "problem", "")
+            if any(problem.endswith(f"needs the package {name}") for name in MISSING):
+                pytest.skip(problem)
+            cause = cause.__context__
         raise
 
 

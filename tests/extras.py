@@ -30,6 +30,10 @@ def packages(extra: str) -> set[str]:
 
 
 ALL = set().union(*map(packages, EXTRAS))
+MISSING = {name for name in ALL - {"innerloop.lab"} if importlib.util.find_spec(name) is None}
+"""Those that this environment does not have."""
+if MISSING & packages("lab"):
+    MISSING.add("innerloop.lab")
 
 
 @contextmanager
@@ -40,13 +44,6 @@ def blocked(names):
             for loaded in [name, *(each for each in sys.modules if each.startswith(f"{name}."))]:
                 patch.setitem(sys.modules, loaded, None)
         yield
-
-
-def missing() -> set[str]:
-    """The modules of extras that this environment does not have."""
-    installed = {name for name in ALL - {"innerloop.lab"} if importlib.util.find_spec(name)}
-    absent = ALL - {"innerloop.lab"} - installed
-    return absent | ({"innerloop.lab"} if absent & packages("lab") else set())
 
 
 def imported(path: Path) -> set[str]:

@@ -1,5 +1,9 @@
 """The code blocks of the README and of every page of the documentation run, as a reader would run
-them: those of one page in order, in one namespace, in JAX's default precision."""
+them: those of one page in order, in one namespace, in JAX's default precision.
+
+A block runs without the extras of innerloop, which are blocked, except for those that the page
+says it needs: "Needs `innerloop[data]`:" right before the block, or "The code of this page needs
+`innerloop[data]`." anywhere on the page."""
 
 import contextlib
 import io
@@ -7,31 +11,50 @@ import re
 import runpy
 from pathlib import Path
 
+import extras
 import jax
 import numpy as np
 import pytest
-
-import innerloop as il
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 
-# A python block, and the text block right after it, which shows what it prints.
-BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", re.DOTALL | re.MULTILINE)
+# The extras that a python block needs, the block, and the text block right after it, which shows
+# what it prints.
+BLOCK = re.compile(
+    r"(?:^Needs ([^\n]+):\n\n)?^```python\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?",
+    re.DOTALL | re.MULTILINE,
+)
+OF_PAGE = re.compile(r"^The code of this page needs (.+)\.$", re.MULTILINE)
+
+
+def named_extras(text: str) -> list[str]:
+    names = re.findall(r"`innerloop\[(\w+)\]`", text)
+    assert set(names) <= set(extras.EXTRAS), text
+    return names
+
+
+def not_needed(names: list[str]) -> set[str]:
+    """The modules of the extras without those of these."""
+    return extras.ALL - set().union(*map(extras.packages, names))
 
 
 def run_blocks(page: Path) -> dict:
     namespace: dict = {"__name__": page.stem}
+    text = page.read_text()
+    of_page = named_extras(" ".join(OF_PAGE.findall(text)))
     with (
         jax.enable_x64(False),
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
     ):
-        for block, shown in BLOCK.findall(page.read_text()):
-            printed = io.StringIO()
-            with contextlib.redirect_stdout(printed):
+        for of_block, block, shown in BLOCK.findall(text):
+            needed, printed = of_page + named_extras(of_block), io.StringIO()
+            if extras.MISSING - not_needed(needed):
+                pytest.skip(f"{page.stem} needs {needed}")
+            with contextlib.redirect_stdout(printed), extras.blocked(not_needed(needed)):
                 exec(compile(block, str(page), "exec"), namespace)
             if shown:
                 assert printed.getvalue() == shown
@@ -84,11 +107,3 @@ def test_the_validity_table_is_up_to_date():
     script = runpy.run_path(str(DOCS / "validity.py"))
     text = script["PAGE"].read_text()
     assert script["updated"](text) == text
-
-
-def test_the_reference_has_every_public_name():
-    """Once."""
-    text = "".join(page.read_text() for page in sorted((DOCS / "reference").glob("*.md")))
-    named = re.findall(r"^::: innerloop\.(\w+)$", text, re.MULTILINE)
-    public = [*il.__all__, "InnerloopError"]
-    assert sorted(named) == sorted(set(public))

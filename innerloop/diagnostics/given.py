@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation import Origin
+from innerloop.adaptation import Adaptation
 from innerloop.checks import check_key
 from innerloop.gradients import Implicit, MetaGradient, Unroll
 from innerloop.objective import check_meta, meta_objective, task_count
@@ -12,8 +12,10 @@ from innerloop.problem import Episode
 
 
 def exact_gradient(adaptation: Any) -> MetaGradient:
-    """An estimator that drops nothing, for this adaptation."""
-    return Implicit() if getattr(adaptation, "origin", None) is Origin.SOLVER else Unroll()
+    """A meta-gradient that drops nothing, for this adaptation."""
+    if not isinstance(adaptation, Adaptation):  # which `check_given` refuses
+        return Unroll()
+    return Implicit() if Unroll().fidelity(adaptation).kind == "undefined" else Unroll()
 
 
 def check_given(

@@ -3,11 +3,11 @@
 import abc
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
 
+from innerloop.arguments import CheckedModule
 from innerloop.devices.placement import Placement
 from innerloop.errors import StructureError
 from innerloop.estimators.settings import settings_of
@@ -79,13 +79,13 @@ class CheckedPart(NamedTuple):
     episodes: Any
 
 
-class Estimator(eqx.Module):
+class Estimator(CheckedModule):
     """The gradient of the outer objective, which an outer step follows.
 
-    An estimator draws its tasks, learns them and returns an `Estimate`. What it needs from one outer
-    step to the next (inner runs that are not finished, control variates) is its state, a pytree that
-    `fit` carries, checkpoints and resumes. It is an argument of the compiled program: arrays in its
-    fields are no constants of it.
+    An estimator draws its tasks, learns them and returns an `Estimate`. What it needs from one
+    outer step to the next (inner runs that are not finished, control variates) is its state, a
+    pytree that `fit` carries, checkpoints and resumes. The estimator itself is an argument of the
+    compiled program, so arrays in its fields are no constants of the program.
 
     `key` is the same in all steps of a run. A step derives its own randomness from `key` and
     `outer_step`, so that a run that is resumed repeats the steps of one that was never interrupted.
@@ -135,7 +135,8 @@ class Estimator(eqx.Module):
     def feed(self, key: PRNGKeyArray, first_step: int, n: int) -> Any:
         """Data from the host for the outer steps `first_step` ... `first_step + n - 1`.
 
-        It must depend on its arguments alone: steps are asked for again after a fault and on resume.
+        It must depend on its arguments alone: steps are asked for again after a fault and when a
+        run is resumed.
 
         Returns:
             NumPy arrays whose first axis has length n, or None if nothing comes from the host.

@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, Origin
-from innerloop.checks import check_count, check_key, describe, is_floating
+from innerloop.checks import describe
 from innerloop.devices.placement import Placement
 from innerloop.errors import GradientError, StructureError
 from innerloop.estimators.base import Apart, Estimate, Estimator, TaskFaults
@@ -21,18 +20,17 @@ from innerloop.estimators.whole_tasks import Schedule
 from innerloop.estimators.window import (
     InnerRun,
     Window,
-    all_finite,
     choose,
     drawn_horizon,
     task_of_run,
 )
 from innerloop.gradients.base import Aux
-from innerloop.gradients.reach import leaf_shapes
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.learner import Learner
 from innerloop.objective import check_meta, sum_over_tasks
 from innerloop.problem import Problem
 from innerloop.tasks import StreamedTasks, TaskDistribution
+from innerloop.trees import all_finite, leaf_shapes
 
 
 class WindowResult(NamedTuple):
@@ -124,18 +122,8 @@ class OnlineWindows(Estimator):
 
     def __check_init__(self):
         name = type(self).__name__
-        self._check_parts(name)
+        self._check_steps(name)
         check_windows(self.window, self.horizon, self.overlap, name)
-        check_count("batch", self.batch, write=f"{name}(..., batch=8)")
-        if self.chunk is not None:
-            check_count("chunk", self.chunk, write=f"{name}(..., chunk=2)")
-        if self.clip is not None and not (is_floating(self.clip) and math.isfinite(self.clip)):
-            raise StructureError(
-                "a loss is clipped to a finite number",
-                got=f"clip={self.clip!r}",
-                expected="a float, or None for no limit",
-                write=f"{name}(..., clip=10.0)",
-            )
 
     @abc.abstractmethod
     def begin(self, state: PyTree, meta: PyTree) -> PyTree:
@@ -186,7 +174,6 @@ class OnlineWindows(Estimator):
         come to their end in the same outer step ever after.
         """
         check_meta(meta)
-        check_key(key)
         begun = self._begins(outer_step, meta)
         runs = jax.vmap(begun)(jax.random.split(key, self.batch))
         stride = self.window - self.overlap
@@ -196,7 +183,6 @@ class OnlineWindows(Estimator):
 
     def step(self, meta, state, data, key, outer_step) -> tuple[Estimate, InnerRun]:
         check_meta(meta)
-        check_key(key)
         key = jax.random.fold_in(key, outer_step)
         begun = self._begins(outer_step, meta)
         self._check_state(state, begun, key)
@@ -271,27 +257,13 @@ class OnlineWindows(Estimator):
         after = run._replace(step=last - self.overlap, state=result.state)
         return loss, _Found(Aux(result.metrics, result.info, diagnostics), after, counts)
 
-    def _check_parts(self, name: str) -> None:
-        write = f"{name}(problem, GradientDescent(optax.sgd(0.1), 1), tasks, window=20, ...)"
+    def _check_steps(self, name: str) -> None:
         if isinstance(self.tasks, StreamedTasks):
             raise StructureError(
                 "inner runs draw their tasks on the device, when another run has ended",
                 got=f"{name} with StreamedTasks",
                 expected="a task distribution",
-                write=f"{write} with data that the device holds",
-            )
-        kinds = (
-            isinstance(self.problem, Problem),
-            isinstance(self.adaptation, Adaptation),
-            callable(getattr(self.tasks, "sample", None)),
-        )
-        if not all(kinds):
-            parts = (self.problem, self.adaptation, self.tasks)
-            raise StructureError(
-                "inner runs are made of (problem, adaptation, tasks)",
-                got=", ".join(type(part).__name__ for part in parts),
-                expected="a Problem, an Adaptation, and a task distribution with sample(key, n)",
-                write=write,
+                write=f"{name}(..., tasks, ...) with tasks from data that the device holds",
             )
         if self.adaptation.origin is not Origin.STEPS or self.adaptation.steps is None:
             raise GradientError(

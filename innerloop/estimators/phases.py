@@ -3,13 +3,11 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, instance
 from innerloop.devices.placement import Placement
-from innerloop.errors import StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskSet
 from innerloop.estimators.weighted_sum import composed, fewest, the_same
 from innerloop.gradients.base import Fidelity
@@ -48,20 +46,9 @@ class Phases(Estimator):
         StructureError: A part is no estimator, or `until` is below one.
     """
 
-    first: Estimator
-    then: Estimator
-    until: int = eqx.field(static=True, kw_only=True)
-
-    def __check_init__(self):
-        check_count("until", self.until, write="Phases(first, then, until=1000)")
-        for part in (self.first, self.then):
-            if not isinstance(part, Estimator):
-                raise StructureError(
-                    "phases are estimators",
-                    got=describe(part),
-                    expected="estimators, such as WholeTasks",
-                    write="Phases(WholeTasks(...), PersistentES(...), until=1000)",
-                )
+    first: Estimator = instance(Estimator, what="an estimator", such_as="WholeTasks(...)")
+    then: Estimator = instance(Estimator, what="an estimator", such_as="WholeTasks(...)")
+    until: int = at_least(1, such_as=1000, static=True, kw_only=True)
 
     @property
     def boundaries(self) -> tuple[int, ...]:

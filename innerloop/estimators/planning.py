@@ -6,10 +6,11 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.diagnostics import Plan, plan
-from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
+from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.errors import StructureError
 from innerloop.gradients import Implicit, MetaGradient
 from innerloop.problem import Episode, Problem
+from innerloop.trees import tree_bytes
 
 
 def planned(
@@ -58,6 +59,6 @@ def planned(
             "optimizer's state, before and after a step, and the tasks' own arrays",
             write="fit(..., memory='2GiB')",
         )
-    exact = gradient.fidelity(adaptation).kind == "exact"
+    exact = gradient.fidelity(adaptation, problem).kind == "exact"
     kept = None if exact and not isinstance(gradient, Implicit) else [gradient]
     return plan(problem, adaptation, meta, episodes, rest, gradients=kept)

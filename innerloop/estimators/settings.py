@@ -9,6 +9,11 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from innerloop.trees import is_key
+
+NO_SETTING = {"setting": False}
+"""Metadata of a field that changes how numbers are computed, but only by rounding."""
+
 _LARGE = 2**26
 """Bytes of an array from which on only its shape and type are compared: a checksum takes time."""
 
@@ -17,7 +22,7 @@ def settings_of(value: Any, name: str = "") -> dict[str, Any]:
     """Every field of a module, and of the modules in its fields, under its dotted name.
 
     A module is described by its class, a function by its qualified name, an array by its type,
-    shape and checksum. Fields whose metadata has `setting=False` change no numbers and are left out.
+    shape and checksum. Fields whose metadata is `NO_SETTING` are left out.
     """
     found: dict[str, Any] = {}
     if name:
@@ -56,7 +61,7 @@ def _plain(value: Any) -> Any:
 
 
 def _array(value: Any) -> str:
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if is_key(value):
         value = jax.random.key_data(value)
     said = f"{value.dtype}{list(value.shape)}"
     if value.nbytes >= _LARGE:

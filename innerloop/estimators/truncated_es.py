@@ -22,15 +22,28 @@ class TruncatedES(AntitheticPairs):
 
     (arXiv 1810.10180). The run goes on, and the value is taken, by $\phi$ itself.
 
-    - `window`, `horizon`: inner steps per outer step and per run
-    - `pairs`, `sigma`, `chunk`: n, σ, and how many pairs are computed at a time
-    - `clip`: the most that an outer loss counts, also one that is not finite
+    Fidelity: biased in the same way as `TruncatedUnroll`, whose gradient it smooths. Variance:
+    lower than that of estimators that look beyond the window. Memory: one inner state per run. No
+    derivative but the inner gradient is computed.
 
-    Fidelity: biased as `TruncatedUnroll`, whose gradient it smooths. Variance: lower than that of
-    estimators which look beyond the window. Memory: one inner state per run; no derivative but
-    the inner gradient is computed.
+    Args:
+        problem: What is optimised.
+        adaptation: How one task is learned; its own number of steps is not used.
+        tasks: A task distribution.
+        window: Inner steps per outer step.
+        horizon: Inner steps of a run, or a tuple of numbers of steps that each run draws one from.
+        batch: The number of inner runs.
+        pairs: n, antithetic pairs per run, which learn the same task with the same keys.
+        sigma: σ > 0, in the units of the meta-parameters.
+        pairs_at_once: Pairs of a run that are computed at a time; None for all at once.
+        clip: The largest value that an outer loss counts with, also a loss that is not finite; None
+            for no limit.
+        chunk: Runs that are computed at a time; None for all at once.
+        schedule: As in `WholeTasks`.
 
-    Raises `StructureError` unless every horizon is a whole number of windows.
+    Raises:
+        StructureError: A horizon is not a whole number of windows, or an argument is out of range.
+        GradientError: The adaptation has no steps to stop between.
     """
 
     def fidelity(self) -> Fidelity:

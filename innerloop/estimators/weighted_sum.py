@@ -19,7 +19,7 @@ from innerloop.learner import Learner
 
 
 class WeightedSum(Estimator):
-    r"""Several estimators under one meta: the step follows $\sum_i w_i\, g_i$, of weights with sum 1.
+    r"""Several estimators under one meta: $\sum_i w_i\, g_i$, of weights with sum 1.
 
     ```python
     il.estimators.WeightedSum((sines, 3.0), (lines, 1.0))

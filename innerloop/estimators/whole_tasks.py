@@ -12,24 +12,24 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, function, instance, optional, with_methods
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskFaults, TaskSet
 from innerloop.estimators.metrics import is_sound, key_numbers, mean_metrics
 from innerloop.estimators.planning import planned
+from innerloop.estimators.settings import NO_SETTING
 from innerloop.gradients import MetaGradient
 from innerloop.gradients.base import Fidelity
-from innerloop.gradients.shorten import shorten
 from innerloop.learner import Learner
 from innerloop.objective import SumOverTasks, meta_value_and_grad, task_count
 from innerloop.problem import Episode, Problem
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.tasks.streamed import on_device
+from innerloop.trees import shorten, tree_bytes
 
 Schedule = Callable[[Int[Array, ""]], tuple[Problem, Adaptation]]
-"""`outer step -> (problem, adaptation)`. The step is traced: they may differ in numbers, not shapes.
-"""
+"""`outer step -> (problem, adaptation)`. The step is traced: numbers may differ, shapes may not."""
 
 
 class WholeTasks(Estimator):
@@ -37,7 +37,7 @@ class WholeTasks(Estimator):
 
     $$\nabla_\phi \frac{1}{\sum_i w_i} \sum_{i=1}^{B} w_i\, L_i(\phi)$$
 
-    over the tasks i of the batch, each gradient as the meta-gradient computes it. There is no state.
+    over the tasks i of the batch, by the given meta-gradient. There is no state.
 
     Args:
         problem: What is optimised.
@@ -58,28 +58,23 @@ class WholeTasks(Estimator):
         GradientError: The meta-gradient does not exist after this adaptation.
     """
 
-    problem: Problem
-    adaptation: Adaptation
-    gradient: MetaGradient
-    tasks: TaskDistribution | StreamedTasks
-    batch: int
-    chunk: int | None = eqx.field(default=None, kw_only=True, metadata={"setting": False})
-    schedule: Schedule | None = eqx.field(default=None, kw_only=True)
+    problem: Problem = instance(
+        Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"
+    )
+    adaptation: Adaptation = instance(
+        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.1), 1)"
+    )
+    gradient: MetaGradient = instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")
+    tasks: TaskDistribution | StreamedTasks = with_methods(
+        "sample", what="a task distribution", such_as="SinusoidTasks(5, 5)"
+    )
+    batch: int = at_least(1, such_as=8)
+    chunk: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
+    schedule: Schedule | None = optional(function("outer_step"), kw_only=True)
     tested: Learner | None = eqx.field(default=None, kw_only=True)
-    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata={"setting": False})
+    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
 
     def __check_init__(self):
-        write = "WholeTasks(problem, adaptation, Unroll(), tasks, batch=8)"
-        check_count("batch", self.batch, write=write)
-        if self.chunk is not None:
-            check_count("chunk", self.chunk, write="WholeTasks(..., batch=8, chunk=1)")
-        if not callable(getattr(self.tasks, "sample", None)):
-            raise StructureError(
-                "WholeTasks draws tasks from a task distribution",
-                got=f"tasks={describe(self.tasks)}",
-                expected="an object with sample(key, n)",
-                write=write,
-            )
         meta_value_and_grad(*self.at(0), self.gradient)  # refuses now what it would refuse later
 
     def at(self, outer_step: int | Int[Array, ""]) -> tuple[Problem, Adaptation]:
@@ -101,7 +96,7 @@ class WholeTasks(Estimator):
         return self.chunk
 
     def fidelity(self) -> Fidelity:
-        return self.gradient.fidelity(self.adaptation)
+        return self.gradient.fidelity(self.adaptation, self.problem)
 
     def init(self, meta: PyTree, key: PRNGKeyArray, outer_step: int = 0) -> PyTree:
         return ()
@@ -119,14 +114,14 @@ class WholeTasks(Estimator):
             self.tasks.close()
 
     def step(self, meta, state, data, key, outer_step) -> tuple[Estimate, PyTree]:
-        episodes, task_key = self._drawn(data, key, outer_step, self.placement)
+        episodes, task_key = self.drawn(data, key, outer_step, self.placement)
         value_and_grad = self._value_and_grad(outer_step, self.chunk, self.placement.spread)
         (loss, aux), grads = value_and_grad(meta, episodes, task_key)
         return Estimate(loss, grads, mean_metrics(aux.metrics, episodes.weight), aux), state
 
     def apart(self, meta, state, data, key, outer_step, norm) -> Apart:
         # Without the tasks that fill a batch up for the devices: every device computes all tasks.
-        episodes, task_key = self._drawn(data, key, outer_step, OneDevice())
+        episodes, task_key = self.drawn(data, key, outer_step, OneDevice())
         whole = self.placement.whole(episodes)
         value_and_grad = self._value_and_grad(outer_step, None, _task_by_task(norm))
         (_, aux), grads = value_and_grad(meta, whole, task_key)
@@ -135,14 +130,14 @@ class WholeTasks(Estimator):
     def tasks_of_step(self, key: PRNGKeyArray, outer_step: int) -> TaskSet:
         data = self.feed(key, outer_step, 1)
         of_step = jax.tree.map(lambda leaf: leaf[0], data)
-        episodes, task_key = self._drawn(of_step, key, outer_step, OneDevice())
+        episodes, task_key = self.drawn(of_step, key, outer_step, OneDevice())
         return TaskSet(episodes, jax.random.split(task_key, task_count(episodes)))
 
     def within(self, memory: Any, meta: PyTree, held: int) -> tuple["WholeTasks", Any]:
         here = -(-self.batch // self.placement.devices)
         like = jax.eval_shape(lambda: jax.random.key(0))
         episodes = jax.eval_shape(lambda key: self.tasks.sample(key, here), like)
-        held += sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(self.tasks, eqx.is_array)))
+        held += tree_bytes(eqx.filter(self.tasks, eqx.is_array))
         plan = planned(*self.at(0), self.gradient, meta, episodes, memory, self.chunk, held)
         chunk = plan.chunk or self.batch
         return dataclasses.replace(self, gradient=plan.gradient, chunk=chunk), plan
@@ -154,17 +149,15 @@ class WholeTasks(Estimator):
     def _value_and_grad(self, outer_step, chunk: int | None, spread: Callable):
         return meta_value_and_grad(*self.at(outer_step), self.gradient, chunk=chunk, spread=spread)
 
-    def _drawn(self, data: Any, key: PRNGKeyArray, outer_step: Any, placement: Placement):
+    def drawn(self, data: Any, key: PRNGKeyArray, outer_step: Any, placement: Placement):
         """The tasks of a step, and the key to learn them.
 
         Each device draws its own tasks. If the devices do not divide their number, the last task,
         whose numbers are as sound as any, fills the batch up with weight zero.
         """
         sample_key, task_key = jax.random.split(jax.random.fold_in(key, outer_step))
-        if data is None:
-            episodes = self.tasks.sample(sample_key, self.batch)
-        else:
-            episodes = on_device(data)
+        streamed = data is not None
+        episodes = on_device(data) if streamed else self.tasks.sample(sample_key, self.batch)
         return placement.by_task(_filled(episodes, placement.devices)), task_key
 
 

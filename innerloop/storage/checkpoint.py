@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from innerloop.checks import check_count, describe, optional_package
+from innerloop.arguments import at_least, checked
+from innerloop.checks import describe, optional_package
 from innerloop.devices.processes import in_any, same_in_all, together
 from innerloop.errors import RunError
-from innerloop.gradients.reach import leaf_names, leaf_shapes
 from innerloop.storage.files import writing
 from innerloop.storage.lock import locked
 from innerloop.storage.packing import checksums, pack, stored_arrays, unpack
+from innerloop.trees import is_key, leaf_names, leaf_shapes
 
 FORMAT = 4
 """The number of the format in which checkpoints are written. No other format is read."""
@@ -28,12 +28,14 @@ FORMAT = 4
 _STORAGE_ERRORS = (OSError, ValueError, KeyError)
 
 
+@checked(every=at_least(1, such_as=500), keep=at_least(1, such_as=3))
 class Checkpoints(NamedTuple):
     """Where the training state is saved, and how often (needs innerloop[checkpoints]).
 
-    - `folder`: made where there is none; one run each
-    - `every`: outer steps between two saves, which is what a kill can lose
-    - `keep`: how many of the last are kept. The best meta-parameters so far are in each of them.
+    Args:
+        folder: Made where there is none; one run each.
+        every: Outer steps between two saves, which is what a kill can lose.
+        keep: How many of the last are kept. The best meta-parameters so far are in each of them.
     """
 
     folder: Path
@@ -49,8 +51,6 @@ class CheckpointFolder:
     """
 
     def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any]):
-        check_count("every", checkpoints.every, write="Checkpoints(folder, every=500)")
-        check_count("keep", checkpoints.keep, write="Checkpoints(folder, keep=3)")
         self._path = Path(checkpoints.folder).absolute()
         self._every = checkpoints.every
         self._settings = json.loads(json.dumps(settings))
@@ -252,16 +252,12 @@ def _shapes(state: PyTree) -> list[list[str]]:
 def _named_leaves(state: PyTree) -> dict[str, Array]:
     """Random keys as their data, which can be saved."""
     leaves = [
-        jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
+        jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
     ]
     return dict(zip(leaf_names(state), leaves, strict=True))
 
 
 def _as_in(like: Any, leaf: Any) -> Any:
-    if _is_key(like):
+    if is_key(like):
         return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
     return leaf
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

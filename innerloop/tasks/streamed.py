@@ -11,15 +11,17 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count, optional_package
+from innerloop.arguments import at_least, checked
+from innerloop.checks import optional_package
 from innerloop.errors import DataError, StructureError
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.images import as_unit_interval
+from innerloop.trees import is_key
 
-_WRITE = "StreamedTasks(draw, threads=4, ahead=16)"
 _NO_SETTING = {"setting": False}
 
 
+@checked(threads=at_least(1, such_as=4), ahead=at_least(1, such_as=16))
 @dataclass(frozen=True, eq=False)
 class StreamedTasks:
     """Tasks that the host draws while the device learns (needs innerloop[data]).
@@ -28,8 +30,8 @@ class StreamedTasks:
     threads, and they go to the device as one block for each call (`per_call` outer steps of `fit`);
     nothing else of the data is on the device. A task depends on the run's key, the number of the
     outer step and its place in the batch, and on nothing else. So the number of outer steps, which
-    every checkpoint holds, is the position in the data, and a resumed run gives the same bits as one
-    that was never interrupted.
+    every checkpoint holds, is the position in the data, and a resumed run gives the same bits as
+    one that was never interrupted.
 
     Args:
         draw: `numpy.random.Generator -> Episode` of NumPy arrays that have the same shapes in all
@@ -47,17 +49,13 @@ class StreamedTasks:
     ahead: int = 16
     _readers: dict = field(default_factory=dict, init=False, repr=False, metadata=_NO_SETTING)
 
-    def __post_init__(self):
-        check_count("threads", self.threads, write=_WRITE)
-        check_count("ahead", self.ahead, write=_WRITE)
-
+    @checked("tasks.sample", n=at_least(1, such_as=8))
     def sample(self, key: PRNGKeyArray, n: int) -> Episode:
         """A batch of `n` episodes, drawn now, for validation and test sets.
 
         Raises:
             StructureError: It is called in a compiled function, which cannot wait for the host.
         """
-        check_count("n", n, write="tasks.sample(key, n=8)")
         if isinstance(key, Tracer):
             raise StructureError(
                 "streamed tasks are drawn by the host, and not in a compiled function",
@@ -137,23 +135,25 @@ _LAST = 2**31 - 1
 
 
 def _numbers(key: PRNGKeyArray) -> list[int]:
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(key) if typed else key).ravel().tolist()
+    return np.asarray(jax.random.key_data(key) if is_key(key) else key).ravel().tolist()
 
 
+@checked(ways=at_least(2, such_as=5), shots=at_least(1), queries=at_least(1, such_as=15))
 @dataclass(frozen=True, eq=False)
 class StoredImages:
     """Draws `ways`-way, `shots`-shot tasks from images on disk; see `ClassificationTasks`.
 
-    - `images`: `(classes, examples, height, width, channels)`: an array in a file, such as
-      `numpy.load(file, mmap_mode="r")`, or anything else with a shape, of which
-      `images[class, example]` is one image
-    - `counts`: how many examples each class has; None: all of the second axis
-
     uint8 images are real numbers in [0, 1] once they are on the device.
 
-    Raises `StructureError` for `ways` below 2 and `shots` or `queries` below 1, and `DataError`
-    where there are too few classes, or too few examples of one.
+    Args:
+        images: `(classes, examples, height, width, channels)`: an array in a file, such as
+            `numpy.load(file, mmap_mode="r")`, or anything else with a shape, of which
+            `images[class, example]` is one image.
+        counts: How many examples each class has; None: all of the second axis.
+
+    Raises:
+        StructureError: For `ways` below 2 and `shots` or `queries` below 1.
+        DataError: If there are too few classes, or too few examples of one.
     """
 
     images: Any
@@ -163,10 +163,6 @@ class StoredImages:
     counts: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        write = "StoredImages(images, ways=5, shots=1, queries=15)"
-        check_count("ways", self.ways, 2, write=write)
-        check_count("shots", self.shots, write=write)
-        check_count("queries", self.queries, write=write)
         classes, examples = self.images.shape[:2]
         fewest = min(self.counts or (examples,))
         if self.ways > classes or self.shots + self.queries > fewest:
@@ -175,7 +171,8 @@ class StoredImages:
                 got=f"ways={self.ways} of {classes}, "
                 f"shots={self.shots} + queries={self.queries} of {fewest}",
                 expected=f"at most {classes} ways, and shots + queries of at most {fewest}",
-                write=write,
+                write="fewer ways, shots or queries, as StoredImages(images, ways=5, shots=1, "
+                "queries=15)",
             )
 
     def __call__(self, rng: np.random.Generator) -> Episode:

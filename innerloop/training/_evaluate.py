@@ -11,20 +11,20 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import run
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, checked, instance, optional, random_key
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import placement
 from innerloop.errors import StructureError
 from innerloop.estimators.metrics import named_metrics
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
 from innerloop.learner import Learner
 from innerloop.objective import task_count
 from innerloop.problem import Episode, loss_function, task_keys
 from innerloop.training.calibration import calibration_sums, expected_calibration_error
 
 TASKS_AT_ONCE = 100
-"""Enough to fill the cores and few enough to stay in the cache: on a CPU faster than all at once."""
+"""Enough to fill the cores, few enough to stay in the cache: on a CPU faster than all at once."""
 
 
 class Evaluation(NamedTuple):
@@ -96,6 +96,13 @@ def evaluate(
     return summarise(results)
 
 
+@checked(
+    "evaluate",
+    learner=instance(Learner, what="a Learner", such_as="Learner(problem, adaptation)"),
+    key=random_key(),
+    steps=optional(at_least(0)),
+    chunk=optional(at_least(1, such_as=100)),
+)
 def evaluated_tasks(
     learner: Learner,
     meta: PyTree,
@@ -122,15 +129,6 @@ def evaluated_tasks(
         each_step: Judge the parameters after 0 ... `steps` steps; otherwise after the last alone,
             as the only result, which spares the query set after all the others.
     """
-    if not isinstance(learner, Learner):
-        raise StructureError(
-            "evaluate takes a learner",
-            got=describe(learner),
-            expected="a Learner",
-            write="evaluate(Learner(problem, adaptation), meta, episodes, key)",
-        )
-    if chunk is not None:
-        check_count("chunk", chunk, write="evaluate(learner, ..., chunk=100)")
     if calibration and learner.predict is None:
         raise StructureError(
             "calibration is measured of a learner's predictions",
@@ -138,9 +136,10 @@ def evaluated_tasks(
             expected="a learner that predicts logits",
             write="evaluate(Learner(problem, adaptation, predict), ..., calibration=True)",
         )
-    place = placement.place
-    how = (steps, TASKS_AT_ONCE if chunk is None else chunk, calibration, placement, each_step)
-    return _all_tasks(learner, place(meta), place(episodes), place(key), *how)
+    meta, episodes, key = map(placement.place, (meta, episodes, key))
+    at_once = TASKS_AT_ONCE if chunk is None else chunk
+    how = (steps, at_once, calibration, placement, each_step)
+    return _all_tasks(learner, meta, episodes, key, *how)
 
 
 @eqx.filter_jit
@@ -166,7 +165,7 @@ def _all_tasks(
 
     def some_tasks(meta: PyTree, episodes: Episode, keys: Array) -> TaskResults:
         return jax.lax.map(
-            lambda task: _one_task(learner, meta, *task, steps, calibration, each_step),
+            lambda task: _one_task(learner, meta, task[0], task[1], steps, calibration, each_step),
             (episodes, keys),
             batch_size=min(chunk, len(keys)),
         )
@@ -198,7 +197,7 @@ def _one_task(
 
     state, _, observed = run(
         *(problem, adaptation, meta, episode.support, keys.adapt),
-        *(exact_inner_gradient, store_all, observe if each_step else None),
+        *(Exact(), StoreAll(), observe if each_step else None),
         steps=steps,
     )
     if each_step:

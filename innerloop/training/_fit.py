@@ -1,5 +1,6 @@
 """The outer loop: update meta-parameters over many outer steps, keep the best by validation."""
 
+import math
 import sys
 import time
 import warnings
@@ -15,16 +16,23 @@ from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop import diagnostics
+from innerloop.arguments import (
+    at_least,
+    between,
+    checked,
+    either,
+    instance,
+    or_none,
+    random_key,
+    with_methods,
+)
 from innerloop.devices.placement import Placement
 from innerloop.devices.processes import in_any, together
 from innerloop.devices.sharding import placement
 from innerloop.diagnostics import Plan, Severity
-from innerloop.diagnostics.planning.memory import tree_bytes
 from innerloop.estimators import Estimator
-from innerloop.gradients.reach import leaf_shapes
 from innerloop.storage.checkpoint import Checkpoints
 from innerloop.training._evaluate import Evaluation
-from innerloop.training.arguments import check_arguments
 from innerloop.training.keys import run_keys
 from innerloop.training.non_finite import Fault, NonFinite, Stop
 from innerloop.training.outer_loop import OuterLoop
@@ -32,6 +40,7 @@ from innerloop.training.saving import training_saved
 from innerloop.training.step import averaged, init_state
 from innerloop.training.system import Meter
 from innerloop.training.validation import Validation, Validator
+from innerloop.trees import leaf_shapes, tree_bytes
 
 InitMeta = Callable[[PRNGKeyArray], PyTree] | PyTree
 """The initial meta-parameters, or a function of a random key that gives them."""
@@ -84,6 +93,27 @@ class Fit(NamedTuple):
     plan: Plan | None
 
 
+@checked(
+    estimator=instance(Estimator, what="an estimator", such_as="WholeTasks(...)"),
+    optimizer=with_methods(
+        "init", "update", what="an optax transformation", such_as="optax.adam(1e-3)"
+    ),
+    steps=at_least(1, such_as=1000),
+    key=random_key(),
+    validation=or_none(
+        either(
+            instance(Validation, what="a Validation", such_as="Validation(episodes, every=100)"),
+            instance(Mapping, what="several by name", such_as="{...}"),
+        )
+    ),
+    averaging=between(0, 1, below=True),
+    per_call=at_least(1, such_as=50),
+    minutes=or_none(between(0, math.inf)),
+    non_finite=instance(NonFinite, what="a policy", such_as="Skip()"),
+    checkpoints=or_none(
+        instance(Checkpoints, what="Checkpoints", such_as="Checkpoints(folder, every=500)")
+    ),
+)
 def fit(
     estimator: Estimator,
     init_meta: InitMeta,
@@ -142,13 +172,9 @@ def fit(
     Raises:
         StructureError: An argument is of another kind or out of range, or a budget cannot be met.
         GradientError: `check` found an error.
-        RunError: `non_finite` ends the run; or the checkpoints are not this run's, have come further
-            than `steps`, cannot be written, or are written by another process.
+        RunError: `non_finite` ends the run; or the checkpoints are not this run's, have come
+            further than `steps`, cannot be written, or are written by another process.
     """
-    counts = {"steps": steps, "per_call": per_call}
-    check_arguments(
-        estimator, optimizer, validation, key, non_finite, checkpoints, averaging, counts
-    )
     place = placement(devices)
     init_key, step_key, validation_key = run_keys(key)
     meta = init_meta(init_key) if callable(init_meta) else init_meta

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_key
+from innerloop.arguments import checked, random_key
 from innerloop.estimators import Estimator, TaskSet
 
 
@@ -15,6 +15,7 @@ def run_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArra
     return init, steps, validation
 
 
+@checked(key=random_key())
 def tasks_of_step(estimator: Estimator, key: PRNGKeyArray, step: int) -> TaskSet | dict[str, Any]:
     """The tasks that `fit(estimator, ..., key=key)` learns from at an outer step, with their keys.
 
@@ -38,5 +39,4 @@ def tasks_of_step(estimator: Estimator, key: PRNGKeyArray, step: int) -> TaskSet
     Raises:
         StructureError: The estimator's tasks are not drawn anew in each step.
     """
-    check_key(key)
     return estimator.tasks_of_step(run_keys(key)[1], step)

@@ -7,18 +7,19 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count, check_positive
+from innerloop.arguments import CheckedModule, at_least, positive
 from innerloop.errors import RunError
 from innerloop.training.step import Program, TrainState
 
 
-class NonFinite(eqx.Module):
+class NonFinite(CheckedModule):
     """A policy for outer steps whose loss or meta-gradient is not finite.
 
-    - `in_a_row`: how many such steps may follow each other; one more ends the run. The state before
-      it is saved, so that the run goes on from there, under another policy if need be.
-    - `norm`: None leaves meta-parameters and optimizer as they were; a number clips each task's
-      gradient to this norm, leaves out those that are not finite, and steps along their mean
+    Args:
+        in_a_row: How many such steps may follow each other; one more ends the run. The state before
+            it is saved, so that the run goes on from there, under another policy if need be.
+        norm: None leaves meta-parameters and optimizer as they were. A number clips each task's
+            gradient to this norm, leaves out those that are not finite, and steps along their mean.
     """
 
     in_a_row: eqx.AbstractVar[int]
@@ -26,47 +27,51 @@ class NonFinite(eqx.Module):
 
 
 class Stop(NonFinite):
-    """End the run at the first one."""
+    """End the run at the first such step."""
 
     in_a_row: int = eqx.field(default=0, init=False)
     norm: float | None = eqx.field(default=None, init=False)
 
 
 class Skip(NonFinite):
-    """Go on with the next step's tasks."""
+    """Go on with the next step's tasks.
 
-    in_a_row: int = 10
+    Args:
+        in_a_row: How many such steps may follow each other.
+    """
+
+    in_a_row: int = at_least(1, default=10)
     norm: float | None = eqx.field(default=None, init=False)
-
-    def __check_init__(self):
-        check_count("in_a_row", self.in_a_row, write="Skip(in_a_row=10)")
 
 
 class Clip(NonFinite):
-    r"""Step along $\frac{1}{W} \sum_i w_i\, g_i \min(1, c / \lVert g_i \rVert)$, where tasks whose
-    loss or gradient $g_i$ is not finite count as zero; c is `norm`, W the sum of all weights.
+    r"""Step along $\frac{1}{W} \sum_i w_i\, g_i \min(1, c / \lVert g_i \rVert)$.
+
+    Tasks whose loss or gradient $g_i$ is not finite count as zero; W is the sum of all weights.
+
+    Args:
+        norm: c, the largest norm of a task's gradient.
+        in_a_row: How many such steps may follow each other.
     """
 
-    norm: float = 1.0
-    in_a_row: int = 10
-
-    def __check_init__(self):
-        check_count("in_a_row", self.in_a_row, write="Clip(norm=1.0, in_a_row=10)")
-        check_positive(
-            "norm", self.norm, "gradients are clipped to a length", write="Clip(norm=1.0)"
-        )
+    norm: float = positive(default=1.0)
+    in_a_row: int = at_least(1, default=10)
 
 
 class Fault(NamedTuple):
     """An outer step whose loss or meta-gradient was not finite.
 
-    - `step`: its number, the first being 0; `loss`: the mean loss, as it came out
-    - `tasks`: the places in the batch of the tasks that caused it; of an estimator with parts, pairs
-      of the part's name and the place. Empty if each is finite when it is computed alone.
-    - `keys`: the keys that these tasks were learned with, as numbers
-    - `policy`: the name of the policy; `ends`: whether the run ends here
-
     `tasks_of_step` gives the same tasks and keys again.
+
+    Attributes:
+        step: Its number, the first being 0.
+        loss: The loss, as it came out.
+        tasks: The places in the batch of the tasks that caused it; for an estimator with parts,
+            pairs of the part's name and the place. Empty if each task is finite when it is computed
+            alone.
+        keys: The keys that these tasks were learned with, as numbers.
+        policy: The name of the policy.
+        ends: Whether the run ends here.
     """
 
     step: int

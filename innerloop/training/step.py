@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.estimators import Estimator
 from innerloop.estimators.metrics import is_sound
-from innerloop.gradients.shorten import length
+from innerloop.trees import length
 
 
 class TrainState(NamedTuple):
@@ -116,8 +116,8 @@ def outer_steps(
 
     Returns:
         The state, the metrics, and the number of steps that were finite. A step that is not finite
-        leaves the state as it was. The metrics are arrays of length `at_most`, whose rows are filled
-        up to and with that step.
+        leaves the state as it was. The metrics are arrays of length `at_most`, whose rows are
+        filled up to and with that step.
     """
     of_step = lambda i: jax.tree.map(lambda leaf: leaf[i], data)
     shapes = eqx.filter_eval_shape(program.step, state, of_step(0), key)[1]

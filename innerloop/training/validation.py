@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked, optional, positive
+from innerloop.checks import describe
 from innerloop.devices.placement import Placement
 from innerloop.errors import StructureError
 from innerloop.estimators import Estimator
@@ -17,6 +18,12 @@ from innerloop.problem import Episode
 from innerloop.training._evaluate import Evaluation, combined, evaluated_tasks, summarise
 
 
+@checked(
+    every=at_least(1, such_as=100),
+    steps=optional(at_least(0)),
+    chunk=optional(at_least(1)),
+    weight=positive(),
+)
 class Validation(NamedTuple):
     """How the best meta-parameters are chosen.
 
@@ -117,12 +124,18 @@ class Validator:
 def _by_name(validation: Validation | Mapping[str, Validation] | None) -> dict[str, Validation]:
     if validation is None:
         return {}
-    return dict(validation) if isinstance(validation, Mapping) else {"": validation}
+    named = dict(validation) if isinstance(validation, Mapping) else {"": validation}
+    if named and all(isinstance(each, Validation) for each in named.values()):
+        return named
+    raise StructureError(
+        "several validations are Validations by name",
+        got=f"validation={describe(named)}",
+        expected="a mapping from names to Validations, with at least one",
+        write="fit(..., validation={'sines': Validation(episodes, every=100)})",
+    )
 
 
 def _common_every(named: Mapping[str, Validation]) -> int | None:
-    for each in named.values():
-        check_count("every", each.every, write="Validation(episodes, every=100)")
     found = {each.every for each in named.values()}
     if len(found) > 1:
         raise StructureError(

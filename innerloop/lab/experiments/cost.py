@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.devices.placement import OneDevice
-from innerloop.diagnostics.planning.cost import program_cost
 from innerloop.estimators import Estimator
 from innerloop.gradients.base import Aux
+from innerloop.programs.cost import program_cost
 
 
 def outer_step_record(

@@ -12,8 +12,8 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import run
 from innerloop.errors import StructureError
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
 from innerloop.lab.experiments.base import Parts
 from innerloop.lab.experiments.few_shot import FewShot
 from innerloop.models import (
@@ -174,8 +174,8 @@ class FewShotImages(FewShot, abc.ABC):
                 meta,
                 episode.support,
                 task_keys(key).adapt,
-                exact_inner_gradient,
-                store_all,
+                Exact(),
+                StoreAll(),
                 steps=held_out.steps,
             )
             params = learner.adaptation.params(state)

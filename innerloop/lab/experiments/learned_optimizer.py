@@ -21,7 +21,14 @@ from innerloop.estimators import (
     WeightedSum,
     WholeTasks,
 )
-from innerloop.gradients import Bounded, Clipped, EvolutionStrategies, MetaGradient, Unroll
+from innerloop.gradients import (
+    Bound,
+    Clipped,
+    EvolutionStrategies,
+    MetaGradient,
+    MixedMode,
+    Unroll,
+)
 from innerloop.lab.experiments.base import Experiment, HeldOut, Parts
 from innerloop.learner import Learner
 from innerloop.optimizers import (
@@ -254,10 +261,9 @@ def _of_runs(of_family: Callable[[OptimizerTraining, Family], MetaGradient]) -> 
 
 
 def _unroll(config: OptimizerTraining, family: Family) -> MetaGradient:
-    exact = Unroll(mixed_mode=True)
     if config.bound is None or family.batch is None:
-        return exact
-    return Bounded(config.bound, exact)
+        return Unroll(MixedMode())
+    return Unroll(Bound(config.bound, of=MixedMode()))
 
 
 ESTIMATORS: Mapping[EstimatorName, Build] = {
