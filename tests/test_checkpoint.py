@@ -60,7 +60,7 @@ def test_a_run_does_not_go_back(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 60, 2**20])  # none packed, some, all
 def test_what_is_packed_changes_no_bit(undisturbed, tmp_path, monkeypatch, limit):
-    monkeypatch.setattr("innerloop.storage.packing.SMALL", limit)
+    monkeypatch.setattr("innerloop.storage.packing.PACKED_BELOW", limit)
     train(tmp_path, steps=30)
     assert_same(train(tmp_path, resume=True), undisturbed)
 

@@ -11,7 +11,7 @@ from innerloop.diagnostics import Comparison, Plan, Report, check, compare, plan
 from innerloop.errors import RunError
 from innerloop.lab.experiments.base import Parts
 from innerloop.lab.experiments.few_shot import FewShot
-from innerloop.lab.experiments.ranges import check_ranges
+from innerloop.lab.experiments.ranges import COUNT, check_ranges, refuse_out_of_range
 from innerloop.lab.experiments.table import experiment_name, read_experiment
 from innerloop.lab.experiments.train import initial_recipe
 from innerloop.lab.run_folder import RunFolder
@@ -37,7 +37,7 @@ def plan_experiment(experiment: FewShot) -> Plan:
 
 def _on_tasks(experiment: FewShot, tasks: int, trained: Path | None) -> tuple[Any, ...]:
     check_ranges(dataclasses.replace(experiment, memory=None))
-    check_ranges({"tasks": tasks})
+    refuse_out_of_range("tasks", tasks, COUNT)
     parts = dataclasses.replace(experiment, batch=tasks).parts()
     problem, adaptation = parts.recipe.at(0)
     init_key, sample_key, key = jax.random.split(jax.random.key(experiment.seed), 3)
