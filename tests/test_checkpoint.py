@@ -275,6 +275,7 @@ def wait_for_checkpoint(process, run, after):
     raise AssertionError(process.stderr.read())
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("INNERLOOP_CACHE", str(tmp_path / "cache"))
