@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.estimators import Estimator
+from innerloop.lab.experiments.ranges import PositiveInt, Rate, Seed, Share
 from innerloop.learner import Learner
 from innerloop.tasks import TaskDistribution
 
@@ -61,34 +62,34 @@ class Experiment(abc.ABC):
 
     run: Path | None = None
     """Run folder; runs/EXPERIMENT-TIME unless given."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initialisation, of the sampled tasks and of the evaluation sets."""
-    steps: int = 1000
+    steps: PositiveInt = 1000
     """Outer steps."""
-    batch: int = 8
+    batch: PositiveInt = 8
     """Tasks per outer step."""
-    outer_rate: float = 1e-3
+    outer_rate: Rate = 1e-3
     """Learning rate of the outer Adam."""
-    clip_norm: float | None = None
+    clip_norm: Rate | None = None
     """The largest norm of a meta-gradient, to which a larger one is scaled; None for no limit."""
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     """Decoupled decay of the meta-parameters, as in AdamW: at each step they lose the outer rate
     times this of themselves, but for logarithms, which are the leaves named log_..."""
     cosine: bool = True
     """Let the outer rate fall to 0 along a cosine; otherwise it stays."""
-    averaging: float = 0.0
+    averaging: Share = 0.0
     """Decay of the running average of the meta-parameters that is validated and kept; 0: none."""
-    validate_every: int = 500
+    validate_every: PositiveInt = 500
     """Outer steps between validations."""
-    validation_tasks: int = 200
+    validation_tasks: PositiveInt = 200
     """Tasks in the fixed validation set."""
-    test_tasks: int = 600
+    test_tasks: PositiveInt = 600
     """Tasks in the fixed test set."""
-    minutes: float | None = None
+    minutes: Rate | None = None
     """Validate and stop after the first call to the device that ends later than this."""
-    chunk: int | None = None
+    chunk: PositiveInt | None = None
     """Tasks that are computed at a time; None for all at once."""
-    save_every: int = 500
+    save_every: PositiveInt = 500
     """Outer steps between checkpoints: what a kill can lose."""
     pretrained: Path | None = None
     """Run folder whose best meta-parameters training starts from."""
@@ -99,9 +100,9 @@ class Experiment(abc.ABC):
     wandb: str | None = None
     """Weights & Biases project that the metrics are logged to (needs innerloop[wandb]): offline, in
     the run's folder, unless WANDB_MODE says otherwise."""
-    per_call: int = 100
+    per_call: PositiveInt = 100
     """Outer steps per call to the device."""
-    devices: Literal["all"] | int | None = None
+    devices: Literal["all"] | PositiveInt | None = None
     """Devices that share the tasks of a batch; one unless given. --chunk, --memory are of one."""
     non_finite: Literal["stop", "skip", "clip"] = "stop"
     """What happens at a step whose loss or gradient is not finite: the run ends, the step is left

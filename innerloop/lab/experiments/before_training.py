@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from innerloop.diagnostics import Comparison, Plan, Report, check, compare, plan
 from innerloop.errors import RunError
 from innerloop.lab.experiments.few_shot import FewShot
-from innerloop.lab.experiments.ranges import check_ranges
+from innerloop.lab.experiments.ranges import COUNT, check_ranges, refuse_out_of_range
 from innerloop.lab.experiments.table import experiment_name, read_experiment
 from innerloop.lab.experiments.train import initial_meta
 from innerloop.lab.run_folder import RunFolder
@@ -36,7 +36,7 @@ def plan_experiment(experiment: FewShot) -> Plan:
 
 def _on_tasks(experiment: FewShot, tasks: int, trained: Path | None) -> tuple[Any, ...]:
     check_ranges(dataclasses.replace(experiment, memory=None))
-    check_ranges({"tasks": tasks})
+    refuse_out_of_range("tasks", tasks, COUNT)
     estimator = dataclasses.replace(experiment, batch=tasks).parts().estimator
     init_key, sample_key, key = jax.random.split(jax.random.key(experiment.seed), 3)
     meta = _meta(experiment, init_key, trained)

@@ -16,7 +16,7 @@ from innerloop.lab.experiments.few_shot import FewShot, require_steps, support_l
 from innerloop.lab.experiments.learned_optimizer import OptimizerTraining
 from innerloop.lab.experiments.optimizer_record import optimizer_record
 from innerloop.lab.experiments.protocols import PROTOCOLS, ProtocolName
-from innerloop.lab.experiments.ranges import check_ranges
+from innerloop.lab.experiments.ranges import COUNT, SEEDS, check_ranges, refuse_out_of_range
 from innerloop.lab.experiments.table import load_best_meta, read_experiment
 from innerloop.lab.run_folder import RESULT, RunFolder, environment
 from innerloop.logging.records import evaluation_record
@@ -55,7 +55,9 @@ def evaluate_run(
     asked: dict[str, Any] = {"tasks": tasks, "steps": steps, "seed": seed}
     if isinstance(trained, OptimizerTraining):
         _refuse_few_shot(shots, shuffle_support_labels, protocol)
-        check_ranges({name: value for name, value in asked.items() if value is not None})
+        for name, value in asked.items():
+            if value is not None:
+                refuse_out_of_range(name, value, SEEDS if name == "seed" else COUNT)
         meta = load_best_meta(folder, trained)
         name, record = optimizer_record(trained, meta, families=families, **asked)
     else:

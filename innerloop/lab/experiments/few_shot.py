@@ -11,6 +11,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from innerloop.adaptation import Origin
 from innerloop.errors import StructureError
 from innerloop.lab.experiments.base import Experiment, HeldOut, Parts
+from innerloop.lab.experiments.ranges import PositiveInt, Rate, Steps
 from innerloop.learner import Learner
 from innerloop.problem import Episode
 from innerloop.recipes import Recipe
@@ -26,13 +27,13 @@ class FewShot(Experiment, abc.ABC):
 
     recipe: RecipeName = "maml"
     """The algorithm; Few-shot learning in the documentation has a paragraph on each."""
-    shots: int = 1
+    shots: PositiveInt = 1
     """Support examples at validation and test; of each class, where there are classes."""
-    inner_rate: float | None = None
+    inner_rate: Rate | None = None
     """Inner learning rate; the recipe's own unless given."""
-    inner_steps: int | None = None
+    inner_steps: Steps | None = None
     """Inner steps in training; the recipe's own unless given."""
-    test_steps: int | None = None
+    test_steps: Steps | None = None
     """Inner steps at validation and test; results are given after each of 0 to this many. Those of
     the experiment's own protocol, or the recipe's where they are more, unless given; a recipe that
     computes the parameters in one go has one result."""

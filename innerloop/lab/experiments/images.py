@@ -16,6 +16,7 @@ from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
 from innerloop.lab.experiments.base import Parts
 from innerloop.lab.experiments.few_shot import FewShot
+from innerloop.lab.experiments.ranges import PositiveInt, Ways
 from innerloop.models import (
     conv_features,
     conv_features_max_pool,
@@ -60,20 +61,20 @@ class FewShotImages(FewShot, abc.ABC):
     """Hyper-parameters by recipe, where those of its paper are for other data."""
     augmentation: ClassVar[Augment] = RandomAffine(degrees=10, shift=2)
 
-    ways: int = 5
+    ways: Ways = 5
     """Classes per task."""
-    train_ways: int | None = None
+    train_ways: Ways | None = None
     """Classes per task in training, for a recipe that learns nothing of each class by itself; as at
     test unless given. Prototypical networks are trained with more (Snell et al. 2017)."""
     shots: int = 1
     """Support images per class at validation and test."""
-    train_shots: int | None = None
+    train_shots: PositiveInt | None = None
     """Support images per class in training; as at test unless given, and 10 for Reptile."""
-    queries: int = 5
+    queries: PositiveInt = 5
     """Query images per class in training."""
-    test_queries: int = 15
+    test_queries: PositiveInt = 15
     """Query images per class at validation and test."""
-    filters: int = 64
+    filters: PositiveInt = 64
     """Filters per convolution."""
     network: Literal["strided", "max_pool"] = "strided"
     """Between the four blocks: convolutions with stride 2, and a mean over positions (MAML's on

@@ -30,6 +30,7 @@ from innerloop.gradients import (
     Unroll,
 )
 from innerloop.lab.experiments.base import Experiment, HeldOut, Parts
+from innerloop.lab.experiments.ranges import PositiveInt, Rate
 from innerloop.learner import Learner
 from innerloop.optimizers import (
     AdamController,
@@ -98,25 +99,25 @@ class OptimizerTraining(Experiment):
     step (schedule), or of SGD as it goes (hypergradient)."""
     families: tuple[str, ...] | None = None
     """Names of the families to learn on; all training families unless given."""
-    horizon: int = 100
+    horizon: PositiveInt = 100
     """Inner steps of a run, in training, at validation and test."""
     estimator: EstimatorName = "unroll"
     """How the gradient is estimated. unroll and evolution_strategies learn whole runs; the others
     take --batch runs one window further per outer step."""
-    bound: float | None = 0.3
+    bound: Rate | None = 0.3
     """The largest norm of what goes back through an inner step's gradient in unroll, of families
     that see mini-batches; without it their gradients explode through runs at the edge of stability.
     None for the exact gradient."""
-    task_norm: float | None = 1.0
+    task_norm: Rate | None = 1.0
     """The largest norm of a task's meta-gradient, of the estimators of whole runs: longer ones, of
     runs at the edge of stability, are shortened to it."""
-    window: int = 20
+    window: PositiveInt = 20
     """Inner steps per outer step, of the estimators that go by windows."""
-    pairs: int = 4
+    pairs: PositiveInt = 4
     """Antithetic pairs of perturbations, of the evolution strategies."""
-    sigma: float = 0.01
+    sigma: Rate = 0.01
     """Their standard deviation."""
-    loss_clip: float | None = None
+    loss_clip: Rate | None = None
     """The most that a log-loss of a window counts, also one that is not finite; without it a run
     that diverges is left out."""
 

@@ -14,6 +14,7 @@ from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
 from innerloop.lab.experiments.base import Parts
 from innerloop.lab.experiments.few_shot import FewShot
+from innerloop.lab.experiments.ranges import PositiveInt
 from innerloop.models import mean_squared_error, mlp, mlp_features
 from innerloop.problem import Examples, task_keys
 from innerloop.recipes import Network, Recipe, named_recipe
@@ -42,9 +43,9 @@ class Sinusoid(FewShot):
     per_call: int = 500
     shots: int = 5
     """Support points at validation and test."""
-    train_shots: int | None = 10
+    train_shots: PositiveInt | None = 10
     """Support points in training; None for as many as at test."""
-    width: int = 40
+    width: PositiveInt = 40
     """Units in each of the two hidden layers."""
 
     def network(self) -> Network:

@@ -1,11 +1,12 @@
 """What a run's folder tells, read once: whatever is damaged is found here, not on the page."""
 
+import base64
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class Validations:
 
 
 @dataclass(frozen=True)
-class Cost:
+class RunCost:
     """As `training_cost` and `outer_step_record` give it; None is not recorded."""
 
     seconds_per_step: float | None
@@ -58,12 +59,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file and its size in pixels."""
+    """A picture of single tasks: a PNG file as a `data:` address, and its size in pixels."""
 
     title: str
-    content: bytes
+    address: str
     width: int
     height: int
+    template: ClassVar[str] = "picture.html"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Run:
     norms: tuple[np.ndarray, np.ndarray]
     faults: list[dict[str, Any]]
     validations: Validations
-    cost: Cost
+    cost: RunCost
     best_step: int | None
     test: Results
     per_task: dict[str, np.ndarray]
@@ -194,11 +196,11 @@ def _log(records: list[dict], validated: list[dict], metric: str) -> dict[str, A
     }
 
 
-def _cost(record: dict[str, Any]) -> Cost:
+def _cost(record: dict[str, Any]) -> RunCost:
     measured = ("seconds_per_step", "compile_seconds", "peak_memory_bytes", "flops_per_step")
     numbers = {name: None if name not in record else float(record[name]) for name in measured}
     unreached = record.get("unreached")
-    return Cost(
+    return RunCost(
         **numbers,
         flops_are_lower_bound=bool(record.get("flops_are_lower_bound")),
         unreached=None if unreached is None else [str(name) for name in unreached],
@@ -243,4 +245,5 @@ def _picture(folder: RunFolder, name: str) -> Picture:
             image.verify()
     except (OSError, SyntaxError, ValueError) as error:
         raise folder.damaged(name, error) from error
-    return Picture(PICTURES[name], content, *size)
+    address = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return Picture(PICTURES[name], address, *size)
