@@ -21,6 +21,7 @@ CONSTRAINTS := $(call constraints_of,$(PYTHON_VERSION))
 
 # The stamp carries the Python version, so another PYTHON starts from an empty environment.
 VENV_READY := .venv/ready-$(PYTHON_VERSION)
+CORE_READY := .venv-core/ready-$(PYTHON_VERSION)
 OLDEST_READY := .venv-oldest/ready
 NEWEST_READY := .venv-newest/ready
 
@@ -38,13 +39,13 @@ define install
 	@touch $@
 endef
 
-# $(call pytest,environment)
+# $(call pytest,environment,arguments)
 define pytest
-	$(1)/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(1)/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(2) $(PYTEST_ARGS)
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs format test-oldest test-newest clean
+.PHONY: help setup demo test test-all test-core lint docs format test-oldest test-newest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,15 @@ demo: $(VENV_READY) ## run the demonstration
 
 test: $(VENV_READY) ## run the tests on every core (PYTEST_ARGS="-k laws")
 	$(call pytest,.venv)
+
+test-all: $(VENV_READY) ## run every test, also the long ones: kills, faults, processes, full tables
+	$(call pytest,.venv,-m "")
+
+test-core: $(CORE_READY) ## run the tests with the core alone; those that need an extra are skipped
+	$(call pytest,.venv-core)
+
+$(CORE_READY): pyproject.toml $(CONSTRAINTS)
+	$(call install,$(PYTHON),PYTHON,test-core,$(CONSTRAINTS))
 
 lint: $(VENV_READY) ## check style, format and types
 	.venv/bin/ruff check .
@@ -93,6 +103,6 @@ $(NEWEST_READY): pyproject.toml $(wildcard constraints/python3.*.txt)
 	$(call install,$(NEWEST_PYTHON),NEWEST_PYTHON,test,$(NEWEST_CONSTRAINTS))
 
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf .venv .venv-oldest .venv-newest build dist
+	rm -rf .venv .venv-core .venv-oldest .venv-newest build dist
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -27,8 +27,8 @@ from innerloop.lab.experiments.optimizer_trials import (
     PER_TASK,
     baselines,
     learned_trial,
-    record,
     seconds_per_step,
+    trial_record,
     tuned_trials,
 )
 from innerloop.lab.plots.style import BLUE, GREY, ORANGE, new_figure
@@ -81,7 +81,7 @@ def tuned(folder: Path, family: Family, trials: Trials) -> dict[str, Any]:
     if not kept.exists():
         found = tuned_trials(family, **trials.settings())
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(strict_json({name: record(each) for name, each in found.items()}))
+        kept.write_text(strict_json({name: trial_record(each) for name, each in found.items()}))
         print(kept, flush=True)
     return json.loads(kept.read_text())
 
@@ -96,7 +96,7 @@ def write(folder: Path) -> None:
         told = dataclasses.replace(learned, horizon=trials.steps)
         found[heading] = {}
         for family in trials.families:
-            own = record(learned_trial(family, told, meta, **trials.settings()))
+            own = trial_record(learned_trial(family, told, meta, **trials.settings()))
             found[heading][family.name] = {LEARNED: own, **tuned(folder, family, trials)}
     timed = next(
         family

@@ -61,7 +61,7 @@ def test_a_run_does_not_go_back(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, 60, 2**20])  # none packed, some, all
 def test_what_is_packed_changes_no_bit(undisturbed, tmp_path, monkeypatch, limit):
-    monkeypatch.setattr("innerloop.storage.packing.SMALL", limit)
+    monkeypatch.setattr("innerloop.storage.packing.PACKED_BELOW", limit)
     train(tmp_path, steps=30)
     assert_same(train(tmp_path, resume=True), undisturbed)
 
@@ -276,6 +276,7 @@ def wait_for_checkpoint(process, run, after):
     raise AssertionError(process.stderr.read())
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path, monkeypatch):
     monkeypatch.setenv("INNERLOOP_CACHE", str(tmp_path / "cache"))

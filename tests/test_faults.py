@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,9 @@ def fitted(folder=None, *, steps=12, resume=False, report=lambda progress: None)
         resume=resume,
         report=report,
     )
+
+
+OF_NO_FIELDS = '{"experiment": "sinusoid", "config": 3}'
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,7 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written(undisturbed, tmp_path):
 # What Orbax still writes in the background fails after the run has said so.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.full
 def test_checkpoints_that_are_deleted_while_a_run_goes_on(undisturbed, tmp_path):
     folder = tmp_path / "run"
 
@@ -144,7 +149,7 @@ def test_who_holds_the_lock_is_said(tmp_path):
         folder.close()
 
 
-@pytest.mark.parametrize("step", [6, 12])
+@pytest.mark.parametrize("step", [6, pytest.param(12, marks=pytest.mark.full)])
 def test_a_signal_at_any_call_stops_the_run_with_all_of_it_saved(undisturbed, tmp_path, step):
     """At the last one too, after which a run would be tested and drawn."""
     terminate = lambda: os.kill(os.getpid(), signal.SIGTERM)
@@ -221,12 +226,13 @@ def test_a_disk_that_is_full_for_the_log(tmp_path, whole_run, capsys, monkeypatc
     goes_on(run, whole_run)
 
 
-@pytest.mark.parametrize("name", ["best.eqx", "result.json"])
+@pytest.mark.parametrize("name", [pytest.param("best.eqx", marks=pytest.mark.full), "result.json"])
 def test_a_disk_that_is_full_for_one_file(name, tmp_path, whole_run, capsys):
     run = tmp_path / "run"
     run.mkdir()
     # where `write_whole` writes first: refused there alone, not what others write meanwhile
-    (run / f".{name}.{os.getpid()}{Path(name).suffix}").symlink_to("/dev/full")
+    writer = f"{os.getpid()}-{threading.get_native_id()}"
+    (run / f".{name}.{writer}{Path(name).suffix}").symlink_to("/dev/full")
     error = failed(capsys, *SINUSOID, "--run", str(run))
     assert "the run folder cannot be written" in error
     assert os.strerror(errno.ENOSPC) in error
@@ -234,6 +240,7 @@ def test_a_disk_that_is_full_for_one_file(name, tmp_path, whole_run, capsys):
     goes_on(run, whole_run)
 
 
+@pytest.mark.full
 def test_a_disk_that_is_full_for_the_figures(run, whole_run, capsys, monkeypatch):
     from matplotlib.figure import Figure
 
@@ -260,13 +267,17 @@ def test_a_line_of_the_log_that_was_cut_short(run, whole_run):
     goes_on(run, whole_run)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["best.eqx", "result.json", "learning_curve.png"])
 def test_what_is_lost_is_made_again(name, run, whole_run):
     (run / name).unlink()
     goes_on(run, whole_run)
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"experiment": "sinusoid", "config": 3}', "\x00"])
+@pytest.mark.parametrize(
+    "content",
+    ["{", *(pytest.param(x, marks=pytest.mark.full) for x in ("{}", OF_NO_FIELDS, "\x00"))],
+)
 def test_a_damaged_config_says_how_it_is_made_anew(content, run, whole_run, capsys):
     (run / "config.json").write_text(content)
     error = failed(capsys, *SINUSOID, "--run", str(run), "--resume")
@@ -276,6 +287,7 @@ def test_a_damaged_config_says_how_it_is_made_anew(content, run, whole_run, caps
     goes_on(run, whole_run)
 
 
+@pytest.mark.full
 def test_a_second_signal_ends_a_compilation_at_once(tmp_path):
     """A subprocess: it is the process's own end. The compiler is entered, and holds the first."""
     run, cache = tmp_path / "run", tmp_path / "cache"

@@ -85,7 +85,7 @@ def test_what_diverges_is_infinite_and_never_chosen(family, monkeypatch):
 
 def test_a_record_holds_the_quartiles_over_tasks():
     losses = np.arange(5.0)[:, None] * np.array([[4.0, 2.0, 1.0]])
-    got = trials.record(trials.Trial(losses, losses))
+    got = trials.trial_record(trials.OptimizerTrial(losses, losses))
     assert got["final"] == [1.0, 2.0, 3.0]
     assert got["area"] == [1.5, 3.0, 4.5]
     assert got["curve"][1] == [8.0, 4.0, 2.0]

@@ -12,7 +12,7 @@ from PIL import Image
 from innerloop.errors import StructureError
 from innerloop.lab import plots
 from innerloop.lab.experiments.curves import draw_curves
-from innerloop.lab.plots.episode_block import Block
+from innerloop.lab.plots.episode_block import EpisodePanel
 from innerloop.lab.plots.learning_curve import _running_mean
 from innerloop.lab.run_folder import RunFolder
 from innerloop.training import Evaluation
@@ -200,7 +200,7 @@ def test_episodes_of_every_size(episode, tmp_path):
 
 
 def test_of_many_images_equally_many_of_each_class_are_drawn():
-    block = Block(1, _episode(ways=5, shots=10, queries=15))
+    block = EpisodePanel(1, _episode(ways=5, shots=10, queries=15))
     np.testing.assert_array_equal(np.bincount(block.support_labels[block.support_shown]), [6] * 5)
     np.testing.assert_array_equal(np.bincount(block.labels[block.queries_shown]), [3] * 5)
 

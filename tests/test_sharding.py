@@ -100,6 +100,7 @@ def losses_and_test(run):
     return np.concatenate([record["losses"] for record in log]), np.asarray(test)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(600)
 def test_two_processes_train_what_one_trains(tmp_path, monkeypatch):
     """Stopped by a signal to the second alone, and gone on with."""

@@ -53,7 +53,7 @@ _FewShotExperiment = _chosen_among(
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainCommand:
     """Meta-train an experiment: choose by validation, test once, draw the figures."""
 
     experiment: Annotated[_AnyExperiment, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
@@ -69,7 +69,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class EvaluateCommand:
     """Evaluate a finished run on its meta-test tasks; a learned optimizer against tuned ones."""
 
     run: tyro.conf.Positional[Path]
@@ -94,7 +94,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportCommand:
     """Write a run, or several side by side, as one self-contained HTML page."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -104,7 +104,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckCommand:
     """Look for faults before training: one finding each, with place, cause and cure."""
 
     experiment: Annotated[_FewShotExperiment, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
@@ -118,7 +118,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Compare:
+class CompareCommand:
     """Hold every kind of meta-gradient against the exact one: error, memory and time."""
 
     experiment: Annotated[_FewShotExperiment, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
@@ -130,7 +130,7 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlanCommand:
     """Find the cheapest exact meta-gradient that fits a budget of memory; nothing is run."""
 
     experiment: Annotated[_FewShotExperiment, tyro.conf.arg(name="")]  # pyright: ignore[reportInvalidTypeForm]
@@ -138,32 +138,35 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Demo:
+class DemoCommand:
     """Meta-train sinusoid and digits to the end, in under three minutes on two cores."""
 
     folder: Path = Path("runs")
     """Where the runs go."""
 
 
+COMMANDS = {
+    "train": TrainCommand,
+    "evaluate": EvaluateCommand,
+    "report": ReportCommand,
+    "check": CheckCommand,
+    "compare": CompareCommand,
+    "plan": PlanCommand,
+    "demo": DemoCommand,
+}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. Errors of the library are one line on standard error and exit status 2."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {
-            "train": Train,
-            "evaluate": Evaluate,
-            "report": Report,
-            "check": Check,
-            "compare": Compare,
-            "plan": Plan,
-            "demo": Demo,
-        },
+        COMMANDS,
         prog="innerloop",
         description="Meta-learning on JAX: it differentiates through learning.",
         args=arguments,
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
     own = arguments is None  # not where a program or a test calls, whose settings these are
-    goes_on = "; --run and --resume go on from the last save" * isinstance(command, Train)
+    goes_on = "; --run and --resume go on from the last save" * isinstance(command, TrainCommand)
     if own:
         _keep_compiled()
         _one_line_each(goes_on)
@@ -236,48 +239,40 @@ def _one_line_each(goes_on: str) -> None:
     sys.unraisablehook = show
 
 
-def _run(command: Train | Evaluate | Report | Check | Compare | Plan | Demo) -> None:
+def _run(command: Any) -> None:
     match command:
-        case Train(experiment):
+        case TrainCommand(experiment):
             numbers = (command.coordinator, command.processes, command.process)
             if command.cluster or numbers != (None, None, None):
                 _join(command)
             _train(experiment)
-        case Evaluate():
-            record = evaluate_run(
-                command.run,
-                tasks=command.tasks,
-                steps=command.steps,
-                seed=command.seed,
-                shots=command.shots,
-                families=command.families,
-                shuffle_support_labels=command.shuffle_support_labels,
-                protocol=command.protocol,
-            )
+        case EvaluateCommand():
+            settings = dict(vars(command))
+            record = evaluate_run(settings.pop("run"), **settings)
             if "families" in record:
                 print_trials(record)
             else:
                 print_test(record["test"], record["normalisation"])
             print(record["file"])
-        case Report(runs, out):
+        case ReportCommand(runs, out):
             print(write_report(runs, out))
-        case Check(experiment, tasks, trace_only, trained):
+        case CheckCommand(experiment, tasks, trace_only, trained):
             with _working("checking"):
                 report = check_experiment(experiment, tasks, not trace_only, trained)
             print(report)
             if report.errors:
                 raise SystemExit(1)
-        case Compare(experiment, trained, figure):
+        case CompareCommand(experiment, trained, figure):
             with _working("comparing"):
                 comparison = compare_experiment(experiment, trained)
             print(comparison)
             if figure is not None:
                 print(error_against_cost(figure, comparison.records(), title=comparison.headline()))
-        case Plan(experiment):
+        case PlanCommand(experiment):
             with _working("planning"):
                 plan = plan_experiment(experiment)
             print(plan)
-        case Demo(folder):
+        case DemoCommand(folder):
             stamp = time.strftime("%Y%m%d-%H%M%S")
             for name in ("sinusoid", "digits"):
                 _train(EXPERIMENTS[name](run=folder / f"demo-{stamp}" / name))
@@ -292,7 +287,7 @@ def _working(what: str) -> Iterator[None]:
         yield
 
 
-def _join(command: Train) -> None:
+def _join(command: TrainCommand) -> None:
     numbers = (command.coordinator, command.processes, command.process)
     named, known = command.experiment.run is not None, command.cluster
     if None not in numbers:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-import uuid
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
         OSError: Where the disk refuses.
     """
     # The suffix stays: equinox and numpy add their own to names without one.
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    writer = f"{os.getpid()}-{threading.get_native_id()}"
+    temporary = path.with_name(f".{path.name}.{writer}{path.suffix}")
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-SMALL = 2**20
+PACKED_BELOW = 2**20
 """Bytes below which a leaf is packed."""
 
 _PACKED = "packed"
@@ -25,7 +25,7 @@ def pack(leaves: Leaves) -> tuple[dict[str, Any], list[str]]:
 
     A leaf that is spread over devices is never packed: each process writes its own part.
     """
-    packed = [n for n, x in leaves.items() if x.is_fully_replicated and x.nbytes < SMALL]
+    packed = [n for n, x in leaves.items() if x.is_fully_replicated and x.nbytes < PACKED_BELOW]
     arrays: dict[str, Any] = _numbered(leaves, packed)
     if packed:
         values = jax.device_get([leaves[name] for name in packed])

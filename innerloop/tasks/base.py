@@ -76,7 +76,7 @@ def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str
 
     The first m of them are the evaluation set of size m. Compiled; the draws are apart from those
     of `tasks.sample(jax.random.key(seed), n)` and, for one distribution and seed, from those of
-    another `purpose`. Of a mixture they are a tuple of batches, one per kind.
+    another `purpose`.
 
     Raises:
         StructureError: Unless `n` is an integer of at least 1.

@@ -5,30 +5,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.recipes import Recipe
-from innerloop.recipes.base import Predict
+from innerloop.estimators import Estimator
+from innerloop.lab.experiments.ranges import PositiveInt, Rate, Seed, Share
+from innerloop.learner import Learner
 from innerloop.tasks import TaskDistribution
+
+
+class HeldOut(NamedTuple):
+    """Tasks that are not trained on, and the learner that learns them.
+
+    Attributes:
+        learner: The learner of validation and test.
+        validation: Where the validation tasks are drawn from.
+        validation_tasks: The number of tasks in the fixed validation set.
+        test: Where the test tasks are drawn from.
+        test_tasks: The number of tasks in the fixed test set.
+        steps: Inner steps at validation and test; None if tasks are learned in one go.
+    """
+
+    learner: Learner
+    validation: TaskDistribution
+    validation_tasks: int
+    test: TaskDistribution
+    test_tasks: int
+    steps: int | None
 
 
 class Parts(NamedTuple):
     """What a config stands for.
 
-    - `train`, `validation`, `test`: task distributions over disjoint tasks
-    - `metric`: what the results are judged by; `maximise`: whether more is better
-    - `normalisation`: the model's named policy
-    - `logits`: what is predicted of new tasks, whose calibration is measured; None for regression
+    Attributes:
+        estimator: What an outer step follows.
+        held_out: The tasks of validation and test, by name. Where there is one kind of them, its
+            name is empty; otherwise the names stand in front of those of the metrics.
+        metric: The metric by which results are judged.
+        maximise: Whether more of it is better.
+        normalisation: The name of the model's policy.
+        trained_steps: Inner steps in training; 0 if there are none to count.
+        calibration: Whether the learners predict logits, whose calibration is measured.
     """
 
-    recipe: Recipe
-    train: TaskDistribution
-    validation: TaskDistribution
-    test: TaskDistribution
+    estimator: Estimator
+    held_out: dict[str, HeldOut]
     metric: str
     maximise: bool
     normalisation: str
-    logits: Predict | None = None
+    trained_steps: int
+    calibration: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,34 +62,34 @@ class Experiment(abc.ABC):
 
     run: Path | None = None
     """Run folder; runs/EXPERIMENT-TIME unless given."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initialisation, of the sampled tasks and of the evaluation sets."""
-    steps: int = 1000
+    steps: PositiveInt = 1000
     """Outer steps."""
-    batch: int = 8
+    batch: PositiveInt = 8
     """Tasks per outer step."""
-    outer_rate: float = 1e-3
+    outer_rate: Rate = 1e-3
     """Learning rate of the outer Adam."""
-    clip_norm: float | None = None
+    clip_norm: Rate | None = None
     """The largest norm of a meta-gradient, to which a larger one is scaled; None for no limit."""
-    weight_decay: float = 0.0
+    weight_decay: Rate = 0.0
     """Decoupled decay of the meta-parameters, as in AdamW: at each step they lose the outer rate
     times this of themselves, but for logarithms, which are the leaves named log_..."""
     cosine: bool = True
     """Let the outer rate fall to 0 along a cosine; otherwise it stays."""
-    averaging: float = 0.0
+    averaging: Share = 0.0
     """Decay of the running average of the meta-parameters that is validated and kept; 0: none."""
-    validate_every: int = 500
+    validate_every: PositiveInt = 500
     """Outer steps between validations."""
-    validation_tasks: int = 200
+    validation_tasks: PositiveInt = 200
     """Tasks in the fixed validation set."""
-    test_tasks: int = 600
+    test_tasks: PositiveInt = 600
     """Tasks in the fixed test set."""
-    minutes: float | None = None
+    minutes: Rate | None = None
     """Validate and stop after the first call to the device that ends later than this."""
-    chunk: int | None = None
+    chunk: PositiveInt | None = None
     """Tasks that are computed at a time; None for all at once."""
-    save_every: int = 500
+    save_every: PositiveInt = 500
     """Outer steps between checkpoints: what a kill can lose."""
     pretrained: Path | None = None
     """Run folder whose best meta-parameters training starts from."""
@@ -75,9 +100,9 @@ class Experiment(abc.ABC):
     wandb: str | None = None
     """Weights & Biases project that the metrics are logged to (needs innerloop[wandb]): offline, in
     the run's folder, unless WANDB_MODE says otherwise."""
-    per_call: int = 100
+    per_call: PositiveInt = 100
     """Outer steps per call to the device."""
-    devices: Literal["all"] | int | None = None
+    devices: Literal["all"] | PositiveInt | None = None
     """Devices that share the tasks of a batch; one unless given. --chunk, --memory are of one."""
     non_finite: Literal["stop", "skip", "clip"] = "stop"
     """What happens at a step whose loss or gradient is not finite: the run ends, the step is left
@@ -88,19 +113,15 @@ class Experiment(abc.ABC):
         """What `fit` is told beside what every experiment tells it."""
 
     @abc.abstractmethod
-    def steps_at_test(self, recipe: Recipe) -> int | None:
-        """Inner steps of the recipe at test, or None where it learns new tasks in one go."""
+    def init_meta(self, key: PRNGKeyArray) -> PyTree:
+        """The initial meta-parameters.
 
-    @abc.abstractmethod
-    def build_recipe(self) -> Recipe:
-        """Assemble problem, adaptation and meta-gradient; this reads no data.
-
-        Pretraining alone has to count the classes of its data.
+        No data are read; pretraining alone has to count the classes of its data.
         """
 
     @abc.abstractmethod
     def parts(self) -> Parts:
-        """The recipe and the tasks that it is trained, validated and tested on."""
+        """The estimator that is followed, and the tasks of validation and test."""
 
     @abc.abstractmethod
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
 from innerloop.lab.experiments.base import Parts
 from innerloop.lab.experiments.few_shot import FewShot
+from innerloop.lab.experiments.ranges import PositiveInt, Ways
 from innerloop.models import (
     conv_features,
     conv_features_max_pool,
@@ -60,20 +61,20 @@ class FewShotImages(FewShot, abc.ABC):
     """Hyper-parameters by recipe, where those of its paper are for other data."""
     augmentation: ClassVar[Augment] = RandomAffine(degrees=10, shift=2)
 
-    ways: int = 5
+    ways: Ways = 5
     """Classes per task."""
-    train_ways: int | None = None
+    train_ways: Ways | None = None
     """Classes per task in training, for a recipe that learns nothing of each class by itself; as at
     test unless given. Prototypical networks are trained with more (Snell et al. 2017)."""
     shots: int = 1
     """Support images per class at validation and test."""
-    train_shots: int | None = None
+    train_shots: PositiveInt | None = None
     """Support images per class in training; as at test unless given, and 10 for Reptile."""
-    queries: int = 5
+    queries: PositiveInt = 5
     """Query images per class in training."""
-    test_queries: int = 15
+    test_queries: PositiveInt = 15
     """Query images per class at validation and test."""
-    filters: int = 64
+    filters: PositiveInt = 64
     """Filters per convolution."""
     network: Literal["strided", "max_pool"] = "strided"
     """Between the four blocks: convolutions with stride 2, and a mean over positions (MAML's on
@@ -121,7 +122,7 @@ class FewShotImages(FewShot, abc.ABC):
                 expected="as many ways in training as at test",
                 write="no --train-ways, or a recipe such as protonet, matching or r2d2",
             )
-        return training._replace(predict=recipe.predict, tested=recipe.at_test)
+        return training._replace(predict=recipe.predict, tested=recipe.learner)
 
     def _recipe_of(self, ways: int | None) -> Recipe:
         defaults, network = self.recipe_settings(), self.build_network(ways)
@@ -147,7 +148,7 @@ class FewShotImages(FewShot, abc.ABC):
         if self.augment:
             train = Augmented(train, self.augmentation)
         held_out = (self.ways, self.shots, self.test_queries)
-        return Parts(
+        return self.parts_of(
             recipe,
             train,
             ClassificationTasks(splits.validation, *held_out),
@@ -155,31 +156,31 @@ class FewShotImages(FewShot, abc.ABC):
             metric="accuracy",
             maximise=True,
             normalisation=self.build_network().model.normalisation,
-            logits=recipe.predict,
+            calibration=True,
         )
 
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
         """Three test episodes: what is predicted for the query images after the steps at test."""
         from innerloop.lab.plots import episodes_with_predictions
 
-        episodes = evaluation_episodes(parts.test, 3, self.seed, "figures")
-        problem, adaptation = parts.recipe.at_test
-        predict = parts.recipe.predict
+        (held_out,) = parts.held_out.values()
+        episodes = evaluation_episodes(held_out.test, 3, self.seed, "figures")
+        learner = held_out.learner
 
         @jax.jit
         def learn_and_predict(episode, key):
             state, *_ = run(
-                problem,
-                adaptation,
+                learner.problem,
+                learner.adaptation,
                 meta,
                 episode.support,
                 task_keys(key).adapt,
                 Exact(),
                 StoreAll(),
-                steps=self.steps_at_test(parts.recipe),
+                steps=held_out.steps,
             )
-            params = adaptation.params(state)
-            return jax.nn.softmax(predict(params, meta, episode.query, key))  # pyright: ignore[reportOptionalCall]
+            params = learner.adaptation.params(state)
+            return jax.nn.softmax(learner.predict(params, meta, episode.query, key))  # pyright: ignore[reportOptionalCall]
 
         shown = []
         for i in range(3):

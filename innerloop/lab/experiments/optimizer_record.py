@@ -35,7 +35,7 @@ def optimizer_record(
     - `families`: names of training and held-out families; those it was trained on unless given
 
     The record holds `"settings"`, the three; `"families"`, by family and by optimizer what
-    `optimizer_trials.record` gives; and `"seconds_per_step"` on the first family, by optimizer.
+    `trial_record` gives; and `"seconds_per_step"` on the first family, by optimizer.
     """
     chosen = experiment.training_families() if families is None else named_families(families)
     settings: dict[str, Any] = {

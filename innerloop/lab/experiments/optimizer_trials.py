@@ -11,10 +11,11 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation.gradient_descent import MetaOptimizer
+from innerloop.learner import Learner
 from innerloop.problem import Episode
 from innerloop.tasks import evaluation_episodes
 from innerloop.tasks.optimization import Family
-from innerloop.training._evaluate import evaluator
+from innerloop.training._evaluate import evaluated_tasks
 
 RATES = np.logspace(-4, 1, 26)
 """Five in each factor of ten."""
@@ -39,7 +40,7 @@ def baselines(steps: int) -> dict[str, MetaOptimizer]:
     return {name: of_rate(build) for name, build in BASELINES.items()}
 
 
-class Trial(NamedTuple):
+class OptimizerTrial(NamedTuple):
     """One optimizer on the test tasks of one family.
 
     - `losses`: `(tasks, steps + 1)`, the loss on the query set after 0 … `steps` steps, where
@@ -82,10 +83,11 @@ def loss_curves(family: Family, optimizer: MetaOptimizer, steps: int) -> LossCur
 
     Compiled once for all metas, which may be learning rates, and for all sets of as many tasks.
     """
-    run = evaluator(family.problem, family.adaptation(optimizer, steps))
+    learner = Learner(family.problem, family.adaptation(optimizer, steps))
 
     def curves(metas: Sequence[PyTree], episodes: Episode, key: PRNGKeyArray) -> np.ndarray:
-        losses = np.stack([np.asarray(run(meta, episodes, key).metrics["loss"]) for meta in metas])
+        found = [evaluated_tasks(learner, meta, episodes, key).metrics["loss"] for meta in metas]
+        losses = np.stack([np.asarray(each) for each in found])
         return np.where(np.isfinite(losses), losses, np.inf)
 
     return curves
@@ -93,7 +95,7 @@ def loss_curves(family: Family, optimizer: MetaOptimizer, steps: int) -> LossCur
 
 def tuned_trials(
     family: Family, *, steps: int, tasks: int, seed: int, rates: np.ndarray = RATES
-) -> dict[str, Trial]:
+) -> dict[str, OptimizerTrial]:
     """The baselines, each with one rate for the family, and Adam with one for each task.
 
     The rate of a family is the best of `rates` on as many tasks apart from the test tasks, by the
@@ -107,26 +109,26 @@ def tuned_trials(
     metas = [jnp.asarray(rate, jnp.result_type(float)) for rate in rates]
     curves = {name: loss_curves(family, each, steps) for name, each in baselines(steps).items()}
 
-    def tuned(curves: LossCurves) -> Trial:
+    def tuned(curves: LossCurves) -> OptimizerTrial:
         tried = curves(metas, tuning, key)
         best = [int(np.argmin(np.median(score(tried), axis=1))) for score in (last, area)]
         losses, by_area = curves([metas[i] for i in best], test, key)
         edge = any(i in (0, len(rates) - 1) for i in best)
-        return Trial(losses, by_area, (float(rates[best[0]]), float(rates[best[1]])), edge)
+        return OptimizerTrial(losses, by_area, (float(rates[best[0]]), float(rates[best[1]])), edge)
 
     tried, each = curves["Adam"](metas, test, key), np.arange(tasks)
     of_task = [tried[np.argmin(score(tried), axis=0), each] for score in (last, area)]
     trials = {name: tuned(of) for name, of in curves.items()}
-    return trials | {PER_TASK: Trial(of_task[0], of_task[1])}
+    return trials | {PER_TASK: OptimizerTrial(of_task[0], of_task[1])}
 
 
 def learned_trial(
     family: Family, learned: MetaOptimizer, meta: PyTree, *, steps: int, tasks: int, seed: int
-) -> Trial:
+) -> OptimizerTrial:
     """A learned optimizer on the same test tasks."""
     test = evaluation_episodes(family.tasks, tasks, seed, "test")
     (losses,) = loss_curves(family, learned, steps)([meta], test, jax.random.key(seed))
-    return Trial(losses, losses)
+    return OptimizerTrial(losses, losses)
 
 
 def family_record(
@@ -136,7 +138,8 @@ def family_record(
     settings: dict[str, Any] = {"steps": steps, "tasks": tasks, "seed": seed}
     trials = {LEARNED: learned_trial(family, learned, meta, **settings)}
     return {
-        name: record(trial) for name, trial in (trials | tuned_trials(family, **settings)).items()
+        name: trial_record(trial)
+        for name, trial in (trials | tuned_trials(family, **settings)).items()
     }
 
 
@@ -144,12 +147,12 @@ def seconds_per_step(
     family: Family, optimizer: MetaOptimizer, meta: PyTree, *, steps: int, repeats: int = 3
 ) -> float:
     """Wall-clock of an inner step of one task, compiled, the least of a few runs."""
-    run = evaluator(family.problem, family.adaptation(optimizer, steps))
+    learner = Learner(family.problem, family.adaptation(optimizer, steps))
     episodes = evaluation_episodes(family.tasks, 1, 0, "seconds")
 
     def once() -> float:
         start = time.perf_counter()
-        jax.block_until_ready(run(meta, episodes, jax.random.key(0)))
+        jax.block_until_ready(evaluated_tasks(learner, meta, episodes, jax.random.key(0)))
         return time.perf_counter() - start
 
     once()  # compiles
@@ -161,7 +164,7 @@ def quartiles(values: np.ndarray) -> list:
     return np.quantile(values, [0.25, 0.5, 0.75], axis=0, method="nearest").tolist()
 
 
-def record(trial: Trial) -> dict[str, Any]:
+def trial_record(trial: OptimizerTrial) -> dict[str, Any]:
     """A trial as JSON: quartiles over tasks of last loss, area and curve, and each task's own."""
     tuning = {} if trial.rates is None else {"rates": trial.rates, "at_the_edge": trial.at_the_edge}
     return {

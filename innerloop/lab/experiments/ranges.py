@@ -1,80 +1,86 @@
-"""Settings out of range, refused by the name of their flag before anything is done."""
+"""What a setting of an experiment may be: said in its type, and refused by the name of its flag."""
 
+import inspect
 import math
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, NamedTuple, get_args
 
 from innerloop.diagnostics.planning.amounts import parse_bytes
 from innerloop.errors import StructureError
 
-_AT_LEAST_ONE = (
-    *(
-        "steps",
-        "batch",
-        "validate_every",
-        "validation_tasks",
-        "test_tasks",
-        "per_call",
-        "chunk",
-        "save_every",
-        "devices",
-    ),
-    *("tasks", "shots", "train_shots", "queries", "test_queries", "width"),
-    *("horizon", "window", "pairs"),
-)
-_RANGES: dict[str, tuple[type, float, float]] = {
-    **dict.fromkeys(_AT_LEAST_ONE, (int, 1, math.inf)),
-    **dict.fromkeys(("ways", "train_ways"), (int, 2, math.inf)),
-    **dict.fromkeys(("inner_steps", "test_steps"), (int, 0, math.inf)),
-    "seed": (int, 0, 2**31 - 1),
-    **dict.fromkeys(("averaging",), (float, 0, 1)),
-    **dict.fromkeys(
-        (
-            *("inner_rate", "outer_rate", "weight_decay", "minutes"),
-            *("clip_norm", "task_norm", "bound", "sigma", "loss_clip"),
-        ),
-        (float, 0, sys.float_info.max),
-    ),
-}
-_ALSO = {
-    **dict.fromkeys(("chunk", "minutes", "train_ways", "train_shots"), (None,)),
-    **dict.fromkeys(("inner_rate", "inner_steps", "test_steps"), (None,)),
-    **dict.fromkeys(("clip_norm", "task_norm", "bound", "loss_clip"), (None,)),
-    "devices": (None, "all"),
-}
+
+class Range(NamedTuple):
+    """The numbers from `least` to `most`; whole ones where `least` is an int."""
+
+    least: float
+    most: float = math.inf
+
+    def holds(self, value: Any) -> bool:
+        """Whether this is one of the numbers."""
+        kinds = (int,) if isinstance(self.least, int) else (int, float)
+        return type(value) in kinds and self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        what = "whole number" if isinstance(self.least, int) else "finite number"
+        if self.most >= 2**31:
+            return f"a {what} of at least {self.least:g}"
+        return f"a {what} from {self.least:g} to {self.most}"
 
 
-def check_ranges(settings: Any, flags: Mapping[str, str] = MappingProxyType({})) -> None:
-    """All at once and first of all: a run of hours must not fail on them at its end.
+COUNT, SEEDS = Range(1), Range(0, 2**31 - 1)
 
-    `settings` is a dataclass, or a mapping from names to values; `flags` are the names that the
-    command at hand has for some of them. Raises `StructureError`.
-    """
-    values = settings if isinstance(settings, dict) else vars(settings)
-    for name, (kind, least, most) in _RANGES.items():
-        value = values.get(name, least)
-        if value in _ALSO.get(name, ()):
-            continue
-        if type(value) in (int, kind) and least <= value <= most:
-            continue
-        what = "whole number" if kind is int else "finite number"
-        bounds = f"of at least {least}" if most >= 2**31 else f"from {least} to {most}"
-        usual = getattr(type(settings), name, None) or least
-        name = flags.get(name, name)
+PositiveInt = Annotated[int, COUNT]
+Ways = Annotated[int, Range(2)]
+Steps = Annotated[int, Range(0)]
+Seed = Annotated[int, SEEDS]
+Rate = Annotated[float, Range(0.0, sys.float_info.max)]
+Share = Annotated[float, Range(0.0, 1)]
+
+
+def refuse_out_of_range(name: str, value: Any, allowed: Range, usual: Any = None) -> None:
+    """Raise `StructureError` for a value out of range; `usual` is one to write instead."""
+    if not allowed.holds(value):
         raise StructureError(
             f"{name} is out of range",
             got=f"{name}={value!r}",
-            expected=f"a {what} {bounds}",
-            write=f"--{name.replace('_', '-')} {usual}",
+            expected=str(allowed),
+            write=f"--{name.replace('_', '-')} {usual or f'{allowed.least:g}'}",
         )
-    if values.get("memory") is not None:
-        parse_bytes(values["memory"])
-    if values.get("memory") is not None and values.get("chunk") is not None:
+
+
+def check_ranges(experiment: Any, flags: Mapping[str, str] = MappingProxyType({})) -> None:
+    """All at once and first of all: a run of hours must not fail on them at its end.
+
+    `flags` are the names that the command at hand has for some fields. Raises `StructureError`.
+    """
+    for name, (allowed, others) in _declared(type(experiment)).items():
+        value = getattr(experiment, name)
+        if value not in others:
+            usual = getattr(type(experiment), name, None)
+            refuse_out_of_range(flags.get(name, name), value, allowed, usual)
+    memory, chunk = getattr(experiment, "memory", None), experiment.chunk
+    if memory is not None:
+        parse_bytes(memory)
+    if memory is not None and chunk is not None:
         raise StructureError(
             "a chunk is chosen either by hand or by a budget",
-            got=f"--chunk {values['chunk']} --memory {values['memory']}",
+            got=f"--chunk {chunk} --memory {memory}",
             expected="one of the two",
-            write=f"--memory {values['memory']}",
+            write=f"--memory {memory}",
         )
+
+
+def _declared(kind: type) -> dict[str, tuple[Range, list[Any]]]:
+    """By field, the range that a class or one above it declares, and what else is allowed."""
+    declared = {}
+    for each in reversed(kind.__mro__):  # a new default, `steps: int = 300`, keeps the range
+        for name, hint in inspect.get_annotations(each, eval_str=True).items():
+            parts = [hint, *get_args(hint)]
+            ranges = [x for part in parts for x in get_args(part) if isinstance(x, Range)]
+            if ranges:
+                others: list[Any] = [None] if type(None) in parts else []
+                words = [x for part in parts for x in get_args(part) if isinstance(x, str)]
+                declared[name] = (ranges[0], others + words)
+    return declared

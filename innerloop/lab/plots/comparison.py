@@ -9,7 +9,7 @@ from typing import Any
 from innerloop.lab.plots.checks import nothing
 from innerloop.lab.plots.style import BLUE, GREEN, RED, new_figure, plain_log_ticks
 
-FLOOR = 1e-5
+DRAWN_AS_EXACT = 1e-5
 """Relative error below which a gradient is drawn as exact: rounding in single precision."""
 
 _COLOURS = {"exact": BLUE, "unbiased": GREEN, "biased": RED}
@@ -70,7 +70,7 @@ def _kind(record: Mapping[str, Any]) -> str:
 
 
 def _is_exact(record: Mapping[str, Any]) -> bool:
-    return record["relative_error"] <= FLOOR
+    return record["relative_error"] <= DRAWN_AS_EXACT
 
 
 def _decades(records: Sequence[Mapping[str, Any]]) -> range:
@@ -92,7 +92,7 @@ def _error_axis(axes, records) -> float:
     row = 10.0 ** (decades[0] - step)
     axes.set(yscale="log", ylim=(row / 10**step, 10.0 ** decades[-1]))
     axes.set_yticks([row, *(10.0**decade for decade in decades)])
-    at_most = rf"$\leq 10^{{{round(math.log10(FLOOR))}}}$"
+    at_most = rf"$\leq 10^{{{round(math.log10(DRAWN_AS_EXACT))}}}$"
     axes.set_yticklabels([at_most, *(f"$10^{{{decade}}}$" for decade in decades)])
     axes.minorticks_off()
     return row

@@ -17,7 +17,7 @@ EDGE, MARGIN, CELL, _IMAGE = 0.15, 0.95, 0.86, 0.72
 _HEADING, _LABEL, _VERDICT, _BETWEEN = 0.36, 0.26, 0.44, 0.22
 
 
-class Block:
+class EpisodePanel:
     """One episode of `episodes_with_predictions`: what of it is drawn, and where."""
 
     def __init__(self, number: int, episode: Mapping[str, Any]):

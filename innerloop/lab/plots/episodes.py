@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from innerloop.lab.plots.checks import nothing
-from innerloop.lab.plots.episode_block import CELL, EDGE, MARGIN, Block
+from innerloop.lab.plots.episode_block import CELL, EDGE, MARGIN, EpisodePanel
 from innerloop.lab.plots.style import new_figure
 
 
@@ -34,7 +34,7 @@ def episodes_with_predictions(
         raise nothing("episodes", write)
     if any(len(episode["query_images"]) == 0 for episode in episodes):
         raise nothing("queries in an episode", write)
-    blocks = [Block(number, episode) for number, episode in enumerate(episodes, start=1)]
+    blocks = [EpisodePanel(number, episode) for number, episode in enumerate(episodes, start=1)]
     columns = max(block.columns for block in blocks)
     width = MARGIN + columns * CELL + EDGE
     height = EDGE + sum(block.height for block in blocks)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from markupsafe import Markup
 
-from innerloop.lab.report.runs import Run
+from innerloop.lab.report.runs import Picture, Run
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """Rows under headings; the first cell of a row names it."""
 
     headings: Sequence[str]
@@ -54,17 +54,6 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of single tasks, as a `data:` address."""
-
-    title: str
-    address: str
-    width: int
-    height: int
-    template: ClassVar[str] = "picture.html"
-
-
-@dataclass(frozen=True)
 class Note:
     """A sentence."""
 
@@ -81,4 +70,4 @@ class NotRecorded:
     template: ClassVar[str] = "not_recorded.html"
 
 
-Block = Facts | Pairs | Table | Figures | Picture | Note | NotRecorded
+Content = Facts | Pairs | TextTable | Figures | Picture | Note | NotRecorded

@@ -1,15 +1,17 @@
 """What a run's folder tells, read once: whatever is damaged is found here, not on the page."""
 
+import base64
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from innerloop.lab.experiments.cost import training_cost
+from innerloop.lab.experiments.printing import overall
 from innerloop.lab.report.trials import Trials, read_trials
 from innerloop.lab.run_folder import CONFIG, LOG, RESULT, TEST_TASKS, RunFolder
 
@@ -22,7 +24,7 @@ PICTURES = {
 
 @dataclass(frozen=True)
 class Results:
-    """An evaluation over tasks: `mean` and `interval` map a metric to `(inner steps + 1,)`.
+    """An evaluation over all tasks: `mean` and `interval` map a metric to `(inner steps + 1,)`.
 
     `ece` has the same shape, or is None where it was not recorded.
     """
@@ -44,8 +46,8 @@ class Validations:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """As `training_cost` and `meta_gradient_record` give it; None is not recorded."""
+class RunCost:
+    """As `training_cost` and `outer_step_record` give it; None is not recorded."""
 
     seconds_per_step: float | None
     compile_seconds: float | None
@@ -57,12 +59,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG file and its size in pixels."""
+    """A picture of single tasks: a PNG file as a `data:` address, and its size in pixels."""
 
     title: str
-    content: bytes
+    address: str
     width: int
     height: int
+    template: ClassVar[str] = "picture.html"
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Run:
     norms: tuple[np.ndarray, np.ndarray]
     faults: list[dict[str, Any]]
     validations: Validations
-    cost: Cost
+    cost: RunCost
     best_step: int | None
     test: Results
     per_task: dict[str, np.ndarray]
@@ -193,11 +196,11 @@ def _log(records: list[dict], validated: list[dict], metric: str) -> dict[str, A
     }
 
 
-def _cost(record: dict[str, Any]) -> Cost:
+def _cost(record: dict[str, Any]) -> RunCost:
     measured = ("seconds_per_step", "compile_seconds", "peak_memory_bytes", "flops_per_step")
     numbers = {name: None if name not in record else float(record[name]) for name in measured}
     unreached = record.get("unreached")
-    return Cost(
+    return RunCost(
         **numbers,
         flops_are_lower_bound=bool(record.get("flops_are_lower_bound")),
         unreached=None if unreached is None else [str(name) for name in unreached],
@@ -205,7 +208,7 @@ def _cost(record: dict[str, Any]) -> Cost:
 
 
 def _results(record: dict[str, Any]) -> Results:
-    mean = {name: np.asarray(values, float) for name, values in record["mean"].items()}
+    mean = {name: np.asarray(record["mean"][name], float) for name in overall(record["mean"])}
     interval = {name: np.asarray(record["interval_95"][name], float) for name in mean}
     ece = np.asarray(record["ece"], float) if "ece" in record else None
     calibration = [] if ece is None else [ece]
@@ -242,4 +245,5 @@ def _picture(folder: RunFolder, name: str) -> Picture:
             image.verify()
     except (OSError, SyntaxError, ValueError) as error:
         raise folder.damaged(name, error) from error
-    return Picture(PICTURES[name], content, *size)
+    address = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return Picture(PICTURES[name], address, *size)

@@ -11,7 +11,7 @@ from innerloop.lab.run_folder import RunFolder
 @dataclass(frozen=True)
 class Trials:
     """One evaluation: `curves` maps family -> optimizer -> quartiles over tasks `(3, steps + 1)`;
-    `families` has the same with all that was recorded, as `optimizer_trials.record` gives it.
+    `families` has the same with all that was recorded, as `trial_record` gives it.
     """
 
     tasks: int

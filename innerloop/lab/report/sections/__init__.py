@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from innerloop.lab.report.blocks import Block
+from innerloop.lab.report.blocks import Content
 from innerloop.lab.report.runs import Run
 from innerloop.lab.report.sections.learning import adaptation, intervals, learning
 from innerloop.lab.report.sections.machine import cost, gradient
@@ -16,7 +16,7 @@ class Section(NamedTuple):
     """A heading, and the function that fills it; one that gives no blocks is left out."""
 
     title: str
-    blocks: Callable[[list[Run]], Iterable[Block]]
+    blocks: Callable[[list[Run]], Iterable[Content]]
 
     @property
     def anchor(self) -> str:
@@ -34,7 +34,7 @@ SECTIONS = (
     Section("Distribution", spread),
     Section("Examples", examples),
     Section("Meta-gradient", gradient),
-    Section("Cost", cost),
+    Section("RunCost", cost),
     Section("Configuration", configuration),
     Section("Environment", environment),
 )

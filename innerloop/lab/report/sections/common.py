@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from innerloop.lab.report.blocks import Pairs, Table
+from innerloop.lab.report.blocks import Pairs, TextTable
 from innerloop.lab.report.runs import Run
 
 NONE = "not recorded"
@@ -14,13 +14,13 @@ def split(runs: Sequence[Run], has: Callable[[Run], Any]) -> tuple[list[Run], li
     return [run for run in runs if has(run)], [run for run in runs if not has(run)]
 
 
-def by_run(runs: Sequence[Run], columns: Sequence[dict[str, str]]) -> Pairs | Table:
+def by_run(runs: Sequence[Run], columns: Sequence[dict[str, str]]) -> Pairs | TextTable:
     """Names and values: a column for each of several runs."""
     if len(runs) == 1:
         return Pairs(list(columns[0].items()))
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [[name, *(column.get(name, NONE) for column in columns)] for name in names]
-    return Table(["", *(run.name for run in runs)], rows)
+    return TextTable(["", *(run.name for run in runs)], rows)
 
 
 def by_metric(runs: Sequence[Run]) -> list[list[Run]]:

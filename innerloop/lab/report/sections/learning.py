@@ -5,7 +5,7 @@ from itertools import zip_longest
 
 from innerloop.lab.experiments.printing import shown_steps
 from innerloop.lab.report import figures, text
-from innerloop.lab.report.blocks import Block, Figures, NotRecorded, Table
+from innerloop.lab.report.blocks import Content, Figures, NotRecorded, TextTable
 from innerloop.lab.report.runs import Run
 from innerloop.lab.report.sections.common import by_metric, split, with_metric
 from innerloop.lab.report.seeds import over_seeds, same_but_for_the_seed
@@ -13,7 +13,7 @@ from innerloop.lab.report.seeds import over_seeds, same_but_for_the_seed
 _CALIBRATION = "calibration error"
 
 
-def learning(runs: list[Run]) -> Iterator[Block]:
+def learning(runs: list[Run]) -> Iterator[Content]:
     """Training loss and validation over outer steps and over time."""
     begun, missing = split(runs, lambda run: len(run.losses))
     if missing:
@@ -28,7 +28,7 @@ def learning(runs: list[Run]) -> Iterator[Block]:
         yield NotRecorded("validation", missing)
 
 
-def adaptation(runs: list[Run]) -> Iterator[Block]:
+def adaptation(runs: list[Run]) -> Iterator[Content]:
     """How well the test tasks are learned by each inner step."""
     tested, missing = split(runs, lambda run: run.finished)
     names = dict.fromkeys(name for run in tested for name in run.test.mean)
@@ -39,7 +39,7 @@ def adaptation(runs: list[Run]) -> Iterator[Block]:
         yield NotRecorded("the test evaluation", missing)
 
 
-def intervals(runs: list[Run]) -> Iterator[Block]:
+def intervals(runs: list[Run]) -> Iterator[Content]:
     """Means with intervals over tasks, and over seeds where runs differ in nothing else."""
     tested, missing = split(runs, lambda run: run.finished)
     if len(tested) == 1:
@@ -56,7 +56,7 @@ def intervals(runs: list[Run]) -> Iterator[Block]:
         yield NotRecorded("the test evaluation", missing)
 
 
-def _intervals_table(run: Run) -> Table:
+def _intervals_table(run: Run) -> TextTable:
     names = list(run.test.mean)
     columns = [_means(run, name) for name in names]
     if run.test.ece is not None:
@@ -64,21 +64,21 @@ def _intervals_table(run: Run) -> Table:
         columns.append([f"{error:.1%}" for error in run.test.ece])
     rows = _by_step(zip(*columns, strict=True))
     caption = f"Mean over {run.test.tasks:,} test tasks ± 95% interval over tasks"
-    return Table(["inner steps", *names], rows, caption)
+    return TextTable(["inner steps", *names], rows, caption)
 
 
-def _calibration_beside(runs: list[Run]) -> Table:
+def _calibration_beside(runs: list[Run]) -> TextTable:
     columns = [[f"{error:.1%}" for error in run.test.ece] for run in runs]  # pyright: ignore[reportOptionalIterable]
     rows = _by_step(zip_longest(*columns, fillvalue=""))
     caption = f"Expected {_CALIBRATION} of all predictions, 15 bins of confidence"
-    return Table(["inner steps", *(run.name for run in runs)], rows, caption)
+    return TextTable(["inner steps", *(run.name for run in runs)], rows, caption)
 
 
-def _intervals_beside(runs: list[Run], name: str) -> Table:
+def _intervals_beside(runs: list[Run], name: str) -> TextTable:
     columns = [_means(run, name) for run in runs]
     rows = _by_step(zip_longest(*columns, fillvalue=""))
     caption = f"{name}: mean over test tasks ± 95% interval over tasks"
-    return Table(["inner steps", *(run.name for run in runs)], rows, caption)
+    return TextTable(["inner steps", *(run.name for run in runs)], rows, caption)
 
 
 def _by_step(cells: Iterable[tuple[str, ...]]) -> list[list[str]]:
@@ -92,7 +92,7 @@ def _means(run: Run, name: str) -> list[str]:
     return [text.plus_minus(*pair, name) for pair in pairs]
 
 
-def _seeds_table(group: list[Run]) -> Table:
+def _seeds_table(group: list[Run]) -> TextTable:
     metric = group[0].metric
     names = [name for name in group[0].test.mean if all(name in run.test.mean for run in group)]
     rows = []
@@ -110,4 +110,4 @@ def _seeds_table(group: list[Run]) -> Table:
     caption = f"Over seeds {seeds}, all else the same: mean of {len(group)} runs ± 95% interval "
     caption += "over seeds (Student's t)"
     headings = [f"{metric}, {what}" for what in ("standard deviation", "least to most")]
-    return Table(["inner steps", *names, *headings], rows, caption)
+    return TextTable(["inner steps", *names, *headings], rows, caption)

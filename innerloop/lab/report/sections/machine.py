@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from innerloop.diagnostics.planning.amounts import format_bytes
 from innerloop.lab.report import figures, text
-from innerloop.lab.report.blocks import Block, Figures, Note, NotRecorded, Table
+from innerloop.lab.report.blocks import Content, Figures, Note, NotRecorded, TextTable
 from innerloop.lab.report.runs import Run
 from innerloop.lab.report.sections.common import NONE, by_run, of_runs, split
 
@@ -12,7 +12,7 @@ _FAULTS = 20
 """Rows of the table of outer steps that were not finite."""
 
 
-def gradient(runs: list[Run]) -> Iterator[Block]:
+def gradient(runs: list[Run]) -> Iterator[Content]:
     """Norm, non-finite steps, and leaves that no gradient reaches."""
     normed, missing = split(runs, lambda run: len(run.norms[0]))
     if normed:
@@ -25,7 +25,9 @@ def gradient(runs: list[Run]) -> Iterator[Block]:
         first = run.faults[:_FAULTS]
         rows = [[text.setting(fault.get(name)) for name in names] for fault in first]
         shown = f", the first {_FAULTS} of {len(run.faults):,}" * (len(run.faults) > _FAULTS)
-        yield Table(names, rows, f"Outer steps that were not finite{of_runs([run], runs)}{shown}")
+        yield TextTable(
+            names, rows, f"Outer steps that were not finite{of_runs([run], runs)}{shown}"
+        )
     if sound:
         yield Note(f"Outer steps that were not finite: none in the log{of_runs(sound, runs)}.")
     told, missing = split(runs, lambda run: run.cost.unreached is not None)
@@ -36,7 +38,7 @@ def gradient(runs: list[Run]) -> Iterator[Block]:
         yield NotRecorded("which meta-parameters a gradient reaches", missing)
 
 
-def cost(runs: list[Run]) -> Iterator[Block]:
+def cost(runs: list[Run]) -> Iterator[Content]:
     """Time, compilation, memory and operations."""
     yield by_run(runs, [_cost_cells(run) for run in runs])
     yield Note(

@@ -7,7 +7,7 @@ import numpy as np
 from innerloop.lab.experiments.optimizer_trials import LEARNED, PER_TASK
 from innerloop.lab.experiments.printing import median_and_quartiles, trial_rows
 from innerloop.lab.plots.style import BLUE, GREEN, GREY, INK, ORANGE, RED, spread_axis, step_axis
-from innerloop.lab.report.blocks import Block, Figure, Figures, Note, Table
+from innerloop.lab.report.blocks import Content, Figure, Figures, Note, TextTable
 from innerloop.lab.report.drawing import draw
 from innerloop.lab.report.runs import Run
 from innerloop.lab.report.sections.common import of_runs
@@ -24,14 +24,14 @@ _LINES = {
 }
 
 
-def optimizers(runs: list[Run]) -> Iterator[Block]:
+def optimizers(runs: list[Run]) -> Iterator[Content]:
     """Loss curves and a table of each evaluation; nothing for runs that learn no optimizer."""
     for run in runs:
         for trials in run.trials:
             yield from _of_trials(trials, of_runs([run], runs))
 
 
-def _of_trials(trials: Trials, of_run: str) -> Iterator[Block]:
+def _of_trials(trials: Trials, of_run: str) -> Iterator[Content]:
     yield Note(
         f"{trials.steps:,} inner steps on {trials.tasks:,} new tasks of each family (seed "
         f"{trials.seed}){of_run}. Every tuned optimizer has the best of its rates for the family, "
@@ -46,7 +46,7 @@ def _of_trials(trials: Trials, of_run: str) -> Iterator[Block]:
         for family, found in trials.families.items()
         for row in trial_rows(found, median_and_quartiles)
     ]
-    yield Table(
+    yield TextTable(
         ["family", "optimizer", "last loss", "area", "rate"],
         rows,
         "Median over tasks (first to third quartile). Area: the mean loss over the run. Rate: the "

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from innerloop.lab.report import text
-from innerloop.lab.report.blocks import Block, Facts, Note, NotRecorded, Table
+from innerloop.lab.report.blocks import Content, Facts, Note, NotRecorded, TextTable
 from innerloop.lab.report.runs import Run
 from innerloop.lab.report.sections.common import NONE, by_run, split
 from innerloop.lab.report.seeds import differing
 
 
-def results(runs: list[Run]) -> Iterator[Block]:
+def results(runs: list[Run]) -> Iterator[Content]:
     """What came out: tiles for one run, a line each for several."""
     lines = [_outcome(run) for run in runs]
     if len(runs) == 1:
@@ -18,7 +18,7 @@ def results(runs: list[Run]) -> Iterator[Block]:
     headings = list(dict.fromkeys(name for line in lines for name in line))
     cells = [[line.get(name, ("", ""))[0] for name in headings] for line in lines]
     rows = [[run.name, *values] for run, values in zip(runs, cells, strict=True)]
-    yield Table(["", *headings], rows)
+    yield TextTable(["", *headings], rows)
 
 
 def _outcome(run: Run) -> dict[str, tuple[str, str]]:
@@ -46,24 +46,24 @@ def _outcome(run: Run) -> dict[str, tuple[str, str]]:
     }
 
 
-def differences(runs: list[Run]) -> Iterator[Block]:
+def differences(runs: list[Run]) -> Iterator[Content]:
     """The config fields that are not the same in all runs."""
     if len(runs) < 2:
         return
     rows = [[text.words(name), *map(text.setting, values)] for name, values in differing(runs)]
     if rows:
-        yield Table(["", *(run.name for run in runs)], rows, "Every other setting is the same.")
+        yield TextTable(["", *(run.name for run in runs)], rows, "Every other setting is the same.")
     else:
         yield Note("None: every setting of these runs is the same.")
 
 
-def configuration(runs: list[Run]) -> Iterator[Block]:
+def configuration(runs: list[Run]) -> Iterator[Content]:
     """Every setting."""
     shown = lambda config: {text.words(name): text.setting(x) for name, x in config.items()}
     yield by_run(runs, [{"experiment": run.experiment} | shown(run.config) for run in runs])
 
 
-def environment(runs: list[Run]) -> Iterator[Block]:
+def environment(runs: list[Run]) -> Iterator[Content]:
     """Versions, device, machine."""
     known, missing = split(runs, lambda run: run.environment)
     if known:

@@ -1,17 +1,17 @@
 """How single test tasks came out."""
 
-import base64
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from innerloop.lab.report import figures, text
-from innerloop.lab.report.blocks import Block, Figures, Note, NotRecorded, Picture
+from innerloop.lab.report.blocks import Content, Figures, Note, NotRecorded
 from innerloop.lab.report.runs import Run
 from innerloop.lab.report.sections.common import NONE, by_metric, by_run, of_runs, split
 
 
-def spread(runs: list[Run]) -> Iterator[Block]:
+def spread(runs: list[Run]) -> Iterator[Content]:
     """How single test tasks come out."""
     known, missing = split(runs, lambda run: run.metric in run.per_task)
     for same in by_metric(known):
@@ -40,14 +40,11 @@ def _ends(run: Run) -> np.ndarray:
     return ends[np.isfinite(ends)]
 
 
-def examples(runs: list[Run]) -> Iterator[Block]:
+def examples(runs: list[Run]) -> Iterator[Content]:
     """Pictures of single test tasks."""
     pictured, missing = split(runs, lambda run: run.pictures)
     for run in pictured:
         for picture in run.pictures:
-            content = base64.b64encode(picture.content).decode()
-            address = f"data:image/png;base64,{content}"
-            title = f"{picture.title}{of_runs([run], runs)}"
-            yield Picture(title, address, picture.width, picture.height)
+            yield replace(picture, title=f"{picture.title}{of_runs([run], runs)}")
     if missing:
         yield NotRecorded("pictures of single tasks", missing)
