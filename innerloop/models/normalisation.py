@@ -30,7 +30,7 @@ class Normalisation(NamedTuple):
     that a subtracted mean cancels would be a parameter without a gradient.
 
     Args:
-        name: What is written into results.
+        name: The name of the policy, which is written into results.
         init: `channels -> params`, arrays of shape (channels,).
         apply: `(params, x, mask) -> y`, both `(rows, ..., channels)`; `mask` is `(rows,)`, False
             where a row is padding, or None.

@@ -94,13 +94,14 @@ class AdamController(LearnedOptimizer):
     arXiv 2209.11208).
 
     Args:
-        horizon: T, the steps of a run; the share that is over stays 1 beyond them.
-        width: Of the two hidden layers.
-        rate: α₀.
+        horizon: T, the number of steps of a run; after them the share of the horizon that is over
+            stays 1.
+        width: The width of the two hidden layers.
+        rate: α₀, the rate before meta-training.
 
     Raises:
-        StructureError: For a horizon or a width below 1 or a rate that is not positive, and for
-            meta-parameters of another network.
+        StructureError: If `horizon` or `width` is below 1, the rate is not positive, or the
+            meta-parameters are those of another network.
     """
 
     horizon: int = at_least(1, static=True, default=100)

@@ -63,12 +63,12 @@ class Celo2(LearnedOptimizer):
     after any optax transformation.
 
     Args:
-        width: Of the hidden layers.
-        rate: E^ρ before meta-training: the root mean square of each update.
+        width: The width of the hidden layers.
+        rate: $e^\rho$ before meta-training: the root mean square of each update.
 
     Raises:
-        StructureError: For a width below 1 or a rate that is not positive, and for meta-parameters
-            of another structure.
+        StructureError: If `width` is below 1, the rate is not positive, or the meta-parameters have
+            another structure.
     """
 
     width: int = at_least(1, static=True, default=4)

@@ -29,8 +29,8 @@ def pretrained(
         into: Selects the part, or a tuple of parts, as in `subset`; all of meta unless given.
 
     Raises:
-        StructureError: Here and not in training, for weights that do not fit, with the names of the
-            leaves, and where `into` selects nothing.
+        StructureError: Here and not in training, if the weights do not fit (the error names the
+            leaves) or `into` selects nothing.
     """
     # Not jnp.asarray, which would make float32 of float64 without a word.
     array = lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)

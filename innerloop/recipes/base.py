@@ -1,4 +1,4 @@
-"""What a recipe is: the parts of a named algorithm, put together."""
+"""Recipes: the parts of a named algorithm, put together."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +22,8 @@ class Phase(NamedTuple):
     """A meta-gradient that is used at the beginning.
 
     Args:
-        until: The outer steps below this number are taken by it; `gradient`: of whole tasks.
+        until: The first outer step that does not use this meta-gradient.
+        gradient: A meta-gradient of whole tasks.
     """
 
     until: int
@@ -33,8 +34,10 @@ class Recipe(NamedTuple):
     """A named algorithm as its parts; replace any of them with `recipe._replace(...)`.
 
     Args:
-        gradient: Of whole tasks, or of inner runs that span outer steps; for a mixture also a tuple
-            of one for each kind, of whole tasks.
+        problem: What is optimised.
+        adaptation: How a task is learned.
+        gradient: A meta-gradient of whole tasks, or of inner runs that span outer steps; for a
+            mixture also a tuple of one for each kind, of whole tasks.
         init_meta: `key -> meta`, the meta-parameters before meta-training.
         predict: `(params, meta, batch, key) -> predictions` after adaptation; None where the
             problem says all.
@@ -67,17 +70,17 @@ class Recipe(NamedTuple):
 
 
 def model_predictions(model: Model) -> Predict:
-    """What a model says, whose parameters are those that were adapted."""
+    """The predictions of a model whose parameters are the adapted ones."""
     return lambda params, meta, batch, key: model.apply(params, batch.inputs, key, batch.mask)
 
 
 def model_features(model: Model, of_meta: Callable[[PyTree], PyTree]) -> Features:
-    """The features that a head is given: a model's outputs, its parameters a part of meta."""
+    """The features for a head: the outputs of a model whose parameters are a part of meta."""
     return lambda meta, batch, key: model.apply(of_meta(meta), batch.inputs, key, batch.mask)
 
 
 def prediction_loss(predict: Predict, loss: ExamplesLoss) -> Callable:
-    """The loss of predictions, with the signature that a `Problem` wants."""
+    """The loss of predictions, with the signature of a `Problem`'s losses."""
 
     def judged(params: PyTree, meta: PyTree, batch: Examples, key: PRNGKeyArray):
         return loss(predict(params, meta, batch, key), batch)
