@@ -19,10 +19,10 @@ class JsonLines(Logger):
     begins the file anew.
 
     Args:
-        path: The file; its folder is made where there is none.
+        path: The file. Its folder is made if it does not exist.
 
     Raises:
-        RunError: If it cannot be written.
+        RunError: If the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]):

@@ -21,7 +21,7 @@ class TensorBoard(Logger):
     (again) is hidden, by TensorBoard's own mark for a restart.
 
     Args:
-        folder: Made where there is none.
+        folder: The folder of the events, which is made if it does not exist.
 
     Raises:
         RunError: If tensorboardX is not installed, or the folder cannot be written.

@@ -23,12 +23,13 @@ class WeightsAndBiases(Logger):
     reports of steps up to that, which come again to the same bits, are left out.
 
     Args:
-        folder: Of one run; made where there is none.
-        mode: `"offline"`, or `"online"` for who is logged in; see `wandb.init`.
-        config: The run's settings, to be shown beside it.
+        project: The name of the project.
+        folder: The folder of one run, which is made if it does not exist.
+        mode: `"offline"`, or `"online"` for a user who is logged in; see `wandb.init`.
+        config: The settings of the run, which Weights & Biases shows beside it.
 
     Raises:
-        RunError: If wandb is not installed, or refuses to begin.
+        RunError: If wandb is not installed, or does not start a run.
     """
 
     def __init__(

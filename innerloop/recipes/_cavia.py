@@ -1,4 +1,4 @@
-"""CAVIA: only a small context is adapted, and all other parameters are shared by the tasks."""
+"""CAVIA: only a small context is adapted. The tasks share all other parameters."""
 
 import jax
 import jax.numpy as jnp

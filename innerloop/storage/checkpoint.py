@@ -36,9 +36,12 @@ class Checkpoints(NamedTuple):
     """Where the training state is saved, and how often.
 
     Args:
-        folder: Made where there is none; one run each.
-        every: Outer steps between two saves, which is what a kill can lose.
-        keep: How many of the last are kept. The best meta-parameters so far are in each of them.
+        folder: The folder of one run, which is made if it does not exist.
+        every: Outer steps between two saves, which is also the most that a kill can lose.
+        keep: The number of checkpoints that are kept. Each holds the best meta-parameters so far.
+
+    Raises:
+        StructureError: If `every` or `keep` is below 1.
     """
 
     folder: Path

@@ -33,8 +33,10 @@ def writing(
     """A disk that refuses is a `RunError` of one line.
 
     Args:
-        what: Is written to `path`; `write`: the cure.
-        refusals: How what writes tells of it.
+        what: The name of the content, for the error.
+        path: The file or folder that is written.
+        write: The cure, for the error.
+        refusals: The exceptions that mean that the path cannot be written.
     """
     try:
         yield

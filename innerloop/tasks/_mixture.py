@@ -17,8 +17,11 @@ class Kind(NamedTuple):
     """One kind of task in a mixture.
 
     Args:
-        weight: Its share of the meta-objective and, as nearly as whole tasks allow, of each batch;
-            positive, relative to the other kinds.
+        problem: What is optimised.
+        adaptation: How a task is learned.
+        tasks: The task distribution.
+        weight: The share of the kind in the meta-objective and, as nearly as whole tasks allow, in
+            each batch; positive, and relative to the other kinds.
     """
 
     problem: Problem

@@ -36,12 +36,15 @@ class Augmented(eqx.Module):
     )
     ```
 
-    Rows that a mask leaves out stay zeros. Raises `StructureError` for a mixture, and while tracing
-    for episodes of anything but images and for images that change their shape or type.
+    Masked rows stay zeros.
 
     Args:
-        tasks: Draws episodes whose support and query are `Examples` of images.
-        augment: `(key, images) -> images`, of the same shape.
+        tasks: A task distribution whose support and query sets are `Examples` of images.
+        augment: `(key, images) -> images`, of the same shape and type.
+
+    Raises:
+        StructureError: If the tasks are a mixture, and while tracing if the episodes do not hold
+            images or the images change their shape or type.
     """
 
     tasks: TaskDistribution
@@ -102,7 +105,7 @@ class RandomCrop(CheckedModule):
     """A part as large as the image, at any place of the image with a margin of zeros around it.
 
     Args:
-        padding: Pixels of the margin on each side; the image moves by at most as many.
+        padding: Pixels of the margin on each side, which is also the largest shift.
     """
 
     padding: int = at_least(1, such_as=4, static=True)
@@ -126,13 +129,13 @@ class RandomHorizontalFlip(eqx.Module):
 
 
 class RandomAffine(CheckedModule):
-    """Turned about the centre and shifted, by uniform draws; zeros come in from outside.
+    """Turns about the centre and shifts by uniform draws; outside the image there are zeros.
 
     Between pixels the image is interpolated linearly.
 
     Args:
-        degrees: Turned by at most so much, either way.
-        shift: Moved along each axis by at most so many pixels, either way.
+        degrees: The largest turn in degrees, in either direction, from 0 to 180.
+        shift: The largest shift along each axis in pixels, in either direction, at least 0.
     """
 
     degrees: int | float = between(0, 180, static=True)

@@ -31,7 +31,7 @@ def load_arrays(path: Path) -> Any:
     """The lists, dicts, numbers, text and arrays in a pickle of Python 2 or 3.
 
     Raises:
-        DataError: For one that holds anything else, and for one that cannot be read.
+        DataError: If the file holds anything else or cannot be read.
     """
     try:
         with path.open("rb") as content:

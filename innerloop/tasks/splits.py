@@ -18,7 +18,7 @@ class Splits(NamedTuple):
 
 
 def check_disjoint(splits: Splits) -> None:
-    """Raises `DataError` where two splits share an image, in whatever quarter turn.
+    """Raises `DataError` if two splits share an image, in any quarter turn.
 
     Runs on the host and reads every image: for tests and for new data, not for every start.
     """

@@ -1,4 +1,4 @@
-"""Tasks drawn on the host, from data that is larger than the device's memory."""
+"""Tasks that the host draws, from data that is larger than the memory of the device."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from innerloop.tasks.images import as_unit_interval
 @checked(threads=at_least(1, such_as=4), ahead=at_least(1, such_as=16))
 @dataclass(frozen=True, eq=False)
 class StreamedTasks:
-    """Tasks that the host draws while the device learns (needs innerloop[stream]).
+    """Tasks that the host draws while the device trains (needs innerloop[stream]).
 
     `fit` takes them in place of a task distribution. Batches are drawn ahead by Grain, in threads,
     and go to the device as one block for each call (`per_call` outer steps), which is all of the
@@ -32,13 +32,14 @@ class StreamedTasks:
     one that was never cut off.
 
     Args:
-        draw: `numpy.random.Generator -> Episode` of NumPy arrays, of one shape in all tasks, with
-            no state but the generator; `StoredImages` is one. Called in several threads at once.
-        threads: How many threads draw.
-        ahead: How many outer steps are drawn ahead.
+        draw: `numpy.random.Generator -> Episode` of NumPy arrays, with the same shapes in all tasks
+            and no state except the generator, such as `StoredImages`. Several threads call it at
+            once.
+        threads: The number of threads that draw.
+        ahead: The number of outer steps that are drawn ahead.
 
     Raises:
-        StructureError: For counts below one.
+        StructureError: If `threads` or `ahead` is below 1.
     """
 
     draw: Callable[[np.random.Generator], Episode]
@@ -50,7 +51,8 @@ class StreamedTasks:
         """A batch of `n` episodes, drawn now: for validation and test sets.
 
         Raises:
-            StructureError: In a compiled function, which cannot wait for the host.
+            StructureError: If `n` is below 1, or in a compiled function, which cannot wait for the
+                host.
         """
         if isinstance(key, Tracer):
             raise StructureError(
@@ -118,11 +120,14 @@ class StoredImages:
         images: `(classes, examples, height, width, channels)`: an array in a file, such as
             `numpy.load(file, mmap_mode="r")`, or anything else with a shape, of which
             `images[class, example]` is one image.
-        counts: How many examples each class has; None: all of the second axis.
+        ways: Classes per task, at least 2.
+        shots: Examples per class in the support set.
+        queries: Examples per class in the query set.
+        counts: The number of examples of each class; None for the whole second axis.
 
     Raises:
-        StructureError: For `ways` below 2 and `shots` or `queries` below 1.
-        DataError: If there are too few classes, or too few examples of one.
+        StructureError: If `ways` is below 2, or `shots` or `queries` is below 1.
+        DataError: If there are too few classes, or too few examples of a class.
     """
 
     images: Any

@@ -54,7 +54,9 @@ def mlp_family(
     by mean squared error.
 
     Args:
-        hidden: Widths of the hidden layers; `activation`: a name in `ACTIVATIONS`.
+        table: The data set.
+        hidden: The widths of the hidden layers.
+        activation: A name in `ACTIVATIONS`.
         scale: See `supervised_family`.
     """
     inputs = int(np.prod(table.inputs.shape[1:]))
@@ -134,12 +136,14 @@ def random_families(
     families.
 
     Args:
-        tables: Data sets to choose from; the digits and the wines unless given.
-        widths: Range of each hidden layer's width, drawn log-uniformly.
-        depths: Range of the number of hidden layers.
+        seed: An integer seed.
+        count: The number of families.
+        tables: The data sets to choose from; by default the digits and the wines.
+        widths: The range of the width of each hidden layer, drawn log-uniformly.
+        depths: The range of the number of hidden layers.
 
     Raises:
-        StructureError: For a count below 1.
+        StructureError: If `count` is below 1.
     """
     tables = tables or (digits_table(), wine_table())
     rng = np.random.default_rng(seed)
