@@ -1,4 +1,4 @@
-"""What a model is: a pair of pure functions, and the name of how it normalises."""
+"""Models: a pair of pure functions, and the name of the normalisation."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -18,7 +18,7 @@ ExamplesLoss = Callable[[PyTree, Examples], tuple[Scalar, dict]]
 
 
 def supervised_loss(model: Model, loss: ExamplesLoss) -> Callable:
-    """The loss of a model on `Examples`, with the signature that a `Problem` wants."""
+    """The loss of a model on `Examples`, with the signature of a `Problem`'s losses."""
 
     def judged(params: PyTree, meta: PyTree, batch: Examples, key: PRNGKeyArray):
         return loss(model.apply(params, batch.inputs, key, batch.mask), batch)

@@ -1,4 +1,4 @@
-"""Celo2's update rule: a tiny network whose output is normalised, under one learned rate."""
+"""The update rule of Celo2: a tiny network with a normalised output and one learned rate."""
 
 import math
 from typing import NamedTuple
@@ -109,7 +109,7 @@ class Celo2(LearnedOptimizer):
 
 
 def _matrix(array: Array) -> Array:
-    """A scalar or a vector as one row; what has two axes or more as it is."""
+    """A scalar or a vector as one row; arrays with two axes or more are unchanged."""
     return array if array.ndim > 1 else array.reshape(1, -1)
 
 

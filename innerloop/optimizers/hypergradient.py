@@ -1,4 +1,4 @@
-"""Hypergradient descent: the learning rate is itself descended upon, while it is used."""
+"""Hypergradient descent: gradient descent on the learning rate while it is used."""
 
 import math
 from typing import Any, NamedTuple

@@ -92,7 +92,7 @@ def lstm_step(
 
 
 def logarithmic(gradient: Float[Array, " numbers"]) -> Float[Array, "numbers 2"]:
-    """A gradient over many orders of magnitude as two numbers of order 1."""
+    """Represents a gradient of any order of magnitude by two numbers of order 1."""
     size, large = jnp.abs(gradient), jnp.abs(gradient) >= math.exp(-SMALLEST)
     # The branch not taken is given a 1, so that its derivative is no NaN.
     logarithm = jnp.log(jnp.where(large, size, 1)) / SMALLEST

@@ -1,4 +1,4 @@
-"""A learned optimizer as one file, from which any program with innerloop makes it again."""
+"""Learned optimizers in one file, which any program with innerloop can load."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ _DAMAGES = (
 def save_optimizer(path: Path | str, learned: LearnedOptimizer, meta: PyTree[Array]) -> Path:
     """Write a learned optimizer, its settings and its meta-parameters, to one file.
 
-    The file is there whole or not at all. It holds NumPy arrays and JSON, no code. `meta` may be
+    The file is written atomically. It holds NumPy arrays and JSON, no code. `meta` may be
     made of dictionaries with text keys, lists and tuples.
 
     Raises:

@@ -76,7 +76,7 @@ def require_params(updates: PyTree, params: PyTree) -> None:
 
 
 def averages(like: Array, decays: tuple[float, ...]) -> Array:
-    """Moving averages before the first step: zeros, one of the shape of `like` for each decay."""
+    """Moving averages before the first step: zeros of the shape of `like` for each decay."""
     return jnp.zeros((len(decays), *like.shape), like.dtype)
 
 
@@ -87,6 +87,6 @@ def averaged(average: Array, value: Array, decays: tuple[float, ...]) -> Array:
 
 
 def normalised(features: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "..."]:
-    r"""$x / \sqrt{\text{mean}(x^2) + \epsilon}$, the mean over `axes`: features without a unit."""
+    r"""$x / \sqrt{\text{mean}(x^2) + \epsilon}$, the mean taken over `axes`."""
     mean = jnp.mean(jnp.square(features), axis=axes, keepdims=True)
     return features * jax.lax.rsqrt(mean + EPSILON)

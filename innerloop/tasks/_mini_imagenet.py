@@ -53,7 +53,7 @@ def mini_imagenet(*, data: str | os.PathLike[str] | None = None) -> Splits:
 
 
 _Part = tuple[list[str], Callable[[], ImageClasses]]
-"""The names of a part's classes, and what makes them."""
+"""The names of the classes of a part, and a function that makes the classes."""
 
 
 def _splits(parts: list[_Part]) -> Splits:

@@ -22,7 +22,7 @@ from innerloop.tasks.splits import Splits
 Folder = str | os.PathLike[str]
 
 SIZE = at_least(1, at_most=105, such_as=28)
-"""Pixels per side: the drawings have 105."""
+"""Pixels per side; the original drawings have 105."""
 
 _SEED = 1
 _TRAIN, _VALIDATION = 1100, 100
@@ -100,7 +100,7 @@ def omniglot_official(
 
 
 class Alphabets(NamedTuple):
-    """Classes of characters, and where each character comes from.
+    """Classes of characters, with the alphabet of each.
 
     Args:
         classes: The characters; row i of its images is character i.

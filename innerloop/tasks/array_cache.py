@@ -36,7 +36,7 @@ def _load(path: Path) -> np.ndarray:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    """Atomic: another process sees the whole file or none."""
+    """Writes atomically: another process sees the whole file or no file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:

@@ -102,7 +102,7 @@ class Compose(eqx.Module):
 
 
 class RandomCrop(CheckedModule):
-    """A part as large as the image, at any place of the image with a margin of zeros around it.
+    """Adds a margin of zeros around the image and cuts out a random part of the original size.
 
     Args:
         padding: Pixels of the margin on each side, which is also the largest shift.
@@ -121,7 +121,7 @@ class RandomCrop(CheckedModule):
 
 
 class RandomHorizontalFlip(eqx.Module):
-    """Left and right exchanged, in half of the images."""
+    """Exchanges left and right in half of the images."""
 
     def __call__(self, key: PRNGKeyArray, images: Images) -> Images:
         flipped = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))

@@ -173,7 +173,7 @@ def _check_table(table: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def _check_finite(images: jax.Array) -> None:
-    """Of floating-point images alone: the others cannot hold such numbers."""
+    """Only floating-point images can hold numbers that are not finite."""
     if not jnp.issubdtype(images.dtype, jnp.floating) or isinstance(images, Tracer):
         return
     finite = np.asarray(jnp.all(jnp.isfinite(images), axis=(2, 3, 4)))

@@ -16,7 +16,7 @@ from innerloop.tasks.image_classes import ImageClasses, turn, upright
 
 
 def as_classes(images: ImageClasses | ArrayLike) -> ImageClasses:
-    """Classes as they are, or those of an array, upright."""
+    """Returns an `ImageClasses` unchanged, and an array as upright classes."""
     return images if isinstance(images, ImageClasses) else upright(images)
 
 

@@ -15,7 +15,7 @@ CACHE_VARIABLE = "INNERLOOP_CACHE"
 
 
 class KnownFile(NamedTuple):
-    """A file whose content is fixed: its name, and the md5 of what is in it."""
+    """A file with fixed content: its name and its md5."""
 
     name: str
     md5: str
@@ -81,7 +81,7 @@ def needed_folder(
 
 
 def read_text(path: Path) -> str:
-    """What a text file of a data set says. Raises `DataError` where it is missing or no text."""
+    """The content of a text file. Raises `DataError` if it is missing or is not text."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -168,7 +168,7 @@ def _writable_cache() -> Iterator[Path]:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Tried, not asked: permissions say nothing of read-only file systems and do not bind root."""
+    """Tries to write: permissions do not show read-only file systems and do not bind root."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

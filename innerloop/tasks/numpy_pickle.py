@@ -1,4 +1,4 @@
-"""Pickles of arrays, read without running what is in them."""
+"""Reads pickles of arrays without running their programs."""
 
 import importlib
 import pickle
@@ -18,7 +18,7 @@ _HARMLESS = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """A pickle may name any function to be called with any arguments; here, these alone."""
+    """A pickle may call any function with any arguments; this reader allows only these."""
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy.core", "numpy._core")  # NumPy's name before version 2

@@ -35,7 +35,7 @@ def check_disjoint(splits: Splits) -> None:
 
 
 def _images(classes: ImageClasses) -> set[bytes]:
-    """The bytes of every image, the smallest of its four turns standing for all of them."""
+    """The bytes of every image, as the smallest of its four turns."""
     images, counts = np.asarray(classes.images), classes.counts
     if counts is not None:  # without what rows are filled up with, which all splits may share
         images = images[np.arange(images.shape[1])[None, :] < np.asarray(counts)[:, None]][:, None]

@@ -69,7 +69,7 @@ class StreamedTasks:
 
     @contextmanager
     def ahead_of(self, key: PRNGKeyArray, first: int, batch: int) -> Iterator[Iterator[Episode]]:
-        """The tasks of the outer steps from `first` on, drawn ahead as long as this is entered."""
+        """The tasks of the outer steps from `first` on, drawn ahead inside the context."""
         grain = optional_package("grain", "streaming", extra="stream")
         numbers = _numbers(key)
         draw = lambda step: self._stacked(numbers, int(step), batch)
@@ -88,7 +88,7 @@ class StreamedTasks:
 
 
 def on_device(episodes: Episode) -> Episode:
-    """On the default device; the uint8 inputs of `Examples` as real numbers in [0, 1]."""
+    """Moves to the default device; uint8 inputs of `Examples` become real numbers in [0, 1]."""
 
     def real(examples: Any) -> Any:
         if not isinstance(examples, Examples):

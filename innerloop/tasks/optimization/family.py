@@ -37,7 +37,7 @@ class Family(NamedTuple):
     def adaptation(
         self, optimizer: optax.GradientTransformation | MetaOptimizer, steps: int
     ) -> Adaptation:
-        """`steps` steps of an optimizer, learned or not, on mini-batches where the family has them.
+        """`steps` steps of an optimizer, learned or not, on mini-batches if the family has them.
 
         Raises:
             StructureError: See `GradientDescent` and `MiniBatches`.

@@ -1,4 +1,4 @@
-"""The task suite: families to train a learned optimizer on, and others to try it on."""
+"""The task suite: families to train a learned optimizer on, and families to test it on."""
 
 from collections.abc import Callable, Mapping
 
@@ -39,7 +39,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
 }
 
 ROWS, BATCH = 256, 32
-"""Rows of a task's support set where the table has enough, and rows that a step sees."""
+"""Rows of a task's support set, if the table has enough, and rows that a step sees."""
 
 
 def mlp_family(
