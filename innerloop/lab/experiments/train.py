@@ -14,7 +14,6 @@ from jaxtyping import PyTree
 
 from innerloop.devices.processes import is_first, together
 from innerloop.devices.sharding import placement
-from innerloop.diagnostics.planning.table import summary as plan_summary
 from innerloop.errors import RunError, StructureError
 from innerloop.lab.experiments.base import Experiment, Parts
 from innerloop.lab.experiments.cost import meta_gradient_record, training_cost
@@ -177,7 +176,7 @@ def _tested(
         "faults": outcome.faults,
         "seconds": seconds,
         "chunk": outcome.chunk,
-        "plan": None if outcome.plan is None else plan_summary(outcome.plan),
+        "plan": None if outcome.plan is None else outcome.plan.summary(),
         "cost": training_cost(folder.read_log())
         | meta_gradient_record(parts, outcome, experiment.batch),
         "test": evaluation_record(test),
