@@ -39,10 +39,13 @@ from innerloop.gradients import gradient_name
 
 RESULTS = Path(__file__).parent / "results" / "plan-variants.json"
 KEY = jax.random.key(1)
+VARIANTS = ["today", "operations", "bytes", "limit", "none"]
 LIMIT = 2**24
 """Bytes of temporary memory that `limit` takes at a time."""
 ENOUGH = 1.25
 """Times the best of the search that a choice may take."""
+RIVAL = 1.5
+"""Gradients of more times the fewest operations are in the search only where they are chosen."""
 MARGIN = 1.3
 """Programs slower than this in the warm-up are not timed again."""
 ORDER = ["sinusoid", "quadratics", "ridge", "head", "rates", "transformer", "images", "adam"]
@@ -170,7 +173,8 @@ def measure(name, rounds, failed):
                 choice, looked = first_that_fits(order, programs, parse_bytes(budget), tasks)
             choices[budget, variant] = choice, looked
     chunks = {1, tasks} if tasks <= 1000 else {8, 512}
-    for draft in drafts:
+    fewest = min(draft.cost.flops for draft in drafts)
+    for draft in (draft for draft in drafts if draft.cost.flops <= RIVAL * fewest):
         for chunk in sorted(chunks):
             programs.get(draft.gradient, chunk)
     known = programs.known
@@ -229,6 +233,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="problems whose name holds this; writes nothing")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--variants", default=" ".join(VARIANTS))
     parser.add_argument("--resume", action="store_true", help="leave out what is on record")
     arguments = parser.parse_args()
     command = shlex.join(["python", "benchmarks/plan_variants.py", *sys.argv[1:]])
@@ -237,7 +242,7 @@ def main():
         result = json.loads(RESULTS.read_text())
     known = {problem["problem"] for problem in result["problems"]}
     for name in sorted(CASES, key=ORDER.index):
-        failed = {
+        failed = {*VARIANTS} - {*arguments.variants.split()} | {
             row["variant"]
             for problem in result["problems"]
             for row in problem["choices"]
