@@ -1,13 +1,16 @@
-"""`plan` on five problems and three budgets: its choice, its forecast, and what was measured.
+"""`plan` held against an exhaustive search, and the compiler's forecast against measured peaks.
 
-Every choice is compiled and run in a process of its own. Its peak is the high-water mark of the
-process's resident memory over two calls, less what was resident before the arguments were there and
-after a first call. Then every exact gradient is timed with one and with all tasks at a time
-(thousands of them: with 8, 64, 512 and all), and so is every choice, in turn with the others. The
-fastest of those whose forecast fits the budget is the best choice. For large programs, the forecast
-of `Unroll()` on all tasks at once is compared with its peak too.
+The search: for each problem and budget, the choice of `plan` and every exact gradient with one and
+with all tasks at a time (thousands of them: with 8 and 512) are compiled once and timed in rounds,
+each of which begins with another program. The ratio of a round is the time of the choice over that
+of the fastest program whose forecast fits the budget.
 
-    python benchmarks/plan.py [--only sinusoid] [--rounds 3] [--peaks] [--replot]
+The peaks: `Unroll()` on all tasks is compiled and run in a process of its own. Its peak is the
+high-water mark of the process's resident memory over two calls, less what was resident before the
+arguments were there and after a first call.
+
+    python benchmarks/plan.py [--only sinusoid] [--rounds 5]
+    python benchmarks/plan.py --peaks [--only sinusoid] [--replot]
 """
 
 import argparse
@@ -25,32 +28,17 @@ from pathlib import Path
 import jax
 import numpy as np
 from overhead import machine
-from plan_problems import CASES, Case
+from plan_problems import CASES
 
 import innerloop as il
-from innerloop.diagnostics._plan import Plan, plan
+from innerloop.diagnostics import plan
 from innerloop.diagnostics.compiled import compile_ahead
 from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.planning.choices import exact_gradients
-from innerloop.diagnostics.planning.drafts import Request
-from innerloop.gradients import gradient_name
+from innerloop.objective import task_count
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 KEY = jax.random.key(1)
-
-
-def planned(case: Case, budget: str) -> tuple[Plan, dict]:
-    """The plan, and what there is to say about it."""
-    made = plan(*case, budget)
-    return made, {
-        "budget": budget,
-        "gradient": gradient_name(made.gradient),
-        "chunk": made.chunk or made.tasks,
-        "forecast_bytes": made.memory,
-        "flops": made.flops,
-        "compilations": made.compilations,
-        "planning_seconds": made.seconds,
-    }
 
 
 def measured(name: str, gradient: il.extend.MetaGradient, chunk: int) -> dict:
@@ -110,144 +98,75 @@ def let_go() -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def exhaustive(case: Case, chosen: set, rounds: int) -> list[dict]:
-    """Every exact gradient with few and with all tasks at a time: forecast and seconds."""
-    request = Request(*case)
-    tried, calls = [], []
-    for draft in request.drafts(exact_gradients(case.problem, case.adaptation, case.meta)):
-        name = gradient_name(draft.gradient)
-        more = {chunk for gradient, chunk in chosen if gradient == name}
-        for chunk in sorted({*sizes(request.tasks), *more}):
-            function = il.meta_value_and_grad(
-                case.problem, case.adaptation, draft.gradient, chunk=chunk
-            )
-            compiled = compile_ahead(function, case.meta, case.episodes, KEY)
-            jax.block_until_ready(compiled.call(case.meta, case.episodes, KEY))
-            calls.append(compiled.call)
-            tried.append({
-                "gradient": name,
-                "chunk": chunk,
-                "flops": draft.cost.flops,
-                "trace_bytes": draft.temporary * chunk // request.tasks,
-                "forecast_bytes": compiled.memory,
-                "seconds": [],
-            })  # fmt: skip
-    for _ in range(rounds):
-        for row, call in zip(tried, calls, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(call(case.meta, case.episodes, KEY))
-            row["seconds"].append(time.perf_counter() - start)
-    return tried
-
-
-def sizes(tasks: int) -> list[int]:
-    """Chunks that are timed; one task of thousands at a time would only take long."""
-    return [1, tasks] if tasks <= 128 else [8, 64, 512, tasks]
-
-
-def measure(name: str, rounds: int) -> dict:
-    """One problem: its plans, what was measured of them, and the best choices."""
+def search(name: str, rounds: int) -> None:
+    """Print the choices for one problem, and their ratios to the best of the search."""
     make, budgets = CASES[name]
     case = make()
-    plans, seen = [], {}
-    for budget in budgets:
-        made, record = planned(case, budget)
-        place = (record["gradient"], record["chunk"])
-        if place not in seen:
-            seen[place] = measured(name, made.gradient, record["chunk"])
-        record |= seen[place]
-        record["forecast_ratio"] = record["forecast_bytes"] / record["measured_bytes"]
-        plans.append(record)
-        print(f"{name}, {budget}: {record}", flush=True)
-    tried = exhaustive(case, set(seen), rounds)
-    for record in plans:
-        fits = [row for row in tried if row["forecast_bytes"] <= parse_bytes(record["budget"])]
-        best = min(fits, key=lambda row: min(row["seconds"]), default=None)
-        record["best"] = best and {key: best[key] for key in ("gradient", "chunk")}
-        record["best_seconds"] = best and min(best["seconds"])
-        record["choice_seconds"] = next(
-            (min(row["seconds"]) for row in tried
-             if (row["gradient"], row["chunk"]) == (record["gradient"], record["chunk"])),
-            record["seconds"],
-        )  # fmt: skip
-    plain = measured(name, il.Unroll(), case_tasks(case))
-    plain["forecast_ratio"] = plain["again_bytes"] / plain["measured_bytes"]
-    print(f"{name}, Unroll() on all tasks: {plain}", flush=True)
-    return {"problem": name, "what": make.__doc__, "plans": plans, "tried": tried, "plain": plain}
+    tasks = task_count(case.episodes)
+    plans = {budget: plan(*case, budget) for budget in budgets}
+    pairs = {(made.gradient, made.chunk or tasks) for made in plans.values()}
+    for gradient in exact_gradients(case.problem, case.adaptation, case.meta):
+        pairs |= {(gradient, chunk) for chunk in ([1, tasks] if tasks <= 1000 else [8, 512])}
+    programs, seconds = {}, {pair: [] for pair in pairs}
+    for gradient, chunk in pairs:
+        function = il.meta_value_and_grad(case.problem, case.adaptation, gradient, chunk=chunk)
+        programs[gradient, chunk] = compile_ahead(function, case.meta, case.episodes, KEY)
+        jax.block_until_ready(programs[gradient, chunk].call(case.meta, case.episodes, KEY))
+    for turn in range(rounds):
+        order = list(pairs)
+        for i in np.roll(np.arange(len(order)), -turn * max(1, len(order) // rounds)):
+            start = time.perf_counter()
+            jax.block_until_ready(programs[order[i]].call(case.meta, case.episodes, KEY))
+            seconds[order[i]].append(time.perf_counter() - start)
+    for budget, made in plans.items():
+        fits = [pair for pair in pairs if programs[pair].memory <= parse_bytes(budget)]
+        best = np.min([seconds[pair] for pair in fits], axis=0)
+        ratio = np.median(np.asarray(seconds[made.gradient, made.chunk or tasks]) / best)
+        print(f"{name}, {budget}: {made.summary()} {ratio:.2f} times the best", flush=True)
 
 
-def measure_peaks_again(problem: dict) -> None:
-    """The fresh processes alone, for the choices that are on record."""
-    case = CASES[problem["problem"]][0]()
-    gradients = exact_gradients(case.problem, case.adaptation, case.meta)
-    by_name = {gradient_name(gradient): gradient for gradient in gradients}
-    rows = [(row["gradient"], row["chunk"], row) for row in problem["plans"]]
-    rows.append(("Unroll()", case_tasks(case), problem["plain"]))
-    seen: dict = {}
-    for name, chunk, row in rows:
-        if (name, chunk) not in seen:
-            seen[name, chunk] = measured(problem["problem"], by_name[name], chunk)
-        row |= seen[name, chunk]
-        row["forecast_ratio"] = row["again_bytes"] / row["measured_bytes"]
-
-
-def case_tasks(case: Case) -> int:
-    """How many tasks the batch has."""
-    return jax.tree.leaves(case.episodes)[0].shape[0]
+def peaks(name: str) -> dict:
+    """`Unroll()` on all tasks: forecast and measured peak."""
+    case = CASES[name][0]()
+    row = measured(name, il.Unroll(), task_count(case.episodes))
+    row["forecast_ratio"] = row["again_bytes"] / row["measured_bytes"]
+    return {"problem": name, "what": CASES[name][0].__doc__, "plain": row}
 
 
 def show(result: dict) -> None:
-    """The table of the documentation."""
-    print("\n| problem | budget | choice | tasks at a time | forecast | measured | seconds | "
-          "best by search | seconds |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
-    problems = result["problems"]
-    for problem in problems:
-        for row in problem["plans"]:
-            best = row["best"] or {"gradient": "none", "chunk": ""}
-            seconds = "" if row["best_seconds"] is None else f"{row['best_seconds']:.3f}"
-            print(f"| {problem['problem']} | {row['budget']} | `{row['gradient']}` | "
-                  f"{row['chunk']} | {format_bytes(row['forecast_bytes'])} | "
-                  f"{format_bytes(row['measured_bytes'])} | {row['choice_seconds']:.3f} | "
-                  f"`{best['gradient']}`, {best['chunk']} | {seconds} |")  # fmt: skip
+    """The table of peaks."""
     print("\n| `Unroll()`, all tasks | forecast | measured | ratio |\n|---|---|---|---|")
-    for problem in problems:
+    for problem in result["problems"]:
         row = problem["plain"]
-        print(f"| {problem['problem']} | {format_bytes(row['again_bytes'])} | "
-              f"{format_bytes(row['measured_bytes'])} | {row['forecast_ratio']:.3f} |")  # fmt: skip
+        print(
+            f"| {problem['problem']} | {format_bytes(row['again_bytes'])} | "
+            f"{format_bytes(row['measured_bytes'])} | {row['forecast_ratio']:.3f} |"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="problems whose name holds this; writes nothing")
-    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each")
-    parser.add_argument("--replot", action="store_true", help="print the recorded table again")
-    parser.add_argument(
-        "--peaks", action="store_true", help="measure recorded choices' peaks again"
-    )
+    parser.add_argument("--rounds", type=int, default=5, help="timed calls of each program")
+    parser.add_argument("--peaks", action="store_true", help="measure the peaks instead")
+    parser.add_argument("--replot", action="store_true", help="print the recorded peaks again")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments.child)
         return
-    if arguments.peaks:
-        result = json.loads(RESULTS.read_text())
-        result["peaks_command"] = "python benchmarks/plan.py --peaks"
-        for problem in result["problems"]:
-            measure_peaks_again(problem)
-        RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        show(result)
-        return
     if arguments.replot:
         show(json.loads(RESULTS.read_text()))
         return
+    names = [name for name in CASES if arguments.only in name]
+    if not arguments.peaks:
+        for name in names:
+            search(name, arguments.rounds)
+        return
     command = shlex.join(["python", "benchmarks/plan.py", *sys.argv[1:]])
-    result = {"command": command, "machine": machine(), "problems": []}
-    for name in CASES:
-        if arguments.only in name:
-            result["problems"].append(measure(name, arguments.rounds))
-        if not arguments.only:  # after each, so that a run that is cut off leaves what it has
-            RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    result = {"command": command, "machine": machine(), "problems": list(map(peaks, names))}
+    if not arguments.only:
+        RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     show(result)
 
 

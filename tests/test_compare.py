@@ -227,7 +227,7 @@ def _fails(params, meta, batch, key):
 )
 def test_a_broken_problem_raises(changes, monkeypatch):
     """Before anything is compiled."""
-    monkeypatch.setattr("innerloop.diagnostics.comparison.measurement.compile_ahead", None)
+    monkeypatch.setattr("innerloop.diagnostics.comparison.entries.compile_ahead", None)
     with pytest.raises(StructureError):
         small(problem=scalar_problem(**changes))
 

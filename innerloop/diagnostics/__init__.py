@@ -1,4 +1,4 @@
-"""Knowing before running: what is wrong, what each meta-gradient costs, what fits."""
+"""Before a run: what is wrong, what each meta-gradient costs, what fits the memory."""
 
 from innerloop.diagnostics._check import check
 from innerloop.diagnostics._compare import compare

@@ -51,21 +51,30 @@ def check(
     *,
     run: bool = True,
 ) -> Report:
-    """What is wrong with a meta-learning problem, or will be.
+    """Find what is wrong with a meta-learning problem, or will be.
 
-    - `episodes`: a batch of a few tasks; they are adapted on, and the gradient is taken of them
-    - `gradient`: the estimator that is going to be used; the exact one unless given. The problem
-      itself is judged by the exact one in any case.
-    - `run`: False for the checks that only trace: no derivative (custom rules, callbacks,
-      `while_loop`), leaves without a gradient, operations that cut the way, captured state, shared
-      rows. The others compute losses and gradients a few dozen times.
+    A problem without faults gives no findings. A fault that does not touch the meta-gradient in use
+    is a note, as a missing derivative is under `EvolutionStrategies`. The checks cannot know
+    whether a cut that they find was meant.
 
-    Nothing is said of a problem without faults. A fault that does not touch the estimator in use is
-    a note, as a missing derivative is under `EvolutionStrategies`. What the checks cannot know is
-    whether a cut that they find was meant. `left_out` names the checks that could not be made.
+    Args:
+        problem: the problem
+        adaptation: how one task is learned
+        meta: meta-parameters
+        episodes: a batch of a few tasks; they are adapted on, and the gradient is taken of them
+        key: the random key of the batch
+        gradient: the meta-gradient that is going to be used; the exact one unless given. The
+            problem itself is judged by the exact one in any case.
+        run: False for the checks that only trace: no derivative (custom rules, callbacks,
+            `while_loop`), leaves without a gradient, operations that cut the way, captured state,
+            shared rows. The others compute losses and gradients a few dozen times.
 
-    Raises `StructureError` for parts that do not fit, and
-    `GradientError` for an estimator that does not exist after this adaptation.
+    Returns:
+        A `Report` of findings. Its `left_out` names the checks that could not be made.
+
+    Raises:
+        StructureError: for parts that do not fit
+        GradientError: for a meta-gradient that does not exist after this adaptation
     """
     used = gradient or exact_gradient(adaptation)
     check_given(problem, adaptation, used, meta, episodes, key)

@@ -11,10 +11,10 @@ from jaxtyping import PyTree
 class Compiled(NamedTuple):
     """A program compiled for given shapes.
 
-    - `call`: runs it
-    - `seconds`: that tracing and compiling took
+    - `call`: runs the program
+    - `seconds`: how long tracing and compiling took
     - `memory`: peak bytes on the device while it runs: arguments, results and everything between
-    - `temporary`: those of everything between
+    - `temporary`: bytes of everything between
     """
 
     call: Callable[..., Any]

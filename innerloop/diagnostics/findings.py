@@ -1,4 +1,4 @@
-"""What a check says: findings with severity, place, cause and cure."""
+"""Findings of a check: severity, place, cause and cure."""
 
 import enum
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ class Severity(enum.Enum):
     WARNING = "warning"
     """It may be wrong on other data, or training may not do what was meant."""
     NOTE = "note"
-    """Worth knowing."""
+    """It is worth knowing."""
 
 
 class Finding(NamedTuple):
@@ -45,7 +45,7 @@ class NotChecked(Exception):
 
 
 class Report(NamedTuple):
-    """All findings, the gravest first; it prints as text and is true when there is any.
+    """All findings, the gravest first. It prints as text, and is true when there is a finding.
 
     - `left_out`: checks that could not be made, each with the reason
     """
@@ -62,7 +62,7 @@ class Report(NamedTuple):
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """Those of severity `ERROR`."""
+        """The findings of severity `ERROR`."""
         return tuple(f for f in self.findings if f.severity is Severity.ERROR)
 
     def raise_errors(self) -> None:
@@ -77,6 +77,6 @@ class Report(NamedTuple):
 
 
 def report(findings: Iterable[Finding], left_out: Iterable[str] = ()) -> Report:
-    """Findings in order of severity, each once."""
+    """A report of the findings in order of severity, each once."""
     order, once = list(Severity), dict.fromkeys(findings)
     return Report(tuple(sorted(once, key=lambda f: order.index(f.severity))), tuple(left_out))

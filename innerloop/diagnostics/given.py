@@ -1,4 +1,4 @@
-"""What the diagnostics take: one problem that fits its parts; refused before anything is done."""
+"""Checks of the arguments of `check`, `compare` and `plan`, before anything is done."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def check_given(
     episodes: Episode,
     key: PRNGKeyArray,
 ) -> int:
-    """How many tasks there are. Raises as `meta_value_and_grad` does for what does not fit."""
+    """The number of tasks. Raises as `meta_value_and_grad` does for parts that do not fit."""
     meta_objective(problem, adaptation, gradient)
     check_meta(meta)
     check_key(key)

@@ -15,20 +15,26 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: int) ->
         right: the first column that is set flush right, at least six characters wide; those before
             it are set flush left
 
-    The first column is folded where the table would be too wide.
+    The first column is folded where the table would be too wide, and a last one that is set flush
+    left at 40 characters.
     """
     titles = [heading.split("\n") for heading in headings]
     widths = [
         max(6 * (i >= right), *(len(line) for line in [*title, *(row[i] for row in rows)]))
         for i, title in enumerate(titles)
     ]
+    if right >= len(headings):
+        widths[-1] = min(widths[-1], 40)
     widths[0] = min(widths[0], max(20, WIDTH - sum(widths[1:]) - len(widths) + 1))
     height = max(map(len, titles))
     heads = [[""] * (height - len(title)) + title for title in titles]
     lines = _lines(heads, widths, right)
     lines.append("─" * (sum(widths) + len(widths) - 1))
-    for first, *rest in rows:
-        cells = [textwrap.wrap(first, widths[0]) or [""], *([cell] for cell in rest)]
+    for row in rows:
+        pairs = zip(row, widths, strict=True)
+        cells = [
+            textwrap.wrap(cell, width, break_on_hyphens=False) or [""] for cell, width in pairs
+        ]
         lines += _lines(cells, widths, right)
     return "\n".join(lines)
 

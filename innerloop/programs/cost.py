@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
-from innerloop.programs.flop_rules import UNKNOWN, is_elementwise, primitive_flops
+from innerloop.programs.flop_rules import UNKNOWN, primitive_flops
 from innerloop.programs.straight_line import Instruction, Needs, Program
 
 
@@ -17,36 +17,30 @@ class Cost(NamedTuple):
     """What a program takes.
 
     - `flops`: floating-point operations
-    - `calls`: how often one of the operations is done that are not fused into others (products,
-      reductions, turns of loops): each has a price of its own, however small its arrays
     - `lower_bound`: whether something in it cannot be counted: a loop whose number of turns is
       decided by its values counts as one turn, a foreign function as nothing
     """
 
     flops: float
-    calls: int
     lower_bound: bool
 
     def __add__(self, other: Any) -> "Cost":
-        return Cost(
-            self.flops + other.flops,
-            self.calls + other.calls,
-            self.lower_bound or other.lower_bound,
-        )
+        return Cost(self.flops + other.flops, self.lower_bound or other.lower_bound)
 
     def times(self, turns: int) -> "Cost":
-        """This many of them, in a loop."""
-        flops, calls = turns * self.flops, turns * (self.calls + 1)
-        return Cost(flops, calls, self.lower_bound and turns > 0)
+        """The cost of so many turns of a loop."""
+        return Cost(turns * self.flops, self.lower_bound and turns > 0)
 
 
-NOTHING = Cost(0.0, 0, False)
+NOTHING = Cost(0.0, False)
 
 
 def flops(function: Callable, *args: Any) -> float:
-    """Floating-point operations of `function` on arguments like these.
+    """Floating-point operations of a function, which is traced and not run.
 
-    - `args`: pytrees of arrays or of `jax.ShapeDtypeStruct`s. The function is traced, not run.
+    Args:
+        function: what is counted
+        args: pytrees of arrays or of `jax.ShapeDtypeStruct`s
 
     A product of matrices `(m, k)` and `(k, n)` counts 2 m k n, an elementwise operation one per
     element of its result, a reduction one per element that it is given, a decomposition its
@@ -67,13 +61,13 @@ def cost(function: Callable, *args: Any) -> Cost:
 
 
 def program_cost(program: core.ClosedJaxpr) -> Cost:
-    """The same of a program that is traced already."""
+    """The cost of a program that is traced already."""
     whole = Program(program.jaxpr)
     return _wanted_cost(whole, whole.everything)
 
 
 def _wanted_cost(program: Program, wanted: frozenset[int]) -> Cost:
-    """Of the instructions that the wanted results need."""
+    """The cost of the instructions that the wanted results need."""
     costs = [_instruction_cost(*pair) for pair in program.live(wanted)]
     return sum(costs, NOTHING)
 
@@ -83,7 +77,7 @@ def _instruction_cost(instruction: Instruction, needs: Needs) -> Cost:
     if equation is None:
         return NOTHING
     if not instruction.bodies:
-        return Cost(primitive_flops(equation), int(not is_elementwise(name)), name in UNKNOWN)
+        return Cost(primitive_flops(equation), name in UNKNOWN)
     pairs = zip(instruction.bodies, needs.bodies, strict=True)
     costs = [_wanted_cost(body, wanted) for body, wanted in pairs]
     if name == "cond":

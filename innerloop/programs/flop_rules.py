@@ -199,8 +199,3 @@ RULES: dict[str, Callable[[dict, Sequence[Shape], Sequence[Shape]], Count]] = {
     "top_k": _top_k,
     "fft": _fft,
 }
-
-
-def is_elementwise(name: str) -> bool:
-    """Whether compilers fuse this primitive into what reads its result: moved data counts too."""
-    return not (name in REDUCTIONS or name in SCATTERS or name in UNKNOWN or name in RULES)

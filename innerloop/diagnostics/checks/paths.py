@@ -62,17 +62,17 @@ def _unread_params(subject: Subject, name: str) -> Finding:
 
 def unreached_leaves(subject: Subject) -> Iterator[Finding]:
     """Leaves of meta with a gradient that is zero by structure."""
-    of_exact = of_estimator = subject.unreached
+    of_exact = of_used = subject.unreached
     if subject.gradient != subject.exact:
-        of_estimator = subject.unreached_by(subject.gradient)
-    for name in dict.fromkeys(of_exact + of_estimator):
+        of_used = subject.unreached_by(subject.gradient)
+    for name in dict.fromkeys(of_exact + of_used):
         if not _read_at(subject, name) or (name in of_exact and subject.missing is None):
             yield _unreached_finding(subject, name)
         else:
-            name_of_estimator = gradient_name(subject.gradient)
+            kind = gradient_name(subject.gradient)
             yield Finding(
                 Severity.NOTE,
-                f"{name_of_estimator} gives meta{name} no gradient",
+                f"{kind} gives meta{name} no gradient",
                 f"meta{name}",
                 "what reads the leaf has no part in this estimator's gradient: "
                 + subject.gradient.fidelity(subject.adaptation).sentence,

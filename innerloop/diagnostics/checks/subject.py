@@ -26,8 +26,9 @@ jit_quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level
 class Subject:
     """A problem, how it is learned, and a batch of its episodes.
 
-    - `gradient`: the estimator that is going to be used
-    - `exact`: one that drops nothing, to tell the problem's faults from the estimator's
+    - `gradient`: the meta-gradient that is going to be used
+    - `exact`: a meta-gradient that drops nothing, which tells faults of the problem from those of
+      the meta-gradient in use
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Subject:
 
     @property
     def exact(self) -> MetaGradient:
-        """The exact estimator; where the losses lack its derivatives, the one in use."""
+        """The exact meta-gradient; where the losses lack its derivatives, the one in use."""
         return exact_gradient(self.adaptation) if self.missing is None else self.gradient
 
     def failure(self, gradient: MetaGradient) -> Exception | None:
@@ -69,11 +70,11 @@ class Subject:
 
     @cached_property
     def unreached(self) -> list[str]:
-        """The leaves of meta that the exact estimator's backward pass does not reach."""
+        """The leaves of meta that the backward pass of the exact meta-gradient does not reach."""
         return self.unreached_by(self.exact)
 
     def unreached_by(self, gradient: MetaGradient) -> list[str]:
-        """The leaves of meta that the backward pass of an estimator does not reach."""
+        """The leaves of meta that the backward pass of a meta-gradient does not reach."""
         f = meta_value_and_grad(self.problem, self.adaptation, gradient)
         try:
             (_, aux), _ = jax.eval_shape(f, self.meta, self.episodes, self.key)
@@ -83,7 +84,7 @@ class Subject:
 
     @property
     def takes_derivatives(self) -> bool:
-        """Whether the estimator that is going to be used differentiates the losses."""
+        """Whether the meta-gradient that is going to be used differentiates the losses."""
         return self._takes > 0
 
     @property
@@ -119,7 +120,7 @@ class Subject:
         return self.trace_loss()
 
     def trace_loss(self) -> core.ClosedJaxpr:
-        """The same, traced again."""
+        """`program`, traced again."""
         objective, task = self.objective(exact_gradient(self.adaptation)), self.task()
         return jax.make_jaxpr(lambda meta: objective(meta, *task)[0])(self.meta)
 
@@ -133,7 +134,7 @@ class Subject:
         return jax.eval_shape(self.arguments, self.meta, *self.task())
 
     def arguments(self, meta: PyTree, episode: Episode, key: PRNGKeyArray) -> dict[str, tuple]:
-        """The same as arrays."""
+        """`given` as arrays."""
         problem = self.problem
         adapted, _ = adapt(problem, self.adaptation, meta, episode.support, key)
         given = {"outer_loss": (adapted, meta, episode.query, key)}
@@ -144,6 +145,6 @@ class Subject:
 
     @property
     def weights(self) -> Array:
-        """One per task."""
+        """The weight of each task."""
         weight = self.episodes.weight
         return jnp.ones(self.tasks) if weight is None else weight

@@ -37,7 +37,7 @@ def traceable(subject: Subject) -> Iterator[Finding]:
 def missing_derivatives(subject: Subject) -> Iterator[Finding]:
     """Operations in the losses without the derivatives that meta-gradients take.
 
-    An error where the estimator that is going to be used takes them, or else a note.
+    An error where the meta-gradient that is going to be used takes them, or else a note.
     """
     failure = subject.missing
     if failure is None:

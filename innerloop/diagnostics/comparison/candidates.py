@@ -29,7 +29,7 @@ _MANY = 16
 
 
 def candidates(adaptation: Adaptation, meta: PyTree) -> list[MetaGradient]:
-    """One of every kind of estimator, and of `Unroll` all that differ for this number of steps.
+    """One meta-gradient of every kind, and of `Unroll` all that differ for this number of steps.
 
     Those that do not exist for the pair are among them: why not is worth knowing too. What is
     computed many times over (directions, pairs) is computed one at a time, because the room for

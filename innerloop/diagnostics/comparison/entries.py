@@ -22,7 +22,7 @@ _MOST_CALLS = 100
 
 
 def is_stochastic(gradient: MetaGradient, adaptation: Adaptation) -> bool:
-    """Whether an estimator draws random numbers, so that one estimate does not tell."""
+    """Whether a meta-gradient draws random numbers, so that estimates differ."""
     return gradient.fidelity(adaptation).draws
 
 

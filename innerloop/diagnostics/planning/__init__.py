@@ -1,1 +1,1 @@
-"""What a plan is made of: candidates, what they cost, and the search for what fits."""
+"""The parts of `plan`: candidates, the search for one that fits, and amounts of memory."""

@@ -1,134 +1,123 @@
-"""The search of `plan`: which gradient and chunk to compile next, until one fits."""
+"""The search of `plan`: candidates are compiled one after another until one fits."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from innerloop.diagnostics.planning.price import price
+import jax
+from jaxtyping import PyTree
+
+from innerloop.adaptation import Adaptation
+from innerloop.diagnostics.compiled import compile_ahead
+from innerloop.errors import InnerloopError
 from innerloop.gradients import MetaGradient
-from innerloop.programs.cost import Cost
+from innerloop.objective import meta_value_and_grad
+from innerloop.problem import Episode, Problem
+from innerloop.trees import abstract
 
-_SMALL = 2**20
-"""Bytes below which an estimate may be wrong by any factor, and compiling does not take long."""
+AT_A_TIME = 2**24
+"""Bytes of temporary memory up to which more tasks at a time are faster on a CPU.
+
+Beyond that, fresh memory is set up page by page in every call. An accelerator keeps its memory.
+"""
 
 
-class Draft(NamedTuple):
-    """A gradient that has been traced for all tasks at once.
+class Attempt(NamedTuple):
+    """A meta-gradient with a chunk that was compiled.
 
-    - `cost`: of the whole batch
-    - `temporary`: bytes of intermediate values, estimated from the trace
+    - `peak`: bytes of arguments, results and everything between
+    - `temporary`: bytes of everything between
     """
 
     gradient: MetaGradient
-    cost: Cost
-    temporary: int
-
-
-class Room(NamedTuple):
-    """What a compiled program takes, in bytes.
-
-    - `peak`: arguments, results and everything between
-    - `temporary`: everything between
-    """
-
+    chunk: int
     peak: int
     temporary: int
 
 
-class Trial(NamedTuple):
-    """A gradient with a chunk that was compiled."""
-
-    draft: Draft
-    chunk: int
-    room: Room
-
-
-class Pair(NamedTuple):
-    """A gradient with a chunk, and what it is thought to take."""
-
-    price: float
-    chunk: int
-    draft: Draft
-
-
 class Search:
-    """Compiles pairs from the cheapest on until one fits.
+    """Compiles meta-gradients of one problem, and remembers what they take.
 
-    - `trials`: what was compiled
-    - `compile`: `(gradient, chunk) -> Room`
+    - `attempts`: what was compiled
+    - `refused`: the candidates that raised while they were traced, each with its error
     """
 
-    def __init__(self, compile: Callable[[MetaGradient, int], Room], tasks: int, budget: int):
-        self.trials: list[Trial] = []
-        self._compile = compile
-        self._tasks = tasks
+    def __init__(
+        self,
+        problem: Problem,
+        adaptation: Adaptation,
+        meta: PyTree,
+        episodes: Episode,
+        budget: int,
+    ):
+        self.attempts: list[Attempt] = []
+        self.refused: list[tuple[MetaGradient, Exception]] = []
+        self._problem = problem
+        self._adaptation = adaptation
+        self._arguments = abstract((meta, episodes, jax.random.key(0)))
         self._budget = budget
 
-    def first_that_fits(self, drafts: list[Draft], chunks: list[int]) -> Trial | None:
-        """The cheapest pair that fits the budget; None where none does."""
-        for pair in self._pairs(drafts, chunks):
-            if self._is_hopeless(pair):
+    def first_that_fits(
+        self, gradients: Sequence[MetaGradient], chunks: Sequence[int]
+    ) -> Attempt | None:
+        """The first gradient that fits the budget, with a chunk.
+
+        Args:
+            gradients: in order of preference
+            chunks: how many tasks may be run at a time, largest first
+
+        Returns:
+            The gradient with the largest chunk that fits the budget and whose temporary memory is
+            about `AT_A_TIME` at most, or else with the smallest chunk. None where none fits.
+        """
+        at_a_time = AT_A_TIME if jax.default_backend() == "cpu" else math.inf
+        for gradient in gradients:
+            smallest = self.attempt(gradient, chunks[-1])
+            if smallest is None or smallest.peak > self._budget:
                 continue
-            trial = self.measure(pair.draft, pair.chunk)
-            if trial.room.peak <= self._budget:
-                return trial
+            for chunk in chunks[:-1]:
+                if smallest.temporary * chunk / smallest.chunk > at_a_time:
+                    continue
+                if not self._cannot_fit(gradient, chunk):
+                    attempt = self.attempt(gradient, chunk)
+                    if attempt is not None and attempt.peak <= self._budget:
+                        return attempt
+            return smallest
         return None
 
-    def smallest(self, drafts: list[Draft], chunk: int) -> Trial:
-        """The pair with this chunk that takes the least memory, by its trace or when compiled."""
-        for likely in sorted(drafts, key=lambda draft: draft.temporary)[:2]:
-            self.measure(likely, chunk)
-        of_these = [t for t in self.trials if any(t.draft is draft for draft in drafts)]
-        return min(of_these, key=lambda trial: trial.room.peak)
+    def least(self, gradients: Sequence[MetaGradient], chunk: int) -> Attempt | None:
+        """The gradient that takes the least memory with this chunk; None where all are refused."""
+        tried = [self.attempt(gradient, chunk) for gradient in gradients]
+        known = [attempt for attempt in tried if attempt is not None]
+        return min(known, key=lambda attempt: attempt.peak, default=None)
 
-    def verdict(self, draft: Draft, chosen: Trial) -> str:
-        """Why this one was not chosen."""
-        if any(trial.draft is draft for trial in self.trials):
-            return "does not fit"
-        best = self.price(chosen.draft, chosen.chunk)
-        dearer = self.price(draft, chosen.chunk) >= best
-        return "dearer" if dearer else "does not fit, by its trace"
+    def of(self, gradient: MetaGradient) -> list[Attempt]:
+        """What was compiled of a gradient."""
+        return [attempt for attempt in self.attempts if attempt.gradient is gradient]
 
-    def measure(self, draft: Draft, chunk: int) -> Trial:
-        """Compile a pair, unless that was done before."""
-        for trial in self.trials:
-            if trial.draft is draft and trial.chunk == chunk:
-                return trial
-        self.trials.append(Trial(draft, chunk, self._compile(draft.gradient, chunk)))
-        return self.trials[-1]
+    def attempt(self, gradient: MetaGradient, chunk: int) -> Attempt | None:
+        """A gradient with a chunk, compiled once; None where the gradient is refused.
 
-    def _pairs(self, drafts: list[Draft], chunks: list[int]) -> list[Pair]:
-        pairs = [
-            Pair(self.price(draft, chunk), chunk, draft) for draft in drafts for chunk in chunks
-        ]
-        return sorted(pairs, key=lambda pair: pair.price)  # of equal ones the first comes first
-
-    def price(self, draft: Draft, chunk: int) -> float:
-        """What a pair is thought to take."""
-        return price(draft.cost, draft.temporary, self._tasks, chunk)
-
-    def _line(self, pair: Pair) -> float:
-        """The peak by a straight line through two chunks of the same gradient; 0 without them."""
-        known = sorted((t.chunk, t.room.peak) for t in self.trials if t.draft is pair.draft)
-        if len(known) < 2:
-            return 0.0
-        (low, at_low), (high, at_high) = known[:2]
-        return at_low + (at_high - at_low) * (pair.chunk - low) / (high - low)
-
-    def _is_hopeless(self, pair: Pair) -> bool:
-        """Whether the pair need not be compiled, as it cannot fit.
-
-        Fewer tasks at a time take at least their share of the memory that more of them took; with
-        two chunks compiled, a straight line through them is believed to a tenth. Of
-        what was not compiled, the estimate from the trace is believed where it is twice as much
-        as there is.
+        What the losses raise is a refusal, as they may go through another gradient.
         """
-        for trial in self.trials:
-            if trial.draft is pair.draft and trial.chunk >= pair.chunk:
-                rest = trial.room.peak - trial.room.temporary
-                share = trial.room.temporary * pair.chunk / trial.chunk
-                if rest + share > self._budget:
-                    return True
-        if self._line(pair) > 1.1 * self._budget:
-            return True
-        estimate = pair.draft.temporary * pair.chunk / self._tasks
-        return estimate > 2 * self._budget + _SMALL
+        if any(refused is gradient for refused, _ in self.refused):
+            return None
+        for known in self.of(gradient):
+            if known.chunk == chunk:
+                return known
+        function = meta_value_and_grad(self._problem, self._adaptation, gradient, chunk=chunk)
+        try:
+            compiled = compile_ahead(function, *self._arguments)
+        except (InnerloopError, TypeError, ValueError, NotImplementedError) as error:
+            self.refused.append((gradient, error))
+            return None
+        self.attempts.append(Attempt(gradient, chunk, compiled.memory, compiled.temporary))
+        return self.attempts[-1]
+
+    def _cannot_fit(self, gradient: MetaGradient, chunk: int) -> bool:
+        """Fewer tasks at a time take at least their share of the memory that more tasks took."""
+        for known in self.of(gradient):
+            share = known.temporary * chunk / known.chunk
+            if known.chunk >= chunk and known.peak - known.temporary + share > self._budget:
+                return True
+        return False

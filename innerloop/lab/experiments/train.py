@@ -15,7 +15,6 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.devices.processes import is_first, together
 from innerloop.devices.sharding import placement
-from innerloop.diagnostics.planning.table import summary as plan_summary
 from innerloop.errors import RunError, StructureError
 from innerloop.lab.experiments.base import Experiment, Parts
 from innerloop.lab.experiments.cost import outer_step_record, training_cost
@@ -190,7 +189,7 @@ def _tested(
         "faults": outcome.faults,
         "seconds": seconds,
         "chunk": experiment.chunk,
-        "plan": None if outcome.plan is None else plan_summary(outcome.plan),
+        "plan": None if outcome.plan is None else outcome.plan.summary(),
         "cost": training_cost(folder.read_log())
         | outer_step_record(outcome.estimator, experiment.init_meta),
         "test": evaluation_record(test),
