@@ -27,9 +27,9 @@ FAMILIES = ("digits-32-relu", "text")
 TIMES_NOMINAL = (0.3, 1.0, 3.0)
 LEARNED = il.optimizers.AdamController(STEPS)
 ESTIMATORS = {
-    "exact": il.Unroll(mixed_mode=True),
-    "bounded by 1": il.Bounded(1.0, il.Unroll(mixed_mode=True)),
-    "bounded by 0.3": il.Bounded(0.3, il.Unroll(mixed_mode=True)),
+    "exact": il.Unroll(il.MixedMode()),
+    "bounded by 1": il.Unroll(il.gradients.Bound(1.0, of=il.MixedMode())),
+    "bounded by 0.3": il.Unroll(il.gradients.Bound(0.3, of=il.MixedMode())),
 }
 
 

@@ -22,7 +22,7 @@ from overhead import machine
 import innerloop as il
 from innerloop.diagnostics._compare import compare
 from innerloop.diagnostics.comparison.candidates import candidates
-from innerloop.diagnostics.comparison.table import Comparison
+from innerloop.diagnostics.comparison.result import Comparison
 from innerloop.lab.experiments.digits import Digits
 from innerloop.lab.experiments.sinusoid import Sinusoid
 from innerloop.lab.plots import error_against_cost
@@ -101,7 +101,7 @@ PROBLEMS: dict[str, Callable[[], Setting]] = {
 def trained(setting: Setting, meta):
     """Meta-parameters after a few steps of Adam on the exact meta-gradient, and the losses."""
     optimizer = optax.adam(setting.outer_rate)
-    exact = il.Unroll(checkpoint=1, mixed_mode=True)
+    exact = il.Unroll(il.MixedMode(), il.Segments(1))
     value_and_grad = il.meta_value_and_grad(*setting.recipe[:2], exact)
 
     def step(state, key):

@@ -36,17 +36,29 @@ LOSS = il.models.mean_squared_error
 MAML = il.recipes.maml(MODEL, LOSS, rate=0.01, steps=3)
 
 
-def fit(recipe, tasks=TASKS, **changed):
+def follow(estimator, init_meta=MAML.init_meta, **changed):
     """Losses and meta-parameters of a short run."""
     losses = []
-    options = {"optimizer": optax.adam(1e-2), "steps": 20, "batch": 6, "key": KEY, "per_call": 7}
+    options = {"optimizer": optax.adam(1e-2), "steps": 20, "key": KEY, "per_call": 7}
     options |= {"report": lambda progress: losses.extend(progress.metrics["loss"].tolist())}
-    outcome = il.fit(recipe, tasks, **(options | changed))
+    outcome = il.fit(estimator, init_meta, **(options | changed))
     return np.asarray(losses), outcome.meta, outcome.last
+
+
+def fit(recipe, tasks=TASKS, batch=6, chunk=None, **changed):
+    return follow(recipe.estimator(tasks, batch, chunk), recipe.init_meta, **changed)
 
 
 def by(gradient, recipe=MAML, **changed):
     return lambda: fit(recipe._replace(gradient=gradient), **changed)
+
+
+def of_windows(kind, window, horizon, tasks=TASKS, batch=6, **settings):
+    return kind(MAML.problem, MAML.adaptation, tasks, window, horizon, batch, **settings)
+
+
+def by_windows(*given, devices=None, **settings):
+    return lambda: follow(of_windows(*given, **settings), devices=devices)
 
 
 def validated():
@@ -54,16 +66,17 @@ def validated():
     return fit(MAML, averaging=0.9, validation=il.Validation(episodes, every=6), batch=5, chunk=2)
 
 
+WIDE = il.tasks.SinusoidTasks(shots=8, queries=3)
+
+
 def mixture():
-    wide = il.tasks.SinusoidTasks(shots=8, queries=3)
-    kind = (MAML.problem, MAML.adaptation)
-    problem, adaptation, tasks = il.tasks.mixture((*kind, TASKS, 2.0), (*kind, wide, 1.0))
-    return il.recipes.Recipe(problem, adaptation, il.Unroll(), MAML.init_meta), tasks
+    whole = lambda tasks, batch: MAML.estimator(tasks, batch)
+    return follow(il.estimators.WeightedSum((whole(TASKS, 4), 2.0), (whole(WIDE, 2), 1.0)))
 
 
 def windows_of_kinds():
-    recipe, tasks = mixture()
-    return fit(recipe._replace(gradient=il.estimators.TruncatedUnroll(1, 3)), tasks)
+    windows = lambda *given: of_windows(il.estimators.TruncatedUnroll, 1, 3, *given)
+    return follow(il.estimators.WeightedSum((windows(TASKS, 4), 2.0), (windows(WIDE, 2), 1.0)))
 
 
 def draw(rng):
@@ -91,7 +104,7 @@ def resumed():
     return np.concatenate([first, losses]), *metas
 
 
-PES = il.estimators.PersistentES(window=2, horizon=6, pairs=2, sigma=0.05)
+PES = (il.estimators.PersistentES, 2, 6)
 
 RUNS = {
     "maml": by(il.Unroll()),
@@ -103,10 +116,10 @@ RUNS = {
     ),
     "reptile on mini-batches": lambda: fit(il.recipes.reptile(MODEL, LOSS, rows=3)),
     "imaml": lambda: fit(il.recipes.imaml(MODEL, LOSS, rate=0.01, steps=3)),
-    "persistent evolution strategies": by(PES),
-    "truncated windows that overlap": by(il.estimators.TruncatedUnroll(3, 7, overlap=1)),
-    "evolution in windows": by(il.estimators.TruncatedES(2, 6, pairs=2, sigma=0.05)),
-    "a mixture of tasks": lambda: fit(*mixture()),
+    "persistent evolution strategies": by_windows(*PES, pairs=2, sigma=0.05),
+    "truncated windows that overlap": by_windows(il.estimators.TruncatedUnroll, 3, 7, overlap=1),
+    "evolution in windows": by_windows(il.estimators.TruncatedES, 2, 6, pairs=2, sigma=0.05),
+    "a mixture of tasks": mixture,
     "a mixture of windows": windows_of_kinds,
     "streamed": lambda: fit(MAML, il.tasks.StreamedTasks(draw, ahead=3)),
     "skipped": faulty(il.training.Skip(in_a_row=100)),
@@ -114,8 +127,8 @@ RUNS = {
     "resumed": resumed,
     "first order": by(il.FirstOrder()),
     "first order in the first step": by(il.FirstOrder(lambda t, params: t < 1)),
-    "checkpointed, mixed mode": by(il.Unroll(checkpoint=1, mixed_mode=True)),
-    "binomial": by(il.Unroll(checkpoint=il.Binomial(2))),
+    "checkpointed, mixed mode": by(il.Unroll(il.MixedMode(), il.Segments(1))),
+    "binomial": by(il.Unroll(loop=il.Binomial(2))),
     "truncated": by(il.Truncated(2)),
     "truncated without a bridge": by(
         il.Truncated(2, identity=False), il.recipes.meta_sgd(MODEL, LOSS, rate=0.01, steps=3)
@@ -128,7 +141,7 @@ RUNS = {
 
 ON_DEVICES = {
     "eight devices": by(il.Unroll(), batch=11, devices="all"),
-    "windows on eight devices": by(PES, batch=8, devices="all"),
+    "windows on eight devices": by_windows(*PES, batch=8, pairs=2, sigma=0.05, devices="all"),
 }
 
 

@@ -67,7 +67,7 @@ def measure() -> dict:
     result = {}
     tight = il.Implicit(lx.CG(1e-13, 1e-13, max_steps=1000))
     for name, (problem, rate) in PROBLEMS.items():
-        exact = gradient(problem, rate, 10 * STEPS[-1], il.Unroll(il.Binomial(20)))
+        exact = gradient(problem, rate, 10 * STEPS[-1], il.Unroll(loop=il.Binomial(20)))
         error = lambda value, exact=exact: abs(value / exact - 1)
         by_steps = {
             kind: [error(gradient(problem, rate, k, estimator)) for k in STEPS]

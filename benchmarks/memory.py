@@ -55,16 +55,20 @@ def rows() -> list[Row]:
 
     return [
         Row("Unroll()", "K", lambda steps: il.Unroll()),
-        Row("Unroll(mixed_mode=True)", "K", lambda steps: il.Unroll(mixed_mode=True)),
-        Row("Unroll(checkpoint=1)", "K", lambda steps: il.Unroll(1)),
-        Row("Unroll(checkpoint=1, mixed_mode=True)", "K", lambda steps: il.Unroll(1, True)),
-        Row("Unroll(checkpoint=Segments())", "√K", lambda steps: il.Unroll(il.Segments())),
+        Row("Unroll(MixedMode())", "K", lambda steps: il.Unroll(il.MixedMode())),
+        Row("Unroll(loop=Segments(1))", "K", lambda steps: il.Unroll(loop=il.Segments(1))),
         Row(
-            "Unroll(checkpoint=Binomial(log2 K))",
-            "log K",
-            lambda steps: il.Unroll(il.Binomial(slots(steps))),
+            "Unroll(MixedMode(), Segments(1))",
+            "K",
+            lambda steps: il.Unroll(il.MixedMode(), il.Segments(1)),
         ),
-        Row("Unroll(checkpoint=Binomial(4))", "constant", lambda steps: il.Unroll(il.Binomial(4))),
+        Row("Unroll(loop=Segments())", "√K", lambda steps: il.Unroll(loop=il.Segments())),
+        Row(
+            "Unroll(loop=Binomial(log2 K))",
+            "log K",
+            lambda steps: il.Unroll(loop=il.Binomial(slots(steps))),
+        ),
+        Row("Unroll(loop=Binomial(4))", "constant", lambda steps: il.Unroll(loop=il.Binomial(4))),
         Row("Truncated(8)", "constant", lambda steps: il.Truncated(8)),
         Row("FirstOrder()", "K", lambda steps: il.FirstOrder()),
         Row("FirstOrder(), rate fixed", "constant", lambda steps: il.FirstOrder(), ("start",)),

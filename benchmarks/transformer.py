@@ -58,10 +58,14 @@ class Variant(NamedTuple):
 
 VARIANTS = [
     Variant("plain", il.Unroll(), False),
-    Variant("mixed mode", il.Unroll(mixed_mode=True), False),
-    Variant("checkpoint", il.Unroll(1), True),
-    Variant("checkpoint, mixed mode", il.Unroll(1, True), True),
-    Variant("checkpoint, gradients kept, mixed mode", il.Unroll(il.Segments(1, True), True), True),
+    Variant("mixed mode", il.Unroll(il.MixedMode()), False),
+    Variant("checkpoint", il.Unroll(loop=il.Segments(1)), True),
+    Variant("checkpoint, mixed mode", il.Unroll(il.MixedMode(), il.Segments(1)), True),
+    Variant(
+        "checkpoint, gradients kept, mixed mode",
+        il.Unroll(il.MixedMode(), il.Segments(1, True)),
+        True,
+    ),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Writes the table of valid pairs into docs/choose.md, from the table that the library refuses by.
+"""Writes the table of valid pairs into docs/choose.md, from what the meta-gradients say themselves.
 
 Run it as `python docs/validity.py`; a test holds the page to it.
 """
@@ -9,7 +9,6 @@ import optax
 import optimistix
 
 import innerloop as il
-from innerloop.gradients.validity import REFUSALS, refusal
 
 PAGE = Path(__file__).parent / "choose.md"
 BEGIN, END = "<!-- validity: begin, written by docs/validity.py -->", "<!-- validity: end -->"
@@ -19,7 +18,6 @@ ADAPTATIONS: dict[str, il.extend.Adaptation] = {
     "`Minimise`": il.Minimise(optimistix.BFGS(rtol=1e-6, atol=1e-6)),
     "`Procedure` and the heads": il.Procedure(lambda meta, support, key: meta),
 }
-PROBLEM = il.Problem(init=None, inner_loss=None, outer_loss=lambda params, meta, batch, key: params)
 GRADIENTS: dict[str, il.extend.MetaGradient] = {
     "`Unroll()`": il.Unroll(),
     "`FirstOrder()`": il.FirstOrder(),
@@ -42,22 +40,21 @@ def table() -> str:
     for name, gradient in GRADIENTS.items():
         rows.append([name])
         for adaptation in ADAPTATIONS.values():
-            against = refusal(gradient, PROBLEM, adaptation)
-            if against is None:
-                rows[-1].append(gradient.fidelity(adaptation).kind)
+            fidelity = gradient.fidelity(adaptation)
+            if fidelity.kind != "undefined":
+                rows[-1].append(fidelity.kind)
                 continue
-            reason = f"{against.reason}. Write: {against.write}"
+            reason = f"{fidelity.sentence} Write: {fidelity.write}"
             if reason not in reasons:
                 reasons.append(reason)
             rows[-1].append(f"refused ({reasons.index(reason) + 1})")
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    numbered = [f"{i}. {reason[0].upper()}{reason[1:]}." for i, reason in enumerate(reasons, 1)]
+    numbered = [f"{i}. {reason}." for i, reason in enumerate(reasons, 1)]
     return "\n".join([*lines, "", *numbered])
 
 
 def updated(text: str) -> str:
     """The page with the table between its markers."""
-    assert {kind for kind, _ in REFUSALS} <= {type(gradient) for gradient in GRADIENTS.values()}
     head, rest = text.split(BEGIN)
     _, tail = rest.split(END)
     return f"{head}{BEGIN}\n\n{table()}\n\n{END}{tail}"

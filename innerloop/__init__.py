@@ -23,6 +23,7 @@ from innerloop.errors import (
     RunError,
     StructureError,
 )
+from innerloop.estimators import WholeTasks
 from innerloop.gradients import (
     Binomial,
     Bounded,
@@ -31,11 +32,13 @@ from innerloop.gradients import (
     FirstOrder,
     ForwardMode,
     Implicit,
+    MixedMode,
     Reptile,
     Segments,
     Truncated,
     Unroll,
 )
+from innerloop.learner import Learner
 from innerloop.objective import adapt, meta_objective, meta_value_and_grad
 from innerloop.problem import Episode, Examples, Problem, subset
 from innerloop.training import Validation, evaluate, fit
@@ -55,8 +58,10 @@ __all__ = [
     "GradientError",
     "Implicit",
     "InnerloopError",
+    "Learner",
     "MiniBatches",
     "Minimise",
+    "MixedMode",
     "Problem",
     "Procedure",
     "Reptile",
@@ -66,6 +71,7 @@ __all__ = [
     "Truncated",
     "Unroll",
     "Validation",
+    "WholeTasks",
     "adapt",
     "check",
     "compare",

@@ -5,6 +5,7 @@ from innerloop.adaptation import (
     DirectAdaptation,
     Info,
     InnerGradient,
+    InnerRule,
     InnerStep,
     Loop,
     MinimiseInfo,
@@ -12,7 +13,10 @@ from innerloop.adaptation import (
     run,
     run_from,
 )
-from innerloop.gradients.base import Aux, Fidelity, MetaGradient
+from innerloop.estimators import Estimate, Estimator
+from innerloop.fidelity import Derivatives, Fidelity, combined, undefined
+from innerloop.gradients.base import Aux, MetaGradient, objective_after_run, run_task
+from innerloop.gradients.surrogate import known_gradient, own_gradient
 from innerloop.logging import Logger
 from innerloop.problem import TaskKeys, task_keys
 from innerloop.tasks import TaskDistribution, sample_each
@@ -20,10 +24,14 @@ from innerloop.tasks import TaskDistribution, sample_each
 __all__ = [
     "Adaptation",
     "Aux",
+    "Derivatives",
     "DirectAdaptation",
+    "Estimate",
+    "Estimator",
     "Fidelity",
     "Info",
     "InnerGradient",
+    "InnerRule",
     "InnerStep",
     "Logger",
     "Loop",
@@ -32,8 +40,14 @@ __all__ = [
     "Origin",
     "TaskDistribution",
     "TaskKeys",
+    "combined",
+    "known_gradient",
+    "objective_after_run",
+    "own_gradient",
     "run",
     "run_from",
+    "run_task",
     "sample_each",
     "task_keys",
+    "undefined",
 ]

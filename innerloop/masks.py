@@ -12,7 +12,8 @@ from innerloop.errors import StructureError
 def row_mask(values: Shaped[Array, "..."], mask: Array) -> Bool[Array, "..."]:
     """The mask, `(rows,)`, with trailing axes of size 1, so that it broadcasts against `values`.
 
-    Raises `StructureError` unless the mask holds one boolean per row.
+    Raises:
+        StructureError: Unless the mask holds one boolean per row.
     """
     if values.ndim < 1 or mask.shape != values.shape[:1] or mask.dtype != jnp.bool_:
         raise StructureError(
@@ -36,7 +37,8 @@ def of_classes(
 ) -> Float[Array, "*rows ways"]:
     """`scores` with `absent` at outputs that are no classes of the task; unchanged for None.
 
-    Raises `StructureError` unless `classes` holds one boolean per score.
+    Raises:
+        StructureError: Unless `classes` holds one boolean per score.
     """
     if classes is None:
         return scores

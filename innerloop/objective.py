@@ -1,4 +1,4 @@
-"""Where problem, adaptation and meta-gradient meet: the library's front door."""
+"""The meta-objective: problem, adaptation and meta-gradient together."""
 
 import math
 from collections.abc import Callable
@@ -10,49 +10,60 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
-from innerloop.checks import check_count, check_key, describe, is_floating
+from innerloop.arguments import at_least, checked, optional, random_key
+from innerloop.checks import describe, is_floating
 from innerloop.errors import GradientError, InnerloopError, StructureError
+from innerloop.fidelity import Fidelity
 from innerloop.gradients import Aux, MetaGradient, Unroll
-from innerloop.gradients.base import ChunkedGradient, TaskObjective
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.gradients.base import TaskObjective
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
+from innerloop.gradients.names import gradient_name
 from innerloop.gradients.reach import (
     detached,
-    leaf_names,
     require_reach,
     watch_reach,
 )
-from innerloop.gradients.validity import require_valid
-from innerloop.problem import Episode, Problem, ProblemMixture, task_keys
+from innerloop.gradients.surrogate import once_differentiable
+from innerloop.problem import Episode, Problem, task_keys
 from innerloop.tangents import refuse_derivative
+from innerloop.trees import leaf_names
 
 MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
 """`(meta, episodes, key) -> ((loss, aux), grads)`, over a batch of tasks."""
 
 SumOverTasks = Callable[[PyTree, PyTree, Array, Array], tuple[Scalar, PyTree, PyTree]]
 """`(meta, episodes, keys, weights) -> (total, aux, grads)`: the weighted sum of the tasks' losses,
-aux per task, and the gradient of the sum. Every argument but meta has the task axis."""
+aux per task, and the gradient of the sum. All arguments except meta have the task axis."""
 
 Spread = Callable[[SumOverTasks], SumOverTasks]
-"""The same sum, run in another way: over devices, or task by task."""
+"""Returns the same sum, computed in another way: over devices, or task by task."""
 
 
+@checked(key=random_key())
 def adapt(
     problem: Problem, adaptation: Adaptation, meta: PyTree, support: PyTree, key: PRNGKeyArray
 ) -> tuple[PyTree, Any]:
-    """Learn one task and keep the result: inference.
+    """Learn one task and return the adapted parameters (inference).
 
-    Returns `(params, info)`: the adapted parameters, and the inner steps' infos stacked. With the
-    task's own key these are the parameters that the meta-objective sees.
+    Args:
+        problem: What is optimised.
+        adaptation: How the task is learned.
+        meta: The meta-parameters.
+        support: The support set of the task.
+        key: The key of the task. With the key that the meta-objective has for this task, the result
+            is the parameters that the meta-objective sees.
 
-    Raises `GradientError` when differentiated, `StructureError` for parts that do not fit.
+    Returns:
+        `(params, info)`: the adapted parameters, and the infos of the inner steps, stacked.
+
+    Raises:
+        GradientError: If the result is differentiated.
+        StructureError: If the parts do not fit.
     """
     check_meta(meta)
-    check_key(key)
     keys = task_keys(key)
-    state, info, _ = run(
-        problem, adaptation, meta, support, keys.adapt, exact_inner_gradient, store_all
-    )
+    state, info, _ = run(problem, adaptation, meta, support, keys.adapt, Exact(), StoreAll())
     return refuse_derivative(
         (adaptation.params(state), info),
         GradientError(
@@ -67,66 +78,89 @@ def adapt(
 def meta_objective(
     problem: Problem, adaptation: Adaptation, gradient: MetaGradient | None = None
 ) -> TaskObjective:
-    """The meta-objective of one task: `f(meta, episode, key) -> (loss, aux)`.
+    """The meta-objective of one task.
 
-    Its value is the meta-objective, its reverse-mode derivative in `meta` the estimator's
-    meta-gradient, so it composes with plain `jax.grad`, `jax.vmap` and `jax.jit`. `gradient` is
-    `Unroll()`, the exact one, unless given.
+    Args:
+        problem: What is optimised.
+        adaptation: How the task is learned.
+        gradient: How the derivative is computed; by default `Unroll()`, which is exact.
 
-    Raises, while tracing, `StructureError` for parts that do not fit and `GradientError` when it is
-    differentiated but no meta-parameter reaches the loss.
+    Returns:
+        `f(meta, episode, key) -> (loss, aux)`. Its value is the meta-objective and its reverse-mode
+        derivative in `meta` is the meta-gradient, so it composes with `jax.grad`, `jax.vmap` and
+        `jax.jit`.
+
+    Raises:
+        StructureError: While tracing, if the parts do not fit.
+        GradientError: While tracing, if the function is differentiated but no meta-parameter
+            reaches the loss.
     """
     gradient = Unroll() if gradient is None else gradient
-    if isinstance(gradient, ChunkedGradient):
-        gradient = gradient.gradient
     _check_parts(problem, adaptation, gradient)
-    require_valid(gradient, problem, adaptation)
+    derivatives = _require_gradient(problem, adaptation, gradient).derivatives
     task_objective = gradient.objective(problem, adaptation)
 
+    @checked(key=random_key())
     def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
         check_meta(meta)
         _check_episode(episode)
-        check_key(key)
         loss, aux = task_objective(meta, episode, key)
-        return require_reach(loss, meta, detached), aux
+        loss = require_reach(loss, meta, detached)
+        if not derivatives.second:
+            loss = once_differentiable(gradient_name(gradient), loss, meta)
+        return loss, aux
 
     return objective
 
 
+def _require_gradient(problem: Problem, adaptation: Adaptation, gradient: MetaGradient) -> Fidelity:
+    """The fidelity of a meta-gradient. Raises `GradientError` where there is none for the pair."""
+    fidelity = gradient.fidelity(adaptation, problem)
+    if fidelity.kind != "undefined":
+        return fidelity
+    name, learn = gradient_name(gradient), type(adaptation).__name__
+    raise GradientError(
+        f"{name} does not exist after {learn}: {fidelity.sentence.rstrip('.')}",
+        got=f"{name} with {learn}",
+        expected="a pair with a meta-gradient",
+        write=fidelity.write,
+    )
+
+
+@checked(chunk=optional(at_least(1)))
 def meta_value_and_grad(
-    problem: Problem | ProblemMixture,
-    adaptation: Adaptation | tuple[Adaptation, ...],
-    gradient: MetaGradient | tuple[MetaGradient, ...] | None = None,
+    problem: Problem,
+    adaptation: Adaptation,
+    gradient: MetaGradient | None = None,
     *,
     chunk: int | None = None,
     spread: Spread | None = None,
 ) -> MetaValueAndGrad:
     """The meta-objective of a batch of tasks and its gradient.
 
-    Returns `f(meta, episodes, key) -> ((loss, aux), grads)`: the mean of the loss over the task
-    axis, weighted by `episodes.weight` where there is one, `aux` per task, and the gradient in
-    `meta`. One key per task is split from `key`.
+    `aux.diagnostics["unreached"]` has one entry, named by its path, for each leaf of meta that no
+    gradient reaches; its gradient is zero. (Meta-gradients without a backward pass, `ForwardMode`
+    and `EvolutionStrategies`, cannot tell and name none.)
 
-    - `chunk`: None runs all tasks at once under `vmap`; n runs at most n at a time and accumulates
-      their gradients, in the memory of n tasks (1: a plain loop over tasks). Tasks are spread
-      evenly over the fewest chunks; results are equal up to rounding. A `gradient` that comes with
-      a chunk of its own, as a `Plan` does, has that chunk unless one is given here.
-    - `spread`: how the sum over tasks is run, such as `Sharding(mesh).spread`, over the devices of
-      a mesh (then a chunk is of one device's tasks); None: here, as it is
+    Args:
+        problem: What is optimised.
+        adaptation: How a task is learned.
+        gradient: How the derivative of a task is computed; by default `Unroll()`, which is exact.
+        chunk: None runs all tasks at once under `vmap`; n runs at most n at a time and accumulates
+            their gradients, in the memory of n tasks (1: a plain loop over tasks). The tasks are
+            divided evenly into the fewest chunks; results are equal up to rounding.
+        spread: How the sum over tasks is computed, such as `Sharding(mesh).spread` over the devices
+            of a mesh (a chunk then counts the tasks of one device); None computes it here.
 
-    `aux.diagnostics["unreached"]` holds one entry, named by its path, for each meta leaf that no
-    gradient reaches; its gradient is zero. (Estimators without a backward pass, `ForwardMode` and
-    `EvolutionStrategies`, cannot tell, and name none.)
+    Returns:
+        `f(meta, episodes, key) -> ((loss, aux), grads)`: the mean of the loss over the task axis,
+        weighted by `episodes.weight` if it is given, `aux` per task, and the gradient in `meta`.
+        One key per task is split from `key`.
 
-    The problems and adaptations of a `mixture` are taken too: then `episodes` is a tuple of
-    batches, one per kind, the loss is the weighted sum over kinds, and `aux` a tuple. `gradient` is
-    one for all kinds, or a tuple of one for each.
-
-    Raises, while tracing, `StructureError` for parts that do not fit and `GradientError` when no
-    meta-parameter reaches the loss.
+    Raises:
+        StructureError: While tracing, if the parts do not fit.
+        GradientError: While tracing, if no meta-parameter reaches the loss.
     """
-    if chunk is not None:
-        check_count("chunk", chunk, write="meta_value_and_grad(problem, adaptation, chunk=1)")
     if isinstance(spread, ContextDecorator) or (spread is not None and not callable(spread)):
         raise StructureError(  # a mesh is a context: called, it would do nothing, and say so never
             "spread is a function that runs a sum over tasks in another way",
@@ -134,20 +168,9 @@ def meta_value_and_grad(
             expected="a function of the sum over tasks",
             write="meta_value_and_grad(..., spread=Sharding(mesh).spread)",
         )
-    if chunk is None and isinstance(gradient, ChunkedGradient):
-        chunk = gradient.chunk
-    if isinstance(problem, ProblemMixture):
-        return _mixture_value_and_grad(problem, adaptation, gradient, chunk, spread)
-    for name, given in (("adaptation", adaptation), ("gradient", gradient)):
-        if isinstance(given, tuple):
-            raise StructureError(
-                f"a single problem has a single {name}",
-                got=f"{len(given)} of them",
-                expected=f"one {name}, or a mixture of problems with one {name} each",
-                write="problem, adaptation, tasks = mixture((problem, adaptation, tasks), ...)",
-            )
-    objective = meta_objective(problem, adaptation, gradient)  # pyright: ignore[reportArgumentType]
+    objective = meta_objective(problem, adaptation, gradient)
 
+    @checked(key=random_key())
     def value_and_grad(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
         check_meta(meta)
         if not jax.tree.leaves(meta):
@@ -158,7 +181,6 @@ def meta_value_and_grad(
                 write="meta_objective(problem, adaptation)(meta, episode, key) for the value alone",
             )
         tasks = task_count(episodes)
-        check_key(key)
         keys = jax.random.split(key, tasks)
         weights = jnp.ones(tasks) if episodes.weight is None else episodes.weight
         unreached: list[str] = []
@@ -170,26 +192,6 @@ def meta_value_and_grad(
         marks = {name: jnp.ones(tasks, bool) for name in unreached}
         aux = aux._replace(diagnostics=aux.diagnostics | {"unreached": marks})
         return (total * scale.astype(total.dtype), aux), grads
-
-    return value_and_grad
-
-
-def _mixture_value_and_grad(mixture: ProblemMixture, adaptations, gradient, chunk, spread):
-    kinds = mixture.kinds(adaptations, gradient)
-    parts = [meta_value_and_grad(*kind, chunk=chunk, spread=spread) for kind in kinds]
-
-    def value_and_grad(meta: PyTree, episodes: tuple[Episode, ...], key: PRNGKeyArray):
-        keys = jax.random.split(key, len(parts))
-        results = [
-            part(meta, batch, key) for part, batch, key in zip(parts, episodes, keys, strict=True)
-        ]
-
-        def weighted_sum(*leaves) -> Any:
-            return sum(w * leaf for w, leaf in zip(mixture.weights, leaves, strict=True))
-
-        loss = weighted_sum(*(loss for (loss, _), _ in results))
-        grads = jax.tree.map(weighted_sum, *(grads for _, grads in results))
-        return (loss, tuple(aux for (_, aux), _ in results)), grads
 
     return value_and_grad
 

@@ -1,4 +1,4 @@
-"""What is optimised: the problem, its episodes, and the keys of a task's randomness."""
+"""What is optimised: the problem, its episodes, and the random keys of a task."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
+from innerloop.arguments import CheckedModule, function, optional, or_none
 from innerloop.checks import (
     check_numbers,
-    check_signature,
     describe,
     failures_explained,
     is_floating,
@@ -23,14 +23,15 @@ Loss = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], tuple[Scalar, PyTree]]
 
 
 class Episode(eqx.Module):
-    """One task: what it is learned from and what the learning is judged on.
+    """One task: the data that it is learned from, and the data that judges the result.
 
-    - `support`: pytree of arrays, read by the inner loop
-    - `query`: pytree of arrays, read by the outer loss
-    - `weight`: scalar, this task's weight in the mean over tasks; None counts as 1. A weight of 0
-      masks a padded task, whose data must still give a finite loss.
+    In a *batch of episodes* every leaf has one more leading axis, the task axis.
 
-    A *batch of episodes* has one more leading axis, the task axis, on every leaf.
+    Args:
+        support: Pytree of arrays, read by the inner loop.
+        query: Pytree of arrays, read by the outer loss.
+        weight: Scalar, this task's weight in the mean over tasks; None counts as 1. A weight of 0
+            masks a padded task, whose data must still give a finite loss.
     """
 
     support: PyTree[Array | np.ndarray]
@@ -39,17 +40,19 @@ class Episode(eqx.Module):
 
 
 class Examples(eqx.Module):
-    """Labelled rows, the support and query of the library's own tasks, models and heads.
+    """Labelled rows: the support and query sets of the library's tasks, models and heads.
 
-    - `inputs`: `(rows, ...)`
-    - `targets`: `(rows, ...)`, real for regression, integer classes for classification
-    - `mask`: `(rows,)`, False where a row is padding; None when every row counts
-    - `classes`: `(rows, ways)`, False where an output is no class of the row's task, as in a task
-      of fewer classes than the model has outputs; None when all are
+    Tasks of your own may use any other pytree.
 
-    Your own tasks may use any other pytree.
+    Args:
+        inputs: Array or pytree of arrays, `(rows, ...)`.
+        targets: `(rows, ...)`, real for regression, integer classes for classification.
+        mask: `(rows,)`, False where a row is padding; None if every row counts.
+        classes: `(rows, ways)`, False where an output of the model is not a class of the row's
+            task, as in a task with fewer classes than the model has outputs; None if all are.
 
-    Raises `StructureError` for inputs or targets that are not numbers, such as labels in words.
+    Raises:
+        StructureError: If inputs or targets are not numbers, such as labels in words.
     """
 
     inputs: PyTree[Array | np.ndarray]
@@ -63,84 +66,53 @@ class Examples(eqx.Module):
         check_numbers("inputs", self.inputs, write="Examples(inputs.astype(float), targets)")
 
 
-class Problem(eqx.Module):
-    r"""What is optimised. It names no gradient, no optimizer and no device.
+class Problem(CheckedModule):
+    r"""The bilevel problem: what is optimised, without a gradient, an optimizer or a device.
 
     The meta-objective of one task is
 
     $$\sum_{t=0}^{K} w_t \, L_\text{outer}(\theta_t(\phi), \phi, \text{query}),
       \qquad \theta_0 = \text{init}(\phi, \text{support}),$$
 
-    where $\phi$ is `meta`, any pytree of floating-point arrays, and the inner loop leads from
-    $\theta_t$ to $\theta_{t+1}$ by the inner loss on the support set.
+    where $\phi$ is `meta`, any pytree of floating-point arrays, and the adaptation takes
+    $\theta_t$ to $\theta_{t+1}$ with the inner loss on the support set.
 
-    - `init`: `(meta, support, key) -> params`: what adaptation starts from, and therefore what is
-      adapted. None where the adaptation builds its own parameters.
-    - `inner_loss`: `(params, meta, batch, key) -> scalar | (scalar, aux)`: support loss. None where
-      the adaptation needs none.
-    - `outer_loss`: `(params, meta, batch, key) -> scalar | (scalar, aux)`: query loss; `aux` is a
-      pytree of metrics.
-    - `step_weights`: `steps -> (steps + 1,)` weights $w_0 \dots w_K$; None: $w_K = 1$, the rest 0.
-      (Multi-step loss: Antoniou et al. 2019, "How to train your MAML".)
+    Args:
+        init: `(meta, support, key) -> params`, the parameters that adaptation starts from and
+            changes. None if the adaptation builds its own parameters.
+        inner_loss: `(params, meta, batch, key) -> scalar | (scalar, aux)`, the loss on the support
+            set. None if the adaptation needs none.
+        outer_loss: `(params, meta, batch, key) -> scalar | (scalar, aux)`, the loss on the query
+            set; `aux` is a pytree of metrics.
+        step_weights: `steps -> (steps + 1,)`, the weights $w_0 \dots w_K$; by default $w_K = 1$
+            and the others are 0. (Multi-step loss: Antoniou et al. 2019, "How to train your
+            MAML".)
 
-    Raises `StructureError` when a function does not take exactly the arguments above: signatures
-    are never guessed at.
+    Raises:
+        StructureError: If a function does not take exactly these arguments. The library never
+            guesses at a signature.
     """
 
-    init: Callable[..., PyTree] | None
-    inner_loss: Callable[..., Any] | None
-    outer_loss: Callable[..., Any]
-    step_weights: Callable[[int], Float[Array, " steps_plus_one"]] | None = None
-
-    def __check_init__(self):
-        check_signature("init", self.init, ("meta", "support", "key"))
-        check_signature("inner_loss", self.inner_loss, ("params", "meta", "batch", "key"))
-        if self.outer_loss is None:
-            raise StructureError(
-                "a problem needs an outer loss",
-                got="outer_loss=None",
-                expected="(params, meta, batch, key) -> scalar | (scalar, aux)",
-                write="Problem(init, inner_loss, outer_loss=lambda params, meta, batch, key: ...)",
-            )
-        check_signature("outer_loss", self.outer_loss, ("params", "meta", "batch", "key"))
-        check_signature("step_weights", self.step_weights, ("steps",))
-
-
-class ProblemMixture(eqx.Module):
-    r"""Problems of several kinds under one meta: $\sum_i w_i\, L_i(\phi)$, of weights with sum 1.
-
-    Made by `mixture`, which keeps problems, adaptations and task distributions in step.
-    """
-
-    problems: tuple[Problem, ...]
-    weights: tuple[float, ...]
-
-    def kinds(self, *parts: Any) -> list[tuple[Any, ...]]:
-        """Each kind's problem with its own of the parts; one that is not a tuple is of all kinds.
-
-        Raises `StructureError` for a list, and a tuple of another length than there are kinds.
-        """
-        count = len(self.problems)
-        for part in parts:
-            if isinstance(part, list) or (isinstance(part, tuple) and len(part) != count):
-                raise StructureError(
-                    "each kind of a mixture has its own parts",
-                    got=f"a {type(part).__name__} of {len(part)} parts for {count} kinds: "
-                    + ", ".join(map(describe, part)),
-                    expected=f"a tuple of {count}, in the order of the kinds, or one for all",
-                    write="problem, adaptation, tasks = mixture(...), and a tuple with a gradient "
-                    "for each kind: meta_value_and_grad(problem, adaptation, (Unroll(), ...))",
-                )
-        of_each = (part if isinstance(part, tuple) else (part,) * count for part in parts)
-        return list(zip(self.problems, *of_each, strict=True))
+    init: Callable[..., PyTree] | None = or_none(function("meta", "support", "key", gives="params"))
+    inner_loss: Callable[..., Any] | None = or_none(
+        function("params", "meta", "batch", "key", gives="scalar | (scalar, aux)")
+    )
+    outer_loss: Callable[..., Any] = function(
+        "params", "meta", "batch", "key", gives="scalar | (scalar, aux)"
+    )
+    step_weights: Callable[[int], Float[Array, " steps_plus_one"]] | None = optional(
+        function("steps", gives="(steps + 1,) weights")
+    )
 
 
 class TaskKeys(NamedTuple):
     """The three sources of randomness of one task, split from the task's key.
 
-    - `adapt`: the inner loop: `init` uses `fold_in(adapt, 0)`, step t uses `fold_in(adapt, t + 1)`
-    - `outer`: the outer loss; the same key after every step
-    - `estimator`: the meta-gradient estimator's own draws
+    Args:
+        adapt: The key of the inner loop: `init` uses `fold_in(adapt, 0)` and step t uses
+            `fold_in(adapt, t + 1)`.
+        outer: The key of the outer loss, the same after every step.
+        estimator: The key of the meta-gradient's own draws.
     """
 
     adapt: PRNGKeyArray
@@ -149,7 +121,7 @@ class TaskKeys(NamedTuple):
 
 
 def task_keys(key: PRNGKeyArray) -> TaskKeys:
-    """Split one task's key. Every estimator and `adapt` use it, so they see one inner loop."""
+    """Split one task's key. Every meta-gradient and `adapt` do, so they see the same inner loop."""
     adapt, outer, estimator = jax.random.split(key, 3)
     return TaskKeys(adapt, outer, estimator)
 
@@ -159,9 +131,7 @@ def subset(
 ) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     """Split a tree into the part that is adapted and a function that puts it back.
 
-    `where` selects a subtree, or a tuple of subtrees, as in `equinox.tree_at`. Returns
-    `(part, merge)` with `part = where(tree)` and `merge(new)` the tree with `new` in its place, so
-    that a loss over the whole tree need not be rewritten when only a part of it is adapted:
+    A loss over the whole tree need not be rewritten when only a part of the tree is adapted:
 
     ```python
     head = lambda meta: meta["head"]
@@ -172,9 +142,18 @@ def subset(
     )
     ```
 
-    The frozen leaves are `meta`'s own, so they still receive their meta-gradient.
+    The leaves that are not adapted are those of `meta`, so they still receive their meta-gradient.
 
-    Raises `StructureError` where `where` selects nothing, or something that is not in the tree.
+    Args:
+        tree: Any pytree.
+        where: Selects a subtree, or a tuple of subtrees, as in `equinox.tree_at`.
+
+    Returns:
+        `(part, merge)`, where `part = where(tree)` and `merge(new)` is the tree with `new` in place
+        of the part.
+
+    Raises:
+        StructureError: If `where` selects nothing, or something that is not in the tree.
     """
     try:
         part = where(tree)
@@ -202,8 +181,9 @@ def subset(
 def loss_function(name: str, loss: Callable[..., Any] | None, needed_by: str) -> Loss:
     """Bring a user's loss into the normal form `(params, meta, batch, key) -> (value, aux)`.
 
-    Raises `StructureError` while tracing when the loss is missing, or is not one floating-point
-    number per task.
+    Raises:
+        StructureError: While tracing, if the loss is missing or is not one floating-point number
+            per task.
     """
     if loss is None:
         raise StructureError(
@@ -238,11 +218,14 @@ def loss_function(name: str, loss: Callable[..., Any] | None, needed_by: str) ->
 
 
 def initial_params(problem: Problem, needed_by: str) -> Callable[..., PyTree]:
-    """The problem's `init`, `(meta, support, key) -> params`, its result checked.
+    """The problem's `init`, `(meta, support, key) -> params`, with its result checked.
 
-    Every leaf is an array of a definite dtype, so that a loop finds one structure from the first
-    step to the last. Raises `StructureError` when there is no `init`, and while tracing unless it
-    returns floating-point parameters.
+    Every leaf becomes an array of a definite dtype, so that the state of a loop has one structure
+    from the first step to the last.
+
+    Raises:
+        StructureError: If there is no `init`, and while tracing if it does not return
+            floating-point parameters.
     """
     init = problem.init
     if init is None:

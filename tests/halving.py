@@ -18,17 +18,22 @@ HALVE = il.GradientDescent(optax.sgd(1.0), 1)
 DRAWN = il.tasks.IndependentTasks(
     lambda key: il.Episode(jax.random.uniform(key), jnp.ones(()), jnp.ones(()))
 )
+PARTS = (HALVED, HALVE, DRAWN)
 ALL = {
-    "unroll": il.estimators.TruncatedUnroll(2, 8),
-    "persistent": il.estimators.PersistentES(2, 8, pairs=2, sigma=0.1),
-    "noise_reuse": il.estimators.NoiseReuseES(2, 8, pairs=2, sigma=0.1),
-    "truncated": il.estimators.TruncatedES(2, 8, pairs=2, sigma=0.1),
+    "unroll": il.estimators.TruncatedUnroll(*PARTS, 2, 8, 3),
+    "persistent": il.estimators.PersistentES(*PARTS, 2, 8, 3, pairs=2, sigma=0.1),
+    "noise_reuse": il.estimators.NoiseReuseES(*PARTS, 2, 8, 3, pairs=2, sigma=0.1),
+    "truncated": il.estimators.TruncatedES(*PARTS, 2, 8, 3, pairs=2, sigma=0.1),
 }
 
 
+def stepped(estimator):
+    """A compiled outer step `(meta, state, key) -> (estimate, state)`."""
+    return jax.jit(lambda meta, state, key: estimator.step(meta, state, None, key, jnp.int32(0)))
+
+
 @functools.cache
-def begun(estimator, batch=3, problem=HALVED, drawn=DRAWN, meta=1.0):
-    """A compiled outer step, meta, and a carry."""
-    parts, meta = (problem, HALVE, drawn), jnp.float32(meta)
-    carry = estimator.init(*parts, meta, jax.random.key(0), batch)
-    return jax.jit(estimator.value_and_grad(*parts)), meta, carry
+def begun(estimator, meta=1.0):
+    """A compiled outer step, meta, and a state."""
+    meta = jnp.float32(meta)
+    return stepped(estimator), meta, estimator.init(meta, jax.random.key(0))

@@ -8,12 +8,11 @@ import innerloop as il
 from innerloop.adaptation import run
 from innerloop.gradients.base import objective_after_run
 from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
 from innerloop.problem import loss_function, task_keys
 
 
 class _Mutant(il.extend.MetaGradient):
-    def fidelity(self, adaptation):
+    def fidelity(self, adaptation, problem=None):
         return il.extend.Fidelity("exact", "A lie.")
 
 
@@ -32,8 +31,8 @@ class DetachedStart(_Mutant):
                 stopped,
                 episode.support,
                 keys.adapt,
-                exact_inner_gradient,
-                store_all,
+                il.gradients.Exact(),
+                il.gradients.StoreAll(),
             )
             params = adaptation.params(state)
             loss, metrics = outer_loss(params, meta, episode.query, keys.outer)
@@ -79,11 +78,9 @@ def _(axis_size, in_batched, tree):
     return jax.tree.map(lambda leaf: mean(leaf).astype(leaf.dtype), tree), in_batched[0]
 
 
-class HessianSignFlipped(_Mutant):
-    """I + alpha H in place of I - alpha H: the second derivative with its sign turned."""
-
-    def objective(self, problem, adaptation):
-        def flipped(loss):
+class _Flipped(il.gradients.Exact):
+    def at(self, t):
+        def operator(loss):
             gradient = exact_inner_gradient(loss)
 
             def call(*args):
@@ -93,7 +90,14 @@ class HessianSignFlipped(_Mutant):
 
             return call
 
-        return objective_after_run(problem, adaptation, flipped, store_all)
+        return operator
+
+
+class HessianSignFlipped(_Mutant):
+    """I + alpha H in place of I - alpha H: the second derivative with its sign turned."""
+
+    def objective(self, problem, adaptation):
+        return objective_after_run(problem, adaptation, _Flipped(), il.gradients.StoreAll())
 
 
 def _flip(stopped, leaf):
@@ -106,16 +110,18 @@ class LastStepOnly(_Mutant):
     """Differentiates the last inner step only, and calls it exact."""
 
     def objective(self, problem, adaptation):
-        def loop(body, state, steps):
-            outputs = []
-            for t in range(steps):
-                if t == steps - 1:
-                    state = jax.tree.map(_identity_bridge, state)
-                state, output = body(state, jnp.int32(t))
-                outputs.append(output)
-            return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
+        return objective_after_run(problem, adaptation, il.gradients.Exact(), _LastOfAll())
 
-        return objective_after_run(problem, adaptation, exact_inner_gradient, loop)
+
+class _LastOfAll(il.gradients.StoreAll):
+    def __call__(self, step, state, steps):
+        outputs = []
+        for t in range(steps):
+            if t == steps - 1:
+                state = jax.tree.map(_identity_bridge, state)
+            state, output = step(state, jnp.int32(t))
+            outputs.append(output)
+        return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
 
 def _identity_bridge(leaf):

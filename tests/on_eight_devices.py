@@ -15,7 +15,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 import innerloop as il
 from innerloop.devices.sharding import placement
 from innerloop.storage.packing import pack, unpack
-from innerloop.training.batch import batch_and_key
 
 KEY, STEPS = jax.random.key(0), 12
 TASKS = il.tasks.SinusoidTasks(shots=3, queries=3)
@@ -33,12 +32,13 @@ def spread_where_possible(leaf, devices):
 IN_PARTS = il.training.Sharding(MESH, spread_where_possible)
 
 
-def train(devices, recipe=RECIPE, tasks=TASKS, **changed):
+def train(devices, recipe=RECIPE, tasks=TASKS, batch=8, chunk=None, estimator=None, **changed):
     reports = []
     options = {"optimizer": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))}
-    options |= {"steps": STEPS, "batch": 8, "key": KEY, "per_call": 5, "averaging": 0.9}
+    options |= {"steps": STEPS, "key": KEY, "per_call": 5, "averaging": 0.9}
     options |= {"report": reports.append}
-    return il.fit(recipe, tasks, devices=devices, **(options | changed)), reports
+    estimator = estimator or recipe.estimator(tasks, batch, chunk)
+    return il.fit(estimator, recipe.init_meta, devices=devices, **(options | changed)), reports
 
 
 def distance(several, one):
@@ -63,12 +63,19 @@ def validated():
     return {"validation": il.Validation(episodes, every=6, steps=3)}
 
 
-def a_mixture():
-    kind = (RECIPE.problem, RECIPE.adaptation)
-    wide = il.tasks.SinusoidTasks(shots=5, queries=5)
-    problem, adaptation, tasks = il.tasks.mixture((*kind, TASKS, 2.0), (*kind, wide, 1.0))
-    recipe = il.recipes.Recipe(problem, adaptation, RECIPE.gradient, RECIPE.init_meta)
-    return {"recipe": recipe, "tasks": tasks, "batch": 7}
+RUNS = (RECIPE.problem, RECIPE.adaptation, TASKS, 1, 2, 8)
+WINDOWS = il.estimators.TruncatedUnroll(*RUNS)
+PERSISTENT = il.estimators.PersistentES(*RUNS, pairs=2, sigma=0.1)
+
+
+def beside_each_other():
+    """Whole tasks, whose number the devices do not divide, beside windows."""
+    whole = RECIPE.estimator(il.tasks.SinusoidTasks(shots=5, queries=5), 7)
+    return il.estimators.WeightedSum(whole=(whole, 2.0), windows=(WINDOWS, 1.0))
+
+
+def one_after_the_other():
+    return il.estimators.Phases(WINDOWS, PERSISTENT, until=6)
 
 
 def with_weights():
@@ -108,11 +115,12 @@ CASES = (
     ({"batch": 1}, {"one task on eight devices": "all"}),
     ({"chunk": 1}, {"chunks": 2}),
     ({"memory": "1GiB"}, {"a budget": 2}),
-    (a_mixture(), {"a mixture": 4}),
+    ({"estimator": beside_each_other()}, {"whole tasks beside windows": 4}),
+    ({"estimator": one_after_the_other()}, {"windows, then evolution": 4}),
     (with_weights(), {"weights": 4}),
-    (by(il.Unroll(checkpoint=1, mixed_mode=True)), {"checkpointed, mixed mode": 2}),
+    (by(il.Unroll(il.MixedMode(), il.Segments(1))), {"checkpointed, mixed mode": 2}),
     (by(il.EvolutionStrategies(2, 0.1)), {"evolution": 2}),
-    (by(il.estimators.TruncatedUnroll(1, 2)), {"inner runs that go on": 4}),
+    (by(il.Truncated(1)), {"truncated": 2}),
 )
 
 
@@ -130,14 +138,14 @@ def faults():
     }
 
 
-def resumed():
+def resumed(**options):
     """Begun on two devices, gone on with on eight in parts, ended on one."""
-    whole, _ = train(None)
+    whole, _ = train(None, **options)
     with tempfile.TemporaryDirectory() as folder:
         saved = il.training.Checkpoints(folder, every=4)
-        train(2, steps=4, checkpoints=saved)
-        train(IN_PARTS, steps=8, checkpoints=saved, resume=True)
-        last, _ = train(None, checkpoints=saved, resume=True)
+        train(2, steps=4, checkpoints=saved, **options)
+        train(IN_PARTS, steps=8, checkpoints=saved, resume=True, **options)
+        last, _ = train(None, checkpoints=saved, resume=True, **options)
     leaves = zip(jax.tree.leaves(last.last), jax.tree.leaves(whole.last), strict=True)
     return max(float(np.max(np.abs(np.asarray(a) - np.asarray(b)))) for a, b in leaves)
 
@@ -174,7 +182,9 @@ def packed_of_a_state_in_parts():
 def drawn_on_each_device():
     """The share of a batch of eight that one device computes while it is drawn."""
     place = placement("all")
-    draw = lambda place: jax.jit(lambda key: batch_and_key(TASKS, key, 0, 8, place)[0])
+    draw = lambda place: jax.jit(
+        lambda key: RECIPE.estimator(TASKS, 8).drawn(None, key, 0, place)[0]
+    )
     operations = lambda place, key: (
         draw(place).lower(key).compile().cost_analysis()["transcendentals"]
     )
@@ -190,13 +200,19 @@ def main():
             found[name] = distance(train(devices, **options), alone)
     evaluations = [
         il.evaluate(
-            *RECIPE[:2], RECIPE.init_meta(KEY), validated()["validation"][0], KEY, devices=n
+            RECIPE.learner,
+            RECIPE.init_meta(KEY),
+            validated()["validation"].episodes,
+            KEY,
+            devices=n,
         )
         for n in (None, 3)
     ]
     apart = np.abs(evaluations[0].mean["loss"] - evaluations[1].mean["loss"])
     report = {
-        "distances": found | {"evaluate": float(apart.max()), "resumed": resumed()},
+        "distances": found
+        | {"evaluate": float(apart.max()), "resumed": resumed()}
+        | {"resumed in phases": resumed(estimator=one_after_the_other())},
         "faults": faults(),
         "leaves in parts": held_in_parts(),
         "packed": packed_of_a_state_in_parts(),

@@ -11,17 +11,16 @@ def exact(task, meta):
     return complex_step(task.loss, meta)
 
 
-def held(hold):
-    """The steps of which `hold` says so have constant gradients."""
-    return lambda task, meta: complex_step(lambda meta: task.loss(meta, hold=hold), meta)
+def dropped(**changes):
+    """Without what the changes to the inner loop drop.
+
+    - `hold`: `t -> bool`, steps whose gradients are constants
+    - `last`: how many of the last steps are differentiated
+    """
+    return lambda task, meta: complex_step(lambda meta: task.loss(meta, **changes), meta)
 
 
-def last(steps):
-    """Only the last steps are differentiated."""
-    return lambda task, meta: complex_step(lambda meta: task.loss(meta, last=steps), meta)
-
-
-def bounded(norm):
+def bounded(norm, **changes):
     """What comes back through each inner gradient to its parameters is shortened.
 
     Known of the steps after it, this is what the loss does for a parameter that step t alone sees.
@@ -35,13 +34,13 @@ def bounded(norm):
                 share = shares.setdefault(t, 1.0)
                 return constant + share * (theta - constant) + (probe if t == step else nothing)
 
-            return task.loss(meta, seen=seen)
+            return task.loss(meta, seen=seen, **changes)
 
         loss(meta)  # counts the steps
         for t in sorted(shares, reverse=True):
             at = lambda m, t=t: loss(meta, t, m["probe"])
-            back = complex_step(at, {"probe": nothing})["probe"]
-            shares[t] = min(1, norm / np.linalg.norm(back))
+            back = np.linalg.norm(complex_step(at, {"probe": nothing})["probe"])
+            shares[t] = min(1, norm / back) if back else 1
         return complex_step(loss, meta)
 
     return predict

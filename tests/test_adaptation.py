@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 import innerloop as il
 from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
 
 KEY = jax.random.key(7)
 META = jnp.array([0.5, -1.0])
@@ -36,8 +35,8 @@ def inner(adaptation, observe=None, problem=PROBLEM, support=SUPPORT, **options)
             META,
             support,
             key,
-            exact_inner_gradient,
-            store_all,
+            il.gradients.Exact(),
+            il.gradients.StoreAll(),
             observe,
             **options,
         )
@@ -146,7 +145,7 @@ class Rows(il.extend.Adaptation):
     """Takes no gradient: a step counts itself and tells which support set it saw."""
 
     steps: int | None = None
-    origin: il.Origin = il.extend.Origin.STEPS
+    origin: il.extend.Origin = il.extend.Origin.STEPS
 
     def init(self, problem, meta, support, key):
         return jnp.int32(0)
@@ -286,5 +285,8 @@ def test_procedure_refuses_steps_and_other_signatures():
         inner(learn, steps=1)
     with pytest.raises(il.StructureError, match=r"no inner steps"):
         learn.step(PROBLEM, META, SUPPORT, META, KEY, exact_inner_gradient)
-    with pytest.raises(il.StructureError, match=r"fn has the wrong arguments.*Write: fn=lambda"):
+    with pytest.raises(
+        il.StructureError,
+        match=r"fn must be a function of .meta, support, key.*Write: Procedure.*fn=lambda",
+    ):
         il.Procedure(lambda support: support)

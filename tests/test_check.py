@@ -271,7 +271,7 @@ FAULTS = {
             "gradient": il.Reptile(),
         },
         NOTE,
-        r"Reptile gives meta\['scale'\] no gradient",
+        r"Reptile\(\) gives meta\['scale'\] no gradient",
     ),
 }
 

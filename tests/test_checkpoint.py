@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import optax
 import pytest
+from fitting import fit
 
 from innerloop.errors import RunError, StructureError
 from innerloop.models import mean_squared_error, mlp
 from innerloop.recipes import maml
 from innerloop.tasks import SinusoidTasks, evaluation_episodes
-from innerloop.training import Checkpoints, Stopped, Validation, fit
+from innerloop.training import Checkpoints, Stopped, Validation
 
 TASKS = SinusoidTasks(5, 5)
 STEPS = 60
@@ -195,7 +196,7 @@ def test_random_keys_in_the_state_are_saved(tmp_path):
             {"validation": Validation(evaluation_episodes(TASKS, 11, seed=1), every=15)},
             r"validation_episodes=.*\[11, 5, 1\].*\[10, 5, 1\]",
         ),
-        ({"validation": None}, r"validation=None.*validation=\[15"),
+        ({"validation": None}, r"validation=\{\}.*validation=\{'': \[15"),
         ({"optimizer": optax.sgd(0.1)}, r"another training state"),
     ],
 )

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jaxtyping import config
 from test_training import HELD_OUT, KEY, point_loss, point_recipe, train
 
 from innerloop.adaptation import GradientDescent
@@ -31,7 +32,7 @@ def by_hand(recipe, meta, episodes, steps):
 
 def test_each_row_is_adapt_with_so_many_steps_and_the_interval_is_numpys():
     recipe, meta = point_recipe(steps=1), {"x": jnp.array([2.0, -1.0])}
-    got = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY, steps=4)
+    got = evaluate(recipe.learner, meta, HELD_OUT, KEY, steps=4)
     assert got.tasks == 5
     assert got.mean["loss"].shape == got.interval["loss"].shape == (5,)
     for t in range(5):  # beyond the one step of training
@@ -44,17 +45,17 @@ def test_each_row_is_adapt_with_so_many_steps_and_the_interval_is_numpys():
 def test_the_steps_of_the_adaptation_are_taken_unless_others_are_given():
     recipe = point_recipe(steps=3)
     meta = {"x": jnp.zeros(2)}
-    got = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY)
+    got = evaluate(recipe.learner, meta, HELD_OUT, KEY)
     assert got.mean["loss"].shape == (4,)
-    none = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY, steps=0)
+    none = evaluate(recipe.learner, meta, HELD_OUT, KEY, steps=0)
     np.testing.assert_allclose(none.mean["loss"], got.mean["loss"][:1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 5, 9])
 def test_chunks_change_nothing(chunk):
     recipe, meta = point_recipe(), {"x": jnp.array([2.0, -1.0])}
-    whole = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY, steps=2)
-    parts = evaluate(recipe.problem, recipe.adaptation, meta, HELD_OUT, KEY, steps=2, chunk=chunk)
+    whole = evaluate(recipe.learner, meta, HELD_OUT, KEY, steps=2)
+    parts = evaluate(recipe.learner, meta, HELD_OUT, KEY, steps=2, chunk=chunk)
     for name in ("loss", "distance"):
         np.testing.assert_allclose(parts.mean[name], whole.mean[name], rtol=1e-6)
         np.testing.assert_allclose(parts.interval[name], whole.interval[name], rtol=1e-5)
@@ -63,7 +64,7 @@ def test_chunks_change_nothing(chunk):
 def test_one_task_has_an_interval_of_zero_and_no_warning():
     recipe = point_recipe()
     one = jax.tree.map(lambda leaf: leaf[:1], HELD_OUT)
-    got = evaluate(recipe.problem, recipe.adaptation, {"x": jnp.zeros(2)}, one, KEY)
+    got = evaluate(recipe.learner, {"x": jnp.zeros(2)}, one, KEY)
     np.testing.assert_array_equal(got.interval["loss"], 0)
 
 
@@ -72,13 +73,13 @@ def test_aux_without_names_is_refused(aux):
     loss = lambda params, meta, batch, key: (jnp.sum(params["x"]), aux)
     recipe = point_recipe(loss)
     with pytest.raises(StructureError, match="dict of scalars"):
-        evaluate(recipe.problem, recipe.adaptation, {"x": jnp.zeros(2)}, HELD_OUT, KEY)
+        evaluate(recipe.learner, {"x": jnp.zeros(2)}, HELD_OUT, KEY)
 
 
 def test_a_loss_without_aux_can_be_evaluated():
     loss = lambda params, meta, batch, key: jnp.sum(jnp.square(params["x"] - batch))
     recipe = point_recipe(loss)
-    got = evaluate(recipe.problem, recipe.adaptation, {"x": jnp.zeros(2)}, HELD_OUT, KEY)
+    got = evaluate(recipe.learner, {"x": jnp.zeros(2)}, HELD_OUT, KEY)
     assert set(got.mean) == {"loss"}
     outcome, reports = train(recipe, validation=Validation(HELD_OUT, every=3))
     assert outcome.step == 7
@@ -92,7 +93,7 @@ def test_evaluation_refuses_weights():
     weighted = Episode(episodes.support, episodes.query, jnp.ones(3))
     meta = recipe.init_meta(jax.random.key(0))
     with pytest.raises(StructureError, match="weights"):
-        evaluate(recipe.problem, recipe.adaptation, meta, weighted, jax.random.key(0))
+        evaluate(recipe.learner, meta, weighted, jax.random.key(0))
 
 
 @pytest.mark.parametrize("chunk", [0, -1])
@@ -100,4 +101,30 @@ def test_evaluate_refuses_a_chunk_that_is_no_count(chunk):
     recipe = maml(mlp([1, 4, 1]), mean_squared_error)
     episodes = evaluation_episodes(SinusoidTasks(2, 2), 3, 0)
     with pytest.raises(StructureError, match="chunk must be a whole number"):
-        evaluate(recipe.problem, recipe.adaptation, {}, episodes, KEY, chunk=chunk)
+        evaluate(recipe.learner, {}, episodes, KEY, chunk=chunk)
+
+
+def test_a_second_evaluation_of_the_same_learner_compiles_nothing():
+    traces = []
+
+    def loss(params, meta, batch, key):
+        traces.append(None)
+        return point_loss(params, meta, batch, key)
+
+    learner, counts = point_recipe(loss).learner, []
+    for value in (0.0, 1.0):
+        evaluate(learner, {"x": jnp.full(2, value)}, HELD_OUT, KEY)
+        counts.append(len(traces))
+    assert counts[0] == counts[1] > 0
+
+
+def test_evaluate_takes_a_learner_that_predicts_where_calibration_is_asked_for():
+    recipe, meta = point_recipe(), {"x": jnp.zeros(2)}
+    config.update("jaxtyping_disable", True)  # as users see it
+    try:
+        with pytest.raises(StructureError, match=r"must be a Learner.*Learner\(problem, adap"):
+            evaluate(recipe.problem, meta, HELD_OUT, KEY)
+        with pytest.raises(StructureError, match=r"predictions.*Learner\(problem, .*predict\)"):
+            evaluate(recipe.learner, meta, HELD_OUT, KEY, calibration=True)
+    finally:
+        config.update("jaxtyping_disable", False)

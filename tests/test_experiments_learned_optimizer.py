@@ -226,8 +226,8 @@ def test_without_a_task_norm_nothing_is_clipped():
 def test_families_that_see_mini_batches_are_bounded(bound):
     names = ("quadratic", "wine-linear")
     experiment = OptimizerTraining(families=names, bound=bound, task_norm=None)
-    exact = il.Unroll(mixed_mode=True)
-    bounded = exact if bound is None else il.Bounded(bound, exact)
+    exact = il.Unroll(il.MixedMode())
+    bounded = exact if bound is None else il.Unroll(il.gradients.Bound(bound, of=il.MixedMode()))
     assert experiment.build_recipe().gradient == (exact, bounded)
 
 

@@ -19,8 +19,7 @@ from quadratic import (
 from variants import ADAPTATIONS, BASIS, GRADIENTS
 
 import innerloop as il
-from innerloop.gradients.shorten import shorten
-from innerloop.gradients.validity import REFUSALS, refusal
+from innerloop.trees import shorten
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -28,10 +27,14 @@ pytestmark = pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("build", "named"),
     [
-        (lambda: il.Unroll(checkpoint=0), "checkpoint=0"),
+        (lambda: il.Unroll(1), "inner=1"),
+        (lambda: il.Unroll(il.Segments(1)), "inner=Segments"),
+        (lambda: il.Unroll(loop=il.MixedMode()), "loop=MixedMode"),
+        (lambda: il.gradients.Last(3, of=il.MixedMode()), "of=MixedMode"),
+        (lambda: il.gradients.Bound(1.0, of=il.Unroll()), "of=Unroll"),
         (lambda: il.Segments(0), "length=0"),
         (lambda: il.Binomial(0), "slots=0"),
-        (lambda: il.Truncated(-1), "last=-1"),
+        (lambda: il.Truncated(-1), "k=-1"),
         (lambda: il.Clipped(il.Unroll(), 0.0), "norm=0.0"),
         (lambda: il.Clipped(il.Unroll(), float("inf")), "norm=inf"),
         (lambda: il.Bounded(0.0), "norm=0.0"),
@@ -156,18 +159,6 @@ def test_fidelity_says_what_the_laws_say():
         elif e.name != "implicit":
             assert kinds[e.name] == ("unbiased" if e.draws else "biased"), e.name
     assert all(e.gradient.fidelity(descent).sentence.endswith(".") for e in GRADIENTS)
-
-
-def test_every_refusal_of_the_table_is_met_by_a_pair():
-    met = {
-        (type(e.gradient), v.adaptation.origin)
-        for e in GRADIENTS
-        if not isinstance(e.gradient, il.Clipped)  # as what it clips
-        for v in ADAPTATIONS
-        if refusal(e.gradient, v.problem, v.adaptation) is not None
-        and v.problem.step_weights is None
-    }
-    assert met == set(REFUSALS)
 
 
 def test_truncation_bridges_past_an_infinite_initial_state():

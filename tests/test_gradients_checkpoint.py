@@ -26,15 +26,23 @@ def temporary(gradient):
 
 
 @pytest.mark.xdist_group("temporary memory")
-@pytest.mark.parametrize("settings", [(1, False), (4, True), (None, False)])
-def test_checkpointing_keeps_fewer_values(settings):
-    length, mixed = settings
-    assert temporary(il.Unroll(il.Segments(length), mixed)) < 0.5 * temporary(il.Unroll())
+@pytest.mark.parametrize(
+    "gradient",
+    [
+        il.Unroll(loop=il.Segments(1)),
+        il.Unroll(il.MixedMode(), il.Segments(4)),
+        il.Unroll(loop=il.Segments()),
+        il.Unroll(il.MixedMode(), il.gradients.Last(60, of=il.Segments(1))),
+    ],
+    ids=il.gradients.gradient_name,
+)
+def test_checkpointing_keeps_fewer_values(gradient):
+    assert temporary(gradient) < 0.5 * temporary(il.Unroll())
 
 
 @pytest.mark.xdist_group("temporary memory")
 def test_a_fixed_number_of_states_takes_less_than_every_state():
-    assert temporary(il.Unroll(il.Binomial(3))) < temporary(il.Unroll(1))
+    assert temporary(il.Unroll(loop=il.Binomial(3))) < temporary(il.Unroll(loop=il.Segments(1)))
 
 
 def test_kept_inner_gradients_are_not_computed_again():
@@ -46,7 +54,7 @@ def test_kept_inner_gradients_are_not_computed_again():
     data = il.Episode(il.Examples(rows, rows), il.Examples(rows, rows))
 
     def flops(keep):
-        gradient = il.Unroll(il.Segments(1, keep_inner_gradients=keep), mixed_mode=True)
+        gradient = il.Unroll(il.MixedMode(), il.Segments(1, keep_inner_gradients=keep))
         f = jax.jit(jax.grad(il.meta_objective(problem, learn, gradient), has_aux=True))
         return f.lower(init(KEY), data, KEY).compile().cost_analysis()["flops"]
 
@@ -55,6 +63,6 @@ def test_kept_inner_gradients_are_not_computed_again():
 
 @pytest.mark.parametrize("offload", [True, False])
 def test_offloaded_values_go_to_the_host(offload):
-    gradient = il.Unroll(il.Segments(1, offload=offload))
+    gradient = il.Unroll(loop=il.Segments(1, offload=offload))
     program = jax.make_jaxpr(jax.grad(objective(gradient)))(quadratic_meta())
     assert ("MemorySpace.Host" in str(program)) == offload

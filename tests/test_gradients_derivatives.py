@@ -101,10 +101,10 @@ with_the_plain_program = pytest.mark.xdist_group("derivatives of the plain progr
 @pytest.mark.parametrize(
     "gradient",
     [
-        il.Unroll(checkpoint=1),
-        il.Unroll(checkpoint=il.Segments(2)),
-        il.Unroll(mixed_mode=True),
-        il.Unroll(checkpoint=1, mixed_mode=True),
+        il.Unroll(loop=il.Segments(1)),
+        il.Unroll(loop=il.Segments(2)),
+        il.Unroll(il.MixedMode()),
+        il.Unroll(il.MixedMode(), il.Segments(1)),
     ],
     ids=str,
 )
@@ -118,10 +118,10 @@ def test_reverse_over_reverse_of_exact_estimators_is_exact(gradient):
 @pytest.mark.parametrize(
     "gradient",
     [
-        il.Unroll(checkpoint=2),
-        il.Unroll(mixed_mode=True),
-        il.Unroll(1, True),
-        il.Unroll(il.Binomial(2)),
+        il.Unroll(loop=il.Segments(2)),
+        il.Unroll(il.MixedMode()),
+        il.Unroll(il.MixedMode(), il.Segments(1)),
+        il.Unroll(loop=il.Binomial(2)),
     ],
     ids=str,
 )
@@ -129,7 +129,7 @@ def test_the_hessian_is_that_of_the_plain_program(gradient):
     assert_close(hessian(gradient), hessian(il.Unroll()))
 
 
-@pytest.mark.parametrize("gradient", [il.Unroll(mixed_mode=True), il.Unroll(il.Binomial(2))])
+@pytest.mark.parametrize("gradient", [il.Unroll(il.MixedMode()), il.Unroll(loop=il.Binomial(2))])
 def test_forward_mode_over_a_reverse_only_estimator_raises(gradient):
     with pytest.raises(TypeError, match=r"forward-mode|jvp"):
         jax.jacfwd(objective(gradient))(quadratic_meta())

@@ -38,8 +38,8 @@ def test_mixed_mode_passes_back_the_derivatives_of_value_and_aux():
 
         return jax.jit(jax.grad(total))(quadratic_meta())
 
-    assert_close(both(il.Unroll(mixed_mode=True)), both(il.Unroll()))
-    assert_close(both(il.Unroll(1, mixed_mode=True)), both(il.Unroll()))
+    assert_close(both(il.Unroll(il.MixedMode())), both(il.Unroll()))
+    assert_close(both(il.Unroll(il.MixedMode(), il.Segments(1))), both(il.Unroll()))
 
 
 def test_mixed_mode_is_exact_in_what_the_loss_closes_over():
@@ -55,7 +55,7 @@ def test_mixed_mode_is_exact_in_what_the_loss_closes_over():
 
         return jax.jit(jax.vmap(jax.grad(f)))(jnp.array([0.5, 1.0]))
 
-    assert_close(of_scale(il.Unroll(1, mixed_mode=True)), of_scale(il.Unroll()))
+    assert_close(of_scale(il.Unroll(il.MixedMode(), il.Segments(1))), of_scale(il.Unroll()))
 
 
 def test_mixed_mode_names_a_loss_without_forward_mode():
@@ -66,11 +66,9 @@ def test_mixed_mode_names_a_loss_without_forward_mode():
     square.defvjp(lambda x: (square(x), x), lambda x, bar: (2 * bar * x,))
     loss = lambda params, meta, batch, key: square(params - batch)
     problem = il.Problem(lambda meta, support, key: meta, loss, loss)
-    f = il.meta_objective(
-        problem, il.GradientDescent(optax.sgd(0.1), 2), il.Unroll(mixed_mode=True)
-    )
+    f = il.meta_objective(problem, il.GradientDescent(optax.sgd(0.1), 2), il.Unroll(il.MixedMode()))
     batch = il.Episode(jnp.ones(2), jnp.ones(2))
-    with pytest.raises(il.GradientError, match=r"forward-mode.*mixed_mode=False"):
+    with pytest.raises(il.GradientError, match=r"forward-mode.*Exact\(\) in place of MixedMode"):
         jax.grad(f, has_aux=True)(jnp.zeros(2), batch, KEY)
 
 
@@ -81,6 +79,6 @@ def test_mixed_mode_with_a_loss_of_higher_precision_than_its_parameters():
     f = lambda g: jax.grad(il.meta_objective(problem, learn, g), has_aux=True)
     args = (jnp.ones(2, jnp.bfloat16), il.Episode(jnp.ones(1), jnp.ones(1)), KEY)
     with jax.numpy_dtype_promotion("standard"):
-        got, expected = f(il.Unroll(mixed_mode=True))(*args)[0], f(il.Unroll())(*args)[0]
+        got, expected = f(il.Unroll(il.MixedMode()))(*args)[0], f(il.Unroll())(*args)[0]
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(float), expected.astype(float), rtol=0.05, atol=1e-3)

@@ -128,7 +128,7 @@ BAD_HEADS = {
     ),
     "negative strength": (
         lambda: il.heads.RidgeHead(FLAT, -1.0),
-        "finite number above 0.*-1.0.*exp",
+        "finite number above 0.*-1.0.*Write: RidgeHead",
     ),
     "no strength": (lambda: il.heads.RidgeHead(FLAT, 0.0), "finite number above 0"),
     "infinite strength": (
@@ -138,15 +138,15 @@ BAD_HEADS = {
     "text": (lambda: il.heads.RidgeHead(FLAT, "1"), "finite number above 0"),
     "features of inputs": (
         lambda: il.heads.Prototypes(lambda meta, x: x, 3),
-        "features has the wrong",
+        "features must be a function of .meta, batch, key",
     ),
     "loss of one": (
         lambda: il.heads.ConvexHead(FLAT, 1.0, lambda scores: 0.0, 3),
-        "loss has the wrong",
+        "loss must be a function of .scores, target",
     ),
     "a minimiser": (
         lambda: il.heads.ConvexHead(FLAT, 1.0, il.heads.logistic, 3, optx.BFGS(1e-3, 1e-3)),
-        "does not solve for a root.*Write: ConvexHead",
+        "solver must be an Optimistix root.*Write: ConvexHead",
     ),
 }
 

@@ -12,16 +12,20 @@ from quadratic import quadratic_episodes, quadratic_meta
 from variants import ADAPTATIONS, GRADIENTS, Estimator, exact
 
 import innerloop as il
-from innerloop.gradients.validity import refusal
 
 pytestmark = pytest.mark.usefixtures("x64")
+
+
+def exists(variant, estimator):
+    fidelity = estimator.gradient.fidelity(variant.adaptation, variant.problem)
+    return fidelity.kind != "undefined"
 
 
 VALID = [
     (variant, estimator)
     for variant in ADAPTATIONS
     for estimator in GRADIENTS
-    if refusal(estimator.gradient, variant.problem, variant.adaptation) is None
+    if exists(variant, estimator)
 ]
 # Every pair of an adaptation and a kind of estimator keeps the oracle's law, and so does every
 # estimator with the adaptations given here: no steps, scanned ones, losses on the way, a state,
@@ -32,7 +36,10 @@ _ALL_LAWS = {"sgd-12-scanned"}
 
 
 def _kind(estimator):
-    return type(estimator.gradient), getattr(estimator.gradient, "mixed_mode", None)
+    gradient = estimator.gradient
+    if not isinstance(gradient, il.Unroll):
+        return type(gradient)
+    return type(gradient.inner), isinstance(gradient.loop, il.gradients.Last)
 
 
 def _first_of_its_kind(variant, estimator):

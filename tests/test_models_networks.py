@@ -217,7 +217,10 @@ def test_initialisers_are_replaceable():
 
 @pytest.mark.parametrize("sizes", [[], [3], [3, 0], [3, -1, 2], [True, 2]])
 def test_mlp_refuses_sizes(sizes):
-    with pytest.raises(StructureError, match=r"mlp\(\[1, 40, 40, 1\]\)"):
+    with pytest.raises(
+        StructureError,
+        match=r"sizes must be a tuple of at least 2 .*Write: mlp\(..., sizes=\(40, 40\)\)",
+    ):
         models.mlp(sizes)
 
 

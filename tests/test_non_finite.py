@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fitting import fit
 from jaxtyping import config
 
 import innerloop as il
@@ -36,13 +37,14 @@ def sample_point(key):
 
 
 TASKS = il.tasks.IndependentTasks(sample_point)
+ESTIMATOR = RECIPE.estimator(TASKS, BATCH)
 
 
 def train(non_finite, **changed):
     reports = []
     options = {"optimizer": OPTIMIZER, "steps": STEPS, "batch": BATCH, "key": KEY, "per_call": 7}
     options |= {"report": reports.append}
-    outcome = il.fit(RECIPE, TASKS, non_finite=non_finite, **(options | changed))
+    outcome = fit(RECIPE, TASKS, non_finite=non_finite, **(options | changed))
     return outcome, [progress.fault for progress in reports if progress.fault], reports
 
 
@@ -50,7 +52,7 @@ def poisoned():
     """Step -> the places of the tasks beyond the limit, by the tasks alone."""
     found = {}
     for step in range(STEPS):
-        episodes, _ = il.training.tasks_of_step(TASKS, KEY, step, BATCH)
+        episodes, _ = il.training.tasks_of_step(ESTIMATOR, KEY, step)
         places = np.flatnonzero(np.asarray(episodes.support[:, 0]) > LIMIT)
         if len(places):
             found[step] = tuple(places.tolist())
@@ -65,7 +67,7 @@ def by_hand(gradient):
     meta = RECIPE.init_meta(jax.random.split(KEY, 3)[0])
     state = OPTIMIZER.init(meta)
     for step in range(STEPS):
-        episodes, _ = il.training.tasks_of_step(TASKS, KEY, step, BATCH)
+        episodes, _ = il.training.tasks_of_step(ESTIMATOR, KEY, step)
         sound = np.asarray(episodes.support[:, 0]) <= LIMIT
         grads = gradient(np.asarray(meta["x"]), np.asarray(episodes.support), sound)
         if grads is not None:
@@ -90,8 +92,8 @@ def test_stop_names_the_step_the_tasks_and_their_keys():
     """And is the default."""
     first = min(POISONED)
     with pytest.raises(RunError, match=f"no longer finite.*at outer step {first}") as error:
-        il.fit(RECIPE, TASKS, optimizer=OPTIMIZER, steps=STEPS, batch=BATCH, key=KEY)
-    _, keys = il.training.tasks_of_step(TASKS, KEY, first, BATCH)
+        fit(RECIPE, TASKS, optimizer=OPTIMIZER, steps=STEPS, batch=BATCH, key=KEY)
+    _, keys = il.training.tasks_of_step(ESTIMATOR, KEY, first)
     for place in POISONED[first]:
         assert f"task {place} with key {jax.random.key_data(keys)[place].tolist()}" in str(
             error.value
@@ -139,7 +141,7 @@ def test_a_step_is_played_again_by_hand():
     _, faults, _ = train(il.training.Skip())
     fault = faults[-1]
     before, *_ = train(il.training.Skip(), steps=fault.step)
-    episodes, keys = il.training.tasks_of_step(TASKS, KEY, fault.step, BATCH)
+    episodes, keys = il.training.tasks_of_step(ESTIMATOR, KEY, fault.step)
     objective = il.meta_objective(*RECIPE[:3])
     for place in range(BATCH):
         episode = jax.tree.map(lambda leaf, i=place: leaf[i], episodes)
@@ -188,7 +190,7 @@ def test_large_gradients_of_a_narrow_type_are_no_fault():
         init_meta=lambda key: {"x": jnp.ones(2, jnp.float16)},
     )
     options = {"optimizer": optax.sgd(1e-4), "steps": 2, "batch": 2, "key": KEY}
-    assert il.fit(recipe, TASKS, **options).faults == 0
+    assert fit(recipe, TASKS, **options).faults == 0
 
 
 def test_a_task_without_weight_is_named_too():
@@ -206,7 +208,7 @@ def test_a_task_without_weight_is_named_too():
     sample_key, _ = jax.random.split(jax.random.fold_in(steps_key, 0))
     first_key = jax.random.split(sample_key, 3)[0]
     with pytest.raises(RunError, match="at outer step 0, caused by task 0 with"):
-        il.fit(
+        fit(
             RECIPE,
             il.tasks.IndependentTasks(either),
             optimizer=OPTIMIZER,
@@ -229,7 +231,7 @@ def test_a_task_without_weight_has_no_part_in_a_clipped_step():
     sample_key, _ = jax.random.split(jax.random.fold_in(steps_key, 0))
     first_key = jax.random.split(sample_key, 3)[0]
     options = {"optimizer": OPTIMIZER, "steps": 1, "batch": 3, "key": KEY}
-    outcome = il.fit(
+    outcome = fit(
         RECIPE, il.tasks.IndependentTasks(either), non_finite=il.training.Clip(), **options
     )
     assert outcome.faults == 1
@@ -266,33 +268,29 @@ def test_counts_survive_a_resume(tmp_path):
     assert again.faults == whole.faults == len(POISONED)
 
 
-def test_a_mixture_names_kind_and_place():
-    kind = (RECIPE.problem, RECIPE.adaptation, TASKS, 1.0)
-    problem, adaptation, tasks = il.tasks.mixture(kind, kind)
-    recipe = il.recipes.Recipe(problem, adaptation, RECIPE.gradient, RECIPE.init_meta)
+def test_a_weighted_sum_names_part_and_place():
+    """Of the steps that no part is finite at: where one is, it is followed alone."""
+
+    def often(params, meta, batch, key):
+        return jnp.where(batch[0] > 0.5, jnp.nan, 1.0) * jnp.sum((params["x"] - batch) ** 2)
+
+    problem = il.Problem(lambda meta, support, key: meta, often, often)
+    part = RECIPE._replace(problem=problem).estimator(TASKS, BATCH)
+    both = il.estimators.WeightedSum(left=(part, 1.0), right=(part, 1.0))
     reports = []
-    il.fit(
-        *(recipe, tasks),
-        optimizer=OPTIMIZER,
-        steps=10,
-        batch=BATCH,
-        key=KEY,
-        non_finite=il.training.Skip(),
-        report=reports.append,
-    )
+    options = {"optimizer": OPTIMIZER, "steps": STEPS, "key": KEY, "report": reports.append}
+    il.fit(both, RECIPE.init_meta, non_finite=il.training.Skip(), **options)
     found = {p.fault.step: set(p.fault.tasks) for p in reports if p.fault}
     expected = {}
-    for step in range(10):
-        episodes, _ = il.training.tasks_of_step(tasks, KEY, step, BATCH)
-        places = [
-            (kind, place)
-            for kind, batch in enumerate(episodes)
-            for place in np.flatnonzero(np.asarray(batch.support[:, 0]) > LIMIT).tolist()
-        ]
-        if places:
-            expected[step] = set(places)
+    for step in range(STEPS):
+        places = {
+            name: np.flatnonzero(np.asarray(tasks.episodes.support[:, 0]) > 0.5).tolist()
+            for name, tasks in il.training.tasks_of_step(both, KEY, step).items()
+        }
+        if all(places.values()):
+            expected[step] = {(name, place) for name in places for place in places[name]}
     assert found == expected
-    assert expected
+    assert STEPS > len(expected) > 3
 
 
 def test_a_sum_that_overflows_has_no_single_cause():
@@ -305,7 +303,7 @@ def test_a_sum_that_overflows_has_no_single_cause():
         adaptation=il.Procedure(lambda meta, support, key: meta),
     )
     with pytest.raises(RunError, match="at outer step 0, caused by no single task"):
-        il.fit(
+        fit(
             *(recipe, il.tasks.IndependentTasks(sample)),
             optimizer=optax.sgd(1.0),
             steps=3,

@@ -246,12 +246,15 @@ def test_the_steps_size_of_celo2_is_its_rate():
         (lambda: il.optimizers.SmallMLP(width=0), "width must be a whole number"),
         (
             lambda: il.optimizers.SmallMLP(decays=(0.9, 1.0)),
-            "decays are not decays.*Write: decays=",
+            "decays must be a tuple .*below 1.*Write: SmallMLP.*decays=",
         ),
         (lambda: il.optimizers.CoordinateLSTM(layers=0), "layers must be a whole number"),
-        (lambda: il.optimizers.Celo2(rate=-1.0), "rate is not positive"),
+        (lambda: il.optimizers.Celo2(rate=-1.0), "rate must be a finite number above 0"),
         (lambda: il.optimizers.LearnedSchedule(knots=1), "knots must be a whole number"),
-        (lambda: il.optimizers.Hypergradient(hyper_rate=0.0), "hyper_rate is not positive"),
+        (
+            lambda: il.optimizers.Hypergradient(hyper_rate=0.0),
+            "hyper_rate must be a finite number above 0",
+        ),
         (
             lambda: il.optimizers.SmallMLP(8)(
                 il.optimizers.SmallMLP(4).init(jax.random.key(0), PARAMS)
@@ -275,15 +278,18 @@ def test_the_steps_size_of_celo2_is_its_rate():
             "reads the parameters.*Write: optimizer.update",
         ),
         (lambda: il.optimizers.AdamController(horizon=0), "horizon must be a whole number"),
-        (lambda: il.optimizers.AdamController(rate=0.0), "rate is not positive"),
+        (lambda: il.optimizers.AdamController(rate=0.0), "rate must be a finite number above 0"),
         (
             lambda: il.optimizers.AdamController(width=4)(
                 il.optimizers.AdamController().init(jax.random.key(0), PARAMS)
             ),
             "not the meta-parameters of this AdamController",
         ),
-        (lambda: il.optimizers.ScalarRate(rate=0.0), "rate is not positive"),
-        (lambda: il.optimizers.ParameterRates(rate=jnp.inf), "rate is not positive"),
+        (lambda: il.optimizers.ScalarRate(rate=0.0), "rate must be a finite number above 0"),
+        (
+            lambda: il.optimizers.ParameterRates(rate=jnp.inf),
+            "rate must be a finite number above 0",
+        ),
         (
             lambda: il.optimizers.LayerRates()({"rates": 1.0}),
             "not the meta-parameters of this LayerRates",

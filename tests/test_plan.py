@@ -15,11 +15,12 @@ from quadratic import LEARN, assert_close, quadratic_episodes, quadratic_meta, q
 import innerloop as il
 from innerloop.diagnostics._plan import chunk_sizes, plan
 from innerloop.diagnostics.compiled import compile_ahead
-from innerloop.diagnostics.planning.cost import flops
-from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
+from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.planning.treeverse import evaluations, step_flops
 from innerloop.errors import GradientError, StructureError
 from innerloop.gradients.checkpoint import Binomial
+from innerloop.programs.cost import flops
+from innerloop.trees import tree_bytes
 
 KEY = jax.random.key(0)
 SIZES = [8, 64, 1]
@@ -56,7 +57,7 @@ def compiled_memory(asked, gradient, chunk=None):
 def test_the_choice_fits_and_is_what_was_forecast(kib):
     asked, made = network(), planned(kib)
     assert made.memory <= made.budget == kib * 1024
-    assert compiled_memory(asked, made) == made.memory
+    assert compiled_memory(asked, made.gradient, made.chunk) == made.memory
     assert made.gradient.fidelity(asked[1]).kind == "exact"
 
 
@@ -97,7 +98,7 @@ def test_a_given_chunk_is_kept():
 
 def test_only_given_gradients_are_considered():
     made = plan(*network(), "1GiB", gradients=[il.FirstOrder()])
-    assert isinstance(made.gradient, il.FirstOrder)
+    assert made.gradient == il.FirstOrder()
     assert [option.gradient for option in made.options] == [il.FirstOrder()]
 
 
@@ -108,7 +109,7 @@ def test_chunks_are_halved(tasks, sizes):
     assert chunk_sizes(tasks) == sizes
 
 
-# --- it is a meta-gradient ----------------------------------------------------------------------
+# --- its gradient ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("budget", ["1GiB", "8KiB"])
@@ -116,40 +117,19 @@ def test_the_gradient_is_exact(x64, budget):
     problem, meta, episodes = quadratic_problem(), quadratic_meta(), quadratic_episodes()
     made = plan(problem, LEARN, meta, episodes, budget)
     expected = il.meta_value_and_grad(problem, LEARN)(meta, episodes, KEY)
-    planned = jax.jit(il.meta_value_and_grad(problem, LEARN, made))(meta, episodes, KEY)
+    planned = jax.jit(il.meta_value_and_grad(problem, LEARN, made.gradient, chunk=made.chunk))(
+        meta, episodes, KEY
+    )
     assert_close(planned[0][0], expected[0][0])
     assert_close(planned[1], expected[1])
 
 
-def test_one_task_has_the_planned_gradient(x64):
-    problem, meta = quadratic_problem(), quadratic_meta()
-    made = plan(problem, LEARN, meta, quadratic_episodes(), "1GiB")
-    task = jax.tree.map(lambda leaf: leaf[0], quadratic_episodes())
-    objectives = [il.meta_objective(problem, LEARN, gradient) for gradient in (made, il.Unroll())]
-    first, second = (jax.grad(lambda meta: f(meta, task, KEY)[0])(meta) for f in objectives)  # noqa: B023
-    assert_close(first, second)
-
-
-def test_the_callers_chunk_wins():
-    problem, adaptation, meta, episodes = network()
-    only = [il.Unroll()]  # without loops of its own
-    made = plan(problem, adaptation, meta, episodes, "1GiB", chunk=2, gradients=only)
-
-    def loops(chunk):
-        function = il.meta_value_and_grad(problem, adaptation, made, chunk=chunk)
-        program = jax.make_jaxpr(function)(meta, episodes, KEY)
-        return [e.params["length"] for e in program.eqns if e.primitive.name == "scan"]
-
-    assert loops(None) == [2]
-    assert loops(1) == [4]
-    assert loops(4) == []
-
-
-def test_it_has_the_fidelity_of_its_gradient():
-    adaptation, made = network()[1], planned(1_000_000)
-    assert isinstance(made, il.extend.MetaGradient)
-    assert made.fidelity(adaptation) == made.gradient.fidelity(adaptation)
+def test_a_plan_is_a_result_and_no_gradient():
+    problem, adaptation, *_ = network()
+    made = planned(1_000_000)
     hash(made)
+    with pytest.raises(StructureError, match=r"no MetaGradient.*Write: "):
+        inspect.unwrap(il.meta_objective)(problem, adaptation, made)
 
 
 # --- nothing is run -----------------------------------------------------------------------------
@@ -236,7 +216,7 @@ def test_where_nothing_exact_fits_it_says_what_would():
         plan(*asked, "24KiB", chunk=1)
     message = str(raised.value)
     assert "the least is" in message
-    assert "Truncated(2)" in message and "FirstOrder()" in message
+    assert "Unroll(loop=Last(2))" in message and "Unroll(HoldConstant())" in message
     assert "GFLOP" in message and "allow=('exact', 'biased')" in message
     needed = int(message.split("plan(..., memory=")[1].split(")")[0])
     assert plan(*asked, needed, chunk=1).memory == needed
@@ -387,8 +367,8 @@ def test_one_step_of_all_tasks():
 def test_binomial_costs_more_than_every_state():
     asked = network(steps=32, tasks=2)
     slots = Binomial(5)
-    made = plan(*asked, "1GiB", gradients=[il.Unroll(1), il.Unroll(slots)])
+    made = plan(*asked, "1GiB", gradients=[il.Unroll(loop=il.Segments(1)), il.Unroll(loop=slots)])
     cheap, dear = made.options
-    assert cheap.gradient == il.Unroll(1)
+    assert cheap.gradient == il.Unroll(loop=il.Segments(1))
     assert not dear.lower_bound
     assert 1.2 < dear.flops / cheap.flops < evaluations(32, 5) / 64

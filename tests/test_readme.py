@@ -16,8 +16,6 @@ import jax
 import numpy as np
 import pytest
 
-import innerloop as il
-
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
@@ -109,11 +107,3 @@ def test_the_validity_table_is_up_to_date():
     script = runpy.run_path(str(DOCS / "validity.py"))
     text = script["PAGE"].read_text()
     assert script["updated"](text) == text
-
-
-def test_the_reference_has_every_public_name():
-    """Once."""
-    text = "".join(page.read_text() for page in sorted((DOCS / "reference").glob("*.md")))
-    named = re.findall(r"^::: innerloop\.(\w+)$", text, re.MULTILINE)
-    public = [*il.__all__, "InnerloopError"]
-    assert sorted(named) == sorted(set(public))

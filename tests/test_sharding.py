@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from fitting import fit
 from jax.sharding import AbstractMesh
 from jaxtyping import config
 
@@ -40,7 +41,7 @@ def found():
 
 @pytest.mark.xdist_group("eight devices")
 def test_every_placement_gives_what_one_device_gives(found):
-    assert len(found["distances"]) == 14
+    assert len(found["distances"]) == 16
     assert {name: d for name, d in found["distances"].items() if not d < 1e-14} == {}
 
 
@@ -155,7 +156,7 @@ def test_other_things_are_no_devices(devices):
 def test_more_devices_than_there_are():
     there = jax.device_count()
     with pytest.raises(StructureError, match=rf"devices={there + 1} of {there} .*at most {there}"):
-        il.fit(
+        fit(
             il.recipes.maml(il.models.mlp([1, 4, 1]), il.models.mean_squared_error, 0.01, 1),
             il.tasks.SinusoidTasks(3, 3),
             optimizer=optax.sgd(0.1),
@@ -180,7 +181,7 @@ def test_a_rule_gives_an_axis_that_there_is(axis):
     sharding = il.training.Sharding(placement("all").mesh, lambda leaf, devices: axis)
     try:
         with pytest.raises(StructureError, match=f"cannot be spread.*axis {axis!r} of a leaf"):
-            il.fit(
+            fit(
                 *(RECIPE, il.tasks.SinusoidTasks(3, 3)),
                 optimizer=optax.sgd(0.1),
                 steps=1,

@@ -1,5 +1,7 @@
 """Tasks from disk: what is drawn, and runs that go on at the position in the data."""
 
+import threading
+import time
 from functools import partial
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fitting import fit
 
 import innerloop as il
 from innerloop.tasks import streamed
@@ -64,7 +67,7 @@ def settings(stored):
     tasks = il.tasks.StreamedTasks(
         il.tasks.StoredImages(stored, ways=3, shots=1, queries=1), ahead=3
     )
-    run = partial(il.fit, recipe, tasks, optimizer=optax.adam(1e-2), batch=2)
+    run = partial(fit, recipe, tasks, optimizer=optax.adam(1e-2), batch=2)
     return recipe, tasks, partial(run, key=jax.random.key(4))
 
 
@@ -81,8 +84,39 @@ def test_a_streamed_run_goes_on_where_the_data_were(stored, tmp_path):
     run(steps=3, per_call=2, checkpoints=saved)
     on = run(steps=7, per_call=5, checkpoints=saved, resume=True)
     assert same(whole.meta, on.meta)
-    moved = partial(il.tasks.StreamedTasks.of_step, tasks)
-    assert not same(moved(jax.random.key(0), 3, 2), moved(jax.random.key(0), 4, 2))
+    moved = lambda step: tasks.feed(jax.random.key(0), step, 1, 2)
+    assert not same(moved(3), moved(4))
+    assert same(moved(3), moved(3))
+    tasks.close()
+
+
+def test_a_feed_is_a_function_of_its_arguments(stored):
+    """Whatever was asked for before: further on, again, back, of two runs in turn."""
+    _, tasks, _ = settings(stored)
+    keys = jax.random.split(jax.random.key(0))
+    fresh = lambda *given: settings(stored)[1].feed(*given)
+    for key, first, n in [
+        (0, 0, 2),
+        (0, 2, 3),
+        (1, 1, 2),
+        (0, 3, 2),
+        (0, 3, 4),
+        (0, 0, 1),
+        (1, 9, 1),
+    ]:
+        assert same(tasks.feed(keys[key], first, n, 2), fresh(keys[key], first, n, 2))
+    tasks.close()
+
+
+def test_nothing_is_drawn_ahead_once_a_run_has_ended(stored):
+    _, tasks, run = settings(stored)
+    before = threading.active_count()
+    run(steps=2)
+    assert not tasks._readers
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
 
 
 def test_a_streamed_run_is_the_run_on_those_tasks(stored):
@@ -100,7 +134,9 @@ def test_a_streamed_run_is_the_run_on_those_tasks(stored):
     )
     losses = []
     for step in range(3):
-        loss, grads = gradient(meta, *il.training.tasks_of_step(tasks, key, step, 2))
+        loss, grads = gradient(
+            meta, *il.training.tasks_of_step(recipe.estimator(tasks, 2), key, step)
+        )
         updates, state = optimizer.update(grads, state)
         meta = optax.apply_updates(meta, updates)
         losses.append(loss)
@@ -124,7 +160,7 @@ def test_steps_that_are_skipped_take_their_tasks_along(stored):
 
     fragile = recipe._replace(problem=il.Problem(None, None, loss))
     ones = [
-        il.fit(
+        fit(
             *(fragile, tasks),
             optimizer=optax.adam(1e-2),
             steps=20,
@@ -146,7 +182,7 @@ def test_an_error_while_drawing_ends_the_run(stored):
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="the disk is gone"):
-        il.fit(
+        fit(
             *(recipe, il.tasks.StreamedTasks(draw)),
             optimizer=optax.sgd(0.1),
             steps=1,
@@ -179,8 +215,5 @@ def test_what_cannot_be_streamed_is_refused(stored, make, error, message):
 def test_without_grain_the_cure_is_named(stored, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "grain", None)
     tasks = streamed.StreamedTasks(il.tasks.StoredImages(stored, 2, 1, 1))
-    with (
-        pytest.raises(il.RunError, match=r"innerloop\[stream\]"),
-        tasks.ahead_of(jax.random.key(0), 0, 1),
-    ):
-        pass
+    with pytest.raises(il.RunError, match=r"innerloop\[data\]"):
+        tasks.feed(jax.random.key(0), 0, 1, 1)

@@ -126,27 +126,36 @@ CASES = {
         "step_weights must give .*Expected: shape \\(3,\\).*Write: step_weights=lambda",
     ),
     # Signatures are never guessed at.
-    "init_signature": (with_problem(init=lambda m: m), "init has the wrong .*Write: init=lambda"),
+    "init_signature": (
+        with_problem(init=lambda m: m),
+        "init must be a function of .meta, sup.*init.m.*Write: Problem.*init=lambda",
+    ),
     "inner_signature": (
         with_problem(inner_loss=lambda p, b: p),
-        "inner_loss has the wrong .*Write: inner_loss=lambda params, meta",
+        "inner_loss must be a function of .*Write: Problem.*inner_loss=lambda params, meta",
     ),
     "outer_signature": (
         with_problem(outer_loss=lambda p, m, b: p),
-        "outer_loss has the wrong .*Write: outer_loss=lambda params, meta",
+        "outer_loss must be a function of .*Write: Problem.*outer_loss=lambda params, meta",
     ),
     "weights_signature": (
         with_problem(step_weights=lambda: 1),
-        "step_weights has the wrong .*Write: step_weights=lambda steps",
+        "step_weights must be a function of .steps.*Write: .*step_weights=lambda steps",
     ),
-    "not_a_function": (with_problem(init=jnp.ones(3)), "init is not a function.*Write: init="),
+    "not_a_function": (
+        with_problem(init=jnp.ones(3)),
+        "init must be a function.*f32.*Write: Problem.*init=",
+    ),
     # What may be None, and what may not.
     "no_init": (with_problem(init=None), "GradientDescent needs .*Write: Problem\\(init=lambda"),
     "no_inner": (
         with_problem(inner_loss=None),
         "GradientDescent needs inner_loss.*Write: Problem\\(..., inner_loss=lambda",
     ),
-    "no_outer": (with_problem(outer_loss=None), "needs an outer loss.*Write: Problem\\(init"),
+    "no_outer": (
+        with_problem(outer_loss=None),
+        "outer_loss must be a function.*=None.*Write: Problem.*outer_loss=",
+    ),
     # Meta.
     "integer_meta": (
         with_meta(lambda m: m | {"n": jnp.arange(2)}),
@@ -228,10 +237,13 @@ CASES = {
         for chunk in (0, -1, 1.5, True)
     },
     # Optimizers.
-    "optimizer_float": (with_optimizer(0.1), "not an optimizer.*0.1.*Write: GradientDescent\\("),
+    "optimizer_float": (
+        with_optimizer(0.1),
+        "optimizer must be an optax .*=0.1.*Write: GradientDescent\\(",
+    ),
     "optimizer_uncalled": (
         with_optimizer(optax.adam),
-        "not an optimizer.*adam.*Write: GradientDescent\\(",
+        "optimizer must be an optax .*adam.*Write: GradientDescent\\(",
     ),
     "optimizer_without_its_leaf": (
         with_optimizer(lambda meta: optax.sgd(meta["rate"])),
@@ -244,15 +256,15 @@ CASES = {
     # Keys.
     "integer_key": (
         lambda m, e, k: il.meta_value_and_grad(problem(), LEARN)(m, e, 0),
-        "random key is needed.*key=0.*Write: jax.random.key\\(0\\)",
+        "key must be a random key.*key=0.*Write: .*key=jax.random.key\\(0\\)",
     ),
     "float_key": (
         one_task(lambda m, e, k: il.meta_objective(problem(), LEARN)(m, e, m["w"])),
-        "random key is needed.*f32\\[3\\].*Write: jax.random.key\\(0\\)",
+        "key must be a random key.*f32\\[3\\].*Write: .*key=jax.random.key\\(0\\)",
     ),
     "integer_key_in_adapt": (
         one_task(lambda m, e, k: il.adapt(problem(), LEARN, m, e.support, 7)),
-        "random key is needed.*key=7",
+        "key must be a random key.*key=7.*Write: adapt",
     ),
     "name_in_episode": (
         with_episodes(lambda e: il.Episode({"x": e.support.inputs, "name": "first"}, e.query)),
@@ -260,7 +272,7 @@ CASES = {
     ),
     "optimizer_returns_float": (
         with_optimizer(lambda meta: 0.1),
-        "not an optimizer.*0.1.*Write: GradientDescent\\(",
+        "returns no optimizer.*0.1.*Write: GradientDescent\\(",
     ),
 }
 
@@ -351,4 +363,4 @@ def test_evaluate_refuses_a_single_episode():
     learn = il.GradientDescent(optax.sgd(0.1), 1)
     one = il.Episode(jnp.ones(3), jnp.ones(4))
     with pytest.raises(il.StructureError, match="one task axis"):
-        il.evaluate(problem, learn, jnp.zeros(()), one, jax.random.key(0))
+        il.evaluate(il.Learner(problem, learn), jnp.zeros(()), one, jax.random.key(0))

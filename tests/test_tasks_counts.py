@@ -192,7 +192,11 @@ def test_classes_of_another_shape_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"ways": (3, 2)}, il.StructureError, r"ways=\(3, 2\).*Write: ways=\(2, 6\)"),
+        (
+            {"ways": (3, 2)},
+            il.StructureError,
+            r"ways=\(3, 2\).*2 <= least <= most.*Write: Cl.*ways=5",
+        ),
         ({"ways": (1, 2)}, il.StructureError, r"ways=\(1, 2\)"),
         ({"ways": (2, 7)}, il.DataError, "ways=7 of 6 classes"),
         ({"shots": (0, 2)}, il.StructureError, r"shots=\(0, 2\)"),

@@ -214,7 +214,7 @@ def test_several_families_train_one_optimizer():
                 il.tasks.optimization.quadratic_family([1.0]), -1.0
             ),
             il.StructureError,
-            "factor is not positive",
+            "factor must be .* above 0.*Write: rescaled",
         ),
         (
             lambda: il.tasks.optimization.supervised_family(
@@ -225,7 +225,7 @@ def test_several_families_train_one_optimizer():
                 scale=(2.0, 1.0),
             ),
             il.StructureError,
-            "initial scale.*Write: supervised_family",
+            "scale must be a range.*Write: supervised_family",
         ),
     ],
 )

@@ -4,26 +4,27 @@ import dataclasses
 import inspect
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from fitting import fit
 from jaxtyping import config
 
+import innerloop as il
 from innerloop.adaptation import GradientDescent, Procedure
-from innerloop.devices.sharding import OneDevice
 from innerloop.errors import RunError, StructureError
+from innerloop.estimators import WeightedSum, WholeTasks
 from innerloop.gradients import FirstOrder, Unroll
 from innerloop.models import mean_squared_error, mlp
 from innerloop.problem import Episode, Problem
 from innerloop.recipes import Recipe, maml
-from innerloop.tasks import IndependentTasks, SinusoidTasks, evaluation_episodes, mixture
-from innerloop.training import Skip, Validation, evaluate, fit
-from innerloop.training.batch import run_keys
-from innerloop.training.budget import plan_training
-from innerloop.training.estimation import FromTasks
-from innerloop.training.step import init_state, outer_steps, updating
+from innerloop.tasks import IndependentTasks, SinusoidTasks, evaluation_episodes
+from innerloop.training import Skip, Validation, evaluate
+from innerloop.training.keys import run_keys
+from innerloop.training.step import Program, init_state, outer_steps
 
 KEY = jax.random.key(0)
 
@@ -120,15 +121,62 @@ def test_everything_is_traced_in_the_first_call_only():
 
 def test_one_compilation_serves_every_number_of_steps():
     recipe, optimizer = point_recipe(), optax.adam(optax.cosine_decay_schedule(0.1, 11))
-    update = updating(optimizer, 0.5, OneDevice())
-    take = outer_steps(FromTasks(recipe, recipe.gradient, 2), update, at_most=4)
-    state = init_state(recipe.init_meta(KEY), optimizer)
+    traces = []
+
+    def loss(*arguments):
+        traces.append(None)
+        return point_loss(*arguments)
+
+    program = Program(point_recipe(loss).estimator(POINTS, 2), optimizer, 0.5)
+    state, counts = init_state(recipe.init_meta(KEY), optimizer), []
     for n in (4, 1, 3):
-        state, metrics, sound = take(state, POINTS, KEY, jnp.int32(n))
+        state, metrics, sound = outer_steps(program, state, None, KEY, jnp.int32(n), 4)
         assert sound == n
         assert np.isfinite(metrics["loss"]).sum() == n
-    assert take._cached._cache_size() == 1
+        counts.append(len(traces))
+    assert counts[0] > 0 and len(set(counts)) == 1
     assert int(state.step) == 8
+
+
+def test_a_second_run_of_the_same_estimator_compiles_nothing():
+    traces = []
+
+    def loss(*arguments):
+        traces.append(None)
+        return point_loss(*arguments)
+
+    estimator, optimizer = point_recipe(loss).estimator(POINTS, 2), optax.adam(0.1)
+    init = point_recipe().init_meta
+    counts = []
+    for seed in (0, 1):
+        il.fit(estimator, init, optimizer=optimizer, steps=2, key=jax.random.key(seed))
+        counts.append(len(traces))
+    assert counts[0] == counts[1] > 0
+
+
+def test_meta_parameters_or_a_function_that_makes_them():
+    recipe, options = point_recipe(), {"optimizer": optax.sgd(0.1), "steps": 2, "key": KEY}
+    estimator = recipe.estimator(POINTS, 3)
+    made = il.fit(estimator, recipe.init_meta, **options)
+    given = il.fit(estimator, recipe.init_meta(run_keys(KEY)[0]), **options)
+    assert_same_bits(made.last, given.last)
+
+
+def test_arrays_of_an_estimator_are_no_constants_of_the_program():
+    """Half a megabyte of data, which is an argument."""
+
+    class Stored(eqx.Module):
+        data: jax.Array
+
+        def sample(self, key, n):
+            rows = jax.random.randint(key, (n,), 0, len(self.data))
+            return Episode(self.data[rows], self.data[rows])
+
+    tasks = Stored(jnp.ones((2**16, 2)))
+    program = Program(point_recipe().estimator(tasks, 2), optax.sgd(0.1), 0.0)
+    state = init_state(point_recipe().init_meta(KEY), optax.sgd(0.1))
+    lowered = outer_steps.lower(program, state, None, KEY, jnp.int32(1), 4)
+    assert len(lowered.as_text()) < 2**17
 
 
 # --- fit: what is kept --------------------------------------------------------------------------
@@ -152,7 +200,7 @@ def test_a_validation_judges_the_last_inner_step_alone():
     recipe = point_recipe(steps=3)
     _, reports = train(recipe, validation=Validation(HELD_OUT, every=7))
     validated, meta = reports[-1].evaluation, reports[-1].meta
-    whole = evaluate(*recipe[:2], meta, HELD_OUT, run_keys(KEY)[2])
+    whole = evaluate(recipe.learner, meta, HELD_OUT, run_keys(KEY)[2])
     for name in ("loss", "distance"):
         assert validated.mean[name].shape == validated.interval[name].shape == (1,)
         np.testing.assert_allclose(validated.mean[name], whole.mean[name][-1:], rtol=1e-6)
@@ -246,12 +294,13 @@ def test_whole_numbers_among_the_metrics_are_weighted():
         ("checkpoints", "folder"),
         ("averaging", 1.0),
         ("averaging", -0.1),
+        ("minutes", float("nan")),
     ],
 )
 def test_arguments_of_another_kind_are_refused(name, given):
     config.update("jaxtyping_disable", True)  # as users see it
     try:
-        with pytest.raises(StructureError, match=f"{name} is of another kind"):
+        with pytest.raises(StructureError, match=f"{name} must be .*Write: fit\\(.*{name}="):
             train(**{name: given})
     finally:
         config.update("jaxtyping_disable", False)
@@ -306,13 +355,12 @@ def test_logged_metrics_are_weighted_as_the_loss_is():
 # --- fit: it learns -----------------------------------------------------------------------------
 
 
-def test_a_mixture_trains():
+def test_a_weighted_sum_trains():
     recipe = point_recipe()
     near = IndependentTasks(lambda key: Episode(jnp.ones(2), jnp.ones(2)))
-    kind = (recipe.problem, recipe.adaptation)
-    problem, adaptation, tasks = mixture((*kind, POINTS, 1.0), (*kind, near, 3.0))
-    mixed = recipe._replace(problem=problem, adaptation=adaptation)
-    outcome, reports = train(mixed, tasks, optimizer=optax.sgd(0.2), steps=30, batch=4, per_call=10)
+    both = WeightedSum((recipe.estimator(POINTS, 1), 1.0), (recipe.estimator(near, 3), 3.0))
+    reports, options = [], {"optimizer": optax.sgd(0.2), "steps": 30, "per_call": 10, "key": KEY}
+    outcome = il.fit(both, recipe.init_meta, report=reports.append, **options)
     assert losses(reports)[-1] < 0.5 * losses(reports)[0]
     np.testing.assert_allclose(outcome.meta["x"], 0.75, atol=0.5)
 
@@ -331,7 +379,7 @@ def test_sinusoids_are_learned_to_be_learned():
     )
     before = recipe.init_meta(jax.random.split(KEY, 3)[0])
     curves = [
-        evaluate(recipe.problem, recipe.adaptation, meta, held_out, KEY, steps=5).mean["loss"]
+        evaluate(recipe.learner, meta, held_out, KEY, steps=5).mean["loss"]
         for meta in (before, outcome.meta)
     ]
     assert curves[1][5] < 0.7 * curves[1][0]  # it adapts
@@ -344,10 +392,11 @@ def test_sinusoids_are_learned_to_be_learned():
 def test_a_budget_gives_what_its_plan_gives_by_hand():
     recipe = maml(mlp([1, 16, 1]), mean_squared_error, 0.01, 2)
     tasks, options = SinusoidTasks(5, 5), {"batch": 8, "steps": 2}
-    planned = plan_training(recipe, tasks, optax.adam(0.1), 8, "1GiB")
-    by_hand = recipe._replace(gradient=planned.gradient)
     budgeted = train(recipe, tasks, memory="1GiB", **options)[0]
-    assert_same_bits(budgeted.meta, train(by_hand, tasks, chunk=planned.chunk, **options)[0].meta)
+    plan = budgeted.plan
+    assert budgeted.estimator.chunk == (plan.chunk or 8)
+    by_hand = recipe._replace(gradient=plan.gradient)
+    assert_same_bits(budgeted.meta, train(by_hand, tasks, chunk=plan.chunk, **options)[0].meta)
     exact = train(recipe, tasks, **options)[0]
     for a, b in zip(jax.tree.leaves(budgeted.meta), jax.tree.leaves(exact.meta), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
@@ -355,22 +404,21 @@ def test_a_budget_gives_what_its_plan_gives_by_hand():
 
 def test_the_budget_holds_the_trainers_own_state():
     recipe = maml(mlp([1, 64, 64, 1]), mean_squared_error, 0.01, 1)
-    tasks, optimizer, memory = SinusoidTasks(5, 5), optax.adam(0.1), 600 * 1024
-    planned = plan_training(recipe, tasks, optimizer, 8, memory)
-    update = updating(optimizer, 0.5, OneDevice())
-    steps = outer_steps(FromTasks(recipe, planned, 8), update, at_most=4)
+    optimizer, memory = optax.adam(0.1), 600 * 1024
+    outcome, _ = train(recipe, SinusoidTasks(5, 5), batch=8, steps=1, memory=memory)
+    program = Program(outcome.estimator, optimizer, 0.5)
     state = init_state(recipe.init_meta(KEY), optimizer)
-    program = steps.lower(state, tasks, KEY, jnp.int32(4)).compile()
-    sizes = program.compiled.memory_analysis()
+    compiled = outer_steps.lower(program, state, None, KEY, jnp.int32(4), 4).compile()
+    sizes = compiled.compiled.memory_analysis()
     held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
-    assert planned.memory < memory
+    assert outcome.plan.memory < memory
     assert held + sizes.temp_size_in_bytes <= memory
 
 
 def test_a_biased_gradient_is_kept_and_its_chunk_planned():
     recipe = point_recipe()._replace(gradient=FirstOrder())
-    planned = plan_training(recipe, POINTS, optax.adam(0.1), 3, "1GiB")
-    assert isinstance(planned.gradient, FirstOrder)
+    planned = train(recipe, memory="1GiB", steps=1)[0].estimator
+    assert eqx.tree_equal(planned.gradient, FirstOrder())
 
 
 @pytest.mark.parametrize(
@@ -387,25 +435,86 @@ def test_budgets_that_cannot_be_met_are_refused(changed, message):
         train(**changed)
 
 
-def test_a_mixture_has_no_budget():
+def test_a_weighted_sum_has_no_budget():
     recipe = point_recipe()
-    problem, adaptation, tasks = mixture((recipe.problem, recipe.adaptation, POINTS, 1.0))
-    with pytest.raises(StructureError, match="mixture"):
-        train(Recipe(problem, adaptation, Unroll(), recipe.init_meta), tasks, memory="1GiB")
+    alone = WeightedSum((recipe.estimator(POINTS, 2), 1.0))
+    options = {"optimizer": optax.sgd(0.1), "steps": 1, "key": KEY}
+    with pytest.raises(StructureError, match=r"whole tasks.*WeightedSum.*Write: WholeTasks\("):
+        il.fit(alone, recipe.init_meta, memory="1GiB", **options)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"key": 0}, r"random key.*Write: jax.random.key"),
-        ({"optimizer": 0.01}, r"optimizer is of another kind.*optimizer=0.01.*optax.adam"),
-        ({"tasks": [1, 2]}, r"tasks is of another kind.*SinusoidTasks"),
-        ({"validation": "episodes"}, r"validation is of another kind.*Validation\(episodes"),
+        ({"key": 0}, r"random key.*Write: .*jax.random.key"),
+        ({"optimizer": 0.01}, r"optimizer must be.*optimizer=0.01.*optax.adam"),
+        ({"estimator": [1, 2]}, r"estimator must be.*WholeTasks"),
+        ({"validation": "episodes"}, r"validation must be.*Validation\(episodes"),
+        ({"validation": {}}, r"several validations.*at least one"),
+        ({"validation": {"a": 1}}, r"several validations.*'a': 1"),
     ],
 )
 def test_arguments_of_another_kind_are_named(given, message):
     recipe = maml(mlp([1, 4, 1]), mean_squared_error, 0.01, 1)
-    options = {"tasks": SinusoidTasks(3, 3), "optimizer": optax.sgd(0.1), "key": jax.random.key(0)}
-    unchecked = inspect.unwrap(fit)
+    options = {"estimator": recipe.estimator(SinusoidTasks(3, 3), 1), "optimizer": optax.sgd(0.1)}
+    unchecked = inspect.unwrap(il.fit)
     with pytest.raises(StructureError, match=message):
-        unchecked(recipe, steps=1, batch=1, **(options | given))
+        unchecked(init_meta=recipe.init_meta, steps=1, **({"key": KEY} | options | given))
+
+
+def test_tasks_are_drawn_from_a_distribution():
+    recipe = point_recipe()
+    config.update("jaxtyping_disable", True)  # as users see it
+    try:
+        with pytest.raises(StructureError, match=r"tasks must be a task dist.*tasks=\[1, 2"):
+            WholeTasks(recipe.problem, recipe.adaptation, Unroll(), [1, 2], 3)
+    finally:
+        config.update("jaxtyping_disable", False)
+
+
+# --- fit: several validations --------------------------------------------------------------------
+
+
+def test_several_validations_decide_together_by_their_weights():
+    learner = point_recipe(steps=2).learner
+    far = jax.tree.map(lambda leaf: leaf + 1, HELD_OUT)
+    named = {
+        "near": Validation(HELD_OUT, every=1, weight=3.0),
+        "far": Validation(far, every=1, learner=learner, metric="distance"),
+    }
+    outcome, reports = train(validation=named)
+    key = run_keys(KEY)[2]
+    scores = []
+    for report in reports:
+        mean = report.evaluation.mean
+        for name, episodes, by in (
+            ("near", HELD_OUT, point_recipe().learner),
+            ("far", far, learner),
+        ):
+            alone = evaluate(by, report.meta, episodes, key)
+            for metric in ("loss", "distance"):
+                np.testing.assert_allclose(
+                    mean[f"{name}/{metric}"], alone.mean[metric][-1:], rtol=1e-6
+                )
+        scores.append(0.75 * mean["near/loss"][-1] + 0.25 * mean["far/distance"][-1])
+        assert report.evaluation.tasks == 10
+    assert outcome.best_step == int(np.argmin(scores)) + 1
+
+
+def test_validations_that_are_due_apart_are_refused():
+    named = {"a": Validation(HELD_OUT, every=1), "b": Validation(HELD_OUT, every=2)}
+    with pytest.raises(StructureError, match=r"due together.*a: every=1, b: every=2.*every=2\)"):
+        train(validation=named)
+
+
+def test_an_estimator_of_several_learners_needs_to_be_told_whom_to_validate():
+    recipe, other = point_recipe(), point_recipe(steps=2)
+    both = WeightedSum((recipe.estimator(POINTS, 1), 1.0), (other.estimator(POINTS, 1), 1.0))
+    options = {"optimizer": optax.sgd(0.1), "steps": 1, "key": KEY}
+    with pytest.raises(StructureError, match=r"more than one learner.*learner=Learner\("):
+        il.fit(both, recipe.init_meta, validation=Validation(HELD_OUT, every=1), **options)
+    told = Validation(HELD_OUT, every=1, learner=recipe.learner)
+    assert il.fit(both, recipe.init_meta, validation=told, **options).best_step == 1
+    same = WeightedSum((recipe.estimator(POINTS, 1), 1.0), (recipe.estimator(POINTS, 2), 1.0))
+    untold = Validation(HELD_OUT, every=1)
+    assert il.fit(same, recipe.init_meta, validation=untold, **options).best_step == 1

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +31,10 @@ from oracle import Task, adam, momentum, sgd
 from predictions import (
     bounded,
     clipped,
+    dropped,
     evolution,
     exact,
-    held,
     implicit,
-    last,
     neumann,
     projected,
     random_directions,
@@ -51,6 +50,7 @@ from quadratic import (
 )
 
 import innerloop as il
+from innerloop import gradients as g
 
 
 class Variant(NamedTuple):
@@ -211,20 +211,95 @@ def _basis():
 
 
 BASIS = _basis()
-_FIRST_TWO = il.FirstOrder(lambda t, params: t < 2)
-_FIRST_LEAF = il.FirstOrder(lambda t, params: True)
 
+
+class Slot(NamedTuple):
+    """One value of a slot of `Unroll`, and what it drops.
+
+    - `drops`: the changes to the oracle's inner loop, as `predictions.dropped` takes them
+    - `norm`: of what goes back through an inner gradient
+    """
+
+    value: Any
+    drops: dict | None = None
+    norm: float | None = None
+
+
+_always, _first_two = {"hold": lambda t: True}, {"hold": lambda t: t < 2}
+
+INNER = {
+    "exact": Slot(g.Exact()),
+    "mixed": Slot(g.MixedMode()),
+    "held": Slot(g.HoldConstant(), _always),
+    "held-everywhere": Slot(g.HoldConstant(lambda t, params: True), _always),
+    "held-2": Slot(g.HoldConstant(lambda t, params: t < 2), _first_two),
+    "bound": Slot(g.Bound(0.1), norm=0.1),
+    "bound-by-much": Slot(g.Bound(1e6), norm=1e6),
+    "bound-mixed": Slot(g.Bound(0.02, of=g.MixedMode()), norm=0.02),
+    "bound-held-2": Slot(g.Bound(0.1, of=g.HoldConstant(lambda t, p: t < 2)), _first_two, 0.1),
+}
+
+LOOPS = {
+    "all": Slot(g.StoreAll()),
+    "segments": Slot(g.Segments()),
+    "segments-1": Slot(g.Segments(1)),
+    "segments-5": Slot(g.Segments(5)),
+    "kept": Slot(g.Segments(2, keep_inner_gradients=True)),
+    "offload": Slot(g.Segments(2, keep_inner_gradients=True, offload=True)),
+    "binomial": Slot(g.Binomial(2)),
+    "last-0": Slot(g.Last(0), {"last": 0}),
+    "last-2": Slot(g.Last(2), {"last": 2}),
+    "last-3-segments": Slot(g.Last(3, of=g.Segments(1)), {"last": 3}),
+    "last-3-binomial": Slot(g.Last(3, of=g.Binomial(2)), {"last": 3}),
+    "last-99": Slot(g.Last(99)),
+}
+
+
+def unrolled(inner: str, loop: str, name: str | None = None) -> Estimator:
+    """One setting of `Unroll`, and what the oracle makes of it."""
+    one, other = INNER[inner], LOOPS[loop]
+    drops = (one.drops or {}) | (other.drops or {})
+    if one.norm is not None:
+        predict = bounded(one.norm, **drops)
+    else:
+        predict = dropped(**drops) if drops else exact
+    return Estimator(
+        name or f"{inner}-{loop}",
+        il.Unroll(one.value, other.value),
+        predict,
+        scales=True if one.norm in (None, 1e6) else None,
+    )
+
+
+CROSS = [unrolled(inner, loop) for inner in INNER for loop in LOOPS]
+"""Every inner gradient in every loop."""
+
+# Each inner gradient and each loop at least once, with different partners.
 GRADIENTS = [
-    Estimator("unroll", il.Unroll(), exact),
-    Estimator("checkpoint-1", il.Unroll(checkpoint=1), exact),
-    Estimator("checkpoint-5", il.Unroll(checkpoint=5), exact),
-    Estimator("segments", il.Unroll(checkpoint=il.Segments()), exact),
-    Estimator("binomial-2", il.Unroll(checkpoint=il.Binomial(2)), exact),
-    Estimator("mixed-mode", il.Unroll(mixed_mode=True), exact),
-    Estimator("mixed-mode-checkpoint", il.Unroll(checkpoint=1, mixed_mode=True), exact),
-    Estimator("mixed-mode-binomial", il.Unroll(il.Binomial(3), mixed_mode=True), exact),
-    Estimator("kept-gradients", il.Unroll(il.Segments(2, keep_inner_gradients=True), True), exact),
-    Estimator("offload", il.Unroll(il.Segments(2, True, offload=True), mixed_mode=True), exact),
+    unrolled("exact", "all", "unroll"),
+    unrolled("mixed", "all"),
+    unrolled("exact", "segments-1"),
+    unrolled("exact", "segments"),
+    unrolled("exact", "binomial"),
+    unrolled("mixed", "segments-5"),
+    unrolled("mixed", "kept"),
+    unrolled("mixed", "offload"),
+    unrolled("mixed", "binomial"),
+    unrolled("held", "all", "first-order"),
+    unrolled("held", "segments-1"),
+    unrolled("held-everywhere", "all"),
+    unrolled("held-2", "all"),
+    unrolled("held-2", "binomial"),
+    unrolled("bound", "all", "bounded"),
+    unrolled("bound", "last-2"),
+    unrolled("bound-by-much", "all"),
+    unrolled("bound-mixed", "segments-1"),
+    unrolled("bound-held-2", "all"),
+    unrolled("exact", "last-2", "truncated"),
+    unrolled("exact", "last-0"),
+    unrolled("mixed", "last-3-segments"),
+    unrolled("held-2", "last-3-binomial"),
+    unrolled("exact", "last-99"),
     Estimator("forward-mode", il.ForwardMode(), exact),
     Estimator("forward-mode-chunks", il.ForwardMode(chunk=2), exact),
     Estimator("forward-mode-basis", il.ForwardMode(il.gradients.Basis(BASIS)), projected(BASIS)),
@@ -234,22 +309,8 @@ GRADIENTS = [
         random_directions(3),
         draws=True,
     ),
-    Estimator("first-order", il.FirstOrder(), held(lambda t: True)),
-    Estimator("first-order-everywhere", _FIRST_LEAF, held(lambda t: True)),
-    Estimator("first-order-steps", _FIRST_TWO, held(lambda t: t < 2)),
-    Estimator("bounded", il.Bounded(0.1), bounded(0.1), scales=None),
-    Estimator(
-        "bounded-mixed-mode",
-        il.Bounded(0.02, il.Unroll(checkpoint=1, mixed_mode=True)),
-        bounded(0.02),
-        scales=None,
-    ),
-    Estimator("bounded-by-much", il.Bounded(1e6), bounded(1e6)),
-    Estimator("truncated-0", il.Truncated(0), last(0)),
-    Estimator("truncated-2", il.Truncated(2), last(2)),
-    Estimator("truncated-all", il.Truncated(99), exact),
     Estimator("clipped", il.Clipped(il.Unroll(), 1e-3), clipped(exact, 1e-3), scales=False),
-    Estimator("clipped-first-order", il.Clipped(il.FirstOrder(), 99.0), held(lambda t: True)),
+    Estimator("clipped-first-order", il.Clipped(il.FirstOrder(), 99.0), dropped(**_always)),
     Estimator("reptile", il.Reptile(), reptile, scales=False),
     Estimator("evolution", il.EvolutionStrategies(3, 0.1), evolution(3, 0.1), draws=True),
     Estimator("evolution-chunks", il.EvolutionStrategies(3, 0.1, 2), evolution(3, 0.1), True),

@@ -1,41 +1,18 @@
-"""The one driver of the inner loop. Nobody writes another."""
+"""The driver of the inner loop, the only one in the library."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation.base import Adaptation, InnerGradient
-from innerloop.checks import check_count, describe
+from innerloop.adaptation.base import Adaptation
+from innerloop.adaptation.slots import InnerRule, InnerStep, Loop
+from innerloop.arguments import at_least, require
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.problem import Problem
-
-
-@dataclass(frozen=True, eq=False)  # a tuple could not be weakly referenced, as JAX's loops do
-class InnerStep:
-    """The body of the inner loop: `(state, t) -> (state, output)`, and the two parts of it.
-
-    - `advance`: `(state, t) -> (state, info)`, step t; with `inner_gradient=`, by another operator
-    - `observe`: `(state, t) -> pytree`, what is looked at after t steps
-    """
-
-    advance: Callable[..., tuple[PyTree, PyTree]]
-    observe: Callable[[PyTree, Any], PyTree]
-
-    def __call__(self, state: PyTree, t: Any, **options: Any) -> tuple[PyTree, Any]:
-        state, info = self.advance(state, t, **options)
-        return state, (info, self.observe(state, t + 1))
-
-
-Loop = Callable[[InnerStep, PyTree, int], tuple[PyTree, Any]]
-"""`loop(step, state, steps)` applies `step: (state, t) -> (state, output)` for t = 0 ... steps - 1.
-
-Returns the last state and the outputs stacked along a new first axis. How a loop stores its states
-is what gradients and memory depend on, so the meta-gradient estimator chooses it.
-"""
 
 
 def run(
@@ -44,7 +21,7 @@ def run(
     meta: PyTree,
     support: PyTree,
     key: PRNGKeyArray,
-    inner_gradient: InnerGradient,
+    inner: InnerRule,
     loop: Loop,
     observe: Callable[[PyTree, Any], PyTree] | None = None,
     *,
@@ -52,25 +29,34 @@ def run(
 ) -> tuple[PyTree, PyTree, PyTree]:
     """Learn one task.
 
-    - `key`: the adapt key of the task (`task_keys(key).adapt`): `init` is given `fold_in(key, 0)`
-      and step t `fold_in(key, t + 1)`, whatever the loop.
-    - `observe`: `(params, t) -> pytree` is called at t = 0 ... K.
-    - `steps`: K, when it is to differ from `adaptation.steps` (evaluation beyond training).
+    Args:
+        problem: What is optimised.
+        adaptation: How the task is learned.
+        meta: The meta-parameters.
+        support: The support set of the task.
+        key: The adapt key of the task (`task_keys(key).adapt`): `init` receives `fold_in(key, 0)`
+            and step t receives `fold_in(key, t + 1)`, in every loop.
+        inner: What the inner gradient is for whoever differentiates, such as `Exact()`.
+        loop: How the steps are kept and differentiated, such as `StoreAll()`.
+        observe: `(params, t) -> pytree`, called at t = 0 ... K.
+        steps: K, if it differs from `adaptation.steps` (evaluation beyond training).
 
-    Returns `(state, info, observed)`: the last state, the infos of the K steps stacked (None for
-    K = 0), and the K + 1 observations stacked (None without `observe`).
+    Returns:
+        `(state, info, observed)`: the last state, the infos of the K steps, stacked (None if
+        K = 0), and the K + 1 observations, stacked (None without `observe`).
 
-    Raises `StructureError` where the support set is empty or the number of steps is negative.
+    Raises:
+        StructureError: If the support set is empty or the number of steps is negative.
     """
     _check_support(support)
     steps = _step_count(adaptation, steps)
     state = adaptation.init(problem, meta, support, jax.random.fold_in(key, 0))
     start = None if observe is None else observe(adaptation.params(state), jnp.int32(0))
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], start)
-    if steps == 0:  # a step that is never taken need not exist
+    if steps == 0:  # an adaptation without steps has no `step` to trace
         return state, None, start
     state, info, rest = run_from(
-        *(problem, adaptation, meta, support, key, inner_gradient, loop, observe),
+        *(problem, adaptation, meta, support, key, inner, loop, observe),
         state=state,
         first=0,
         steps=steps,
@@ -84,7 +70,7 @@ def run_from(
     meta: PyTree,
     support: PyTree,
     key: PRNGKeyArray,
-    inner_gradient: InnerGradient,
+    inner: InnerRule,
     loop: Loop,
     observe: Callable[[PyTree, Any], PyTree] | None = None,
     *,
@@ -92,15 +78,24 @@ def run_from(
     first: Any,
     steps: int,
 ) -> tuple[PyTree, PyTree, PyTree]:
-    """A part of `run`: `steps` > 0 inner steps on from the state after `first` of them.
+    """A part of `run`: `steps` > 0 inner steps, from the state after `first` steps.
 
-    `first` may be traced. Whatever the parts that a run is cut into, its keys and numbers are the
-    same. Returns what `run` does, with the observations after each of these steps alone.
+    A run has the same keys and numbers however it is cut into parts.
+
+    Args:
+        problem: See `run`, as for the other arguments that are not listed.
+        state: The state after `first` steps.
+        first: How many steps were taken before; may be traced.
+        steps: How many steps to take, at least 1.
+
+    Returns:
+        The same as `run`, with the observations after each of these steps only.
     """
 
-    def advance(state: PyTree, t: Any, inner_gradient: InnerGradient = inner_gradient):
-        step_key = jax.random.fold_in(key, first + t + 1)
-        return adaptation.step(problem, meta, support, state, step_key, inner_gradient)
+    def advance(state: PyTree, t: Any):
+        t = first + t
+        step_key = jax.random.fold_in(key, t + 1)
+        return adaptation.step(problem, meta, support, state, step_key, inner.at(t))
 
     def look(state: PyTree, t: Any):
         return None if observe is None else observe(adaptation.params(state), first + t)
@@ -113,7 +108,7 @@ def _step_count(adaptation: Adaptation, steps: int | None) -> int:
     if steps is None:
         # None on the adaptation itself means: one call of `step` runs to convergence.
         return 1 if adaptation.steps is None else adaptation.steps
-    check_count("steps", steps, 0, write="GradientDescent(optax.sgd(0.01), steps=5)")
+    require(at_least(0), "steps", steps, type(adaptation).__name__)
     if adaptation.steps is None or (adaptation.steps == 0 and steps > 0):
         raise StructureError(
             "this adaptation has no steps to count",

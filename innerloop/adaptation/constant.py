@@ -1,26 +1,38 @@
-"""Functions without a derivative: their results are constants, or asking for one raises."""
+"""Functions without a derivative: the result is a constant, or differentiation raises."""
 
 from collections.abc import Callable
 
 import equinox as eqx
 import jax
 
+from innerloop.checks import is_floating
 from innerloop.errors import GradientError
 from innerloop.tangents import refuse_derivative
 
 
 def constant(function: Callable) -> Callable:
-    """The same function without a derivative: in its arguments, or in what it closes over.
+    """The same function, constant in its arguments and in the values that it closes over.
 
-    `jax.lax.stop_gradient` on the results would do for the value; but then the derivative of what
-    happens inside is still built, and inside a loop stored, before it is thrown away.
+    `jax.lax.stop_gradient` on the results would give the same value, but JAX would still build the
+    derivative of the function (and store it, inside a loop) before dropping it.
     """
     return _on_everything_it_reads(function, jax.lax.stop_gradient)
 
 
 def undifferentiable(function: Callable, error: GradientError) -> Callable:
-    """The same function; a derivative in its arguments or what it closes over raises `error`."""
+    """The same function; a derivative in its arguments or closed-over values raises `error`."""
     return _on_everything_it_reads(function, lambda tree: refuse_derivative(tree, error))
+
+
+def closed_values_fixed(function: Callable, error: GradientError) -> Callable:
+    """The same function; a derivative in a value that it closes over raises `error`."""
+
+    def call(*args):
+        closed = eqx.filter_closure_convert(function, *args)
+        arrays, rest = eqx.partition(closed, is_floating)
+        return eqx.combine(refuse_derivative(arrays, error), rest)(*args)
+
+    return call
 
 
 def _on_everything_it_reads(function: Callable, identity: Callable) -> Callable:

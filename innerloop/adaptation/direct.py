@@ -1,4 +1,4 @@
-"""Adaptations that compute the parameters from the support set in one go."""
+"""Adaptations that compute the parameters from the support set without inner steps."""
 
 import abc
 
@@ -11,7 +11,7 @@ from innerloop.problem import Problem
 
 
 class DirectAdaptation(Adaptation):
-    """Parameters that are one differentiable function of meta and support set.
+    """The base of adaptations whose parameters are one function of meta and support set.
 
     It takes no inner steps, so the problem's `init` and `inner_loss` may be None.
     """
@@ -36,7 +36,7 @@ class DirectAdaptation(Adaptation):
         key: PRNGKeyArray,
         inner_gradient: InnerGradient,
     ):
-        """Never taken: raises `StructureError`."""
+        """Raises `StructureError`: there are no steps."""
         name = type(self).__name__
         raise StructureError(
             f"a {name} has no inner steps",
@@ -46,5 +46,5 @@ class DirectAdaptation(Adaptation):
         )
 
     def params(self, state: PyTree) -> PyTree:
-        """What `solve` returned."""
+        """The result of `solve`."""
         return state

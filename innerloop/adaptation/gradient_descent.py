@@ -1,6 +1,5 @@
-"""Adaptation by any optax optimizer."""
+"""Adaptation by an optax optimizer."""
 
-import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +9,8 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, Info, InnerGradient, Origin
-from innerloop.checks import check_count, failures_explained
+from innerloop.arguments import at_least, either, function, optimizer
+from innerloop.checks import describe, failures_explained
 from innerloop.errors import StructureError
 from innerloop.problem import Problem, initial_params, loss_function
 
@@ -30,28 +30,27 @@ class GradientDescent(Adaptation):
     $$u_t,\, s_{t+1} = \text{update}(\nabla_\theta L_\text{inner}(\theta_t), s_t, \theta_t),
       \qquad \theta_{t+1} = \theta_t + u_t$$
 
-    - `optimizer`: any `optax.GradientTransformation`, or a function `meta ->
-      GradientTransformation`, through which learning rates and learned optimizers become
-      meta-parameters. Those that ask are passed `value`, `grad` and `value_fn`.
-    - `steps`: K >= 0.
+    An optimizer that takes the square root of the gradient's second moment, such as Adam, has an
+    infinite second derivative at a zero gradient unless its `eps_root` is positive.
 
-    An optimizer with a square root of the gradient's second moment, such as Adam, has an infinite
-    second derivative at a zero gradient: give it an `eps_root > 0`.
+    Args:
+        optimizer: Any `optax.GradientTransformation`, or a function `meta ->
+            GradientTransformation`, which makes learning rates and learned optimizers
+            meta-parameters. Transformations with extra arguments receive `value`, `grad` and
+            `value_fn`.
+        steps: The number of steps K, at least 0.
 
-    Raises `StructureError` for something that is not an optimizer, for a negative number of steps,
-    and while tracing for parameters that are not floating-point.
+    Raises:
+        StructureError: If `optimizer` is not an optimizer or `steps` is negative, and while tracing
+            if the parameters are not floating-point.
     """
 
-    optimizer: optax.GradientTransformation | MetaOptimizer
-    steps: int
+    # `only` tells `lambda meta: ...` from a factory such as `optax.adam` handed over uncalled.
+    optimizer: optax.GradientTransformation | MetaOptimizer = either(
+        optimizer(), function("meta", gives="optax transformation", only=True)
+    )
+    steps: int = at_least(0, such_as=5)
     origin: Origin = eqx.field(default=Origin.STEPS, init=False, static=True)
-
-    def __check_init__(self):
-        check_count("steps", self.steps, 0, write="GradientDescent(optax.sgd(0.01), steps=5)")
-        if isinstance(self.optimizer, optax.GradientTransformation):
-            return
-        if not callable(self.optimizer) or not _takes_meta_only(self.optimizer):
-            raise _not_an_optimizer(self.optimizer)
 
     def init(
         self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray
@@ -97,12 +96,17 @@ class GradientDescent(Adaptation):
         if not isinstance(optimizer, optax.GradientTransformation):
             optimizer = optimizer(meta)
             if not isinstance(optimizer, optax.GradientTransformation):
-                raise _not_an_optimizer(optimizer)
+                raise StructureError(
+                    "the function of meta returns no optimizer",
+                    got=describe(optimizer),
+                    expected="an optax transformation",
+                    write="GradientDescent(lambda meta: optax.sgd(meta['rate']), steps=5)",
+                )
         return optax.with_extra_args_support(optimizer)
 
 
 class _optax_promotion:
-    """optax promotes ranks and dtypes by itself; the caller's strict mode is for the losses."""
+    """Lets optax promote ranks and dtypes; the caller's strict mode is for the losses."""
 
     def __enter__(self):
         self._contexts = (
@@ -124,22 +128,4 @@ def _explained(**given: PyTree):
         write="GradientDescent(lambda meta: optax.sgd(meta['rate']), steps=5) with meta['rate'] a "
         "scalar",
         **given,
-    )
-
-
-def _takes_meta_only(function: Callable) -> bool:
-    """Tell `lambda meta: ...` from an optax factory such as `optax.adam` handed over uncalled."""
-    try:
-        return len(inspect.signature(function).parameters) == 1
-    except (TypeError, ValueError):
-        return True
-
-
-def _not_an_optimizer(got: object) -> StructureError:
-    return StructureError(
-        "GradientDescent was given something that is not an optimizer",
-        got=f"{got!r}",
-        expected="an optax.GradientTransformation, or a function of meta that returns one",
-        write="GradientDescent(optax.sgd(0.01), steps=5), or "
-        "GradientDescent(lambda meta: optax.sgd(meta['rate']), steps=5)",
     )

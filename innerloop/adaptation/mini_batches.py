@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.problem import Examples, Problem
 
@@ -19,27 +20,26 @@ def examples_mask(support: PyTree) -> Array | None:
 
 
 class MiniBatches(Adaptation):
-    """Another adaptation, each of whose steps sees `size` rows of the support set.
+    """Runs another adaptation on mini-batches: each step sees `size` rows of the support set.
 
-    The rows are drawn uniformly without replacement from the step's own key, so a step sees the
-    same rows under every meta-gradient. Masked rows are never drawn; where fewer than `size` rows
-    are left, these repeat. `init` still sees the whole support set.
+    The step's own key draws the rows uniformly without replacement, so a step sees the same rows
+    under every meta-gradient. Masked rows are never drawn; if fewer than `size` rows remain, they
+    repeat. `init` sees the whole support set.
 
-    - `adaptation`: what takes the steps
-    - `size`: rows per step, 1 <= size <= rows
-    - `mask`: `support -> (rows,) bool | None`, True where a row may be drawn; by default the mask
-      of `Examples`
+    Args:
+        adaptation: The adaptation that takes the steps.
+        size: Rows per step, 1 <= size <= rows.
+        mask: `support -> (rows,) bool | None`, True where a row may be drawn; by default the mask
+            of `Examples`.
 
-    Raises `StructureError` for a size below one, and while tracing for a size above the number of
-    rows or a support set whose leaves differ in their leading axis.
+    Raises:
+        StructureError: If `size` is below 1, and while tracing if `size` exceeds the number of rows
+            or the leaves of the support set differ in their leading axis.
     """
 
     adaptation: Adaptation
-    size: int
+    size: int = at_least(1, such_as=16)
     mask: Callable[[PyTree], Array | None] = examples_mask
-
-    def __check_init__(self):
-        check_count("size", self.size, write="MiniBatches(adaptation, size=16)")
 
     @property
     def steps(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]

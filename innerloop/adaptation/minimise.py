@@ -9,15 +9,18 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
 from innerloop.adaptation.constant import undifferentiable
-from innerloop.errors import GradientError, StructureError
+from innerloop.arguments import at_least, instance
+from innerloop.errors import GradientError
 from innerloop.problem import Problem, initial_params, loss_function
 
 
 class MinimiseInfo(NamedTuple):
-    """What a solver did.
+    """A report of the solver.
 
-    - `loss`, `aux`: of the inner loss at the solution
-    - `steps`: how many the solver took
+    Args:
+        loss: The inner loss at the solution.
+        aux: The auxiliary output of the inner loss at the solution.
+        steps: The number of steps that the solver took.
     """
 
     loss: Any
@@ -28,31 +31,27 @@ class MinimiseInfo(NamedTuple):
 class Minimise(Adaptation):
     """The minimum of the inner loss, by an Optimistix minimiser.
 
-    The solver differentiates the inner loss by itself, and its own way to the solution is a
-    constant: the meta-gradient comes from the solution (`Implicit`) or from values alone
-    (`EvolutionStrategies`).
+    The solver differentiates the inner loss by itself, and its steps are not differentiated: the
+    meta-gradient comes from the solution (`Implicit`) or from values only (`EvolutionStrategies`).
 
-    - `solver`: such as `optimistix.BFGS(rtol=1e-6, atol=1e-6)`
-    - `max_steps`: at most so many
-    - `throw`: raise at run time where the solver does not converge
+    Args:
+        solver: The minimiser, such as `optimistix.BFGS(rtol=1e-6, atol=1e-6)`.
+        max_steps: The largest number of steps.
+        throw: Whether to raise at run time if the solver does not converge.
 
-    Raises `StructureError` for something that is not a minimiser.
+    Raises:
+        StructureError: If `solver` is not a minimiser or `max_steps` is below 1.
     """
 
-    solver: optx.AbstractMinimiser
-    max_steps: int = 256
+    solver: optx.AbstractMinimiser = instance(
+        optx.AbstractMinimiser,
+        what="an Optimistix minimiser",
+        such_as="optimistix.BFGS(rtol=1e-6, atol=1e-6)",
+    )
+    max_steps: int = at_least(1, default=256)
     throw: bool = True
     steps: None = eqx.field(default=None, init=False)
     origin: Origin = eqx.field(default=Origin.SOLVER, init=False, static=True)
-
-    def __check_init__(self):
-        if not isinstance(self.solver, optx.AbstractMinimiser):
-            raise StructureError(
-                "Minimise was given something that is not a minimiser",
-                got=f"{self.solver!r}",
-                expected="an optimistix.AbstractMinimiser",
-                write="Minimise(optimistix.BFGS(rtol=1e-6, atol=1e-6))",
-            )
 
     def init(self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
         """Parameters from the problem's `init`."""
@@ -67,7 +66,7 @@ class Minimise(Adaptation):
         key: PRNGKeyArray,
         inner_gradient: InnerGradient,
     ) -> tuple[PyTree, MinimiseInfo]:
-        """All the way to the minimum."""
+        """Runs the solver to the minimum."""
         loss = loss_function("inner_loss", problem.inner_loss, needed_by="Minimise")
 
         def solve(start: PyTree):

@@ -5,24 +5,23 @@ from collections.abc import Callable
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.direct import DirectAdaptation
-from innerloop.checks import check_signature
+from innerloop.arguments import function
 
 
 class Procedure(DirectAdaptation):
-    """Parameters computed from the support set in one go: a hypernetwork, a neural process.
-
-    - `fn`: `(meta, support, key) -> params`, differentiable in `meta`.
+    """Parameters from a function of the support set: a hypernetwork or a neural process.
 
     It takes no inner steps, so the problem's `init` and `inner_loss` may be None.
 
-    Raises `StructureError` where `fn` does not take exactly these arguments.
+    Args:
+        fn: `(meta, support, key) -> params`, differentiable in `meta`.
+
+    Raises:
+        StructureError: If `fn` does not take exactly these arguments.
     """
 
-    fn: Callable[..., PyTree]
-
-    def __check_init__(self):
-        check_signature("fn", self.fn, ("meta", "support", "key"))
+    fn: Callable[..., PyTree] = function("meta", "support", "key", gives="params")
 
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
-        """What `fn` returns."""
+        """The result of `fn`."""
         return self.fn(meta, support, key)

@@ -53,8 +53,18 @@ class Placement(eqx.Module):
         """Arrays of this process, the same in all of them, whole on every device."""
 
     @abc.abstractmethod
+    def place_by_task(self, tree: PyTree, per_task: PyTree) -> PyTree:
+        """An estimator's state where its leaves belong.
+
+        Args:
+            tree: Arrays that every process has whole.
+            per_task: A prefix tree of booleans: True where the leading axis of the leaves goes over
+                the devices, False where every device holds the leaves whole.
+        """
+
+    @abc.abstractmethod
     def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
-        """The training state where its parts belong."""
+        """The training state where its parts belong, without the estimator's state."""
 
 
 class OneDevice(Placement):
@@ -88,6 +98,9 @@ class OneDevice(Placement):
         return meta
 
     def place(self, tree: PyTree) -> PyTree:
+        return tree
+
+    def place_by_task(self, tree: PyTree, per_task: PyTree) -> PyTree:
         return tree
 
     def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:

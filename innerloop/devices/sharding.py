@@ -15,6 +15,7 @@ from innerloop.checks import check_count, describe
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.objective import SumOverTasks
+from innerloop.trees import is_key
 
 MetaRule = Callable[[jax.ShapeDtypeStruct, int], int | None]
 """`(leaf, devices) -> axis` of a meta leaf that is spread over the devices; None: whole on each."""
@@ -131,15 +132,19 @@ class Sharding(Placement):
             tree,
         )
 
+    def place_by_task(self, tree: PyTree, per_task: PyTree) -> PyTree:
+        flags = jax.tree.broadcast(per_task, tree)
+        specs = {True: self._named(self._tasks), False: self._named(PartitionSpec())}
+        return jax.tree.map(lambda leaf, flag: _put(leaf, specs[flag]), tree, flags)
+
     def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
         inner = self._of_leaves(optimizer, state.optimizer, state.meta, _put, self.place)
-        placed = self.place(state._replace(meta=None, average=None, optimizer=None, carry=None))
-        carry = jax.tree.map(lambda leaf: _put(leaf, self._named(self._tasks)), state.carry)
+        placed = self.place(state._replace(meta=None, average=None, optimizer=None))
         meta, average = (
             jax.tree.map(lambda leaf: _put(leaf, self._sharding(leaf)), tree)
             for tree in (state.meta, state.average)
         )
-        return placed._replace(meta=meta, average=average, optimizer=inner, carry=carry)
+        return placed._replace(meta=meta, average=average, optimizer=inner)
 
     def _of_leaves(
         self, optimizer: Any, state: PyTree, meta: PyTree, put: Callable, rest: Callable
@@ -275,7 +280,7 @@ def _no_mesh(given: Any) -> StructureError:
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """Part of an array that every process has whole, where `sharding` wants it."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         data = _put(jax.random.key_data(leaf), NamedSharding(sharding.mesh, PartitionSpec()))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     value = np.asarray(leaf)

@@ -64,11 +64,11 @@ def check(
     a note, as a missing derivative is under `EvolutionStrategies`. What the checks cannot know is
     whether a cut that they find was meant. `left_out` names the checks that could not be made.
 
-    Raises `StructureError` for parts that do not fit and for a mixture of problems, and
+    Raises `StructureError` for parts that do not fit, and
     `GradientError` for an estimator that does not exist after this adaptation.
     """
     used = gradient or exact_gradient(adaptation)
-    check_given(problem, adaptation, used, meta, episodes, key, needed_by="check")
+    check_given(problem, adaptation, used, meta, episodes, key)
     subject = Subject(problem, adaptation, meta, episodes, key, gradient)
     found, left_out = {}, []
     for stage in TRACED + RUN * run:

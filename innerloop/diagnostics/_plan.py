@@ -3,26 +3,23 @@
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count
-from innerloop.diagnostics.comparison.candidates import gradient_name
-from innerloop.diagnostics.given import one_problem
+from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.planning.choices import biased_gradients, exact_gradients
 from innerloop.diagnostics.planning.drafts import Request
-from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
 from innerloop.diagnostics.planning.search import Draft, Search, Trial
 from innerloop.diagnostics.planning.table import plan_table, plan_text
 from innerloop.errors import StructureError
-from innerloop.gradients import MetaGradient
-from innerloop.gradients.base import ChunkedGradient
-from innerloop.problem import Episode, Problem, ProblemMixture
-
-Kind = Literal["exact", "unbiased", "biased"]
+from innerloop.fidelity import Kind
+from innerloop.gradients import MetaGradient, gradient_name
+from innerloop.problem import Episode, Problem
+from innerloop.trees import tree_bytes
 
 
 class Option(NamedTuple):
@@ -42,24 +39,28 @@ class Option(NamedTuple):
     verdict: str
 
 
-class Plan(ChunkedGradient):
-    """A meta-gradient and a chunk that fit a budget: itself a meta-gradient, as which it is used.
+class Plan(eqx.Module):
+    """A meta-gradient and a chunk that fit a budget.
 
     ```python
-    meta_value_and_grad(problem, adaptation, plan(problem, adaptation, meta, episodes, "2GiB"))
+    best = plan(problem, adaptation, meta, episodes, "2GiB")
+    meta_value_and_grad(problem, adaptation, best.gradient, chunk=best.chunk)
     ```
 
-    - `gradient`: the estimator that was chosen
-    - `chunk`: how many tasks are to be run at a time; None for all at once
-    - `memory`: forecast of the peak in bytes, by the compiler: arguments (meta-parameters and
-      episodes), results (gradient and aux) and everything between
-    - `flops`: floating-point operations of the whole batch
-    - `price`: what was as small as could be: time, in operations of this backend
-    - `budget`: bytes; `tasks`: how many the batch has
-    - `options`: what was considered
-    - `compilations`, `seconds`: what planning took
-
     It holds for meta-parameters and episodes of the shapes that were planned for.
+
+    Args:
+        gradient: the meta-gradient that was chosen
+        chunk: how many tasks are to be run at a time; None for all at once
+        memory: forecast of the peak in bytes, by the compiler: arguments (meta-parameters and
+            episodes), results (gradient and aux) and everything between
+        flops: floating-point operations of the whole batch
+        price: what the plan minimises: a forecast of time, in operations of this backend
+        budget: bytes
+        tasks: how many tasks the batch has
+        options: what was considered
+        compilations: how many programs were compiled
+        seconds: the time that planning took
     """
 
     gradient: MetaGradient
@@ -81,7 +82,7 @@ class Plan(ChunkedGradient):
 
 
 def plan(
-    problem: Problem | ProblemMixture,
+    problem: Problem,
     adaptation: Adaptation,
     meta: PyTree,
     episodes: Episode,
@@ -109,10 +110,11 @@ def plan(
     - `gradients`: candidates to choose from, in place of the built-in ones; then `allow` does not
       matter
 
-    The exact candidates are `Unroll` with and without mixed mode, keeping every intermediate value,
-    every state, √K of them, or (beyond 16 steps) about log₂ K; `ForwardMode` for up to 32
-    meta-parameters; `Implicit` where no other exists. Mixed mode takes second derivatives for
-    symmetric, see `Unroll`: give `gradients=[Unroll(), Unroll(1)]` for losses with straight-through
+    The exact candidates are `Unroll` with and without `MixedMode`, keeping every intermediate
+    value, every state, √K of them, or (beyond 16 steps) about log₂ K; `ForwardMode` for up to 32
+    meta-parameters; `Implicit` where no other exists. `MixedMode` takes second derivatives for
+    symmetric: give `gradients=[Unroll(),
+    Unroll(loop=Segments(1))]` for losses with straight-through
     estimators. The biased ones are `Truncated` and `FirstOrder`.
 
     Raises `StructureError` for an unreadable budget, for one below the size of meta, its gradient
@@ -120,7 +122,6 @@ def plan(
     they are traced is raised, but for candidates that do not exist for them where others do.
     """
     begin = time.perf_counter()
-    problem = one_problem(problem, "plan")
     budget = parse_bytes(memory)
     request = Request(problem, adaptation, meta, episodes)
     tasks = request.tasks

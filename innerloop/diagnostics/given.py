@@ -4,17 +4,18 @@ from typing import Any
 
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation import Origin
+from innerloop.adaptation import Adaptation
 from innerloop.checks import check_key
-from innerloop.errors import StructureError
 from innerloop.gradients import Implicit, MetaGradient, Unroll
 from innerloop.objective import check_meta, meta_objective, task_count
-from innerloop.problem import Episode, Problem, ProblemMixture
+from innerloop.problem import Episode
 
 
 def exact_gradient(adaptation: Any) -> MetaGradient:
-    """An estimator that drops nothing, for this adaptation."""
-    return Implicit() if getattr(adaptation, "origin", None) is Origin.SOLVER else Unroll()
+    """A meta-gradient that drops nothing, for this adaptation."""
+    if not isinstance(adaptation, Adaptation):  # which `check_given` refuses
+        return Unroll()
+    return Implicit() if Unroll().fidelity(adaptation).kind == "undefined" else Unroll()
 
 
 def check_given(
@@ -24,24 +25,9 @@ def check_given(
     meta: PyTree,
     episodes: Episode,
     key: PRNGKeyArray,
-    *,
-    needed_by: str,
 ) -> int:
     """How many tasks there are. Raises as `meta_value_and_grad` does for what does not fit."""
-    one_problem(problem, needed_by)
     meta_objective(problem, adaptation, gradient)
     check_meta(meta)
     check_key(key)
     return task_count(episodes)
-
-
-def one_problem(problem: Any, needed_by: str) -> Problem:
-    """The problem itself. Raises `StructureError` for a mixture of problems."""
-    if isinstance(problem, ProblemMixture):
-        raise StructureError(
-            f"{needed_by} takes one kind of task at a time",
-            got=f"a mixture of {len(problem.problems)} problems",
-            expected="one problem and one adaptation",
-            write=f"{needed_by}(mixture.problems[0], adaptations[0], meta, episodes[0], ...)",
-        )
-    return problem

@@ -1,47 +1,49 @@
-"""What an online estimator is: a meta-gradient whose inner runs span many outer steps."""
+"""The estimator of online windows: inner runs span many outer steps."""
 
 import abc
-import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+import dataclasses
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.adaptation import Adaptation
-from innerloop.checks import check_count, check_key, is_floating
-from innerloop.errors import StructureError
-from innerloop.estimators.arguments import check_carry, check_parts
+from innerloop.adaptation import Adaptation, Origin
+from innerloop.checks import describe
+from innerloop.devices.placement import Placement
+from innerloop.errors import GradientError, StructureError
+from innerloop.estimators.base import Apart, Estimate, Estimator, TaskFaults
 from innerloop.estimators.horizons import Horizon, Lengths, check_windows, lengths_of
+from innerloop.estimators.metrics import key_numbers, mean_metrics
+from innerloop.estimators.whole_tasks import Schedule
 from innerloop.estimators.window import (
     InnerRun,
     Window,
-    all_finite,
     choose,
     drawn_horizon,
     task_of_run,
 )
-from innerloop.gradients.base import Aux, Fidelity
+from innerloop.gradients.base import Aux
 from innerloop.gradients.surrogate import known_gradient
-from innerloop.objective import Spread, check_meta, sum_over_tasks
+from innerloop.learner import Learner
+from innerloop.objective import check_meta, sum_over_tasks
 from innerloop.problem import Problem
-from innerloop.tasks import TaskDistribution
-
-OnlineValueAndGrad = Callable[
-    [PyTree, InnerRun, PRNGKeyArray], tuple[tuple[tuple[Scalar, Aux], PyTree], InnerRun]
-]
-"""`(meta, carry, key) -> (((loss, aux), grads), carry)`."""
+from innerloop.tasks import StreamedTasks, TaskDistribution
+from innerloop.trees import all_finite, leaf_shapes
 
 
-class Estimate(NamedTuple):
+class WindowResult(NamedTuple):
     """What an estimator makes of one window of one inner run.
 
-    - `loss`, `gradient`: of the window; the gradient as leaves, None for one that is not reached
-    - `state`: what is carried to the next window
-    - `metrics`, `info`: as in `Aux`
-    - `diverged`: how many of the run's particles are no longer finite; `alive`: whether any is
+    Attributes:
+        loss: The loss of the window.
+        gradient: Its gradient as leaves, None for a leaf that is not reached.
+        state: What is carried to the next window.
+        metrics: As in `Aux`.
+        info: As in `Aux`.
+        diverged: How many of the run's particles are no longer finite.
+        alive: Whether any particle is finite.
     """
 
     loss: Scalar
@@ -61,148 +63,175 @@ class _Found(NamedTuple):
     counts: Bool[Array, ""]
 
 
-class OnlineGradient(eqx.Module):
-    r"""A meta-gradient that is estimated window by window, while inner runs go on between.
+class OnlineWindows(Estimator):
+    r"""An estimator that goes window by window, while inner runs go on between outer steps.
 
     The meta-objective of a run of T inner steps, $\sum_{t=0}^T w_t L_\text{outer}(\theta_t)$, falls
-    into windows of `window` steps. An outer step runs one window of each of many inner runs and
-    estimates the gradient from it; the inner states wait in the *carry* for the next one. Runs that
-    have come to their horizon, or are no longer finite, are replaced by new ones, of new tasks.
+    into windows of `window` steps. An outer step runs one window of each of `batch` inner runs and
+    estimates the gradient from it; the inner states are the estimator's state. Runs that have come
+    to their horizon, or are no longer finite, are replaced by new runs of new tasks.
 
     Losses and gradients are scaled by the number of windows in a run, so that their mean over
-    windows has the size of the meta-objective and its gradient.
+    windows has the size of the meta-objective and its gradient. A step uses the mean over runs,
+    weighted by their episodes' weights. A run whose loss or gradient is not finite does not count,
+    and begins anew with another task; the loss is NaN if no run counts. The metric `diverged` is
+    the number of particles that are not finite.
 
-    - `window`: inner steps per outer step
-    - `horizon`: T, or a tuple of horizons that each run draws one from, such as `log_uniform` makes
-    - `overlap`: how many steps a window shares with the one before
-    - `clip`: the most that an outer loss counts, also one that is not finite; None for no limit
+    `Estimate.aux` has the metrics at the end of each run's window, and in `diagnostics`, per run,
+    `"step"` and `"horizon"` (where in its run the window ended), `"key"` (for `task_of_run`),
+    `"diverged"`, `"replaced"`, `"counts"` (whether the run is in the mean) and `"unreached"`.
+
+    Args:
+        problem: What is optimised.
+        adaptation: How one task is learned; its own number of steps is not used.
+        tasks: A task distribution that draws on the device.
+        window: Inner steps per outer step.
+        horizon: T, or a tuple of horizons that each run draws one from, as `log_uniform` makes.
+        batch: The number of inner runs.
+        overlap: How many steps a window shares with the one before.
+        clip: The largest value that an outer loss counts with, also a loss that is not finite; None
+            for no limit.
+        chunk: Runs that are computed at a time; None for all at once.
+        schedule: As in `WholeTasks`.
     """
 
     if TYPE_CHECKING:  # type checkers would count the abstract variables as arguments
+        problem: ClassVar[Problem]
+        adaptation: ClassVar[Adaptation]
+        tasks: ClassVar[TaskDistribution]
         window: ClassVar[int]
         horizon: ClassVar[Horizon]
+        batch: ClassVar[int]
         overlap: ClassVar[int]
         clip: ClassVar[float | None]
+        chunk: ClassVar[int | None]
+        schedule: ClassVar[Schedule | None]
+        placement: ClassVar[Placement]
     else:
+        problem: eqx.AbstractVar[Problem]
+        adaptation: eqx.AbstractVar[Adaptation]
+        tasks: eqx.AbstractVar[TaskDistribution]
         window: eqx.AbstractVar[int]
         horizon: eqx.AbstractVar[Horizon]
+        batch: eqx.AbstractVar[int]
         overlap: eqx.AbstractVar[int]
         clip: eqx.AbstractVar[float | None]
+        chunk: eqx.AbstractVar[int | None]
+        schedule: eqx.AbstractVar[Schedule | None]
+        placement: eqx.AbstractVar[Placement]
 
     def __check_init__(self):
         name = type(self).__name__
+        self._check_steps(name)
         check_windows(self.window, self.horizon, self.overlap, name)
-        if self.clip is not None and not (is_floating(self.clip) and math.isfinite(self.clip)):
-            raise StructureError(
-                "a loss is clipped to a finite number",
-                got=f"clip={self.clip!r}",
-                expected="a float, or None for no limit",
-                write=f"{name}(..., clip=10.0)",
-            )
 
     @abc.abstractmethod
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
-        """How far the mean of this estimator is from the gradient of the meta-objective."""
-
-    @abc.abstractmethod
-    def start(self, state: PyTree, meta: PyTree) -> PyTree:
+    def begin(self, state: PyTree, meta: PyTree) -> PyTree:
         """What is carried of a run whose inner state is `state`."""
 
     @abc.abstractmethod
-    def estimate(self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray) -> Estimate:
+    def estimate(
+        self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray
+    ) -> WindowResult:
         """The next window of one run, from what was carried of it."""
 
-    def init(
-        self,
-        problem: Problem,
-        adaptation: Adaptation,
-        tasks: TaskDistribution,
-        meta: PyTree,
-        key: PRNGKeyArray,
-        batch: int,
-    ) -> InnerRun:
-        """The carry before the first outer step: `batch` inner runs at their beginning.
+    def at(self, outer_step: int | Int[Array, ""]) -> tuple[Problem, Adaptation]:
+        """Problem and adaptation of an outer step."""
+        if self.schedule is None:
+            return self.problem, self.adaptation
+        return self.schedule(jnp.asarray(outer_step, jnp.int32))
 
-        So that they do not all come to their end in the same outer step ever after, the ends of
-        these first runs are spread evenly over their horizons.
+    @property
+    def learner(self) -> Learner:
+        return Learner(self.problem, self.adaptation)
 
-        Raises `StructureError` for parts that do not fit, `GradientError` for an adaptation without
-        steps.
+    @property
+    def tasks_per_step(self) -> int:
+        return self.batch
+
+    @property
+    def tasks_at_once(self) -> int | None:
+        return self.chunk
+
+    def on(self, placement: Placement) -> "OnlineWindows":
+        devices = placement.devices
+        if self.batch % devices:
+            raise StructureError(
+                "the devices cannot share the inner runs evenly",
+                got=f"batch={self.batch} on {devices} devices",
+                expected="a multiple of the number of devices",
+                write=f"{type(self).__name__}(..., batch={-(-self.batch // devices) * devices})",
+            )
+        return dataclasses.replace(self, placement=placement)
+
+    def per_task(self, state: PyTree) -> PyTree:
+        return True
+
+    def init(self, meta: PyTree, key: PRNGKeyArray, outer_step: int = 0) -> InnerRun:
+        """`batch` inner runs at their beginning.
+
+        The ends of these first runs are spread evenly over their horizons. Otherwise all runs would
+        come to their end in the same outer step ever after.
         """
-        check_parts(self, problem, adaptation, tasks)
         check_meta(meta)
-        check_key(key)
-        check_count("batch", batch, write="init(problem, adaptation, tasks, meta, key, batch=8)")
-        lengths = self._lengths(problem)
-        begun = lambda key: self._begun(problem, adaptation, tasks, lengths, meta, key)
-        runs = jax.vmap(begun)(jax.random.split(key, batch))
+        begun = self._begins(outer_step, meta)
+        runs = jax.vmap(begun)(jax.random.split(key, self.batch))
         stride = self.window - self.overlap
         windows = (runs.end - self.overlap) // stride
-        fewer = jnp.arange(batch, dtype=jnp.int32) * windows // batch
+        fewer = jnp.arange(self.batch, dtype=jnp.int32) * windows // self.batch
         return runs._replace(end=runs.end - stride * fewer)
 
-    def value_and_grad(
-        self,
-        problem: Problem,
-        adaptation: Adaptation,
-        tasks: TaskDistribution,
-        *,
-        chunk: int | None = None,
-        spread: Spread | None = None,
-    ) -> OnlineValueAndGrad:
-        """The outer step's function `(meta, carry, key) -> (((loss, aux), grads), carry)`.
-
-        The mean over runs, weighted by their episodes' weights; a run whose loss or gradient is not
-        finite counts as none, and begins anew with another task. `chunk` and `spread` are as in
-        `meta_value_and_grad`, of runs.
-
-        `aux.metrics` are those at the end of the window; `aux.diagnostics` has, per run, `"step"`
-        and `"horizon"` (where in its run the window ended), `"key"` (for `task_of_run`),
-        `"diverged"` (how many of its particles are not finite), `"replaced"`, `"counts"` (whether
-        it is in the mean), and `"unreached"`. The loss is NaN where no run counts.
-
-        Raises, while tracing, `StructureError` for parts that do not fit together or a carry of
-        other meta-parameters, `GradientError` for an adaptation without steps.
-        """
-        check_parts(self, problem, adaptation, tasks)
-        if chunk is not None:
-            check_count("chunk", chunk, write="value_and_grad(problem, adaptation, tasks, chunk=1)")
+    def step(self, meta, state, data, key, outer_step) -> tuple[Estimate, InnerRun]:
+        check_meta(meta)
+        key = jax.random.fold_in(key, outer_step)
+        begun = self._begins(outer_step, meta)
+        self._check_state(state, begun, key)
+        batch = len(state.step)
+        weights = jnp.ones(batch) if state.episode.weight is None else state.episode.weight
+        problem, adaptation = self.at(outer_step)
         lengths = self._lengths(problem)
 
         def next_window(meta: PyTree, run: InnerRun, key: PRNGKeyArray):
             noise_key, new_key = jax.random.split(key)
             loss, found = self._next_window(problem, adaptation, lengths, meta, run, noise_key)
-            fresh = self._begun(problem, adaptation, tasks, lengths, meta, new_key)
+            fresh = self._begun(problem, adaptation, lengths, meta, new_key)
             replaced = found.aux.diagnostics["replaced"]
             return loss, found._replace(run=choose(replaced, fresh, found.run))
 
-        def step(meta: PyTree, carry: InnerRun, key: PRNGKeyArray):
-            check_meta(meta)
-            check_key(key)
-            begun = lambda key: self._begun(problem, adaptation, tasks, lengths, meta, key)
-            batch = check_carry(carry, lambda key: jax.vmap(begun)(key[None]), key)
-            weights = jnp.ones(batch) if carry.episode.weight is None else carry.episode.weight
-            unreached: list[str] = []
-            sums = sum_over_tasks(next_window, chunk, unreached)
-            keys = jax.random.split(key, batch)
-            result = (spread(sums) if spread else sums)(meta, carry, keys, weights)
-            return _mean(*result, weights, unreached)
+        unreached: list[str] = []
+        sums = self.placement.spread(sum_over_tasks(next_window, self.chunk, unreached))
+        total, found, grads = sums(meta, state, jax.random.split(key, batch), weights)
+        estimate = _mean(total, found, grads, weights, state.episode.weight, unreached)
+        return estimate, self.placement.by_task(found.run)
 
-        return step
+    def apart(self, meta, state, data, key, outer_step, norm) -> Apart:
+        """Runs are kept apart in every step; a step is not finite only if no run is."""
+        estimate, after = self.step(meta, state, data, key, outer_step)
+        keys = key_numbers(state.key)
+        nothing = jax.tree.map(jnp.zeros_like, estimate.grads)
+        return Apart(nothing, after, {"": TaskFaults(jnp.zeros(len(keys), bool), keys)})
 
     def _lengths(self, problem: Problem) -> Lengths:
         return lengths_of(self.horizon, self.window, self.overlap, problem)
 
-    def _begun(self, problem, adaptation, tasks, lengths: Lengths, meta: PyTree, key) -> InnerRun:
-        """A run that has not taken a step yet. Its state holds a place: the first window makes it
-        anew, of the meta-parameters that it is run with.
+    def _begins(self, outer_step: Any, meta: PyTree):
+        """The function `key -> run` that begins a run."""
+        problem, adaptation = self.at(outer_step)
+        lengths = self._lengths(problem)
+        return lambda key: self._begun(problem, adaptation, lengths, meta, key)
+
+    def _begun(self, problem, adaptation, lengths: Lengths, meta: PyTree, key) -> InnerRun:
+        """A run that has not taken a step yet.
+
+        Its state is a placeholder; the first window initialises it, with the meta-parameters that
+        the window is run with.
         """
-        episode, _ = task_of_run(tasks, key)
+        episode, _ = task_of_run(self.tasks, key)
         horizon = drawn_horizon(lengths, key)
         end = jnp.asarray(lengths.lengths)[horizon]
         run = InnerRun(key, episode, horizon, end, jnp.int32(0), None)
         state = self._window(problem, adaptation, lengths, run).begin(meta)
-        return run._replace(state=self.start(state, meta))
+        return run._replace(state=self.begin(state, meta))
 
     def _window(self, problem, adaptation, lengths: Lengths, run: InnerRun) -> Window:
         return Window(problem, adaptation, lengths, run, self.window, self.overlap, self.clip)
@@ -228,12 +257,56 @@ class OnlineGradient(eqx.Module):
         after = run._replace(step=last - self.overlap, state=result.state)
         return loss, _Found(Aux(result.metrics, result.info, diagnostics), after, counts)
 
+    def _check_steps(self, name: str) -> None:
+        if isinstance(self.tasks, StreamedTasks):
+            raise StructureError(
+                "inner runs draw their tasks on the device, when another run has ended",
+                got=f"{name} with StreamedTasks",
+                expected="a task distribution",
+                write=f"{name}(..., tasks, ...) with tasks from data that the device holds",
+            )
+        if self.adaptation.origin is not Origin.STEPS or self.adaptation.steps is None:
+            raise GradientError(
+                f"{name} runs a window of steps at a time, and there are no steps to stop between",
+                got=f"{type(self.adaptation).__name__}: {self.adaptation.origin.value}",
+                expected="an adaptation by steps",
+                write="GradientDescent(optimizer, steps=1); the estimator's horizon says how many "
+                "steps are taken. Or WholeTasks, with a meta-gradient for this adaptation",
+            )
 
-def _mean(total: Scalar, found: _Found, grads: PyTree, weights: Array, unreached: list[str]):
-    """Over the runs that count: NaN and zeros where none does."""
-    weight = jnp.sum(jnp.where(found.counts, weights, 0))
-    mean = lambda leaf: jnp.where(weight > 0, leaf / weight.astype(leaf.dtype), 0)
+    def _check_state(self, state: Any, begun: Any, key: PRNGKeyArray) -> None:
+        """Raise `StructureError` unless the state holds runs of this estimator and this meta."""
+        like = _shapes(jax.eval_shape(lambda key: jax.vmap(begun)(key[None]), key))
+        given = _shapes(state)
+        if given == like and isinstance(state, InnerRun):
+            return
+        other = sorted(set(given.items()) ^ set(like.items()))
+        raise StructureError(
+            "the state holds inner runs of other meta-parameters, or of another estimator",
+            got=", ".join(f"{n}: {s}" for n, s in other if given.get(n) == s) or describe(state),
+            expected=", ".join(f"{n}: {s}" for n, s in other if like.get(n) == s) or "one run",
+            write="state = estimator.init(meta, key) with the same estimator and meta",
+        )
+
+
+def _shapes(runs: PyTree) -> dict[str, str]:
+    """Dtype and shape of every leaf without its task axis, by its path."""
+    one = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) if leaf.shape else leaf, runs
+    )
+    return leaf_shapes(one)
+
+
+def _mean(
+    total: Scalar, found: _Found, grads: PyTree, weights: Array, weight: Any, unreached: list[str]
+) -> Estimate:
+    """Over the runs that count: NaN and zeros if no run does."""
+    counted = jnp.sum(jnp.where(found.counts, weights, 0))
+    mean = lambda leaf: jnp.where(counted > 0, leaf / counted.astype(leaf.dtype), 0)
     marks = {name: jnp.ones(len(weights), bool) for name in unreached}
     aux = found.aux._replace(diagnostics=found.aux.diagnostics | {"unreached": marks})
-    loss = total / weight.astype(total.dtype)
-    return ((loss, aux), jax.tree.map(mean, grads)), found.run
+    loss = total / counted.astype(total.dtype)
+    judged = jnp.where(aux.diagnostics["counts"], 1.0 if weight is None else weight, 0.0)
+    diverged = jnp.sum(aux.diagnostics["diverged"]).astype(loss.dtype)
+    metrics = {"diverged": diverged} | mean_metrics(aux.metrics, judged)
+    return Estimate(loss, jax.tree.map(mean, grads), metrics, aux)

@@ -8,18 +8,35 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.checks import check_count, check_positive, is_floating
+from innerloop.adaptation import Adaptation
+from innerloop.arguments import (
+    at_least,
+    function,
+    instance,
+    number,
+    optional,
+    positive,
+    with_methods,
+)
+from innerloop.checks import is_floating
+from innerloop.devices.placement import OneDevice, Placement
 from innerloop.estimators.horizons import Horizon
-from innerloop.estimators.online_windows import Estimate, OnlineGradient
+from innerloop.estimators.online_windows import OnlineWindows, WindowResult
+from innerloop.estimators.settings import NO_SETTING
+from innerloop.estimators.whole_tasks import Schedule
 from innerloop.estimators.window import Followed, Window
-from innerloop.gradients.evolution import WIDTH, gaussian
+from innerloop.gradients.evolution import gaussian
+from innerloop.problem import Problem
+from innerloop.tasks import TaskDistribution
 
 
 class Particles(NamedTuple):
-    """What is carried of one run: its antithetic pairs.
+    """The antithetic pairs of one run, which its state carries.
 
-    - `states`: inner states, leaves `(pairs, 2, ...)`: of the perturbation added and subtracted
-    - `noise`: what a pair's losses are credited to, leaves `(pairs, ...)`, in units of meta
+    Attributes:
+        states: Inner states, leaves `(pairs, 2, ...)`: with the perturbation added and subtracted.
+        noise: The perturbations that a pair's losses are credited to, leaves `(pairs, ...)`, in
+            units of meta.
     """
 
     states: PyTree
@@ -29,9 +46,10 @@ class Particles(NamedTuple):
 class PairLoss(NamedTuple):
     r"""The losses of a pair in a window.
 
-    - `slope`: $(L_+ - L_-) / 2\sigma^2$
-    - `mean`: of the two losses
-    - `finite`: whether both particles are
+    Attributes:
+        slope: $(L_+ - L_-) / 2\sigma^2$.
+        mean: The mean of the two losses.
+        finite: Whether both particles are finite.
     """
 
     slope: Scalar
@@ -39,37 +57,38 @@ class PairLoss(NamedTuple):
     finite: Bool[Array, "..."]
 
 
-class AntitheticPairs(OnlineGradient):
-    """An online estimator that reads losses alone, of meta-parameters perturbed in pairs.
+class AntitheticPairs(OnlineWindows):
+    """An estimator that reads losses alone, of meta-parameters perturbed in antithetic pairs.
 
-    - `window`, `horizon`: inner steps per outer step and per run
-    - `pairs`: n >= 1 per run, which learn the same task with the same keys
-    - `sigma`: σ > 0, in the units of the meta-parameters
-    - `chunk`: pairs that are computed at a time; None for all at once
-    - `clip`: the most that an outer loss counts, also one that is not finite
+    Its arguments are those of `PersistentES`.
     """
 
-    window: int
+    problem: Problem = instance(
+        Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"
+    )
+    adaptation: Adaptation = instance(
+        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.1), 1)"
+    )
+    tasks: TaskDistribution = with_methods(
+        "sample", what="a task distribution", such_as="SinusoidTasks(5, 5)"
+    )
+    window: int = at_least(1, such_as=20)
     horizon: Horizon
-    pairs: int
-    sigma: float
-    chunk: int | None = None
-    clip: float | None = eqx.field(default=None, kw_only=True)
+    batch: int = at_least(1, such_as=8)
+    pairs: int = at_least(1, default=1)
+    sigma: float = positive(default=0.01)
+    pairs_at_once: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
     overlap: int = eqx.field(default=0, init=False)
-
-    def __check_init__(self):
-        name = type(self).__name__
-        write = f"{name}(window=20, horizon=200, pairs=4, sigma=0.01)"
-        check_count("pairs", self.pairs, write=write)
-        check_positive("sigma", self.sigma, WIDTH, write=write)
-        if self.chunk is not None:
-            check_count("chunk", self.chunk, write=write[:-1] + ", chunk=2)")
+    clip: float | None = optional(number(such_as=10.0), kw_only=True)
+    chunk: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
+    schedule: Schedule | None = optional(function("outer_step"), kw_only=True)
+    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
 
     def each_pair(self, function, *stacked):
-        """`function` of one pair at a time, or of `chunk` of them, or of all."""
-        if self.chunk is None or self.chunk >= self.pairs:
+        """`function` of `pairs_at_once` pairs at a time."""
+        if self.pairs_at_once is None or self.pairs_at_once >= self.pairs:
             return jax.vmap(function)(*stacked)
-        return jax.lax.map(lambda pair: function(*pair), stacked, batch_size=self.chunk)
+        return jax.lax.map(lambda pair: function(*pair), stacked, batch_size=self.pairs_at_once)
 
     def drawn(self, key: PRNGKeyArray, meta: PyTree) -> PyTree:
         """One perturbation."""
@@ -78,7 +97,7 @@ class AntitheticPairs(OnlineGradient):
     def follow(
         self, window: Window, meta: PyTree, states: PyTree, noise: PyTree
     ) -> tuple[Followed, PairLoss]:
-        """A pair, its particles' states stacked, through a window."""
+        """Run a pair, whose states are stacked, through a window."""
 
         def particle(sign, state):
             perturbed = jax.tree.map(
@@ -92,7 +111,7 @@ class AntitheticPairs(OnlineGradient):
         return both, PairLoss(slope, (plus + minus) / 2, jnp.all(both.finite))
 
     def gradient(self, losses: PairLoss, noise: PyTree) -> tuple[Scalar, list[Array | None]]:
-        """The mean over those pairs whose losses are finite, of loss and estimate; else NaN."""
+        """Loss and estimate, as means over the pairs whose losses are finite; NaN if none is."""
         usable = jnp.isfinite(losses.slope) & jnp.isfinite(losses.mean)
         count = jnp.sum(usable.astype(losses.mean.dtype))
         loss = jnp.sum(jnp.where(usable, losses.mean, 0)) / count
@@ -108,21 +127,23 @@ class CarriedPairs(AntitheticPairs):
     def perturb(
         self, held: PyTree, drawn: PyTree, begins: Bool[Array, ""]
     ) -> tuple[PyTree, PyTree]:
-        """What is added to meta in a window, and what the window's losses are credited to.
+        """The perturbation of a window, and the perturbation that its losses are credited to.
 
-        - `held`: what those of the window before were credited to; `drawn`: a new perturbation
-        - `begins`: whether this window is the first of its run
+        Args:
+            held: The perturbation that the losses of the window before were credited to.
+            drawn: A new perturbation.
+            begins: Whether this window is the first of its run.
         """
 
-    def start(self, state: PyTree, meta: PyTree) -> Particles:
-        """Every particle at the inner state, none perturbed."""
+    def begin(self, state: PyTree, meta: PyTree) -> Particles:
+        """All particles at the same inner state, without perturbations."""
         stacked = lambda leaf: jnp.broadcast_to(leaf, (self.pairs, 2, *leaf.shape))
         noise = lambda leaf: jnp.zeros((self.pairs, *jnp.shape(leaf)), jnp.result_type(leaf))
         return Particles(jax.tree.map(stacked, state), jax.tree.map(noise, meta))
 
     def estimate(
         self, window: Window, meta: PyTree, state: Particles, key: PRNGKeyArray
-    ) -> Estimate:
+    ) -> WindowResult:
         """Losses of every pair, credited to its perturbations."""
 
         def pair(states: PyTree, noise: PyTree, key: PRNGKeyArray):
@@ -133,7 +154,7 @@ class CarriedPairs(AntitheticPairs):
         keys = jax.random.split(key, self.pairs)
         particles, losses, followed = self.each_pair(pair, state.states, state.noise, keys)
         loss, gradient = self.gradient(losses, particles.noise)
-        return Estimate(
+        return WindowResult(
             loss=loss,
             gradient=gradient,
             state=particles,
@@ -145,7 +166,7 @@ class CarriedPairs(AntitheticPairs):
 
 
 def mean_of_finite(metrics: PyTree, finite: Bool[Array, "pairs 2"]) -> PyTree:
-    """The metrics of a run: the mean over those of its particles that are finite."""
+    """The metrics of a run: means over its particles that are finite."""
 
     def mean(leaf: Array) -> Array:
         leaf = leaf if is_floating(leaf) else leaf.astype(jnp.result_type(float))

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from innerloop.adaptation import Adaptation
 from innerloop.estimators.particles import CarriedPairs
 from innerloop.gradients.base import Fidelity
 
@@ -22,20 +21,33 @@ class PersistentES(CarriedPairs):
 
     with $L_k$ the weighted losses of window k. The value is the mean loss of the particles.
 
-    - `window`, `horizon`: inner steps per outer step and per run
-    - `pairs`, `sigma`, `chunk`: n, σ, and how many pairs are computed at a time
-    - `clip`: the most that an outer loss counts, also one that is not finite
+    Fidelity: unbiased for the meta-objective smoothed by independent noise in every window, as long
+    as meta does not change; a change of meta during a run affects only the windows after it.
+    Variance: grows with the number of windows in a run, since the noise adds up, and falls as 1/n
+    and with the number of runs. Memory: `2 n` inner states and n perturbations per run. No
+    derivative but the inner gradient is computed.
 
-    Fidelity: unbiased for the meta-objective smoothed by independent noise in every window, while
-    meta stands still; a change of meta during a run acts on what follows it. Variance: grows with
-    the number of windows in a run, as the noise adds up, and falls as 1/n and with the number of
-    runs. Memory: `2 n` inner states and n perturbations per run; no derivative but the inner
-    gradient is computed.
+    Args:
+        problem: What is optimised.
+        adaptation: How one task is learned; its own number of steps is not used.
+        tasks: A task distribution.
+        window: Inner steps per outer step.
+        horizon: Inner steps of a run, or a tuple of numbers of steps that each run draws one from.
+        batch: The number of inner runs.
+        pairs: n, antithetic pairs per run, which learn the same task with the same keys.
+        sigma: σ > 0, in the units of the meta-parameters.
+        pairs_at_once: Pairs of a run that are computed at a time; None for all at once.
+        clip: The largest value that an outer loss counts with, also a loss that is not finite; None
+            for no limit.
+        chunk: Runs that are computed at a time; None for all at once.
+        schedule: As in `WholeTasks`.
 
-    Raises `StructureError` unless every horizon is a whole number of windows.
+    Raises:
+        StructureError: A horizon is not a whole number of windows, or an argument is out of range.
+        GradientError: The adaptation has no steps to stop between.
     """
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+    def fidelity(self) -> Fidelity:
         """Unbiased for the smoothed objective."""
         return Fidelity(
             "unbiased",
@@ -44,6 +56,6 @@ class PersistentES(CarriedPairs):
         )
 
     def perturb(self, held: PyTree, drawn: PyTree, begins) -> tuple[PyTree, PyTree]:
-        """A new perturbation; losses are credited to the sum of all since the run began."""
+        """A new perturbation; losses are credited to the sum of all perturbations so far."""
         added = lambda held, drawn: drawn + jnp.where(begins, 0, held)
         return drawn, jax.tree.map(added, held, drawn)

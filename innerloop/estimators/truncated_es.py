@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation import Adaptation
 from innerloop.estimators.horizons import as_tuple
-from innerloop.estimators.online_windows import Estimate
+from innerloop.estimators.online_windows import WindowResult
 from innerloop.estimators.particles import AntitheticPairs
 from innerloop.estimators.window import Window
 from innerloop.gradients.base import Fidelity
@@ -23,18 +22,31 @@ class TruncatedES(AntitheticPairs):
 
     (arXiv 1810.10180). The run goes on, and the value is taken, by $\phi$ itself.
 
-    - `window`, `horizon`: inner steps per outer step and per run
-    - `pairs`, `sigma`, `chunk`: n, σ, and how many pairs are computed at a time
-    - `clip`: the most that an outer loss counts, also one that is not finite
+    Fidelity: biased in the same way as `TruncatedUnroll`, whose gradient it smooths. Variance:
+    lower than that of estimators that look beyond the window. Memory: one inner state per run. No
+    derivative but the inner gradient is computed.
 
-    Fidelity: biased as `TruncatedUnroll`, whose gradient it smooths. Variance: lower than that of
-    estimators which look beyond the window. Memory: one inner state per run; no derivative but
-    the inner gradient is computed.
+    Args:
+        problem: What is optimised.
+        adaptation: How one task is learned; its own number of steps is not used.
+        tasks: A task distribution.
+        window: Inner steps per outer step.
+        horizon: Inner steps of a run, or a tuple of numbers of steps that each run draws one from.
+        batch: The number of inner runs.
+        pairs: n, antithetic pairs per run, which learn the same task with the same keys.
+        sigma: σ > 0, in the units of the meta-parameters.
+        pairs_at_once: Pairs of a run that are computed at a time; None for all at once.
+        clip: The largest value that an outer loss counts with, also a loss that is not finite; None
+            for no limit.
+        chunk: Runs that are computed at a time; None for all at once.
+        schedule: As in `WholeTasks`.
 
-    Raises `StructureError` unless every horizon is a whole number of windows.
+    Raises:
+        StructureError: A horizon is not a whole number of windows, or an argument is out of range.
+        GradientError: The adaptation has no steps to stop between.
     """
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+    def fidelity(self) -> Fidelity:
         """Unbiased for the smoothed objective where the window is the whole run."""
         smoothed = f"smoothed by a Gaussian of width {self.sigma}"
         if all(length == self.window for length in as_tuple(self.horizon)):
@@ -45,11 +57,13 @@ class TruncatedES(AntitheticPairs):
             "state at which it begins is dropped.",
         )
 
-    def start(self, state: PyTree, meta: PyTree) -> PyTree:
+    def begin(self, state: PyTree, meta: PyTree) -> PyTree:
         """The inner state that all particles begin a window with."""
         return state
 
-    def estimate(self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray) -> Estimate:
+    def estimate(
+        self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray
+    ) -> WindowResult:
         """Losses of every pair, credited to its perturbation, and the run itself."""
         both = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (2, *leaf.shape)), state)
 
@@ -61,7 +75,7 @@ class TruncatedES(AntitheticPairs):
         losses, noise, finite = self.each_pair(pair, jax.random.split(key, self.pairs))
         _, gradient = self.gradient(losses, noise)
         centre = window.follow(meta, state)
-        return Estimate(
+        return WindowResult(
             loss=centre.loss,
             gradient=gradient,
             state=centre.state,

@@ -6,17 +6,25 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import describe
+from innerloop.arguments import at_least, function, instance, number, optional, with_methods
+from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.estimators.horizons import Horizon, as_tuple
-from innerloop.estimators.online_windows import Estimate, OnlineGradient
+from innerloop.estimators.online_windows import OnlineWindows, WindowResult
+from innerloop.estimators.settings import NO_SETTING
+from innerloop.estimators.whole_tasks import Schedule
 from innerloop.estimators.window import Window
-from innerloop.gradients.base import Fidelity
-from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
+from innerloop.fidelity import Fidelity, combined
+from innerloop.gradients.last import Last
+from innerloop.gradients.names import gradient_name
+from innerloop.gradients.reach import detached, reached_leaves, watch_reach
 from innerloop.gradients.unroll import Unroll
+from innerloop.problem import Problem
+from innerloop.tasks import TaskDistribution
+from innerloop.trees import leaf_names
 
 
-class TruncatedUnroll(OnlineGradient):
+class TruncatedUnroll(OnlineWindows):
     r"""Reverse mode through one window of a long inner run (Williams & Peng 1990: TBPTT).
 
     With $\theta_s$ the parameters at which the window begins, taken as a constant,
@@ -24,62 +32,90 @@ class TruncatedUnroll(OnlineGradient):
     $$\nabla_\phi \approx \nabla_\phi \sum_{t=s+1}^{s+W}
       w_t\, L_\text{outer}(\theta_t(\theta_s, \phi)).$$
 
-    - `window`: W, the steps that are differentiated; `horizon`: steps of a whole run
-    - `overlap`: with o > 0, a window goes back o steps behind the losses that are its own, so that
-      each loss but those of the first window is differentiated through at least o + 1 steps.
-      Windows advance by W − o.
-    - `unroll`: how the window is differentiated, with `checkpoint` and `mixed_mode`
-    - `clip`: the most that an outer loss counts; beyond it the gradient is zero
+    Fidelity: biased, because the effect of a meta-parameter through the steps before the window is
+    dropped; the sign may be wrong. With W = T it is that of `unroll`. Memory: as `unroll` over W
+    steps.
 
-    Fidelity: biased, by what a meta-parameter does through the steps before the window; it may be
-    wrong in sign. Exact with W = T, where it is `unroll` itself. Memory: as `unroll` over W steps.
+    Args:
+        problem: What is optimised.
+        adaptation: How one task is learned; its own number of steps is not used.
+        tasks: A task distribution.
+        window: W, the inner steps that are differentiated.
+        horizon: Inner steps of a run, or a tuple of numbers of steps that each run draws one from.
+        batch: The number of inner runs.
+        overlap: With o > 0, a window goes back o steps behind the losses that are its own, so that
+            each loss but those of the first window is differentiated through at least o + 1 steps.
+            Windows advance by W - o.
+        unroll: How a window is differentiated.
+        clip: The largest value that an outer loss counts with; beyond it the gradient is zero.
+        chunk: Runs that are computed at a time; None for all at once.
+        schedule: As in `WholeTasks`.
 
-    Raises `StructureError` unless every horizon is a whole number of windows, and `DetachedError`
-    where no meta-parameter reaches the loss.
+    Raises:
+        StructureError: A horizon is not a whole number of windows, or an argument is out of range.
+        GradientError: The adaptation has no steps to stop between.
     """
 
-    window: int
+    problem: Problem = instance(
+        Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"
+    )
+    adaptation: Adaptation = instance(
+        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.1), 1)"
+    )
+    tasks: TaskDistribution = with_methods(
+        "sample", what="a task distribution", such_as="SinusoidTasks(5, 5)"
+    )
+    window: int = at_least(1, such_as=20)
     horizon: Horizon
-    overlap: int = 0
-    unroll: Unroll = Unroll()
-    clip: float | None = eqx.field(default=None, kw_only=True)
+    batch: int = at_least(1, such_as=8)
+    overlap: int = at_least(0, default=0)
+    unroll: Unroll = instance(
+        Unroll, what="an Unroll", such_as="Unroll(loop=Segments(1))", default=Unroll()
+    )
+    clip: float | None = optional(number(such_as=10.0), kw_only=True)
+    chunk: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
+    schedule: Schedule | None = optional(function("outer_step"), kw_only=True)
+    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
 
     def __check_init__(self):
-        if not isinstance(self.unroll, Unroll):
+        if isinstance(self.unroll.loop, Last):
             raise StructureError(
-                "a window is differentiated by Unroll",
-                got=f"unroll={describe(self.unroll)}",
-                expected="Unroll, with the settings that suit the window",
-                write="TruncatedUnroll(window=20, horizon=200, unroll=Unroll(checkpoint=1))",
+                "a window of which only the last steps are differentiated is a shorter window",
+                got=f"unroll={gradient_name(self.unroll)}",
+                expected="a loop that differentiates every step of the window",
+                write=f"TruncatedUnroll(window={self.unroll.loop.k or 1}, horizon=...)",
             )
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+    def fidelity(self) -> Fidelity:
         """Exact where the window is the whole run."""
         if all(length == self.window for length in as_tuple(self.horizon)):
-            return Fidelity("exact", "Every inner step is differentiated.")
-        return Fidelity(
+            return self.unroll.fidelity(self.adaptation, self.problem)
+        truncated = Fidelity(
             "biased",
             f"The state at which each window of {self.window} steps begins is a constant: what "
             "meta-parameters did to it is dropped.",
         )
+        return combined([truncated, self.unroll.fidelity(self.adaptation, self.problem)])
 
-    def start(self, state: PyTree, meta: PyTree) -> PyTree:
+    def begin(self, state: PyTree, meta: PyTree) -> PyTree:
         """The inner state."""
         return state
 
-    def estimate(self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray) -> Estimate:
+    def estimate(
+        self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray
+    ) -> WindowResult:
         """Loss and gradient of the window."""
         mark, unreached = watch_reach(meta)
 
         def loss(meta: PyTree):
-            result = window.follow(mark(meta), state, self.unroll.inner_gradient, self.unroll.loop)
+            result = window.follow(mark(meta), state, self.unroll.inner, self.unroll.loop)
             return result.loss, result
 
         (_, result), gradient = jax.value_and_grad(loss, has_aux=True)(meta)
         leaves = reached_leaves(gradient, unreached())
         if all(leaf is None for leaf in leaves):
             raise detached(", ".join(leaf_names(meta)))
-        return Estimate(
+        return WindowResult(
             loss=result.loss,
             gradient=leaves,
             state=result.state,

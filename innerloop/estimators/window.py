@@ -1,4 +1,4 @@
-"""A window: a stretch of one inner run, as a function of meta and of the state it begins in."""
+"""A window of an inner run, as a function of meta and of the state that it begins in."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -8,25 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.adaptation import Adaptation, InnerGradient, Loop, run_from
-from innerloop.checks import is_floating
+from innerloop.adaptation import Adaptation, InnerRule, Loop, run_from
 from innerloop.estimators.horizons import Lengths
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import concatenate, store_all
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll, concatenate
 from innerloop.problem import Episode, Problem, loss_function, task_keys
 from innerloop.tasks import TaskDistribution
+from innerloop.trees import all_finite
 
 
 class InnerRun(NamedTuple):
-    """One inner run, on its way. The carry of an estimator holds many, along a task axis.
+    """One inner run that has not ended. An estimator's state holds many, along a task axis.
 
-    - `key`: of this run; `task_of_run` gives its task and the task's key
-    - `episode`: its task
-    - `horizon`: which of the estimator's horizons it has
-    - `end`: after how many steps a new run takes its place: its horizon, but for the first runs of
-      all, whose ends are spread
-    - `step`: inner steps taken, at which the next window begins
-    - `state`: what the estimator keeps of it: inner states, and perturbations
+    Attributes:
+        key: The key of this run; `task_of_run` gives its task and the task's key.
+        episode: Its task.
+        horizon: Which of the estimator's horizons it has.
+        end: The number of steps after which a new run replaces it: its horizon, except for the
+            first runs of all, whose ends are spread.
+        step: Inner steps taken; the next window begins there.
+        state: What the estimator carries: inner states and perturbations.
     """
 
     key: PRNGKeyArray
@@ -40,10 +41,12 @@ class InnerRun(NamedTuple):
 class Followed(NamedTuple):
     """A window after it was run.
 
-    - `loss`: its weighted losses, scaled to the meta-objective; `metrics`: aux of the last one
-    - `state`: where the next window begins
-    - `info`: the inner steps' infos, stacked
-    - `finite`: whether the parameters are
+    Attributes:
+        loss: Its weighted losses, scaled to the meta-objective.
+        metrics: The aux of its last outer loss.
+        state: The inner state at which the next window begins.
+        info: The inner steps' infos, stacked.
+        finite: Whether the parameters are finite.
     """
 
     loss: Scalar
@@ -54,27 +57,37 @@ class Followed(NamedTuple):
 
 
 def task_of_run(tasks: TaskDistribution, key: PRNGKeyArray) -> tuple[Episode, PRNGKeyArray]:
-    """The task that an inner run of this key learns, and the key it is learned with.
+    """The task that an inner run learns, and the key that it is learned with.
 
-    With them a run that diverged is played again: `meta_objective(problem, adaptation)(meta,
-    episode, key)`; its key is in `aux.diagnostics["key"]`.
+    With them a run that diverged is run again: `meta_objective(problem, adaptation)(meta, episode,
+    key)`; its key is in `aux.diagnostics["key"]`.
+
+    Args:
+        tasks: The estimator's task distribution.
+        key: The key of the run.
     """
     sample_key, task_key, _ = jax.random.split(key, 3)
     return jax.tree.map(lambda leaf: leaf[0], tasks.sample(sample_key, 1)), task_key
 
 
 def drawn_horizon(lengths: Lengths, key: PRNGKeyArray) -> Int[Array, ""]:
-    """Which horizon an inner run of this key has."""
+    """The index of the horizon of an inner run with this key."""
     return jax.random.randint(jax.random.split(key, 3)[2], (), 0, len(lengths.lengths), jnp.int32)
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """The window of an inner run that comes next.
+    """The next window of an inner run.
 
-    - `size`: inner steps; the first `overlap` of them were in the window before too, whose losses
-      they were
-    - `clip`: the most that an outer loss counts, one that is not finite included
+    Args:
+        problem: What is optimised.
+        adaptation: How the task is learned.
+        lengths: The horizons, and the weights of the losses.
+        run: The inner run.
+        size: Inner steps of the window.
+        overlap: How many of the first steps were in the window before too. Their losses were
+            counted there.
+        clip: The largest value that an outer loss counts with, also one that is not finite.
     """
 
     problem: Problem
@@ -87,7 +100,7 @@ class Window:
 
     @property
     def begins(self) -> Bool[Array, ""]:
-        """Whether it is the first of its run."""
+        """Whether it is the first window of its run."""
         return self.run.step == 0
 
     def begin(self, meta: PyTree) -> PyTree:
@@ -100,10 +113,10 @@ class Window:
         self,
         meta: PyTree,
         state: PyTree,
-        inner_gradient: InnerGradient = exact_inner_gradient,
-        loop: Loop = store_all,
+        inner: InnerRule = Exact(),
+        loop: Loop = StoreAll(),
     ) -> Followed:
-        """Run the window from `state`, or from the beginning where it is the first of its run."""
+        """Run the window from `state`, or from the beginning if it is the first of its run."""
         first, stride = self.run.step, self.size - self.overlap
         state = choose(self.begins, self.begin(meta), state)
         outer = self._outer_loss(meta)
@@ -113,7 +126,7 @@ class Window:
         def steps_on(state: PyTree, first: Any, steps: int):
             return run_from(
                 *(self.problem, self.adaptation, meta, self.run.episode.support, self._keys.adapt),
-                *(inner_gradient, loop, (lambda params, t: outer(params)) if weighted else None),
+                *(inner, loop, (lambda params, t: outer(params)) if weighted else None),
                 state=state,
                 first=first,
                 steps=steps,
@@ -146,7 +159,7 @@ class Window:
         return clipped
 
     def _start_loss(self, outer: Any, state: PyTree) -> Any:
-        """The loss before the first step, where it has a weight."""
+        """The loss before the first step, if it has a weight."""
         weights = self.lengths.weights
         if weights is None or not np.any(weights[:, 0]):
             return 0
@@ -161,7 +174,7 @@ class Window:
         row = jnp.asarray(weights, losses.dtype)[self.run.horizon]
         row = self.lengths.scale * jax.lax.dynamic_slice_in_dim(row, first + 1, self.size)
         counts = self.begins | (jnp.arange(self.size) >= self.overlap)
-        # not 0 x inf: what has no weight is not looked at
+        # A loss without weight is not read: 0 times infinity would be NaN.
         loss = jnp.sum(jnp.where(counts & (row != 0), row * losses, 0))
         return loss, jax.tree.map(lambda leaf: leaf[-1], metrics)
 
@@ -175,9 +188,3 @@ class Window:
 def choose(condition: Bool[Array, ""], one: PyTree, other: PyTree) -> PyTree:
     """`one` where the condition holds, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
-
-
-def all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Whether every floating-point number in a tree is finite."""
-    parts = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
-    return jnp.all(jnp.stack([jnp.bool_(True), *parts]))

@@ -1,17 +1,18 @@
-"""What a meta-gradient estimator is, and the objective that most of them differentiate."""
+"""What a meta-gradient is, and the objective that most of them differentiate."""
 
 import abc
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.adaptation import Adaptation, InnerGradient, Loop, run
+from innerloop.adaptation import Adaptation, InnerRule, Loop, run
 from innerloop.checks import describe
 from innerloop.errors import StructureError
+from innerloop.fidelity import Fidelity
 from innerloop.problem import Episode, Problem, loss_function, task_keys
 
 
@@ -29,17 +30,6 @@ class Aux(NamedTuple):
     diagnostics: dict[str, Any]
 
 
-class Fidelity(NamedTuple):
-    """How far a meta-gradient is from the exact one.
-
-    - `kind`: exact, unbiased (stochastic, right on average), or biased
-    - `sentence`: what is dropped or approximated
-    """
-
-    kind: Literal["exact", "unbiased", "biased"]
-    sentence: str
-
-
 TaskObjective = Callable[[PyTree, Episode, PRNGKeyArray], tuple[Scalar, Aux]]
 
 
@@ -47,42 +37,25 @@ class MetaGradient(eqx.Module):
     """A way to compute the meta-gradient. It names no algorithm and no data set.
 
     It builds, per task, a function whose value is the meta-objective and whose reverse-mode
-    derivative in `meta` is this estimator's meta-gradient.
+    derivative in `meta` is this meta-gradient.
     """
 
     @abc.abstractmethod
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
-        """How far this estimator's gradient is from the exact one after this adaptation."""
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
+        """How far this gradient is from the exact one after this adaptation.
+
+        This is the one place that says whether the gradient exists: where the kind is "undefined",
+        the pair is refused with the sentence for a reason. A second derivative is refused where
+        `derivatives` says that there is none.
+
+        Args:
+            adaptation: how a task is learned
+            problem: the problem that it is asked for; None where it is asked for in general
+        """
 
     @abc.abstractmethod
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
         """The function `(meta, episode, key) -> (loss, aux)` of one task."""
-
-
-class ChunkedGradient(MetaGradient):
-    """A meta-gradient together with how many tasks are run at a time: what a plan comes to.
-
-    `meta_objective` takes its `gradient`, and `meta_value_and_grad` its `chunk` too, unless the
-    caller gives one.
-
-    - `gradient`: the estimator that is meant
-    - `chunk`: tasks at a time; None for all at once
-    """
-
-    if TYPE_CHECKING:  # type checkers would count the abstract variables as arguments
-        gradient: ClassVar[MetaGradient]
-        chunk: ClassVar[int | None]
-    else:
-        gradient: eqx.AbstractVar[MetaGradient]
-        chunk: eqx.AbstractVar[int | None]
-
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
-        """That of the estimator."""
-        return self.gradient.fidelity(adaptation)
-
-    def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
-        """That of the estimator."""
-        return self.gradient.objective(problem, adaptation)
 
 
 class Outcome(NamedTuple):
@@ -99,12 +72,23 @@ def run_task(
     meta: PyTree,
     episode: Episode,
     key: PRNGKeyArray,
-    inner_gradient: InnerGradient,
+    inner: InnerRule,
     loop: Loop,
 ) -> Outcome:
     r"""The meta-objective $\sum_t w_t L_\text{outer}(\theta_t)$ as a plain program.
 
-    What is differentiable in it is decided by `inner_gradient` and `loop`.
+    `inner` and `loop` decide what is differentiable in it.
+
+    Args:
+        problem, adaptation: what is optimised, and how the task is learned
+        meta: meta-parameters
+        episode: the task
+        key: the task's key
+        inner: what the inner gradient is, such as `Exact()`
+        loop: how the inner steps are kept, such as `StoreAll()`
+
+    Returns:
+        The loss, what comes back beside it, and the state after the last inner step.
     """
     outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="the meta-objective")
     keys = task_keys(key)
@@ -114,7 +98,7 @@ def run_task(
 
     observe = None if problem.step_weights is None else outer
     state, info, observed = run(
-        problem, adaptation, meta, episode.support, keys.adapt, inner_gradient, loop, observe
+        problem, adaptation, meta, episode.support, keys.adapt, inner, loop, observe
     )
     if problem.step_weights is None:
         loss, metrics = outer(adaptation.params(state))
@@ -128,12 +112,12 @@ def run_task(
 
 
 def objective_after_run(
-    problem: Problem, adaptation: Adaptation, inner_gradient: InnerGradient, loop: Loop
+    problem: Problem, adaptation: Adaptation, inner: InnerRule, loop: Loop
 ) -> TaskObjective:
-    """`run_task` as the function of one task that an estimator returns."""
+    """`run_task` as the function of one task that a meta-gradient returns."""
 
     def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
-        loss, aux, _ = run_task(problem, adaptation, meta, episode, key, inner_gradient, loop)
+        loss, aux, _ = run_task(problem, adaptation, meta, episode, key, inner, loop)
         return loss, aux
 
     return objective

@@ -1,10 +1,8 @@
 """What an unrolled inner loop keeps for its backward pass."""
 
-import abc
 import math
 from typing import Any
 
-import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
@@ -12,46 +10,36 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import PyTree
 
-from innerloop.adaptation import InnerStep
+from innerloop.adaptation import Adaptation, InnerStep, Loop
 from innerloop.checks import check_count
+from innerloop.fidelity import EXACT, Derivatives, Fidelity
 from innerloop.gradients.inner import INNER_GRADIENT
 from innerloop.gradients.loops import concatenate, store_all
+from innerloop.problem import Problem
 
 _INNER_STATE = "inner_state"
 """Name under which the kept states are found."""
 
 
-class Checkpoint(eqx.Module):
-    """A way to store the inner loop. It changes memory and time, never the gradient."""
-
-    @abc.abstractmethod
-    def loop(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
-        """The loop that stores it so."""
-
-
-class StoreAll(Checkpoint):
-    """Every intermediate value of every inner step: memory K, nothing is computed twice."""
-
-    def loop(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
-        """See `Checkpoint`."""
-        return store_all(step, state, steps)
-
-
-class Segments(Checkpoint):
-    """The inner state at the start of every segment; its steps are taken again going backward.
+class Segments(Loop):
+    """Keeps the inner state at the start of each segment; its steps are taken again going backward.
 
     Memory: K/`length` states, and the intermediate values of `length` steps, which is of the order
     of √K for the default length. Time: one more forward pass.
 
-    - `length`: steps per segment; ⌈√K⌉ unless given. 1 keeps every state, and is best where a
-      step's intermediate values take much more room than its state, as they do in deep networks
-      with large support sets.
-    - `keep_inner_gradients`: keep the inner gradients too (K times the size of the parameters).
-      With `mixed_mode`, the steps that are taken again then cost no gradient.
-    - `offload`: what is kept waits in host memory, where the backend has one apart from its own
-      (on a CPU it is the same memory).
+    The gradient is the same up to rounding, whatever the settings.
 
-    Raises `StructureError` for a length below one.
+    Args:
+        length: steps per segment; ⌈√K⌉ unless given. 1 keeps every state, and is best where a
+            step's intermediate values take much more room than its state, as they do in deep
+            networks with large support sets.
+        keep_inner_gradients: keep the inner gradients too (K times the size of the parameters).
+            With `MixedMode()`, the steps that are taken again then cost no gradient.
+        offload: what is kept waits in host memory, where the backend has one apart from its own
+            (on a CPU it is the same memory).
+
+    Raises:
+        StructureError: the length is below one.
     """
 
     length: int | None = None
@@ -62,8 +50,8 @@ class Segments(Checkpoint):
         if self.length is not None:
             check_count("length", self.length, write="Segments(length=4)")
 
-    def loop(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
-        """See `Checkpoint`."""
+    def __call__(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
+        """See `Loop`."""
         length = self.length or math.isqrt(steps - 1) + 1
         if steps <= length:
             return store_all(step, state, steps)
@@ -90,6 +78,10 @@ class Segments(Checkpoint):
             outputs = concatenate(outputs, tail)
         return state, outputs
 
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
+        """Exact after any adaptation."""
+        return EXACT
+
     def _policy(self):
         names = [_INNER_STATE, *([INNER_GRADIENT] if self.keep_inner_gradients else [])]
         if not self.offload:
@@ -102,16 +94,21 @@ class Segments(Checkpoint):
         )
 
 
-class Binomial(Checkpoint):
-    r"""A fixed number of inner states, placed anew as the backward pass goes (treeverse).
+class Binomial(Loop):
+    r"""Keeps a fixed number of inner states, placed anew as the backward pass goes (treeverse).
 
     Memory: `slots` states and the intermediate values of one step, for any K. Time: with s slots,
     K ≤ (s + r choose s) steps are each taken at most r + 1 times (Griewank 1992; the online form,
     by Stumm and Walther 2010, is Equinox's): s ≈ log₂ K makes r ≈ log₂ K.
 
-    - `slots`: number of states kept
+    The meta-objective has no `jax.jvp`, and no reverse mode over reverse mode: take second
+    derivatives by `jax.hessian`.
 
-    Raises `StructureError` for less than one slot.
+    Args:
+        slots: number of states kept
+
+    Raises:
+        StructureError: there is less than one slot.
     """
 
     slots: int
@@ -119,19 +116,13 @@ class Binomial(Checkpoint):
     def __check_init__(self):
         check_count("slots", self.slots, write="Binomial(slots=10)")
 
-    def loop(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
-        """See `Checkpoint`."""
+    def __call__(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
+        """See `Loop`."""
         times, slots = jnp.arange(steps, dtype=jnp.int32), min(self.slots, steps)
         return eqxi.scan(step, state, times, kind="checkpointed", checkpoints=slots)
 
-
-def as_checkpoint(checkpoint: Any) -> Checkpoint:
-    """What `Unroll(checkpoint=...)` takes, as a `Checkpoint`."""
-    if checkpoint is None:
-        return StoreAll()
-    if isinstance(checkpoint, Checkpoint):
-        return checkpoint
-    check_count(
-        "checkpoint", checkpoint, write="Unroll(checkpoint=1), or Unroll(checkpoint=Binomial(10))"
-    )
-    return Segments(checkpoint)
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
+        """Exact after any adaptation."""
+        if adaptation.steps == 0:
+            return EXACT
+        return EXACT._replace(derivatives=Derivatives(forward=False))

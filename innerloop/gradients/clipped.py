@@ -5,10 +5,12 @@ from jaxtyping import PyTree, Scalar
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_positive, describe
 from innerloop.errors import StructureError
-from innerloop.gradients.base import Fidelity, MetaGradient, TaskObjective
-from innerloop.gradients.shorten import length, shorten
+from innerloop.fidelity import ESTIMATE, Fidelity
+from innerloop.gradients.base import MetaGradient, TaskObjective
+from innerloop.gradients.names import gradient_name
 from innerloop.gradients.surrogate import own_gradient
 from innerloop.problem import Problem
+from innerloop.trees import length, shorten
 
 
 class Clipped(MetaGradient):
@@ -46,12 +48,14 @@ class Clipped(MetaGradient):
         what = "a gradient is shortened to a positive norm"
         check_positive("norm", self.norm, what, write="Clipped(Unroll(), norm=1.0)")
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
-        """Biased, beside what the estimator itself is."""
-        return Fidelity(
-            "biased",
-            f"Each task's gradient is shortened to a norm of {self.norm}. Before: "
-            + self.gradient.fidelity(adaptation).sentence,
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
+        """Biased, beside what the estimator itself is; undefined where that is."""
+        before = self.gradient.fidelity(adaptation, problem)
+        if before.kind == "undefined":
+            return before
+        sentence = f"Each task's gradient is shortened to a norm of {self.norm}. Before: "
+        return before._replace(
+            kind="biased", sentence=sentence + before.sentence, derivatives=ESTIMATE
         )
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
@@ -61,11 +65,4 @@ class Clipped(MetaGradient):
         def clip(gradient: PyTree) -> tuple[PyTree, dict[str, Scalar]]:
             return shorten(gradient, self.norm), {"norm": length(gradient)}
 
-        return own_gradient("Clipped()", whole, clip)
-
-
-def without_clips(gradient: MetaGradient) -> MetaGradient:
-    """The estimator whose gradients are clipped, where they are."""
-    while isinstance(gradient, Clipped):
-        gradient = gradient.gradient
-    return gradient
+        return own_gradient(gradient_name(self), whole, clip)

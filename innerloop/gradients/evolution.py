@@ -6,9 +6,10 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count, check_positive
-from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective, run_task
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.fidelity import ESTIMATE, Fidelity
+from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem, task_keys
 
@@ -52,12 +53,15 @@ class EvolutionStrategies(MetaGradient):
             "sigma", self.sigma, WIDTH, write="EvolutionStrategies(pairs=64, sigma=0.01)"
         )
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
         """Unbiased for the smoothed objective."""
         return Fidelity(
             "unbiased",
             f"The gradient of the meta-objective smoothed by a Gaussian of width {self.sigma}, "
             f"estimated from {self.pairs} antithetic pairs.",
+            ESTIMATE,
+            takes=0,
+            draws=True,
         )
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
@@ -66,7 +70,7 @@ class EvolutionStrategies(MetaGradient):
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
             outcome = lambda meta: run_task(
-                problem, adaptation, meta, episode, key, exact_inner_gradient, store_all
+                problem, adaptation, meta, episode, key, Exact(), StoreAll()
             )
             draws = task_keys(key).estimator
             gradient = self._estimate(lambda meta: outcome(meta).loss, fixed, draws)

@@ -12,11 +12,13 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count, describe
 from innerloop.errors import StructureError
-from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective, run_task
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.fidelity import ESTIMATE, Fidelity
+from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.reach import detached, require_reach
 from innerloop.gradients.surrogate import known_gradient
+from innerloop.gradients.unroll import after_steps
 from innerloop.problem import Episode, Problem, task_keys
 
 Slopes = Callable[[Callable[[Array], list[Array]], int], Array]
@@ -117,7 +119,9 @@ class RandomDirections(Directions):
 
     def fidelity(self) -> Fidelity:
         """See `Directions`."""
-        return Fidelity("unbiased", f"The gradient is seen along {self.count} random directions.")
+        return Fidelity(
+            "unbiased", f"The gradient is seen along {self.count} random directions.", draws=True
+        )
 
     def gradient(self, slopes: Slopes, leaves: list[Array], key: PRNGKeyArray) -> list[Array]:
         """See `Directions`."""
@@ -171,9 +175,9 @@ class ForwardMode(MetaGradient):
         if self.chunk is not None:
             check_count("chunk", self.chunk, write="ForwardMode(chunk=8)")
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
-        """That of the directions."""
-        return self.directions.fidelity()
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
+        """The fidelity of the directions. There is none after a solver."""
+        return after_steps(adaptation) or self.directions.fidelity()._replace(derivatives=ESTIMATE)
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
         """The meta-objective's value, with the gradient made of directional derivatives."""
@@ -183,7 +187,7 @@ class ForwardMode(MetaGradient):
 
             def value(meta):
                 loss, aux, _ = run_task(
-                    problem, adaptation, meta, episode, key, exact_inner_gradient, store_all
+                    problem, adaptation, meta, episode, key, Exact(), StoreAll()
                 )
                 return require_reach(loss, meta, detached), aux
 

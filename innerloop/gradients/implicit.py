@@ -7,17 +7,19 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
-from innerloop.adaptation import Adaptation, run
+from innerloop.adaptation import Adaptation, Origin, run
 from innerloop.checks import check_signature
 from innerloop.errors import GradientError, StructureError
-from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective
+from innerloop.fidelity import ESTIMATE, Fidelity, undefined
+from innerloop.gradients.base import Aux, MetaGradient, TaskObjective
 from innerloop.gradients.conditions import Condition, stationarity
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.linear_solve import Neumann, add, dot, norm, solve
-from innerloop.gradients.loops import store_all
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.linear_solve import Neumann, solve
+from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.reach import reached_leaves, require_reach, watch_reach
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem, loss_function, task_keys
+from innerloop.trees import add, dot, norm
 
 
 class Implicit(MetaGradient):
@@ -79,16 +81,32 @@ class Implicit(MetaGradient):
                 write="Implicit(damping=0.1)",
             )
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
-        """Exact at the optimum; biased by damping or a fixed number of terms."""
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
+        """Exact at the optimum; biased by damping or a fixed number of terms.
+
+        There is none of losses on the way, nor after a procedure unless its condition is given.
+        """
+        if problem is not None and problem.step_weights is not None:
+            return undefined(
+                "step_weights ask for losses on the way to the optimum, and only the optimum is "
+                "differentiated.",
+                "Unroll(), or a Problem without step_weights",
+            )
+        if adaptation.origin is Origin.PROCEDURE and self.condition is None:
+            return undefined(
+                "A procedure need not end where the gradient of the inner loss vanishes.",
+                "Unroll(), which is exact, or Implicit(condition=...) with the condition that it "
+                "solves",
+            )
         if isinstance(self.solver, Neumann):
             sentence = f"The linear solve is cut off after {self.solver.terms} terms of its series."
-            return Fidelity("biased", sentence)
+            return Fidelity("biased", sentence, ESTIMATE)
         if self.damping:
-            return Fidelity("biased", f"The linear system is damped by {self.damping}.")
+            return Fidelity("biased", f"The linear system is damped by {self.damping}.", ESTIMATE)
         return Fidelity(
             "exact",
             "Exact at the optimum: the adapted parameters are taken to satisfy the condition.",
+            ESTIMATE,
         )
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
@@ -105,8 +123,8 @@ class Implicit(MetaGradient):
                 fixed,
                 episode.support,
                 keys.adapt,
-                exact_inner_gradient,
-                store_all,
+                Exact(),
+                StoreAll(),
             )
             params = adaptation.params(state)
             last_step = jax.random.fold_in(keys.adapt, adaptation.steps or 1)

@@ -8,9 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from innerloop.adaptation import Adaptation, InnerStep, Loop
+from innerloop.fidelity import EXACT, Fidelity
+from innerloop.problem import Problem
+
 UNROLL_UP_TO = 8
 """Unrolling a short loop saves the copies into and out of the scan's stacked buffers; unrolling a
 long one only makes the compiler slow."""
+
+
+class StoreAll(Loop):
+    """Keeps every intermediate value of every inner step. Memory: K; nothing is computed twice."""
+
+    def __call__(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
+        """See `Loop`."""
+        return store_all(step, state, steps)
+
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
+        """Exact after any adaptation."""
+        return EXACT
 
 
 def store_all(

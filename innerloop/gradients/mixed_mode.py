@@ -10,12 +10,43 @@ from jax.custom_derivatives import CustomVJPPrimal
 from jax.extend import core
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from innerloop.adaptation import Adaptation, InnerGradient, InnerRule
 from innerloop.errors import GradientError
-from innerloop.problem import Loss
+from innerloop.fidelity import EXACT, Derivatives, Fidelity
+from innerloop.gradients.inner import named
+from innerloop.problem import Loss, Problem
 from innerloop.programs import inputs_read
 from innerloop.tangents import dense, is_zero
 
 _Read = dict[int, Array | np.ndarray]
+
+
+class MixedMode(InnerRule):
+    r"""The gradient of the inner loss, differentiated by one forward pass over a reverse pass.
+
+    `Exact()` differentiates it by a second reverse pass, which needs the intermediate values of the
+    first. Here the backward pass of a step is one `jvp` of the gradient in place of it, and nothing
+    of the inner backward pass is kept (MixFlow-MG: Kemaev et al. 2025, arXiv 2505.00793). The
+    meta-gradient is the same up to rounding.
+
+    Second derivatives are taken for symmetric, which they are unless the inner loss has a custom
+    rule that is not its derivative (as straight-through estimators have). Fidelity: exact. The
+    meta-objective has no `jax.jvp`; its Hessian exists.
+
+    Raises:
+        GradientError: while it is differentiated, where something in the inner loss has no
+            forward-mode derivative.
+    """
+
+    def at(self, t: Any) -> InnerGradient:
+        """See `InnerRule`."""
+        return named(mixed_mode_inner_gradient)
+
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
+        """Exact after any adaptation."""
+        if adaptation.steps == 0:
+            return EXACT
+        return EXACT._replace(derivatives=Derivatives(forward=False))
 
 
 def mixed_mode_inner_gradient(loss: Loss):
@@ -144,5 +175,5 @@ def _no_forward_mode() -> GradientError:
         "something in the inner loss has no forward-mode derivative, which mixed mode takes",
         got="a custom_vjp (or another reverse-only rule) in inner_loss",
         expected="operations with a forward-mode rule",
-        write="Unroll(mixed_mode=False), or jax.custom_jvp in place of jax.custom_vjp",
+        write="Exact() in place of MixedMode(), or jax.custom_jvp in place of jax.custom_vjp",
     )

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
-from innerloop.adaptation import Adaptation
+from innerloop.adaptation import Adaptation, Origin
 from innerloop.checks import describe
 from innerloop.errors import GradientError
-from innerloop.gradients.base import Aux, Fidelity, MetaGradient, TaskObjective, run_task
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.fidelity import ESTIMATE, Fidelity, undefined
+from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.reach import reached_leaves, watch_reach
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem, initial_params, task_keys
@@ -30,12 +31,16 @@ class Reptile(MetaGradient):
     those that `init` builds, and when differentiated twice or in anything but meta.
     """
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
-        """Biased."""
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
+        """Biased. There is none without initial parameters."""
+        if adaptation.origin is Origin.PROCEDURE:
+            return undefined("A procedure has no initial parameters to move.", "Unroll()")
         return Fidelity(
             "biased",
             "The gradient is replaced by the way from adapted to initial parameters; the query set "
             "gives only the value.",
+            ESTIMATE,
+            takes=1,
         )
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
@@ -43,9 +48,7 @@ class Reptile(MetaGradient):
 
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
-            outcome = run_task(
-                problem, adaptation, fixed, episode, key, exact_inner_gradient, store_all
-            )
+            outcome = run_task(problem, adaptation, fixed, episode, key, Exact(), StoreAll())
             adapted = adaptation.params(outcome.state)
             gradient = _direction(problem, fixed, adapted, episode, key)
             loss = known_gradient("Reptile()", outcome.loss, gradient, meta)

@@ -8,15 +8,19 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
+from innerloop.adaptation.constant import closed_values_fixed
+from innerloop.checks import is_floating
 from innerloop.errors import GradientError
 from innerloop.gradients.base import Aux, TaskObjective
-from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
+from innerloop.gradients.reach import detached, reached_leaves, watch_reach
 from innerloop.problem import Episode
-from innerloop.tangents import dense, is_zero, tangent_leaves
+from innerloop.tangents import dense, is_zero, refuse_derivative, tangent_leaves
+from innerloop.trees import leaf_names
 
 
 def known_gradient(
@@ -59,6 +63,50 @@ def own_gradient(
         return known_gradient(estimator, loss, leaves, meta), aux
 
     return owned
+
+
+def in_meta_alone(estimator: str, objective: TaskObjective) -> TaskObjective:
+    """The same objective; a derivative in the episode or in what it closes over raises.
+
+    For a gradient that drops a part: its derivative in anything else than meta would drop a part
+    too, and be zero where that is all of it.
+    """
+    error = _in_meta_alone(estimator)
+
+    def alone(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
+        meta, episode = jax.tree.map(_as_array, (meta, episode))
+        floats, rest = eqx.partition(episode, is_floating)
+        episode = eqx.combine(refuse_derivative(floats, error), rest)
+        return closed_values_fixed(objective, error)(meta, episode, key)
+
+    return alone
+
+
+def once_differentiable(estimator: str, value: Scalar, meta: PyTree) -> Scalar:
+    """Return `value`; differentiating its gradient in meta raises `GradientError`."""
+    return _once_differentiable(estimator, value, meta)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _once_differentiable(estimator, value, meta):
+    return value
+
+
+def _once_differentiable_jvp(estimator, primals, tangents):
+    value, meta = primals
+    value_dot, _ = tangents
+    if is_zero(value_dot):
+        return value, jnp.zeros_like(value)
+    # A guard on the tangent itself would be dropped by JAX's partial evaluation. This factor is
+    # computed of meta, so the rule sees whether meta is differentiated once more.
+    return value, value_dot * _once(estimator, jnp.ones_like(value_dot), meta)
+
+
+_once_differentiable.defjvp(_once_differentiable_jvp, symbolic_zeros=True)
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if eqx.is_array(leaf) else jnp.asarray(leaf)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -1,15 +1,21 @@
-"""The exact meta-gradient: differentiate the inner loop as it ran."""
+"""Differentiation through the inner loop: an inner gradient and a loop."""
 
-from innerloop.adaptation import Adaptation, InnerGradient, Loop
-from innerloop.gradients.base import Fidelity, MetaGradient, TaskObjective, objective_after_run
-from innerloop.gradients.checkpoint import Binomial, Segments, as_checkpoint
-from innerloop.gradients.inner import exact_inner_gradient, named
-from innerloop.gradients.mixed_mode import mixed_mode_inner_gradient
+from typing import Any
+
+from innerloop.adaptation import Adaptation, InnerRule, Loop, Origin
+from innerloop.checks import describe
+from innerloop.errors import StructureError
+from innerloop.fidelity import ESTIMATE, Fidelity, combined, undefined
+from innerloop.gradients.base import MetaGradient, TaskObjective, objective_after_run
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
+from innerloop.gradients.names import gradient_name
+from innerloop.gradients.surrogate import in_meta_alone, own_gradient
 from innerloop.problem import Problem
 
 
 class Unroll(MetaGradient):
-    r"""Reverse-mode differentiation through every inner step (MAML: Finn et al. 2017).
+    r"""Reverse-mode differentiation through the inner steps (MAML: Finn et al. 2017).
 
     For K steps of gradient descent with rate α from $\theta_0 = \phi$,
 
@@ -17,51 +23,87 @@ class Unroll(MetaGradient):
       \Bigl[\prod_{t=0}^{K-1} \bigl(I - \alpha\, \nabla^2 L_\text{inner}(\theta_t)\bigr)\Bigr]
       \nabla L_\text{outer}(\theta_K),$$
 
-    by Hessian-vector products; no Hessian is formed.
+    by Hessian-vector products; no Hessian is formed. Two slots say how, and every inner gradient
+    goes with every loop:
 
-    - `checkpoint`: what is kept between the forward and the backward pass; the rest is computed
-      again. None keeps every intermediate value. n keeps every n-th inner state (1: every state),
-      as `Segments(n)` does, which has more settings. `Binomial(slots)` keeps a fixed number of
-      states, for K in the thousands.
-    - `mixed_mode`: differentiate the inner gradient by one forward-mode pass instead of a second
-      reverse pass (MixFlow-MG: Kemaev et al. 2025, arXiv 2505.00793), so that no intermediate value
-      of the inner backward pass is kept.
+    | inner gradient | |
+    |---|---|
+    | `Exact()` | differentiated by a second reverse pass |
+    | `MixedMode()` | differentiated by forward over reverse: the same gradient, less memory |
+    | `HoldConstant(where)` | not differentiated: the first-order meta-gradient |
+    | `Bound(norm, of)` | what goes back through it is shortened to a norm |
 
-    The gradient is the same up to rounding, whatever the settings.
+    | loop | |
+    |---|---|
+    | `StoreAll()` | keeps every intermediate value |
+    | `Segments(length)` | keeps the state after every so many steps, and takes the steps again |
+    | `Binomial(slots)` | keeps a fixed number of states, for K in the thousands |
+    | `Last(k, of)` | differentiates the last k steps alone |
 
-    Fidelity: exact. Memory: every intermediate value of K inner steps; with `checkpoint`, K/n
-    inner states and the intermediate values of n steps, or `slots` states and those of one step.
-    `checkpoint=1, mixed_mode=True` is the right first try where memory is short.
+    `Unroll(MixedMode(), Segments(1))` is the right first try where memory is short. `FirstOrder`,
+    `Truncated` and `Bounded` are named settings.
 
-    Second derivatives are exact too, with `Binomial` by `jax.hessian` alone. Forward mode straight
-    over it (`jax.jvp`, `jax.jacfwd`) needs `Unroll()` or `Unroll(checkpoint=n)`. What is not
-    supported raises in JAX. Mixed mode takes second derivatives for symmetric, which they are
-    unless the inner loss has a custom rule that is not its derivative (as straight-through
-    estimators have).
+    Fidelity: exact, unless a slot drops something. Memory: every intermediate value of K inner
+    steps, unless a slot keeps less.
 
-    Raises `StructureError` for a `checkpoint` that is none of the above.
+    The second derivatives of an exact setting are exact, too. A biased setting gives a derivative
+    in meta alone, and no second derivative: they would be wrong. `jax.jvp` straight over the
+    objective does not exist with `MixedMode` and `Binomial`, and JAX says so.
+
+    Args:
+        inner: what the inner gradient is for the backward pass
+        loop: how the inner steps are kept and differentiated
+
+    Raises:
+        StructureError: a slot is given anything else.
+        GradientError: while it is differentiated: a biased setting is differentiated twice, or in
+            anything but meta.
     """
 
-    checkpoint: int | Segments | Binomial | None = None
-    mixed_mode: bool = False
+    inner: InnerRule = Exact()
+    loop: Loop = StoreAll()
 
     def __check_init__(self):
-        as_checkpoint(self.checkpoint)
+        for name, value, kind in (("inner", self.inner, InnerRule), ("loop", self.loop, Loop)):
+            if not isinstance(value, kind):
+                raise _not_a_slot(name, value)
 
-    def fidelity(self, adaptation: Adaptation) -> Fidelity:
-        """Exact after any adaptation."""
-        return Fidelity("exact", "Nothing is dropped: the inner loop is differentiated as it ran.")
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
+        """The fidelities of both slots combined. There is none after a solver."""
+        none = after_steps(adaptation)
+        if none is not None:
+            return none
+        slots = (self.inner, self.loop)
+        both = combined([slot.fidelity(adaptation, problem) for slot in slots])
+        if self.inner.task_by_task and both.kind != "exact":
+            # The gradient is taken before the objective is differentiated, in whatever mode.
+            return both._replace(derivatives=ESTIMATE)
+        return both
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
-        """The meta-objective, differentiable through every inner step."""
-        return objective_after_run(problem, adaptation, self.inner_gradient, self.loop)
+        """The meta-objective, differentiable as the two slots say."""
+        whole = objective_after_run(problem, adaptation, self.inner, self.loop)
+        if self.fidelity(adaptation, problem).kind == "exact":
+            return whole
+        guarded = own_gradient if self.inner.task_by_task else in_meta_alone
+        return guarded(gradient_name(self), whole)
 
-    @property
-    def inner_gradient(self) -> InnerGradient:
-        """What an adaptation is handed."""
-        return named(mixed_mode_inner_gradient if self.mixed_mode else exact_inner_gradient)
 
-    @property
-    def loop(self) -> Loop:
-        """How the inner steps are run."""
-        return as_checkpoint(self.checkpoint).loop
+def after_steps(adaptation: Adaptation) -> Fidelity | None:
+    """The fidelity of a gradient by way of the inner steps, where there is none; None elsewhere."""
+    if adaptation.origin is not Origin.SOLVER:
+        return None
+    return undefined(
+        "The way of a solver that runs to convergence is not differentiated.",
+        "Implicit(), which differentiates the solution",
+    )
+
+
+def _not_a_slot(name: str, value: Any) -> StructureError:
+    return StructureError(
+        "Unroll takes an inner gradient and a loop",
+        got=f"{name}={describe(value)}",
+        expected="Exact(), MixedMode(), HoldConstant() or Bound(norm); "
+        "StoreAll(), Segments(), Binomial(slots) or Last(k)",
+        write="Unroll(MixedMode(), Segments(1)), or Unroll(loop=Segments(1))",
+    )

@@ -1,4 +1,4 @@
-"""What the heads share: features of the support set, its labels as vectors, a strength above 0."""
+"""Shared by the heads: features of the support set, labels as vectors, regularisation strength."""
 
 import math
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from innerloop.problem import Examples
 Features = Callable[[PyTree, Examples, PRNGKeyArray], Float[Array, "rows width"]]
 """`(meta, batch, key) -> (rows, width)`: a learned representation of `Examples`.
 
-It is given the batch and not its inputs alone, so that statistics of the batch can respect its
-mask.
+It receives the whole batch, and not the inputs only, so that statistics of the batch can respect
+the mask.
 """
 
 Strength = float | Callable[[PyTree], Scalar]
@@ -29,11 +29,13 @@ Strength = float | Callable[[PyTree], Scalar]
 def embedded(
     features: Features, meta: PyTree, support: Any, key: PRNGKeyArray
 ) -> tuple[Float[Array, "rows width"], jnp.dtype]:
-    """The features of the support set, zeros in the padded rows, and their dtype.
+    """The features of the support set, with zeros in the padded rows, and their dtype.
 
-    They come in float32 at least, in which a head is solved; its parameters are of the dtype.
+    A head is solved in float32 at least, so the features are returned in that precision. The
+    parameters of the head have the returned dtype.
 
-    Raises `StructureError` while tracing where they are not `(rows, width)`.
+    Raises:
+        StructureError: While tracing, if the features are not `(rows, width)`.
     """
     if not isinstance(support, Examples):
         raise StructureError(
@@ -57,9 +59,10 @@ def embedded(
 
 
 def one_hot(support: Examples, ways: int, dtype: DTypeLike) -> Float[Array, "rows ways"]:
-    """The classes of the support set as unit vectors, zeros in the padded rows.
+    """The classes of the support set as unit vectors, with zeros in the padded rows.
 
-    Raises `StructureError` while tracing unless targets are integers, `(rows,)`.
+    Raises:
+        StructureError: While tracing, if the targets are not integers of shape `(rows,)`.
     """
     targets = jnp.asarray(support.targets)
     if targets.ndim != 1 or not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -72,29 +75,16 @@ def one_hot(support: Examples, ways: int, dtype: DTypeLike) -> Float[Array, "row
     return blank_rows(jax.nn.one_hot(targets, ways, dtype=dtype), support.mask)
 
 
-def check_strength(strength: Any, head: str) -> None:
-    """Raise `StructureError` for a number that is not above 0; a function is judged when called."""
-    if callable(strength):
-        return
-    number = isinstance(strength, int | float) and not isinstance(strength, bool)
-    if not (number and 0 < strength < math.inf):
-        raise _bad_strength(f"strength={strength!r}", head)
-
-
 def strength_at(strength: Strength, meta: PyTree, dtype: DTypeLike, head: str) -> Scalar:
-    """The strength as a scalar array. Raises `StructureError` where a function gives no such."""
+    """The strength as a scalar array. Raises `StructureError` if a function returns another."""
     value: Any = strength(meta) if callable(strength) else strength
     traced = isinstance(value, Tracer)
     scalar = (isinstance(value, int) or is_floating(value)) and jnp.shape(value) == ()
     if not scalar or not (traced or 0 < float(value) < math.inf):
-        raise _bad_strength(f"strength(meta) = {describe(value)}", head)
+        raise StructureError(
+            "the strength of a regularisation must be a finite number above 0",
+            got=f"strength(meta) = {describe(value)}",
+            expected="a scalar above 0",
+            write=f"{head}(..., strength=lambda meta: jnp.exp(meta['log_strength']))",
+        )
     return jnp.asarray(value, dtype)
-
-
-def _bad_strength(got: str, head: str) -> StructureError:
-    return StructureError(
-        "the strength of a regularisation must be a finite number above 0",
-        got=got,
-        expected="a float > 0, or a function of meta that gives such a scalar",
-        write=f"{head}(..., strength=lambda meta: jnp.exp(meta['log_strength']))",
-    )

@@ -10,12 +10,10 @@ import optimistix as optx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation.direct import DirectAdaptation
-from innerloop.checks import check_count, check_signature
-from innerloop.errors import StructureError
+from innerloop.arguments import at_least, either, function, instance, optional, positive
 from innerloop.heads.base import (
     Features,
     Strength,
-    check_strength,
     embedded,
     one_hot,
     strength_at,
@@ -50,55 +48,50 @@ class ConvexHead(DirectAdaptation):
 
     $$W = \arg\min_W \sum_i \ell(\Phi_i W, y_i) + \frac{\lambda}{2} \|W\|^2$$
 
-    (arXiv 1904.03758, 1805.08136). The parameters are W, `(width, ways)`. What is solved is that
-    the gradient vanishes, by Optimistix; where rows are fewer than features, for the coefficients
-    A of $W = \Phi^\top A$, which obey $\lambda A + \nabla\ell(\Phi \Phi^\top A) = 0$. The
-    meta-gradient is that of the solution by the implicit function theorem, not of the way to it, so
-    it is as exact as the solution, and `Unroll()` needs no memory for it. Rows that the support's
-    mask leaves out count for nothing, and neither do outputs that are no classes of the task, whose
-    weights are zero. There is no intercept.
+    (arXiv 1904.03758, 1805.08136). The parameters are W, `(width, ways)`. Optimistix finds the root
+    of the gradient; if there are fewer rows than features, it solves for the coefficients A of
+    $W = \Phi^\top A$, which obey $\lambda A + \nabla\ell(\Phi \Phi^\top A) = 0$. The
+    meta-gradient is that of the solution, by the implicit function theorem, and not that of the
+    solver's steps: it is as exact as the solution, and `Unroll()` needs no memory for it. Masked
+    rows do not count, and neither do outputs that are not classes of the task: their weights are
+    zero. There is no intercept.
 
-    - `features`: `(meta, batch, key) -> (rows, width)`, where batch is the support `Examples`
-    - `strength`: λ > 0, or a function of meta that gives it
-    - `loss`: of one row, `(scores, unit vector of the class) -> scalar`: `logistic`,
-      `squared_hinge`, or any other that is convex and differentiable, and reads nothing that is
-      learned beside its arguments
-    - `ways`: number of classes, at least 2; targets are integers from 0 to ways - 1
-    - `solver`: an Optimistix root finder or least-squares solver; by default `Dogleg`, which
-      converges from any start, to the square root of the default dtype's precision
-    - `max_steps`: at most so many
-    - `throw`: raise at run time where the solver does not converge
+    Departs from MetaOptNet, which uses the support vector machine of Crammer and Singer, with a
+    hinge that is not squared, and solves its dual by a quadratic program.
 
-    Differs from MetaOptNet, whose support vector machine is that of Crammer and Singer, with a
-    hinge that is not squared, and is solved in the dual by a quadratic program.
+    Args:
+        features: `(meta, batch, key) -> (rows, width)`, where batch is the support `Examples`.
+        strength: λ > 0, or a function of meta that returns it.
+        loss: The loss of one row, `(scores, unit vector of the class) -> scalar`: `logistic`,
+            `squared_hinge`, or another that is convex and differentiable. It reads no learned value
+            except its arguments.
+        ways: Number of classes, at least 2; targets are integers from 0 to ways - 1.
+        solver: An Optimistix root finder or least-squares solver; by default `Dogleg`, which
+            converges from any start, with the square root of the default dtype's precision as its
+            tolerance.
+        max_steps: The largest number of steps of the solver.
+        throw: Whether to raise at run time if the solver does not converge.
 
-    Raises `StructureError` for fewer than two classes, a strength that is not above 0 and a solver
-    of another kind, and while tracing for features that are not `(rows, width)` and targets that
-    are not integers.
+    Raises:
+        StructureError: If there are fewer than two classes, the strength is not above 0 or the
+            solver is of another kind, and while tracing if the features are not `(rows, width)` or
+            the targets are not integers.
     """
 
-    features: Features
-    strength: Strength
-    loss: RowLoss
-    ways: int
-    solver: Solver | None = None
-    max_steps: int = 64
+    features: Features = function("meta", "batch", "key", gives="(rows, width)")
+    strength: Strength = either(positive(), function("meta", gives="scalar > 0"))
+    loss: RowLoss = function("scores", "target", gives="scalar")
+    ways: int = at_least(2, such_as=5)
+    solver: Solver | None = optional(
+        instance(
+            optx.AbstractRootFinder,
+            optx.AbstractLeastSquaresSolver,
+            what="an Optimistix root finder or least-squares solver",
+            such_as="optimistix.Newton(rtol=1e-5, atol=1e-5)",
+        )
+    )
+    max_steps: int = at_least(1, default=64)
     throw: bool = True
-
-    def __check_init__(self):
-        check_signature("features", self.features, ("meta", "batch", "key"))
-        check_signature("loss", self.loss, ("scores", "target"))
-        check_strength(self.strength, "ConvexHead")
-        write = "ConvexHead(features, 1.0, logistic, ways=5)"
-        check_count("ways", self.ways, 2, write=write)
-        check_count("max_steps", self.max_steps, write=write)
-        if not (self.solver is None or isinstance(self.solver, Solver)):
-            raise StructureError(
-                "ConvexHead was given something that does not solve for a root",
-                got=f"solver={type(self.solver).__name__}(...)",
-                expected="an Optimistix root finder or least-squares solver",
-                write="ConvexHead(..., solver=optimistix.Newton(rtol=1e-5, atol=1e-5))",
-            )
 
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> Float[Array, "width ways"]:
         """The weights."""

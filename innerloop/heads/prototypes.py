@@ -6,15 +6,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from innerloop.adaptation.direct import DirectAdaptation
-from innerloop.checks import check_count, check_signature
+from innerloop.arguments import at_least, function
 from innerloop.heads.base import Features, embedded, one_hot
 
 
 class ClassMeans(NamedTuple):
-    """What `Prototypes` learns.
+    """The parameters that `Prototypes` computes.
 
-    - `means`: `(ways, width)`, zeros for a class without support rows
-    - `counts`: `(ways,)`, support rows of each class, as floating-point numbers
+    Args:
+        means: `(ways, width)`, zeros for a class without support rows.
+        counts: `(ways,)`, support rows of each class, as floating-point numbers.
     """
 
     means: Float[Array, "ways width"]
@@ -26,25 +27,22 @@ class Prototypes(DirectAdaptation):
 
     $$c_k = \frac{1}{|S_k|} \sum_{i \in S_k} f_\phi(x_i)$$
 
-    (arXiv 1703.05175). The parameters are `ClassMeans`. Rows that the support's mask leaves out
-    count for nothing.
+    (arXiv 1703.05175). The parameters are `ClassMeans`. Masked rows do not count.
 
-    - `features`: `(meta, batch, key) -> (rows, width)`, where batch is the support `Examples`
-    - `ways`: number of classes, at least 2; targets are integers from 0 to ways - 1
+    Args:
+        features: `(meta, batch, key) -> (rows, width)`, where batch is the support `Examples`.
+        ways: Number of classes, at least 2; targets are integers from 0 to ways - 1.
 
-    Raises `StructureError` for fewer than two classes, and while tracing for features that are not
-    `(rows, width)` and targets that are not integers.
+    Raises:
+        StructureError: If there are fewer than two classes, and while tracing if the features are
+            not `(rows, width)` or the targets are not integers.
     """
 
-    features: Features
-    ways: int
-
-    def __check_init__(self):
-        check_signature("features", self.features, ("meta", "batch", "key"))
-        check_count("ways", self.ways, 2, write="Prototypes(features, ways=5)")
+    features: Features = function("meta", "batch", "key", gives="(rows, width)")
+    ways: int = at_least(2, such_as=5)
 
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> ClassMeans:
-        """The class means, and how many rows each is the mean of."""
+        """The mean of each class, and the number of its rows."""
         x, dtype = embedded(self.features, meta, support, key)
         members = one_hot(support, self.ways, x.dtype)
         counts = jnp.sum(members, axis=0)

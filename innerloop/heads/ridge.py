@@ -6,12 +6,12 @@ import lineax as lx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from innerloop.adaptation.direct import DirectAdaptation
-from innerloop.checks import check_count, check_signature, describe, is_floating
+from innerloop.arguments import at_least, either, function, optional, positive
+from innerloop.checks import describe, is_floating
 from innerloop.errors import StructureError
 from innerloop.heads.base import (
     Features,
     Strength,
-    check_strength,
     embedded,
     one_hot,
     strength_at,
@@ -28,29 +28,25 @@ class RidgeHead(DirectAdaptation):
         = \Phi^\top (\Phi \Phi^\top + \lambda I)^{-1} Y$$
 
     (arXiv 1805.08136). The parameters are W, `(width, outputs)`, or `(width,)` for targets of shape
-    `(rows,)`. Of the two forms, equal by
-    Woodbury's identity, the one with the smaller matrix is solved, by Cholesky, and the
-    meta-gradient goes through the solve. Rows that the support's mask leaves out count for nothing.
-    There is no intercept: append a column of ones to the features for one.
+    `(rows,)`. The two forms are equal by Woodbury's identity. The one with the smaller matrix is
+    solved, by Cholesky's method, and the meta-gradient goes through the solve. Masked rows do not
+    count. There is no intercept; to have one, append a column of ones to the features.
 
-    - `features`: `(meta, batch, key) -> (rows, width)`, where batch is the support `Examples`
-    - `strength`: λ > 0, or a function of meta that gives it
-    - `ways`: number of classes, at least 2, for integer targets, which become rows of the identity;
-      None for regression to real targets, `(rows,)` or `(rows, outputs)`
+    Args:
+        features: `(meta, batch, key) -> (rows, width)`, where batch is the support `Examples`.
+        strength: λ > 0, or a function of meta that returns it.
+        ways: Number of classes, at least 2, for integer targets, which become rows of the identity;
+            None for regression to real targets, `(rows,)` or `(rows, outputs)`.
 
-    Raises `StructureError` for fewer than two classes and a strength that is not above 0, and while
-    tracing for features that are not `(rows, width)` and targets of another kind.
+    Raises:
+        StructureError: If there are fewer than two classes or the strength is not above 0, and
+            while tracing if the features are not `(rows, width)` or the targets are of another
+            kind.
     """
 
-    features: Features
-    strength: Strength = 1.0
-    ways: int | None = None
-
-    def __check_init__(self):
-        check_signature("features", self.features, ("meta", "batch", "key"))
-        check_strength(self.strength, "RidgeHead")
-        if self.ways is not None:
-            check_count("ways", self.ways, 2, write="RidgeHead(features, strength, ways=5)")
+    features: Features = function("meta", "batch", "key", gives="(rows, width)")
+    strength: Strength = either(positive(), function("meta", gives="scalar > 0"), default=1.0)
+    ways: int | None = optional(at_least(2, such_as=5))
 
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> Float[Array, "width ..."]:
         """The weights."""
@@ -67,7 +63,7 @@ def _solve_ridge(gram: Array, strength: Array, rhs: Array) -> Array:
     """`(gram + strength I)^-1 rhs`, factorised once for all columns."""
     matrix = gram + strength * jnp.eye(len(gram), dtype=gram.dtype)
     operator = lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag)
-    # What is not finite stays so, and is seen in the loss.
+    # Numbers that are not finite stay in the result, and the loss shows them.
     column = lambda b: lx.linear_solve(operator, b, lx.Cholesky(), throw=False).value
     return column(rhs) if rhs.ndim == 1 else jax.vmap(column, in_axes=1, out_axes=1)(rhs)
 

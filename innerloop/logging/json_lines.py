@@ -18,9 +18,11 @@ class JsonLines(Logger):
     the report returns. Lines of steps that come (again) are taken back: a run that begins at step 0
     begins the file anew.
 
-    - `path`: the file; its folder is made where there is none
+    Args:
+        path: The file; its folder is made where there is none.
 
-    Raises `RunError` where it cannot be written.
+    Raises:
+        RunError: If it cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]):

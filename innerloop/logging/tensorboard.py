@@ -20,9 +20,11 @@ class TensorBoard(Logger):
     Written by tensorboardX, in a thread of its own. What the folder holds of steps that come
     (again) is hidden, by TensorBoard's own mark for a restart.
 
-    - `folder`: made where there is none
+    Args:
+        folder: Made where there is none.
 
-    Raises `RunError` where tensorboardX is not installed, or the folder cannot be written.
+    Raises:
+        RunError: If tensorboardX is not installed, or the folder cannot be written.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):

@@ -22,11 +22,13 @@ class WeightsAndBiases(Logger):
     be taken back: `wandb/innerloop.json` in the folder remembers its id and its last step, and
     reports of steps up to that, which come again to the same bits, are left out.
 
-    - `folder`: of one run; made where there is none
-    - `mode`: `"offline"`, or `"online"` for who is logged in; see `wandb.init`
-    - `config`: the run's settings, to be shown beside it
+    Args:
+        folder: Of one run; made where there is none.
+        mode: `"offline"`, or `"online"` for who is logged in; see `wandb.init`.
+        config: The run's settings, to be shown beside it.
 
-    Raises `RunError` where wandb is not installed, or refuses to begin.
+    Raises:
+        RunError: If wandb is not installed, or refuses to begin.
     """
 
     def __init__(

@@ -7,14 +7,19 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, checked, each
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.models.base import Model, model_inputs
 from innerloop.models.head import linear_head
 from innerloop.models.layers import GLOROT, conv, conv_init, max_pool
 from innerloop.models.normalisation import Normalisation, transductive
 
+COUNT = at_least(1)
+IMAGE = each(at_least(1, such_as=28), length=2)
 
+
+@checked(ways=at_least(1, such_as=5))
 def conv4(
     ways: int,
     filters: int = 64,
@@ -36,9 +41,10 @@ def conv4(
     features = conv_features(
         filters, channels, blocks=blocks, normalisation=normalisation, weights=weights
     )
-    return linear_head(features, filters, check_count("ways", ways, write="conv4(ways=5)"))
+    return linear_head(features, filters, ways)
 
 
+@checked(ways=at_least(1, such_as=5), image=IMAGE, blocks=COUNT)
 def conv4_max_pool(
     ways: int,
     image: tuple[int, int] = (28, 28),
@@ -59,10 +65,10 @@ def conv4_max_pool(
     features = conv_features_max_pool(
         image, filters, channels, blocks=blocks, normalisation=normalisation, weights=weights
     )
-    ways = check_count("ways", ways, write="conv4_max_pool(ways=5)")
     return linear_head(features, pooled_width(image, filters, blocks), ways)
 
 
+@checked(filters=COUNT, channels=COUNT, blocks=COUNT)
 def conv_features(
     filters: int = 64,
     channels: int = 1,
@@ -76,14 +82,16 @@ def conv_features(
     `(rows, height, width, channels) -> (rows, filters)`, for images of any size: 28 becomes
     14, 7, 4, 2 before the mean.
 
-    - `normalisation`: the policy; `transductive` is MAML's, and makes predictions depend on the
-      other rows of the batch
-    - `weights`: initialises the convolutions, which have no bias of their own
-
     Parameters: a list of `{"weights": (3, 3, inputs, filters), "normalisation": ...}`.
 
-    Raises `StructureError` where a size is not a positive integer, and while tracing where the
-    images are not `(rows, height, width, channels)`.
+    Args:
+        normalisation: The policy; `transductive` is MAML's, and makes predictions depend on the
+            other rows of the batch.
+        weights: Initialises the convolutions, which have no bias of their own.
+
+    Raises:
+        StructureError: If a size is not a positive integer, and while tracing where the images are
+            not `(rows, height, width, channels)`.
     """
 
     def block(params: PyTree[Array], x: Array, mask: Array | None) -> Array:
@@ -102,6 +110,7 @@ def conv_features(
     return Model(init, apply, normalisation.name)
 
 
+@checked(image=IMAGE, filters=COUNT, channels=COUNT, blocks=COUNT)
 def conv_features_max_pool(
     image: tuple[int, int] = (28, 28),
     filters: int = 64,
@@ -117,14 +126,14 @@ def conv_features_max_pool(
     14, 7, 3, 1, so 28 × 28 images give `filters` features. The embedding of prototypical networks
     (Snell et al. 2017). About four times the multiplications of `conv_features`.
 
-    - `image`: height and width in pixels
-    - the others: see `conv_features`
-
     Parameters: a list of `{"weights": (3, 3, inputs, filters), "normalisation": ...}`.
 
-    Raises `StructureError` where a size is not a positive integer or the image is smaller than
-    `2**blocks` pixels a side, and while tracing where the images are not
-    `(rows, *image, channels)`.
+    Args:
+        image: Height and width in pixels - the others: see `conv_features`.
+
+    Raises:
+        StructureError: If a size is not a positive integer or the image is smaller than `2**blocks`
+            pixels a side, and while tracing where the images are not `(rows, *image, channels)`.
     """
     pooled_width(image, filters, blocks)
 
@@ -144,14 +153,14 @@ def conv_features_max_pool(
     return Model(init, apply, normalisation.name)
 
 
+@checked(image=IMAGE, filters=COUNT, blocks=COUNT)
 def pooled_width(image: tuple[int, int], filters: int = 64, blocks: int = 4) -> int:
     """Number of features of `conv_features_max_pool`: filters times the positions that remain.
 
-    Raises `StructureError` where nothing remains of the image.
+    Raises:
+        StructureError: If nothing remains of the image.
     """
-    call = "conv_features_max_pool(image=(28, 28), filters=64, blocks=4)"
-    blocks = check_count("blocks", blocks, write=call)
-    height, width = (check_count("image", side, write=call) for side in image)
+    height, width = image
     smallest = 2**blocks
     if min(height, width) < smallest:
         raise StructureError(
@@ -161,19 +170,12 @@ def pooled_width(image: tuple[int, int], filters: int = 64, blocks: int = 4) -> 
             write=f"blocks={max(min(height, width).bit_length() - 1, 1)}, or conv_features, "
             "which takes images of any size",
         )
-    return check_count("filters", filters, write=call) * (
-        (height // smallest) * (width // smallest)
-    )
+    return filters * (height // smallest) * (width // smallest)
 
 
 def _blocks_init(
     filters: int, channels: int, blocks: int, normalisation: Normalisation, weights: Initializer
 ) -> Callable[[PRNGKeyArray], PyTree[Array]]:
-    call = "conv_features(filters=64, channels=1, blocks=4)"
-    filters = check_count("filters", filters, write=call)
-    channels = check_count("channels", channels, write=call)
-    blocks = check_count("blocks", blocks, write=call)
-
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         inputs = [channels] + [filters] * (blocks - 1)
         return [

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked
 from innerloop.models.base import Model
 from innerloop.models.layers import dense, dense_init
 from innerloop.precision import default_float
 
 
+@checked(width=at_least(1, such_as=64), context=at_least(1, such_as=100))
 def film(features: Model, width: int, head: Model, context: int = 100) -> Model:
     r"""`head` on features that a context scales and shifts (FiLM: Perez et al. 2018).
 
@@ -19,18 +20,17 @@ def film(features: Model, width: int, head: Model, context: int = 100) -> Model:
     (arXiv 1709.07871). The context c is one vector for all rows. It starts at zero, where γ and β
     are zero too.
 
-    - `features`: a model whose outputs are `(rows, width)`
-    - `head`: a model whose inputs are `(rows, width)`
-    - `context`: length of c
-
     Parameters: `{"body": those of features, "film": {"weights": (context, 2 * width), "bias"},
     "head": those of head, "context": (context,)}`. Normalisation: that of `features`.
 
-    Raises `StructureError` where a size is not a positive integer.
+    Args:
+        features: A model whose outputs are `(rows, width)`.
+        head: A model whose inputs are `(rows, width)`.
+        context: Length of c.
+
+    Raises:
+        StructureError: If a size is not a positive integer.
     """
-    call = "film(features, width=64, head=mlp([64, 64, 5]), context=100)"
-    width = check_count("width", width, write=call)
-    context = check_count("context", context, write=call)
 
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         body_key, film_key, head_key = jax.random.split(key, 3)

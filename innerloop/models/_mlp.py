@@ -7,12 +7,16 @@ import jax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, checked, each
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.models.base import Model, model_inputs
 from innerloop.models.layers import GLOROT, dense, dense_init
 
+SIZES = each(at_least(1, such_as=40), least=2)
 
+
+@checked(sizes=SIZES)
 def mlp(
     sizes: Sequence[int],
     activation: Callable[[Array], Array] = jax.nn.relu,
@@ -22,19 +26,21 @@ def mlp(
 
     `mlp([1, 40, 40, 1])` is the network of MAML's sinusoid regression (Finn et al. 2017).
 
-    - `sizes`: widths from inputs to outputs, at least two. Inputs with more axes, such as images,
-      are flattened row by row.
-    - `activation`: elementwise, after every layer but the last
-    - `weights`: initialises all weights; biases start at zero. MAML's authors use
-      `jax.nn.initializers.truncated_normal(0.01)`.
-
     Parameters: `{"body": [{"weights", "bias"}, ...], "head": {"weights", "bias"}}`.
     Normalisation: none.
 
-    Raises `StructureError` where sizes are not at least two positive integers, and while tracing
-    where the rows of the inputs do not have `sizes[0]` entries.
+    Args:
+        sizes: Widths from inputs to outputs, at least two. Inputs with more axes, such as images,
+            are flattened row by row.
+        activation: Elementwise, after every layer but the last.
+        weights: Initialises all weights; biases start at zero. MAML's authors use
+            `jax.nn.initializers.truncated_normal(0.01)`.
+
+    Raises:
+        StructureError: If sizes are not at least two positive integers, and while tracing where the
+            rows of the inputs do not have `sizes[0]` entries.
     """
-    widths = _widths(sizes)
+    widths = tuple(sizes)
 
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         layers = _layers(key, widths, weights)
@@ -52,6 +58,7 @@ def mlp(
     return Model(init, apply, normalisation="none")
 
 
+@checked(sizes=SIZES)
 def mlp_features(
     sizes: Sequence[int],
     activation: Callable[[Array], Array] = jax.nn.relu,
@@ -62,11 +69,12 @@ def mlp_features(
     `linear_head(mlp_features(sizes), sizes[-1], outputs)` is `mlp([*sizes, outputs])` with its
     parameters in the same places, drawn from other keys.
 
-    - `sizes`: widths from inputs to features, at least two; the others and errors: see `mlp`
-
     Parameters: a list of `{"weights", "bias"}`. Normalisation: none.
+
+    Args:
+        sizes: Widths from inputs to features, at least two; the others and errors: see `mlp`.
     """
-    widths = _widths(sizes)
+    widths = tuple(sizes)
 
     def apply(
         params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
@@ -86,17 +94,6 @@ def _layers(key: PRNGKeyArray, widths: tuple[int, ...], weights: Initializer) ->
         dense_init(layer_key, inputs, outputs, weights)
         for layer_key, (inputs, outputs) in zip(keys, itertools.pairwise(widths), strict=True)
     ]
-
-
-def _widths(sizes: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(sizes, int) or len(sizes) < 2:
-        raise StructureError(
-            "an mlp needs a width for its inputs and one for its outputs",
-            got=f"sizes={sizes!r}",
-            expected="at least two positive integers",
-            write="mlp([1, 40, 40, 1])",
-        )
-    return tuple(check_count("sizes", size, write="mlp([1, 40, 40, 1])") for size in sizes)
 
 
 def _flat_rows(x: Float[Array, "..."], widths: tuple[int, ...]) -> Float[Array, "rows width"]:

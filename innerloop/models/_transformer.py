@@ -6,7 +6,8 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, checked
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.models.base import Model
@@ -26,6 +27,13 @@ HIDDEN = -1e30
 so is every derivative of it."""
 
 
+@checked(
+    vocabulary=at_least(1, such_as=256),
+    width=at_least(1, such_as=64),
+    depth=at_least(1, such_as=2),
+    heads=at_least(1, such_as=4),
+    length=at_least(1, such_as=128),
+)
 def transformer(
     vocabulary: int,
     width: int,
@@ -47,17 +55,6 @@ def transformer(
       x \leftarrow x + \text{mlp}(\text{norm}(x)) \text{ per block};\quad
       \text{head}(\text{norm}(x))$$
 
-    - `vocabulary`: number of tokens, which are integers from 0 to `vocabulary - 1`. A token outside
-      gives NaN in its row: under `jit` its value cannot raise.
-    - `width`: of the embeddings; the hidden layer of each block's mlp (gelu, by tanh) has 4 `width`
-    - `depth`: number of blocks
-    - `heads`: of the attention, each `width / heads` wide
-    - `length`: the most positions, each with a learned embedding
-    - `checkpoint_blocks`: whether reverse mode stores the blocks' inputs alone and computes what is
-      inside each block again: less memory, one more forward pass, the same numbers
-    - `weights`: initialises the matrices; those that write to the residual stream are then divided
-      by √(2 `depth`), the number of writes. Embeddings start from N(0, 1/2) each, biases at zero.
-
     Parameters, where every leaf of `blocks` has a leading axis of size `depth`:
 
         {"body": {"tokens": (vocabulary, width), "positions": (length, width),
@@ -73,16 +70,25 @@ def transformer(
     Normalisation: none over rows. Softmax and statistics are computed in float32 at least. There is
     no dropout; the key is not used.
 
-    Raises `StructureError` where a size is not a positive integer or the heads do not divide the
-    width, and while tracing where the inputs are not integers of shape `(rows, positions)` with 1
-    to `length` positions.
+    Args:
+        vocabulary: Number of tokens, which are integers from 0 to `vocabulary - 1`. A token outside
+            gives NaN in its row: under `jit` its value cannot raise.
+        width: Of the embeddings; the hidden layer of each block's mlp (gelu, by tanh) has 4
+            `width`.
+        depth: Number of blocks.
+        heads: Of the attention, each `width / heads` wide.
+        length: The most positions, each with a learned embedding.
+        checkpoint_blocks: Whether reverse mode stores the blocks' inputs alone and computes what is
+            inside each block again: less memory, one more forward pass, the same numbers.
+        weights: Initialises the matrices; those that write to the residual stream are then divided
+            by √(2 `depth`), the number of writes. Embeddings start from N(0, 1/2) each, biases at
+            zero.
+
+    Raises:
+        StructureError: If a size is not a positive integer or the heads do not divide the width,
+            and while tracing where the inputs are not integers of shape `(rows, positions)` with 1
+            to `length` positions.
     """
-    call = "transformer(vocabulary=256, width=64, depth=2, heads=4, length=128)"
-    vocabulary = check_count("vocabulary", vocabulary, write=call)
-    width = check_count("width", width, write=call)
-    depth = check_count("depth", depth, write=call)
-    heads = check_count("heads", heads, write=call)
-    length = check_count("length", length, write=call)
     if width % heads:
         raise StructureError(
             "the heads do not divide the width",

@@ -12,18 +12,19 @@ from innerloop.masks import blank_rows
 class Model(NamedTuple):
     """A network as a pair of pure functions. Nothing is hidden: no state, no mode, no devices.
 
-    - `init`: `key -> params`, a pytree of arrays in JAX's default float dtype (float64 under
-      `jax_enable_x64`). Cast the tree for another precision: `apply` follows its parameters.
-    - `apply`: `(params, inputs, key, mask) -> outputs`, `(rows, ...) -> (rows, ...)`. `key` feeds
-      models that draw at random, the others take None. `mask` is `(rows,)`, False where a row is
-      padding, or None when every row counts. Padding never reaches another row's output, whatever
-      it holds, NaN included; the outputs of padded rows mean nothing.
-    - `normalisation`: the name of the normalisation policy (`"none"` where there is none). It
-      decides whether predictions depend on the other rows of a batch, so it changes what a test
-      accuracy means: it is written into every result.
-
     The library's classifiers keep their parameters as `{"body": ..., "head": ...}`, so that
     `subset(meta, lambda meta: meta["head"])` adapts the head alone.
+
+    Args:
+        init: `key -> params`, a pytree of arrays in JAX's default float dtype (float64 under
+            `jax_enable_x64`). Cast the tree for another precision: `apply` follows its parameters.
+        apply: `(params, inputs, key, mask) -> outputs`, `(rows, ...) -> (rows, ...)`. `key` feeds
+            models that draw at random, the others take None. `mask` is `(rows,)`, False where a row
+            is padding, or None when every row counts. Padding never reaches another row's output,
+            whatever it holds, NaN included; the outputs of padded rows mean nothing.
+        normalisation: The name of the normalisation policy (`"none"` where there is none). It
+            decides whether predictions depend on the other rows of a batch, so it changes what a
+            test accuracy means: it is written into every result.
     """
 
     init: Callable[[PRNGKeyArray], PyTree[Array]]

@@ -4,28 +4,28 @@ import jax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked
 from innerloop.models.base import Model
 from innerloop.models.layers import GLOROT, dense, dense_init
 
 
+@checked(width=at_least(1, such_as=64), outputs=at_least(1, such_as=5))
 def linear_head(features: Model, width: int, outputs: int, weights: Initializer = GLOROT) -> Model:
     """`features` followed by a dense layer: `(rows, ...) -> (rows, outputs)`.
-
-    - `features`: a model whose outputs are `(rows, width)`
-    - `outputs`: number of classes, or of regressed values
-    - `weights`: initialises the head's weights; biases start at zero. MAML's authors use
-      `jax.nn.initializers.normal(1.0)` on Omniglot.
 
     Parameters: `{"body": those of features, "head": {"weights", "bias"}}`.
     Normalisation: that of `features`.
 
-    Raises `StructureError` where a size is not a positive integer, and while tracing where the
-    features are not `(rows, width)`.
+    Args:
+        features: A model whose outputs are `(rows, width)`.
+        outputs: Number of classes, or of regressed values.
+        weights: Initialises the head's weights; biases start at zero. MAML's authors use
+            `jax.nn.initializers.normal(1.0)` on Omniglot.
+
+    Raises:
+        StructureError: If a size is not a positive integer, and while tracing where the features
+            are not `(rows, width)`.
     """
-    call = "linear_head(features, width=64, outputs=5)"
-    width = check_count("width", width, write=call)
-    outputs = check_count("outputs", outputs, write=call)
 
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         body_key, head_key = jax.random.split(key)

@@ -6,7 +6,8 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, checked
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.precision import default_float
 
@@ -29,7 +30,8 @@ def dense_init(
 def dense(params: Dense, x: Float[Array, "..."]) -> Float[Array, "rows outputs"]:
     """`x @ weights + bias`, row by row, for x of shape `(rows, inputs)`.
 
-    Raises `StructureError` where x is not `(rows, inputs)`.
+    Raises:
+        StructureError: If x is not `(rows, inputs)`.
     """
     inputs = params["weights"].shape[0]
     if x.ndim != 2 or x.shape[1] != inputs:
@@ -56,10 +58,6 @@ def conv(
 ) -> Float[Array, "rows out_height out_width outputs"]:
     """Two-dimensional convolution (cross-correlation) with SAME zero padding and no bias.
 
-    - `weights`: `(size_h, size_w, inputs, outputs)`
-    - `x`: `(rows, height, width, inputs)`
-    - `stride`: step between windows, along height and width
-
     `out_height = ceil(height / stride)`; where the padding is odd, the larger half is at the end,
     as in XLA and TensorFlow.
 
@@ -67,7 +65,13 @@ def conv(
     convolution elsewhere. Both give the same numbers; call `conv_as_matmul` or `conv_xla` to
     choose yourself, for example where CPU is not the default backend but the one you run on.
 
-    Raises `StructureError` where the shapes do not fit or the stride is not a positive integer.
+    Args:
+        weights: `(size_h, size_w, inputs, outputs)`.
+        x: `(rows, height, width, inputs)`.
+        stride: Step between windows, along height and width.
+
+    Raises:
+        StructureError: If the shapes do not fit or the stride is not a positive integer.
     """
     # Not lax.platform_dependent: under reverse mode it would keep the residuals of both forms.
     form = conv_as_matmul if jax.default_backend() == "cpu" else conv_xla
@@ -126,7 +130,8 @@ def max_pool(
     `x` is `(rows, height, width, channels)`. Where several entries of a window are the largest,
     they share the derivative equally.
 
-    Raises `StructureError` where the image is smaller than the window.
+    Raises:
+        StructureError: If the image is smaller than the window.
     """
     if x.ndim != 4 or min(x.shape[1:3]) < 2:
         raise StructureError(
@@ -149,6 +154,7 @@ def _same(size: int, kernel: int, stride: int) -> tuple[int, tuple[int, int]]:
     return outputs, (padding // 2, padding - padding // 2)
 
 
+@checked("conv", stride=at_least(1))
 def _check_conv(weights: Array, x: Array, stride: int) -> None:
     if weights.ndim != 4 or x.ndim != 4 or x.shape[3] != weights.shape[2]:
         raise StructureError(
@@ -157,4 +163,3 @@ def _check_conv(weights: Array, x: Array, stride: int) -> None:
             expected="images (rows, height, width, inputs), weights (size, size, inputs, outputs)",
             write="conv(weights, images[..., None]) for grey images without a channel axis",
         )
-    check_count("stride", stride, write="conv(weights, x, stride=2)")

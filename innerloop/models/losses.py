@@ -39,7 +39,8 @@ def cross_entropy(
     at least. No label smoothing, which the code of MAML's authors has. Where the mask leaves no
     row, both are 0.
 
-    Raises `StructureError` while tracing where targets are not integers or shapes do not fit.
+    Raises:
+        StructureError: While tracing where targets are not integers or shapes do not fit.
     """
     targets = jnp.asarray(examples.targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -76,8 +77,9 @@ def mean_squared_error(
     over the n rows that the mask leaves, each with d outputs, in the target's unit squared.
     Computed in float32 at least. Where the mask leaves no row it is 0.
 
-    Raises `StructureError` while tracing where predictions and targets differ in shape:
-    (rows, 1) against (rows,) would broadcast to all pairs of rows.
+    Raises:
+        StructureError: While tracing where predictions and targets differ in shape: (rows, 1)
+            against (rows,) would broadcast to all pairs of rows.
     """
     targets = jnp.asarray(examples.targets)
     if predictions.ndim < 1 or predictions.shape != targets.shape:

@@ -26,13 +26,14 @@ Parameters = dict[str, Array]
 class Normalisation(NamedTuple):
     """A named normalisation policy.
 
-    - `name`: what is written into results
-    - `init`: `channels -> params`, arrays of shape (channels,)
-    - `apply`: `(params, x, mask) -> y`, both `(rows, ..., channels)`; `mask` is `(rows,)`, False
-      where a row is padding, or None
-
     Every policy ends by adding a shift per channel, so the layer before it needs no bias: one
     that a subtracted mean cancels would be a parameter without a gradient.
+
+    Args:
+        name: What is written into results.
+        init: `channels -> params`, arrays of shape (channels,).
+        apply: `(params, x, mask) -> y`, both `(rows, ..., channels)`; `mask` is `(rows,)`, False
+            where a row is padding, or None.
     """
 
     name: str

@@ -3,15 +3,14 @@
 import math
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, positive
 from innerloop.models import Model, mlp
-from innerloop.optimizers.base import LearnedOptimizer, log_rate, require_like
+from innerloop.optimizers.base import LearnedOptimizer, require_like
 from innerloop.optimizers.per_array import require_params
 from innerloop.optimizers.small_mlp import LECUN
 
@@ -89,27 +88,24 @@ class AdamController(LearnedOptimizer):
     a constant rate gradients through whole runs of networks explode, and training would have to
     learn to anneal from gradients that say nothing.
 
-    - `horizon`: T, the steps of a run; the share that is over stays 1 beyond them
-    - `width`: of the two hidden layers
-    - `rate`: α₀
-
     Source: a network per array that sets the hyperparameters of a rule written by hand, as in
     Daniel et al. 2016, "Learning step size controllers for robust neural network training", and
     Wichrowska et al. 2017 (arXiv 1703.04813), with Adam for the nominal rule (Harrison et al. 2022,
     arXiv 2209.11208).
 
-    Raises `StructureError` for a horizon or a width below 1 or a rate that is not positive, and for
-    meta-parameters of another network.
+    Args:
+        horizon: T, the steps of a run; the share that is over stays 1 beyond them.
+        width: Of the two hidden layers.
+        rate: α₀.
+
+    Raises:
+        StructureError: For a horizon or a width below 1 or a rate that is not positive, and for
+            meta-parameters of another network.
     """
 
-    horizon: int = eqx.field(static=True, default=100)
-    width: int = eqx.field(static=True, default=16)
-    rate: float = eqx.field(static=True, default=0.3)
-
-    def __check_init__(self):
-        check_count("horizon", self.horizon, write="AdamController(horizon=100)")
-        check_count("width", self.width, write="AdamController(width=16)")
-        log_rate(self.rate)
+    horizon: int = at_least(1, static=True, default=100)
+    width: int = at_least(1, static=True, default=16)
+    rate: float = positive(static=True, default=0.3)
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """The network's parameters, which do not depend on `params`."""

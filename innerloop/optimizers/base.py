@@ -1,16 +1,15 @@
 """What a learned optimizer is: meta-parameters go in, an optax transformation comes out."""
 
 import abc
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from innerloop.arguments import CheckedModule
 from innerloop.checks import describe
 from innerloop.errors import StructureError
 
@@ -20,7 +19,7 @@ arguments, such as `optax.identity` (SGD), `functools.partial(optax.trace, decay
 `optax.scale_by_adam`."""
 
 
-class LearnedOptimizer(eqx.Module):
+class LearnedOptimizer(CheckedModule):
     """An inner optimizer with meta-parameters.
 
     It is a function `meta -> optax.GradientTransformation`, so `GradientDescent(learned, steps)`
@@ -37,8 +36,9 @@ class LearnedOptimizer(eqx.Module):
     def __call__(self, meta: PyTree) -> optax.GradientTransformation:
         """The optimizer that these meta-parameters make.
 
-        Raises `StructureError`, here or when it is first given parameters, for meta-parameters of
-        another structure than `init` makes.
+        Raises:
+            StructureError: Here or when it is first given parameters, for meta-parameters of
+                another structure than `init` makes.
         """
 
 
@@ -68,37 +68,14 @@ def _not_of(learned: LearnedOptimizer, meta: PyTree, expected: str) -> Structure
     )
 
 
-def log_rate(rate: float, name: str = "rate") -> float:
-    """The logarithm of a rate. Raises `StructureError` unless it is positive and finite."""
-    if isinstance(rate, int | float) and 0 < rate < math.inf:
-        return math.log(rate)
-    raise StructureError(
-        f"{name} is not positive and finite",
-        got=f"{name}={rate!r}",
-        expected="a rate that has a logarithm, which is what is learned",
-        write=f"{name}=0.01",
-    )
-
-
-def check_decays(name: str, decays: tuple[float, ...]) -> None:
-    """Raise `StructureError` unless `decays` is a tuple of numbers of at least 0 and below 1."""
-    if isinstance(decays, tuple) and decays and all(0 <= decay < 1 for decay in decays):
-        return
-    raise StructureError(
-        f"{name} are not decays of moving averages",
-        got=f"{name}={decays!r}",
-        expected="a tuple of numbers of at least 0 and below 1",
-        write=f"{name}=(0.9, 0.99, 0.999)",
-    )
-
-
 def scale_by_rates(rates: PyTree[Array]) -> optax.GradientTransformation:
     r"""$u = -\alpha \odot g$, where α is a tree of rates.
 
     `rates` is a prefix of the parameters: one number for all, one for each array, or an array of
     the shape of each parameter array.
 
-    Raises `StructureError` while tracing where the rates do not fit the parameters.
+    Raises:
+        StructureError: While tracing where the rates do not fit the parameters.
     """
     return optax.stateless(lambda updates, params: _scaled(rates, updates))
 

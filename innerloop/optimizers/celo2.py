@@ -1,16 +1,16 @@
 """Celo2's update rule: a tiny network whose output is normalised, under one learned rate."""
 
+import math
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, positive
 from innerloop.models import Model, mlp
-from innerloop.optimizers.base import LearnedOptimizer, log_rate, part_of, require_like
+from innerloop.optimizers.base import LearnedOptimizer, part_of, require_like
 from innerloop.optimizers.per_array import EPSILON, averaged, averages, normalised, per_array
 from innerloop.optimizers.small_mlp import LECUN, ROOT
 from innerloop.precision import default_float
@@ -54,9 +54,6 @@ class Celo2(LearnedOptimizer):
     The meta-parameters are `{"network": ..., "log_rate": ρ}`, the network a `mlp` with relu and two
     hidden layers. With a width of 4 they are 150, with the released optimizer's 8, 330.
 
-    - `width`: of the hidden layers
-    - `rate`: e^ρ before meta-training: the root mean square of each update
-
     Source: Moudgil, Knyazev and Belilovsky 2026, "Celo2: Towards learned optimization free lunch"
     (arXiv 2602.19142), its base form, without orthogonalisation or another optimizer for vectors;
     decays and features as in the authors' code. Departs from it: outputs that it does not use are
@@ -65,20 +62,21 @@ class Celo2(LearnedOptimizer):
     the authors tune for each task, is learned. A schedule or weight decay is chained after it, as
     after any optax transformation.
 
-    Raises `StructureError` for a width below 1 or a rate that is not positive, and for
-    meta-parameters of another structure.
+    Args:
+        width: Of the hidden layers.
+        rate: E^ρ before meta-training: the root mean square of each update.
+
+    Raises:
+        StructureError: For a width below 1 or a rate that is not positive, and for meta-parameters
+            of another structure.
     """
 
-    width: int = eqx.field(static=True, default=4)
-    rate: float = eqx.field(static=True, default=0.001)
-
-    def __check_init__(self):
-        check_count("width", self.width, write="Celo2(width=4)")
-        log_rate(self.rate)
+    width: int = at_least(1, static=True, default=4)
+    rate: float = positive(static=True, default=0.001)
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """The network's parameters and the rate, which do not depend on `params`."""
-        rate = jnp.full((), log_rate(self.rate), default_float())
+        rate = jnp.full((), math.log(self.rate), default_float())
         return {"network": self._network().init(key), "log_rate": rate}
 
     def __call__(self, meta: PyTree) -> optax.GradientTransformation:

@@ -1,5 +1,6 @@
 """Hypergradient descent: the learning rate is itself descended upon, while it is used."""
 
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from innerloop.optimizers.base import Direction, LearnedOptimizer, log_rate, part_of
+from innerloop.arguments import positive
+from innerloop.optimizers.base import Direction, LearnedOptimizer, part_of
 from innerloop.precision import default_float
 
 
@@ -31,27 +33,26 @@ class Hypergradient(LearnedOptimizer):
     Adam's Adam-HD. The meta-parameters are `{"log_rate": log α₀, "log_hyper_rate": log β}`: both
     are learned, where the paper chooses them. α_t itself may become negative, as in the paper.
 
-    - `direction`: d, by default the gradient itself; see `LearnedRates`
-    - `rate`, `hyper_rate`: α₀ and β before meta-training
-
     Source: Baydin et al. 2018, "Online learning rate adaptation with hypergradient descent"
     (arXiv 1703.04782).
 
-    Raises `StructureError` for rates that are not positive and finite, and for meta-parameters of
-    another structure.
+    Args:
+        direction: D, by default the gradient itself; see `LearnedRates`.
+        rate: α₀ and β before meta-training.
+        hyper_rate: α₀ and β before meta-training.
+
+    Raises:
+        StructureError: For rates that are not positive and finite, and for meta-parameters of
+            another structure.
     """
 
     direction: Direction = eqx.field(static=True, default=optax.identity)
-    rate: float = eqx.field(static=True, default=0.01)
-    hyper_rate: float = eqx.field(static=True, default=1e-4)
-
-    def __check_init__(self):
-        log_rate(self.rate)
-        log_rate(self.hyper_rate, "hyper_rate")
+    rate: float = positive(static=True, default=0.01)
+    hyper_rate: float = positive(static=True, default=1e-4)
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """`{"log_rate": scalar, "log_hyper_rate": scalar}`; the key is not used."""
-        scalar = lambda rate: jnp.full((), log_rate(rate), default_float())
+        scalar = lambda rate: jnp.full((), math.log(rate), default_float())
         return {"log_rate": scalar(self.rate), "log_hyper_rate": scalar(self.hyper_rate)}
 
     def __call__(self, meta: PyTree) -> optax.GradientTransformation:

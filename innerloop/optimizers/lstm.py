@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least
 from innerloop.models.layers import Dense, dense, dense_init
 from innerloop.optimizers.base import LearnedOptimizer, require_like
 from innerloop.optimizers.per_array import per_array
@@ -28,24 +28,23 @@ class CoordinateLSTM(LearnedOptimizer):
     w}`, 5,141 numbers by default, whatever is optimised. The state holds `2 · layers · width`
     numbers for each parameter.
 
-    - `width`, `layers`: of the LSTM
-    - `scale`: λ, which the paper leaves open; 0.01 as in the authors' code
-
     Source: Andrychowicz et al. 2016, "Learning to learn by gradient descent by gradient descent"
     (arXiv 1606.04474), which drops the derivative of the inner gradient: `FirstOrder` here, whereas
     `Unroll` is exact. The forget gate's bias begins at 1.
 
-    Raises `StructureError` for a width or a number of layers below 1, and for meta-parameters of
-    another network.
+    Args:
+        width: Of the LSTM.
+        layers: Of the LSTM.
+        scale: λ, which the paper leaves open; 0.01 as in the authors' code.
+
+    Raises:
+        StructureError: For a width or a number of layers below 1, and for meta-parameters of
+            another network.
     """
 
-    width: int = eqx.field(static=True, default=20)
-    layers: int = eqx.field(static=True, default=2)
+    width: int = at_least(1, static=True, default=20)
+    layers: int = at_least(1, static=True, default=2)
     scale: float = eqx.field(static=True, default=0.01)
-
-    def __check_init__(self):
-        check_count("width", self.width, write="CoordinateLSTM(width=20)")
-        check_count("layers", self.layers, write="CoordinateLSTM(layers=2)")
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """The weights, which do not depend on `params`."""

@@ -34,8 +34,10 @@ def save_optimizer(path: Path | str, learned: LearnedOptimizer, meta: PyTree[Arr
     The file is there whole or not at all. It holds NumPy arrays and JSON, no code. `meta` may be
     made of dictionaries with text keys, lists and tuples.
 
-    Raises `StructureError` for meta-parameters that are not of this optimizer, or of other
-    containers, and for settings that no file can hold; `RunError` where the disk refuses.
+    Raises:
+        StructureError: For meta-parameters that are not of this optimizer, or of other containers,
+            and for settings that no file can hold.
+        RunError: If the disk refuses.
     """
     learned(meta)
     leaves: list[Any] = []
@@ -59,10 +61,12 @@ def load_optimizer(
 ) -> tuple[Any, PyTree[Array]]:
     """Read `(learned, meta)` from a file: `learned(meta)` is the optimizer, for any optax loop.
 
-    - `kinds`: the classes that it may be of, by default the library's own
+    Args:
+        kinds: The classes that it may be of, by default the library's own.
 
-    Raises `DataError` for a file that is missing, damaged, or of another version of the format, and
-    for an optimizer that this version does not know.
+    Raises:
+        DataError: For a file that is missing, damaged, or of another version of the format, and for
+            an optimizer that this version does not know.
     """
     header, arrays = _read(Path(path))
     named = {kind.__name__: kind for kind in kinds}

@@ -28,9 +28,10 @@ def per_array(
 ) -> optax.GradientTransformation:
     """The transformation of a rule for one array.
 
-    - `init`: `parameter -> memory`
-    - `update`: `(gradient, memory, parameter, steps) -> (update, memory)`, where `steps` counts the
-      steps taken before this one, in the parameter's dtype
+    Args:
+        init: `parameter -> memory`.
+        update: `(gradient, memory, parameter, steps) -> (update, memory)`, where `steps` counts the
+            steps taken before this one, in the parameter's dtype.
     """
 
     def init_all(params: PyTree) -> PerArrayState:

@@ -1,15 +1,17 @@
 """Learned learning rates: one for all parameters, one for each array, one for each number."""
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from innerloop.arguments import positive
 from innerloop.optimizers.base import (
     Direction,
     LearnedOptimizer,
-    log_rate,
     part_of,
     scale_by_rates,
 )
@@ -23,20 +25,19 @@ class LearnedRates(LearnedOptimizer):
 
     The meta-parameters are `{"log_rates": ρ}`; subclasses say how many rates there are.
 
-    - `direction`: d, by default the gradient itself (SGD). With `functools.partial(
-      optax.scale_by_adam, eps_root=1e-16)` it is Adam, whose second derivative at a zero gradient
-      is infinite without `eps_root`.
-    - `rate`: e^ρ before meta-training
+    Args:
+        direction: D, by default the gradient itself (SGD). With `functools.partial(
+            optax.scale_by_adam, eps_root=1e-16)` it is Adam, whose second derivative at a zero
+            gradient is infinite without `eps_root`.
+        rate: E^ρ before meta-training.
 
-    Raises `StructureError` for a rate that is not positive and finite, and while tracing where the
-    rates do not fit the parameters.
+    Raises:
+        StructureError: For a rate that is not positive and finite, and while tracing where the
+            rates do not fit the parameters.
     """
 
     direction: Direction = eqx.field(static=True, default=optax.identity)
-    rate: float = eqx.field(static=True, default=0.01)
-
-    def __check_init__(self):
-        log_rate(self.rate)
+    rate: float = positive(static=True, default=0.01)
 
     def __call__(self, meta: PyTree) -> optax.GradientTransformation:
         rates = jax.tree.map(jnp.exp, part_of(self, meta, "log_rates"))
@@ -48,7 +49,7 @@ class ScalarRate(LearnedRates):
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """`{"log_rates": scalar}`; the key is not used."""
-        return {"log_rates": jnp.full((), log_rate(self.rate), default_float())}
+        return {"log_rates": jnp.full((), math.log(self.rate), default_float())}
 
 
 class LayerRates(LearnedRates):
@@ -59,7 +60,7 @@ class LayerRates(LearnedRates):
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """`{"log_rates": a scalar for each array}`; the key is not used."""
-        start = log_rate(self.rate)
+        start = math.log(self.rate)
         return {"log_rates": jax.tree.map(lambda leaf: jnp.full((), start, leaf.dtype), params)}
 
 
@@ -72,5 +73,5 @@ class ParameterRates(LearnedRates):
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """`{"log_rates": a tree like params}`; the key is not used."""
-        start = log_rate(self.rate)
+        start = math.log(self.rate)
         return {"log_rates": jax.tree.map(lambda leaf: jnp.full_like(leaf, start), params)}

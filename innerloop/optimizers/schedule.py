@@ -1,15 +1,16 @@
 """A learned schedule of the learning rate."""
 
+import math
+
 import equinox as eqx
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, positive
 from innerloop.optimizers.base import (
     Direction,
     LearnedOptimizer,
-    log_rate,
     part_of,
     scale_by_scheduled_rates,
 )
@@ -25,27 +26,24 @@ class LearnedSchedule(LearnedOptimizer):
     step `horizon - 1`, whose value later steps take. The meta-parameters are `{"log_rates":
     (knots,)}`, so the rate is positive and may fall by orders of magnitude.
 
-    - `horizon`: steps that the schedule spans
-    - `knots`: at least 2
-    - `direction`: d, by default the gradient itself (SGD); see `LearnedRates`
-    - `rate`: of all steps before meta-training
+    Args:
+        horizon: Steps that the schedule spans.
+        knots: At least 2.
+        direction: D, by default the gradient itself (SGD); see `LearnedRates`.
+        rate: Of all steps before meta-training.
 
-    Raises `StructureError` for fewer than two knots or steps, and for a rate that is not positive.
+    Raises:
+        StructureError: For fewer than two knots or steps, and for a rate that is not positive.
     """
 
-    horizon: int = eqx.field(static=True, default=100)
-    knots: int = eqx.field(static=True, default=5)
+    horizon: int = at_least(2, static=True, default=100)
+    knots: int = at_least(2, static=True, default=5)
     direction: Direction = eqx.field(static=True, default=optax.identity)
-    rate: float = eqx.field(static=True, default=0.01)
-
-    def __check_init__(self):
-        check_count("horizon", self.horizon, 2, write="LearnedSchedule(horizon=100)")
-        check_count("knots", self.knots, 2, write="LearnedSchedule(horizon=100, knots=5)")
-        log_rate(self.rate)
+    rate: float = positive(static=True, default=0.01)
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """`{"log_rates": (knots,)}`, all the same; the key is not used."""
-        return {"log_rates": jnp.full(self.knots, log_rate(self.rate), default_float())}
+        return {"log_rates": jnp.full(self.knots, math.log(self.rate), default_float())}
 
     def __call__(self, meta: PyTree) -> optax.GradientTransformation:
         values = part_of(self, meta, "log_rates")

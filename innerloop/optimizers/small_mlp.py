@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, between, each
 from innerloop.models import Model, mlp
-from innerloop.optimizers.base import LearnedOptimizer, check_decays, require_like
+from innerloop.optimizers.base import LearnedOptimizer, require_like
 from innerloop.optimizers.per_array import averaged, averages, normalised, per_array
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
@@ -33,29 +33,32 @@ class SmallMLP(LearnedOptimizer):
     The meta-parameters are the network's, a `mlp` with relu and two hidden layers of `width`; there
     are 2,082 of them by default, whatever is optimised.
 
-    - `width`: of the hidden layers
-    - `decays`, `second_decays`: between 0 and 1
-    - `step`, `magnitude`: λ₁ and λ₂
-
     Source: the small MLP of Metz et al. 2020, "Tasks, stability, architecture, and compute"
     (arXiv 2009.11243), and 2022, "Practical tradeoffs between memory, compute, and performance in
     learned optimizers" (arXiv 2203.11860). Departs from them: second moments at two time scales, as
     a quotient with every average, and no Adafactor features.
 
-    Raises `StructureError` for a width below 1 or decays outside [0, 1), and for meta-parameters of
-    another network.
+    Args:
+        width: Of the hidden layers.
+        decays: Between 0 and 1.
+        second_decays: Between 0 and 1.
+        step: λ₁ and λ₂.
+        magnitude: λ₁ and λ₂.
+
+    Raises:
+        StructureError: For a width below 1 or decays outside [0, 1), and for meta-parameters of
+            another network.
     """
 
-    width: int = eqx.field(static=True, default=32)
-    decays: tuple[float, ...] = eqx.field(static=True, default=(0.5, 0.9, 0.99, 0.999))
-    second_decays: tuple[float, ...] = eqx.field(static=True, default=(0.9, 0.999))
+    width: int = at_least(1, static=True, default=32)
+    decays: tuple[float, ...] = each(
+        between(0, 1, below=True), static=True, default=(0.5, 0.9, 0.99, 0.999)
+    )
+    second_decays: tuple[float, ...] = each(
+        between(0, 1, below=True), static=True, default=(0.9, 0.999)
+    )
     step: float = eqx.field(static=True, default=0.001)
     magnitude: float = eqx.field(static=True, default=0.001)
-
-    def __check_init__(self):
-        check_count("width", self.width, write="SmallMLP(width=32)")
-        check_decays("decays", self.decays)
-        check_decays("second_decays", self.second_decays)
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """The network's parameters, which do not depend on `params`."""

@@ -17,13 +17,12 @@ from innerloop.recipes._protonet import protonet
 from innerloop.recipes._r2d2 import r2d2
 from innerloop.recipes._reptile import reptile
 from innerloop.recipes._svm_head import svm_head
-from innerloop.recipes.base import Phase, Recipe
+from innerloop.recipes.base import Recipe
 from innerloop.recipes.table import RECIPES, Network, named_recipe
 
 __all__ = [
     "RECIPES",
     "Network",
-    "Phase",
     "Recipe",
     "anil",
     "boil",

@@ -25,7 +25,8 @@ def cavia(model: Model, loss: ExamplesLoss, rate: float = 1.0, steps: int = 2) -
     Departs from the paper: `film` lets the context scale and shift the features before the head,
     where the paper's network has it after the third convolution, or among the inputs for sinusoids.
 
-    Raises `StructureError` for a model without a context.
+    Raises:
+        StructureError: For a model without a context.
     """
     parameters = jax.eval_shape(model.init, jax.random.key(0))
     if not isinstance(parameters, dict) or "context" not in parameters:

@@ -23,13 +23,14 @@ def cnp(
     $r = (r_1, \dots, r_k)$, $r_k$ the mean of $h(f(x_i))$ over the rows of class k. The parameters
     of f, h and g are meta-learned: `{"features", "encoder", "decoder"}`; nothing is descended.
 
-    - `features`: f, `(rows, ...) -> (rows, width)`
-    - `encoder`: h, from `width` entries, and those of a target where there are no classes
-    - `decoder`: g, from `width` entries and those of r, to predictions
-    - `ways`: number of classes; None for regression to real targets `(rows, outputs)`
-
     Departs from the paper: the loss is the one given (such as `mean_squared_error`), where the
     paper predicts mean and variance of a Gaussian; the features f are shared by h and g.
+
+    Args:
+        features: F, `(rows, ...) -> (rows, width)`.
+        encoder: H, from `width` entries, and those of a target where there are no classes.
+        decoder: G, from `width` entries and those of r, to predictions.
+        ways: Number of classes; None for regression to real targets `(rows, outputs)`.
     """
     embed = model_features(features, lambda meta: meta["features"])
 

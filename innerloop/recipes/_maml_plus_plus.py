@@ -9,12 +9,13 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import GradientDescent
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked
+from innerloop.estimators import Estimator, Phases, WholeTasks
 from innerloop.gradients import FirstOrder, Unroll
 from innerloop.models import ExamplesLoss, Model, supervised_loss
 from innerloop.optimizers import scale_by_scheduled_rates
 from innerloop.problem import Problem
-from innerloop.recipes.base import Phase, Recipe, model_predictions
+from innerloop.recipes.base import Recipe, model_predictions
 
 
 def annealed_weights(
@@ -28,6 +29,7 @@ def annealed_weights(
     return jnp.full(steps + 1, early).at[0].set(0).at[-1].set(1 - (steps - 1) * early)
 
 
+@checked(steps=at_least(1, such_as=5), annealed_over=at_least(0), first_order_until=at_least(0))
 def maml_plus_plus(
     model: Model,
     loss: ExamplesLoss,
@@ -46,17 +48,16 @@ def maml_plus_plus(
     with φ: `{"start", "rates"}`. Steps beyond K take the rates of the last. `rate` is the value
     that all begin with, `steps` is K.
 
-    - `annealed_over`: outer steps in which the weights $w_1 \dots w_K$ move from equal ones to the
-      last alone (multi-step loss); 0 for the last alone. The authors' Omniglot has 5,000 of 50,000.
-    - `first_order_until`: outer steps at the beginning that hold inner gradients constant
-      (derivative-order annealing). The authors' Omniglot has none.
-
     Departs from the paper: there are no batch statistics or biases of each step (the normalisation
     is the model's policy). The paper's cosine schedule belongs to the outer optimizer.
+
+    Args:
+        annealed_over: Outer steps in which the weights $w_1 \dots w_K$ move from equal ones to the
+            last alone (multi-step loss); 0 for the last alone. The authors' Omniglot has 5,000 of
+            50,000.
+        first_order_until: Outer steps at the beginning that hold inner gradients constant
+            (derivative-order annealing). The authors' Omniglot has none.
     """
-    check_count("steps", steps, write="maml_plus_plus(model, loss, rate=0.1, steps=5)")
-    for name, count in (("annealed_over", annealed_over), ("first_order_until", first_order_until)):
-        check_count(name, count, 0, write=f"maml_plus_plus(model, loss, {name}=0)")
     task_loss = supervised_loss(model, loss)
     problem = Problem(lambda meta, support, key: meta["start"], task_loss, task_loss)
     learn = GradientDescent(lambda meta: _of_each_step(meta["rates"]), steps)
@@ -70,11 +71,15 @@ def maml_plus_plus(
         weights: Any = lambda steps: annealed_weights(steps, outer_step, annealed_over)
         return dataclasses.replace(problem, step_weights=weights), learn
 
-    return Recipe(
+    def first_order_first(whole: WholeTasks) -> Estimator:
+        first = dataclasses.replace(whole, gradient=FirstOrder())
+        return Phases(first, whole, until=first_order_until)
+
+    recipe = Recipe(
         *(problem, learn, Unroll(), init_meta, model_predictions(model)),
         schedule=schedule if annealed_over else None,
-        phases=(Phase(first_order_until, FirstOrder()),) if first_order_until else (),
     )
+    return recipe._replace(follow=first_order_first) if first_order_until else recipe
 
 
 def _of_each_step(rates: PyTree) -> optax.GradientTransformation:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from innerloop.adaptation import Procedure
 from innerloop.gradients import Unroll
+from innerloop.learner import Learner
 from innerloop.models import Model, linear_head
 from innerloop.problem import Problem
 from innerloop.recipes._anil import partly_adapted
@@ -24,7 +25,7 @@ def pretrain_finetune(
     `steps` is K. Where a label means another class in every task, see `pretrain_classifier`.
     """
     tuned = maml(model, loss, rate, steps)
-    return _pretrained(model, loss)._replace(tested=(tuned.problem, tuned.adaptation))
+    return _pretrained(model, loss)._replace(tested=tuned.learner)
 
 
 def pretrain_classifier(
@@ -57,7 +58,7 @@ def pretrain_classifier(
         return jax.tree.map(lambda leaf: jnp.zeros(outputs(leaf), leaf.dtype), meta["head"])
 
     new_tasks = Problem(new_head, tuned.problem.inner_loss, tuned.problem.outer_loss)  # pyright: ignore[reportAttributeAccessIssue]
-    tested = (new_tasks, tuned.adaptation)
+    tested = Learner(new_tasks, tuned.adaptation, tuned.predict)
     return _pretrained(whole, loss)._replace(predict=tuned.predict, tested=tested)
 
 

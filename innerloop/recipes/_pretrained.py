@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.errors import StructureError
-from innerloop.gradients.reach import leaf_shapes
 from innerloop.problem import subset
 from innerloop.recipes.base import Recipe
+from innerloop.trees import leaf_shapes
 
 
 def pretrained(
@@ -18,17 +18,19 @@ def pretrained(
 ) -> Recipe:
     """The recipe, whose `init_meta` puts `weights` in place of a part of meta.
 
-    - `weights`: a pytree of arrays, NumPy's or JAX's, of the part's structure, shapes and dtypes
-    - `into`: selects the part, or a tuple of parts, as in `subset`; all of meta unless given
-
     The rest of meta is what `init_meta` makes of the same key without the weights:
 
     ```python
     recipe = il.recipes.pretrained(recipe, body, into=lambda meta: meta["body"])
     ```
 
-    Raises `StructureError`, here and not in training, for weights that do not fit, with the names
-    of the leaves, and where `into` selects nothing.
+    Args:
+        weights: A pytree of arrays, NumPy's or JAX's, of the part's structure, shapes and dtypes.
+        into: Selects the part, or a tuple of parts, as in `subset`; all of meta unless given.
+
+    Raises:
+        StructureError: Here and not in training, for weights that do not fit, with the names of the
+            leaves, and where `into` selects nothing.
     """
     # Not jnp.asarray, which would make float32 of float64 without a word.
     array = lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)

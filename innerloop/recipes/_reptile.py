@@ -4,6 +4,7 @@ import optax
 
 from innerloop.adaptation import GradientDescent, MiniBatches
 from innerloop.gradients import Reptile
+from innerloop.learner import Learner
 from innerloop.models import Model
 from innerloop.recipes._maml import maml
 from innerloop.recipes.base import ExamplesLoss, Recipe
@@ -39,5 +40,5 @@ def reptile(
     return recipe._replace(
         adaptation=learn if rows is None else MiniBatches(learn, rows),
         gradient=Reptile(),
-        tested=(recipe.problem, GradientDescent(adam, test_steps)),
+        tested=Learner(recipe.problem, GradientDescent(adam, test_steps), recipe.predict),
     )

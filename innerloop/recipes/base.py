@@ -1,67 +1,87 @@
 """What a recipe is: the parts of a named algorithm, put together."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.estimators import OnlineGradient
+from innerloop.estimators import Estimator, WholeTasks
+from innerloop.estimators.whole_tasks import Schedule
 from innerloop.gradients import MetaGradient
 from innerloop.heads.base import Features
+from innerloop.learner import Learner, Predict
 from innerloop.models import ExamplesLoss, Model
-from innerloop.problem import Examples, Problem, ProblemMixture
-
-Predict = Callable[[PyTree, PyTree, Examples, PRNGKeyArray], Array]
-"""`(params, meta, batch, key) -> predictions` for the rows of `batch`, whose targets are not read.
-"""
+from innerloop.problem import Examples, Problem
+from innerloop.tasks import StreamedTasks, TaskDistribution
 
 
-class Phase(NamedTuple):
-    """A meta-gradient that is used at the beginning.
-
-    - `until`: the outer steps below this number are taken by it; `gradient`: of whole tasks
-    """
-
-    until: int
-    gradient: MetaGradient | tuple[MetaGradient, ...]
+def _alone(whole: WholeTasks) -> Estimator:
+    return whole
 
 
 class Recipe(NamedTuple):
     """A named algorithm as its parts; replace any of them with `recipe._replace(...)`.
 
-    - `gradient`: of whole tasks, or of inner runs that span outer steps; for a mixture also a tuple
-      of one for each kind, of whole tasks
-    - `init_meta`: `key -> meta`, the meta-parameters before meta-training
-    - `predict`: `(params, meta, batch, key) -> predictions` after adaptation; None where the
-      problem says all
-    - `tested`: the problem and adaptation by which new tasks are learned, where meta-training has
-      others (pretraining); None where they are the same
-    - `schedule`: `outer step -> (problem, adaptation)` where they change during meta-training; the
-      step is a traced number, so they may differ in numbers and not in shapes. `problem` and
-      `adaptation` are those that it comes to.
-    - `phases`: other meta-gradients that come before `gradient`, in their order
+    Args:
+        problem: What is optimised.
+        adaptation: How one task is learned.
+        gradient: The meta-gradient.
+        init_meta: `key -> meta`, the meta-parameters before meta-training.
+        predict: `(params, meta, batch, key) -> predictions` after adaptation; None if the problem
+            says all there is to say.
+        tested: The learner of new tasks, if it differs from that of meta-training (pretraining).
+        schedule: `outer step -> (problem, adaptation)` if they change during meta-training, as in
+            `WholeTasks`. `problem` and `adaptation` are those at the end.
+        follow: What an outer step follows, from the estimator of whole tasks; that estimator itself
+            unless given.
     """
 
-    problem: Problem | ProblemMixture
-    adaptation: Adaptation | tuple[Adaptation, ...]
-    gradient: MetaGradient | tuple[MetaGradient, ...] | OnlineGradient
+    problem: Problem
+    adaptation: Adaptation
+    gradient: MetaGradient
     init_meta: Callable[[PRNGKeyArray], PyTree]
     predict: Predict | None = None
-    tested: tuple[Problem, Adaptation] | None = None
-    schedule: Callable[[Int[Array, ""]], tuple[Problem, Adaptation]] | None = None
-    phases: tuple[Phase, ...] = ()
-
-    def at(self, step: int | Int[Array, ""]) -> tuple[Any, Any]:
-        """Problem and adaptation of an outer step; tuples of them for a mixture."""
-        here = (self.problem, self.adaptation)
-        return here if self.schedule is None else self.schedule(jnp.asarray(step, jnp.int32))
+    tested: Learner | None = None
+    schedule: Schedule | None = None
+    follow: Callable[[WholeTasks], Estimator] = _alone
 
     @property
-    def at_test(self) -> tuple[Any, Any]:
-        """Problem and adaptation by which new tasks are learned; tuples of them for a mixture."""
-        return self.tested or (self.problem, self.adaptation)
+    def learner(self) -> Learner:
+        """The learner of new tasks."""
+        return self.tested or Learner(self.problem, self.adaptation, self.predict)
+
+    def at(self, outer_step: int | Int[Array, ""]) -> tuple[Problem, Adaptation]:
+        """Problem and adaptation of an outer step."""
+        if self.schedule is None:
+            return self.problem, self.adaptation
+        return self.schedule(jnp.asarray(outer_step, jnp.int32))
+
+    def estimator(
+        self, tasks: TaskDistribution | StreamedTasks, batch: int, chunk: int | None = None
+    ) -> Estimator:
+        """What an outer step of meta-training follows.
+
+        ```python
+        il.fit(recipe.estimator(tasks, batch=8), recipe.init_meta, optimizer=optax.adam(1e-3), ...)
+        ```
+
+        Args:
+            tasks: The tasks of meta-training.
+            batch: Tasks per outer step.
+            chunk: Tasks that are computed at a time; None for all at once.
+
+        Raises:
+            StructureError: A part is of another kind, or a count is below one.
+        """
+        whole = WholeTasks(
+            *(self.problem, self.adaptation, self.gradient, tasks, batch),
+            chunk=chunk,
+            schedule=self.schedule,
+            tested=self.learner,
+        )
+        return self.follow(whole)
 
 
 def model_predictions(model: Model) -> Predict:

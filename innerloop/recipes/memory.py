@@ -5,7 +5,7 @@ from typing import NamedTuple
 from jaxtyping import Array, Bool, Float
 
 from innerloop.adaptation import Procedure
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked
 from innerloop.heads.base import Features, embedded, one_hot
 
 
@@ -17,9 +17,9 @@ class Memory(NamedTuple):
     present: Bool[Array, " rows"]
 
 
+@checked("matching", ways=at_least(2, such_as=5))
 def remembered(features: Features, ways: int) -> Procedure:
     """The adaptation that keeps the support set's features and classes as they are."""
-    check_count("ways", ways, 2, write="matching(features, cross_entropy, ways=5)")
 
     def fn(meta, support, key) -> Memory:
         x, dtype = embedded(features, meta, support, key)

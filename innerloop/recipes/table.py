@@ -51,12 +51,13 @@ RecipeName = Literal[
 class Network(NamedTuple):
     """What a recipe may take from a network and its tasks.
 
-    - `model`: the whole, its parameters `{"body", "head"}`
-    - `features`: the body alone, with outputs `(rows, width)`
-    - `outputs`: classes of a task, or regressed values
-    - `loss`: `(predictions, examples) -> (loss, metrics)`
-    - `classes`: a function that counts all meta-training classes, which may need the data; None for
-      regression
+    Args:
+        model: The whole, its parameters `{"body", "head"}`.
+        features: The body alone, with outputs `(rows, width)`.
+        outputs: Classes of a task, or regressed values.
+        loss: `(predictions, examples) -> (loss, metrics)`.
+        classes: A function that counts all meta-training classes, which may need the data; None for
+            regression.
     """
 
     model: Model
@@ -132,11 +133,13 @@ def named_recipe(
 ) -> Recipe:
     """A recipe of the table.
 
-    - `settings`: hyper-parameters; for one that is None, the value is that of `defaults`, or the
-      recipe's own
+    Args:
+        settings: Hyper-parameters; for one that is None, the value is that of `defaults`, or the
+            recipe's own.
 
-    Raises `StructureError` for a name that is not in the table, for a classifier on a regression,
-    and for a hyper-parameter that the recipe does not have.
+    Raises:
+        StructureError: For a name that is not in the table, for a classifier on a regression, and
+            for a hyper-parameter that the recipe does not have.
     """
     names = RECIPES if network.ways is not None else get_args(RegressionRecipe)
     if name not in names:

@@ -4,21 +4,22 @@ import json
 import os
 import warnings
 import zlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from innerloop.checks import check_count, describe, optional_package
+from innerloop.arguments import at_least, checked
+from innerloop.checks import describe, optional_package
 from innerloop.devices.processes import in_any, same_in_all, together
 from innerloop.errors import RunError
-from innerloop.gradients.reach import leaf_names, leaf_shapes
 from innerloop.storage.files import writing
 from innerloop.storage.lock import locked
 from innerloop.storage.packing import checksums, pack, stored_arrays, unpack
+from innerloop.trees import is_key, leaf_names, leaf_shapes
 
 FORMAT = 4
 """The number of the format in which checkpoints are written. No other format is read."""
@@ -27,12 +28,14 @@ FORMAT = 4
 _STORAGE_ERRORS = (OSError, ValueError, KeyError)
 
 
+@checked(every=at_least(1, such_as=500), keep=at_least(1, such_as=3))
 class Checkpoints(NamedTuple):
     """Where the training state is saved, and how often (needs innerloop[checkpoints]).
 
-    - `folder`: made where there is none; one run each
-    - `every`: outer steps between two saves, which is what a kill can lose
-    - `keep`: how many of the last are kept. The best meta-parameters so far are in each of them.
+    Args:
+        folder: Made where there is none; one run each.
+        every: Outer steps between two saves, which is what a kill can lose.
+        keep: How many of the last are kept. The best meta-parameters so far are in each of them.
     """
 
     folder: Path
@@ -48,8 +51,6 @@ class CheckpointFolder:
     """
 
     def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any]):
-        check_count("every", checkpoints.every, write="Checkpoints(folder, every=500)")
-        check_count("keep", checkpoints.keep, write="Checkpoints(folder, keep=3)")
         self._path = Path(checkpoints.folder).absolute()
         self._every = checkpoints.every
         self._settings = json.loads(json.dumps(settings))
@@ -107,8 +108,10 @@ class CheckpointFolder:
                 args=args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about)),
             )
 
-    def load(self, like: PyTree) -> tuple[PyTree, dict[str, Any]] | None:
+    def load(self, like: Callable[[int], PyTree]) -> tuple[PyTree, dict[str, Any]] | None:
         """The last state that can be read, and its record; None where nothing was saved.
+
+        `like` gives a state as it is expected at an outer step.
 
         One that cannot be read is passed over with a warning, and deleted once an earlier one has
         been read: that step is going to be saved again. Raises `RunError` for checkpoints of
@@ -127,8 +130,10 @@ class CheckpointFolder:
             about = self._about(step)
             missing = in_any(about is None)  # asked by all, whatever they found
             if about is not None and not missing:
-                self._require_same(about, like)
-                state = self._state(step, like, about)
+                self._require_settings(about)
+                expected = like(step)
+                self._require_leaves(about, expected)
+                state = self._state(step, expected, about)
                 if not in_any(state is None):
                     with self._writing():
                         for later in damaged:
@@ -186,7 +191,7 @@ class CheckpointFolder:
         state = jax.tree.unflatten(jax.tree.structure(like), list(leaves.values()))
         return jax.tree.map(_as_in, like, state)
 
-    def _require_same(self, about: dict[str, Any], like: PyTree) -> None:
+    def _require_settings(self, about: dict[str, Any]) -> None:
         if about["format"] != FORMAT:
             raise RunError(
                 "the checkpoints are of a format that this version does not know",
@@ -195,21 +200,24 @@ class CheckpointFolder:
                 write="the version of innerloop that wrote them",
             )
         theirs, mine = about["settings"], self._settings
-        changed = [name for name in mine if name in theirs and theirs[name] != mine[name]]
+        names = sorted(mine.keys() | theirs.keys())
+        changed = [name for name in names if theirs.get(name) != mine.get(name)]
         if changed:
             raise RunError(
                 "a run goes on with the settings that it began with",
-                got=", ".join(f"{name}={mine[name]}" for name in changed),
-                expected=", ".join(f"{name}={theirs[name]}" for name in changed),
+                got=", ".join(f"{name}={mine.get(name)}" for name in changed),
+                expected=", ".join(f"{name}={theirs.get(name)}" for name in changed),
                 write="fit(..., resume=True) with these settings as they were, or another folder; "
                 "steps, minutes, chunk and per_call may change",
             )
+
+    def _require_leaves(self, about: dict[str, Any], like: PyTree) -> None:
         if about["leaves"] != _shapes(like):
             raise RunError(
                 "the checkpoints hold another training state than this run has",
                 got=describe(like),
                 expected=", ".join(f"{name}: {shape}" for name, shape in about["leaves"]),
-                write="the same recipe and optimizer as when the run began, or another folder",
+                write="the same estimator and optimizer as when the run began, or another folder",
             )
 
     def _require_there(self) -> None:
@@ -244,16 +252,12 @@ def _shapes(state: PyTree) -> list[list[str]]:
 def _named_leaves(state: PyTree) -> dict[str, Array]:
     """Random keys as their data, which can be saved."""
     leaves = [
-        jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
+        jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
     ]
     return dict(zip(leaf_names(state), leaves, strict=True))
 
 
 def _as_in(like: Any, leaf: Any) -> Any:
-    if _is_key(like):
+    if is_key(like):
         return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
     return leaf
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

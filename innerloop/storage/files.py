@@ -45,8 +45,9 @@ def writing(
 ) -> Iterator[None]:
     """A disk that refuses is a `RunError` of one line.
 
-    - `what`: is written to `path`; `write`: the cure
-    - `refusals`: how what writes tells of it
+    Args:
+        what: Is written to `path`; `write`: the cure.
+        refusals: How what writes tells of it.
     """
     try:
         yield

@@ -6,7 +6,6 @@ from innerloop.tasks._digits import digits
 from innerloop.tasks._image_folder import image_folder
 from innerloop.tasks._influence_balancing import influence_balancing
 from innerloop.tasks._mini_imagenet import mini_imagenet
-from innerloop.tasks._mixture import Kind, TaskMixture, mixture
 from innerloop.tasks._omniglot import (
     Alphabets,
     omniglot,
@@ -46,7 +45,6 @@ __all__ = [
     "Compose",
     "ImageClasses",
     "IndependentTasks",
-    "Kind",
     "LabelledImages",
     "PerClass",
     "RandomAffine",
@@ -57,7 +55,6 @@ __all__ = [
     "StoredImages",
     "StreamedTasks",
     "TaskDistribution",
-    "TaskMixture",
     "by_label",
     "check_disjoint",
     "cifar_fs",
@@ -67,7 +64,6 @@ __all__ = [
     "image_folder",
     "influence_balancing",
     "mini_imagenet",
-    "mixture",
     "omniglot",
     "omniglot_official",
     "omniglot_one_shot",

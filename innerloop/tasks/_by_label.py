@@ -15,15 +15,18 @@ _WRITE = "by_label(images, labels)"
 def by_label(images: ArrayLike, labels: ArrayLike | Sequence[str]) -> ImageClasses:
     """One class for each different label, in the order of the sorted labels.
 
-    - `images`: `(images, height, width)` or `(…, channels)`, in any order; the types that
-      `ImageClasses` takes
-    - `labels`: one per image, whole numbers or text
-
     Classes may differ in their number of images. They are held as one array, as long in each class
     as the largest is.
 
-    Raises `StructureError` for labels of another number than images and for labels that are
-    floating-point numbers, of which no two need be equal; `DataError` as `ImageClasses`.
+    Args:
+        images: `(images, height, width)` or `(…, channels)`, in any order; the types that
+            `ImageClasses` takes.
+        labels: One per image, whole numbers or text.
+
+    Raises:
+        StructureError: For labels of another number than images and for labels that are
+            floating-point numbers, of which no two need be equal.
+        DataError: As `ImageClasses`.
     """
     pixels, names = np.asarray(images), np.asarray(labels)
     if names.dtype == object and all(isinstance(name, str) for name in names.flat):

@@ -14,17 +14,19 @@ SIZE = 32
 def cifar_fs(*, data: str | os.PathLike[str] | None = None) -> Splits:
     """The split of the data's authors: 64 classes for meta-training, 16 validation and 20 test.
 
-    - `data`: folder of the files, or the folder above `cifar-fs/`; default: what the environment
-      variable INNERLOOP_DATA names. Files, as they are published: `data/CLASS/*.png`, and
-      `splits/bertinetto/train.txt`, `val.txt` and `test.txt`, with one class a line. They are not
-      downloaded.
-
     Images are uint8 `(classes, 600, 32, 32, 3)`, read once and kept in the cache folder.
 
     Source: Bertinetto, Henriques, Torr and Vedaldi 2019, "Meta-learning with differentiable
     closed-form solvers" (arXiv 1805.08136), where the files are linked.
 
-    Raises `DataError` if the folder or a file is missing, is no image, or a class is in two splits.
+    Args:
+        data: Folder of the files, or the folder above `cifar-fs/`; default: what the environment
+            variable INNERLOOP_DATA names. Files, as they are published: `data/CLASS/*.png`, and
+            `splits/bertinetto/train.txt`, `val.txt` and `test.txt`, with one class a line. They are
+            not downloaded.
+
+    Raises:
+        DataError: If the folder or a file is missing, is no image, or a class is in two splits.
     """
     expected = "data/CLASS/*.png and splits/bertinetto/*.txt"
     folder = needed_folder(data, "cifar-fs", expected, ("splits",))

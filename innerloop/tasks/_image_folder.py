@@ -3,12 +3,13 @@
 import os
 from pathlib import Path
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked
 from innerloop.errors import DataError
 from innerloop.tasks.image_classes import ImageClasses
 from innerloop.tasks.image_files import SUFFIXES, classes_of_files
 
 
+@checked(size=at_least(1, such_as=84))
 def image_folder(
     folder: str | os.PathLike[str], size: int, *, names: list[str] | None = None
 ) -> ImageClasses:
@@ -19,13 +20,14 @@ def image_folder(
     to their proportions (Lanczos, antialiased). They are kept in the cache folder; where that
     cannot be written, they are read on every start.
 
-    - `names`: the folders to take, in place of all
+    Args:
+        names: The folders to take, in place of all.
 
-    Raises `DataError` where a folder is missing or has no images, or a file is no image, and
-    `StructureError` for a size below one.
+    Raises:
+        DataError: If a folder is missing or has no images, or a file is no image.
+        StructureError: For a size below one.
     """
     path = Path(folder)
-    check_count("size", size, write="image_folder(folder, size=84)")
     if names is None:
         names = [entry.name for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
     by_class = {name: _images(path / name) for name in sorted(names) if not name.startswith(".")}

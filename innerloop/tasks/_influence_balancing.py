@@ -6,11 +6,12 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import GradientDescent
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked, require
 from innerloop.problem import Episode, Problem
 from innerloop.tasks.base import IndependentTasks
 
 
+@checked(positive=at_least(1))
 def influence_balancing(
     units: int = 23, positive: int = 10
 ) -> tuple[Problem, GradientDescent, IndependentTasks]:
@@ -29,11 +30,13 @@ def influence_balancing(
     smoothing does not change its gradient. The process is no descent: the loss of the inner problem
     is zero, and what `GradientDescent` is given for an optimizer ignores its gradient.
 
-    Returns problem, adaptation and tasks. Raises `StructureError` for `positive` above `units`.
+    Returns:
+        Problem, adaptation and tasks.
+
+    Raises:
+        StructureError: For `positive` above `units`.
     """
-    write = "influence_balancing(units=23, positive=10)"
-    check_count("positive", positive, write=write)
-    check_count("units", units, positive, write=write)
+    require(at_least(positive), "units", units, "influence_balancing")
     matrix = (np.eye(units) + np.eye(units, k=1)) / 2
     push = np.where(np.arange(units) < positive, 1.0, -1.0)
 

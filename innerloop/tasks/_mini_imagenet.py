@@ -25,13 +25,6 @@ _EXPECTED = "train.csv, val.csv, test.csv and images/, or mini-imagenet-cache-{t
 def mini_imagenet(*, data: str | os.PathLike[str] | None = None) -> Splits:
     """The split of Ravi and Larochelle: 64 classes for meta-training, 16 validation and 20 test.
 
-    - `data`: folder of the files, or the folder above `mini-imagenet/`; default: what the
-      environment variable INNERLOOP_DATA names. The files are not downloaded, as ImageNet's terms
-      do not allow it. They are taken in either of the forms that are in use:
-      `train.csv`, `val.csv`, `test.csv` with columns `filename,label`, and `images/`; or else
-      `mini-imagenet-cache-train.pkl`, `…-val.pkl`, `…-test.pkl`, a dict with `image_data` and
-      `class_dict` each.
-
     Images are uint8 `(classes, 600, 84, 84, 3)`. Those of `images/` are scaled as in the code of
     MAML (Lanczos, without regard to proportions), once, and kept in the cache folder.
 
@@ -41,8 +34,16 @@ def mini_imagenet(*, data: str | os.PathLike[str] | None = None) -> Splits:
     Source: Vinyals et al. 2016, "Matching networks for one shot learning"; Ravi and Larochelle
     2017, "Optimization as a model for few-shot learning", whose classes these are.
 
-    Raises `DataError` if the folder or a file is missing, cannot be read, or a class is in two
-    splits.
+    Args:
+        data: Folder of the files, or the folder above `mini-imagenet/`; default: what the
+            environment variable INNERLOOP_DATA names. The files are not downloaded, as ImageNet's
+            terms do not allow it. They are taken in either of the forms that are in use:
+            `train.csv`, `val.csv`, `test.csv` with columns `filename,label`, and `images/`; or else
+            `mini-imagenet-cache-train.pkl`, `…-val.pkl`, `…-test.pkl`, a dict with `image_data` and
+            `class_dict` each.
+
+    Raises:
+        DataError: If the folder or a file is missing, cannot be read, or a class is in two splits.
     """
     pickles = [f"mini-imagenet-cache-{part}.pkl" for part in _PARTS]
     folder = needed_folder(data, "mini-imagenet", _EXPECTED, ("train.csv", pickles[0]))

@@ -6,8 +6,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from innerloop.checks import check_count
-from innerloop.errors import StructureError
+from innerloop.arguments import at_least, checked
 from innerloop.tasks.image_classes import ImageClasses, with_quarter_turns
 from innerloop.tasks.omniglot_files import (
     BACKGROUND,
@@ -22,11 +21,14 @@ from innerloop.tasks.splits import Splits
 
 Folder = str | os.PathLike[str]
 
-_DRAWN_SIZE = 105
+SIZE = at_least(1, at_most=105, such_as=28)
+"""Pixels per side: the drawings have 105."""
+
 _SEED = 1
 _TRAIN, _VALIDATION = 1100, 100
 
 
+@checked(size=SIZE)
 def omniglot(
     *,
     classes: Callable[[np.ndarray], ImageClasses] = with_quarter_turns,
@@ -40,26 +42,27 @@ def omniglot(
     out). That code shuffles in the order in which a disk lists its folders, so its split cannot be
     repeated; this one is a fixed permutation of the sorted characters, the same for every source.
 
-    - `classes`: what is a class: `with_quarter_turns` (four per character: 4,400, 400 and 1,692)
-      or `upright`
-    - `size`: pixels per side, at most 105. Lanczos, antialiased. (MAML's code asks for Lanczos too,
-      but Pillow takes the nearest pixel of a one-bit image: its drawings are more broken.)
-    - `data`: folder of the files, or the folder above `omniglot/`; default: what the environment
-      variable INNERLOOP_DATA names. Files: `images_background` and `images_evaluation`, either the
-      official `.zip` or the `.npz` made of it. With neither set, the official archives (16 MB) are
-      downloaded from github.com/brendenlake/omniglot into the cache folder (INNERLOOP_CACHE, else
-      the user's own).
-
     Images are uint8 `(characters, 20, size, size, 1)`, 255 ink and 0 paper. Scaled images are kept
     in the cache folder; where that cannot be written, they are made on every start.
 
     Source: Lake, Salakhutdinov and Tenenbaum 2015, "Human-level concept learning through
     probabilistic program induction".
 
-    Raises `DataError` if the folder or a file is missing, has the wrong md5, or cannot be
-    downloaded, and `StructureError` for a size out of range.
+    Args:
+        classes: What is a class: `with_quarter_turns` (four per character: 4,400, 400 and 1,692) or
+            `upright`.
+        size: Pixels per side, at most 105. Lanczos, antialiased. (MAML's code asks for Lanczos too,
+            but Pillow takes the nearest pixel of a one-bit image: its drawings are more broken.)
+        data: Folder of the files, or the folder above `omniglot/`; default: what the environment
+            variable INNERLOOP_DATA names. Files: `images_background` and `images_evaluation`,
+            either the official `.zip` or the `.npz` made of it. With neither set, the official
+            archives (16 MB) are downloaded from github.com/brendenlake/omniglot into the cache
+            folder (INNERLOOP_CACHE, else the user's own).
+
+    Raises:
+        DataError: If the folder or a file is missing, has the wrong md5, or cannot be downloaded.
+        StructureError: For a size out of range.
     """
-    check_size(size)
     images = np.concatenate([drawings(part, size, data) for part in (BACKGROUND, EVALUATION)])
     order = _permutation(len(images))
     train, validation, test = np.split(order, [_TRAIN, _TRAIN + _VALIDATION])
@@ -69,6 +72,7 @@ def omniglot(
 Background = Literal["full", "small1", "small2"]
 
 
+@checked(size=SIZE)
 def omniglot_official(
     *,
     background: Background = "full",
@@ -82,11 +86,11 @@ def omniglot_official(
     (96) for validation, 868 for meta-training. The 659 characters of the 20 evaluation alphabets
     are the test. Other arguments, images, errors and source as in `omniglot`.
 
-    - `background`: which alphabets are for learning: all 30, or the five of one of the authors'
-      small sets (`omniglot_small1`, `omniglot_small2`), of whose characters a tenth are for
-      validation too
+    Args:
+        background: Which alphabets are for learning: all 30, or the five of one of the authors'
+            small sets (`omniglot_small1`, `omniglot_small2`), of whose characters a tenth are for
+            validation too.
     """
-    check_size(size)
     # asked for here, not at the top: tests put small archives in place of the official ones
     archive = {"full": BACKGROUND, "small1": SMALL_1, "small2": SMALL_2}[background]
     known, test = drawings(archive, size, data), drawings(EVALUATION, size, data)
@@ -97,14 +101,16 @@ def omniglot_official(
 class Alphabets(NamedTuple):
     """Classes of characters, and where each character comes from.
 
-    - `classes`: the characters; row i of its images is character i
-    - `names`: alphabet of character i, by which the characters are ordered
+    Args:
+        classes: The characters; row i of its images is character i.
+        names: Alphabet of character i, by which the characters are ordered.
     """
 
     classes: ImageClasses
     names: tuple[str, ...]
 
 
+@checked(size=SIZE)
 def omniglot_small1(
     *,
     classes: Callable[[np.ndarray], ImageClasses] = with_quarter_turns,
@@ -119,6 +125,7 @@ def omniglot_small1(
     return _small(SMALL_1, classes, size, data)
 
 
+@checked(size=SIZE)
 def omniglot_small2(
     *,
     classes: Callable[[np.ndarray], ImageClasses] = with_quarter_turns,
@@ -139,22 +146,9 @@ def _small(
     size: int,
     data: Folder | None,
 ) -> Alphabets:
-    check_size(size)
     return Alphabets(classes(drawings(archive, size, data)), alphabets(archive, data))
 
 
 def _permutation(count: int) -> np.ndarray:
     # RandomState, not default_rng: its stream is frozen, so a split is the same in every numpy
     return np.random.RandomState(_SEED).permutation(count)
-
-
-def check_size(size: int) -> None:
-    """Raise `StructureError` for a size that the drawings cannot be scaled to."""
-    check_count("size", size, write="omniglot(size=28)")
-    if size > _DRAWN_SIZE:
-        raise StructureError(
-            "Omniglot's drawings are smaller than that",
-            got=f"size={size}",
-            expected=f"at most {_DRAWN_SIZE} pixels per side",
-            write="omniglot(size=28)",
-        )

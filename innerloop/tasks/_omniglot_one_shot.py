@@ -6,8 +6,9 @@ from pathlib import PurePosixPath
 import jax.numpy as jnp
 import numpy as np
 
+from innerloop.arguments import checked
 from innerloop.problem import Episode, Examples
-from innerloop.tasks._omniglot import Folder, check_size
+from innerloop.tasks._omniglot import SIZE, Folder
 from innerloop.tasks.array_cache import cached_array
 from innerloop.tasks.images import as_unit_interval
 from innerloop.tasks.known_files import KnownFile
@@ -17,6 +18,7 @@ _MD5 = "e8996daecdf12afeeb4a53a179f06b19"
 ONE_SHOT = tuple(KnownFile(name, _MD5) for name in ("all_runs.zip", "one_shot_all_runs.zip"))
 
 
+@checked(size=SIZE)
 def omniglot_one_shot(*, size: int = 28, data: Folder | None = None) -> Episode:
     """The 20 runs of 20-way one-shot classification within an alphabet: a batch of 20 episodes.
 
@@ -24,17 +26,21 @@ def omniglot_one_shot(*, size: int = 28, data: Folder | None = None) -> Episode:
     of each by one drawer; query: one of each by another. Inputs are `(20, 20, size, size, 1)`, real
     numbers from 0 (paper) to 1 (ink), targets int32 `(20, 20)`; row i of both is of class i.
 
-    - `size`, `data`: as in `omniglot`. File: `all_runs.zip`, also as `one_shot_all_runs.zip`;
-      downloaded where no folder is named.
-
     The published number is the share of the 400 query drawings that are classified wrongly.
 
     Source: Lake, Salakhutdinov and Tenenbaum 2015, "Human-level concept learning through
     probabilistic program induction".
 
-    Raises `DataError` and `StructureError` as `omniglot` does.
+    Args:
+        size: As in `omniglot`. File: `all_runs.zip`, also as `one_shot_all_runs.zip`; downloaded
+            where no folder is named.
+        data: As in `omniglot`. File: `all_runs.zip`, also as `one_shot_all_runs.zip`; downloaded
+            where no folder is named.
+
+    Raises:
+        DataError:
+        StructureError: As `omniglot` does.
     """
-    check_size(size)
     file, source = find(ONE_SHOT, data, f"{UPSTREAM}one-shot-classification/")
 
     def read() -> np.ndarray:

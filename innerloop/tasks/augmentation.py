@@ -1,5 +1,6 @@
 """Augmentation of images on the device, as a task distribution around another."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from innerloop.checks import check_count, describe
+from innerloop.arguments import CheckedModule, at_least, between
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.problem import Episode, Examples
-from innerloop.tasks._mixture import TaskMixture
 from innerloop.tasks.base import TaskDistribution, sample_each
 
 Images = Float[Array, "rows height width channels"]
@@ -34,24 +35,19 @@ class Augmented(eqx.Module):
     )
     ```
 
-    - `tasks`: draws episodes whose support and query are `Examples` of images
-    - `augment`: `(key, images) -> images`, of the same shape
+    Rows that a mask leaves out stay zeros.
 
-    Rows that a mask leaves out stay zeros. Raises `StructureError` for a mixture, and while tracing
-    for episodes of anything but images and for images that change their shape or type.
+    Args:
+        tasks: Draws episodes whose support and query are `Examples` of images.
+        augment: `(key, images) -> images`, of the same shape.
+
+    Raises:
+        StructureError: While tracing, for episodes of anything but images and for images that
+            change their shape or type.
     """
 
     tasks: TaskDistribution
     augment: Augment
-
-    def __check_init__(self):
-        if isinstance(self.tasks, TaskMixture):
-            raise StructureError(
-                "a mixture has tasks of several kinds to augment",
-                got="Augmented(TaskMixture(...), augment)",
-                expected="the tasks of one kind",
-                write="mixture((problem, adaptation, Augmented(tasks, augment), 1.0), ...)",
-            )
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One task."""
@@ -95,16 +91,14 @@ class Compose(eqx.Module):
         return images
 
 
-class RandomCrop(eqx.Module):
+class RandomCrop(CheckedModule):
     """A part as large as the image, at any place of the image with a margin of zeros around it.
 
-    - `padding`: pixels of the margin on each side; the image moves by at most as many
+    Args:
+        padding: Pixels of the margin on each side; the image moves by at most as many.
     """
 
-    padding: int = eqx.field(static=True)
-
-    def __check_init__(self):
-        check_count("padding", self.padding, write="RandomCrop(padding=4)")
+    padding: int = at_least(1, such_as=4, static=True)
 
     def __call__(self, key: PRNGKeyArray, images: Images) -> Images:
         margin = (self.padding, self.padding)
@@ -124,26 +118,18 @@ class RandomHorizontalFlip(eqx.Module):
         return jnp.where(flipped, images[:, :, ::-1], images)
 
 
-class RandomAffine(eqx.Module):
+class RandomAffine(CheckedModule):
     """Turned about the centre and shifted, by uniform draws; zeros come in from outside.
 
-    - `degrees`: turned by at most so much, either way
-    - `shift`: moved along each axis by at most so many pixels, either way
-
     Between pixels the image is interpolated linearly.
+
+    Args:
+        degrees: Turned by at most so much, either way.
+        shift: Moved along each axis by at most so many pixels, either way.
     """
 
-    degrees: int | float = eqx.field(static=True)
-    shift: int | float = eqx.field(static=True)
-
-    def __check_init__(self):
-        if not (0 <= self.degrees <= 180 and self.shift >= 0):
-            raise StructureError(
-                "not the bounds of a turn and a shift",
-                got=f"degrees={self.degrees}, shift={self.shift}",
-                expected="degrees from 0 to 180 and a shift of at least 0",
-                write="RandomAffine(degrees=10, shift=2)",
-            )
+    degrees: int | float = between(0, 180, static=True)
+    shift: int | float = between(0, math.inf, static=True)
 
     def __call__(self, key: PRNGKeyArray, images: Images) -> Images:
         rows, height, width, _ = images.shape

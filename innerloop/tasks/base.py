@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked
 from innerloop.problem import Episode
 
 # Evaluation keys live in a stream of their own: the first batch of a training loop that starts
@@ -33,21 +33,24 @@ class TaskDistribution(Protocol):
     def sample(self, key: PRNGKeyArray, n: int) -> Episode: ...
 
 
+@checked("tasks.sample", n=at_least(1, such_as=8))
 def sample_each(
     sample_one: Callable[[PRNGKeyArray], Episode], key: PRNGKeyArray, n: int
 ) -> Episode:
     """Draw `n` independent tasks: `sample_one` mapped over `jax.random.split(key, n)`.
 
-    Raises `StructureError` unless `n` is an integer of at least 1.
+    Raises:
+        StructureError: Unless `n` is an integer of at least 1.
     """
-    check_count("n", n, write="tasks.sample(key, n=8)")
     return jax.vmap(sample_one)(jax.random.split(key, n))
 
 
 class IndependentTasks(eqx.Module):
     """The task distribution of a function that draws one task.
 
-    - `sample_one`: `key -> Episode`, pure; where it needs data, an `equinox.Module` with `__call__`
+    Args:
+        sample_one: `key -> Episode`, pure; where it needs data, an `equinox.Module` with
+            `__call__`.
     """
 
     sample_one: Callable[[PRNGKeyArray], Episode]
@@ -60,12 +63,14 @@ class IndependentTasks(eqx.Module):
 def evaluation_key(seed: int, purpose: str) -> PRNGKeyArray:
     """The key of one use of an evaluation set: apart from training's, and from any other purpose's.
 
-    - `purpose`: any name, such as `"validation"` or `"test"`
+    Args:
+        purpose: Any name, such as `"validation"` or `"test"`.
     """
     stream = jax.random.fold_in(jax.random.key(seed), _EVALUATION_STREAM)
     return jax.random.fold_in(stream, zlib.crc32(purpose.encode()))
 
 
+@checked(n=at_least(1, such_as=600))
 def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str = "test") -> Any:
     """A fixed evaluation set: `n` episodes that depend on `tasks`, `seed` and `purpose` alone.
 
@@ -73,9 +78,9 @@ def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str
     of `tasks.sample(jax.random.key(seed), n)` and, for one distribution and seed, from those of
     another `purpose`. Of a mixture they are a tuple of batches, one per kind.
 
-    Raises `StructureError` unless `n` is an integer of at least 1.
+    Raises:
+        StructureError: Unless `n` is an integer of at least 1.
     """
-    check_count("n", n, write="evaluation_episodes(tasks, n=600, seed=0)")
     return _sample(tasks, evaluation_key(seed, purpose), n)
 
 

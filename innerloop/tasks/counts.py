@@ -1,13 +1,13 @@
 """How many classes and examples a task has: a number, or a range that it is drawn from."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from innerloop.checks import check_count
-from innerloop.errors import StructureError
+from innerloop.arguments import Requirement, at_least, declare, requirement_of
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,20 @@ def ends(count: Count | PerClass) -> tuple[int, int]:
     return count if isinstance(count, tuple) else (count, count)
 
 
-def check_range(name: str, count: Count | PerClass, least: int, *, write: str) -> None:
-    """Raise `StructureError` unless it is a whole number >= `least`, or a range of such."""
-    if not isinstance(count, tuple | PerClass):
-        check_count(name, count, least, write=write)
-        return
-    whole = all(isinstance(end, int) and not isinstance(end, bool) for end in ends(count))
-    if not (whole and len(ends(count)) == 2 and least <= ends(count)[0] <= ends(count)[1]):
-        raise StructureError(
-            f"{name} is given as a range without a number in it",
-            got=f"{name}={count!r}",
-            expected=f"(least, most), whole numbers with {least} <= least <= most",
-            write=f"{name}=({least}, {least + 4})",
-        )
+def range_of(least: int) -> Any:
+    """A range of whole numbers from `least` on, as a kind of argument; see `arguments`."""
+    number = requirement_of(at_least(least))
+    assert number is not None
+
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, tuple | PerClass):
+            return False
+        both = ends(value)
+        return len(both) == 2 and all(map(number.accepts, both)) and both[0] <= both[1]
+
+    what = f"a range (least, most) from {least} on"
+    expected = f"(least, most) with {least} <= least <= most"
+    return declare(Requirement(accepts, what, expected, f"({least}, {least + 4})"))
 
 
 def draw_count(key: PRNGKeyArray, count: Count | PerClass, classes: int) -> Int[Array, " classes"]:

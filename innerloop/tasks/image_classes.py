@@ -18,19 +18,22 @@ TURNS = 4
 class ImageClasses(eqx.Module):
     """Classes of images. A quarter turn of a character is another class of the same pixels.
 
-    - `images`: `(characters, examples, height, width, channels)`, held as it came: uint8 (0 … 255),
-      bool, or floating point. Given without a channel axis, it gets one of size 1.
-    - `classes`: int32 `(classes, 2)`: the row in `images`, and the number of counterclockwise
-      quarter turns (0 … 3, as `numpy.rot90` counts)
-    - `counts`: int `(characters,)`, how many of a row's examples there are, where rows differ: its
-      first so many, and what the others hold is never drawn; None: all of them
-
     `upright`, `with_quarter_turns` and `by_label` write the table for you. Turned classes as new
     classes: Santoro et al. 2016, "Meta-learning with memory-augmented neural networks".
 
-    Raises `StructureError` for a wrong rank, dtype, table or counts and for turns of images that
-    are not square; `DataError` for empty arrays and for pixels that are not finite. All is read
-    while building, so build it outside `jax.jit`.
+    Args:
+        images: `(characters, examples, height, width, channels)`, held as it came: uint8 (0 … 255),
+            bool, or floating point. Given without a channel axis, it gets one of size 1.
+        classes: Int32 `(classes, 2)`: the row in `images`, and the number of counterclockwise
+            quarter turns (0 … 3, as `numpy.rot90` counts).
+        counts: Int `(characters,)`, how many of a row's examples there are, where rows differ: its
+            first so many, and what the others hold is never drawn; None: all of them.
+
+    Raises:
+        StructureError: For a wrong rank, dtype, table or counts and for turns of images that are
+            not square.
+        DataError: For empty arrays and for pixels that are not finite. All is read while building,
+            so build it outside `jax.jit`.
     """
 
     images: jax.Array
@@ -94,10 +97,12 @@ def with_quarter_turns(
 def turn(images: jax.Array, turns: jax.Array) -> jax.Array:
     """Turn each class's images counterclockwise.
 
-    - `images`: `(classes, rows, side, side, channels)`
-    - `turns`: int `(classes,)`, in 0 … 3
+    Args:
+        images: `(classes, rows, side, side, channels)`.
+        turns: Int `(classes,)`, in 0 … 3.
 
-    Returns an array like `images`.
+    Returns:
+        An array like `images`.
     """
 
     def turn_by(count: int):

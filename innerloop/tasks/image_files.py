@@ -22,7 +22,8 @@ def classes_of_files(by_class: dict[str, list[Path]], size: int) -> ImageClasses
     Scaled without regard to their proportions (Lanczos, antialiased), as miniImageNet is. The array
     is kept in the cache folder under the files' names, sizes and times.
 
-    Raises `DataError` where a file is missing or is no image.
+    Raises:
+        DataError: If a file is missing or is no image.
     """
     files = [file for of_class in by_class.values() for file in of_class]
     labels = [name for name, of_class in by_class.items() for _ in of_class]

@@ -6,15 +6,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count
+from innerloop.arguments import CheckedModule, at_least, either
 from innerloop.errors import DataError
 from innerloop.masks import blank_rows
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.base import sample_each
-from innerloop.tasks.counts import Count, PerClass, check_range, draw_count, ends
+from innerloop.tasks.counts import Count, PerClass, draw_count, ends, range_of
 from innerloop.tasks.image_classes import ImageClasses, turn, upright
-
-_WRITE = "ClassificationTasks(images, ways=5, shots=1, queries=15)"
 
 
 def as_classes(images: ImageClasses | ArrayLike) -> ImageClasses:
@@ -22,7 +20,7 @@ def as_classes(images: ImageClasses | ArrayLike) -> ImageClasses:
     return images if isinstance(images, ImageClasses) else upright(images)
 
 
-class ClassificationTasks(eqx.Module):
+class ClassificationTasks(CheckedModule):
     """`ways`-way, `shots`-shot classification of images.
 
     A task is `ways` classes, drawn without replacement and in random order, and `shots + queries`
@@ -35,14 +33,6 @@ class ClassificationTasks(eqx.Module):
     `Examples` says so, and the losses and heads leave out the other outputs: the task is the n-way
     task that it would be by itself.
 
-    - `images`: an `ImageClasses`, or an array by class `(classes, examples, height, width)`
-      or `(…, channels)`. Its arrays are leaves of this module: pass the module into a compiled
-      function as an argument, and they are not copied into the program.
-    - `ways`: classes per task; an int, or `(least, most)`
-    - `shots`: examples per class in the support set; an int, `(least, most)` for as many of every
-      class, or `PerClass(least, most)` for a number of each class's own (an imbalanced support set)
-    - `queries`: examples per class in the query set
-
     Support and query are `Examples`: inputs `(rows, height, width, channels)`, real numbers in
     [0, 1] in JAX's default floating-point type (uint8 divided by 255, bool as 0 or 1; images that
     are floating-point already are left as they are); targets int32 `(rows,)` from 0 to ways - 1;
@@ -52,19 +42,28 @@ class ClassificationTasks(eqx.Module):
     drawn from all turned ones, so a task may hold one character in two turns; the code of MAML
     draws characters first and turns them afterwards.
 
-    Raises `StructureError` for `ways` below 2, `shots` or `queries` below 1 and ranges without a
-    number in them, and `DataError` where there are too few classes, or too few examples of one.
+    Args:
+        images: An `ImageClasses`, or an array by class `(classes, examples, height, width)` or `(…,
+            channels)`. Its arrays are leaves of this module: pass the module into a compiled
+            function as an argument, and they are not copied into the program.
+        ways: Classes per task; an int, or `(least, most)`.
+        shots: Examples per class in the support set; an int, `(least, most)` for as many of every
+            class, or `PerClass(least, most)` for a number of each class's own (an imbalanced
+            support set).
+        queries: Examples per class in the query set.
+
+    Raises:
+        StructureError: For `ways` below 2, `shots` or `queries` below 1 and ranges without a number
+            in them.
+        DataError: If there are too few classes, or too few examples of one.
     """
 
     images: ImageClasses = eqx.field(converter=as_classes)
-    ways: Count = eqx.field(static=True)
-    shots: Count | PerClass = eqx.field(static=True)
-    queries: int = eqx.field(static=True)
+    ways: Count = either(at_least(2, such_as=5), range_of(2), static=True)
+    shots: Count | PerClass = either(at_least(1), range_of(1), static=True)
+    queries: int = at_least(1, such_as=15, static=True)
 
     def __check_init__(self):
-        check_range("ways", self.ways, 2, write=_WRITE)
-        check_range("shots", self.shots, 1, write=_WRITE)
-        check_count("queries", self.queries, write=_WRITE)
         ways, shots = ends(self.ways)[1], ends(self.shots)[1]
         if ways > len(self.images):
             raise _too_few_classes(ways, len(self.images))

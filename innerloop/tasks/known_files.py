@@ -32,7 +32,8 @@ def data_folder(
     That is `data`, else the environment variable INNERLOOP_DATA: the folder's subfolder of the
     project's name if there is one, else the folder itself.
 
-    Raises `DataError` if the folder does not exist; `otherwise` is what else the user can do.
+    Raises:
+        DataError: If the folder does not exist; `otherwise` is what else the user can do.
     """
     named = os.environ.get(DATA_VARIABLE) if data is None else data
     if not named:
@@ -53,7 +54,8 @@ def needed_folder(
 ) -> Path:
     """`data_folder` of a project whose files are not downloaded.
 
-    Raises `DataError` if none is named, or it does not exist, or has nothing of the names `one_of`.
+    Raises:
+        DataError: If none is named, or it does not exist, or has nothing of the names `one_of`.
     """
     folder = data_folder(data, project, otherwise="")
     if folder is None:
@@ -99,7 +101,8 @@ def cache_folder() -> Path:
 def local_file(choices: Sequence[KnownFile], folder: Path) -> tuple[KnownFile, Path]:
     """The first of several equivalent files that is in `folder`, verified.
 
-    Raises `DataError` if none is there, or if its md5 is wrong.
+    Raises:
+        DataError: If none is there, or if its md5 is wrong.
     """
     for file in choices:
         path = folder / file.name
@@ -122,7 +125,8 @@ def downloaded(file: KnownFile, base_url: str) -> Iterator[Path]:
 
     Where the cache folder cannot be written, the file is kept only as long as the context.
 
-    Raises `DataError` if it cannot be had, or is not the file that it should be.
+    Raises:
+        DataError: If it cannot be had, or is not the file that it should be.
     """
     kept = cache_folder() / file.name
     if kept.is_file() and _md5(kept) == file.md5:

@@ -5,33 +5,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count
+from innerloop.arguments import CheckedModule, at_least
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.base import sample_each
 from innerloop.tasks.image_classes import ImageClasses, turn
 from innerloop.tasks.images import as_classes, as_unit_interval
 
-_WRITE = "LabelledImages(images, rows=25)"
 
-
-class LabelledImages(eqx.Module):
+class LabelledImages(CheckedModule):
     """Batches of labelled images, whose labels say which of all classes each is.
 
     Every task is the same one: `rows` images drawn independently and uniformly over classes and
     examples, with the number of their class in `images` for a target. Support and query are the
     same `Examples`, as those of `ClassificationTasks` but for the labels and their order.
 
-    - `images`: an `ImageClasses`, or an array by class, as `ClassificationTasks` takes it
-    - `rows`: images per task
+    Args:
+        images: An `ImageClasses`, or an array by class, as `ClassificationTasks` takes it.
+        rows: Images per task.
 
-    Raises `StructureError` for `rows` below 1.
+    Raises:
+        StructureError: For `rows` below 1.
     """
 
     images: ImageClasses = eqx.field(converter=as_classes)
-    rows: int = eqx.field(static=True)
-
-    def __check_init__(self):
-        check_count("rows", self.rows, write=_WRITE)
+    rows: int = at_least(1, such_as=25, static=True)
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One batch."""

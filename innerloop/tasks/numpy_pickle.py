@@ -30,7 +30,8 @@ class _ArraysOnly(pickle.Unpickler):
 def load_arrays(path: Path) -> Any:
     """The lists, dicts, numbers, text and arrays in a pickle of Python 2 or 3.
 
-    Raises `DataError` for one that holds anything else, and for one that cannot be read.
+    Raises:
+        DataError: For one that holds anything else, and for one that cannot be read.
     """
     try:
         with path.open("rb") as content:

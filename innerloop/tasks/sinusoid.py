@@ -2,20 +2,16 @@
 
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count
-from innerloop.errors import StructureError
+from innerloop.arguments import CheckedModule, at_least, interval
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.base import sample_each
 
-_WRITE = "SinusoidTasks(shots=10, queries=10, amplitude=(0.1, 5.0))"
 
-
-class SinusoidTasks(eqx.Module):
+class SinusoidTasks(CheckedModule):
     r"""Regression to a sine wave of unknown amplitude and phase.
 
     $$y = A \sin(x - p), \qquad A \sim U(\text{amplitude}), \; p \sim U(\text{phase}), \;
@@ -24,27 +20,24 @@ class SinusoidTasks(eqx.Module):
     One amplitude and one phase per task; no noise. Support and query are `Examples` with inputs
     `(rows, 1)` and targets `(rows, 1)` in JAX's default floating-point type.
 
-    - `shots`, `queries`: rows of the support and of the query set
-    - `amplitude`, `phase` (radians), `inputs`: `(low, high)`
-
     Source: Finn, Abbeel and Levine 2017, section 5.1; the sign of the phase is that of the authors'
     code (github.com/cbfinn/maml, `data_generator.py`).
 
-    Raises `StructureError` for `shots` or `queries` below 1 and for an empty range.
+    Args:
+        shots: Rows of the support and of the query set - `amplitude`, `phase` (radians), `inputs`:
+            `(low, high)`.
+        queries: Rows of the support and of the query set - `amplitude`, `phase` (radians),
+            `inputs`: `(low, high)`.
+
+    Raises:
+        StructureError: For `shots` or `queries` below 1 and for an empty range.
     """
 
-    shots: int = eqx.field(static=True)
-    queries: int = eqx.field(static=True)
-    amplitude: tuple[float, float] = eqx.field(static=True, default=(0.1, 5.0))
-    phase: tuple[float, float] = eqx.field(static=True, default=(0.0, math.pi))
-    inputs: tuple[float, float] = eqx.field(static=True, default=(-5.0, 5.0))
-
-    def __check_init__(self):
-        check_count("shots", self.shots, write=_WRITE)
-        check_count("queries", self.queries, write=_WRITE)
-        _check_range("amplitude", self.amplitude)
-        _check_range("phase", self.phase)
-        _check_range("inputs", self.inputs)
+    shots: int = at_least(1, such_as=10, static=True)
+    queries: int = at_least(1, such_as=10, static=True)
+    amplitude: tuple[float, float] = interval(static=True, default=(0.1, 5.0))
+    phase: tuple[float, float] = interval(static=True, default=(0.0, math.pi))
+    inputs: tuple[float, float] = interval(static=True, default=(-5.0, 5.0))
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One task."""
@@ -66,14 +59,3 @@ class SinusoidTasks(eqx.Module):
 def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], bounds: tuple[float, float]) -> jax.Array:
     low, high = bounds
     return jax.random.uniform(key, shape, minval=low, maxval=high)
-
-
-def _check_range(name: str, bounds: tuple[float, float]) -> None:
-    low, high = bounds
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise StructureError(
-            f"the range of {name} is empty or not finite",
-            got=f"{name}={bounds!r}",
-            expected="(low, high) with low < high",
-            write=_WRITE,
-        )

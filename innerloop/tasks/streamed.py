@@ -1,8 +1,7 @@
 """Tasks drawn on the host, from data that is larger than the device's memory."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import equinox as eqx
@@ -12,78 +11,110 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count, optional_package
+from innerloop.arguments import at_least, checked
+from innerloop.checks import optional_package
 from innerloop.errors import DataError, StructureError
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.images import as_unit_interval
+from innerloop.trees import is_key
 
-_WRITE = "StreamedTasks(draw, threads=4, ahead=16)"
+_NO_SETTING = {"setting": False}
 
 
+@checked(threads=at_least(1, such_as=4), ahead=at_least(1, such_as=16))
 @dataclass(frozen=True, eq=False)
 class StreamedTasks:
     """Tasks that the host draws while the device learns (needs innerloop[data]).
 
-    `fit` takes them in place of a task distribution. Batches are drawn ahead by Grain, in threads,
-    and go to the device as one block for each call (`per_call` outer steps), which is all of the
-    data that is there. What a task is depends on the run's key, the number of the outer step and
-    the task's place in the batch, and on nothing else. So the number of outer steps, which is in
-    every checkpoint, is the position in the data, and a run that is resumed goes on to the bits of
-    one that was never cut off.
+    `WholeTasks` takes them in place of a task distribution. Grain draws the batches ahead, in
+    threads, and they go to the device as one block for each call (`per_call` outer steps of `fit`);
+    nothing else of the data is on the device. A task depends on the run's key, the number of the
+    outer step and its place in the batch, and on nothing else. So the number of outer steps, which
+    every checkpoint holds, is the position in the data, and a resumed run gives the same bits as
+    one that was never interrupted.
 
-    - `draw`: `numpy.random.Generator -> Episode` of NumPy arrays, of one shape in all tasks, with
-      no state but the generator; `StoredImages` is one. Called in several threads at once.
-    - `threads`: how many threads draw
-    - `ahead`: how many outer steps are drawn ahead
+    Args:
+        draw: `numpy.random.Generator -> Episode` of NumPy arrays that have the same shapes in all
+            tasks, such as `StoredImages`. It has no state but the generator, and is called in
+            several threads at once.
+        threads: How many threads draw.
+        ahead: How many outer steps are drawn ahead.
 
-    Raises `StructureError` for counts below one.
+    Raises:
+        StructureError: A count is below one.
     """
 
     draw: Callable[[np.random.Generator], Episode]
     threads: int = 4
     ahead: int = 16
+    _readers: dict = field(default_factory=dict, init=False, repr=False, metadata=_NO_SETTING)
 
-    def __post_init__(self):
-        check_count("threads", self.threads, write=_WRITE)
-        check_count("ahead", self.ahead, write=_WRITE)
-
+    @checked("tasks.sample", n=at_least(1, such_as=8))
     def sample(self, key: PRNGKeyArray, n: int) -> Episode:
-        """A batch of `n` episodes, drawn now: for validation and test sets.
+        """A batch of `n` episodes, drawn now, for validation and test sets.
 
-        Raises `StructureError` in a compiled function, which cannot wait for the host.
+        Raises:
+            StructureError: It is called in a compiled function, which cannot wait for the host.
         """
-        check_count("n", n, write="tasks.sample(key, n=8)")
         if isinstance(key, Tracer):
             raise StructureError(
                 "streamed tasks are drawn by the host, and not in a compiled function",
                 got="tasks.sample(key, n) while tracing",
-                expected="fit(recipe, tasks, ...) without memory=, or a key that is known",
-                write="tasks.sample(key, n) outside jax.jit; fit(..., chunk=n)",
+                expected="WholeTasks(..., tasks, batch) in fit without memory=, or a known key",
+                write="tasks.sample(key, n) outside jax.jit; WholeTasks(..., chunk=n)",
             )
-        return on_device(self.of_step(key, 0, n))
+        return on_device(self._stacked(_numbers(key), 0, n))
 
-    def of_step(self, key: PRNGKeyArray, step: int, batch: int) -> Episode:
-        """The tasks of an outer step, NumPy arrays with the task axis first."""
-        return self._stacked(_numbers(key), step, batch)
+    def feed(self, key: PRNGKeyArray, first_step: int, n: int, batch: int) -> Episode:
+        """The tasks of n outer steps: NumPy arrays `(n, batch, ...)`.
 
-    @contextmanager
-    def ahead_of(self, key: PRNGKeyArray, first: int, batch: int) -> Iterator[Iterator[Episode]]:
-        """The tasks of the outer steps from `first` on, drawn ahead as long as this is entered."""
-        grain = optional_package("grain", "streaming", extra="data")
-        numbers = _numbers(key)
-        draw = lambda step: self._stacked(numbers, int(step), batch)
-        options = grain.ReadOptions(min(self.threads, self.ahead), self.ahead)
-        steps = grain.MapDataset.range(first, _LAST).map(draw).to_iter_dataset(options)
-        ahead = iter(steps)
-        try:
-            yield ahead
-        finally:
-            ahead.close()
+        Steps that were drawn ahead and not asked for yet wait for the next call, whose first step
+        may be any.
+        """
+        source = (tuple(_numbers(key)), batch)
+        reader = self._readers.get(source)
+        if reader is None or not reader.can_give(first_step):
+            if reader is not None:
+                reader.close()
+            reader = self._readers[source] = _Reader(self, list(source[0]), first_step, batch)
+        batches = reader.take(first_step, n)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+    def close(self) -> None:
+        """Stop the threads that draw ahead."""
+        while self._readers:
+            self._readers.popitem()[1].close()
 
     def _stacked(self, numbers: list[int], step: int, batch: int) -> Episode:
         rngs = (np.random.default_rng([*numbers, step, i]) for i in range(batch))
         episodes = [self.draw(rng) for rng in rngs]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *episodes)
+
+
+class _Reader:
+    """The batches of the outer steps from `first` on, drawn ahead until it is closed."""
+
+    def __init__(self, tasks: StreamedTasks, numbers: list[int], first: int, batch: int):
+        grain = optional_package("grain", "streaming", extra="data")
+        draw = lambda step: tasks._stacked(numbers, int(step), batch)
+        options = grain.ReadOptions(min(tasks.threads, tasks.ahead), tasks.ahead)
+        steps = grain.MapDataset.range(first, _LAST).map(draw).to_iter_dataset(options)
+        self._ahead, self._next = iter(steps), first
+        self._drawn: dict[int, Episode] = {}
+
+    def can_give(self, first: int) -> bool:
+        return min(self._drawn, default=self._next) <= first <= self._next
+
+    def take(self, first: int, n: int) -> list[Episode]:
+        """The batches of n steps. Those of steps before them are dropped."""
+        self._drawn = {step: batch for step, batch in self._drawn.items() if step >= first}
+        while self._next < first + n:
+            self._drawn[self._next] = next(self._ahead)
+            self._next += 1
+        return [self._drawn[step] for step in range(first, first + n)]
+
+    def close(self) -> None:
+        self._ahead.close()
 
 
 def on_device(episodes: Episode) -> Episode:
@@ -104,23 +135,25 @@ _LAST = 2**31 - 1
 
 
 def _numbers(key: PRNGKeyArray) -> list[int]:
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(key) if typed else key).ravel().tolist()
+    return np.asarray(jax.random.key_data(key) if is_key(key) else key).ravel().tolist()
 
 
+@checked(ways=at_least(2, such_as=5), shots=at_least(1), queries=at_least(1, such_as=15))
 @dataclass(frozen=True, eq=False)
 class StoredImages:
     """Draws `ways`-way, `shots`-shot tasks from images on disk; see `ClassificationTasks`.
 
-    - `images`: `(classes, examples, height, width, channels)`: an array in a file, such as
-      `numpy.load(file, mmap_mode="r")`, or anything else with a shape, of which
-      `images[class, example]` is one image
-    - `counts`: how many examples each class has; None: all of the second axis
-
     uint8 images are real numbers in [0, 1] once they are on the device.
 
-    Raises `StructureError` for `ways` below 2 and `shots` or `queries` below 1, and `DataError`
-    where there are too few classes, or too few examples of one.
+    Args:
+        images: `(classes, examples, height, width, channels)`: an array in a file, such as
+            `numpy.load(file, mmap_mode="r")`, or anything else with a shape, of which
+            `images[class, example]` is one image.
+        counts: How many examples each class has; None: all of the second axis.
+
+    Raises:
+        StructureError: For `ways` below 2 and `shots` or `queries` below 1.
+        DataError: If there are too few classes, or too few examples of one.
     """
 
     images: Any
@@ -130,10 +163,6 @@ class StoredImages:
     counts: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        write = "StoredImages(images, ways=5, shots=1, queries=15)"
-        check_count("ways", self.ways, 2, write=write)
-        check_count("shots", self.shots, write=write)
-        check_count("queries", self.queries, write=write)
         classes, examples = self.images.shape[:2]
         fewest = min(self.counts or (examples,))
         if self.ways > classes or self.shots + self.queries > fewest:
@@ -142,7 +171,8 @@ class StoredImages:
                 got=f"ways={self.ways} of {classes}, "
                 f"shots={self.shots} + queries={self.queries} of {fewest}",
                 expected=f"at most {classes} ways, and shots + queries of at most {fewest}",
-                write=write,
+                write="fewer ways, shots or queries, as StoredImages(images, ways=5, shots=1, "
+                "queries=15)",
             )
 
     def __call__(self, rng: np.random.Generator) -> Episode:

@@ -4,7 +4,7 @@ from innerloop.devices.sharding import Sharding, largest_axis, replicated
 from innerloop.storage.checkpoint import Checkpoints
 from innerloop.training._evaluate import Evaluation, evaluate
 from innerloop.training._fit import Fit, Progress, fit
-from innerloop.training.batch import tasks_of_step
+from innerloop.training.keys import tasks_of_step
 from innerloop.training.non_finite import Clip, Fault, NonFinite, Skip, Stop
 from innerloop.training.signals import Stopped
 from innerloop.training.validation import Validation

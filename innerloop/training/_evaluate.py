@@ -1,38 +1,41 @@
 """How well tasks are learned after each number of inner steps, with intervals."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from innerloop.adaptation import Adaptation, run
-from innerloop.checks import check_count
+from innerloop.adaptation import run
+from innerloop.arguments import at_least, checked, instance, optional, random_key
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import placement
 from innerloop.errors import StructureError
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.estimators.metrics import named_metrics
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
+from innerloop.learner import Learner
 from innerloop.objective import task_count
-from innerloop.problem import Episode, Problem, ProblemMixture, loss_function, task_keys
-from innerloop.recipes.base import Predict
+from innerloop.problem import Episode, loss_function, task_keys
 from innerloop.training.calibration import calibration_sums, expected_calibration_error
 
 TASKS_AT_ONCE = 100
-"""Enough to fill the cores, few enough to stay in the cache: on a CPU faster than
-all at once."""
+"""Enough to fill the cores, few enough to stay in the cache: on a CPU faster than all at once."""
 
 
 class Evaluation(NamedTuple):
     """Mean over tasks of every metric, and half the width of its 95% interval.
 
-    - `mean`, `interval`: metric name -> `(steps + 1,)`, after 0 ... `steps` inner steps
-    - `tasks`: number of tasks
-    - `ece`: `(steps + 1,)`, the expected calibration error over the query rows of all tasks, from 0
-      to 1 (15 bins; Guo et al. 2017); None where no `predict` was given
+    Attributes:
+        mean: Metric name -> `(steps + 1,)`, after 0 ... `steps` inner steps.
+        interval: The same for half the width of the interval.
+        tasks: The number of tasks.
+        ece: `(steps + 1,)`, the expected calibration error over the query rows of all tasks, from 0
+            to 1 (15 bins; Guo et al. 2017); None unless it was asked for.
     """
 
     mean: dict[str, np.ndarray]
@@ -44,155 +47,162 @@ class Evaluation(NamedTuple):
 class TaskResults(NamedTuple):
     """What an evaluation found of single tasks.
 
-    - `metrics`: name -> `(tasks, steps + 1)`
-    - `calibration`: `(tasks, steps + 1, bins, 3)`, as `calibration_sums`; None without predictions
+    Attributes:
+        metrics: Name -> `(tasks, steps + 1)`.
+        calibration: `(tasks, steps + 1, bins, 3)`, as `calibration_sums`; None unless asked for.
     """
 
     metrics: dict[str, Array]
     calibration: Array | None
 
 
-def evaluator(
-    problem: Problem | ProblemMixture,
-    adaptation: Adaptation | tuple[Adaptation, ...],
-    *,
-    steps: int | None = None,
-    chunk: int | None = None,
-    predict: Predict | None = None,
-    placement: Placement = OneDevice(),
-    each_step: bool = True,
-) -> Callable[[PyTree, Any, PRNGKeyArray], TaskResults]:
-    """A compiled function `(meta, episodes, key) -> results of single tasks`.
-
-    No derivative graph is built beyond the inner gradients. Metrics are `"loss"`, the outer loss,
-    and the entries of its aux, a dict of scalars.
-
-    - `steps`: how many inner steps to take; those of the adaptation unless given
-    - `chunk`: tasks at a time; `TASKS_AT_ONCE` unless given
-    - `predict`: the logits whose calibration is measured, as `Recipe.predict` gives them
-    - `placement`: the devices that share the tasks
-    - `each_step`: judge the parameters after 0 ... `steps` steps; otherwise after the last alone,
-      as the one result that there is, which spares the query set after all the others
-
-    Of a mixture, whose episodes are a tuple, the results are those of all kinds one after the
-    other, in the metrics that they all have.
-    """
-    if chunk is not None:
-        check_count("chunk", chunk, write="evaluate(problem, adaptation, ..., chunk=100)")
-    how = (steps, TASKS_AT_ONCE if chunk is None else chunk, predict, placement, each_step)
-    if not isinstance(problem, ProblemMixture):
-        return _of_one_kind(problem, adaptation, *how)
-    kinds = problem.kinds(adaptation)
-    return _one_after_the_other([_of_one_kind(each, learn, *how) for each, learn in kinds])
-
-
-def _of_one_kind(
-    problem, adaptation, steps, chunk: int, predict, placement: Placement, each_step: bool
-):
-    outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
-
-    def one_task(meta: PyTree, episode: Episode, key: PRNGKeyArray):
-        keys = task_keys(key)
-
-        def observe(params: PyTree, t: Any = None):
-            value, aux = outer_loss(params, meta, episode.query, keys.outer)
-            metrics = {"loss": value} | named_metrics(aux)
-            if predict is None:
-                return TaskResults(metrics, None)
-            logits = predict(params, meta, episode.query, keys.outer)
-            return TaskResults(metrics, calibration_sums(logits, episode.query))
-
-        state, _, observed = run(
-            problem,
-            adaptation,
-            meta,
-            episode.support,
-            keys.adapt,
-            exact_inner_gradient,
-            store_all,
-            observe if each_step else None,
-            steps=steps,
-        )
-        if each_step:
-            return observed
-        return jax.tree.map(lambda leaf: leaf[None], observe(adaptation.params(state)))
-
-    @jax.jit
-    def all_tasks(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
-        if episodes.weight is not None:
-            raise StructureError(
-                "evaluation counts every task alike, and these episodes carry weights",
-                got="Episode(..., weight=...)",
-                expected="episodes without weights",
-                write="evaluate on the tasks whose weight is not zero, as Episode(support, query)",
-            )
-        keys = jax.random.split(key, task_count(episodes))
-        return placement.each(some_tasks)(meta, episodes, keys)
-
-    def some_tasks(meta: PyTree, episodes: Episode, keys: Array):
-        return jax.lax.map(
-            lambda task: one_task(meta, *task),
-            (episodes, keys),
-            batch_size=min(chunk, len(keys)),
-        )
-
-    return all_tasks
-
-
-def _one_after_the_other(of_kinds: list[Callable[..., TaskResults]]):
-    def all_kinds(meta: PyTree, episodes: tuple[Episode, ...], key: PRNGKeyArray) -> TaskResults:
-        parts = zip(of_kinds, episodes, jax.random.split(key, len(of_kinds)), strict=True)
-        results = [run(meta, own, key) for run, own, key in parts]
-        shared = [name for name in results[0].metrics if all(name in r.metrics for r in results)]
-        picked = [({name: r.metrics[name] for name in shared}, r.calibration) for r in results]
-        return TaskResults(*jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *picked))
-
-    return all_kinds
-
-
 def evaluate(
-    problem: Problem | ProblemMixture,
-    adaptation: Adaptation | tuple[Adaptation, ...],
+    learner: Learner,
     meta: PyTree,
-    episodes: Episode | tuple[Episode, ...],
+    episodes: Episode,
     key: PRNGKeyArray,
     *,
     steps: int | None = None,
     chunk: int | None = None,
-    predict: Predict | None = None,
+    calibration: bool = False,
     devices: Placement | Mesh | int | Literal["all"] | None = None,
 ) -> Evaluation:
     """Learn every task of a batch from `meta` and judge it on its query set.
 
-    Returns mean and 95% interval (1.96 standard errors over tasks) after 0 ... `steps` inner steps,
-    which may go beyond the trained number. With `predict`, a classifier's `Recipe.predict`, the
-    calibration of its probabilities too. `devices` share the tasks, as in `fit`.
+    The program is compiled once for a learner and the shapes of meta and episodes. Metrics are
+    `"loss"`, the outer loss, and the entries of its aux, a dictionary of scalars. Every task counts
+    alike. No derivative graph is built beyond the inner gradients.
 
-    The problems, adaptations and episodes of a `mixture` are taken too: every task counts alike,
-    whatever its kind, in the metrics that all kinds have.
+    Args:
+        learner: Problem, adaptation and predictions.
+        meta: The meta-parameters.
+        episodes: A batch of episodes without weights.
+        key: A random key; each task has its own, split from it.
+        steps: Inner steps, which may be more than the trained number; those of the adaptation
+            unless given.
+        chunk: Tasks that are computed at a time; 100 unless given.
+        calibration: Measure the calibration of `learner.predict`'s logits too.
+        devices: The devices that share the tasks, as in `fit`.
+
+    Returns:
+        Mean and 95% interval (1.96 standard errors over tasks) after 0 ... `steps` inner steps.
+
+    Raises:
+        StructureError: The parts do not fit, the episodes carry weights, or the aux of the outer
+            loss is no dictionary of scalars.
     """
-    how = {"steps": steps, "chunk": chunk, "predict": predict, "devices": devices}
-    return summarise(evaluate_tasks(problem, adaptation, meta, episodes, key, **how))
+    how = {"steps": steps, "chunk": chunk, "calibration": calibration}
+    results = evaluated_tasks(learner, meta, episodes, key, placement=placement(devices), **how)
+    return summarise(results)
 
 
-def evaluate_tasks(
-    problem: Problem | ProblemMixture,
-    adaptation: Adaptation | tuple[Adaptation, ...],
+@checked(
+    "evaluate",
+    learner=instance(Learner, what="a Learner", such_as="Learner(problem, adaptation)"),
+    key=random_key(),
+    steps=optional(at_least(0)),
+    chunk=optional(at_least(1, such_as=100)),
+)
+def evaluated_tasks(
+    learner: Learner,
     meta: PyTree,
-    episodes: Episode | tuple[Episode, ...],
+    episodes: Episode,
     key: PRNGKeyArray,
     *,
     steps: int | None = None,
     chunk: int | None = None,
-    predict: Predict | None = None,
-    devices: Placement | Mesh | int | Literal["all"] | None = None,
+    calibration: bool = False,
+    placement: Placement = OneDevice(),
+    each_step: bool = True,
 ) -> TaskResults:
-    """What `evaluate` summarises."""
-    place = placement(devices)
-    measure = evaluator(
-        problem, adaptation, steps=steps, chunk=chunk, predict=predict, placement=place
+    """What `evaluate` summarises.
+
+    Args:
+        learner: See `evaluate`, like the arguments after it.
+        meta: See `evaluate`.
+        episodes: See `evaluate`.
+        key: See `evaluate`.
+        steps: See `evaluate`.
+        chunk: See `evaluate`.
+        calibration: See `evaluate`.
+        placement: The devices.
+        each_step: Judge the parameters after 0 ... `steps` steps; otherwise after the last alone,
+            as the only result, which spares the query set after all the others.
+    """
+    if calibration and learner.predict is None:
+        raise StructureError(
+            "calibration is measured of a learner's predictions",
+            got="Learner(..., predict=None)",
+            expected="a learner that predicts logits",
+            write="evaluate(Learner(problem, adaptation, predict), ..., calibration=True)",
+        )
+    meta, episodes, key = map(placement.place, (meta, episodes, key))
+    at_once = TASKS_AT_ONCE if chunk is None else chunk
+    how = (steps, at_once, calibration, placement, each_step)
+    return _all_tasks(learner, meta, episodes, key, *how)
+
+
+@eqx.filter_jit
+def _all_tasks(
+    learner: Learner,
+    meta: PyTree,
+    episodes: Episode,
+    key: PRNGKeyArray,
+    steps: int | None,
+    chunk: int,
+    calibration: bool,
+    placement: Placement,
+    each_step: bool,
+) -> TaskResults:
+    tasks = task_count(episodes)
+    if episodes.weight is not None:
+        raise StructureError(
+            "evaluation counts every task alike, and these episodes carry weights",
+            got="Episode(..., weight=...)",
+            expected="episodes without weights",
+            write="evaluate on the tasks whose weight is not zero, as Episode(support, query)",
+        )
+
+    def some_tasks(meta: PyTree, episodes: Episode, keys: Array) -> TaskResults:
+        return jax.lax.map(
+            lambda task: _one_task(learner, meta, task[0], task[1], steps, calibration, each_step),
+            (episodes, keys),
+            batch_size=min(chunk, len(keys)),
+        )
+
+    return placement.each(some_tasks)(meta, episodes, jax.random.split(key, tasks))
+
+
+def _one_task(
+    learner: Learner,
+    meta: PyTree,
+    episode: Episode,
+    key: PRNGKeyArray,
+    steps: int | None,
+    calibration: bool,
+    each_step: bool,
+) -> TaskResults:
+    problem, adaptation = learner.problem, learner.adaptation
+    outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
+    keys = task_keys(key)
+
+    def observe(params: PyTree, t: Any = None) -> TaskResults:
+        value, aux = outer_loss(params, meta, episode.query, keys.outer)
+        metrics = {"loss": value} | named_metrics(aux)
+        if not calibration:
+            return TaskResults(metrics, None)
+        assert learner.predict is not None
+        logits = learner.predict(params, meta, episode.query, keys.outer)
+        return TaskResults(metrics, calibration_sums(logits, episode.query))
+
+    state, _, observed = run(
+        *(problem, adaptation, meta, episode.support, keys.adapt),
+        *(Exact(), StoreAll(), observe if each_step else None),
+        steps=steps,
     )
-    return measure(*(place.place(each) for each in (meta, episodes, key)))
+    if each_step:
+        return observed
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], observe(adaptation.params(state)))
 
 
 def summarise(results: TaskResults) -> Evaluation:
@@ -210,15 +220,12 @@ def summarise(results: TaskResults) -> Evaluation:
     )
 
 
-def named_metrics(aux) -> dict:
-    """An outer loss's aux as metrics. Raises `StructureError` unless it is a dict of scalars."""
-    if aux is None:
-        return {}
-    if isinstance(aux, dict) and all(jnp.shape(leaf) == () for leaf in aux.values()):
-        return aux
-    raise StructureError(
-        "training and evaluation report the outer loss's aux by name",
-        got=f"aux of type {type(aux).__name__}",
-        expected="a dict of scalars, or no aux",
-        write="return loss, {'accuracy': accuracy} in outer_loss",
-    )
+def combined(evaluations: Mapping[str, Evaluation]) -> Evaluation:
+    """Several evaluations as one, each metric with its evaluation's name in front."""
+    named = lambda name, metrics: {f"{name}/{m}" if name else m: x for m, x in metrics.items()}
+    mean, interval, tasks = {}, {}, 0
+    for name, each in evaluations.items():
+        mean |= named(name, each.mean)
+        interval |= named(name, each.interval)
+        tasks += each.tasks
+    return Evaluation(mean, interval, tasks)

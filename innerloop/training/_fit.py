@@ -1,7 +1,10 @@
-"""The outer loop: update meta-parameters over many tasks, keep the best by validation."""
+"""The outer loop: update meta-parameters over many outer steps, keep the best by validation."""
 
+import math
+import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any, Literal, NamedTuple
 
@@ -12,41 +15,49 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
+from innerloop import diagnostics
+from innerloop.arguments import (
+    at_least,
+    between,
+    checked,
+    either,
+    instance,
+    or_none,
+    random_key,
+    with_methods,
+)
 from innerloop.devices.placement import Placement
 from innerloop.devices.processes import in_any, together
 from innerloop.devices.sharding import placement
-from innerloop.diagnostics._plan import Plan
-from innerloop.gradients.reach import leaf_shapes
-from innerloop.recipes import Recipe
+from innerloop.diagnostics import Plan, Severity
+from innerloop.estimators import Estimator
 from innerloop.storage.checkpoint import Checkpoints
-from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.training._evaluate import Evaluation
-from innerloop.training.arguments import (
-    check_arguments,
-    check_no_chunk,
-    check_policies,
-    check_runs,
-)
-from innerloop.training.batch import run_keys
-from innerloop.training.budget import plan_training
-from innerloop.training.faults import stop_at_faults
+from innerloop.training.keys import run_keys
 from innerloop.training.non_finite import Fault, NonFinite, Stop
 from innerloop.training.outer_loop import OuterLoop
 from innerloop.training.saving import training_saved
-from innerloop.training.step import averaged
+from innerloop.training.step import averaged, init_state
 from innerloop.training.system import Meter
 from innerloop.training.validation import Validation, Validator
+from innerloop.trees import leaf_shapes, tree_bytes
+
+InitMeta = Callable[[PRNGKeyArray], PyTree] | PyTree
+"""The initial meta-parameters, or a function of a random key that gives them."""
 
 
 class Progress(NamedTuple):
     """What `fit` reports after each call to the device.
 
-    - `step`: outer steps taken so far; `metrics`: name -> one value per step of this call
-    - `seconds`: since the start, compilation included
-    - `evaluation`: the validation made now, if one was due; `best`: whether it is the best so far
-    - `meta`: the meta-parameters now, those that were validated where an evaluation was due
-    - `fault`: the last of these steps, where its loss or meta-gradient was not finite
-    - `system`: seconds, tasks per second, memory: the figures of `innerloop.training.system.Meter`
+    Attributes:
+        step: Outer steps taken so far.
+        metrics: Name -> one value per step of this call.
+        seconds: Since the start, compilation included.
+        evaluation: The validation made now, if one was due.
+        best: Whether it is the best so far.
+        meta: The meta-parameters now; those that were validated if an evaluation was due.
+        fault: The last of these steps, if its loss or meta-gradient was not finite.
+        system: Seconds, tasks per second, memory: the figures of `innerloop.training.system.Meter`.
     """
 
     step: int
@@ -62,12 +73,15 @@ class Progress(NamedTuple):
 class Fit(NamedTuple):
     """The outcome of meta-training.
 
-    - `meta`: the best meta-parameters by validation (the last ones without validation)
-    - `last`: the last ones
-    - `step`, `best_step`: outer steps taken in all, and up to the best
-    - `faults`: how many of them had a loss or meta-gradient that was not finite
-    - `chunk`: tasks that were computed at a time; None for all at once
-    - `plan`: what `memory=` was met by; None without a budget
+    Attributes:
+        meta: The best meta-parameters by validation; the last ones without validation.
+        last: The last meta-parameters.
+        step: Outer steps taken in all.
+        best_step: Outer steps taken up to the best.
+        faults: How many steps had a loss or meta-gradient that was not finite.
+        estimator: The estimator that was followed: the one given, or within a budget the one that
+            was planned.
+        plan: The plan by which `memory=` was met; None without a budget.
     """
 
     meta: PyTree
@@ -75,20 +89,39 @@ class Fit(NamedTuple):
     step: int
     best_step: int
     faults: int
-    chunk: int | None
+    estimator: Estimator
     plan: Plan | None
 
 
+@checked(
+    estimator=instance(Estimator, what="an estimator", such_as="WholeTasks(...)"),
+    optimizer=with_methods(
+        "init", "update", what="an optax transformation", such_as="optax.adam(1e-3)"
+    ),
+    steps=at_least(1, such_as=1000),
+    key=random_key(),
+    validation=or_none(
+        either(
+            instance(Validation, what="a Validation", such_as="Validation(episodes, every=100)"),
+            instance(Mapping, what="several by name", such_as="{...}"),
+        )
+    ),
+    averaging=between(0, 1, below=True),
+    per_call=at_least(1, such_as=50),
+    minutes=or_none(between(0, math.inf)),
+    non_finite=instance(NonFinite, what="a policy", such_as="Skip()"),
+    checkpoints=or_none(
+        instance(Checkpoints, what="Checkpoints", such_as="Checkpoints(folder, every=500)")
+    ),
+)
 def fit(
-    recipe: Recipe,
-    tasks: TaskDistribution | StreamedTasks,
+    estimator: Estimator,
+    init_meta: InitMeta,
     *,
     optimizer: optax.GradientTransformation,
     steps: int,
-    batch: int,
     key: PRNGKeyArray,
-    validation: Validation | None = None,
-    chunk: int | None = None,
+    validation: Validation | Mapping[str, Validation] | None = None,
     memory: str | int | None = None,
     averaging: float = 0.0,
     per_call: int = 50,
@@ -100,114 +133,145 @@ def fit(
     resume: bool = False,
     report: Callable[[Progress], Any] = lambda progress: None,
 ) -> Fit:
-    """Meta-train: `steps` outer steps of `optimizer` on batches of `batch` tasks.
-
-    Where the recipe's gradient is an `OnlineGradient`, a step takes `batch` inner runs one window
-    further; they are a part of the training state, and the metric `diverged` counts those whose
-    numbers are not finite. Of a mixture, each kind has its share of the runs, and a kind of which
-    none is finite is left out of the step.
-
-    - `tasks`: a task distribution, or `StreamedTasks` from data that the device does not hold
-    - `optimizer`: any optax transformation; clip with `optax.chain(optax.clip_by_global_norm(1.0),
-      optax.adam(1e-3))`
-    - `chunk`: tasks at a time, see `meta_value_and_grad`
-    - `memory`: a budget, such as `"2GiB"`, in place of `chunk`: `plan` chooses how many tasks at a
-      time, and in place of an exact gradient the cheapest exact one that fits. What the trainer
-      itself holds is in the budget; validation runs as many tasks at a time.
-    - `averaging`: decay of an exponential moving average of the meta-parameters, which is then what
-      is validated and returned; 0 for none
-    - `per_call`: outer steps per call to the device
-    - `minutes`: validate and stop after the first call that ends later than this, since the run
-      began; None for no limit
-    - `check`: look for faults first, by tracing alone (`check(..., run=False)`): an error raises
-      `GradientError`, what is less than an error warns
-    - `non_finite`: what happens at a step whose loss or meta-gradient is not finite: `Stop()`,
-      `Skip()` or `Clip(norm)`
-    - `devices`: over which the tasks of a batch are shared out: `"all"`, how many, a mesh, or
-      `Sharding(mesh, largest_axis)` for meta-parameters in parts; None for one. `chunk` and
-      `memory` are then of each device.
-    - `checkpoints`: where the training state is saved. With them, SIGTERM and Ctrl-C finish the
-      call to the device, save, and raise `Stopped`.
-    - `resume`: go on from the last checkpoint, to the bits of a run that was never cut off. Where
-      there is none, it begins. `steps`, `minutes` and `per_call` may be others than before; another
-      `chunk` gives the same up to rounding.
-    - `report`: called after each call to the device
+    """Meta-train: `steps` outer steps of an optimizer along an estimator's gradients.
 
     The same key gives the same bits, and every step after the first call runs the same compiled
-    program. Raises `StructureError` for counts below one, for a budget that cannot be met and for
-    one beside a chunk, `RunError` when `non_finite` ends the run, for checkpoints that are not this
-    run's, have come further than `steps` or cannot be written, and where another process writes to
-    them.
+    program.
+
+    Args:
+        estimator: What an outer step follows, such as `WholeTasks` or what a recipe makes.
+        init_meta: The initial meta-parameters, or a function `key -> meta`.
+        optimizer: Any optax transformation; clip with `optax.chain(optax.clip_by_global_norm(1.0),
+            optax.adam(1e-3))`.
+        steps: Outer steps.
+        key: A random key, from which everything random in the run follows.
+        validation: How the best meta-parameters are chosen; several by name decide together.
+        memory: A budget of a device, such as `"2GiB"`. For `WholeTasks` without a chunk, `plan`
+            chooses how many tasks are computed at a time, and in place of an exact gradient the
+            cheapest exact one that fits. What the trainer itself holds is in the budget.
+        averaging: The decay of an exponential moving average of the meta-parameters, which is then
+            what is validated and returned; 0 for none.
+        per_call: Outer steps per call to the device.
+        minutes: Validate and stop after the first call that ends later than this, since the run
+            began; None for no limit.
+        check: Look for faults first, by tracing alone (`check(..., run=False)`).
+        non_finite: What happens at a step whose loss or meta-gradient is not finite: `Stop()`,
+            `Skip()` or `Clip(norm)`.
+        devices: The devices that share the tasks of a step: `"all"`, how many, a mesh, or
+            `Sharding(mesh, largest_axis)` for meta-parameters in parts; None for one.
+        checkpoints: Where the training state is saved. With them, SIGTERM and Ctrl-C finish the
+            call to the device, save, and raise `Stopped`.
+        resume: Go on from the last checkpoint, to the bits of a run that was never interrupted;
+            begin if there is none. `steps`, `minutes` and `per_call` may differ from before;
+            another chunk gives the same up to rounding.
+        report: Called after each call to the device.
+
+    Returns:
+        The best meta-parameters and what was found on the way.
+
+    Raises:
+        StructureError: An argument is of another kind or out of range, or a budget cannot be met.
+        GradientError: `check` found an error.
+        RunError: `non_finite` ends the run; or the checkpoints are not this run's, have come
+            further than `steps`, cannot be written, or are written by another process.
     """
-    counts = {"steps": steps, "batch": batch, "per_call": per_call}
-    check_arguments(recipe, tasks, optimizer, validation, key, counts)
-    check_policies(non_finite, checkpoints, averaging)
     place = placement(devices)
-    check_runs(recipe, tasks, batch, place.devices)
-    budgeted = None
-    if memory is not None:
-        check_no_chunk(chunk)
-        budgeted = plan_training(recipe, tasks, optimizer, -(-batch // place.devices), memory)
-        chunk = budgeted.chunk or batch
-    gradient = budgeted or recipe.gradient
-    if check:
-        stop_at_faults(recipe, tasks, batch, key)
     init_key, step_key, validation_key = run_keys(key)
-    take = OuterLoop(
-        *(recipe, gradient, tasks, optimizer, step_key),
-        batch=batch,
-        chunk=chunk,
+    meta = init_meta(init_key) if callable(init_meta) else init_meta
+    if check:
+        _stop_at_faults(estimator, meta, key)
+    planned, plan = estimator.on(place), None
+    if memory is not None:
+        planned, plan = planned.within(memory, meta, _held(meta, optimizer))
+    loop = OuterLoop(
+        planned,
+        optimizer,
+        (jax.random.fold_in(init_key, 1), step_key),
         averaging=averaging,
         at_most=per_call,
         non_finite=non_finite,
         placement=place,
     )
-    validate = Validator(recipe, validation, chunk, validation_key, place)
-    state = take.begin(init_key)
+    validate = Validator(planned, validation, validation_key, place)
     step, seconds = 0, 0.0
-    settings = _settings(batch, averaging, key, validation)
-    with training_saved(checkpoints, settings) as saved, Meter(batch) as meter, closing(take):
+    settings = _settings(estimator, averaging, key, validation)
+    with training_saved(checkpoints, settings) as saved, closing(loop):
+        meter = Meter(planned.tasks_per_step)
         if resume:
-            state, seconds = saved.resumed(state, validate, steps)
+            state, seconds = saved.resumed(lambda step: loop.begin(meta, step), validate, steps)
             step = int(state.step)
         else:
             saved.require_none()
+            state = loop.begin(meta)
         begin = time.perf_counter() - seconds
-        while step < steps:
-            due = (validate.steps_until_due(step), saved.steps_until_due(step))
-            n = min(per_call, steps - step, *due)
-            meter.begin()
-            state, metrics, fault = take(state, n)
-            meter.end(len(metrics["loss"]))
-            step += len(metrics["loss"])
-            late = minutes is not None and time.perf_counter() - begin > 60 * minutes
-            fatal = fault if fault is not None and fault.ends else None
-            ends = in_any(late) or step == steps or fatal is not None
-            meta = averaged(state)
-            evaluation, best = (None, False) if fatal else validate(meta, step, ends)
-            seconds = time.perf_counter() - begin
-            shown = meta if evaluation is None else place.gathered(meta)
-            figures = meter.figures()
-            with together():
-                report(Progress(step, metrics, seconds, evaluation, best, shown, fault, figures))
-            saved.save(state, validate, seconds, last=ends)
-            if fatal is not None:
-                raise fatal.error()
-            if ends:
-                break
-    meta, best_step = validate.best or (averaged(state), step)
-    meta, last = place.gathered(meta), place.gathered(averaged(state))
-    return Fit(meta, last, step, best_step, int(state.faults), chunk, budgeted)
+        with meter:
+            while step < steps:
+                due = (validate.steps_until_due(step), saved.steps_until_due(step))
+                boundary = loop.steps_until_boundary(step) or sys.maxsize
+                n = min(per_call, steps - step, boundary, *due)
+                meter.begin()
+                state, metrics, fault = loop(state, n)
+                meter.end(len(metrics["loss"]))
+                step += len(metrics["loss"])
+                late = minutes is not None and time.perf_counter() - begin > 60 * minutes
+                fatal = fault if fault is not None and fault.ends else None
+                ends = in_any(late) or step == steps or fatal is not None
+                now = averaged(state)
+                evaluation, best = (None, False) if fatal else validate(now, step, ends)
+                seconds = time.perf_counter() - begin
+                shown = now if evaluation is None else place.gathered(now)
+                figures = meter.figures()
+                with together():
+                    report(
+                        Progress(step, metrics, seconds, evaluation, best, shown, fault, figures)
+                    )
+                state = loop.enter(state)
+                saved.save(state, validate, seconds, last=ends)
+                if fatal is not None:
+                    raise fatal.error()
+                if ends:
+                    break
+    best_meta, best_step = validate.best or (averaged(state), step)
+    best_meta, last = place.gathered(best_meta), place.gathered(averaged(state))
+    return Fit(best_meta, last, step, best_step, int(state.faults), planned, plan)
 
 
-def _settings(batch: int, averaging: float, key: PRNGKeyArray, validation) -> dict[str, Any]:
-    """What the numbers of a run depend on, beside recipe, tasks and optimizer."""
-    chosen_by = None if validation is None else list(validation[1:])
+def _stop_at_faults(estimator: Estimator, meta: PyTree, key: PRNGKeyArray) -> None:
+    """Raise `GradientError` for the first error that `check` finds by tracing; warn of the rest."""
+    _, sample_key = jax.random.split(key)
+    for part in estimator.checked_parts(sample_key).values():
+        learner = part.learner
+        found = diagnostics.check(
+            *(learner.problem, learner.adaptation, meta, part.episodes, key, part.gradient),
+            run=False,
+        )
+        found.raise_errors()
+        for finding in found.findings:
+            if finding.severity is not Severity.NOTE:
+                warnings.warn(str(finding), stacklevel=3)
+
+
+def _held(meta: PyTree, optimizer: optax.GradientTransformation) -> int:
+    """Bytes of the training state, before and after a step."""
+    return 2 * tree_bytes(jax.eval_shape(lambda meta: init_state(meta, optimizer), meta))
+
+
+def _settings(
+    estimator: Estimator, averaging: float, key: PRNGKeyArray, validation: Any
+) -> dict[str, Any]:
+    """What the numbers of a run depend on, beside the outer optimizer."""
+    named = validation if isinstance(validation, Mapping) else {"": validation}
+    chosen_by = {
+        name: [each.every, each.metric, each.maximise, each.steps, each.weight]
+        for name, each in named.items()
+        if each is not None
+    }
+    episodes = {n: leaf_shapes(each.episodes) for n, each in named.items() if each is not None}
     bits = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
     return {
-        "batch": batch,
+        **estimator.settings(),
         "averaging": averaging,
         "key": np.asarray(bits).tolist(),
         "validation": chosen_by,
-        "validation_episodes": None if validation is None else leaf_shapes(validation.episodes),
+        "validation_episodes": episodes,
     }

@@ -7,22 +7,19 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count, check_positive
-from innerloop.devices.placement import Placement
+from innerloop.arguments import CheckedModule, at_least, positive
 from innerloop.errors import RunError
-from innerloop.tasks import TaskDistribution
-from innerloop.training.estimation import Estimation
-from innerloop.training.feed import Block
-from innerloop.training.step import TrainState, Update
+from innerloop.training.step import Program, TrainState
 
 
-class NonFinite(eqx.Module):
+class NonFinite(CheckedModule):
     """A policy for outer steps whose loss or meta-gradient is not finite.
 
-    - `in_a_row`: how many such steps may follow each other; one more ends the run. The state before
-      it is saved, so that the run goes on from there, under another policy if need be.
-    - `norm`: None leaves meta-parameters and optimizer as they were; a number clips each task's
-      gradient to this norm, leaves out those that are not finite, and steps along their mean
+    Args:
+        in_a_row: How many such steps may follow each other; one more ends the run. The state before
+            it is saved, so that the run goes on from there, under another policy if need be.
+        norm: None leaves meta-parameters and optimizer as they were. A number clips each task's
+            gradient to this norm, leaves out those that are not finite, and steps along their mean.
     """
 
     in_a_row: eqx.AbstractVar[int]
@@ -30,47 +27,51 @@ class NonFinite(eqx.Module):
 
 
 class Stop(NonFinite):
-    """End the run at the first one."""
+    """End the run at the first such step."""
 
     in_a_row: int = eqx.field(default=0, init=False)
     norm: float | None = eqx.field(default=None, init=False)
 
 
 class Skip(NonFinite):
-    """Go on with the next step's tasks."""
+    """Go on with the next step's tasks.
 
-    in_a_row: int = 10
+    Args:
+        in_a_row: How many such steps may follow each other.
+    """
+
+    in_a_row: int = at_least(1, default=10)
     norm: float | None = eqx.field(default=None, init=False)
-
-    def __check_init__(self):
-        check_count("in_a_row", self.in_a_row, write="Skip(in_a_row=10)")
 
 
 class Clip(NonFinite):
-    r"""Step along $\frac{1}{W} \sum_i w_i\, g_i \min(1, c / \lVert g_i \rVert)$, where tasks whose
-    loss or gradient $g_i$ is not finite count as zero; c is `norm`, W the sum of all weights.
+    r"""Step along $\frac{1}{W} \sum_i w_i\, g_i \min(1, c / \lVert g_i \rVert)$.
+
+    Tasks whose loss or gradient $g_i$ is not finite count as zero; W is the sum of all weights.
+
+    Args:
+        norm: c, the largest norm of a task's gradient.
+        in_a_row: How many such steps may follow each other.
     """
 
-    norm: float = 1.0
-    in_a_row: int = 10
-
-    def __check_init__(self):
-        check_count("in_a_row", self.in_a_row, write="Clip(norm=1.0, in_a_row=10)")
-        check_positive(
-            "norm", self.norm, "gradients are clipped to a length", write="Clip(norm=1.0)"
-        )
+    norm: float = positive(default=1.0)
+    in_a_row: int = at_least(1, default=10)
 
 
 class Fault(NamedTuple):
     """An outer step whose loss or meta-gradient was not finite.
 
-    - `step`: its number, the first being 0; `loss`: the mean loss, as it came out
-    - `tasks`: the places in the batch of the tasks that caused it; of a mixture, pairs of kind and
-      place. Empty where each is finite when it is computed alone.
-    - `keys`: the keys that these tasks were learned with, as numbers
-    - `policy`: the name of the policy; `ends`: whether the run ends here
-
     `tasks_of_step` gives the same tasks and keys again.
+
+    Attributes:
+        step: Its number, the first being 0.
+        loss: The loss, as it came out.
+        tasks: The places in the batch of the tasks that caused it; for an estimator with parts,
+            pairs of the part's name and the place. Empty if each task is finite when it is computed
+            alone.
+        keys: The keys that these tasks were learned with, as numbers.
+        policy: The name of the policy.
+        ends: Whether the run ends here.
     """
 
     step: int
@@ -92,42 +93,41 @@ class Fault(NamedTuple):
             expected="finite losses and gradients",
             write="a lower inner or outer rate, or, on resuming, a policy that goes on, such as "
             "fit(..., non_finite=Skip(in_a_row=100)) (--non-finite skip); "
-            f"tasks_of_step(tasks, key, {self.step}, batch) gives these tasks again",
+            f"tasks_of_step(estimator, key, {self.step}) gives these tasks again",
         )
 
 
-class Treatment:
-    """What a policy makes of a faulty step. Compiled when the first one comes, and not before."""
+def treated(
+    program: Program,
+    policy: NonFinite,
+    state: TrainState,
+    data: Any,
+    key: PRNGKeyArray,
+    loss: float,
+) -> tuple[TrainState, Fault]:
+    """The state after a faulty step, or as it was if the run ends, and what was found.
 
-    def __init__(
-        self, estimation: Estimation, policy: NonFinite, update: Update, placement: Placement
-    ):
-        self._policy = policy
+    It is compiled when the first such step comes, and not before.
+    """
+    after, found = _treated(program, policy, state, data, key)
+    goes_on = int(state.in_a_row) < policy.in_a_row
+    tasks, keys = [], []
+    for part, (finite, numbers) in jax.tree.map(np.asarray, found).items():
+        for i in np.flatnonzero(~finite).tolist():
+            tasks.append((part, i) if part else i)
+            keys.append(numbers[i].tolist())
+    name = type(policy).__name__.lower()
+    fault = Fault(int(state.step), loss, tuple(tasks), tuple(keys), name, not goes_on)
+    return (after if goes_on else state), fault
 
-        @eqx.filter_jit
-        def treated(state: TrainState, tasks: TaskDistribution | Block, key: PRNGKeyArray):
-            grads, carry, found = estimation.singly(
-                *(state.meta, state.carry, tasks, key, state.step), policy.norm or 1.0
-            )
-            after = state._replace(step=state.step + 1)
-            if policy.norm is not None:
-                after = update(state, grads)
-            faults = {"faults": state.faults + 1, "in_a_row": state.in_a_row + 1}
-            return after._replace(**faults, carry=carry), placement.whole(found)
 
-        self._treated = treated
-
-    def __call__(
-        self, state: TrainState, tasks: TaskDistribution | Block, key: PRNGKeyArray, loss: float
-    ) -> tuple[TrainState, Fault]:
-        """The state after the step, or as it was where the run ends, and what was found."""
-        after, found = self._treated(state, tasks, key)
-        goes_on = int(state.in_a_row) < self._policy.in_a_row
-        places, keys = [], []
-        for kind, (finite, data) in enumerate(jax.tree.map(np.asarray, found)):
-            for i in np.flatnonzero(~finite).tolist():
-                places.append(i if len(found) == 1 else (kind, i))
-                keys.append(data[i].tolist())
-        policy = type(self._policy).__name__.lower()
-        fault = Fault(int(state.step), loss, tuple(places), tuple(keys), policy, not goes_on)
-        return (after if goes_on else state), fault
+@eqx.filter_jit
+def _treated(program: Program, policy: NonFinite, state: TrainState, data: Any, key: PRNGKeyArray):
+    norm = 1.0 if policy.norm is None else policy.norm
+    apart = program.estimator.apart(state.meta, state.estimator, data, key, state.step, norm)
+    after = state._replace(step=state.step + 1)
+    if policy.norm is not None:
+        after = program.update(state, apart.grads)
+    counts = {"faults": state.faults + 1, "in_a_row": state.in_a_row + 1}
+    after = after._replace(**counts, estimator=apart.state)
+    return after, program.placement.whole(apart.faults)

@@ -38,15 +38,26 @@ class _Saving:
         self._folder.require_none()
 
     def resumed(
-        self, state: TrainState, validate: Validator, steps: int
+        self, begin: Callable[[int], TrainState], validate: Validator, steps: int
     ) -> tuple[TrainState, float]:
-        """The saved state, and the seconds it took; the given one where nothing was saved.
+        """The saved state, and the seconds it took; that of a new run if nothing was saved.
 
-        Raises `RunError` where it has taken more than `steps` outer steps.
+        Args:
+            begin: The state of a run that begins at an outer step: what is saved there is like it.
+            validate: It is given the best so far.
+            steps: Outer steps of the whole run.
+
+        Raises:
+            RunError: The saved state has taken more than `steps` outer steps.
         """
-        found = self._folder.load(_Saved(state, averaged(state)))
+
+        def like(step: int) -> _Saved:
+            state = begin(step)
+            return _Saved(state, averaged(state))
+
+        found = self._folder.load(like)
         if found is None:
-            return state, 0.0
+            return begin(0), 0.0
         (state, best), record = found
         self._step = int(state.step)
         if self._step > steps:

@@ -1,78 +1,158 @@
 """Validation during training: when it is due, and the best so far."""
 
 import sys
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked, optional, positive
+from innerloop.checks import describe
 from innerloop.devices.placement import Placement
+from innerloop.errors import StructureError
+from innerloop.estimators import Estimator
+from innerloop.learner import Learner
 from innerloop.problem import Episode
-from innerloop.recipes import Recipe
-from innerloop.training._evaluate import Evaluation, evaluator, summarise
+from innerloop.training._evaluate import Evaluation, combined, evaluated_tasks, summarise
 
 
+@checked(
+    every=at_least(1, such_as=100),
+    steps=optional(at_least(0)),
+    chunk=optional(at_least(1)),
+    weight=positive(),
+)
 class Validation(NamedTuple):
     """How the best meta-parameters are chosen.
 
-    - `episodes`: a fixed batch of meta-validation episodes; of a mixture a tuple, one per kind
-    - `every`: outer steps between validations
-    - `metric`: which metric decides, after `steps` inner steps; nothing is judged before
-    - `maximise`: whether more of it is better
-    - `steps`: inner steps at validation; those of the adaptation unless given
+    `fit` takes one, or several by name. Several decide together, by the mean of their deciding
+    metrics, weighted by `weight`; their metrics then carry their names: `"sines/loss"`.
+
+    Args:
+        episodes: A fixed batch of meta-validation episodes.
+        every: Outer steps between validations.
+        learner: The learner that learns the episodes; the estimator's own unless given.
+        metric: The metric that decides, after `steps` inner steps; nothing is judged before.
+        maximise: Whether more of it is better.
+        steps: Inner steps at validation; those of the adaptation unless given.
+        chunk: Tasks that are computed at a time; as many as in training unless given, or 100.
+        weight: The weight of this validation among several.
     """
 
-    episodes: Episode | tuple[Episode, ...]
+    episodes: Episode
     every: int
+    learner: Learner | None = None
     metric: str = "loss"
     maximise: bool = False
     steps: int | None = None
+    chunk: int | None = None
+    weight: float = 1.0
 
 
 class Validator:
     """Validates when it is due, and remembers the best.
 
-    - `best`: `(meta, step)`, once there is one; `score`: its score, of which more is better
+    Attributes:
+        best: `(meta, step)`, once there is one.
+        score: Its score, of which more is better.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
-        validation: Validation | None,
-        chunk: int | None,
+        estimator: Estimator,
+        validation: Validation | Mapping[str, Validation] | None,
         key: PRNGKeyArray,
         placement: Placement,
     ):
         self.best: tuple[PyTree, int] | None = None
-        self._validation = validation
-        self._key = placement.place(key)
         self.score = -np.inf
-        if validation is not None:
-            check_count("every", validation.every, write="Validation(episodes, every=100)")
-            self._evaluate = evaluator(
-                *recipe.at_test,
-                steps=validation.steps,
-                chunk=chunk,
-                placement=placement,
-                each_step=False,
-            )
-            self._episodes = placement.place(validation.episodes)
+        self._chunk = estimator.tasks_at_once
+        self._placement, self._key = placement, placement.place(key)
+        self._named = _by_name(validation)
+        self._every = _common_every(self._named)
+        self._learners = {
+            name: placement.place(_learner(name, each, estimator))
+            for name, each in self._named.items()
+        }
+        self._episodes = {
+            name: placement.place(each.episodes) for name, each in self._named.items()
+        }
 
     def steps_until_due(self, step: int) -> int:
-        if self._validation is None:
-            return sys.maxsize
-        return self._validation.every - step % self._validation.every
+        return sys.maxsize if self._every is None else self._every - step % self._every
 
     def __call__(self, meta: PyTree, step: int, last: bool) -> tuple[Evaluation | None, bool]:
-        validation = self._validation
-        if validation is None or not (last or step % validation.every == 0):
+        """Validate if it is due: the evaluation, and whether it is the best so far."""
+        if self._every is None or not (last or step % self._every == 0):
             return None, False
-        evaluation = summarise(self._evaluate(meta, self._episodes, self._key))
-        value = evaluation.mean[validation.metric][-1]
-        score = value if validation.maximise else -value
+        evaluations = {name: self._evaluation(name, meta) for name in self._named}
+        score = self._score(evaluations)
+        evaluation = combined(evaluations)
         if self.best is not None and not score > self.score:
             return evaluation, False
         # The first is kept whatever it is, so that a run never ends without meta-parameters.
         self.score, self.best = float(np.nan_to_num(score, nan=-np.inf)), (meta, step)
         return evaluation, True
+
+    def _evaluation(self, name: str, meta: PyTree) -> Evaluation:
+        validation = self._named[name]
+        results = evaluated_tasks(
+            self._learners[name],
+            meta,
+            self._episodes[name],
+            self._key,
+            steps=validation.steps,
+            chunk=validation.chunk or self._chunk,
+            placement=self._placement,
+            each_step=False,
+        )
+        return summarise(jax.device_get(results))
+
+    def _score(self, evaluations: Mapping[str, Evaluation]) -> float:
+        total = sum(each.weight for each in self._named.values())
+        scores = []
+        for name, each in self._named.items():
+            value = evaluations[name].mean[each.metric][-1]
+            scores.append(each.weight / total * (value if each.maximise else -value))
+        return float(sum(scores))
+
+
+def _by_name(validation: Validation | Mapping[str, Validation] | None) -> dict[str, Validation]:
+    if validation is None:
+        return {}
+    named = dict(validation) if isinstance(validation, Mapping) else {"": validation}
+    if named and all(isinstance(each, Validation) for each in named.values()):
+        return named
+    raise StructureError(
+        "several validations are Validations by name",
+        got=f"validation={describe(named)}",
+        expected="a mapping from names to Validations, with at least one",
+        write="fit(..., validation={'sines': Validation(episodes, every=100)})",
+    )
+
+
+def _common_every(named: Mapping[str, Validation]) -> int | None:
+    found = {each.every for each in named.values()}
+    if len(found) > 1:
+        raise StructureError(
+            "validations that decide together are due together",
+            got=", ".join(f"{name}: every={each.every}" for name, each in named.items()),
+            expected="the same number of outer steps",
+            write=f"Validation(episodes, every={max(found)}) for each of them",
+        )
+    return found.pop() if found else None
+
+
+def _learner(name: str, validation: Validation, estimator: Estimator) -> Learner:
+    learner = validation.learner or estimator.learner
+    if learner is not None:
+        return learner
+    raise StructureError(
+        "this estimator trains more than one learner, or none that it names",
+        got=f"{type(estimator).__name__} and Validation(...) without a learner"
+        + (f" for {name}" if name else ""),
+        expected="the learner that learns the validation episodes",
+        write="Validation(episodes, every=100, learner=Learner(problem, adaptation))",
+    )

@@ -6,14 +6,16 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from innerloop.adaptation import Origin, run
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.gradients import Implicit
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
 from innerloop.problem import Loss, loss_function
+from innerloop.trees import all_finite
 
 _DIVERGED = 2.0
 """A loss that grows by this factor over the inner loop, in the mean over tasks, is not learned."""
@@ -61,8 +63,8 @@ def _run(subject: Subject, loss: Loss, meta, episode, key):
         meta,
         support,
         keys[0],
-        exact_inner_gradient,
-        store_all,
+        Exact(),
+        StoreAll(),
         look,
     )
     apart = jax.tree.map(lambda leaf: jnp.any(leaf[-1] != leaf[0]), path)
@@ -101,8 +103,8 @@ def _residuals(subject: Subject, steps: int) -> float:
             meta,
             support,
             adapt_key,
-            exact_inner_gradient,
-            store_all,
+            Exact(),
+            StoreAll(),
             steps=steps,
         )
         params = subject.adaptation.params(state)
@@ -114,6 +116,23 @@ def _residuals(subject: Subject, steps: int) -> float:
     return float(jnp.mean(each))
 
 
+class _OfSize(Exact):
+    """The same number in place of every component of the inner gradient."""
+
+    size: Array
+
+    def at(self, t):
+        def operator(loss):
+            def value_and_gradient(params, meta, batch, key):
+                return loss(params, meta, batch, key), jax.tree.map(
+                    lambda leaf: jnp.full_like(leaf, 1) * self.size.astype(leaf.dtype), params
+                )
+
+            return value_and_gradient
+
+        return operator
+
+
 def steep_at_zero(subject: Subject) -> Iterator[Finding]:
     """The optimizer's derivative at a gradient of zero, as behind a dead rectifier."""
     if subject.adaptation.origin is not Origin.STEPS or not subject.adaptation.steps:
@@ -121,22 +140,14 @@ def steep_at_zero(subject: Subject) -> Iterator[Finding]:
     episode, key = subject.task()
 
     def parameters(size):
-        def operator(loss):
-            def value_and_gradient(params, meta, batch, key):
-                return loss(params, meta, batch, key), jax.tree.map(
-                    lambda leaf: jnp.full_like(leaf, 1) * size.astype(leaf.dtype), params
-                )
-
-            return value_and_gradient
-
         state, _, _ = run(
             subject.problem,
             subject.adaptation,
             subject.meta,
             episode.support,
             key,
-            operator,
-            store_all,
+            _OfSize(size),
+            StoreAll(),
             steps=1,
         )
         return subject.adaptation.params(state)
@@ -144,7 +155,7 @@ def steep_at_zero(subject: Subject) -> Iterator[Finding]:
     _, slope = jit_quickly(lambda size: jax.jvp(parameters, (size,), (jnp.ones_like(size),)))(
         jnp.float32(0)
     )
-    if all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(slope)):
+    if all_finite(slope):
         return
     yield Finding(
         Severity.WARNING if subject.takes_second_derivatives else Severity.NOTE,

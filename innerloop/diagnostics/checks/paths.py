@@ -10,8 +10,9 @@ from innerloop.adaptation import Origin
 from innerloop.diagnostics.checks.source import asked_for, written_at
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
-from innerloop.gradients.reach import leaf_names
+from innerloop.gradients import gradient_name
 from innerloop.programs import Operation, between
+from innerloop.trees import leaf_names
 
 _ROUNDING = ("rounding", {"floor", "ceil", "round", "rint", "trunc", "operator_floordiv"})
 _STEPS = {
@@ -68,10 +69,10 @@ def unreached_leaves(subject: Subject) -> Iterator[Finding]:
         if not _read_at(subject, name) or (name in of_exact and subject.missing is None):
             yield _unreached_finding(subject, name)
         else:
-            kind = type(subject.gradient).__name__
+            name_of_estimator = gradient_name(subject.gradient)
             yield Finding(
                 Severity.NOTE,
-                f"{kind} gives meta{name} no gradient",
+                f"{name_of_estimator} gives meta{name} no gradient",
                 f"meta{name}",
                 "what reads the leaf has no part in this estimator's gradient: "
                 + subject.gradient.fidelity(subject.adaptation).sentence,

@@ -11,17 +11,10 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from innerloop.adaptation import Adaptation
 from innerloop.diagnostics.given import exact_gradient
 from innerloop.errors import DetachedError, InnerloopError
-from innerloop.gradients import (
-    EvolutionStrategies,
-    FirstOrder,
-    MetaGradient,
-    Reptile,
-)
-from innerloop.gradients.base import ChunkedGradient
-from innerloop.gradients.clipped import without_clips
-from innerloop.gradients.reach import leaf_names
+from innerloop.gradients import MetaGradient
 from innerloop.objective import adapt, meta_objective, meta_value_and_grad
 from innerloop.problem import Episode, Loss, Problem, initial_params, loss_function
+from innerloop.trees import leaf_names
 
 NO_RULE = (TypeError, ValueError, NotImplementedError)
 """What JAX raises for a derivative that does not exist."""
@@ -51,8 +44,7 @@ class Subject:
         self.meta = jax.tree.map(jnp.asarray, meta)
         self.episodes = episodes
         self.key = key
-        gradient = gradient or exact_gradient(adaptation)
-        self.gradient = gradient.gradient if isinstance(gradient, ChunkedGradient) else gradient
+        self.gradient = gradient or exact_gradient(adaptation)
 
     @cached_property
     def missing(self) -> Exception | None:
@@ -92,16 +84,16 @@ class Subject:
     @property
     def takes_derivatives(self) -> bool:
         """Whether the estimator that is going to be used differentiates the losses."""
-        return not isinstance(self._estimator, EvolutionStrategies)
+        return self._takes > 0
 
     @property
     def takes_second_derivatives(self) -> bool:
         """Whether it differentiates the inner loss twice."""
-        return not isinstance(self._estimator, EvolutionStrategies | FirstOrder | Reptile)
+        return self._takes > 1
 
     @property
-    def _estimator(self) -> MetaGradient:
-        return without_clips(self.gradient)
+    def _takes(self) -> int:
+        return self.gradient.fidelity(self.adaptation, self.problem).takes
 
     @property
     def tasks(self) -> int:

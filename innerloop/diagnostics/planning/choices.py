@@ -5,19 +5,19 @@ import math
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.diagnostics.comparison.candidates import parameter_count
 from innerloop.gradients import (
     Binomial,
     FirstOrder,
     ForwardMode,
     Implicit,
     MetaGradient,
+    MixedMode,
     Segments,
     Truncated,
     Unroll,
 )
-from innerloop.gradients.validity import refusal
 from innerloop.problem import Problem
+from innerloop.trees import number_count
 
 _FEW = 32
 """Meta-parameters up to which one tangent for each is worth a trace."""
@@ -35,16 +35,17 @@ def exact_gradients(problem: Problem, adaptation: Adaptation, meta: PyTree) -> l
     steps = adaptation.steps or 0
     gradients: list[MetaGradient] = [Unroll()]
     if steps > 0:
-        gradients += [Unroll(mixed_mode=True)]
+        gradients += [Unroll(MixedMode())]
     if steps > 1:
         kept = Segments(1, keep_inner_gradients=True)
-        gradients += [Unroll(1), Unroll(1, mixed_mode=True), Unroll(kept, mixed_mode=True)]
+        every = Segments(1)
+        gradients += [Unroll(loop=every), Unroll(MixedMode(), every), Unroll(MixedMode(), kept)]
     if steps > 3:
-        gradients += [Unroll(Segments()), Unroll(Segments(), mixed_mode=True)]
+        gradients += [Unroll(loop=Segments()), Unroll(MixedMode(), Segments())]
     if steps > _MANY:
         few = Binomial(math.ceil(math.log2(steps)))
-        gradients += [Unroll(few), Unroll(few, mixed_mode=True)]
-    if parameter_count(meta) <= _FEW:
+        gradients += [Unroll(loop=few), Unroll(MixedMode(), few)]
+    if number_count(meta) <= _FEW:
         gradients += [ForwardMode(), ForwardMode(chunk=1)]
     valid = [gradient for gradient in gradients if _exists(gradient, problem, adaptation)]
     return valid or [Implicit()]
@@ -62,4 +63,4 @@ def biased_gradients(problem: Problem, adaptation: Adaptation) -> list[MetaGradi
 
 
 def _exists(gradient: MetaGradient, problem: Problem, adaptation: Adaptation) -> bool:
-    return refusal(gradient, problem, adaptation) is None
+    return gradient.fidelity(adaptation, problem).kind != "undefined"

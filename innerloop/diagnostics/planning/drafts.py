@@ -6,17 +6,17 @@ from typing import NamedTuple
 import jax
 from jaxtyping import PyTree
 
-from innerloop.adaptation import Adaptation
+from innerloop.adaptation import Adaptation, InnerRule
 from innerloop.diagnostics.compiled import compile_ahead
-from innerloop.diagnostics.planning.cost import Cost, program_cost
 from innerloop.diagnostics.planning.footprint import temporary_bytes
-from innerloop.diagnostics.planning.memory import abstract
 from innerloop.diagnostics.planning.search import Draft, Room
 from innerloop.diagnostics.planning.treeverse import evaluations, step_flops
 from innerloop.errors import GradientError, InnerloopError
-from innerloop.gradients import Binomial, MetaGradient, Unroll
+from innerloop.gradients import Binomial, MetaGradient, Segments, Unroll
 from innerloop.objective import meta_value_and_grad, task_count
 from innerloop.problem import Episode, Problem
+from innerloop.programs.cost import Cost, program_cost
+from innerloop.trees import abstract
 
 
 class Refused(NamedTuple):
@@ -69,8 +69,8 @@ class Request:
     def _draft(self, gradient: MetaGradient) -> Draft:
         program = self._trace(gradient)
         cost = program_cost(program)
-        if isinstance(gradient, Unroll) and isinstance(gradient.checkpoint, Binomial):
-            cost = self._binomial_cost(gradient.checkpoint.slots, gradient.mixed_mode)
+        if isinstance(gradient, Unroll) and isinstance(gradient.loop, Binomial):
+            cost = self._binomial_cost(gradient.loop.slots, gradient.inner)
         return Draft(gradient, cost, temporary_bytes(program))
 
     def _trace(self, gradient: MetaGradient):
@@ -86,9 +86,9 @@ class Request:
         self._functions.append((gradient, chunk, function))
         return function
 
-    def _binomial_cost(self, slots: int, mixed_mode: bool) -> Cost:
+    def _binomial_cost(self, slots: int, inner: InnerRule) -> Cost:
         """Every state kept, and the steps that are taken once more because it is not."""
-        cost = program_cost(self._trace(Unroll(1, mixed_mode)))
+        cost = program_cost(self._trace(Unroll(inner, Segments(1))))
         if self._step_flops is None:
             keys = jax.eval_shape(lambda key: jax.random.split(key, self.tasks), self.key)
             bare = lambda episodes: Episode(episodes.support, episodes.query)

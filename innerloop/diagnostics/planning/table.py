@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from innerloop.diagnostics.comparison.candidates import gradient_name
-from innerloop.diagnostics.planning.memory import format_bytes
+from innerloop.diagnostics.planning.amounts import format_bytes
+from innerloop.gradients import gradient_name
 
 HEADINGS = ("meta-gradient", "fidelity", "GFLOP", "memory: chunk", "verdict")
 

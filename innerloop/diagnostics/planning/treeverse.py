@@ -7,11 +7,21 @@ import jax
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerStep
-from innerloop.diagnostics.planning.cost import flops
 from innerloop.gradients.base import objective_after_run
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
 from innerloop.problem import Episode, Problem
+from innerloop.programs.cost import flops
+
+
+class _Again(StoreAll):
+    """A loop of so many times the steps, of which the first outputs are kept."""
+
+    times: int
+
+    def __call__(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
+        state, outputs = super().__call__(step, state, self.times * steps)
+        return state, jax.tree.map(lambda leaf: leaf[:steps], outputs)
 
 
 def evaluations(steps: int, slots: int) -> int:
@@ -57,11 +67,7 @@ def step_flops(
     """Operations of one forward step of all tasks: what a loop of twice the steps takes more."""
 
     def forward(times: int) -> float:
-        def loop(step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
-            state, outputs = store_all(step, state, times * steps)
-            return state, jax.tree.map(lambda leaf: leaf[:steps], outputs)
-
-        objective = objective_after_run(problem, adaptation, exact_inner_gradient, loop)
+        objective = objective_after_run(problem, adaptation, Exact(), _Again(times))
         return flops(jax.vmap(objective, (None, 0, 0)), meta, episodes, keys)
 
     return (forward(2) - forward(1)) / (adaptation.steps or 1)

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 
-from innerloop.diagnostics.planning.cost import program_cost
 from innerloop.estimators import OnlineGradient
 from innerloop.lab.experiments.base import Parts
 from innerloop.objective import meta_value_and_grad
 from innerloop.problem import ProblemMixture
+from innerloop.programs.cost import program_cost
 from innerloop.tasks import TaskMixture
 from innerloop.training import Fit
 
@@ -54,9 +54,9 @@ def _outer_step(outcome: Fit, meta, key, problem, adaptation, gradient, tasks, b
         window = gradient.value_and_grad(*where, chunk=outcome.chunk)
         begun = lambda meta, key: gradient.init(*where, meta, key, batch)
         return lambda *given: window(*given)[0], jax.eval_shape(begun, meta, key)
-    value_and_grad = meta_value_and_grad(
-        problem, adaptation, outcome.plan or gradient, chunk=outcome.chunk
-    )
+    if outcome.plan is not None:
+        gradient = outcome.plan.gradient
+    value_and_grad = meta_value_and_grad(problem, adaptation, gradient, chunk=outcome.chunk)
     return value_and_grad, jax.eval_shape(lambda key: tasks.sample(key, batch), key)
 
 

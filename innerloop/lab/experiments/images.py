@@ -12,8 +12,8 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import run
 from innerloop.errors import StructureError
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
 from innerloop.lab.experiments.base import Parts
 from innerloop.lab.experiments.few_shot import FewShot
 from innerloop.lab.experiments.ranges import PositiveInt, Ways
@@ -175,8 +175,8 @@ class FewShotImages(FewShot, abc.ABC):
                 meta,
                 episode.support,
                 task_keys(key).adapt,
-                exact_inner_gradient,
-                store_all,
+                Exact(),
+                StoreAll(),
                 steps=self.steps_at_test(parts.recipe),
             )
             params = adaptation.params(state)

@@ -19,7 +19,14 @@ from innerloop.estimators import (
     TruncatedES,
     TruncatedUnroll,
 )
-from innerloop.gradients import Bounded, Clipped, EvolutionStrategies, MetaGradient, Unroll
+from innerloop.gradients import (
+    Bound,
+    Clipped,
+    EvolutionStrategies,
+    MetaGradient,
+    MixedMode,
+    Unroll,
+)
 from innerloop.lab.experiments.base import Experiment, Parts
 from innerloop.lab.experiments.ranges import PositiveInt, Rate
 from innerloop.optimizers import (
@@ -237,10 +244,9 @@ def _of_runs(of_family: Callable[[OptimizerTraining, Family], MetaGradient]) -> 
 
 
 def _unroll(config: OptimizerTraining, family: Family) -> MetaGradient:
-    exact = Unroll(mixed_mode=True)
     if config.bound is None or family.batch is None:
-        return exact
-    return Bounded(config.bound, exact)
+        return Unroll(MixedMode())
+    return Unroll(Bound(config.bound, of=MixedMode()))
 
 
 ESTIMATORS: Mapping[EstimatorName, Build] = {

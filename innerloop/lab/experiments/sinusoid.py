@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from innerloop.adaptation import run
-from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.loops import store_all
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
 from innerloop.lab.experiments.base import Parts
 from innerloop.lab.experiments.few_shot import FewShot
 from innerloop.lab.experiments.ranges import PositiveInt
@@ -91,8 +91,8 @@ class Sinusoid(FewShot):
                 meta,
                 episode.support,
                 task_keys(jax.random.key(i)).adapt,
-                exact_inner_gradient,
-                store_all,
+                Exact(),
+                StoreAll(),
                 lambda params, t, i=i: predict(params, meta, points, jax.random.key(i))[:, 0],  # pyright: ignore[reportOptionalCall]
                 steps=steps,
             )

@@ -8,9 +8,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation, GradientDescent, MiniBatches
 from innerloop.adaptation.gradient_descent import MetaOptimizer
-from innerloop.optimizers.base import log_rate
+from innerloop.arguments import checked, positive
 from innerloop.problem import Problem
-from innerloop.tasks._mixture import Kind
 from innerloop.tasks.base import TaskDistribution
 
 
@@ -21,11 +20,12 @@ class Family(NamedTuple):
     is drawn: data in the episode, the initialisation from the task's key. The problem reads no
     meta-parameters, which are the optimizer's.
 
-    - `name`: of the family
-    - `problem`: `init` draws the parameters, `inner_loss` is what is optimised, `outer_loss` the
-      same on the query set
-    - `tasks`: draws the episodes
-    - `batch`: rows of the support set that a step sees; None for all of it
+    Args:
+        name: Of the family.
+        problem: `init` draws the parameters, `inner_loss` is what is optimised, `outer_loss` the
+            same on the query set.
+        tasks: Draws the episodes.
+        batch: Rows of the support set that a step sees; None for all of it.
     """
 
     name: str
@@ -38,19 +38,11 @@ class Family(NamedTuple):
     ) -> Adaptation:
         """`steps` steps of an optimizer, learned or not, on mini-batches where the family has them.
 
-        Raises `StructureError` as `GradientDescent` and `MiniBatches` do.
+        Raises:
+            StructureError: As `GradientDescent` and `MiniBatches` do.
         """
         descent = GradientDescent(optimizer, steps)
         return descent if self.batch is None else MiniBatches(descent, self.batch)
-
-    def kind(
-        self,
-        optimizer: optax.GradientTransformation | MetaOptimizer,
-        steps: int,
-        weight: float = 1.0,
-    ) -> Kind:
-        """The family as a part of a `mixture`, through which several families train one meta."""
-        return Kind(self.problem, self.adaptation(optimizer, steps), self.tasks, weight)
 
     def params(self, key: PRNGKeyArray) -> PyTree:
         """Parameters of one task, such as `LearnedOptimizer.init` wants to see."""
@@ -61,6 +53,7 @@ class Family(NamedTuple):
         return init(None, support, key)
 
 
+@checked(factor=positive(such_as=2.0))
 def rescaled(family: Family, factor: float) -> Family:
     r"""The same tasks in other units: parameters $\theta / c$, of which the loss reads c times.
 
@@ -68,9 +61,9 @@ def rescaled(family: Family, factor: float) -> Family:
     optimizer has learned about the size of parameters and gradients no longer holds. As an
     augmentation: Metz et al. 2022 and Moudgil et al. 2025, "Celo" (arXiv 2501.12670).
 
-    Raises `StructureError` for a factor that is not positive and finite.
+    Raises:
+        StructureError: For a factor that is not positive and finite.
     """
-    log_rate(factor, "factor")
     init, inner, outer = family.problem.init, family.problem.inner_loss, family.problem.outer_loss
     assert init is not None and inner is not None
     times = lambda tree, factor: jax.tree.map(lambda leaf: factor * leaf, tree)

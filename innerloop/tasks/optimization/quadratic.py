@@ -45,11 +45,13 @@ def quadratic_family(
     $$L(\theta) = \tfrac12 (\theta - c)^\top Q\, \text{diag}(\lambda)\, Q^\top (\theta - c), \qquad
       \theta_0, c \sim N(0, I)$$
 
-    - `spectrum`: λ, at least one eigenvalue, none negative
-    - `noise`: σ; each inner step sees $L(\theta) + \sigma\, \xi^\top (\theta - c)$ with its own
-      $\xi \sim N(0, I)$, a stochastic gradient. The outer loss is L.
+    Args:
+        spectrum: λ, at least one eigenvalue, none negative.
+        noise: σ; each inner step sees $L(\theta) + \sigma\, \xi^\top (\theta - c)$ with its own
+            $\xi \sim N(0, I)$, a stochastic gradient. The outer loss is L.
 
-    Raises `StructureError` for an empty, negative or infinite spectrum.
+    Raises:
+        StructureError: For an empty, negative or infinite spectrum.
     """
     values = np.asarray(spectrum, float)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or values.min() < 0:

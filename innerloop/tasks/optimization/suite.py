@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked
 from innerloop.models import (
     conv_features,
     cross_entropy,
@@ -37,6 +37,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": jax.nn.gelu,
     "swish": jax.nn.swish,
 }
+"""The activation functions of `mlp_family`, by name."""
 
 ROWS, BATCH = 256, 32
 """Rows of a task's support set where the table has enough, and rows that a step sees."""
@@ -53,8 +54,9 @@ def mlp_family(
     Classes are learned by cross-entropy (without hidden layers: logistic regression), real targets
     by mean squared error.
 
-    - `hidden`: widths of the hidden layers; `activation`: a name in `ACTIVATIONS`
-    - `scale`: see `supervised_family`
+    Args:
+        hidden: Widths of the hidden layers; `activation`: a name in `ACTIVATIONS`.
+        scale: See `supervised_family`.
     """
     inputs = int(np.prod(table.inputs.shape[1:]))
     model = mlp([inputs, *hidden, table.outputs], ACTIVATIONS[activation])
@@ -119,6 +121,7 @@ def held_out_families() -> list[Family]:
     ]
 
 
+@checked(count=at_least(1))
 def random_families(
     seed: int,
     count: int,
@@ -131,13 +134,14 @@ def random_families(
     Each is a family of its own, since shapes are known while tracing; the same seed gives the same
     families.
 
-    - `tables`: data sets to choose from; the digits and the wines unless given
-    - `widths`: range of each hidden layer's width, drawn log-uniformly
-    - `depths`: range of the number of hidden layers
+    Args:
+        tables: Data sets to choose from; the digits and the wines unless given.
+        widths: Range of each hidden layer's width, drawn log-uniformly.
+        depths: Range of the number of hidden layers.
 
-    Raises `StructureError` for a count below 1.
+    Raises:
+        StructureError: For a count below 1.
     """
-    check_count("count", count, write="random_families(seed=0, count=4)")
     tables = tables or (digits_table(), wine_table())
     rng = np.random.default_rng(seed)
 

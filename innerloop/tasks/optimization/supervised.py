@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.errors import StructureError
+from innerloop.arguments import checked, interval
 from innerloop.models import ExamplesLoss, Model, supervised_loss
 from innerloop.problem import Problem
 from innerloop.tasks.base import TaskDistribution
 from innerloop.tasks.optimization.family import Family
 
 
+@checked(scale=interval(above=0, point=True))
 def supervised_family(
     name: str,
     model: Model,
@@ -25,19 +26,14 @@ def supervised_family(
 
     The query set is judged by the same loss: with `TableTasks` it is a validation loss.
 
-    - `batch`: rows per inner step; None for the whole support set
-    - `scale`: range of a factor on the initial parameters, which each task draws log-uniformly
+    Args:
+        batch: Rows per inner step; None for the whole support set.
+        scale: Range of a factor on the initial parameters, which each task draws log-uniformly.
 
-    Raises `StructureError` for a range that is empty or not positive.
+    Raises:
+        StructureError: For a range that is empty or not positive.
     """
     low, high = scale
-    if not 0 < low <= high < math.inf:
-        raise StructureError(
-            "the range of the initial scale is empty or not positive",
-            got=f"scale={scale!r}",
-            expected="(low, high) with 0 < low <= high",
-            write="supervised_family(..., scale=(0.5, 2.0))",
-        )
 
     def init(meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
         params_key, scale_key = jax.random.split(key)

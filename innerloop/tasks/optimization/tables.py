@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count, optional_package
+from innerloop.arguments import at_least, checked
+from innerloop.checks import optional_package
 from innerloop.errors import DataError
 from innerloop.precision import default_float
 from innerloop.problem import Episode, Examples
@@ -18,9 +19,10 @@ from innerloop.tasks.base import sample_each
 class Table(NamedTuple):
     """A data set as arrays.
 
-    - `inputs`: `(rows, ...)`, of order 1
-    - `targets`: integer classes `(rows,)`, or real numbers `(rows, outputs)` of unit variance
-    - `outputs`: number of classes, or of real targets
+    Args:
+        inputs: `(rows, ...)`, of order 1.
+        targets: Integer classes `(rows,)`, or real numbers `(rows, outputs)` of unit variance.
+        outputs: Number of classes, or of real targets.
     """
 
     name: str
@@ -69,18 +71,23 @@ class TableTasks(eqx.Module):
     Support and query are `Examples` in JAX's default floating-point type, classes as int32. No row
     is in both.
 
-    - `inputs`, `targets`: all rows of the table
-    - `rows`: of the support set, and of the query set
+    Attributes:
+        inputs: All rows of the table.
+        targets: All rows of the table.
+        rows: Of the support set, and of the query set.
 
-    Raises `StructureError` for `rows` below 1, and `DataError` for more than half of the table.
+    Raises:
+        StructureError: For `rows` below 1.
+        DataError: For more than half of the table.
     """
 
     inputs: jax.Array
     targets: jax.Array
     rows: int = eqx.field(static=True)
 
+    @checked(rows=at_least(1, such_as=128))
     def __init__(self, table: Table, rows: int):
-        self.rows = check_count("rows", rows, write="TableTasks(table, rows=128)")
+        self.rows = rows
         if 2 * rows > len(table.inputs):
             raise DataError(
                 "there are not enough rows for a support and a query set",

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from innerloop.checks import check_count, optional_package
+from innerloop.arguments import at_least, checked
+from innerloop.checks import optional_package
 from innerloop.errors import DataError
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.base import sample_each
@@ -25,7 +26,8 @@ def descriptions(*data_sets: str) -> str:
     """What scikit-learn says about its data sets, one after the other: English of some 2,000 to
     5,000 characters each.
 
-    - `data_sets`: of `"breast_cancer"`, `"diabetes"`, `"digits"`, `"iris"`, `"linnerud"`, `"wine"`
+    Args:
+        data_sets: Of `"breast_cancer"`, `"diabetes"`, `"digits"`, `"iris"`, `"linnerud"`, `"wine"`.
     """
     sklearn = optional_package("sklearn.datasets", "descriptions()", extra="data")
     return "\n".join(getattr(sklearn, f"load_{name}")().DESCR for name in data_sets)
@@ -44,17 +46,18 @@ class TextTasks(eqx.Module):
     Support and query are `Examples` of tokens: inputs `(rows, length)`, and for targets the next
     token at each position, `(rows, length)`.
 
-    Raises `StructureError` for `rows` or `length` below 1, and `DataError` for a text that has no
-    whole window in its last fifth.
+    Raises:
+        StructureError: For `rows` or `length` below 1.
+        DataError: For a text that has no whole window in its last fifth.
     """
 
     tokens: jax.Array
     rows: int = eqx.field(static=True)
     length: int = eqx.field(static=True)
 
+    @checked(rows=at_least(1, such_as=64), length=at_least(1, such_as=32))
     def __init__(self, text: str, rows: int, length: int):
-        self.rows = check_count("rows", rows, write="TextTasks(text, rows=64, length=32)")
-        self.length = check_count("length", length, write="TextTasks(text, rows=64, length=32)")
+        self.rows, self.length = rows, length
         self.tokens = jnp.asarray(tokens(text))
         if _QUERY_SHARE * len(text) <= length:
             raise DataError(

@@ -1,0 +1,492 @@
+"""What an argument must be, declared in one line; errors are written from the declaration.
+
+A field of a module says it where other fields have their default:
+
+```python
+class EvolutionStrategies(MetaGradient):  # a CheckedModule
+    pairs: int = at_least(1)
+    sigma: float = positive()
+    chunk: int | None = optional(at_least(1))
+```
+
+An argument of a function, or a field of a named tuple or dataclass, says it in a decorator:
+
+```python
+@checked(steps=at_least(1), chunk=optional(at_least(1)))
+def train(problem, steps, chunk=None): ...
+```
+
+A value of another kind raises `StructureError`, which names the argument, its value, what it must
+be, and a call that works. Every kind takes the keywords `default`, `static` and `kw_only` of a
+field; without a default the argument is required. `optional` has the default None.
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from innerloop.checks import describe
+from innerloop.errors import StructureError
+
+if TYPE_CHECKING:  # the metaclass has no public name
+    from equinox._module._module import _ModuleMeta as ModuleMeta
+else:
+    ModuleMeta = type(eqx.Module)
+
+T = TypeVar("T")
+REQUIREMENT = "innerloop.requirement"
+"""Key of a field's requirement in its metadata."""
+
+
+class Requirement(NamedTuple):
+    """What a value must be.
+
+    Args:
+        accepts: `value -> bool`.
+        what: a noun with its article, which completes "NAME must be ...".
+        expected: the same as a type or an inequality, for the third part of the error.
+        cure: Python source of a value that is accepted.
+        shown: `(name, value) -> str`, the argument as the error shows it.
+    """
+
+    accepts: Callable[[Any], bool]
+    what: str
+    expected: str
+    cure: str
+    shown: Callable[[str, Any], str] = lambda name, value: f"{name}={describe(value)}"
+
+    def refusal(self, name: str, value: Any, call: str) -> StructureError:
+        """The error for a value that is not accepted, as the argument `name` of `call`."""
+        return StructureError(
+            f"{name} must be {self.what}",
+            got=self.shown(name, value),
+            expected=self.expected,
+            write=f"{call}(..., {name}={self.cure})",
+        )
+
+
+def requirement_of(declared: Any) -> Requirement | None:
+    """The requirement that a field declares, or None."""
+    return declared.metadata.get(REQUIREMENT) if isinstance(declared, dataclasses.Field) else None
+
+
+def require(declared: Any, name: str, value: Any, call: str) -> None:
+    """Raise `StructureError` unless `value` is what a kind of this module declares.
+
+    Args:
+        declared: such as `at_least(1)`.
+        name: the argument's name.
+        value: the argument's value.
+        call: what was called; the error shows a call of it.
+    """
+    requirement = requirement_of(declared)
+    if requirement is not None and not requirement.accepts(value):
+        raise requirement.refusal(name, value, call)
+
+
+def declare(requirement: Requirement, static: bool = False, **field: Any) -> Any:
+    """A field that carries its requirement: what every kind returns."""
+    default = field.get("default")
+    if isinstance(default, int | float | tuple) and requirement.accepts(default):
+        requirement = requirement._replace(cure=repr(default))
+    metadata = {REQUIREMENT: requirement, **field.pop("metadata", {})}
+    return eqx.field(static=static, metadata=metadata, **field)
+
+
+# The kinds. Each is the field specifier of a module's field, so that type checkers know from
+# `default` whether the argument is required.
+
+
+def at_least(
+    least: int, *, at_most: int | None = None, such_as: int | None = None, **field: Any
+) -> Any:
+    """A whole number of at least `least`, known while tracing; the error shows `such_as`."""
+    shown = max(least, 1) if such_as is None else such_as
+    if at_most is None:
+        what, expected = f"a whole number of at least {least}", f"an int >= {least}"
+    else:
+        what = f"a whole number from {least} to {at_most}"
+        expected = f"an int from {least} to {at_most}"
+    return declare(
+        Requirement(
+            lambda value: (
+                _is_whole(value) and least <= value and (at_most is None or value <= at_most)
+            ),
+            what,
+            f"{expected}, known while tracing",
+            repr(shown),
+        ),
+        **field,
+    )
+
+
+def positive(*, such_as: int | float = 1.0, **field: Any) -> Any:
+    """A finite Python number above 0; the error shows `such_as`."""
+    return declare(
+        Requirement(
+            lambda value: _is_number(value) and 0 < value < math.inf,
+            "a finite number above 0",
+            "0 < number < inf",
+            repr(such_as),
+        ),
+        **field,
+    )
+
+
+def number(*, such_as: int | float = 1.0, **field: Any) -> Any:
+    """A finite Python number; the error shows `such_as`."""
+    return declare(
+        Requirement(
+            lambda value: _is_number(value) and math.isfinite(value),
+            "a finite number",
+            "-inf < number < inf",
+            repr(such_as),
+        ),
+        **field,
+    )
+
+
+def between(low: int | float, high: int | float, *, below: bool = False, **field: Any) -> Any:
+    """A finite number from `low` to `high`, both included; with `below`, `high` is excluded."""
+
+    def accepts(value: Any) -> bool:
+        if not (_is_number(value) and math.isfinite(value)):
+            return False
+        return low <= value and (value < high if below else value <= high)
+
+    span = f"of at least {low} and below {high}" if below else f"from {low} to {high}"
+    return declare(
+        Requirement(
+            accepts,
+            f"a finite number of at least {low}" if high == math.inf else f"a number {span}",
+            f"{low} <= number {'<' if below or high == math.inf else '<='} {high}",
+            repr(low),
+        ),
+        **field,
+    )
+
+
+def interval(*, above: int | float = -math.inf, point: bool = False, **field: Any) -> Any:
+    """A pair `(low, high)` of finite numbers, `above < low < high`; with `point`, `low <= high`."""
+    relation = "<=" if point else "<"
+    lowest = "" if above == -math.inf else f"{above} < "
+
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            return False
+        if not all(_is_number(end) and math.isfinite(end) for end in value):
+            return False
+        return above < value[0] and (value[0] < value[1] or (point and value[0] == value[1]))
+
+    start = 0.0 if above == -math.inf else above + 0.5
+    return declare(
+        Requirement(
+            accepts,
+            f"a range that is not empty{'' if above == -math.inf else f', above {above}'}",
+            f"(low, high), finite, with {lowest}low {relation} high",
+            f"({start}, {start + 1.0})",
+        ),
+        **field,
+    )
+
+
+def one_of(*choices: Any, **field: Any) -> Any:
+    """One of the choices, by equality."""
+    listed = ", ".join(map(repr, choices))
+    return declare(
+        Requirement(
+            lambda value: any(type(value) is type(one) and value == one for one in choices),
+            f"one of {listed}",
+            " | ".join(map(repr, choices)),
+            repr(choices[0]),
+        ),
+        **field,
+    )
+
+
+def instance(*classes: type, what: str, such_as: str, **field: Any) -> Any:
+    """An instance of one of the classes.
+
+    Args:
+        *classes: as for `isinstance`.
+        what: a noun with its article, such as "a linear solver".
+        such_as: Python source of one, which the error shows.
+        **field: `default`, `static`, `kw_only`.
+    """
+    names = " | ".join(f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in classes)
+    accepts = lambda value: isinstance(value, classes)
+    return declare(Requirement(accepts, what, names, such_as), **field)
+
+
+def with_methods(*methods: str, what: str, such_as: str, **field: Any) -> Any:
+    """An object, and no class, that has the methods; `what` and `such_as` as in `instance`."""
+    accepts = lambda value: (
+        not isinstance(value, type)
+        and all(callable(getattr(value, method, None)) for method in methods)
+    )
+    expected = f"an object with {', '.join(methods)}"
+    return declare(Requirement(accepts, what, expected, such_as), **field)
+
+
+def function(*arguments: str, gives: str = "...", only: bool = False, **field: Any) -> Any:
+    """A function that is called with these arguments, by position.
+
+    Args:
+        *arguments: names of the arguments.
+        gives: what the function returns, in words.
+        only: whether further arguments that have defaults are refused.
+        **field: `default`, `static`, `kw_only`.
+    """
+    listed = ", ".join(arguments)
+
+    def shown(name: str, value: Any) -> str:
+        signature = _signature(value) if callable(value) else None
+        return f"{name}={describe(value)}" if signature is None else f"{name}{signature}"
+
+    def accepts(value: Any) -> bool:
+        if not callable(value):
+            return False
+        signature = _signature(value)
+        if signature is None:
+            return True
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            return False
+        return not only or len(signature.parameters) == len(arguments)
+
+    return declare(
+        Requirement(
+            accepts,
+            f"a function of ({listed})",
+            f"({listed}) -> {gives}",
+            f"lambda {listed}: ...".replace("lambda :", "lambda:"),
+            shown,
+        ),
+        **field,
+    )
+
+
+def random_key(**field: Any) -> Any:
+    """One random key, of the new kind or the old."""
+
+    def accepts(value: Any) -> bool:
+        dtype, axes = getattr(value, "dtype", None), len(getattr(value, "shape", ()))
+        if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            return axes == 0
+        return dtype == jnp.uint32 and axes == 1
+
+    what, expected = "a random key", "one key, as jax.random.key makes"
+    return declare(Requirement(accepts, what, expected, "jax.random.key(0)"), **field)
+
+
+def optimizer(**field: Any) -> Any:
+    """An optax transformation."""
+    return instance(
+        optax.GradientTransformation,
+        what="an optax transformation",
+        such_as="optax.sgd(0.1)",
+        **field,
+    )
+
+
+def each(kind: Any, *, least: int = 1, length: int | None = None, **field: Any) -> Any:
+    """A tuple whose entries are each of the kind; a list too, but for static fields.
+
+    Args:
+        kind: the kind of each entry, such as `at_least(1)`.
+        least: fewest entries.
+        length: exact number of entries, if given.
+        **field: `default`, `static`, `kw_only`.
+    """
+    entry = _requirement(kind)
+    many = length is None
+    allowed = tuple if field.get("static") else (tuple, list)  # a list cannot be hashed
+    entries = "at least 1 entry" if least == 1 else f"at least {least} entries"
+
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, allowed):
+            return False
+        fits = len(value) >= least if length is None else len(value) == length
+        return fits and all(map(entry.accepts, value))
+
+    shown = [entry.cure] * (least if length is None else length)
+
+    return declare(
+        Requirement(
+            accepts,
+            f"a tuple of {entries if many else f'{length} entries'}, each {entry.what}",
+            f"({entry.expected}, ...)" if many else f"{length} times ({entry.expected})",
+            f"({', '.join(shown)}{',' * (len(shown) == 1)})",
+        ),
+        **field,
+    )
+
+
+def either(*kinds: Any, **field: Any) -> Any:
+    """One kind or another; the error shows a value of the first."""
+    ways = [_requirement(kind) for kind in kinds]
+    return declare(
+        Requirement(
+            lambda value: any(way.accepts(value) for way in ways),
+            " or ".join(way.what for way in ways),
+            ", or ".join(way.expected for way in ways),
+            ways[0].cure,
+        ),
+        **field,
+    )
+
+
+def or_none(kind: Any, **field: Any) -> Any:
+    """What `kind` declares, or None; required unless it has a default."""
+    inner = _requirement(kind)
+    return declare(
+        inner._replace(
+            accepts=lambda value: value is None or inner.accepts(value),
+            what=f"{inner.what}, or None",
+            expected=f"{inner.expected}, or None",
+        ),
+        **field,
+    )
+
+
+def optional(kind: Any, *, default: Any = None, **field: Any) -> Any:
+    """What `kind` declares, or None, which is the default."""
+    return or_none(kind, default=default, **field)
+
+
+def _requirement(kind: Any) -> Requirement:
+    requirement = requirement_of(kind)
+    if requirement is None:
+        raise TypeError(f"{kind!r} is none of the kinds of innerloop.arguments")
+    return requirement
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _signature(value: Callable[..., Any]) -> inspect.Signature | None:
+    """None for builtins and compiled callables, which may have no signature."""
+    try:
+        return inspect.signature(value)
+    except (TypeError, ValueError):
+        return None
+
+
+# Where the checks are made.
+
+
+@dataclass_transform(
+    field_specifiers=(
+        at_least,
+        positive,
+        number,
+        between,
+        interval,
+        one_of,
+        instance,
+        with_methods,
+        function,
+        random_key,
+        optimizer,
+        each,
+        either,
+        or_none,
+        eqx.field,
+    )
+)
+class CheckedMeta(ModuleMeta):
+    """Tells type checkers that the kinds are fields."""
+
+
+class CheckedModule(eqx.Module, metaclass=CheckedMeta):
+    """An Equinox module whose fields are what they declare, or it cannot be made.
+
+    The fields are checked before every `__check_init__` of a subclass, which can rely on them.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "__check_init__" in vars(cls):
+            cls.__check_init__ = _after_fields(cls.__check_init__)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __check_init__(self):
+        check_fields(self)
+
+
+def check_fields(made: Any) -> None:
+    """Raise `StructureError` where a field of a dataclass is not what it declares."""
+    for field in dataclasses.fields(made):
+        require(field, field.name, getattr(made, field.name), type(made).__name__)
+
+
+def _after_fields(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    # Equinox runs the checks of a subclass before those of its bases.
+    @functools.wraps(check)
+    def both(self: Any) -> None:
+        check_fields(self)
+        check(self)
+
+    return both
+
+
+def checked(called: str | None = None, /, **kinds: Any) -> Callable[[T], T]:
+    """Decorates a function, a named tuple or a dataclass, whose arguments are of the kinds.
+
+    Arguments that are left out are not checked.
+
+    Args:
+        called: the call that the error shows, where it is not the function's own name.
+        **kinds: for each argument by its name, such as `steps=at_least(1)`.
+    """
+
+    def decorate(decorated: Any) -> Any:
+        made = of_class(decorated) if isinstance(decorated, type) else wrap(decorated)
+        made.__kinds__ = kinds  # for the test that every cure works
+        return made
+
+    def wrap(inner: Callable[..., Any], name: str | None = None) -> Any:
+        signature = inspect.signature(inner)
+        unknown = kinds.keys() - signature.parameters.keys()
+        if unknown:
+            raise TypeError(f"{inner.__qualname__} has no arguments {sorted(unknown)}")
+        owner, _, own = inner.__qualname__.rpartition(".")
+        call = called or name or (owner.rpartition(".")[2] if own == "__init__" else own)
+
+        @functools.wraps(inner)
+        def outer(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            try:
+                given = signature.bind(*args, **kwargs).arguments
+            except TypeError:
+                given = {}  # the function says itself what is missing
+            for argument, kind in kinds.items():
+                if argument in given:
+                    require(kind, argument, given[argument], call)
+            return inner(*args, **kwargs)
+
+        return outer
+
+    def of_class(cls: Any) -> Any:
+        if hasattr(cls, "_make"):  # a named tuple
+            cls.__new__ = wrap(cls.__new__, cls.__name__)
+            cls._make = classmethod(lambda cls, values: cls(*values))  # `_replace` goes through it
+        else:
+            cls.__init__ = wrap(cls.__init__, cls.__name__)
+        return cls
+
+    return decorate

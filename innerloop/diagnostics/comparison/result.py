@@ -1,0 +1,164 @@
+"""What `compare` found: one row per meta-gradient, as a table and as data."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from innerloop.diagnostics.text import definitions, table
+from innerloop.gradients import Fidelity, MetaGradient
+
+MIB = 2**20
+
+
+class ComparisonRow(NamedTuple):
+    """One meta-gradient, held against the exact one.
+
+    - `name`: how the meta-gradient is written
+    - `gradient`: the meta-gradient
+    - `fidelity`: how far it should be from exact, and why; None where it was refused
+    - `refusal`: why there is no estimate, and what to write instead; None where there is one
+    - `cosine`: cosine of the angle between estimate and exact gradient, from -1 to 1
+    - `cosine_error`: its standard error over draws; None for a deterministic estimate
+    - `relative_error`: ‖estimate - exact‖ / ‖exact‖
+    - `relative_error_error`: its standard error over draws; None for a deterministic estimate
+    - `memory`: peak bytes of the compiled program: arguments, results and everything between
+    - `compile_seconds`: how long tracing and compiling took
+    - `seconds`: the median time of a warm call
+    - `note`: why a number is undefined; None where none is
+
+    A number that was not measured is None, one that is undefined is NaN. Cosine and relative error
+    of a stochastic estimate are means over draws.
+    """
+
+    name: str
+    gradient: MetaGradient
+    fidelity: Fidelity | None = None
+    refusal: str | None = None
+    cosine: float | None = None
+    cosine_error: float | None = None
+    relative_error: float | None = None
+    relative_error_error: float | None = None
+    memory: int | None = None
+    compile_seconds: float | None = None
+    seconds: float | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Meta-gradients side by side. `print` shows the table.
+
+    - `rows`: in the order in which the meta-gradients were given
+    - `reference`: name of the row that the others are held against
+    - `tasks`: tasks in the batch
+    - `parameters`: numbers in meta
+    - `draws`: keys that stochastic meta-gradients were drawn with
+    """
+
+    rows: tuple[ComparisonRow, ...]
+    reference: str
+    tasks: int
+    parameters: int
+    draws: int
+
+    def __getitem__(self, name: str) -> ComparisonRow:
+        """The row of that name. Raises `KeyError` where there is none."""
+        rows = {row.name: row for row in self.rows}
+        if name in rows:
+            return rows[name]
+        raise KeyError(f"{name!r} is none of {', '.join(rows)}")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows as JSON-able data: bytes and seconds; None for what is missing or undefined."""
+        return [_record(row) for row in self.rows]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The rows and the settings as JSON-able data."""
+        return {
+            "reference": self.reference,
+            "tasks": self.tasks,
+            "parameters": self.parameters,
+            "draws": self.draws,
+            "rows": self.records(),
+        }
+
+    def headline(self) -> str:
+        """What was compared, in one line."""
+        tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
+        return f"Held against {self.reference}: {tasks}, {self.parameters:,} meta-parameters"
+
+    def __str__(self) -> str:
+        """The table, what each meta-gradient drops, and why some are refused."""
+        parts = [self.headline(), table(_HEADINGS, list(map(_cells, self.rows)), right=2)]
+        known = self[self.reference].fidelity
+        dropped = [
+            (row.name, row.fidelity.sentence)
+            for row in self.rows
+            if row.fidelity and not row.refusal and row.fidelity.sentence != known.sentence
+        ]
+        refused = [(row.name, row.refusal) for row in self.rows if row.refusal]
+        noted = [(row.name, row.note) for row in self.rows if row.note]
+        sections = {"Fidelity": dropped, "Refused": refused, "Undefined": noted}
+        parts += [f"{heading}\n{definitions(said)}" for heading, said in sections.items() if said]
+        return "\n\n".join(parts)
+
+
+_HEADINGS = (
+    "meta-gradient",
+    "",
+    "cosine",
+    "relative\nerror",
+    "MiB",
+    "ms per\ncall",
+    "s to\ncompile",
+)
+
+
+def _cells(row: ComparisonRow) -> list[str]:
+    kind = "refused" if row.refusal else row.fidelity.kind if row.fidelity else ""
+    memory = None if row.memory is None else row.memory / MIB
+    milliseconds = None if row.seconds is None else 1e3 * row.seconds
+    return [
+        row.name,
+        kind,
+        _spread(row.cosine, row.cosine_error, "{:.4f}"),
+        _spread(row.relative_error, row.relative_error_error, "{:.3f}"),
+        _measure(memory),
+        _measure(milliseconds),
+        "–" if row.compile_seconds is None else f"{row.compile_seconds:.1f}",
+    ]
+
+
+def _spread(value: float | None, error: float | None, form: str) -> str:
+    """A number and its standard error, both to the first digit of the latter."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return "undefined"
+    if error is None or not math.isfinite(error):
+        if value == 0:
+            return "0"
+        return f"{value:.0e}" if abs(value) < 1e-3 else form.format(value)
+    digits = -math.floor(math.log10(error)) if error > 0 else 4
+    digits = min(max(digits, 0), 4)
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _measure(value: float | None) -> str:
+    """Three digits, without an exponent."""
+    if value is None:
+        return "–"
+    digits = 2 - math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:,.{min(max(digits, 0), 3)}f}"
+
+
+def _record(row: ComparisonRow) -> dict[str, Any]:
+    record = row._asdict()
+    del record["gradient"]  # its name says it
+    known = row.fidelity
+    record["fidelity"] = known and {"kind": known.kind, "sentence": known.sentence}
+    return {name: _finite(value) for name, value in record.items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,54 @@
+"""Amounts of memory, as one writes them and as one reads them."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from innerloop.errors import StructureError
+
+UNITS = {"": 1, "B": 1}
+UNITS |= {f"{prefix}B": 1000**i for i, prefix in enumerate("kMGT", 1)}
+UNITS |= {f"{prefix}iB": 1024**i for i, prefix in enumerate("KMGT", 1)}
+_BY_LOWER_CASE = {unit.lower(): size for unit, size in UNITS.items()}
+
+
+def parse_bytes(memory: Any) -> int:
+    """Bytes from `"2GiB"`, `"1.5 GB"`, `"512MiB"` or a number of bytes.
+
+    Upper and lower case mean the same. Raises `StructureError` for what is not an amount of memory
+    above zero.
+    """
+    number, unit = memory, ""
+    if isinstance(memory, str):
+        parts = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE]\d+)?)\s*([A-Za-z]*)\s*", memory)
+        if parts is None or parts[2].lower() not in _BY_LOWER_CASE:
+            raise _unreadable(memory)
+        number, unit = float(parts[1]), parts[2].lower()
+    elif not isinstance(memory, int | float | np.integer) or isinstance(memory, bool):
+        raise _unreadable(memory)
+    if not 0 < number < float("inf"):
+        raise _unreadable(memory)
+    size = int(number * _BY_LOWER_CASE[unit])
+    if size < 1:
+        raise _unreadable(memory)
+    return size
+
+
+def format_bytes(size: int | float) -> str:
+    """`1.5 GiB`: three digits and the largest unit that leaves a number of at least one."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    power = max((i for i in range(len(units)) if abs(size) >= 1024**i), default=0)
+    number = size / 1024**power
+    digits = 0 if power == 0 else max(0, 3 - len(str(int(abs(number)))))
+    return f"{number:.{digits}f} {units[power]}"
+
+
+def _unreadable(memory: Any) -> StructureError:
+    return StructureError(
+        "memory is not an amount of memory",
+        got=f"memory={memory!r}",
+        expected=f"a number above zero with one of the units {', '.join(filter(None, UNITS))}; or "
+        "a number of bytes",
+        write='memory="2GiB"',
+    )

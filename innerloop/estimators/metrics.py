@@ -1,0 +1,52 @@
+"""The metrics of an outer step: means over its tasks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PyTree, Scalar
+
+from innerloop.errors import StructureError
+from innerloop.trees import all_finite
+
+
+def named_metrics(aux: Any) -> dict[str, Any]:
+    """An outer loss's aux as metrics. Raises `StructureError` unless it is a dict of scalars."""
+    if aux is None:
+        return {}
+    if isinstance(aux, dict) and all(jnp.shape(leaf) == () for leaf in aux.values()):
+        return aux
+    raise StructureError(
+        "training and evaluation report the outer loss's aux by name",
+        got=f"aux of type {type(aux).__name__}",
+        expected="a dict of scalars, or no aux",
+        write="return loss, {'accuracy': accuracy} in outer_loss",
+    )
+
+
+def mean_metrics(metrics: PyTree, weight: Array | None) -> dict[str, Scalar]:
+    """Means over tasks of the outer loss's metrics, weighted as the loss is."""
+    named_metrics(jax.tree.map(lambda leaf: leaf[0], metrics))
+    if not metrics:
+        return {}
+    if weight is None:
+        return {name: jnp.mean(leaf) for name, leaf in metrics.items()}
+
+    def weighted(leaf: Array) -> Scalar:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            leaf = leaf.astype(weight.dtype)
+        weights = weight.astype(leaf.dtype)
+        return jnp.sum(jnp.where(weights != 0, weights * leaf, 0)) / jnp.sum(weights)
+
+    return {name: weighted(leaf) for name, leaf in metrics.items()}
+
+
+def key_numbers(keys: jax.Array) -> jax.Array:
+    """Random keys as arrays of numbers."""
+    is_typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(keys) if is_typed else keys
+
+
+def is_sound(loss: Scalar, grads: PyTree) -> Bool[Array, ""]:
+    """Whether a loss and its gradient are finite."""
+    return all_finite((loss, grads))

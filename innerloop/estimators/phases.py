@@ -1,0 +1,129 @@
+"""Two estimators one after the other."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.arguments import at_least, instance
+from innerloop.devices.placement import Placement
+from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskSet
+from innerloop.estimators.weighted_sum import composed, fewest, the_same
+from innerloop.gradients.base import Fidelity
+from innerloop.learner import Learner
+
+
+class FirstState(NamedTuple):
+    """The state while the first estimator is followed."""
+
+    state: PyTree
+
+
+class ThenState(NamedTuple):
+    """The state while the second estimator is followed."""
+
+    state: PyTree
+
+
+class Phases(Estimator):
+    """One estimator in the outer steps below `until`, and another one from then on.
+
+    ```python
+    il.estimators.Phases(first_order, exact, until=1000)
+    ```
+
+    The state of `then` begins at the step `until`, from that step's meta-parameters; the state of
+    `first` is dropped. Each phase is compiled when it begins. Metrics are those of the estimator in
+    use. Phases nest, for more than two.
+
+    Args:
+        first: The estimator of the outer steps 0 ... `until - 1`.
+        then: The estimator of the steps from `until` on.
+        until: The first outer step of `then`, at least 1.
+
+    Raises:
+        StructureError: A part is no estimator, or `until` is below one.
+    """
+
+    first: Estimator = instance(Estimator, what="an estimator", such_as="WholeTasks(...)")
+    then: Estimator = instance(Estimator, what="an estimator", such_as="WholeTasks(...)")
+    until: int = at_least(1, such_as=1000, static=True, kw_only=True)
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        before = (end for end in self.first.boundaries if end < self.until)
+        after = (end for end in self.then.boundaries if end > self.until)
+        return (*before, self.until, *after)
+
+    @property
+    def learner(self) -> Learner | None:
+        return the_same([self.first.learner, self.then.learner])
+
+    @property
+    def tasks_per_step(self) -> int:
+        return max(self.first.tasks_per_step, self.then.tasks_per_step)
+
+    @property
+    def tasks_at_once(self) -> int | None:
+        return fewest((self.first, self.then))
+
+    def fidelity(self) -> Fidelity:
+        return composed({f"until step {self.until}": self.first, "then": self.then})
+
+    def init(self, meta: PyTree, key: PRNGKeyArray, outer_step: int = 0) -> PyTree:
+        if outer_step < self.until:
+            return FirstState(self.first.init(meta, key, outer_step))
+        return ThenState(self.then.init(meta, self._then_key(key), outer_step))
+
+    def enter(self, state: PyTree, meta: PyTree, key: PRNGKeyArray, outer_step: int) -> PyTree:
+        if outer_step == self.until:
+            return self.init(meta, key, outer_step)
+        part, kind = self._of(state)
+        own = key if kind is FirstState else self._then_key(key)
+        return kind(part.enter(state.state, meta, own, outer_step))
+
+    def on(self, placement: Placement) -> "Phases":
+        first, then = self.first.on(placement), self.then.on(placement)
+        return dataclasses.replace(self, first=first, then=then)
+
+    def per_task(self, state: PyTree) -> PyTree:
+        part, kind = self._of(state)
+        return kind(part.per_task(state.state))
+
+    def feed(self, key: PRNGKeyArray, first_step: int, n: int) -> Any:
+        return self._at(first_step).feed(key, first_step, n)
+
+    def close(self) -> None:
+        self.first.close()
+        self.then.close()
+
+    def step(self, meta, state, data, key, outer_step) -> tuple[Estimate, PyTree]:
+        part, kind = self._of(state)
+        estimate, after = part.step(meta, state.state, data, key, outer_step)
+        return estimate, kind(after)
+
+    def apart(self, meta, state, data, key, outer_step, norm) -> Apart:
+        part, kind = self._of(state)
+        found = part.apart(meta, state.state, data, key, outer_step, norm)
+        return found._replace(state=kind(found.state))
+
+    def tasks_of_step(self, key: PRNGKeyArray, outer_step: int) -> TaskSet | dict[str, Any]:
+        return self._at(outer_step).tasks_of_step(key, outer_step)
+
+    def checked_parts(self, key: PRNGKeyArray) -> dict[str, CheckedPart]:
+        return self.first.checked_parts(key) | {
+            f"then/{name}" if name else "then": part
+            for name, part in self.then.checked_parts(key).items()
+        }
+
+    def _at(self, outer_step: int) -> Estimator:
+        return self.first if outer_step < self.until else self.then
+
+    def _of(self, state: PyTree) -> tuple[Estimator, type]:
+        """Which phase a state is of is its type, and so known while tracing."""
+        kind = type(state)
+        return (self.first if kind is FirstState else self.then), kind
+
+    def _then_key(self, key: PRNGKeyArray) -> PRNGKeyArray:
+        return jax.random.fold_in(key, self.until)

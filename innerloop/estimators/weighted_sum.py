@@ -1,0 +1,203 @@
+"""The weighted sum of estimators: a mixture of kinds of tasks, or of ways to learn them."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from innerloop.checks import describe
+from innerloop.devices.placement import Placement
+from innerloop.errors import StructureError
+from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskSet
+from innerloop.estimators.metrics import is_sound
+from innerloop.gradients.base import Fidelity
+from innerloop.learner import Learner
+
+
+class WeightedSum(Estimator):
+    r"""Several estimators under one meta: $\sum_i w_i\, g_i$, of weights with sum 1.
+
+    ```python
+    il.estimators.WeightedSum((sines, 3.0), (lines, 1.0))
+    il.estimators.WeightedSum(sines=(sines, 3.0), lines=(lines, 1.0))
+    ```
+
+    The parts may be of any kinds. Each has its own batch, its own state and its own random key, and
+    its metrics carry its name: `"sines/loss"`. The names of unnamed parts are their numbers. A part
+    whose loss or gradient is not finite is left out of the step, and the weights of the others are
+    scaled to the sum 1; the step is not finite if no part is.
+
+    Args:
+        *parts: Pairs of an estimator and its weight, which is positive and finite.
+        **named: The same, by name.
+
+    Raises:
+        StructureError: There are no parts, or a part is no such pair.
+    """
+
+    parts: tuple[Estimator, ...]
+    names: tuple[str, ...] = eqx.field(static=True)
+    weights: tuple[float, ...] = eqx.field(static=True)
+
+    def __init__(self, *parts: tuple[Estimator, float], **named: tuple[Estimator, float]):
+        pairs = {str(i): part for i, part in enumerate(parts)} | named
+        if not pairs or not all(map(_is_pair, pairs.values())):
+            raise StructureError(
+                "a weighted sum is made of estimators with weights",
+                got=", ".join(map(describe, pairs.values())) or "nothing",
+                expected="pairs (estimator, weight), every weight positive and finite",
+                write="WeightedSum((estimator, 3.0), (another, 1.0))",
+            )
+        self.parts = tuple(estimator for estimator, _ in pairs.values())
+        self.names = tuple(pairs)
+        self.weights = tuple(weight for _, weight in pairs.values())
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weights, scaled to the sum 1."""
+        return tuple(weight / sum(self.weights) for weight in self.weights)
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        return tuple(sorted({end for part in self.parts for end in part.boundaries}))
+
+    @property
+    def learner(self) -> Learner | None:
+        return the_same([part.learner for part in self.parts])
+
+    @property
+    def tasks_per_step(self) -> int:
+        return sum(part.tasks_per_step for part in self.parts)
+
+    @property
+    def tasks_at_once(self) -> int | None:
+        return fewest(self.parts)
+
+    def fidelity(self) -> Fidelity:
+        return composed(dict(zip(self.names, self.parts, strict=True)))
+
+    def init(self, meta: PyTree, key: PRNGKeyArray, outer_step: int = 0) -> PyTree:
+        return tuple(part.init(meta, own, outer_step) for part, own in self._keyed(key))
+
+    def enter(self, state: PyTree, meta: PyTree, key: PRNGKeyArray, outer_step: int) -> PyTree:
+        parts = zip(self._keyed(key), state, strict=True)
+        return tuple(part.enter(held, meta, own, outer_step) for (part, own), held in parts)
+
+    def on(self, placement: Placement) -> "WeightedSum":
+        return self._with([part.on(placement) for part in self.parts])
+
+    def per_task(self, state: PyTree) -> PyTree:
+        return tuple(part.per_task(held) for part, held in zip(self.parts, state, strict=True))
+
+    def feed(self, key: PRNGKeyArray, first_step: int, n: int) -> Any:
+        return tuple(part.feed(own, first_step, n) for part, own in self._keyed(key))
+
+    def close(self) -> None:
+        for part in self.parts:
+            part.close()
+
+    def step(self, meta, state, data, key, outer_step) -> tuple[Estimate, PyTree]:
+        given = zip(self._keyed(key), state, data, strict=True)
+        results = [
+            part.step(meta, held, own, own_key, outer_step) for (part, own_key), held, own in given
+        ]
+        found = dict(zip(self.names, (estimate for estimate, _ in results), strict=True))
+        losses = jnp.stack([each.loss for each in found.values()])
+        sound = jnp.stack([is_sound(each.loss, each.grads) for each in found.values()])
+        weights = jnp.where(sound, jnp.asarray(self.shares, losses.dtype), 0)
+        weights = weights / jnp.sum(weights)  # NaN if no part is finite
+        grads = [
+            jax.tree.map(lambda leaf, ok=ok: jnp.where(ok, leaf, 0), each.grads)
+            for ok, each in zip(sound, found.values(), strict=True)
+        ]
+        loss = _weighted(weights, *jnp.where(sound, losses, 0))
+        metrics = {
+            f"{name}/{metric}": value
+            for name, each in found.items()
+            for metric, value in ({"loss": each.loss} | each.metrics).items()
+        }
+        mean = jax.tree.map(lambda *leaves: _weighted(weights, *leaves), *grads)
+        aux = {name: each.aux for name, each in found.items()}
+        return Estimate(loss, mean, metrics, aux), tuple(after for _, after in results)
+
+    def apart(self, meta, state, data, key, outer_step, norm) -> Apart:
+        given = zip(self._keyed(key), state, data, strict=True)
+        results = [
+            part.apart(meta, held, own, own_key, outer_step, norm)
+            for (part, own_key), held, own in given
+        ]
+        weights = jnp.asarray(self.shares)
+        grads = jax.tree.map(
+            lambda *leaves: _weighted(weights, *leaves), *(each.grads for each in results)
+        )
+        named = zip(self.names, results, strict=True)
+        faults = {_joined(name, inner): f for name, r in named for inner, f in r.faults.items()}
+        return Apart(grads, tuple(each.state for each in results), faults)
+
+    def tasks_of_step(self, key: PRNGKeyArray, outer_step: int) -> dict[str, TaskSet]:
+        found: dict[str, TaskSet] = {}
+        for name, (part, own) in zip(self.names, self._keyed(key), strict=True):
+            tasks = part.tasks_of_step(own, outer_step)
+            found |= _flat(name, tasks)
+        return found
+
+    def checked_parts(self, key: PRNGKeyArray) -> dict[str, CheckedPart]:
+        return {
+            _joined(name, inner): checked
+            for name, (part, own) in zip(self.names, self._keyed(key), strict=True)
+            for inner, checked in part.checked_parts(own).items()
+        }
+
+    def _keyed(self, key: PRNGKeyArray) -> list[tuple[Estimator, PRNGKeyArray]]:
+        return list(zip(self.parts, jax.random.split(key, len(self.parts)), strict=True))
+
+    def _with(self, parts: list[Estimator]) -> "WeightedSum":
+        weights = zip(parts, self.weights, strict=True)
+        return WeightedSum(**dict(zip(self.names, weights, strict=True)))
+
+
+def _is_pair(part: Any) -> bool:
+    if not (isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], Estimator)):
+        return False
+    number = isinstance(part[1], int | float) and not isinstance(part[1], bool)
+    return number and 0 < part[1] < math.inf
+
+
+def _weighted(weights: Array, *leaves: Array) -> Any:
+    return sum(w.astype(leaf.dtype) * leaf for w, leaf in zip(weights, leaves, strict=True))
+
+
+def _joined(name: str, inner: str) -> str:
+    return f"{name}/{inner}" if inner else name
+
+
+def _flat(name: str, tasks: TaskSet | Mapping[str, TaskSet]) -> dict[str, TaskSet]:
+    if isinstance(tasks, TaskSet):
+        return {name: tasks}
+    return {_joined(name, inner): each for inner, each in tasks.items()}
+
+
+def the_same(learners: list[Learner | None]) -> Learner | None:
+    """The learner that all of them are, if they are."""
+    first = learners[0]
+    same = first is not None and all(bool(eqx.tree_equal(first, each)) for each in learners)
+    return first if same else None
+
+
+def fewest(parts: Iterable[Estimator]) -> int | None:
+    """The least of the parts' limits on tasks that are computed at a time."""
+    limits = [part.tasks_at_once for part in parts]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def composed(parts: Mapping[str, Estimator]) -> Fidelity:
+    """The fidelity of several estimators: the least of theirs, and each sentence with its name."""
+    each = {name: part.fidelity() for name, part in parts.items()}
+    order = ("undefined", "biased", "unbiased", "exact")
+    least = min(each.values(), key=lambda fidelity: order.index(fidelity.kind))
+    said = " ".join(f"{name}: {fidelity.sentence}" for name, fidelity in each.items())
+    return least._replace(sentence=said)

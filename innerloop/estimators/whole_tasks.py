@@ -1,0 +1,209 @@
+"""The estimator of whole tasks: each outer step learns a batch of fresh tasks."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from innerloop.adaptation import Adaptation
+from innerloop.arguments import at_least, function, instance, optional, with_methods
+from innerloop.devices.placement import OneDevice, Placement
+from innerloop.errors import StructureError
+from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskFaults, TaskSet
+from innerloop.estimators.metrics import is_sound, key_numbers, mean_metrics
+from innerloop.estimators.planning import planned
+from innerloop.estimators.settings import NO_SETTING
+from innerloop.gradients import MetaGradient
+from innerloop.gradients.base import Fidelity
+from innerloop.learner import Learner
+from innerloop.objective import SumOverTasks, meta_value_and_grad, task_count
+from innerloop.problem import Episode, Problem
+from innerloop.tasks import StreamedTasks, TaskDistribution
+from innerloop.tasks.streamed import on_device
+from innerloop.trees import shorten, tree_bytes
+
+Schedule = Callable[[Int[Array, ""]], tuple[Problem, Adaptation]]
+"""`outer step -> (problem, adaptation)`. The step is traced: numbers may differ, shapes may not."""
+
+
+class WholeTasks(Estimator):
+    r"""A batch of fresh tasks in each outer step, learned from beginning to end.
+
+    $$\nabla_\phi \frac{1}{\sum_i w_i} \sum_{i=1}^{B} w_i\, L_i(\phi)$$
+
+    over the tasks i of the batch, by the given meta-gradient. There is no state.
+
+    Args:
+        problem: What is optimised.
+        adaptation: How one task is learned.
+        gradient: How the derivative is computed.
+        tasks: A task distribution, or `StreamedTasks` from data that the device does not hold.
+        batch: B, tasks per outer step.
+        chunk: Tasks that are computed at a time, as in `meta_value_and_grad`; None for all at once.
+            On several devices it counts the tasks of one device. It changes results by rounding
+            alone.
+        schedule: `outer step -> (problem, adaptation)` if they change during meta-training. The
+            step is a traced number, so they may differ in numbers and not in shapes; `problem` and
+            `adaptation` are those at the end.
+        tested: The learner of new tasks, if it differs from that of meta-training (pretraining).
+
+    Raises:
+        StructureError: A part is of another kind, or a count is below one.
+        GradientError: The meta-gradient does not exist after this adaptation.
+    """
+
+    problem: Problem = instance(
+        Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"
+    )
+    adaptation: Adaptation = instance(
+        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.1), 1)"
+    )
+    gradient: MetaGradient = instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")
+    tasks: TaskDistribution | StreamedTasks = with_methods(
+        "sample", what="a task distribution", such_as="SinusoidTasks(5, 5)"
+    )
+    batch: int = at_least(1, such_as=8)
+    chunk: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
+    schedule: Schedule | None = optional(function("outer_step"), kw_only=True)
+    tested: Learner | None = eqx.field(default=None, kw_only=True)
+    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
+
+    def __check_init__(self):
+        meta_value_and_grad(*self.at(0), self.gradient)  # refuses now what it would refuse later
+
+    def at(self, outer_step: int | Int[Array, ""]) -> tuple[Problem, Adaptation]:
+        """Problem and adaptation of an outer step."""
+        if self.schedule is None:
+            return self.problem, self.adaptation
+        return self.schedule(jnp.asarray(outer_step, jnp.int32))
+
+    @property
+    def learner(self) -> Learner:
+        return self.tested or Learner(self.problem, self.adaptation)
+
+    @property
+    def tasks_per_step(self) -> int:
+        return self.batch
+
+    @property
+    def tasks_at_once(self) -> int | None:
+        return self.chunk
+
+    def fidelity(self) -> Fidelity:
+        return self.gradient.fidelity(self.adaptation, self.problem)
+
+    def init(self, meta: PyTree, key: PRNGKeyArray, outer_step: int = 0) -> PyTree:
+        return ()
+
+    def on(self, placement: Placement) -> "WholeTasks":
+        return dataclasses.replace(self, placement=placement)
+
+    def feed(self, key: PRNGKeyArray, first_step: int, n: int) -> Any:
+        if isinstance(self.tasks, StreamedTasks):
+            return self.tasks.feed(key, first_step, n, self.batch)
+        return None
+
+    def close(self) -> None:
+        if isinstance(self.tasks, StreamedTasks):
+            self.tasks.close()
+
+    def step(self, meta, state, data, key, outer_step) -> tuple[Estimate, PyTree]:
+        episodes, task_key = self.drawn(data, key, outer_step, self.placement)
+        value_and_grad = self._value_and_grad(outer_step, self.chunk, self.placement.spread)
+        (loss, aux), grads = value_and_grad(meta, episodes, task_key)
+        return Estimate(loss, grads, mean_metrics(aux.metrics, episodes.weight), aux), state
+
+    def apart(self, meta, state, data, key, outer_step, norm) -> Apart:
+        # Without the tasks that fill a batch up for the devices: every device computes all tasks.
+        episodes, task_key = self.drawn(data, key, outer_step, OneDevice())
+        whole = self.placement.whole(episodes)
+        value_and_grad = self._value_and_grad(outer_step, None, _task_by_task(norm))
+        (_, aux), grads = value_and_grad(meta, whole, task_key)
+        return Apart(grads, state, {"": TaskFaults(*aux.diagnostics[_FAULTS])})
+
+    def tasks_of_step(self, key: PRNGKeyArray, outer_step: int) -> TaskSet:
+        data = self.feed(key, outer_step, 1)
+        of_step = jax.tree.map(lambda leaf: leaf[0], data)
+        episodes, task_key = self.drawn(of_step, key, outer_step, OneDevice())
+        return TaskSet(episodes, jax.random.split(task_key, task_count(episodes)))
+
+    def within(self, memory: Any, meta: PyTree, held: int) -> tuple["WholeTasks", Any]:
+        here = -(-self.batch // self.placement.devices)
+        like = jax.eval_shape(lambda: jax.random.key(0))
+        episodes = jax.eval_shape(lambda key: self.tasks.sample(key, here), like)
+        held += tree_bytes(eqx.filter(self.tasks, eqx.is_array))
+        plan = planned(*self.at(0), self.gradient, meta, episodes, memory, self.chunk, held)
+        chunk = plan.chunk or self.batch
+        return dataclasses.replace(self, gradient=plan.gradient, chunk=chunk), plan
+
+    def checked_parts(self, key: PRNGKeyArray) -> dict[str, CheckedPart]:
+        learner = Learner(*self.at(0))
+        return {"": CheckedPart(learner, self.gradient, self.tasks.sample(key, self.batch))}
+
+    def _value_and_grad(self, outer_step, chunk: int | None, spread: Callable):
+        return meta_value_and_grad(*self.at(outer_step), self.gradient, chunk=chunk, spread=spread)
+
+    def drawn(self, data: Any, key: PRNGKeyArray, outer_step: Any, placement: Placement):
+        """The tasks of a step, and the key to learn them.
+
+        Each device draws its own tasks. If the devices do not divide their number, the last task,
+        whose numbers are as sound as any, fills the batch up with weight zero.
+        """
+        sample_key, task_key = jax.random.split(jax.random.fold_in(key, outer_step))
+        streamed = data is not None
+        episodes = on_device(data) if streamed else self.tasks.sample(sample_key, self.batch)
+        return placement.by_task(_filled(episodes, placement.devices)), task_key
+
+
+def _filled(episodes: Episode, devices: int) -> Episode:
+    tasks = task_count(episodes)
+    rows = math.ceil(tasks / devices) * devices
+    if rows == tasks:
+        return episodes
+    if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
+        raise StructureError(
+            "the keys of a batch that is filled up would be others than those of the batch",
+            got=f"{tasks} tasks on {devices} devices, with jax_threefry_partitionable=False",
+            expected="JAX's default, with which the first keys of a larger split are the same",
+            write="jax.config.update('jax_threefry_partitionable', True), or a multiple of "
+            f"{devices} tasks",
+        )
+    repeated = np.minimum(np.arange(rows), tasks - 1)
+    weight = jnp.ones(tasks) if episodes.weight is None else episodes.weight
+    support, query, weight = jax.tree.map(
+        lambda leaf: leaf[repeated], (episodes.support, episodes.query, weight)
+    )
+    return Episode(support, query, jnp.where(jnp.arange(rows) < tasks, weight, 0))
+
+
+_FAULTS = "faults by task"
+
+
+def _task_by_task(norm: float) -> Callable[[SumOverTasks], SumOverTasks]:
+    """One task at a time, each gradient clipped; gradients that are not finite count as zero."""
+
+    def spread(sums: SumOverTasks) -> SumOverTasks:
+        def run(meta: PyTree, episodes: PyTree, keys: jax.Array, weights: jax.Array):
+            def add(total: PyTree, task: PyTree):
+                loss, aux, grads = sums(meta, *jax.tree.map(lambda leaf: leaf[None], task))
+                sound = is_sound(loss, grads)
+                short = shorten(grads, task[-1] * norm)
+                clipped = jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0), short)
+                total = jax.tree.map(jnp.add, total, clipped)
+                return total, (jnp.where(sound, loss, 0), aux, sound)
+
+            zero = jax.tree.map(jnp.zeros_like, meta)
+            grads, (losses, aux, sound) = jax.lax.scan(add, zero, (episodes, keys, weights))
+            aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
+            diagnostics = aux.diagnostics | {_FAULTS: (sound, key_numbers(keys))}
+            return jnp.sum(losses), aux._replace(diagnostics=diagnostics), grads
+
+        return run
+
+    return spread

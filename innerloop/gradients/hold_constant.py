@@ -1,0 +1,137 @@
+"""Inner gradients as constants: the first-order meta-gradient, whole or in part."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.adaptation import Adaptation, InnerGradient, InnerRule
+from innerloop.checks import check_signature
+from innerloop.errors import StructureError
+from innerloop.fidelity import ESTIMATE, Fidelity
+from innerloop.gradients.inner import exact_inner_gradient, named
+from innerloop.problem import Loss, Problem
+
+
+class HoldConstant(InnerRule):
+    r"""Differentiates the updates, but not the inner gradients in them (FOMAML: Finn et al. 2017).
+
+    With $g_t$ the inner gradient held constant, $\theta_{t+1} = \theta_t + u(g_t, \theta_t, \phi)$.
+    For gradient descent from $\theta_0 = \phi$ this leaves
+    $\nabla_\phi \approx \nabla L_\text{outer}(\theta_K)$; what `meta` does outside the inner
+    gradient (an initialisation, a learned rate, a weight decay) is still differentiated. What it
+    does inside the inner loss is not, nor is the `value` that is given to the optimizer.
+
+    Fidelity: biased, by the dropped second derivatives; exact where there are no inner steps.
+    Memory: as a plain forward pass, plus the K inner gradients where an update reads meta (as a
+    learned rate does); with `where`, as with `Exact()`.
+
+    Args:
+        where: `(t, params) -> bool`, or a prefix tree of params with booleans: hold constant only
+            the gradients of these steps or leaves. The others are differentiated exactly, at the
+            price of `Exact()`. t may be traced. (Steps: derivative-order annealing within the loop;
+            leaves: exact for the head, first-order for the body.)
+
+    Raises:
+        StructureError: `where` does not take these arguments or, while tracing, gives anything but
+            booleans.
+    """
+
+    where: Callable[[Any, PyTree], PyTree] | None = None
+
+    def __check_init__(self):
+        check_signature("where", self.where, ("t", "params"))
+
+    def at(self, t: Any) -> InnerGradient:
+        """See `InnerRule`."""
+        where = self.where
+        if where is None:
+            return named(stopped_inner_gradient)
+        return named(partly_stopped_inner_gradient(lambda params: where(t, params)))
+
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
+        """Exact without inner steps, biased with them."""
+        if adaptation.steps == 0:
+            return Fidelity("exact", "There is no inner gradient to drop.")
+        which = (
+            "Every inner gradient" if self.where is None else "An inner gradient chosen by where"
+        )
+        return Fidelity(
+            "biased",
+            f"{which} is held constant: its derivatives with respect to parameters and "
+            "meta-parameters are dropped.",
+            ESTIMATE,
+            takes=1 if self.where is None else 2,
+        )
+
+
+def stopped_inner_gradient(loss: Loss):
+    """The same numbers as constants: no derivative of value, aux or gradient remains."""
+    gradient = exact_inner_gradient(loss)
+
+    def stopped(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
+        # Inputs are stopped too, so that no tangent of the backward pass is ever built; outputs,
+        # because the loss may close over values that are being differentiated.
+        params, meta, batch = jax.lax.stop_gradient((params, meta, batch))
+        return jax.lax.stop_gradient(gradient(params, meta, batch, key))
+
+    return stopped
+
+
+def partly_stopped_inner_gradient(where: Callable[[PyTree], PyTree]) -> InnerGradient:
+    """Constants where `where(params)`, a prefix tree of booleans, is True.
+
+    Value and aux are constants if every leaf of the gradient is one.
+    """
+
+    def operator(loss: Loss):
+        gradient = exact_inner_gradient(loss)
+
+        def partly_stopped(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
+            (value, aux), grads = gradient(params, meta, batch, key)
+            held = _leaf_by_leaf(where(params), params)
+            treedef = jax.tree.structure(grads)
+            grads = treedef.unflatten(map(_stop_if, held, jax.tree.leaves(grads)))
+            value, aux = jax.tree.map(lambda leaf: _stop_if(_all(held), leaf), (value, aux))
+            return (value, aux), grads
+
+        return partly_stopped
+
+    return operator
+
+
+def _leaf_by_leaf(held: PyTree, params: PyTree) -> list:
+    """A prefix tree of booleans as one boolean per leaf of `params`."""
+    try:
+        flags = jax.tree.leaves(jax.tree.broadcast(held, params))
+    except ValueError as error:
+        raise _not_booleans(held) from error
+    if all(jnp.result_type(flag) == jnp.bool_ and jnp.shape(flag) == () for flag in flags):
+        return flags
+    raise _not_booleans(held)
+
+
+def _not_booleans(held: PyTree) -> StructureError:
+    return StructureError(
+        "where must say which inner gradients are constants",
+        got=f"where(t, params) = {held!r}",
+        expected="a boolean, or a tree of booleans that is a prefix of params",
+        write="FirstOrder(where=lambda t, params: t < 3), or "
+        "FirstOrder(where=lambda t, params: {'body': True, 'head': False})",
+    )
+
+
+def _stop_if(held: Any, leaf: Any) -> Any:
+    if isinstance(held, bool):
+        return jax.lax.stop_gradient(leaf) if held else leaf
+    if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        return leaf
+    return jnp.where(held, jax.lax.stop_gradient(leaf), leaf)
+
+
+def _all(held: list) -> Any:
+    if all(isinstance(flag, bool) for flag in held):
+        return all(held)
+    return jnp.all(jnp.stack([jnp.asarray(flag) for flag in held]))

@@ -1,0 +1,97 @@
+"""A loop of which only the last inner steps are differentiated."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from innerloop.adaptation import Adaptation, InnerStep, Loop
+from innerloop.adaptation.constant import constant
+from innerloop.checks import check_count, describe, is_floating
+from innerloop.errors import StructureError
+from innerloop.fidelity import ESTIMATE, Fidelity, combined
+from innerloop.gradients.loops import StoreAll, concatenate, store_all
+from innerloop.problem import Problem
+
+
+class Last(Loop):
+    r"""Differentiates the last k of K inner steps (Shaban et al. 2019, arXiv 1810.10667).
+
+    The steps before them are constants, and what they pass on to the initial state $s_0$ is taken
+    as the identity: at step K − k every floating-point leaf of the state becomes
+
+    $$s \leftarrow \operatorname{stop}(s) + \bigl(s_0 - \operatorname{stop}(s_0)\bigr),$$
+
+    so that a MAML initialisation still gets a gradient. With k = 0 and gradient descent that is
+    FOMAML's.
+
+    Losses before step K − k (of `step_weights`) see the bridged state too.
+
+    Fidelity: biased for k < K; the bias falls off as the skipped steps contract. The gradient has
+    no second derivative. Memory: that of k inner steps in the loop `of`.
+
+    Args:
+        k: how many steps are differentiated, at least 0. For k >= K the loop is that of `of`.
+        identity: False cuts the bridge, as in the paper: what meta does before step K − k gets no
+            gradient at all.
+        of: how the last k steps are kept
+
+    Raises:
+        StructureError: k is negative, or `of` is no loop.
+    """
+
+    k: int
+    identity: bool = True
+    of: Loop = StoreAll()
+
+    def __check_init__(self):
+        check_count("k", self.k, 0, write="Last(5)")
+        if not isinstance(self.of, Loop):
+            raise StructureError(
+                "the last steps are kept by a loop",
+                got=f"of={describe(self.of)}",
+                expected="StoreAll(), Segments(length) or Binomial(slots)",
+                write="Last(5, of=Segments(1))",
+            )
+
+    def __call__(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
+        """See `Loop`."""
+        start, skipped = state, max(steps - self.k, 0)
+        if skipped == 0:
+            return self.of(step, start, steps)
+        bridge = lambda state: self._bridge(state, start)
+
+        def skip(state: PyTree, t: Any):
+            state, info = constant(step.advance)(state, t)
+            return state, (info, step.observe(bridge(state), t + 1))
+
+        state, outputs = store_all(skip, jax.lax.stop_gradient(start), skipped)
+        state = bridge(state)
+        if self.k:
+            state, rest = self.of(step.after(skipped), state, self.k)
+            outputs = concatenate(outputs, rest)
+        return state, outputs
+
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
+        """Exact where all steps are differentiated."""
+        of = self.of.fidelity(adaptation, problem)
+        if self.k >= (adaptation.steps or 0):
+            return combined([Fidelity("exact", "Every inner step is differentiated."), of])
+        bridge = "taken as the identity" if self.identity else "dropped"
+        sentence = (
+            f"All but the last {self.k} inner steps are constants; what they pass on to the "
+            f"initial state is {bridge}."
+        )
+        if self.k == 0:  # and `of` has no part in it
+            return Fidelity("biased", sentence, ESTIMATE, takes=1)
+        return combined([Fidelity("biased", sentence, ESTIMATE), of])
+
+    def _bridge(self, state: PyTree, start: PyTree) -> PyTree:
+        def leaf(now, first):
+            if not self.identity or not is_floating(now):
+                return now
+            link = first - jax.lax.stop_gradient(first)
+            return now + jnp.where(jnp.isfinite(first), link, 0)  # inf - inf is not zero
+
+        return jax.tree.map(leaf, jax.lax.stop_gradient(state), start)
