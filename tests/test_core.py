@@ -30,8 +30,9 @@ import innerloop as il
 model = il.models.mlp([1, 4, 1])
 tasks = il.tasks.SinusoidTasks(2, 2)
 recipe = il.recipes.maml(model, il.models.mean_squared_error, rate=0.01, steps=1)
+whole = recipe.estimator(tasks, batch=2)
 outcome = il.fit(
-    recipe, tasks, optimizer=optax.adam(1e-3), steps=2, batch=2, key=jax.random.key(0)
+    whole, recipe.init_meta, optimizer=optax.adam(1e-3), steps=2, key=jax.random.key(0)
 )
 assert outcome.step == 2
 where = (recipe.problem, recipe.adaptation, outcome.meta)
@@ -39,7 +40,7 @@ episodes, key = tasks.sample(jax.random.key(1), 2), jax.random.key(2)
 (value, aux), grads = il.meta_value_and_grad(*where[:2])(outcome.meta, episodes, key)
 print(value)
 print(il.check(*where, episodes, key))
-print(il.compare(*where, episodes, key, [il.Unroll(), il.FirstOrder()], seconds=0.01))
+print(il.compare(*where, episodes, key, [il.Unroll(), il.Reptile()], seconds=0.01))
 print(il.plan(*where, episodes, "64MiB"))
 assert not any(name.startswith("innerloop.lab") for name in sys.modules if sys.modules[name])
 """
@@ -52,7 +53,7 @@ def run(program):
 def test_the_core_works_without_the_extras():
     done = run(PROGRAM.format(names=sorted(extras.ALL)))
     assert done.returncode == 0, done.stderr
-    for printed in ("meta-gradient", "FirstOrder()", "chosen"):
+    for printed in ("meta-gradient", "Reptile()", "chosen"):
         assert printed in done.stdout
 
 
@@ -80,8 +81,7 @@ def downloading(folder):
 
 def streaming(folder):
     draw = lambda random: np.zeros(2)
-    with il.tasks.StreamedTasks(draw).ahead_of(jax.random.key(0), 0, 1):
-        pass
+    il.tasks.StreamedTasks(draw).feed(jax.random.key(0), 0, 1, 1)
 
 
 def saving(folder):
