@@ -22,7 +22,7 @@ from overhead import machine
 import innerloop as il
 from innerloop.diagnostics._compare import compare
 from innerloop.diagnostics.comparison.candidates import candidates
-from innerloop.diagnostics.comparison.table import Comparison
+from innerloop.diagnostics.comparison.result import Comparison
 from innerloop.lab.experiments.digits import Digits
 from innerloop.lab.experiments.sinusoid import Sinusoid
 from innerloop.lab.plots import error_against_cost

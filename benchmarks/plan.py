@@ -30,9 +30,9 @@ from plan_problems import CASES, Case
 import innerloop as il
 from innerloop.diagnostics._plan import Plan, plan
 from innerloop.diagnostics.compiled import compile_ahead
+from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.planning.choices import exact_gradients
 from innerloop.diagnostics.planning.drafts import Request
-from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes
 from innerloop.gradients import gradient_name
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"

@@ -24,8 +24,8 @@ import optax
 
 import innerloop as il
 from innerloop.devices.sharding import placement
-from innerloop.diagnostics.planning.cost import flops
 from innerloop.lab.run_folder import environment
+from innerloop.programs.cost import flops
 from innerloop.training.estimation import FromTasks
 from innerloop.training.step import init_state, outer_steps, updating
 

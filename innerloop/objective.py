@@ -21,13 +21,13 @@ from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.names import gradient_name
 from innerloop.gradients.reach import (
     detached,
-    leaf_names,
     require_reach,
     watch_reach,
 )
 from innerloop.gradients.surrogate import once_differentiable
 from innerloop.problem import Episode, Problem, task_keys
 from innerloop.tangents import refuse_derivative
+from innerloop.trees import leaf_names
 
 MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
 """`(meta, episodes, key) -> ((loss, aux), grads)`, over a batch of tasks."""

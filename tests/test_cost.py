@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from innerloop.diagnostics.planning.cost import cost, flops
+from innerloop.programs.cost import cost, flops
 
 
 def array(*shape, dtype=jnp.float32):

@@ -19,7 +19,7 @@ from quadratic import (
 from variants import ADAPTATIONS, BASIS, GRADIENTS
 
 import innerloop as il
-from innerloop.gradients.shorten import shorten
+from innerloop.trees import shorten
 
 pytestmark = pytest.mark.usefixtures("x64")
 

@@ -15,11 +15,12 @@ from quadratic import LEARN, assert_close, quadratic_episodes, quadratic_meta, q
 import innerloop as il
 from innerloop.diagnostics._plan import chunk_sizes, plan
 from innerloop.diagnostics.compiled import compile_ahead
-from innerloop.diagnostics.planning.cost import flops
-from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
+from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.planning.treeverse import evaluations, step_flops
 from innerloop.errors import GradientError, StructureError
 from innerloop.gradients.checkpoint import Binomial
+from innerloop.programs.cost import flops
+from innerloop.trees import tree_bytes
 
 KEY = jax.random.key(0)
 SIZES = [8, 64, 1]

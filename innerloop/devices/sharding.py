@@ -15,6 +15,7 @@ from innerloop.checks import check_count, describe
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.objective import SumOverTasks
+from innerloop.trees import is_key
 
 MetaRule = Callable[[jax.ShapeDtypeStruct, int], int | None]
 """`(leaf, devices) -> axis` of a meta leaf that is spread over the devices; None: whole on each."""
@@ -279,7 +280,7 @@ def _no_mesh(given: Any) -> StructureError:
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """Part of an array that every process has whole, where `sharding` wants it."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if is_key(leaf):
         data = _put(jax.random.key_data(leaf), NamedSharding(sharding.mesh, PartitionSpec()))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     value = np.asarray(leaf)

@@ -3,7 +3,7 @@
 from innerloop.diagnostics._check import check
 from innerloop.diagnostics._compare import compare
 from innerloop.diagnostics._plan import Option, Plan, plan
-from innerloop.diagnostics.comparison.table import Comparison, ComparisonRow
+from innerloop.diagnostics.comparison.result import Comparison, ComparisonRow
 from innerloop.diagnostics.findings import Finding, Report, Severity
 
 __all__ = [

@@ -9,20 +9,21 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count
-from innerloop.diagnostics.comparison.candidates import candidates, parameter_count
-from innerloop.diagnostics.comparison.table import Comparison
-from innerloop.diagnostics.comparison.trial import (
-    Trial,
+from innerloop.diagnostics.comparison.candidates import candidates
+from innerloop.diagnostics.comparison.entries import (
+    Entry,
     is_stochastic,
     measure_errors,
     measure_seconds,
     reason,
 )
+from innerloop.diagnostics.comparison.result import Comparison
 from innerloop.diagnostics.given import check_given, exact_gradient
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.gradients import MetaGradient, gradient_name
 from innerloop.objective import meta_value_and_grad
 from innerloop.problem import Episode, Problem
+from innerloop.trees import number_count
 
 
 def compare(
@@ -47,30 +48,40 @@ def compare(
     $$\text{cosine} = \frac{g \cdot e}{\|g\| \|e\|}, \qquad
       \text{relative error} = \frac{\|g - e\|}{\|e\|}.$$
 
-    An estimator that is stochastic (whose fidelity is "unbiased", also where it is `Clipped`) is
-    drawn with each of `jax.random.split(key, draws)` and held against the exact gradient of the
-    same key; given are the means and their standard errors. Any other is computed with the first of
-    these keys alone.
+    A meta-gradient that is stochastic (whose fidelity is "unbiased", also where it is `Clipped`)
+    is drawn with each of `jax.random.split(key, draws)` and held against the exact gradient of the
+    same key; the row gives the means and their standard errors. Any other is computed with the
+    first of these keys alone.
 
-    - `meta`: where the gradients are compared. Errors differ between the start and the end of
-      training.
-    - `episodes`: a batch of tasks
-    - `gradients`: the estimators, or a mapping from names to them; None: one of every kind. One
-      that does not exist for the pair, or fails, gives a row that says why.
-    - `exact`: the estimator that the others are held against; `Unroll()` unless given, or
-      `Implicit()` where that does not exist. It is put first where it is not one of `gradients`.
-    - `chunk`: tasks that are computed at a time, as in `meta_value_and_grad`
-    - `draws`: keys for stochastic estimators, at least 2 where there is one
-    - `seconds`: time spent on timing, per estimator. They take turns, at least one call and at most
-      100 each, after all are compiled.
+    Args:
+        problem: the problem
+        adaptation: how one task is learned
+        meta: where the gradients are compared. Errors differ between the start and the end of
+            training.
+        episodes: a batch of tasks
+        key: the random key of the batch
+        gradients: the meta-gradients, or a mapping from names to them; None: one of every kind.
+            One that does not exist for the pair, or fails, gives a row that says why.
+        exact: the meta-gradient that the others are held against; `Unroll()` unless given, or
+            `Implicit()` where that does not exist. It is put first where it is not among
+            `gradients`.
+        chunk: tasks that are computed at a time, as in `meta_value_and_grad`
+        draws: keys for stochastic meta-gradients, at least 2 where there is one
+        seconds: time spent on timing each meta-gradient. They take turns, at least one call and at
+            most 100 each, after all are compiled.
 
     Cosine and relative error are NaN where the exact gradient is zero or a gradient is not finite;
     the row's note says so.
 
-    Raises `StructureError` for no gradients, for anything but meta-gradients among them, for a
-    `draws` or `seconds` out of range, and for a problem that fails by
-    itself; `GradientError` where the reference does not exist. These come before anything is
-    measured, but for a reference that fails when it runs.
+    Returns:
+        A `Comparison`, which prints as a table.
+
+    Raises:
+        StructureError: for no gradients, for anything but meta-gradients among them, for `draws` or
+            `seconds` out of range, and for a problem that fails by itself
+        GradientError: where the reference does not exist
+
+    These errors come before anything is measured, except for a reference that fails when it runs.
     """
     reference = exact or exact_gradient(adaptation)
     tasks = check_given(problem, adaptation, reference, meta, episodes, key)
@@ -83,17 +94,17 @@ def compare(
     arguments = (meta, episodes, keys[0])
     _require_sound(build(reference), arguments, main)
 
-    trials = [Trial(name, gradient, adaptation) for name, gradient in named.items()]
-    for trial in trials:
-        trial.compile(build, arguments)
-    measure_errors(trials, main, lambda key: (meta, episodes, key), keys)
-    measure_seconds(trials, arguments, seconds)
-    rows = tuple(trial.row for trial in trials)
-    return Comparison(rows, main, tasks, parameter_count(meta), draws)
+    entries = [Entry(name, gradient, adaptation) for name, gradient in named.items()]
+    for entry in entries:
+        entry.compile(build, arguments)
+    measure_errors(entries, main, lambda key: (meta, episodes, key), keys)
+    measure_seconds(entries, arguments, seconds)
+    rows = tuple(entry.row for entry in entries)
+    return Comparison(rows, main, tasks, number_count(meta), draws)
 
 
 def _named(gradients: Any) -> dict[str, MetaGradient]:
-    """The estimators by name; those of one name are numbered."""
+    """The meta-gradients by name; those of one name are numbered."""
     named: dict[str, Any] = {}
     if isinstance(gradients, Mapping):
         named = {str(name): gradient for name, gradient in gradients.items()}
@@ -116,7 +127,7 @@ def _named(gradients: Any) -> dict[str, MetaGradient]:
 def _with_reference(
     named: dict[str, MetaGradient], reference: MetaGradient
 ) -> tuple[dict[str, MetaGradient], str]:
-    """The estimators, the reference among them, and its name."""
+    """The meta-gradients, with the reference among them, and its name."""
     for name, gradient in named.items():
         if type(gradient) is type(reference) and bool(eqx.tree_equal(gradient, reference)):
             return named, name
@@ -150,9 +161,9 @@ def _check_draws(named: dict[str, MetaGradient], adaptation: Adaptation, draws: 
 
 
 def _require_sound(function: Callable, arguments: tuple, name: str) -> None:
-    """Trace the reference: what is wrong with the problem itself comes out here.
+    """Trace the reference, which raises what is wrong with the problem itself.
 
-    It also spares the first estimator to be compiled what JAX does only once.
+    JAX's work of a first trace is then done, and is not counted for the first meta-gradient.
     """
     try:
         jax.eval_shape(function, *arguments)

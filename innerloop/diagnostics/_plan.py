@@ -10,15 +10,16 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.checks import check_count
+from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.planning.choices import biased_gradients, exact_gradients
 from innerloop.diagnostics.planning.drafts import Request
-from innerloop.diagnostics.planning.memory import format_bytes, parse_bytes, tree_bytes
 from innerloop.diagnostics.planning.search import Draft, Search, Trial
 from innerloop.diagnostics.planning.table import plan_table, plan_text
 from innerloop.errors import StructureError
 from innerloop.fidelity import Kind
 from innerloop.gradients import MetaGradient, gradient_name
 from innerloop.problem import Episode, Problem
+from innerloop.trees import tree_bytes
 
 
 class Option(NamedTuple):

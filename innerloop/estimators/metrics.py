@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree, Scalar
 
 from innerloop.errors import StructureError
+from innerloop.trees import all_finite
 
 
 def named_metrics(aux: Any) -> dict[str, Any]:
@@ -48,5 +49,4 @@ def key_numbers(keys: jax.Array) -> jax.Array:
 
 def is_sound(loss: Scalar, grads: PyTree) -> Bool[Array, ""]:
     """Whether a loss and its gradient are finite."""
-    parts = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
-    return jnp.all(jnp.stack([jnp.isfinite(loss), *parts]))
+    return all_finite((loss, grads))

@@ -20,18 +20,17 @@ from innerloop.estimators.whole_tasks import Schedule
 from innerloop.estimators.window import (
     InnerRun,
     Window,
-    all_finite,
     choose,
     drawn_horizon,
     task_of_run,
 )
 from innerloop.gradients.base import Aux
-from innerloop.gradients.reach import leaf_shapes
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.learner import Learner
 from innerloop.objective import check_meta, sum_over_tasks
 from innerloop.problem import Problem
 from innerloop.tasks import StreamedTasks, TaskDistribution
+from innerloop.trees import all_finite, leaf_shapes
 
 
 class WindowResult(NamedTuple):

@@ -9,18 +9,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
-from innerloop.arguments import at_least, function, number, optional, positive
+from innerloop.arguments import (
+    at_least,
+    function,
+    instance,
+    number,
+    optional,
+    positive,
+    with_methods,
+)
 from innerloop.checks import is_floating
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.estimators.horizons import Horizon
 from innerloop.estimators.online_windows import OnlineWindows, WindowResult
 from innerloop.estimators.settings import NO_SETTING
-from innerloop.estimators.whole_tasks import (
-    Schedule,
-    a_problem,
-    a_task_distribution,
-    an_adaptation,
-)
+from innerloop.estimators.whole_tasks import Schedule
 from innerloop.estimators.window import Followed, Window
 from innerloop.gradients.evolution import gaussian
 from innerloop.problem import Problem
@@ -60,9 +63,15 @@ class AntitheticPairs(OnlineWindows):
     Its arguments are those of `PersistentES`.
     """
 
-    problem: Problem = a_problem()
-    adaptation: Adaptation = an_adaptation()
-    tasks: TaskDistribution = a_task_distribution()
+    problem: Problem = instance(
+        Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"
+    )
+    adaptation: Adaptation = instance(
+        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.1), 1)"
+    )
+    tasks: TaskDistribution = with_methods(
+        "sample", what="a task distribution", such_as="SinusoidTasks(5, 5)"
+    )
     window: int = at_least(1, such_as=20)
     horizon: Horizon
     batch: int = at_least(1, such_as=8)

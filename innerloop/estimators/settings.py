@@ -9,6 +9,8 @@ import equinox as eqx
 import jax
 import numpy as np
 
+from innerloop.trees import is_key
+
 NO_SETTING = {"setting": False}
 """Metadata of a field that changes how numbers are computed, but only by rounding."""
 
@@ -59,7 +61,7 @@ def _plain(value: Any) -> Any:
 
 
 def _array(value: Any) -> str:
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if is_key(value):
         value = jax.random.key_data(value)
     said = f"{value.dtype}{list(value.shape)}"
     if value.nbytes >= _LARGE:

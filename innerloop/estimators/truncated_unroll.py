@@ -6,26 +6,22 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.arguments import at_least, function, instance, number, optional
+from innerloop.arguments import at_least, function, instance, number, optional, with_methods
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.estimators.horizons import Horizon, as_tuple
 from innerloop.estimators.online_windows import OnlineWindows, WindowResult
 from innerloop.estimators.settings import NO_SETTING
-from innerloop.estimators.whole_tasks import (
-    Schedule,
-    a_problem,
-    a_task_distribution,
-    an_adaptation,
-)
+from innerloop.estimators.whole_tasks import Schedule
 from innerloop.estimators.window import Window
 from innerloop.fidelity import Fidelity, combined
 from innerloop.gradients.last import Last
 from innerloop.gradients.names import gradient_name
-from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
+from innerloop.gradients.reach import detached, reached_leaves, watch_reach
 from innerloop.gradients.unroll import Unroll
 from innerloop.problem import Problem
 from innerloop.tasks import TaskDistribution
+from innerloop.trees import leaf_names
 
 
 class TruncatedUnroll(OnlineWindows):
@@ -60,9 +56,15 @@ class TruncatedUnroll(OnlineWindows):
         GradientError: The adaptation has no steps to stop between.
     """
 
-    problem: Problem = a_problem()
-    adaptation: Adaptation = an_adaptation()
-    tasks: TaskDistribution = a_task_distribution()
+    problem: Problem = instance(
+        Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"
+    )
+    adaptation: Adaptation = instance(
+        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.1), 1)"
+    )
+    tasks: TaskDistribution = with_methods(
+        "sample", what="a task distribution", such_as="SinusoidTasks(5, 5)"
+    )
     window: int = at_least(1, such_as=20)
     horizon: Horizon
     batch: int = at_least(1, such_as=8)

@@ -21,32 +21,15 @@ from innerloop.estimators.planning import planned
 from innerloop.estimators.settings import NO_SETTING
 from innerloop.gradients import MetaGradient
 from innerloop.gradients.base import Fidelity
-from innerloop.gradients.shorten import shorten
 from innerloop.learner import Learner
 from innerloop.objective import SumOverTasks, meta_value_and_grad, task_count
 from innerloop.problem import Episode, Problem
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.tasks.streamed import on_device
+from innerloop.trees import shorten, tree_bytes
 
 Schedule = Callable[[Int[Array, ""]], tuple[Problem, Adaptation]]
 """`outer step -> (problem, adaptation)`. The step is traced: numbers may differ, shapes may not."""
-
-
-def a_task_distribution() -> Any:
-    """The declaration of a field that draws tasks."""
-    return with_methods("sample", what="a task distribution", such_as="SinusoidTasks(5, 5)")
-
-
-def a_problem() -> Any:
-    """The declaration of a field for a problem."""
-    write = "Problem(init, inner_loss, outer_loss)"
-    return instance(Problem, what="a Problem", such_as=write)
-
-
-def an_adaptation() -> Any:
-    """The declaration of a field for an adaptation."""
-    write = "GradientDescent(optax.sgd(0.1), 1)"
-    return instance(Adaptation, what="an Adaptation", such_as=write)
 
 
 class WholeTasks(Estimator):
@@ -75,10 +58,16 @@ class WholeTasks(Estimator):
         GradientError: The meta-gradient does not exist after this adaptation.
     """
 
-    problem: Problem = a_problem()
-    adaptation: Adaptation = an_adaptation()
+    problem: Problem = instance(
+        Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"
+    )
+    adaptation: Adaptation = instance(
+        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.1), 1)"
+    )
     gradient: MetaGradient = instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")
-    tasks: TaskDistribution | StreamedTasks = a_task_distribution()
+    tasks: TaskDistribution | StreamedTasks = with_methods(
+        "sample", what="a task distribution", such_as="SinusoidTasks(5, 5)"
+    )
     batch: int = at_least(1, such_as=8)
     chunk: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
     schedule: Schedule | None = optional(function("outer_step"), kw_only=True)
@@ -148,7 +137,7 @@ class WholeTasks(Estimator):
         here = -(-self.batch // self.placement.devices)
         like = jax.eval_shape(lambda: jax.random.key(0))
         episodes = jax.eval_shape(lambda key: self.tasks.sample(key, here), like)
-        held += sum(leaf.nbytes for leaf in jax.tree.leaves(eqx.filter(self.tasks, eqx.is_array)))
+        held += tree_bytes(eqx.filter(self.tasks, eqx.is_array))
         plan = planned(*self.at(0), self.gradient, meta, episodes, memory, self.chunk, held)
         chunk = plan.chunk or self.batch
         return dataclasses.replace(self, gradient=plan.gradient, chunk=chunk), plan

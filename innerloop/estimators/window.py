@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, InnerRule, Loop, run_from
-from innerloop.checks import is_floating
 from innerloop.estimators.horizons import Lengths
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll, concatenate
 from innerloop.problem import Episode, Problem, loss_function, task_keys
 from innerloop.tasks import TaskDistribution
+from innerloop.trees import all_finite
 
 
 class InnerRun(NamedTuple):
@@ -188,9 +188,3 @@ class Window:
 def choose(condition: Bool[Array, ""], one: PyTree, other: PyTree) -> PyTree:
     """`one` where the condition holds, leaf by leaf."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
-
-
-def all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Whether every floating-point number in a tree is finite."""
-    parts = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
-    return jnp.all(jnp.stack([jnp.bool_(True), *parts]))

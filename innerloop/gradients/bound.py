@@ -10,8 +10,8 @@ from innerloop.checks import check_positive, describe
 from innerloop.errors import StructureError
 from innerloop.fidelity import ESTIMATE, Fidelity, combined
 from innerloop.gradients.inner import Exact
-from innerloop.gradients.shorten import shorten
 from innerloop.problem import Loss, Problem
+from innerloop.trees import shorten
 
 
 class Bound(InnerRule):

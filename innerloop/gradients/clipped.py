@@ -8,9 +8,9 @@ from innerloop.errors import StructureError
 from innerloop.fidelity import ESTIMATE, Fidelity
 from innerloop.gradients.base import MetaGradient, TaskObjective
 from innerloop.gradients.names import gradient_name
-from innerloop.gradients.shorten import length, shorten
 from innerloop.gradients.surrogate import own_gradient
 from innerloop.problem import Problem
+from innerloop.trees import length, shorten
 
 
 class Clipped(MetaGradient):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.gradients.linear_solve import add, dot
 from innerloop.problem import Problem, initial_params, loss_function
+from innerloop.trees import add, dot
 
 Condition = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], PyTree]
 """`(params, meta, batch, key) -> residual`, zero at the adapted parameters and shaped like them."""

@@ -14,11 +14,12 @@ from innerloop.fidelity import ESTIMATE, Fidelity, undefined
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective
 from innerloop.gradients.conditions import Condition, stationarity
 from innerloop.gradients.inner import Exact
-from innerloop.gradients.linear_solve import Neumann, add, dot, norm, solve
+from innerloop.gradients.linear_solve import Neumann, solve
 from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.reach import reached_leaves, require_reach, watch_reach
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem, loss_function, task_keys
+from innerloop.trees import add, dot, norm
 
 
 class Implicit(MetaGradient):

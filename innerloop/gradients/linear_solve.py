@@ -1,7 +1,7 @@
 """Linear systems over trees of parameters, the matrix given by its products with vectors."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree, Scalar
 
 from innerloop.checks import check_count
+from innerloop.trees import add, norm, scale
 
 
 class Neumann(eqx.Module):
@@ -107,28 +108,3 @@ def _neumann(series: Neumann, matrix: Callable, rhs: PyTree) -> PyTree:
 
     (_, total), _ = jax.lax.scan(term, (rhs, rhs), None, length=series.terms - 1)
     return scale(total, series.rate)
-
-
-# Arithmetic that keeps every leaf's own dtype: optax's promotes narrow leaves, which a loop's carry
-# does not survive.
-
-
-def add(a: PyTree, b: PyTree, factor: float) -> PyTree:
-    """`a + factor * b`."""
-    return jax.tree.map(lambda x, y: x + jnp.asarray(factor, y.dtype) * y, a, b)
-
-
-def scale(tree: PyTree, factor: Any) -> PyTree:
-    """`factor * tree`."""
-    return jax.tree.map(lambda leaf: leaf * jnp.asarray(factor).astype(leaf.dtype), tree)
-
-
-def dot(a: PyTree, b: PyTree) -> Scalar:
-    """The inner product of two trees."""
-    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
-    return jax.tree.reduce(jnp.add, products)
-
-
-def norm(tree: PyTree) -> Scalar:
-    """The Euclidean norm of a tree."""
-    return jnp.sqrt(dot(tree, tree))

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 
 from innerloop.errors import DetachedError, GradientError
 from innerloop.tangents import is_zero, tangent_leaves
+from innerloop.trees import leaf_names
 
 
 def require_reach(value: Array, meta: PyTree, error: Callable[[str], GradientError]) -> Array:
@@ -95,14 +96,3 @@ def reached_leaves(gradient: PyTree, unreached: list[str]) -> list[Array | None]
     """The leaves of a gradient, None for those that `watch_reach` found unreached."""
     leaves = zip(leaf_names(gradient), jax.tree.leaves(gradient), strict=True)
     return [None if name in unreached else leaf for name, leaf in leaves]
-
-
-def leaf_names(tree: PyTree) -> list[str]:
-    """The path of every leaf, such as `['layers'][0]['weight']`."""
-    return [jax.tree_util.keystr(path) or "meta" for path, _ in jax.tree.leaves_with_path(tree)]
-
-
-def leaf_shapes(tree: PyTree) -> dict[str, str]:
-    """The dtype and shape of every leaf by its path, such as `float32[3, 2]`."""
-    leaves = zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
-    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves}

@@ -17,9 +17,10 @@ from innerloop.adaptation.constant import closed_values_fixed
 from innerloop.checks import is_floating
 from innerloop.errors import GradientError
 from innerloop.gradients.base import Aux, TaskObjective
-from innerloop.gradients.reach import detached, leaf_names, reached_leaves, watch_reach
+from innerloop.gradients.reach import detached, reached_leaves, watch_reach
 from innerloop.problem import Episode
 from innerloop.tangents import dense, is_zero, refuse_derivative, tangent_leaves
+from innerloop.trees import leaf_names
 
 
 def known_gradient(

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.errors import StructureError
-from innerloop.gradients.reach import leaf_shapes
 from innerloop.problem import subset
 from innerloop.recipes.base import Recipe
+from innerloop.trees import leaf_shapes
 
 
 def pretrained(

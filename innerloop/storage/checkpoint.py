@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from innerloop.arguments import at_least, checked
 from innerloop.checks import describe, optional_package
 from innerloop.devices.processes import in_any, same_in_all, together
 from innerloop.errors import RunError
-from innerloop.gradients.reach import leaf_names, leaf_shapes
 from innerloop.storage.files import writing
 from innerloop.storage.lock import locked
 from innerloop.storage.packing import checksums, pack, stored_arrays, unpack
+from innerloop.trees import is_key, leaf_names, leaf_shapes
 
 FORMAT = 4
 """The number of the format in which checkpoints are written. No other format is read."""
@@ -253,16 +252,12 @@ def _shapes(state: PyTree) -> list[list[str]]:
 def _named_leaves(state: PyTree) -> dict[str, Array]:
     """Random keys as their data, which can be saved."""
     leaves = [
-        jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
+        jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
     ]
     return dict(zip(leaf_names(state), leaves, strict=True))
 
 
 def _as_in(like: Any, leaf: Any) -> Any:
-    if _is_key(like):
+    if is_key(like):
         return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
     return leaf
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

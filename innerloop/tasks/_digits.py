@@ -29,9 +29,10 @@ _BRIGHTEST = 16
 def digits() -> Splits:
     """8×8 images of handwritten digits, split by digit (needs innerloop[data]).
 
-    Quarter turns are classes. Meta-training: 14 classes of 0, 1, 2, 6, 8, 9; validation: 8 of 5, 7; test: 8 of 3, 4. Turns
-    that look like another class are left out. 174 examples of each class, as many as there are of
-    the rarest digit, 8; images uint8 `(digits, 174, 8, 8, 1)`, 0 paper and 255 ink.
+    Quarter turns are classes. Meta-training: 14 classes of 0, 1, 2, 6, 8, 9; validation: 8 of 5, 7;
+    test: 8 of 3, 4. Turns that look like another class are left out. 174 examples of each class, as
+    many as there are of the rarest digit, 8; images uint8 `(digits, 174, 8, 8, 1)`, 0 paper and 255
+    ink.
 
     Source: Alpaydin and Kaynak 1998, "Optical recognition of handwritten digits", UCI repository,
     in `sklearn.datasets.load_digits`.

@@ -16,6 +16,7 @@ from innerloop.checks import optional_package
 from innerloop.errors import DataError, StructureError
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.images import as_unit_interval
+from innerloop.trees import is_key
 
 _NO_SETTING = {"setting": False}
 
@@ -134,8 +135,7 @@ _LAST = 2**31 - 1
 
 
 def _numbers(key: PRNGKeyArray) -> list[int]:
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(key) if typed else key).ravel().tolist()
+    return np.asarray(jax.random.key_data(key) if is_key(key) else key).ravel().tolist()
 
 
 @checked(ways=at_least(2, such_as=5), shots=at_least(1), queries=at_least(1, such_as=15))

@@ -136,9 +136,10 @@ def evaluated_tasks(
             expected="a learner that predicts logits",
             write="evaluate(Learner(problem, adaptation, predict), ..., calibration=True)",
         )
-    place = placement.place
-    how = (steps, TASKS_AT_ONCE if chunk is None else chunk, calibration, placement, each_step)
-    return _all_tasks(learner, place(meta), place(episodes), place(key), *how)
+    meta, episodes, key = map(placement.place, (meta, episodes, key))
+    at_once = TASKS_AT_ONCE if chunk is None else chunk
+    how = (steps, at_once, calibration, placement, each_step)
+    return _all_tasks(learner, meta, episodes, key, *how)
 
 
 @eqx.filter_jit
@@ -164,7 +165,7 @@ def _all_tasks(
 
     def some_tasks(meta: PyTree, episodes: Episode, keys: Array) -> TaskResults:
         return jax.lax.map(
-            lambda task: _one_task(learner, meta, *task, steps, calibration, each_step),
+            lambda task: _one_task(learner, meta, task[0], task[1], steps, calibration, each_step),
             (episodes, keys),
             batch_size=min(chunk, len(keys)),
         )

@@ -30,9 +30,7 @@ from innerloop.devices.placement import Placement
 from innerloop.devices.processes import in_any, together
 from innerloop.devices.sharding import placement
 from innerloop.diagnostics import Plan, Severity
-from innerloop.diagnostics.planning.memory import tree_bytes
 from innerloop.estimators import Estimator
-from innerloop.gradients.reach import leaf_shapes
 from innerloop.storage.checkpoint import Checkpoints
 from innerloop.training._evaluate import Evaluation
 from innerloop.training.keys import run_keys
@@ -42,6 +40,7 @@ from innerloop.training.saving import training_saved
 from innerloop.training.step import averaged, init_state
 from innerloop.training.system import Meter
 from innerloop.training.validation import Validation, Validator
+from innerloop.trees import leaf_shapes, tree_bytes
 
 InitMeta = Callable[[PRNGKeyArray], PyTree] | PyTree
 """The initial meta-parameters, or a function of a random key that gives them."""

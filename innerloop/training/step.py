@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.estimators import Estimator
 from innerloop.estimators.metrics import is_sound
-from innerloop.gradients.shorten import length
+from innerloop.trees import length
 
 
 class TrainState(NamedTuple):

@@ -12,9 +12,8 @@ from innerloop.checks import is_floating
 from innerloop.diagnostics.checks.source import asked_for, of_the_library, written_at
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, NotChecked, Severity
-from innerloop.gradients.linear_solve import dot
-from innerloop.gradients.reach import leaf_names
 from innerloop.programs import between
+from innerloop.trees import dot, leaf_names
 
 _STEP = 1e-5
 """Of the leaf's own size: truncation and rounding errors are then both below 1e-9."""

@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.problem import Examples
+from innerloop.trees import is_key
 
 _Rows = list[list[bytes]]
 """By task, the contents of its rows."""
@@ -75,7 +75,7 @@ def _rows(batch: PyTree) -> _Rows | None:
     """
     mask = batch.mask if isinstance(batch, Examples) else None
     content = batch.inputs if isinstance(batch, Examples) else batch
-    leaves = [leaf for leaf in jax.tree.leaves(content) if not _is_key(leaf)]
+    leaves = [leaf for leaf in jax.tree.leaves(content) if not is_key(leaf)]
     if not leaves or any(np.ndim(leaf) < 2 for leaf in leaves):
         return None
     if len({np.shape(leaf)[:2] for leaf in leaves}) != 1:
@@ -89,7 +89,3 @@ def _rows(batch: PyTree) -> _Rows | None:
         [b"".join(leaf[t, r].tobytes() for leaf in flat) for r in range(rows) if counted[t, r]]
         for t in range(tasks)
     ]
-
-
-def _is_key(leaf) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -15,6 +15,7 @@ from innerloop.gradients import Implicit
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
 from innerloop.problem import Loss, loss_function
+from innerloop.trees import all_finite
 
 _DIVERGED = 2.0
 """A loss that grows by this factor over the inner loop, in the mean over tasks, is not learned."""
@@ -154,7 +155,7 @@ def steep_at_zero(subject: Subject) -> Iterator[Finding]:
     _, slope = jit_quickly(lambda size: jax.jvp(parameters, (size,), (jnp.ones_like(size),)))(
         jnp.float32(0)
     )
-    if all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(slope)):
+    if all_finite(slope):
         return
     yield Finding(
         Severity.WARNING if subject.takes_second_derivatives else Severity.NOTE,

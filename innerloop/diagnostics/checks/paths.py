@@ -11,8 +11,8 @@ from innerloop.diagnostics.checks.source import asked_for, written_at
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.gradients import gradient_name
-from innerloop.gradients.reach import leaf_names
 from innerloop.programs import Operation, between
+from innerloop.trees import leaf_names
 
 _ROUNDING = ("rounding", {"floor", "ceil", "round", "rint", "trunc", "operator_floordiv"})
 _STEPS = {

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
@@ -12,6 +11,7 @@ from innerloop.diagnostics.checks.source import written_at
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.programs import operations
+from innerloop.trees import is_key
 
 
 def repeatable(subject: Subject) -> Iterator[Finding]:
@@ -66,6 +66,6 @@ def _same_atom(one: Any, two: Any) -> bool:
 
 
 def _equal(one: Any, two: Any) -> bool:
-    if jnp.issubdtype(getattr(one, "dtype", np.float64), jax.dtypes.prng_key):
+    if is_key(one):
         one, two = jax.random.key_data(one), jax.random.key_data(two)
     return np.asarray(one).tobytes() == np.asarray(two).tobytes()

@@ -12,9 +12,9 @@ from innerloop.adaptation import Adaptation
 from innerloop.diagnostics.given import exact_gradient
 from innerloop.errors import DetachedError, InnerloopError
 from innerloop.gradients import MetaGradient
-from innerloop.gradients.reach import leaf_names
 from innerloop.objective import adapt, meta_objective, meta_value_and_grad
 from innerloop.problem import Episode, Loss, Problem, initial_params, loss_function
+from innerloop.trees import leaf_names
 
 NO_RULE = (TypeError, ValueError, NotImplementedError)
 """What JAX raises for a derivative that does not exist."""

@@ -9,9 +9,9 @@ from innerloop.diagnostics.checks.source import raised_at, written_at
 from innerloop.diagnostics.checks.subject import NO_RULE, Subject
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.errors import GradientError, InnerloopError, StructureError
-from innerloop.gradients.linear_solve import dot
 from innerloop.problem import initial_params
 from innerloop.programs import Operation, between
+from innerloop.trees import dot
 
 _CALLBACKS = ("pure_callback", "io_callback")
 _CUSTOM = ("custom_vjp_call", "custom_vjp_call_jaxpr")

@@ -11,8 +11,8 @@ from innerloop.diagnostics.checks.blame import origin_of_non_finite
 from innerloop.diagnostics.checks.source import asked_for, written_at
 from innerloop.diagnostics.checks.subject import NO_RULE, Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
-from innerloop.gradients.reach import leaf_names
 from innerloop.programs import Operation
+from innerloop.trees import leaf_names
 
 
 def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:

@@ -1,1 +1,1 @@
-"""What a comparison is made of: candidates, trials, and the table of what they gave."""
+"""The parts of `compare`: candidates, their measurement, and the result."""

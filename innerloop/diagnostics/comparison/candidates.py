@@ -2,8 +2,6 @@
 
 import math
 
-import jax
-import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
@@ -21,6 +19,7 @@ from innerloop.gradients import (
     Truncated,
     Unroll,
 )
+from innerloop.trees import number_count
 
 _FEW = 64
 """Meta-parameters up to which one tangent each is affordable."""
@@ -46,7 +45,7 @@ def candidates(adaptation: Adaptation, meta: PyTree) -> list[MetaGradient]:
         unrolled += [Unroll(loop=Segments())]
     if steps >= _MANY:
         unrolled += [Unroll(loop=Binomial(math.ceil(math.log2(steps))))]
-    few = parameter_count(meta) <= _FEW
+    few = number_count(meta) <= _FEW
     return [
         *unrolled,
         Implicit(),
@@ -56,8 +55,3 @@ def candidates(adaptation: Adaptation, meta: PyTree) -> list[MetaGradient]:
         FirstOrder(),
         Reptile(),
     ]
-
-
-def parameter_count(meta: PyTree) -> int:
-    """The number of meta-parameters."""
-    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(meta))

@@ -5,7 +5,6 @@ import math
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.diagnostics.comparison.candidates import parameter_count
 from innerloop.gradients import (
     Binomial,
     FirstOrder,
@@ -18,6 +17,7 @@ from innerloop.gradients import (
     Unroll,
 )
 from innerloop.problem import Problem
+from innerloop.trees import number_count
 
 _FEW = 32
 """Meta-parameters up to which one tangent for each is worth a trace."""
@@ -45,7 +45,7 @@ def exact_gradients(problem: Problem, adaptation: Adaptation, meta: PyTree) -> l
     if steps > _MANY:
         few = Binomial(math.ceil(math.log2(steps)))
         gradients += [Unroll(loop=few), Unroll(MixedMode(), few)]
-    if parameter_count(meta) <= _FEW:
+    if number_count(meta) <= _FEW:
         gradients += [ForwardMode(), ForwardMode(chunk=1)]
     valid = [gradient for gradient in gradients if _exists(gradient, problem, adaptation)]
     return valid or [Implicit()]

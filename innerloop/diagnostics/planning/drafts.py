@@ -8,15 +8,15 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerRule
 from innerloop.diagnostics.compiled import compile_ahead
-from innerloop.diagnostics.planning.cost import Cost, program_cost
 from innerloop.diagnostics.planning.footprint import temporary_bytes
-from innerloop.diagnostics.planning.memory import abstract
 from innerloop.diagnostics.planning.search import Draft, Room
 from innerloop.diagnostics.planning.treeverse import evaluations, step_flops
 from innerloop.errors import GradientError, InnerloopError
 from innerloop.gradients import Binomial, MetaGradient, Segments, Unroll
 from innerloop.objective import meta_value_and_grad, task_count
 from innerloop.problem import Episode, Problem
+from innerloop.programs.cost import Cost, program_cost
+from innerloop.trees import abstract
 
 
 class Refused(NamedTuple):

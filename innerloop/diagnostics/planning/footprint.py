@@ -9,8 +9,8 @@ from collections.abc import Hashable
 
 from jax.extend import core
 
-from innerloop.diagnostics.planning.flop_rules import DATA_MOVEMENT, is_elementwise
-from innerloop.diagnostics.planning.straight_line import (
+from innerloop.programs.flop_rules import DATA_MOVEMENT, is_elementwise
+from innerloop.programs.straight_line import (
     Constant,
     Instruction,
     Needs,

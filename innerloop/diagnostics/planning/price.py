@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from innerloop.diagnostics.planning.cost import Cost
+from innerloop.programs.cost import Cost
 
 
 class Rates(NamedTuple):

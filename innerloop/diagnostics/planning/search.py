@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from innerloop.diagnostics.planning.cost import Cost
 from innerloop.diagnostics.planning.price import price
 from innerloop.gradients import MetaGradient
+from innerloop.programs.cost import Cost
 
 _SMALL = 2**20
 """Bytes below which an estimate may be wrong by any factor, and compiling does not take long."""

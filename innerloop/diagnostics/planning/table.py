@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from innerloop.diagnostics.planning.memory import format_bytes
+from innerloop.diagnostics.planning.amounts import format_bytes
 from innerloop.gradients import gradient_name
 
 HEADINGS = ("meta-gradient", "fidelity", "GFLOP", "memory: chunk", "verdict")

@@ -7,11 +7,11 @@ import jax
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerStep
-from innerloop.diagnostics.planning.cost import flops
 from innerloop.gradients.base import objective_after_run
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
 from innerloop.problem import Episode, Problem
+from innerloop.programs.cost import flops
 
 
 class _Again(StoreAll):

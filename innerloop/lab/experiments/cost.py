@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 
-from innerloop.diagnostics.planning.cost import program_cost
 from innerloop.estimators import OnlineGradient
 from innerloop.lab.experiments.base import Parts
 from innerloop.objective import meta_value_and_grad
 from innerloop.problem import ProblemMixture
+from innerloop.programs.cost import program_cost
 from innerloop.tasks import TaskMixture
 from innerloop.training import Fit
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from innerloop.diagnostics.planning.memory import parse_bytes
+from innerloop.diagnostics.planning.amounts import parse_bytes
 from innerloop.errors import StructureError
 
 _AT_LEAST_ONE = (

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from innerloop.diagnostics.planning.memory import format_bytes
+from innerloop.diagnostics.planning.amounts import format_bytes
 from innerloop.lab.report import figures, text
 from innerloop.lab.report.blocks import Block, Figures, Note, NotRecorded, Table
 from innerloop.lab.report.runs import Run

@@ -5,25 +5,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-CALLS = frozenset(
-    {
-        "call",
-        "checkpoint",
-        "closed_call",
-        "core_call",
-        "custom_jvp_call",
-        "custom_vjp_call",
-        "custom_vjp_call_jaxpr",
-        "jit",
-        "pjit",
-        "remat",
-        "remat2",
-    }
-)
-"""Primitives that run one program on their own arguments."""
-
-HOLDERS = frozenset(["cond", "custom_linear_solve", "scan", "while"])
-"""Primitives that hold programs and run them in their own way."""
+from innerloop.programs.operations import Inside, inside
 
 Value = Hashable
 """A number, or a `Constant` for a literal."""
@@ -37,20 +19,23 @@ class Constant(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One operation, its arguments and results, the programs it holds.
+    """One operation, its arguments and results, and the programs that it runs.
 
+    - `equation`: None for a barrier, past which the compiler does not see that values are the same
+    - `form`, `bodies`: how it runs programs, and these programs
     - `turns`: how often a `while` loop goes round, where that can be read off
     """
 
     equation: core.JaxprEqn | None
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+    form: Inside | None = None
     bodies: "tuple[Program, ...]" = ()
     turns: int | None = None
 
     @property
     def name(self) -> str:
-        """The primitive's."""
+        """The name of the primitive."""
         return "barrier" if self.equation is None else self.equation.primitive.name
 
 
@@ -101,20 +86,20 @@ class Program:
 
 def needs_of(instruction: Instruction, results: frozenset[int]) -> Needs:
     """What an instruction needs for the results at these positions."""
-    bodies, name = instruction.bodies, instruction.name
-    if name == "scan":
-        return _needs_of_scan(instruction, results)
-    if name == "while":
-        return _needs_of_while(instruction, results)
-    if name == "cond":
+    form, bodies = instruction.form, instruction.bodies
+    if form is not None and form.kind == "scan":
+        return _needs_of_scan(form, bodies[0], results)
+    if form is not None and form.kind == "while":
+        return _needs_of_while(form, *bodies, results)
+    if form is not None and form.kind == "cond":
         branches = frozenset().union(*(body.needed(results) for body in bodies))
         return Needs(frozenset({0} | {i + 1 for i in branches}), (results,) * len(bodies))
     everything = frozenset(range(len(instruction.inputs)))
     return Needs(everything, tuple(body.everything for body in bodies))
 
 
-def _needs_of_scan(instruction: Instruction, results: frozenset[int]) -> Needs:
-    (body,), (constants, carried) = instruction.bodies, _scan_layout(instruction)
+def _needs_of_scan(form: Inside, body: Program, results: frozenset[int]) -> Needs:
+    (constants,), carried = form.constants, form.carry
     wanted = results
     while True:
         used = body.needed(wanted)
@@ -124,9 +109,10 @@ def _needs_of_scan(instruction: Instruction, results: frozenset[int]) -> Needs:
         wanted |= carry
 
 
-def _needs_of_while(instruction: Instruction, results: frozenset[int]) -> Needs:
-    (condition, body), params = instruction.bodies, _params(instruction)
-    of_condition, of_body = params["cond_nconsts"], params["body_nconsts"]
+def _needs_of_while(
+    form: Inside, condition: Program, body: Program, results: frozenset[int]
+) -> Needs:
+    of_condition, of_body = form.constants
     asked = condition.needed(condition.everything)
     wanted = results | {i - of_condition for i in asked if i >= of_condition}
     while True:
@@ -139,25 +125,6 @@ def _needs_of_while(instruction: Instruction, results: frozenset[int]) -> Needs:
             inputs = frozenset(constants | {i + first for i in wanted})
             return Needs(inputs, (condition.everything, wanted))
         wanted |= carry
-
-
-def _scan_layout(instruction: Instruction) -> tuple[int, int]:
-    """How many constants a scan has, and how many carried values.
-
-    Read off the shapes, as names and form of the parameters that say so differ between versions of
-    JAX: what is sliced or stacked has one axis more outside of the body.
-    """
-    equation = instruction.equation
-    assert equation is not None
-    (body,) = _held(equation)
-    sliced = sum(map(_differ, equation.invars, body.invars))
-    stacked = sum(map(_differ, equation.outvars, body.outvars))
-    carried = len(equation.outvars) - stacked
-    return len(equation.invars) - carried - sliced, carried
-
-
-def _differ(outside: Any, inside: Any) -> bool:
-    return len(outside.aval.shape) != len(inside.aval.shape)
 
 
 class _Writer:
@@ -188,16 +155,15 @@ class _Writer:
         return tuple(map(read, jaxpr.outvars))
 
     def _add(self, equation: core.JaxprEqn, inputs: tuple[Value, ...]) -> tuple[Value, ...]:
-        name, params = equation.primitive.name, equation.params
-        if name in CALLS:
+        name, params, form = equation.primitive.name, equation.params, inside(equation)
+        if form is not None and form.kind == "call":
             if params.get("prevent_cse") and params.get("differentiated"):
                 inputs = tuple(map(self._barrier, inputs))
-            (jaxpr,) = core.jaxprs_in_params(params)
-            return self.write(jaxpr, inputs)
-        if name in HOLDERS:
-            jaxprs = _held(equation)
-            turns = _turns(equation, inputs) if name == "while" else None
-            return self._append(equation, inputs, tuple(map(Program, jaxprs)), turns)
+            return self.write(form.programs[0].jaxpr, inputs)
+        if form is not None:
+            bodies = tuple(Program(program.jaxpr) for program in form.programs)
+            turns = _turns(form, inputs) if form.kind == "while" else None
+            return self._append(equation, inputs, form, bodies, turns)
         if equation.effects:
             return self._append(equation, inputs)
         key = (name, inputs, tuple((key, _hashable(params[key])) for key in sorted(params)))
@@ -205,9 +171,9 @@ class _Writer:
             self._known[key] = self._append(equation, inputs)
         return self._known[key]
 
-    def _append(self, equation, inputs, bodies=(), turns=None) -> tuple[Value, ...]:
+    def _append(self, equation, inputs, *of_loops) -> tuple[Value, ...]:
         outputs = tuple(self.fresh() for _ in equation.outvars)
-        self.instructions.append(Instruction(equation, inputs, outputs, bodies, turns))
+        self.instructions.append(Instruction(equation, inputs, outputs, *of_loops))
         return outputs
 
     def _barrier(self, value: Value) -> Value:
@@ -219,10 +185,10 @@ class _Writer:
         return result
 
 
-def _turns(equation: core.JaxprEqn, inputs: tuple[Value, ...]) -> int | None:
+def _turns(form: Inside, inputs: tuple[Value, ...]) -> int | None:
     """How often `for (i = a; i < b; i += c)` goes round, where a, b and c are literals."""
-    condition, body = _held(equation)
-    of_condition, of_body = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+    condition, body = (program.jaxpr for program in form.programs)
+    of_condition, of_body = form.constants
     start = inputs[of_condition + of_body :]
     if len(condition.eqns) != 1 or condition.eqns[0].primitive.name != "lt":
         return None
@@ -253,23 +219,6 @@ def _number(atom: Any) -> Any:
         return int(value) if int(value) == value else None
     except (TypeError, ValueError):
         return None
-
-
-def _held(equation: core.JaxprEqn) -> list[core.Jaxpr]:
-    """The programs that an equation holds, a `while` loop's condition first."""
-    name, params = equation.primitive.name, equation.params
-    if name == "custom_linear_solve":  # it also holds what it would be transposed to
-        held = [params["jaxprs"].solve]
-    elif name == "cond":
-        held = params["branches"]
-    else:
-        held = [params["jaxpr"]] if name == "scan" else [params["cond_jaxpr"], params["body_jaxpr"]]
-    return [getattr(program, "jaxpr", program) for program in held]
-
-
-def _params(instruction: Instruction) -> dict:
-    assert instruction.equation is not None
-    return instruction.equation.params
 
 
 def _hashable(value: Any) -> Hashable:

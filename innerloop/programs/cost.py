@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend import core
 
-from innerloop.diagnostics.planning.flop_rules import UNKNOWN, is_elementwise, primitive_flops
-from innerloop.diagnostics.planning.straight_line import Instruction, Needs, Program
+from innerloop.programs.flop_rules import UNKNOWN, is_elementwise, primitive_flops
+from innerloop.programs.straight_line import Instruction, Needs, Program
 
 
 class Cost(NamedTuple):

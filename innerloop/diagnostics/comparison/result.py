@@ -1,12 +1,10 @@
 """What `compare` found: one row per meta-gradient, as a table and as data."""
 
-import itertools
 import math
-import shutil
-import textwrap
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from innerloop.diagnostics.text import definitions, table
 from innerloop.gradients import Fidelity, MetaGradient
 
 MIB = 2**20
@@ -15,21 +13,21 @@ MIB = 2**20
 class ComparisonRow(NamedTuple):
     """One meta-gradient, held against the exact one.
 
-    - `name`: how the estimator is written
-    - `gradient`: the estimator
+    - `name`: how the meta-gradient is written
+    - `gradient`: the meta-gradient
     - `fidelity`: how far it should be from exact, and why; None where it was refused
     - `refusal`: why there is no estimate, and what to write instead; None where there is one
-    - `cosine`: of the angle between estimate and exact gradient, from -1 to 1
+    - `cosine`: cosine of the angle between estimate and exact gradient, from -1 to 1
     - `cosine_error`: its standard error over draws; None for a deterministic estimate
     - `relative_error`: ‖estimate - exact‖ / ‖exact‖
     - `relative_error_error`: its standard error over draws; None for a deterministic estimate
     - `memory`: peak bytes of the compiled program: arguments, results and everything between
-    - `compile_seconds`: that tracing and compiling took
-    - `seconds`: of one call, the median of warm ones
+    - `compile_seconds`: how long tracing and compiling took
+    - `seconds`: the median time of a warm call
     - `note`: why a number is undefined; None where none is
 
-    What was not measured is None, what is undefined NaN. Cosine and relative error of a stochastic
-    estimate are means over draws.
+    A number that was not measured is None, one that is undefined is NaN. Cosine and relative error
+    of a stochastic estimate are means over draws.
     """
 
     name: str
@@ -48,13 +46,13 @@ class ComparisonRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Meta-gradients side by side. `print` shows it as a table.
+    """Meta-gradients side by side. `print` shows the table.
 
-    - `rows`: in the order in which the estimators were given
+    - `rows`: in the order in which the meta-gradients were given
     - `reference`: name of the row that the others are held against
     - `tasks`: tasks in the batch
     - `parameters`: numbers in meta
-    - `draws`: keys that stochastic estimators were drawn with
+    - `draws`: keys that stochastic meta-gradients were drawn with
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -75,7 +73,7 @@ class Comparison:
         return [_record(row) for row in self.rows]
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as JSON-able data."""
+        """The rows and the settings as JSON-able data."""
         return {
             "reference": self.reference,
             "tasks": self.tasks,
@@ -90,9 +88,9 @@ class Comparison:
         return f"Held against {self.reference}: {tasks}, {self.parameters:,} meta-parameters"
 
     def __str__(self) -> str:
-        """The table, what each estimator drops, and why some are refused: plain text."""
-        width = min(max(shutil.get_terminal_size((100, 24)).columns, 80), 100)
-        known = next(row.fidelity for row in self.rows if row.name == self.reference)
+        """The table, what each meta-gradient drops, and why some are refused."""
+        parts = [self.headline(), table(_HEADINGS, list(map(_cells, self.rows)), right=2)]
+        known = self[self.reference].fidelity
         dropped = [
             (row.name, row.fidelity.sentence)
             for row in self.rows
@@ -100,49 +98,20 @@ class Comparison:
         ]
         refused = [(row.name, row.refusal) for row in self.rows if row.refusal]
         noted = [(row.name, row.note) for row in self.rows if row.note]
-        lines = [self.headline(), "", *_table(list(map(_cells, self.rows)), width)]
         sections = {"Fidelity": dropped, "Refused": refused, "Undefined": noted}
-        for heading, entries in sections.items():
-            if entries:
-                lines += ["", heading, *_list(entries, width)]
-        return "\n".join(lines)
+        parts += [f"{heading}\n{definitions(said)}" for heading, said in sections.items() if said]
+        return "\n\n".join(parts)
 
 
 _HEADINGS = (
-    ("", "", "", "relative", "", "ms per", "s to"),
-    ("meta-gradient", "", "cosine", "error", "MiB", "call", "compile"),
+    "meta-gradient",
+    "",
+    "cosine",
+    "relative\nerror",
+    "MiB",
+    "ms per\ncall",
+    "s to\ncompile",
 )
-_LEAST = (0, 8, 6, 8, 6, 6, 7)
-"""The least widths of the columns; the first has what the others leave."""
-
-
-def _table(rows: list[list[str]], width: int) -> list[str]:
-    """Lines of at most `width` characters: a long name goes on in the next line."""
-    columns = list(zip(*_HEADINGS, *rows, strict=True))
-    widths = [max(least, *map(len, column)) for least, column in zip(_LEAST, columns, strict=True)]
-    widths[0] = min(widths[0], width - sum(widths[1:]) - len(widths) + 1)
-
-    def line(name: str, kind: str = "", *numbers: str) -> str:
-        padded = [name.ljust(widths[0]), kind.ljust(widths[1])]
-        padded += map(str.rjust, numbers, widths[2:])
-        return " ".join(padded).rstrip()
-
-    lines = [*(line(*heading) for heading in _HEADINGS), "─" * (sum(widths) + len(widths) - 1)]
-    for name, *cells in rows:
-        first, *rest = textwrap.wrap(name, widths[0])
-        lines += [line(first, *cells), *map(line, rest)]
-    return lines
-
-
-def _list(entries: list[tuple[str, Any]], width: int) -> list[str]:
-    """Names, and a text beside each."""
-    left = width // 3
-    lines = []
-    for name, text in entries:
-        names, texts = textwrap.wrap(name, left - 2), textwrap.wrap(str(text), width - left)
-        pairs = itertools.zip_longest(names, texts, fillvalue="")
-        lines += [(first.ljust(left) + second).rstrip() for first, second in pairs]
-    return lines
 
 
 def _cells(row: ComparisonRow) -> list[str]:

@@ -3,9 +3,7 @@
 import re
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from innerloop.errors import StructureError
 
@@ -44,16 +42,6 @@ def format_bytes(size: int | float) -> str:
     number = size / 1024**power
     digits = 0 if power == 0 else max(0, 3 - len(str(int(abs(number)))))
     return f"{number:.{digits}f} {units[power]}"
-
-
-def tree_bytes(tree: PyTree) -> int:
-    """Bytes of the arrays, or of arrays of these shapes, in a tree. Keys count as their data."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract(tree)))
-
-
-def abstract(tree: PyTree) -> PyTree:
-    """The tree with shapes and dtypes in place of arrays."""
-    return jax.eval_shape(lambda tree: tree, tree)
 
 
 def _unreadable(memory: Any) -> StructureError:

@@ -1,4 +1,4 @@
-"""One estimator on its way through a comparison: compiled, held against the exact one, timed."""
+"""Measuring one meta-gradient: compiled, held against the exact one, and timed."""
 
 import logging
 import re
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.diagnostics.comparison.table import ComparisonRow
+from innerloop.diagnostics.comparison.result import ComparisonRow
 from innerloop.diagnostics.compiled import Compiled, compile_ahead
 from innerloop.errors import GradientError, InnerloopError
 from innerloop.gradients import MetaGradient
@@ -26,8 +26,8 @@ def is_stochastic(gradient: MetaGradient, adaptation: Adaptation) -> bool:
     return gradient.fidelity(adaptation).draws
 
 
-class Trial:
-    """An estimator, its row as far as it is known, and its program once it is compiled."""
+class Entry:
+    """A meta-gradient, what is known of its row, and its program once it is compiled."""
 
     def __init__(self, name: str, gradient: MetaGradient, adaptation: Adaptation):
         self.row = ComparisonRow(name, gradient)
@@ -36,7 +36,7 @@ class Trial:
 
     @property
     def stochastic(self) -> bool:
-        """Whether one draw does not tell."""
+        """Whether it differs from draw to draw."""
         return is_stochastic(self.row.gradient, self.adaptation)
 
     def set(self, **fields: Any) -> None:
@@ -44,12 +44,12 @@ class Trial:
         self.row = self.row._replace(**fields)
 
     def refuse(self, error: Exception) -> None:
-        """There is no estimate, and this is why."""
+        """Note why there is no estimate."""
         self.set(refusal=reason(error))
         self.program = None
 
     def compile(self, build: Callable[[MetaGradient], Callable], arguments: tuple) -> None:
-        """Trace and compile it. The problem is sound, so an error is this estimator's: a refusal.
+        """Trace and compile it. An error refuses this meta-gradient, as the problem is sound.
 
         That covers what other libraries raise: a custom rule without forward mode under mixed mode,
         a program too large for the device.
@@ -73,61 +73,64 @@ class Trial:
 
 
 def measure_errors(
-    trials: Sequence[Trial], reference: str, arguments_at: Callable[[Array], tuple], keys: Array
+    entries: Sequence[Entry],
+    reference: str,
+    arguments_at: Callable[[Array], tuple],
+    keys: Array,
 ) -> None:
     """Fill in cosine and relative error, on the first of the keys or, if stochastic, on all.
 
     Raises `GradientError` where the reference fails when it runs.
     """
-    main = next(trial for trial in trials if trial.row.name == reference)
-    others = [trial for trial in trials if trial is not main and trial.program is not None]
-    measured: dict[str, list[tuple[float, float]]] = {trial.row.name: [] for trial in trials}
+    main = next(entry for entry in entries if entry.row.name == reference)
+    others = [entry for entry in entries if entry is not main and entry.program is not None]
+    measured: dict[str, list[tuple[float, float]]] = {entry.row.name: [] for entry in entries}
     finite = dict.fromkeys(measured, True)
     zero = False
-    draws = len(keys) if any(trial.stochastic for trial in [*others, main]) else 1
+    draws = len(keys) if any(entry.stochastic for entry in [*others, main]) else 1
     for i, key in enumerate(keys[:draws]):
         arguments = arguments_at(key)
         exact = _reference_estimate(main, arguments)
         zero = zero or not np.any(exact)
-        for trial in [main, *others]:
-            if trial.program is None or (i and not trial.stochastic):
+        for entry in [main, *others]:
+            if entry.program is None or (i and not entry.stochastic):
                 continue
             try:
                 with _quiet_callbacks():
-                    estimate = exact if trial is main else trial.estimate(arguments)
+                    estimate = exact if entry is main else entry.estimate(arguments)
             except Exception as error:
-                trial.refuse(error)
+                entry.refuse(error)
                 continue
-            finite[trial.row.name] &= bool(np.all(np.isfinite(estimate)))
-            measured[trial.row.name].append(_distance(estimate, exact))
-    for trial in [main, *others]:
-        if trial.program is None:
+            finite[entry.row.name] &= bool(np.all(np.isfinite(estimate)))
+            measured[entry.row.name].append(_distance(estimate, exact))
+    for entry in [main, *others]:
+        if entry.program is None:
             continue
-        name = trial.row.name
-        trial.set(**_statistics(measured[name], trial.stochastic))
-        trial.set(note=_note(zero, finite[reference], finite[name], trial.row.cosine))
+        name = entry.row.name
+        entry.set(**_statistics(measured[name], entry.stochastic))
+        entry.set(note=_note(zero, finite[reference], finite[name], entry.row.cosine))
 
 
-def measure_seconds(trials: Sequence[Trial], arguments: tuple, seconds: float) -> None:
+def measure_seconds(entries: Sequence[Entry], arguments: tuple, seconds: float) -> None:
     """Fill in the median time of a warm call.
 
     The programs take turns, so that whatever else the machine does falls on all of them alike; the
     one that begins changes.
     """
-    trials = [trial for trial in trials if trial.program is not None]
-    taken: list[list[float]] = [[] for _ in trials]
-    end = time.perf_counter() + seconds * len(trials)
+    entries = [entry for entry in entries if entry.program is not None]
+    taken: list[list[float]] = [[] for _ in entries]
+    end = time.perf_counter() + seconds * len(entries)
     for turn in range(_MOST_CALLS):
-        for i in np.roll(np.arange(len(trials)), -turn):
-            program = trials[i].program
+        for i in np.roll(np.arange(len(entries)), -turn):
+            program = entries[i].program
             assert program is not None
             begin = time.perf_counter()
             jax.block_until_ready(program.call(*arguments))
             taken[i].append(time.perf_counter() - begin)
         if time.perf_counter() > end:
             break
-    for trial, times in zip(trials, taken, strict=True):
-        trial.set(seconds=float(np.median(times)))
+    for entry, times in zip(entries, taken, strict=True):
+        entry.set(seconds=float(np.median(times)))
 
 
 def reason(error: Exception) -> str:
@@ -143,7 +146,7 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first}"[:300]
 
 
-def _reference_estimate(main: Trial, arguments: tuple) -> np.ndarray:
+def _reference_estimate(main: Entry, arguments: tuple) -> np.ndarray:
     if main.program is not None:
         try:
             with _quiet_callbacks():
@@ -153,7 +156,7 @@ def _reference_estimate(main: Trial, arguments: tuple) -> np.ndarray:
     raise GradientError(
         f"the reference {main.row.name} fails: {main.row.refusal}",
         got=f"exact={main.row.name}",
-        expected="an estimator that gives a gradient here",
+        expected="a meta-gradient that gives a gradient here",
         write="compare(..., exact=...) with another reference, or a meta at which this one works",
     )
 

@@ -1,0 +1,93 @@
+"""The operations of a traced program, and the programs that an operation runs."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+from jax.extend import core
+
+_CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+"""Parameters under which primitives that just call a program hold it."""
+
+
+class Operation(NamedTuple):
+    """An operation of a traced program, and the calls that it is in, innermost first."""
+
+    eqn: core.JaxprEqn
+    callers: tuple[core.JaxprEqn, ...]
+
+    @property
+    def name(self) -> str:
+        """The name of its primitive."""
+        return self.eqn.primitive.name
+
+
+class Inside(NamedTuple):
+    """The programs that an operation runs, and how their arguments lie among its own.
+
+    - `kind`: `"call"` runs one program on the operation's arguments; `"scan"` a body whose
+      arguments are constants, carry and rows; `"while"` a condition and a body, each with constants
+      of its own, on one carry; `"cond"` one of several branches, chosen by the first argument;
+      `"solve"` the solver of a linear system, by a rule of JAX's own
+    - `programs`: the program called; the body; condition and body; the branches; the solver
+    - `constants`: for each of the programs, how many of its arguments stay as they are in a loop
+    - `carry`: how many values a loop hands from one turn to the next
+    """
+
+    kind: Literal["call", "scan", "while", "cond", "solve"]
+    programs: tuple[core.ClosedJaxpr, ...]
+    constants: tuple[int, ...] = ()
+    carry: int = 0
+
+
+def operations(jaxpr: core.Jaxpr, callers: tuple[core.JaxprEqn, ...] = ()) -> Iterator[Operation]:
+    """All operations, each followed by those of the programs that it holds."""
+    for eqn in jaxpr.eqns:
+        yield Operation(eqn, callers)
+        for held in held_programs(eqn):
+            yield from operations(held, (eqn, *callers))
+
+
+def held_programs(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
+    """All programs among the parameters of an operation, also those that it may never run."""
+    values = [v for p in eqn.params.values() for v in (p if isinstance(p, list | tuple) else [p])]
+    values = [getattr(value, "jaxpr", value) for value in values]
+    return [value for value in values if isinstance(value, core.Jaxpr)]
+
+
+def inside(eqn: core.JaxprEqn) -> Inside | None:
+    """What an operation runs; None where it is a single step, or a foreign way to run programs."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "scan":
+        constants, carry = _scan_counts(params)
+        return Inside("scan", (params["jaxpr"],), (constants,), carry)
+    if name == "while":
+        constants = params["cond_nconsts"], params["body_nconsts"]
+        carry = len(eqn.invars) - sum(constants)
+        return Inside("while", (params["cond_jaxpr"], params["body_jaxpr"]), constants, carry)
+    if name == "cond":
+        return Inside("cond", tuple(params["branches"]))
+    if name == "custom_linear_solve":  # it also holds what it would be transposed to
+        return Inside("solve", (params["jaxprs"].solve,))
+    for parameter in _CALLS:
+        program = _closed(params.get(parameter))
+        if program is not None and _shapes(program.jaxpr.invars) == _shapes(eqn.invars):
+            return Inside("call", (program,))
+    return None
+
+
+def _shapes(atoms: Sequence) -> list[tuple[int, ...] | None]:
+    return [getattr(atom.aval, "shape", None) for atom in atoms]
+
+
+def _closed(program: Any) -> core.ClosedJaxpr | None:
+    if isinstance(program, core.Jaxpr):
+        return core.ClosedJaxpr(program, ())
+    return program if isinstance(program, core.ClosedJaxpr) else None
+
+
+def _scan_counts(params: dict) -> tuple[int, int]:
+    """How many constants and how many carried values a scan takes, before its rows."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carry, _ = params["ft_in"].unpack()  # from jax 0.11 on
+    return len(list(constants)), len(list(carry))

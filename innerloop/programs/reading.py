@@ -1,0 +1,123 @@
+"""Which operations of a traced program read its inputs, and which its results read."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from jax.extend import core
+
+from innerloop.programs.operations import Inside, Operation, inside, operations
+
+
+def between(
+    program: core.ClosedJaxpr, inputs: Iterable[int], outputs: Iterable[int]
+) -> list[Operation]:
+    """The operations on the way from some inputs to some outputs, also within called programs.
+
+    An operation counts where it reads one of the inputs and one of the outputs reads it, directly
+    or through others, whether or not a derivative flows along these reads.
+
+    Args:
+        program: a traced program
+        inputs: positions of inputs
+        outputs: positions of outputs
+    """
+    inputs, outputs = set(inputs), set(outputs)
+    walk = _Walk()
+    jaxpr = program.jaxpr
+    walk.forward(jaxpr, [i in inputs for i in range(len(jaxpr.invars))])
+    walk.backward(jaxpr, [i in outputs for i in range(len(jaxpr.outvars))])
+    return [op for op in operations(jaxpr) if walk.reading[id(op.eqn)] & walk.read[id(op.eqn)]]
+
+
+def inputs_read(jaxpr: core.Jaxpr) -> list[bool]:
+    """For each constant and then each input, whether some result reads it."""
+    read = _Walk().read_by(jaxpr, [True] * len(jaxpr.outvars))
+    return [var in read for var in (*jaxpr.constvars, *jaxpr.invars)]
+
+
+_Marking = Callable[[core.Jaxpr, Sequence[bool]], list[bool]]
+"""From marks on one side of a program to marks on the other side."""
+
+
+class _Walk:
+    """Marks results of operations: forward, those that read the inputs; backward, those read."""
+
+    def __init__(self):
+        self.reading: dict[int, set[int]] = defaultdict(set)
+        self.read: dict[int, set[int]] = defaultdict(set)
+
+    def forward(self, jaxpr: core.Jaxpr, given: Sequence[bool]) -> list[bool]:
+        marked = {var for var, mark in zip(jaxpr.invars, given, strict=True) if mark}
+        for eqn in jaxpr.eqns:
+            ins = [_in(atom, marked) for atom in eqn.invars]
+            if not any(ins):
+                continue
+            outs = self._through(eqn, ins, self.forward, onward=True)
+            self.reading[id(eqn)].update(i for i, mark in enumerate(outs) if mark)
+            marked.update(var for var, mark in zip(eqn.outvars, outs, strict=True) if mark)
+        return [_in(atom, marked) for atom in jaxpr.outvars]
+
+    def backward(self, jaxpr: core.Jaxpr, wanted: Sequence[bool]) -> list[bool]:
+        marked = self.read_by(jaxpr, wanted)
+        return [var in marked for var in jaxpr.invars]
+
+    def read_by(self, jaxpr: core.Jaxpr, wanted: Sequence[bool]) -> set:
+        marked = {
+            var
+            for var, mark in zip(jaxpr.outvars, wanted, strict=True)
+            if mark and not isinstance(var, core.Literal)
+        }
+        for eqn in reversed(jaxpr.eqns):
+            outs = [var in marked for var in eqn.outvars]
+            if not any(outs):
+                continue
+            self.read[id(eqn)].update(i for i, mark in enumerate(outs) if mark)
+            ins = self._through(eqn, outs, self.backward, onward=False)
+            marked.update(
+                atom
+                for atom, mark in zip(eqn.invars, ins, strict=True)
+                if mark and not isinstance(atom, core.Literal)
+            )
+        return marked
+
+    def _through(self, eqn: core.JaxprEqn, marks: list[bool], walk: _Marking, onward: bool):
+        """Marks on one side of an operation as marks on its other side."""
+        form = inside(eqn)
+        if form is not None and form.kind == "scan":
+            return _loop(form, marks, walk, onward)
+        if form is not None and form.kind == "cond":
+            return _branches(form, marks, walk, onward)
+        if form is not None and form.kind == "call":
+            return walk(form.programs[0].jaxpr, marks)
+        if form is not None and form.kind == "while":
+            # What its condition reads decides the results: all depend on everything.
+            for jaxpr in (program.jaxpr for program in form.programs):
+                walk(jaxpr, [True] * len(jaxpr.invars if onward else jaxpr.outvars))
+        return [True] * len(eqn.outvars if onward else eqn.invars)
+
+
+def _branches(form: Inside, marks: list[bool], walk: _Marking, onward: bool) -> list[bool]:
+    if onward:
+        by_branch = [walk(branch.jaxpr, marks[1:]) for branch in form.programs]
+        return [marks[0] or any(column) for column in zip(*by_branch, strict=True)]
+    by_branch = [walk(branch.jaxpr, marks) for branch in form.programs]
+    return [True, *(any(column) for column in zip(*by_branch, strict=True))]
+
+
+def _loop(form: Inside, marks: list[bool], walk: _Marking, onward: bool) -> list[bool]:
+    """What a step leaves in the carry, the next step reads."""
+    (body,), (constants,) = form.programs, form.constants
+    start, end = (constants, 0) if onward else (0, constants)
+    while True:
+        result = walk(body.jaxpr, marks)
+        grown = list(marks)
+        for i in range(form.carry):
+            grown[start + i] = marks[start + i] or result[end + i]
+        if grown == marks:
+            return result
+        marks = grown
+
+
+def _in(atom: Any, marked: set) -> bool:
+    return not isinstance(atom, core.Literal) and atom in marked

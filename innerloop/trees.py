@@ -1,0 +1,117 @@
+"""Helpers for trees of arrays: names and sizes of leaves, tests, arithmetic, norms.
+
+`optax.tree` has more. The arithmetic here keeps the dtype of every leaf, where optax's promotes
+narrow leaves, which the carry of a loop does not survive.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, PyTree, Scalar
+
+from innerloop.checks import is_floating
+
+
+def leaf_names(tree: PyTree) -> list[str]:
+    """The path of every leaf, such as `['layers'][0]['weight']`."""
+    return [jax.tree_util.keystr(path) or "meta" for path, _ in jax.tree.leaves_with_path(tree)]
+
+
+def leaf_shapes(tree: PyTree) -> dict[str, str]:
+    """The dtype and shape of every leaf by its path, such as `float32[3, 2]`."""
+    leaves = zip(leaf_names(tree), jax.tree.leaves(tree), strict=True)
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves}
+
+
+def abstract(tree: PyTree) -> PyTree:
+    """The tree with a `jax.ShapeDtypeStruct` in place of every array."""
+    return jax.eval_shape(lambda tree: tree, tree)
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of the arrays, or of arrays of these shapes, in a tree. Keys count as their data."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract(tree)))
+
+
+def number_count(tree: PyTree) -> int:
+    """How many numbers the leaves of a tree hold."""
+    return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of random keys, of the kind that `jax.random.key` makes."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every floating-point number in a tree is finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    parts = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
+    return jnp.all(jnp.stack(parts)) if parts else jnp.bool_(True)
+
+
+def add(a: PyTree, b: PyTree, factor: float) -> PyTree:
+    """`a + factor * b`."""
+    return jax.tree.map(lambda x, y: x + jnp.asarray(factor, y.dtype) * y, a, b)
+
+
+def scale(tree: PyTree, factor: Any) -> PyTree:
+    """`factor * tree`."""
+    return jax.tree.map(lambda leaf: leaf * jnp.asarray(factor).astype(leaf.dtype), tree)
+
+
+def dot(a: PyTree, b: PyTree) -> Scalar:
+    """The inner product of two trees, in the dtype of their leaves."""
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    return jax.tree.reduce(jnp.add, products)
+
+
+def norm(tree: PyTree) -> Scalar:
+    """The Euclidean norm of all leaves as one vector, in their dtype. See also `length`."""
+    return jnp.sqrt(dot(tree, tree))
+
+
+def length(tree: PyTree) -> Scalar:
+    """The Euclidean norm of all leaves as one vector, in float32 at least; 0 without leaves.
+
+    The squares do not overflow on the way. The norm itself may, where float32 cannot hold it.
+    """
+    with jax.numpy_dtype_promotion("standard"):  # leaves may differ in type
+        _, unit, norm = _in_units(jax.tree.leaves(tree))
+        return unit * norm
+
+
+def shorten(tree: PyTree, norm: float | Scalar) -> PyTree:
+    """The tree, scaled down to the length `norm` where it is longer.
+
+    A leaf that is not finite stays so.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    with jax.numpy_dtype_promotion("standard"):
+        directions, unit, long = _in_units(leaves)
+        short = [
+            jnp.where(unit * long > norm, each * (norm / long), leaf).astype(leaf.dtype)
+            for leaf, each in zip(leaves, directions, strict=True)
+        ]
+    return treedef.unflatten(short)
+
+
+def _in_units(leaves: list[Array]) -> tuple[list[Array], Scalar, Scalar]:
+    """The leaves divided by the largest number in them, that number, and the quotients' norm.
+
+    Leaves and divisor are first multiplied by a power of two that brings them towards 1, which is
+    exact. Without it the reciprocal of a number near the end of float32's range, by which a
+    compiler multiplies, would be rounded to zero.
+    """
+    leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
+    largest = [jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]
+    unit = jnp.max(jnp.stack(largest)) if largest else jnp.zeros(())
+    nearer = jnp.where(unit > 1, 2.0**-64, 2.0**64)
+    divisor = jnp.where(unit > 0, unit * nearer, 1)
+    quotients = [leaf * nearer / divisor for leaf in leaves]
+    norm = optax.tree.norm(quotients) if quotients else jnp.zeros(())
+    return quotients, unit, jnp.where(norm > 0, norm, 1)
