@@ -5,8 +5,8 @@ Griffe reads the source without running it, and knows the constructors of plain 
 
 import griffe
 
-SPECIFIERS = ("equinox.field", "innerloop.arguments.")
-"""Calls that declare a field. What stands as its default is their keyword `default`."""
+MADE = "made of fields"
+"""Label of the constructors that are added here."""
 
 SELF = griffe.Parameter("self", kind=griffe.ParameterKind.positional_or_keyword)
 
@@ -32,11 +32,26 @@ def visit(node: griffe.Module | griffe.Class) -> None:
 
 def add_constructor(cls: griffe.Class) -> None:
     """`__init__` from the fields, in their order; without fields, only where a call makes sense."""
-    fields = [field(member) for member in cls.members.values() if member.is_attribute]
-    fields = [parameter for parameter in fields if parameter is not None]
-    if (fields or is_concrete_module(cls)) and "__init__" not in cls.members:
+    written = (each.members.get("__init__") for each in [cls, *cls.mro()])
+    if any(init is not None and MADE not in init.labels for init in written):
+        return
+    found: dict[str, griffe.Parameter | None] = {}
+    for each in [*reversed(cls.mro()), cls]:  # a field keeps its place where it is declared again
+        members = each.members.values()
+        found |= {m.name: field(m) for m in members if m.is_attribute and is_field(m)}
+    fields = [parameter for parameter in found.values() if parameter is not None]
+    fields.sort(key=lambda parameter: parameter.kind is griffe.ParameterKind.keyword_only)
+    if fields or is_concrete_module(cls):
         init = griffe.Function("__init__", parameters=griffe.Parameters(SELF, *fields), parent=cls)
+        init.labels.add(MADE)
         cls.set_member("__init__", init)
+
+
+def is_field(member: griffe.Attribute) -> bool:
+    """Whether it is set by the constructor. Griffe marks a `ClassVar` as of the class alone, and
+    abstract variables are declared so.
+    """
+    return member.annotation is not None and "instance-attribute" in member.labels
 
 
 def is_concrete_module(cls: griffe.Class) -> bool:
@@ -47,12 +62,21 @@ def is_concrete_module(cls: griffe.Class) -> bool:
     return bool(bases - {"Exception", "Enum", "Protocol"}) and not abstract
 
 
+def declares(call: griffe.ExprCall) -> bool:
+    """Whether a call declares a field: `eqx.field` or one of the package's own functions.
+
+    What stands as the field's default is its keyword `default`.
+    """
+    room, _, name = call.canonical_path.rpartition(".")
+    return call.canonical_path == "equinox.field" or (
+        room.startswith("innerloop") and name.islower()
+    )
+
+
 def field(member: griffe.Attribute) -> griffe.Parameter | None:
     """A field as a parameter; None where it is none."""
-    if member.annotation is None or "property" in member.labels:
-        return None
-    default = member.value
-    if isinstance(default, griffe.ExprCall) and default.canonical_path.startswith(SPECIFIERS):
+    default, options = member.value, {}
+    if isinstance(default, griffe.ExprCall) and declares(default):
         options = {
             option.name: option.value
             for option in default.arguments
@@ -65,6 +89,8 @@ def field(member: griffe.Attribute) -> griffe.Parameter | None:
     return griffe.Parameter(
         member.name,
         annotation=member.annotation,
-        kind=griffe.ParameterKind.positional_or_keyword,
+        kind=griffe.ParameterKind.keyword_only
+        if str(options.get("kw_only")) == "True"
+        else griffe.ParameterKind.positional_or_keyword,
         default=default,
     )

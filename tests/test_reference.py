@@ -23,6 +23,7 @@ import innerloop as il
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "docs" / "reference"
 HEADING = re.compile(r'<h\d id="(innerloop[\w.]*)" class="doc doc-heading"')
+SIGNATURE = re.compile(r'<div class="[^"]*doc-signature.*?</pre>', re.DOTALL)
 
 # Only an environment with the extra `docs` can build the site; one process builds it once.
 pytestmark = [
@@ -124,8 +125,13 @@ def test_every_public_name_is_an_entry_with_signature_and_text(sections):
             wrong[name] = f"without its first sentence: {first_sentence(value)}"
         elif not inspect.getdoc(value):
             wrong[name] = "no docstring"
-        elif has_constructor(value) and "doc-signature" not in found[0]:
+        elif has_constructor(value) and not (shown := SIGNATURE.search(found[0])):
             wrong[name] = "no signature"
+        elif has_constructor(value):
+            taken = inspect.signature(value).parameters
+            written = shown_text(shown.group())
+            if missing := [each for each in taken if not re.search(rf"\b{each}\b", written)]:
+                wrong[name] = f"a signature without {missing}"
     assert not wrong, "\n".join(f"{name}: {what}" for name, what in wrong.items())
 
 

@@ -81,7 +81,7 @@ class OnlineWindows(Estimator):
     `"step"` and `"horizon"` (where in its run the window ended), `"key"` (for `task_of_run`),
     `"diverged"`, `"replaced"`, `"counts"` (whether the run is in the mean) and `"unreached"`.
 
-    Args:
+    Attributes:
         problem: What is optimised.
         adaptation: How one task is learned; its own number of steps is not used.
         tasks: A task distribution that draws on the device.

@@ -80,7 +80,8 @@ def run_task(
     `inner` and `loop` decide what is differentiable in it.
 
     Args:
-        problem, adaptation: what is optimised, and how the task is learned
+        problem: what is optimised
+        adaptation: how the task is learned
         meta: meta-parameters
         episode: the task
         key: the task's key
