@@ -2,21 +2,21 @@
 
 import abc
 import dataclasses
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.adaptation import Adaptation, Origin
+from innerloop.adaptation import Origin
+from innerloop.arguments import at_least, number, or_none, with_methods
 from innerloop.checks import describe
 from innerloop.devices.placement import Placement
 from innerloop.errors import GradientError, StructureError
-from innerloop.estimators.base import Apart, Estimate, Estimator, TaskFaults
+from innerloop.estimators.base import Apart, Estimate, TaskFaults
 from innerloop.estimators.horizons import Horizon, Lengths, check_windows, lengths_of
+from innerloop.estimators.learning import LearningEstimator
 from innerloop.estimators.metrics import key_numbers, mean_metrics
-from innerloop.estimators.whole_tasks import Schedule
 from innerloop.estimators.window import (
     InnerRun,
     Window,
@@ -63,7 +63,7 @@ class _Found(NamedTuple):
     counts: Bool[Array, ""]
 
 
-class OnlineWindows(Estimator):
+class OnlineWindows(LearningEstimator):
     r"""An estimator that goes window by window, while inner runs go on between outer steps.
 
     The meta-objective of a run of T inner steps, $\sum_{t=0}^T w_t L_\text{outer}(\theta_t)$, falls
@@ -95,30 +95,18 @@ class OnlineWindows(Estimator):
         schedule: As in `WholeTasks`.
     """
 
-    if TYPE_CHECKING:  # type checkers would count the abstract variables as arguments
-        problem: ClassVar[Problem]
-        adaptation: ClassVar[Adaptation]
-        tasks: ClassVar[TaskDistribution]
-        window: ClassVar[int]
-        horizon: ClassVar[Horizon]
-        batch: ClassVar[int]
-        overlap: ClassVar[int]
-        clip: ClassVar[float | None]
-        chunk: ClassVar[int | None]
-        schedule: ClassVar[Schedule | None]
-        placement: ClassVar[Placement]
-    else:
-        problem: eqx.AbstractVar[Problem]
-        adaptation: eqx.AbstractVar[Adaptation]
-        tasks: eqx.AbstractVar[TaskDistribution]
-        window: eqx.AbstractVar[int]
-        horizon: eqx.AbstractVar[Horizon]
-        batch: eqx.AbstractVar[int]
-        overlap: eqx.AbstractVar[int]
-        clip: eqx.AbstractVar[float | None]
-        chunk: eqx.AbstractVar[int | None]
-        schedule: eqx.AbstractVar[Schedule | None]
-        placement: eqx.AbstractVar[Placement]
+    tasks: TaskDistribution = with_methods(
+        "sample", what="a task distribution", such_as="SinusoidTasks(5, 5)"
+    )
+    window: int = at_least(1, such_as=20)
+    horizon: Horizon
+    batch: int = at_least(1, such_as=8)
+    clip: float | None = or_none(number(such_as=10.0), default=None, kw_only=True)
+
+    @property
+    def overlap(self) -> int:
+        """How many steps a window shares with the one before."""
+        return 0
 
     def __check_init__(self):
         name = type(self).__name__
@@ -135,12 +123,6 @@ class OnlineWindows(Estimator):
     ) -> WindowResult:
         """The next window of one run, from what was carried of it."""
 
-    def at(self, outer_step: int | Int[Array, ""]) -> tuple[Problem, Adaptation]:
-        """Problem and adaptation of an outer step."""
-        if self.schedule is None:
-            return self.problem, self.adaptation
-        return self.schedule(jnp.asarray(outer_step, jnp.int32))
-
     @property
     def learner(self) -> Learner:
         return Learner(self.problem, self.adaptation)
@@ -148,10 +130,6 @@ class OnlineWindows(Estimator):
     @property
     def tasks_per_step(self) -> int:
         return self.batch
-
-    @property
-    def tasks_at_once(self) -> int | None:
-        return self.chunk
 
     def on(self, placement: Placement) -> "OnlineWindows":
         devices = placement.devices

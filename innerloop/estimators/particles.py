@@ -3,31 +3,16 @@
 import abc
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.adaptation import Adaptation
-from innerloop.arguments import (
-    at_least,
-    function,
-    instance,
-    number,
-    optional,
-    positive,
-    with_methods,
-)
+from innerloop.arguments import at_least, or_none, positive
 from innerloop.checks import is_floating
-from innerloop.devices.placement import OneDevice, Placement
-from innerloop.estimators.horizons import Horizon
 from innerloop.estimators.online_windows import OnlineWindows, WindowResult
 from innerloop.estimators.settings import NO_SETTING
-from innerloop.estimators.whole_tasks import Schedule
 from innerloop.estimators.window import Followed, Window
 from innerloop.gradients.evolution import gaussian
-from innerloop.problem import Problem
-from innerloop.tasks import TaskDistribution
 
 
 class Particles(NamedTuple):
@@ -63,26 +48,11 @@ class AntitheticPairs(OnlineWindows):
     Its arguments are those of `PersistentES`.
     """
 
-    problem: Problem = instance(
-        Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"
-    )
-    adaptation: Adaptation = instance(
-        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.1), 1)"
-    )
-    tasks: TaskDistribution = with_methods(
-        "sample", what="a task distribution", such_as="SinusoidTasks(5, 5)"
-    )
-    window: int = at_least(1, such_as=20)
-    horizon: Horizon
-    batch: int = at_least(1, such_as=8)
     pairs: int = at_least(1, default=1)
     sigma: float = positive(default=0.01)
-    pairs_at_once: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
-    overlap: int = eqx.field(default=0, init=False)
-    clip: float | None = optional(number(such_as=10.0), kw_only=True)
-    chunk: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
-    schedule: Schedule | None = optional(function("outer_step"), kw_only=True)
-    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
+    pairs_at_once: int | None = or_none(
+        at_least(1), default=None, kw_only=True, metadata=NO_SETTING
+    )
 
     def each_pair(self, function, *stacked):
         """`function` of `pairs_at_once` pairs at a time."""

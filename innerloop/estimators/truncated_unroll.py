@@ -1,26 +1,19 @@
 """Truncated backpropagation: differentiate one window, take what came before as given."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation import Adaptation
-from innerloop.arguments import at_least, function, instance, number, optional, with_methods
-from innerloop.devices.placement import OneDevice, Placement
+from innerloop.arguments import at_least, instance
 from innerloop.errors import StructureError
-from innerloop.estimators.horizons import Horizon, as_tuple
+from innerloop.estimators.horizons import as_tuple
 from innerloop.estimators.online_windows import OnlineWindows, WindowResult
-from innerloop.estimators.settings import NO_SETTING
-from innerloop.estimators.whole_tasks import Schedule
 from innerloop.estimators.window import Window
 from innerloop.fidelity import Fidelity, combined
 from innerloop.gradients.last import Last
 from innerloop.gradients.names import gradient_name
 from innerloop.gradients.reach import detached, reached_leaves, watch_reach
 from innerloop.gradients.unroll import Unroll
-from innerloop.problem import Problem
-from innerloop.tasks import TaskDistribution
 from innerloop.trees import leaf_names
 
 
@@ -56,26 +49,10 @@ class TruncatedUnroll(OnlineWindows):
         GradientError: The adaptation has no steps to stop between.
     """
 
-    problem: Problem = instance(
-        Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"
-    )
-    adaptation: Adaptation = instance(
-        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.1), 1)"
-    )
-    tasks: TaskDistribution = with_methods(
-        "sample", what="a task distribution", such_as="SinusoidTasks(5, 5)"
-    )
-    window: int = at_least(1, such_as=20)
-    horizon: Horizon
-    batch: int = at_least(1, such_as=8)
-    overlap: int = at_least(0, default=0)
+    overlap: int = at_least(0, default=0)  # pyright: ignore[reportIncompatibleMethodOverride]
     unroll: Unroll = instance(
         Unroll, what="an Unroll", such_as="Unroll(loop=Segments(1))", default=Unroll()
     )
-    clip: float | None = optional(number(such_as=10.0), kw_only=True)
-    chunk: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
-    schedule: Schedule | None = optional(function("outer_step"), kw_only=True)
-    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
 
     def __check_init__(self):
         if isinstance(self.unroll.loop, Last):

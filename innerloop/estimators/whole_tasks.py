@@ -9,30 +9,26 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation import Adaptation
-from innerloop.arguments import at_least, function, instance, optional, with_methods
+from innerloop.arguments import at_least, instance, with_methods
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
-from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskFaults, TaskSet
+from innerloop.estimators.base import Apart, CheckedPart, Estimate, TaskFaults, TaskSet
+from innerloop.estimators.learning import LearningEstimator
 from innerloop.estimators.metrics import is_sound, key_numbers, mean_metrics
 from innerloop.estimators.planning import planned
-from innerloop.estimators.settings import NO_SETTING
 from innerloop.gradients import MetaGradient
 from innerloop.gradients.base import Fidelity
 from innerloop.learner import Learner
 from innerloop.objective import SumOverTasks, meta_value_and_grad, task_count
-from innerloop.problem import Episode, Problem
+from innerloop.problem import Episode
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.tasks.streamed import on_device
 from innerloop.trees import shorten, tree_bytes
 
-Schedule = Callable[[Int[Array, ""]], tuple[Problem, Adaptation]]
-"""`outer step -> (problem, adaptation)`. The step is traced: numbers may differ, shapes may not."""
 
-
-class WholeTasks(Estimator):
+class WholeTasks(LearningEstimator):
     r"""A batch of fresh tasks in each outer step, learned from beginning to end.
 
     $$\nabla_\phi \frac{1}{\sum_i w_i} \sum_{i=1}^{B} w_i\, L_i(\phi)$$
@@ -58,30 +54,15 @@ class WholeTasks(Estimator):
         GradientError: The meta-gradient does not exist after this adaptation.
     """
 
-    problem: Problem = instance(
-        Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"
-    )
-    adaptation: Adaptation = instance(
-        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.1), 1)"
-    )
     gradient: MetaGradient = instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")
     tasks: TaskDistribution | StreamedTasks = with_methods(
         "sample", what="a task distribution", such_as="SinusoidTasks(5, 5)"
     )
     batch: int = at_least(1, such_as=8)
-    chunk: int | None = optional(at_least(1), kw_only=True, metadata=NO_SETTING)
-    schedule: Schedule | None = optional(function("outer_step"), kw_only=True)
     tested: Learner | None = eqx.field(default=None, kw_only=True)
-    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
 
     def __check_init__(self):
         meta_value_and_grad(*self.at(0), self.gradient)  # refuses now what it would refuse later
-
-    def at(self, outer_step: int | Int[Array, ""]) -> tuple[Problem, Adaptation]:
-        """Problem and adaptation of an outer step."""
-        if self.schedule is None:
-            return self.problem, self.adaptation
-        return self.schedule(jnp.asarray(outer_step, jnp.int32))
 
     @property
     def learner(self) -> Learner:
@@ -90,10 +71,6 @@ class WholeTasks(Estimator):
     @property
     def tasks_per_step(self) -> int:
         return self.batch
-
-    @property
-    def tasks_at_once(self) -> int | None:
-        return self.chunk
 
     def fidelity(self) -> Fidelity:
         return self.gradient.fidelity(self.adaptation, self.problem)

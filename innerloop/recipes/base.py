@@ -8,7 +8,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.estimators import Estimator, WholeTasks
-from innerloop.estimators.whole_tasks import Schedule
+from innerloop.estimators.learning import Schedule
 from innerloop.gradients import MetaGradient
 from innerloop.heads.base import Features
 from innerloop.learner import Learner, Predict

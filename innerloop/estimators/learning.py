@@ -1,0 +1,49 @@
+"""What estimators that learn tasks from a distribution share."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from innerloop.adaptation import Adaptation
+from innerloop.arguments import at_least, function, instance, or_none
+from innerloop.devices.placement import OneDevice, Placement
+from innerloop.estimators.base import Estimator
+from innerloop.estimators.settings import NO_SETTING
+from innerloop.problem import Problem
+
+Schedule = Callable[[Int[Array, ""]], tuple[Problem, Adaptation]]
+"""`outer step -> (problem, adaptation)`. The step is traced: numbers may differ, shapes may not."""
+
+
+class LearningEstimator(Estimator):
+    """An estimator that learns tasks of one problem by one adaptation.
+
+    Attributes:
+        problem: What is optimised.
+        adaptation: How one task is learned.
+        chunk: Tasks that are computed at a time on each device; None for all at once.
+        schedule: `outer step -> (problem, adaptation)` if they change during meta-training.
+        placement: The devices, which `on` sets.
+    """
+
+    problem: Problem = instance(
+        Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"
+    )
+    adaptation: Adaptation = instance(
+        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.1), 1)"
+    )
+    chunk: int | None = or_none(at_least(1), default=None, kw_only=True, metadata=NO_SETTING)
+    schedule: Schedule | None = or_none(function("outer_step"), default=None, kw_only=True)
+    placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
+
+    def at(self, outer_step: int | Int[Array, ""]) -> tuple[Problem, Adaptation]:
+        """Problem and adaptation of an outer step."""
+        if self.schedule is None:
+            return self.problem, self.adaptation
+        return self.schedule(jnp.asarray(outer_step, jnp.int32))
+
+    @property
+    def tasks_at_once(self) -> int | None:
+        return self.chunk
