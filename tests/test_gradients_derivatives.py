@@ -115,15 +115,15 @@ def test_a_mixed_derivative_after_minimise_raises(gradient):
 
 
 class Cut(il.extend.MetaGradient):
-    """A gradient of a user's own: Unroll without the derivative of the last loss, after SGD alone."""
+    """A gradient of one's own: half of the exact one, after gradient descent alone."""
 
     second: bool = False
 
     def fidelity(self, adaptation, problem=None):
         if not isinstance(adaptation, il.GradientDescent):
-            return il.extend.undefined("Nothing is cut elsewhere.", "Unroll()")
+            return il.extend.undefined("It halves steps.", "Unroll()")
         derivatives = il.extend.Derivatives(second=self.second)
-        return il.extend.Fidelity("biased", "The half of it is dropped.", derivatives)
+        return il.extend.Fidelity("biased", "Half of it is dropped.", derivatives)
 
     def objective(self, problem, adaptation):
         whole = il.Unroll().objective(problem, adaptation)
@@ -141,7 +141,7 @@ class Cut(il.extend.MetaGradient):
 def test_a_gradient_of_ones_own_is_refused_where_it_says_that_it_does_not_exist(wrap):
     learn = il.Procedure(lambda meta, support, key: meta["start"])
     with pytest.raises(
-        il.GradientError, match=r"Cut\(\).* does not exist after Procedure: Nothing"
+        il.GradientError, match=r"Cut\(\).* does not exist after Procedure: It halves"
     ):
         objective(wrap(Cut()), adaptation=learn)
     got = jax.grad(objective(wrap(Cut())))(quadratic_meta())
