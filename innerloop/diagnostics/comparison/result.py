@@ -94,7 +94,7 @@ class Comparison:
         dropped = [
             (row.name, row.fidelity.sentence)
             for row in self.rows
-            if row.fidelity and not row.refusal and row.fidelity.sentence != known.sentence
+            if row.fidelity and not row.refusal and known and row.fidelity[:2] != known[:2]
         ]
         refused = [(row.name, row.refusal) for row in self.rows if row.refusal]
         noted = [(row.name, row.note) for row in self.rows if row.note]
