@@ -76,12 +76,12 @@ def test_evaluation_gives_it_after_each_step():
     tasks = il.tasks.ClassificationTasks(splits.test, ways, shots=1, queries=3)
     episodes, key = tasks.sample(jax.random.key(0), 4), jax.random.key(1)
     meta = recipe.init_meta(key)
-    evaluation = il.evaluate(*recipe.at_test, meta, episodes, key, steps=2, predict=recipe.predict)
+    evaluation = il.evaluate(recipe.learner, meta, episodes, key, steps=2, calibration=True)
     assert evaluation.ece is not None
     assert evaluation.ece.shape == (3,)
 
     def probabilities(episode, key):
-        params, _ = il.adapt(*recipe.at_test, meta, episode.support, key)
+        params, _ = il.adapt(recipe.problem, recipe.adaptation, meta, episode.support, key)
         return jax.nn.softmax(recipe.predict(params, meta, episode.query, key))
 
     found = jax.vmap(probabilities)(episodes, jax.random.split(key, 4))
@@ -89,4 +89,4 @@ def test_evaluation_gives_it_after_each_step():
         np.asarray(found).reshape(-1, ways), np.asarray(episodes.query.targets).ravel()
     )
     np.testing.assert_allclose(evaluation.ece[-1], expected, rtol=1e-5)
-    assert il.evaluate(*recipe.at_test, meta, episodes, key, steps=2).ece is None
+    assert il.evaluate(recipe.learner, meta, episodes, key, steps=2).ece is None

@@ -349,15 +349,10 @@ def test_broken_parts_raise_as_they_do_elsewhere():
 
 
 def trained(inner=inner, meta=META, **options):
-    recipe = il.recipes.Recipe(
-        il.Problem(start, inner, outer),
-        LEARN,
-        il.Unroll(),
-        lambda key: jax.tree.map(jnp.copy, meta),
-    )
     tasks = il.tasks.IndependentTasks(lambda key: jax.tree.map(lambda leaf: leaf[0], episodes()))
+    whole = il.WholeTasks(il.Problem(start, inner, outer), LEARN, il.Unroll(), tasks, batch=2)
     with jax.numpy_dtype_promotion("standard"):
-        return il.fit(recipe, tasks, optimizer=optax.sgd(0.1), steps=2, batch=2, key=KEY, **options)
+        return il.fit(whole, meta, optimizer=optax.sgd(0.1), steps=2, key=KEY, **options)
 
 
 def test_fit_stops_at_errors_and_warns_of_the_rest():
@@ -369,7 +364,7 @@ def test_fit_stops_at_errors_and_warns_of_the_rest():
     np.testing.assert_array_equal(trained(check=True).meta["w"], trained().meta["w"])
 
 
-def test_fit_checks_every_kind_of_a_mixture():
+def test_fit_checks_every_part_of_a_weighted_sum():
     sinusoids = il.tasks.SinusoidTasks(3, 3)
     recipes = [
         il.recipes.maml(il.models.mlp([1, 4, 1]), il.models.mean_squared_error, rate, 1)
@@ -380,10 +375,8 @@ def test_fit_checks_every_kind_of_a_mixture():
         recipes[1].problem.inner_loss,
         recipes[1].problem.outer_loss,
     )
-    problems = (recipes[0].problem, cut)
-    kinds = [(p, r.adaptation, sinusoids, 1.0) for p, r in zip(problems, recipes, strict=True)]
-    problem, adaptation, tasks = il.tasks.mixture(*kinds)
-    recipe = il.recipes.Recipe(problem, adaptation, il.Unroll(), recipes[0].init_meta)
-    options = {"optimizer": optax.sgd(0.1), "steps": 1, "batch": 2, "key": KEY}
+    parts = (recipes[0], recipes[1]._replace(problem=cut))
+    both = il.estimators.WeightedSum(*((part.estimator(sinusoids, 1), 1.0) for part in parts))
+    options = {"optimizer": optax.sgd(0.1), "steps": 1, "key": KEY}
     with pytest.raises(il.GradientError, match=r"cut off.*stop_gradient at test_check.py"):
-        il.fit(recipe, tasks, check=True, **options)
+        il.fit(both, recipes[0].init_meta, check=True, **options)

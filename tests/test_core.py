@@ -30,10 +30,8 @@ import innerloop as il
 model = il.models.mlp([1, 4, 1])
 tasks = il.tasks.SinusoidTasks(2, 2)
 recipe = il.recipes.maml(model, il.models.mean_squared_error, rate=0.01, steps=1)
-whole = recipe.estimator(tasks, batch=2)
-outcome = il.fit(
-    whole, recipe.init_meta, optimizer=optax.adam(1e-3), steps=2, key=jax.random.key(0)
-)
+training = {{"optimizer": optax.adam(1e-3), "steps": 2, "key": jax.random.key(0)}}
+outcome = il.fit(recipe.estimator(tasks, batch=2), recipe.init_meta, **training)
 assert outcome.step == 2
 where = (recipe.problem, recipe.adaptation, outcome.meta)
 episodes, key = tasks.sample(jax.random.key(1), 2), jax.random.key(2)

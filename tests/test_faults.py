@@ -37,12 +37,12 @@ SINUSOID = [
 
 
 def fitted(folder=None, *, steps=12, resume=False, report=lambda progress: None):
+    recipe = il.recipes.maml(il.models.mlp([1, 5, 1]), il.models.mean_squared_error)
     return il.fit(
-        il.recipes.maml(il.models.mlp([1, 5, 1]), il.models.mean_squared_error),
-        TASKS,
+        recipe.estimator(TASKS, batch=2),
+        recipe.init_meta,
         optimizer=optax.adam(1e-2),
         steps=steps,
-        batch=2,
         key=jax.random.key(0),
         per_call=3,
         checkpoints=None if folder is None else il.training.Checkpoints(folder, every=3),

@@ -318,7 +318,8 @@ def test_a_run_that_is_cut_off_and_goes_on_is_logged_once(tmp_path):
         il.models.mlp([1, 4, 1]), il.models.mean_squared_error, rate=0.01, steps=1
     )
     tasks = il.tasks.SinusoidTasks(2, 2)
-    settings = {"optimizer": optax.sgd(0.1), "batch": 2, "key": KEY, "per_call": 2}
+    estimator = recipe.estimator(tasks, batch=2)
+    settings = {"optimizer": optax.sgd(0.1), "key": KEY, "per_call": 2}
 
     def run(folder, steps, resume=False):
         saved = il.training.Checkpoints(folder / "checkpoints", every=4)
@@ -326,7 +327,7 @@ def test_a_run_that_is_cut_off_and_goes_on_is_logged_once(tmp_path):
             il.logging.JsonLines(folder / "log.jsonl"), il.logging.TensorBoard(folder)
         ) as log:
             options = {"checkpoints": saved, "resume": resume, "report": log}
-            il.fit(recipe, tasks, steps=steps, **settings, **options)
+            il.fit(estimator, recipe.init_meta, steps=steps, **settings, **options)
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(whole, 8)

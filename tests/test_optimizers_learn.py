@@ -45,13 +45,15 @@ def digits():
 def test_meta_training_makes_it_better_on_new_tasks(learned, rate, digits):
     problem, tasks, params = digits
     learn = il.GradientDescent(learned, STEPS)
-    recipe = il.recipes.Recipe(problem, learn, il.Unroll(), lambda key: learned.init(key, params))
+    init_meta = lambda key: learned.init(key, params)
+    whole = il.WholeTasks(problem, learn, il.Unroll(), tasks, batch=2)
     trained = il.fit(
-        *(recipe, tasks), optimizer=optax.adam(rate), steps=30, batch=2, key=jax.random.key(0)
+        *(whole, init_meta), optimizer=optax.adam(rate), steps=30, key=jax.random.key(0)
     )
     episodes = il.tasks.evaluation_episodes(tasks, 20, seed=0)
-    losses = lambda meta: il.evaluate(problem, learn, meta, episodes, jax.random.key(1))
-    before, after = losses(recipe.init_meta(jax.random.key(0))), losses(trained.meta)
+    learner = il.Learner(problem, learn)
+    losses = lambda meta: il.evaluate(learner, meta, episodes, jax.random.key(1))
+    before, after = losses(init_meta(jax.random.key(0))), losses(trained.meta)
     gain = before.mean["loss"][-1] - after.mean["loss"][-1]
     assert gain > 1.5 * (before.interval["loss"][-1] + after.interval["loss"][-1])
     assert np.isfinite(after.mean["loss"][-1])

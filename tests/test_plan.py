@@ -288,13 +288,6 @@ def test_unknown_fidelities(allow):
         plan(*network(), "1GiB", allow=allow)
 
 
-def test_a_mixture_is_refused():
-    with pytest.raises(StructureError, match="one kind of task at a time"):
-        plan(
-            il.problem.ProblemMixture((), ()), LEARN, quadratic_meta(), quadratic_episodes(), "1GiB"
-        )
-
-
 # --- losses that raise --------------------------------------------------------------------------
 
 

@@ -272,7 +272,10 @@ def test_a_classifier_is_pretrained_on_all_classes_and_tested_with_a_new_head(ep
 
     zeros = {"weights": jnp.zeros((WIDTH, WAYS)), "bias": jnp.zeros(WAYS)}
     *_, head = descended(lambda head: head_fit(head, task.support), zeros, [RATE] * 2)
-    params, _ = il.adapt(*recipe.at_test, meta, task.support, jax.random.key(0))
+    params, _ = il.adapt(
+        *(recipe.learner.problem, recipe.learner.adaptation),
+        *(meta, task.support, jax.random.key(0)),
+    )
     assert_close(params, head)
     scores = recipe.predict(params, meta, task.query, jax.random.key(0))
     assert_close(entropy(scores, task.query), head_fit(head, task.query))

@@ -8,7 +8,6 @@ import pytest
 import innerloop as il
 from innerloop.lab.experiments.few_shot import counted_steps, support_labels_shuffled
 from innerloop.lab.experiments.images import SETTINGS
-from innerloop.training._evaluate import evaluator, summarise
 
 WAYS, SHOTS, TASKS = 5, 3, 60
 
@@ -38,13 +37,15 @@ def test_recipe_learns_and_falls_to_chance_with_shuffled_labels(name, splits):
     if name == "pretrain_finetune":  # of all classes at once
         tasks = il.tasks.LabelledImages(splits.train, rows=40)
     optimizer = optax.adam(1e-3 if name == "imaml" else 1e-2)  # its inner loop diverges at a larger
-    trained = il.fit(recipe, tasks, optimizer=optimizer, steps=60, batch=4, key=jax.random.key(0))
+    estimator, key = recipe.estimator(tasks, batch=4), jax.random.key(0)
+    trained = il.fit(estimator, recipe.init_meta, optimizer=optimizer, steps=60, key=key)
     test = il.tasks.ClassificationTasks(splits.test, WAYS, SHOTS, queries=10)
     episodes = il.tasks.evaluation_episodes(test, TASKS, seed=0)
-    evaluate = evaluator(*recipe.at_test, steps=counted_steps(recipe, 10))
+    learner, steps = recipe.learner, counted_steps(recipe.learner, 10)
 
     def accuracy(episodes):
-        evaluation = summarise(evaluate(trained.meta, episodes, jax.random.key(2)))
+        key = jax.random.key(2)
+        evaluation = il.evaluate(learner, trained.meta, episodes, key, steps=steps)
         return evaluation.mean["accuracy"][-1], evaluation.interval["accuracy"][-1]
 
     right, interval = accuracy(episodes)

@@ -32,7 +32,7 @@ def test_every_hyper_parameter_has_a_value_and_can_be_given_another(name):
     if "steps" in known:
         given = il.recipes.named_recipe(name, network(), steps=3)
         # Pretraining takes them at test alone, and Reptile has others there.
-        assert 3 in (given.adaptation.steps, given.at_test[1].steps)
+        assert 3 in (given.adaptation.steps, given.learner.adaptation.steps)
     defaults = {key: value for key, value in known.items() if key == "rate"}
     assert isinstance(
         il.recipes.named_recipe(name, network(), defaults, steps=None), il.recipes.Recipe
@@ -87,9 +87,13 @@ def test_the_losses_after_each_step_fade_out(steps, outer_step, weights):
 
 def test_the_changes_of_maml_plus_plus_can_be_left_out():
     recipe = il.recipes.maml_plus_plus(MODEL, LOSS, annealed_over=0)
-    assert (recipe.schedule, recipe.phases) == (None, ())
-    (phase,) = il.recipes.maml_plus_plus(MODEL, LOSS, first_order_until=7).phases
-    assert phase == il.recipes.Phase(7, il.FirstOrder())
+    tasks = il.tasks.SinusoidTasks(2, 2)
+    assert recipe.schedule is None
+    assert isinstance(recipe.estimator(tasks, 1), il.WholeTasks)
+    recipe = il.recipes.maml_plus_plus(MODEL, LOSS, first_order_until=7)
+    phases = recipe.estimator(tasks, 1)
+    assert (phases.until, phases.first.gradient) == (7, il.FirstOrder())
+    assert phases.then.gradient == recipe.gradient
 
 
 def test_a_class_without_support_rows_is_never_predicted():
@@ -103,7 +107,7 @@ def test_a_class_without_support_rows_is_never_predicted():
     )
     for recipe in recipes:
         meta = recipe.init_meta(key)
-        params, _ = il.adapt(*recipe.at_test, meta, support, key)
+        params, _ = il.adapt(recipe.problem, recipe.adaptation, meta, support, key)
         predicted = jax.nn.softmax(recipe.predict(params, meta, query, key), axis=1)
         np.testing.assert_allclose(predicted[:, 1], np.zeros(5), atol=1e-30)
         loss = lambda meta: recipe.problem.outer_loss(params, meta, query, key)[0]  # noqa: B023

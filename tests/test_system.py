@@ -21,10 +21,10 @@ def run(**changed):
     recipe = il.recipes.maml(
         il.models.mlp([1, 4, 1]), il.models.mean_squared_error, rate=0.01, steps=1
     )
-    options = {"optimizer": optax.sgd(0.1), "steps": 4, "batch": 3, "per_call": 2}
-    tasks = il.tasks.SinusoidTasks(2, 2)
+    options = {"optimizer": optax.sgd(0.1), "steps": 4, "per_call": 2}
+    estimator = recipe.estimator(il.tasks.SinusoidTasks(2, 2), batch=3)
     key = jax.random.key(0)
-    il.fit(recipe, tasks, key=key, **(options | changed), report=reports.append)
+    il.fit(estimator, recipe.init_meta, key=key, **(options | changed), report=reports.append)
     return [progress.system for progress in reports]
 
 

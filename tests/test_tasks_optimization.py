@@ -1,5 +1,6 @@
 """Families of optimization tasks: what is drawn, what is shared, and that they can be optimised."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,7 +60,7 @@ def test_adam_lowers_the_loss_on_new_data(families, name):
     family = families[name]
     learn = family.adaptation(optax.adam(0.03), 20)
     episodes = il.tasks.evaluation_episodes(family.tasks, 4, seed=0)
-    evaluated = il.evaluate(family.problem, learn, jnp.zeros(()), episodes, KEY)
+    evaluated = il.evaluate(il.Learner(family.problem, learn), jnp.zeros(()), episodes, KEY)
     losses = evaluated.mean["loss"]
     assert np.isfinite(losses).all()
     assert losses[-1] < 0.9 * losses[0]
@@ -132,7 +133,7 @@ def test_rescaling_changes_the_units_and_nothing_else():
     learn = lambda family, rate: family.adaptation(optax.sgd(rate), 5)
     episodes = il.tasks.evaluation_episodes(family.tasks, 3, seed=0)
     losses = lambda family, rate: il.evaluate(
-        family.problem, learn(family, rate), jnp.zeros(()), episodes, KEY
+        il.Learner(family.problem, learn(family, rate)), jnp.zeros(()), episodes, KEY
     ).mean["loss"]
     np.testing.assert_allclose(losses(other, 0.5 / 100), losses(family, 0.5), rtol=1e-4)
     assert np.abs(losses(other, 0.5 / 10) / losses(family, 0.5) - 1)[-1] > 0.1
@@ -168,20 +169,21 @@ def test_several_families_train_one_optimizer():
         il.tasks.optimization.quadratic_family([0.1, 1.0]),
         il.tasks.optimization.mlp_family(il.tasks.optimization.wine_table()),
     ]
-    problem, adaptation, tasks = il.tasks.mixture(*(family.kind(learned, 3) for family in families))
-    meta = learned.init(KEY, families[0].params(KEY))
-    batches = tasks.sample(KEY, 4)
-
-    def slope(problem, adaptation, episodes, key):
-        f = jax.jit(il.meta_value_and_grad(problem, adaptation))
-        return f(meta, episodes, key)[1]["log_rates"]
-
-    alone = [
-        slope(family.problem, family.adaptation(learned, 3), batch, key)
-        for family, batch, key in zip(families, batches, jax.random.split(KEY), strict=True)
+    parts = [
+        il.WholeTasks(each.problem, each.adaptation(learned, 3), il.Unroll(), each.tasks, batch=2)
+        for each in families
     ]
+    meta = learned.init(KEY, families[0].params(KEY))
+
+    def slope(estimator, key):
+        data, step = estimator.feed(key, 0, 1), eqx.filter_jit(estimator.step)
+        estimate, _ = step(meta, estimator.init(meta, key), data, key, 0)
+        return estimate.grads["log_rates"]
+
+    keys = jax.random.split(KEY)
+    alone = [slope(part, key) for part, key in zip(parts, keys, strict=True)]
     assert min(np.abs(alone)) > 0
-    together = slope(problem, adaptation, batches, KEY)
+    together = slope(il.estimators.WeightedSum(*((part, 1.0) for part in parts)), KEY)
     np.testing.assert_allclose(together, np.mean(alone), rtol=1e-5)
 
 

@@ -324,4 +324,4 @@ def test_labels_that_are_real_numbers_are_refused():
     ):
         meta = recipe.init_meta(jax.random.key(0))
         with pytest.raises(il.StructureError, match="needs integer classes"):
-            il.adapt(*recipe.at_test, meta, examples, jax.random.key(0))
+            il.adapt(*recipe[:2], meta, examples, jax.random.key(0))
