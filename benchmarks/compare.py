@@ -51,15 +51,19 @@ class Setting(NamedTuple):
 def sinusoid() -> Setting:
     config = Sinusoid()
     parts = config.parts()
-    title = f"Sinusoids, K = {config.inner_steps}, {config.batch} tasks, after 1,000 outer steps"
-    return Setting(title, parts.recipe, parts.train, config.batch, config.outer_rate, 1000)
+    title = f"Sinusoids, K = {parts.trained_steps}, {config.batch} tasks, after 1,000 outer steps"
+    return Setting(
+        title, config.build_recipe(), parts.estimator.tasks, config.batch, config.outer_rate, 1000
+    )
 
 
 def digits() -> Setting:
     config = Digits()
     parts = config.parts()
-    title = f"Digits, K = {config.inner_steps}, {config.batch} tasks, after 100 outer steps"
-    return Setting(title, parts.recipe, parts.train, config.batch, config.outer_rate, 100)
+    title = f"Digits, K = {parts.trained_steps}, {config.batch} tasks, after 100 outer steps"
+    return Setting(
+        title, config.build_recipe(), parts.estimator.tasks, config.batch, config.outer_rate, 100
+    )
 
 
 def transformer() -> Setting:

@@ -67,20 +67,21 @@ class Resident(il.extend.Logger):
 
 def train(folder: Path, checkpoints: il.training.Checkpoints | None) -> Resident:
     parts = EXPERIMENT.parts()
-    episodes = il.tasks.evaluation_episodes(parts.validation, 20, seed=0)
+    held_out = parts.held_out[""]
+    episodes = il.tasks.evaluation_episodes(held_out.validation, 20, seed=0)
+    validation = il.Validation(episodes, EVERY, held_out.learner, "accuracy", maximise=True)
     memory = Resident()
     with il.logging.Loggers(
         il.logging.JsonLines(folder / "log.jsonl"), il.logging.TensorBoard(folder), memory
     ) as log:
         il.fit(
-            parts.recipe,
-            parts.train,
+            parts.estimator,
+            EXPERIMENT.init_meta,
             optimizer=optax.adam(EXPERIMENT.outer_rate),
             steps=STEPS,
-            batch=EXPERIMENT.batch,
             key=jax.random.key(0),
             per_call=PER_CALL,
-            validation=il.Validation(episodes, EVERY, "accuracy", maximise=True),
+            validation=validation,
             checkpoints=checkpoints,
             report=log,
         )

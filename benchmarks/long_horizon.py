@@ -9,6 +9,7 @@ whatever the window.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,24 +31,28 @@ STOCHASTIC = {
 }
 
 
-def estimates(estimator: il.estimators.OnlineGradient, runs: int) -> np.ndarray:
+def of_one_run(kind: type[il.estimators.OnlineWindows], window: int, *settings: Any):
+    """The estimator that follows one run at a time."""
+    return kind(PROBLEM, DYNAMICS, TASKS, window, HORIZON, 1, *settings)
+
+
+def estimates(estimator: il.estimators.OnlineWindows, runs: int) -> np.ndarray:
     """Those of every window of `runs` whole runs, `(runs, windows)`, meta standing still."""
-    parts, meta = (PROBLEM, DYNAMICS, TASKS), jnp.asarray(META)
-    step = estimator.value_and_grad(*parts)
+    meta = jnp.asarray(META)
 
     def one_run(key):
-        def window(carry, i):
-            (_, grads), carry = step(meta, carry, jax.random.fold_in(key, i))
-            return carry, grads
+        def window(state, i):
+            estimate, state = estimator.step(meta, state, None, key, i)
+            return state, estimate.grads
 
-        carry = estimator.init(*parts, meta, key, batch=1)
-        return jax.lax.scan(window, carry, jnp.arange(HORIZON // estimator.window))[1]
+        state = estimator.init(meta, key)
+        return jax.lax.scan(window, state, jnp.arange(HORIZON // estimator.window))[1]
 
     keys = jax.random.split(jax.random.key(estimator.window), runs)
     return np.asarray(jax.jit(jax.vmap(one_run))(keys))
 
 
-def measured(estimator: il.estimators.OnlineGradient, exact: float, runs: int = RUNS) -> dict:
+def measured(estimator: il.estimators.OnlineWindows, exact: float, runs: int = RUNS) -> dict:
     """Mean and standard deviations, relative to the exact gradient."""
     found = estimates(estimator, runs) / exact
     of_run = float(np.std(found.mean(axis=1), ddof=1)) if runs > 1 else 0.0
@@ -67,13 +72,13 @@ def measure() -> dict:
     exact = float(slope(jnp.asarray(META), episode, jax.random.key(0))[0])
     by_window = {
         "TruncatedUnroll": [
-            measured(il.estimators.TruncatedUnroll(w, HORIZON), exact, 1) for w in WINDOWS
+            measured(of_one_run(il.estimators.TruncatedUnroll, w), exact, 1) for w in WINDOWS
         ]
     }
     by_pairs = {}
     for name, (kind, _) in STOCHASTIC.items():
-        by_window[name] = [measured(kind(w, HORIZON, 1, SIGMA), exact) for w in WINDOWS]
-        of_pairs = [kind(WINDOW, HORIZON, n, SIGMA) for n in PAIRS]
+        by_window[name] = [measured(of_one_run(kind, w, 1, SIGMA), exact) for w in WINDOWS]
+        of_pairs = [of_one_run(kind, WINDOW, n, SIGMA) for n in PAIRS]
         by_pairs[name] = [measured(each, exact, 4 * RUNS // each.pairs) for each in of_pairs]
     return {
         "problem": "influence_balancing()",

@@ -46,15 +46,16 @@ def by_library():
     even = lambda steps: np.full(steps + 1, 1 / (steps + 1))
     plain = family.problem
     problem = il.Problem(plain.init, plain.inner_loss, plain.outer_loss, even)
-    parts = (problem, family.adaptation(LEARNED, WINDOW), TASKS)
-    estimator = il.estimators.PersistentES(WINDOW, HORIZON, PAIRS, SIGMA)
-    step = estimator.value_and_grad(*parts)
+    estimator = il.estimators.PersistentES(
+        *(problem, family.adaptation(LEARNED, WINDOW), TASKS),
+        *(WINDOW, HORIZON, RUNS, PAIRS, SIGMA),
+    )
 
     def value_and_grad(meta, carry, key):
-        ((loss, _), grads), carry = step(meta, carry, key)
-        return loss, grads, carry
+        estimate, carry = estimator.step(meta, carry, None, key, jnp.int32(0))
+        return estimate.loss, estimate.grads, carry
 
-    return value_and_grad, lambda meta, key: estimator.init(*parts, meta, key, RUNS)
+    return value_and_grad, estimator.init
 
 
 class Run(NamedTuple):
@@ -127,6 +128,7 @@ def by_hand():
         return jnp.mean(losses), jax.tree.map(lambda leaf: jnp.mean(leaf, 0), slopes), after
 
     def value_and_grad(meta, runs, key):
+        key = jax.random.fold_in(key, 0)  # the number of the outer step, as the library does
         found = jax.vmap(one_run, (None, 0, 0))(meta, runs, jax.random.split(key, RUNS))
         losses, grads, runs = found
         return jnp.mean(losses), jax.tree.map(lambda leaf: jnp.mean(leaf, 0), grads), runs

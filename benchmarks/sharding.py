@@ -26,8 +26,7 @@ import innerloop as il
 from innerloop.devices.sharding import placement
 from innerloop.lab.run_folder import environment
 from innerloop.programs.cost import flops
-from innerloop.training.estimation import FromTasks
-from innerloop.training.step import init_state, outer_steps, updating
+from innerloop.training.step import Program, init_state, outer_steps
 
 RESULTS = Path(__file__).parent / "results" / "sharding.json"
 STEPS, BATCH = 100, 24
@@ -102,13 +101,13 @@ def the_program(devices: int | str | None):
     network = il.models.mlp([1, 40, 40, 1])
     recipe = il.recipes.maml(network, il.models.mean_squared_error, 0.01, 3)
     place, optimizer = placement(devices), optax.adam(1e-3)
-    estimate = FromTasks(recipe, recipe.gradient, BATCH, placement=place)
-    update = updating(optimizer, 0.999, place)
-    steps = outer_steps(estimate, update, at_most=50, placement=place)
+    estimator = recipe.estimator(il.tasks.SinusoidTasks(10, 10), BATCH).on(place)
+    program = Program(place.place(estimator), optimizer, 0.999, place)
     meta = network.init(jax.random.key(0))
     state = place.place_state(init_state(meta, optimizer), optimizer)
-    arguments = (state, il.tasks.SinusoidTasks(10, 10), place.place(jax.random.key(0)))
-    return steps.lower(*arguments, place.place(np.int32(50))).compile().compiled.as_text(), meta
+    key, count = place.place(jax.random.key(0)), place.place(np.int32(50))
+    lowered = outer_steps.lower(program, state, None, key, count, 50)
+    return lowered.compile().compiled.as_text(), meta
 
 
 def collectives() -> dict:

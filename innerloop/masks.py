@@ -1,4 +1,4 @@
-"""Rows that are padding and outputs that are no classes: blanked, and left out of means."""
+"""Masks for padded rows and for outputs that are not classes of a task."""
 
 import math
 
@@ -13,7 +13,7 @@ def row_mask(values: Shaped[Array, "..."], mask: Array) -> Bool[Array, "..."]:
     """The mask, `(rows,)`, with trailing axes of size 1, so that it broadcasts against `values`.
 
     Raises:
-        StructureError: Unless the mask holds one boolean per row.
+        StructureError: If the mask does not hold one boolean per row.
     """
     if values.ndim < 1 or mask.shape != values.shape[:1] or mask.dtype != jnp.bool_:
         raise StructureError(
@@ -35,10 +35,10 @@ def blank_rows(values: Shaped[Array, "..."], mask: Array | None) -> Shaped[Array
 def of_classes(
     scores: Float[Array, "*rows ways"], classes: Array | None, absent: float
 ) -> Float[Array, "*rows ways"]:
-    """`scores` with `absent` at outputs that are no classes of the task; unchanged for None.
+    """`scores` with `absent` at outputs that are not classes of the task; unchanged for None.
 
     Raises:
-        StructureError: Unless `classes` holds one boolean per score.
+        StructureError: If `classes` does not hold one boolean per score.
     """
     if classes is None:
         return scores
@@ -57,10 +57,10 @@ def masked_mean(
     mask: Array | None = None,
     axis: tuple[int, ...] | None = None,
 ) -> Float[Array, "..."]:
-    """Mean of the rows that count, over `axis`, which holds axis 0 (None: over all axes).
+    """Mean of the rows that count, over `axis`, which includes axis 0 (None: over all axes).
 
-    Zero where the mask leaves no row, with a zero gradient, never NaN. What padded rows hold is
-    not read.
+    If the mask leaves no row, the mean and its gradient are zero, and never NaN. The content of
+    padded rows has no effect.
     """
     if mask is None:
         return jnp.mean(values, axis=axis)

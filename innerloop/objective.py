@@ -201,7 +201,7 @@ def sum_over_tasks(
     chunk: int | None,
     unreached: list[str],
 ) -> SumOverTasks:
-    """Tracing it leaves the names of the unreached meta leaves in `unreached`."""
+    """The weighted sum over tasks; tracing it writes the unreached leaves to `unreached`."""
 
     def sums(meta: PyTree, episodes: PyTree, keys: Array, weights: Array):
         tasks = len(weights)

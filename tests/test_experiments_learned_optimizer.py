@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import shutil
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,10 @@ from innerloop.lab.cli import main
 from innerloop.lab.experiments import optimizer_record, optimizer_trials
 from innerloop.lab.experiments.learned_optimizer import (
     ESTIMATORS,
-    OPTIMIZERS,
+    OptimizerName,
     OptimizerTraining,
     log_loss,
+    share_out,
 )
 from innerloop.lab.experiments.table import best_meta
 from innerloop.lab.experiments.train import outer_optimizer
@@ -77,6 +79,8 @@ def test_a_run_leaves_its_results_and_the_optimizer(run):
     assert result["cost"]["flops_per_step"] > 1e4
     test = result["test"]
     assert test["tasks"] == 4 and len(test["mean"]["loss"]) == 11
+    families = [test["mean"][f"{name}/loss"] for name in ("quadratic", "noisy-quadratic")]
+    np.testing.assert_allclose(test["mean"]["loss"], np.mean(families, axis=0), rtol=1e-6)
     assert 0 < test["mean"]["loss"][0] < np.log(10)  # of the quadratics, near log 3
 
 
@@ -208,18 +212,17 @@ def test_an_evaluation_of_few_shot_tasks_is_refused(run, words, capsys):
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_every_estimator_of_the_flag_is_built(estimator):
     experiment = OptimizerTraining(estimator=estimator, families=("quadratic",), window=10, pairs=3)
-    gradient = experiment.build_recipe().gradient
-    if isinstance(gradient, tuple):
-        (clipped,) = gradient
-        assert clipped.norm == 1.0
-        gradient = clipped.gradient
-    assert getattr(gradient, "window", 10) == 10 and getattr(gradient, "pairs", 3) == 3
-    assert type(gradient).__name__.lower() == estimator.replace("_", "")
+    (built,) = experiment.parts().estimator.parts
+    if isinstance(built, il.WholeTasks):
+        assert built.gradient.norm == 1.0
+        built = built.gradient.gradient
+    assert getattr(built, "window", 10) == 10 and getattr(built, "pairs", 3) == 3
+    assert type(built).__name__.lower() == estimator.replace("_", "")
 
 
 def test_without_a_task_norm_nothing_is_clipped():
     experiment = OptimizerTraining(estimator="unroll", families=("quadratic",), task_norm=None)
-    assert isinstance(experiment.build_recipe().gradient[0], il.Unroll)
+    assert isinstance(experiment.parts().estimator.parts[0].gradient, il.Unroll)
 
 
 @pytest.mark.parametrize("bound", [None, 0.25])
@@ -228,10 +231,10 @@ def test_families_that_see_mini_batches_are_bounded(bound):
     experiment = OptimizerTraining(families=names, bound=bound, task_norm=None)
     exact = il.Unroll(il.MixedMode())
     bounded = exact if bound is None else il.Unroll(il.gradients.Bound(bound, of=il.MixedMode()))
-    assert experiment.build_recipe().gradient == (exact, bounded)
+    assert [part.gradient for part in experiment.parts().estimator.parts] == [exact, bounded]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", get_args(OptimizerName))
 def test_every_optimizer_of_the_flag_can_be_saved(name, tmp_path):
     learned = OptimizerTraining(optimizer=name, horizon=30).learned()
     meta = learned.init(jax.random.key(0), jnp.zeros(3))
@@ -247,7 +250,9 @@ def test_the_objective_is_the_log_loss_half_of_it_at_the_end():
     objective, episodes = log_loss(family), family.tasks.sample(jax.random.key(0), 1)
     losses, logs = (
         il.evaluate(
-            *(each.problem, each.adaptation(optax.sgd(0.1), 4), None, episodes),
+            il.Learner(each.problem, each.adaptation(optax.sgd(0.1), 4)),
+            None,
+            episodes,
             jax.random.key(0),
         ).mean["loss"]
         for each in (family, objective)
@@ -297,8 +302,18 @@ def test_without_decay_the_outer_optimizer_is_adam_as_it_was():
 def test_a_family_that_is_a_formula_counts_a_quarter():
     """Whatever its name, so that networks are not outvoted."""
     names = ("quadratic", "ill-conditioned-quadratic", "wine-linear", "text")
-    problem = OptimizerTraining(families=names).build_recipe().problem
-    assert problem.weights == (0.1, 0.1, 0.4, 0.4)
+    parts = OptimizerTraining(families=names, batch=24).parts()
+    assert parts.estimator.names == names
+    np.testing.assert_allclose(parts.estimator.shares, [0.1, 0.1, 0.4, 0.4])
+    assert [part.batch for part in parts.estimator.parts] == [3, 3, 9, 9]
+
+
+@pytest.mark.parametrize(
+    ("n", "weights", "shares"),
+    [(8, (3.0, 1.0), [6, 2]), (2, (9.0, 1.0), [1, 1]), (7, (1.0, 1.0, 1.0), [3, 2, 2])],
+)
+def test_every_family_has_its_share_and_one_task_at_least(n, weights, shares):
+    assert share_out(n, weights) == shares
 
 
 def test_the_default_estimator_trains_from_the_command_line(tmp_path):

@@ -58,11 +58,12 @@ def test_cifar_fs_is_read_sampled_learned_and_drawn(cifar, tmp_path):
     sizes = {"ways": 2, "queries": 1, "test_queries": 2, "filters": 2}
     experiment = CifarFS(data=cifar, recipe="protonet", augment=True, **sizes)
     parts = experiment.parts()
-    meta = parts.recipe.init_meta(jax.random.key(0))
+    meta, train = experiment.init_meta(jax.random.key(0)), parts.estimator
     episode = jax.tree.map(
-        lambda leaf: leaf[0], il.tasks.evaluation_episodes(parts.train, 1, seed=1)
+        lambda leaf: leaf[0], il.tasks.evaluation_episodes(train.tasks, 1, seed=1)
     )
-    loss, _ = jax.jit(il.meta_objective(*parts.recipe[:3]))(meta, episode, jax.random.key(2))
+    objective = il.meta_objective(train.problem, train.adaptation, train.gradient)
+    loss, _ = jax.jit(objective)(meta, episode, jax.random.key(2))
     assert np.isfinite(loss)
     (figure,) = experiment.write_learned(parts, meta, tmp_path)
     pixels = np.asarray(Image.open(figure).convert("RGB"), int)
@@ -72,27 +73,27 @@ def test_cifar_fs_is_read_sampled_learned_and_drawn(cifar, tmp_path):
 def test_mini_imagenet_has_the_papers_network_and_settings(mini):
     """The size of MAML's network on 84 × 84 pixels: 800 features, and no bias before a mean."""
     sizes = {"ways": 2, "queries": 2, "test_queries": 3}
-    parts = MiniImageNet(data=mini, **sizes).parts()
-    meta = jax.eval_shape(parts.recipe.init_meta, jax.random.key(0))
+    experiment = MiniImageNet(data=mini, **sizes)
+    train = experiment.parts().estimator
+    meta = jax.eval_shape(experiment.init_meta, jax.random.key(0))
     assert meta["head"]["weights"].shape == (5 * 5 * 32, 2)
     assert [layer["weights"].shape for layer in meta["body"]] == [(3, 3, 3, 32)] + [
         (3, 3, 32, 32)
     ] * 3
-    assert parts.recipe.adaptation.steps == 5
-    episode = jax.eval_shape(lambda key: parts.train.sample(key, 4), jax.random.key(0))
+    assert train.adaptation.steps == 5
+    episode = jax.eval_shape(lambda key: train.tasks.sample(key, 4), jax.random.key(0))
     assert episode.query.inputs.shape == (4, 4, 84, 84, 3)
 
 
 def test_only_training_tasks_are_augmented(mini):
     parts = MiniImageNet(data=mini, ways=2, queries=2, test_queries=3, augment=True).parts()
-    assert isinstance(parts.train, il.tasks.Augmented)
-    assert parts.train.augment == MiniImageNet.augmentation
-    for tasks in (parts.validation, parts.test):
+    train = parts.estimator.tasks
+    assert isinstance(train, il.tasks.Augmented) and train.augment == MiniImageNet.augmentation
+    for tasks in (parts.held_out[""].validation, parts.held_out[""].test):
         assert isinstance(tasks, il.tasks.ClassificationTasks)
-    assert isinstance(Digits().parts().train, il.tasks.ClassificationTasks)
-    assert isinstance(
-        Digits(augment=True, recipe="pretrain_finetune").parts().train, il.tasks.Augmented
-    )
+    train = lambda **settings: Digits(**settings).parts().estimator.tasks
+    assert isinstance(train(), il.tasks.ClassificationTasks)
+    assert isinstance(train(augment=True, recipe="pretrain_finetune"), il.tasks.Augmented)
 
 
 def test_the_network_is_a_choice():

@@ -46,6 +46,10 @@ def own_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("INNERLOOP_CACHE", str(tmp_path / "cache"))
 
 
+def held_out(experiment):
+    return experiment.parts().held_out[""]
+
+
 def refused(capsys, *arguments):
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
@@ -66,8 +70,8 @@ def test_a_recipe_without_inner_steps_has_one_result(tmp_path, capsys):
 
 def test_shots_in_training_and_at_test():
     shots = lambda kind, **settings: (
-        kind(**settings).parts().train.shots,
-        kind(**settings).parts().test.shots,
+        kind(**settings).parts().estimator.tasks.shots,
+        held_out(kind(**settings)).test.shots,
     )
     assert shots(Sinusoid) == (10, 5)
     assert shots(Sinusoid, shots=3) == (10, 3)
@@ -78,18 +82,18 @@ def test_shots_in_training_and_at_test():
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_an_experiment_on_images(name):
     """Only pretraining sees all classes at once."""
-    parts = Digits(recipe=name, filters=4).parts()
+    experiment = Digits(recipe=name, filters=4)
     kind = LabelledImages if name == "pretrain_finetune" else ClassificationTasks
-    assert isinstance(parts.train, kind)
-    assert isinstance(parts.test, ClassificationTasks)
-    assert callable(parts.recipe.predict)
+    assert isinstance(experiment.parts().estimator.tasks, kind)
+    assert isinstance(held_out(experiment).test, ClassificationTasks)
+    assert callable(held_out(experiment).learner.predict)
 
 
 def test_given_settings_go_before_those_of_the_paper():
-    steps = lambda **settings: Digits(recipe="maml", **settings).parts().recipe.adaptation.steps
+    steps = lambda **settings: Digits(recipe="maml", **settings).parts().trained_steps
     assert (steps(), steps(inner_steps=4)) == (1, 4)
-    assert Sinusoid().parts().recipe.adaptation.steps == 3
-    assert Sinusoid(recipe="reptile").parts().recipe.adaptation.steps == 10
+    assert Sinusoid().parts().trained_steps == 3
+    assert Sinusoid(recipe="reptile").parts().trained_steps == 10
     with pytest.raises(StructureError, match="protonet has no rate"):
         Digits(recipe="protonet", inner_rate=0.1).parts()
 
@@ -101,20 +105,22 @@ def test_the_command_line_names_what_it_refuses(capsys):
 
 
 def test_training_with_more_ways_than_at_test():
-    parts = Digits(recipe="protonet", ways=2, train_ways=3, filters=4).parts()
-    assert (parts.train.ways, parts.test.ways) == (3, 2)
-    assert (parts.recipe.adaptation.ways, parts.recipe.at_test[1].ways) == (3, 2)
+    experiment = Digits(recipe="protonet", ways=2, train_ways=3, filters=4)
+    estimator, tested = experiment.parts().estimator, held_out(experiment)
+    assert (estimator.tasks.ways, tested.test.ways) == (3, 2)
+    assert (estimator.adaptation.ways, tested.learner.adaptation.ways) == (3, 2)
     with pytest.raises(StructureError, match=r"maml learns parameters of each class.*train_ways=3"):
         Digits(recipe="maml", ways=2, train_ways=3).parts()
 
 
 def test_reptile_trains_on_more_shots_than_it_is_tested_with():
-    parts = Digits(recipe="reptile", filters=4).parts()
-    assert (parts.train.shots, parts.test.shots) == (10, 1)
-    assert parts.recipe.adaptation == il.MiniBatches(parts.recipe.adaptation.adaptation, 10)
-    assert (parts.recipe.adaptation.steps, parts.recipe.at_test[1].steps) == (5, 50)
-    assert Digits(recipe="reptile", train_shots=2).parts().train.shots == 2
-    assert Digits(recipe="maml").parts().train.shots == 1
+    experiment = Digits(recipe="reptile", filters=4)
+    estimator, tested = experiment.parts().estimator, held_out(experiment)
+    assert (estimator.tasks.shots, tested.test.shots) == (10, 1)
+    assert estimator.adaptation == il.MiniBatches(estimator.adaptation.adaptation, 10)
+    assert (estimator.adaptation.steps, tested.learner.adaptation.steps) == (5, 50)
+    assert Digits(recipe="reptile", train_shots=2).parts().estimator.tasks.shots == 2
+    assert Digits(recipe="maml").parts().estimator.tasks.shots == 1
 
 
 def test_a_mini_batch_has_no_more_rows_than_there_are():

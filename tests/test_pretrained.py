@@ -47,7 +47,8 @@ def assert_same(got, expected):
 
 
 def fitted(recipe, optimizer, steps):
-    return il.fit(recipe, TASKS, optimizer=optimizer, steps=steps, batch=3, key=KEY).last
+    estimator = recipe.estimator(TASKS, batch=3)
+    return il.fit(estimator, recipe.init_meta, optimizer=optimizer, steps=steps, key=KEY).last
 
 
 @pytest.mark.parametrize("kind", [lambda tree: tree, lambda tree: jax.tree.map(np.asarray, tree)])
@@ -118,12 +119,11 @@ def test_another_container_is_refused():
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_recipe_of_an_experiment_needs_no_data(name, tmp_path, monkeypatch):
+def test_the_initial_meta_of_an_experiment_needs_no_data(name, tmp_path, monkeypatch):
     monkeypatch.setenv("INNERLOOP_DATA", str(tmp_path / "nowhere"))
-    recipe = EXPERIMENTS[name]().build_recipe()
-    assert jax.tree.leaves(jax.eval_shape(recipe.init_meta, KEY))
+    assert jax.tree.leaves(jax.eval_shape(EXPERIMENTS[name]().init_meta, KEY))
 
 
 def test_an_experiment_trains_its_own_recipe():
     experiment = Digits(filters=4)
-    assert_same(experiment.parts().recipe.init_meta(KEY), experiment.build_recipe().init_meta(KEY))
+    assert_same(experiment.init_meta(KEY), experiment.build_recipe().init_meta(KEY))

@@ -25,7 +25,7 @@ RowLoss = Callable[[Float[Array, " ways"], Float[Array, " ways"]], Scalar]
 """`(scores, unit vector of the class) -> scalar`, convex in the scores and differentiable."""
 
 _NO_CLASS = -1e9
-"""Score of an output that is no class of the task: no other class notices it in a loss of a row."""
+"""Score of an output that is not a class of the task, so low that it does not affect the loss."""
 
 Solver = optx.AbstractRootFinder | optx.AbstractLeastSquaresSolver
 

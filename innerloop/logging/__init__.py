@@ -1,4 +1,4 @@
-"""Where a run's metrics go: loggers, which `fit` calls after each call to the device."""
+"""Loggers of the metrics of a run, which `fit` calls after each call to the device."""
 
 from innerloop.logging.base import Logger, Loggers
 from innerloop.logging.json_lines import JsonLines

@@ -1,4 +1,4 @@
-"""What a logger is, and several as one."""
+"""The interface of loggers, and several loggers as one."""
 
 import abc
 from contextlib import ExitStack
@@ -7,7 +7,7 @@ from innerloop.training._fit import Progress
 
 
 class Logger(abc.ABC):
-    """Where a run's metrics go: `with logger: fit(..., report=logger)`.
+    """Writes the metrics of a run: `with logger: fit(..., report=logger)`.
 
     A run that goes on from a checkpoint repeats the steps since then. A logger sees from the first
     report where the run begins (`steps_before`), and has each step once: what it holds of later
@@ -16,7 +16,7 @@ class Logger(abc.ABC):
 
     @abc.abstractmethod
     def __enter__(self) -> "Logger":
-        """Begin."""
+        """Start the log."""
 
     @abc.abstractmethod
     def __call__(self, progress: Progress) -> None:
@@ -24,11 +24,11 @@ class Logger(abc.ABC):
 
     @abc.abstractmethod
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """Write what is left; `kind` is the error that ended the run, if one did."""
+        """Write the rest. `kind` is the type of the error that ended the run, if there was one."""
 
 
 class Loggers(Logger):
-    """Several loggers as one, called in their order and closed in the reverse one.
+    """Several loggers as one, called in their order and closed in reverse order.
 
     `with Loggers(JsonLines("log.jsonl"), TensorBoard("events")) as log: fit(..., report=log)`
     """
@@ -53,5 +53,5 @@ class Loggers(Logger):
 
 
 def steps_before(progress: Progress) -> int:
-    """Outer steps taken before the call to the device that is reported."""
+    """The number of outer steps before the call to the device that is reported."""
     return progress.step - len(progress.metrics["loss"])

@@ -1,4 +1,4 @@
-"""A log in a file, one JSON object a line."""
+"""A log in a file, with one JSON object per line."""
 
 import os
 from collections.abc import Iterator
@@ -12,17 +12,17 @@ from innerloop.training._fit import Progress
 
 
 class JsonLines(Logger):
-    """One line per call to the device: step, seconds, metrics, losses, system, validation.
+    """Writes one line per call to the device: step, seconds, metrics, losses, system, validation.
 
-    Numbers that are not finite are the strings "NaN" and "Infinity". Each line is in the file when
-    the report returns. Lines of steps that come (again) are taken back: a run that begins at step 0
-    begins the file anew.
+    Numbers that are not finite are written as the strings "NaN" and "Infinity". Each line is in the
+    file when the report returns. Lines of steps that the run repeats are removed first: a run that
+    starts at step 0 starts a new file.
 
     Args:
-        path: The file; its folder is made where there is none.
+        path: The file. Its folder is made if it does not exist.
 
     Raises:
-        RunError: If it cannot be written.
+        RunError: If the file cannot be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -56,9 +56,9 @@ class JsonLines(Logger):
 
 
 def _taken_back(lines: list[dict[str, Any]], step: int) -> Iterator[dict[str, Any]]:
-    """What the lines say of the steps before `step`.
+    """The lines, restricted to the steps before `step`.
 
-    A fault that ended the run was logged with the steps before it, and its step comes again.
+    A fault that ended the run was logged with the steps before it, and the run repeats its step.
     """
     for line in lines:
         faults = [fault for fault in line.pop("faults", ()) if fault["step"] < step]

@@ -47,7 +47,7 @@ def scalars(progress: Progress) -> dict[str, float]:
 
 
 def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
-    """An evaluation as JSON: lists over 0 ... K inner steps; of a validation, of the last alone."""
+    """An evaluation as JSON: lists over 0 ... K inner steps, or the last step of a validation."""
     calibration = {} if evaluation.ece is None else {"ece": evaluation.ece.tolist()}
     return {
         "tasks": evaluation.tasks,
@@ -58,7 +58,7 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def means(progress: Progress) -> dict[str, float]:
-    """Each metric's mean over the sound steps of the call; NaN where there is none."""
+    """The mean of each metric over the finite steps of the call; NaN if there are none."""
     rows = {name: np.asarray(leaf, np.float64) for name, leaf in progress.metrics.items()}
     sound = np.isfinite(rows["loss"]) & np.isfinite(rows["gradient_norm"])
     return {

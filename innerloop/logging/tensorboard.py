@@ -1,4 +1,4 @@
-"""Metrics as TensorBoard shows them."""
+"""Metrics for TensorBoard."""
 
 import os
 from typing import Any
@@ -10,18 +10,18 @@ from innerloop.logging.records import scalars
 from innerloop.training._fit import Progress
 
 _FLUSH_SECONDS = 1
-"""What a kill can lose. tensorboardX waits two minutes, and by then there may be a checkpoint,
-after which these steps do not come again."""
+"""The most that a kill can lose. The default of tensorboardX is two minutes; if a checkpoint was
+saved in that time, a resumed run would not repeat the lost steps."""
 
 
 class TensorBoard(Logger):
-    """The `scalars` of each report at its outer step: `tensorboard --logdir FOLDER`.
+    """Writes the `scalars` of each report at its outer step: `tensorboard --logdir FOLDER`.
 
-    Written by tensorboardX, in a thread of its own. What the folder holds of steps that come
-    (again) is hidden, by TensorBoard's own mark for a restart.
+    tensorboardX writes in a thread of its own. Old events of steps that the run repeats are hidden
+    by TensorBoard's own mark for a restart.
 
     Args:
-        folder: Made where there is none.
+        folder: The folder of the events, which is made if it does not exist.
 
     Raises:
         RunError: If tensorboardX is not installed, or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""Metrics as Weights & Biases shows them."""
+"""Metrics for Weights & Biases."""
 
 import json
 import os
@@ -15,20 +15,21 @@ from innerloop.training._fit import Progress
 
 
 class WeightsAndBiases(Logger):
-    """The `scalars` of each report at its outer step, as a run of a Weights & Biases project.
+    """Writes the `scalars` of each report at its outer step to a run of Weights & Biases.
 
-    Offline, everything stays in `folder`, one `wandb/offline-run-…` for each start, which
-    `wandb sync` uploads. A run that goes on is the same run to Weights & Biases, whose steps cannot
-    be taken back: `wandb/innerloop.json` in the folder remembers its id and its last step, and
-    reports of steps up to that, which come again to the same bits, are left out.
+    Offline, everything stays in `folder`, with one `wandb/offline-run-…` for each start, which
+    `wandb sync` uploads. A resumed run is the same run for Weights & Biases, whose steps cannot be
+    removed: `wandb/innerloop.json` in the folder stores the id and the last step, and reports of
+    repeated steps, which have the same bits, are skipped.
 
     Args:
-        folder: Of one run; made where there is none.
-        mode: `"offline"`, or `"online"` for who is logged in; see `wandb.init`.
-        config: The run's settings, to be shown beside it.
+        project: The name of the project.
+        folder: The folder of one run, which is made if it does not exist.
+        mode: `"offline"`, or `"online"` for a user who is logged in; see `wandb.init`.
+        config: The settings of the run, which Weights & Biases shows beside it.
 
     Raises:
-        RunError: If wandb is not installed, or refuses to begin.
+        RunError: If wandb is not installed, or does not start a run.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class WeightsAndBiases(Logger):
             self._run = None
 
     def _begin(self, goes_on: bool) -> tuple[Any, int]:
-        """The run, and the last step that it has."""
+        """The run, and its last step."""
         memory = self._folder / "wandb" / "innerloop.json"
         known = {"id": uuid.uuid4().hex, "step": 0}
         if goes_on and memory.exists():

@@ -32,11 +32,14 @@ def conv4(
     """MAML's Omniglot network: `conv_features`, then a linear head with `ways` outputs.
 
     `(rows, height, width, channels) -> (rows, ways)`, for images of any size: strided
-    convolutions, mean over positions (Finn et al. 2017). The head starts from Glorot weights,
-    where the authors' code draws them from N(0, 1): `linear_head(conv_features(), 64, ways,
-    weights=jax.nn.initializers.normal(1.0))` is theirs.
+    convolutions, mean over positions (Finn et al. 2017). The head starts from Glorot weights; the
+    authors' code draws them from N(0, 1), which is `linear_head(conv_features(), 64, ways,
+    weights=jax.nn.initializers.normal(1.0))`.
 
-    Arguments, parameters and errors: see `conv_features` and `linear_head`.
+    For the other arguments, the parameters and the errors, see `conv_features` and `linear_head`.
+
+    Args:
+        ways: The number of classes.
     """
     features = conv_features(
         filters, channels, blocks=blocks, normalisation=normalisation, weights=weights
@@ -60,7 +63,11 @@ def conv4_max_pool(
     `(rows, *image, channels) -> (rows, ways)`: the network of matching networks (Vinyals et al.
     2016). MAML's on miniImageNet is `conv4_max_pool(5, image=(84, 84), filters=32, channels=3)`.
 
-    Arguments, parameters and errors: see `conv_features_max_pool` and `linear_head`.
+    For the other arguments, the parameters and the errors, see `conv_features_max_pool` and
+    `linear_head`.
+
+    Args:
+        ways: The number of classes.
     """
     features = conv_features_max_pool(
         image, filters, channels, blocks=blocks, normalisation=normalisation, weights=weights
@@ -85,13 +92,16 @@ def conv_features(
     Parameters: a list of `{"weights": (3, 3, inputs, filters), "normalisation": ...}`.
 
     Args:
-        normalisation: The policy; `transductive` is MAML's, and makes predictions depend on the
-            other rows of the batch.
-        weights: Initialises the convolutions, which have no bias of their own.
+        filters: The number of filters of each convolution.
+        channels: The number of channels of the images.
+        blocks: The number of blocks.
+        normalisation: The normalisation policy; `transductive` is MAML's, and makes predictions
+            depend on the other rows of the batch.
+        weights: Initialises the convolutions, which have no bias.
 
     Raises:
-        StructureError: If a size is not a positive integer, and while tracing where the images are
-            not `(rows, height, width, channels)`.
+        StructureError: If a size is not a positive integer, and while tracing if the images are not
+            `(rows, height, width, channels)`.
     """
 
     def block(params: PyTree[Array], x: Array, mask: Array | None) -> Array:
@@ -129,11 +139,16 @@ def conv_features_max_pool(
     Parameters: a list of `{"weights": (3, 3, inputs, filters), "normalisation": ...}`.
 
     Args:
-        image: Height and width in pixels - the others: see `conv_features`.
+        image: Height and width of the images in pixels.
+        filters: See `conv_features`.
+        channels: See `conv_features`.
+        blocks: See `conv_features`.
+        normalisation: See `conv_features`.
+        weights: See `conv_features`.
 
     Raises:
-        StructureError: If a size is not a positive integer or the image is smaller than `2**blocks`
-            pixels a side, and while tracing where the images are not `(rows, *image, channels)`.
+        StructureError: If a size is not a positive integer or a side of the image is smaller than
+            `2**blocks` pixels, and while tracing if the images are not `(rows, *image, channels)`.
     """
     pooled_width(image, filters, blocks)
 
@@ -155,7 +170,7 @@ def conv_features_max_pool(
 
 @checked(image=IMAGE, filters=COUNT, blocks=COUNT)
 def pooled_width(image: tuple[int, int], filters: int = 64, blocks: int = 4) -> int:
-    """Number of features of `conv_features_max_pool`: filters times the positions that remain.
+    """The number of features of `conv_features_max_pool`: filters times remaining positions.
 
     Raises:
         StructureError: If nothing remains of the image.

@@ -17,16 +17,17 @@ def film(features: Model, width: int, head: Model, context: int = 100) -> Model:
     $$\text{head}\big((1 + \gamma(c)) \odot f(x) + \beta(c)\big), \qquad
       (\gamma, \beta) = c\, W$$
 
-    (arXiv 1709.07871). The context c is one vector for all rows. It starts at zero, where γ and β
-    are zero too.
+    (arXiv 1709.07871). The context c is one vector for all rows. It starts at zero, so γ and β
+    start at zero too.
 
     Parameters: `{"body": those of features, "film": {"weights": (context, 2 * width), "bias"},
     "head": those of head, "context": (context,)}`. Normalisation: that of `features`.
 
     Args:
         features: A model whose outputs are `(rows, width)`.
+        width: The number of features.
         head: A model whose inputs are `(rows, width)`.
-        context: Length of c.
+        context: The length of c.
 
     Raises:
         StructureError: If a size is not a positive integer.

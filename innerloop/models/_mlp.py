@@ -32,12 +32,12 @@ def mlp(
     Args:
         sizes: Widths from inputs to outputs, at least two. Inputs with more axes, such as images,
             are flattened row by row.
-        activation: Elementwise, after every layer but the last.
+        activation: The elementwise function after every layer but the last.
         weights: Initialises all weights; biases start at zero. MAML's authors use
             `jax.nn.initializers.truncated_normal(0.01)`.
 
     Raises:
-        StructureError: If sizes are not at least two positive integers, and while tracing where the
+        StructureError: If `sizes` are not at least two positive integers, and while tracing if the
             rows of the inputs do not have `sizes[0]` entries.
     """
     widths = tuple(sizes)
@@ -72,7 +72,12 @@ def mlp_features(
     Parameters: a list of `{"weights", "bias"}`. Normalisation: none.
 
     Args:
-        sizes: Widths from inputs to features, at least two; the others and errors: see `mlp`.
+        sizes: Widths from inputs to features, at least two.
+        activation: See `mlp`.
+        weights: See `mlp`.
+
+    Raises:
+        StructureError: See `mlp`.
     """
     widths = tuple(sizes)
 

@@ -71,23 +71,23 @@ def transformer(
     no dropout; the key is not used.
 
     Args:
-        vocabulary: Number of tokens, which are integers from 0 to `vocabulary - 1`. A token outside
-            gives NaN in its row: under `jit` its value cannot raise.
-        width: Of the embeddings; the hidden layer of each block's mlp (gelu, by tanh) has 4
-            `width`.
-        depth: Number of blocks.
-        heads: Of the attention, each `width / heads` wide.
-        length: The most positions, each with a learned embedding.
-        checkpoint_blocks: Whether reverse mode stores the blocks' inputs alone and computes what is
-            inside each block again: less memory, one more forward pass, the same numbers.
-        weights: Initialises the matrices; those that write to the residual stream are then divided
-            by √(2 `depth`), the number of writes. Embeddings start from N(0, 1/2) each, biases at
-            zero.
+        vocabulary: The number of tokens, which are integers from 0 to `vocabulary - 1`. A token
+            outside this range gives NaN in its row, because its value cannot raise under `jit`.
+        width: The width of the embeddings. The hidden layer of each block's mlp (gelu, in its tanh
+            form) is 4 `width` wide.
+        depth: The number of blocks.
+        heads: The number of attention heads, each `width / heads` wide.
+        length: The largest number of positions, each of which has a learned embedding.
+        checkpoint_blocks: Whether reverse mode stores only the inputs of the blocks and computes
+            the inside of each block again: less memory, one more forward pass, the same numbers.
+        weights: Initialises the matrices. Those that write to the residual stream are then divided
+            by √(2 `depth`), where 2 `depth` is the number of writes. Each of the two embeddings
+            starts from N(0, 1/2), and biases start at zero.
 
     Raises:
         StructureError: If a size is not a positive integer or the heads do not divide the width,
-            and while tracing where the inputs are not integers of shape `(rows, positions)` with 1
-            to `length` positions.
+            and while tracing if the inputs are not integers of shape `(rows, positions)` with 1 to
+            `length` positions.
     """
     if width % heads:
         raise StructureError(

@@ -1,4 +1,4 @@
-"""What a model is: a pair of pure functions, and the name of how it normalises."""
+"""Models: a pair of pure functions, and the name of the normalisation."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from innerloop.masks import blank_rows
 
 
 class Model(NamedTuple):
-    """A network as a pair of pure functions. Nothing is hidden: no state, no mode, no devices.
+    """A network as a pair of pure functions, without state, mode or devices.
 
     The library's classifiers keep their parameters as `{"body": ..., "head": ...}`, so that
     `subset(meta, lambda meta: meta["head"])` adapts the head alone.
@@ -19,12 +19,12 @@ class Model(NamedTuple):
         init: `key -> params`, a pytree of arrays in JAX's default float dtype (float64 under
             `jax_enable_x64`). Cast the tree for another precision: `apply` follows its parameters.
         apply: `(params, inputs, key, mask) -> outputs`, `(rows, ...) -> (rows, ...)`. `key` feeds
-            models that draw at random, the others take None. `mask` is `(rows,)`, False where a row
-            is padding, or None when every row counts. Padding never reaches another row's output,
-            whatever it holds, NaN included; the outputs of padded rows mean nothing.
-        normalisation: The name of the normalisation policy (`"none"` where there is none). It
-            decides whether predictions depend on the other rows of a batch, so it changes what a
-            test accuracy means: it is written into every result.
+            models that draw at random; the others take None. `mask` is `(rows,)`, False where a row
+            is padding, or None if every row counts. Padding never affects the output of another
+            row, not even if it holds NaN; the outputs of padded rows have no meaning.
+        normalisation: The name of the normalisation policy (`"none"` if there is none). The policy
+            decides whether predictions depend on the other rows of a batch, and so what a test
+            accuracy means; the name is therefore written into every result.
     """
 
     init: Callable[[PRNGKeyArray], PyTree[Array]]

@@ -18,12 +18,13 @@ def linear_head(features: Model, width: int, outputs: int, weights: Initializer 
 
     Args:
         features: A model whose outputs are `(rows, width)`.
-        outputs: Number of classes, or of regressed values.
+        width: The number of features.
+        outputs: The number of classes, or of regressed values.
         weights: Initialises the head's weights; biases start at zero. MAML's authors use
             `jax.nn.initializers.normal(1.0)` on Omniglot.
 
     Raises:
-        StructureError: If a size is not a positive integer, and while tracing where the features
+        StructureError: If a size is not a positive integer, and while tracing if the features
             are not `(rows, width)`.
     """
 

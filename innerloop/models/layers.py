@@ -58,8 +58,8 @@ def conv(
 ) -> Float[Array, "rows out_height out_width outputs"]:
     """Two-dimensional convolution (cross-correlation) with SAME zero padding and no bias.
 
-    `out_height = ceil(height / stride)`; where the padding is odd, the larger half is at the end,
-    as in XLA and TensorFlow.
+    `out_height = ceil(height / stride)`; if the padding is odd, the larger half is at the end, as
+    in XLA and TensorFlow.
 
     The form is chosen while tracing by `jax.default_backend()`: one matrix product on CPU, XLA's
     convolution elsewhere. Both give the same numbers; call `conv_as_matmul` or `conv_xla` to

@@ -18,7 +18,7 @@ ExamplesLoss = Callable[[PyTree, Examples], tuple[Scalar, dict]]
 
 
 def supervised_loss(model: Model, loss: ExamplesLoss) -> Callable:
-    """The loss of a model on `Examples`, with the signature that a `Problem` wants."""
+    """The loss of a model on `Examples`, with the signature of a `Problem`'s losses."""
 
     def judged(params: PyTree, meta: PyTree, batch: Examples, key: PRNGKeyArray):
         return loss(model.apply(params, batch.inputs, key, batch.mask), batch)
@@ -40,7 +40,7 @@ def cross_entropy(
     row, both are 0.
 
     Raises:
-        StructureError: While tracing where targets are not integers or shapes do not fit.
+        StructureError: While tracing, if targets are not integers or shapes do not fit.
     """
     targets = jnp.asarray(examples.targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -78,8 +78,8 @@ def mean_squared_error(
     Computed in float32 at least. Where the mask leaves no row it is 0.
 
     Raises:
-        StructureError: While tracing where predictions and targets differ in shape: (rows, 1)
-            against (rows,) would broadcast to all pairs of rows.
+        StructureError: While tracing, if predictions and targets differ in shape: (rows, 1)
+            and (rows,) would broadcast to all pairs of rows.
     """
     targets = jnp.asarray(examples.targets)
     if predictions.ndim < 1 or predictions.shape != targets.shape:

@@ -1,4 +1,4 @@
-"""Named normalisation policies: what a batch's statistics are taken over, and who may see whom.
+"""Named normalisation policies, which say what the statistics of a batch are taken over.
 
 A policy decides whether a prediction depends on the other rows of its batch. That changes what a
 few-shot accuracy means (Bronskill et al. 2020, "TaskNorm"), so a policy has a name, and the name is
@@ -30,7 +30,7 @@ class Normalisation(NamedTuple):
     that a subtracted mean cancels would be a parameter without a gradient.
 
     Args:
-        name: What is written into results.
+        name: The name of the policy, which is written into results.
         init: `channels -> params`, arrays of shape (channels,).
         apply: `(params, x, mask) -> y`, both `(rows, ..., channels)`; `mask` is `(rows,)`, False
             where a row is padding, or None.

@@ -1,4 +1,4 @@
-"""Inner optimizers with meta-parameters: ordinary optax transformations once they are learned."""
+"""Inner optimizers with meta-parameters, which are optax transformations after training."""
 
 from innerloop.optimizers.adam_controller import AdamController
 from innerloop.optimizers.base import (

@@ -1,4 +1,4 @@
-"""Adam steered as it goes: a network sets its rate, decays and weight decay for each array."""
+"""Adam with a controller: a network sets rate, decays and weight decay of each array."""
 
 import math
 from typing import NamedTuple
@@ -30,7 +30,7 @@ ALIGNED = 0.9
 """Decay of the moving average of the alignment."""
 
 SMALL = 0.01
-"""Added to a root mean square before its logarithm: many arrays begin at zero and leave it soon."""
+"""Added to a root mean square before its logarithm, because many arrays start from zero."""
 
 OWN, SHARED = 7, 10
 """Features of each array, and of the run."""
@@ -39,8 +39,13 @@ LOGITS = tuple(math.log(beta / (1 - beta)) for beta in (FIRST, SECOND))
 
 
 class Memory(NamedTuple):
-    """Of one array: averages of g and g², what they weigh, and the average alignment of g with the
-    average before it.
+    """The memory of one array.
+
+    Args:
+        first: The moving average of g.
+        second: The moving average of g².
+        weights: The sums of the weights in the two averages.
+        aligned: The moving average of the alignment of g with the average before it.
     """
 
     first: Array
@@ -50,7 +55,7 @@ class Memory(NamedTuple):
 
 
 class ControllerState(NamedTuple):
-    """Steps taken, and the memory of each array in the order of their leaves."""
+    """The number of steps, and the memory of each array in the order of the leaves."""
 
     steps: Array
     arrays: tuple[Memory, ...]
@@ -68,25 +73,35 @@ class AdamController(LearnedOptimizer):
       \beta_2 = \sigma(\sigma^{-1}(0.99) + o_3), \quad \lambda = 0.01\, e^{o_4}, \qquad
       o = \text{MLP}(x)$$
 
-    where $\hat m$, $\hat v$ are divided by the sum of the weights of what they average, and s is
-    the root mean square that arrays of these shapes begin with by Glorot and Bengio 2010 (variance
-    2/(inputs + outputs), all axes but the last two are a convolution's window, as which blocks
-    stacked along a first axis count too; arrays of fewer axes do not count, and without others s =
-    1). So one rate is near that of quadratics and of networks. Unlike Adafactor's (Shazeer and
-    Stern 2018, arXiv 1804.04235) it is not relative to the size that the parameters have: a network
-    that begins twice as large would take steps twice as large. x holds, of an array and the
-    averages before the step, decimal logarithms of 0.01 + the root mean square of θ/s, and of the
-    root mean squares of s g, of g over that of $\hat v^{1/2}$, of $\hat m$ over that of $\hat
-    v^{1/2}$; the moving average of the cosine between g and m; the axes of the array (at most 2)
-    and the logarithm of its size. Of the run it holds twice the share of the horizon that is over,
-    $e^{-t/\tau}$ for three τ, the means of the third to fifth over all arrays, the logarithm of the
-    count of numbers, twice that of arrays, and thrice the first for all arrays that s is of
-    together (0 without any), which tells a network that begins large from one that begins small.
-    From six of these a constant is taken that brings them near zero: −2 (s g), 1 (axes), 2 (size),
-    1 (share), 2.5 (numbers), 1 (arrays). The last layer begins at zero: before meta-training this
-    is AdamW with β₂ = 0.99, a decay of 0.01 and a rate that falls from α₀ s to a tenth of it. With
-    a constant rate gradients through whole runs of networks explode, and training would have to
-    learn to anneal from gradients that say nothing.
+    where $\hat m$ and $\hat v$ are divided by the sum of the weights in their averages. The scale s
+    is the root mean square of initial parameters with these shapes by Glorot and Bengio 2010
+    (variance 2/(inputs + outputs)). All axes but the last two count as the window of a convolution,
+    and so does the first axis of stacked blocks; arrays with fewer than two axes do not count, and
+    s = 1 if there are no others. With this scale one rate fits quadratics and networks. Unlike that
+    of Adafactor (Shazeer and Stern 2018, arXiv 1804.04235), the scale does not depend on the size
+    of the parameters: with Adafactor's, a network that starts twice as large would take steps twice
+    as large.
+
+    Seven of the features x belong to an array and its averages before the step:
+
+    - the decimal logarithms of 0.01 plus the root mean square of θ/s, of s g, of g over that of
+      $\hat v^{1/2}$, and of $\hat m$ over that of $\hat v^{1/2}$
+    - the moving average of the cosine between g and m
+    - the number of axes (at most 2), and the logarithm of the size of the array
+
+    Ten of them belong to the run:
+
+    - twice the share of the horizon that is over, and $e^{-t/\tau}$ for three τ
+    - the means of the third to fifth feature over all arrays
+    - the logarithm of the count of numbers, and twice that of the count of arrays
+    - three times the first feature for all arrays together that determine s (0 if there are none),
+      which tells a network that starts large from one that starts small
+
+    A constant is subtracted from six of the features to bring them near zero: −2 (s g), 1 (axes),
+    2 (size), 1 (share), 2.5 (numbers), 1 (arrays). The last layer starts from zero, so before
+    meta-training the optimizer is AdamW with β₂ = 0.99, a weight decay of 0.01 and a rate that
+    falls from α₀ s to a tenth of it. With a constant rate, gradients through whole runs of networks
+    explode, and training would have to learn to anneal from gradients without information.
 
     Source: a network per array that sets the hyperparameters of a rule written by hand, as in
     Daniel et al. 2016, "Learning step size controllers for robust neural network training", and
@@ -94,13 +109,14 @@ class AdamController(LearnedOptimizer):
     arXiv 2209.11208).
 
     Args:
-        horizon: T, the steps of a run; the share that is over stays 1 beyond them.
-        width: Of the two hidden layers.
-        rate: α₀.
+        horizon: T, the number of steps of a run; after them the share of the horizon that is over
+            stays 1.
+        width: The width of the two hidden layers.
+        rate: α₀, the rate before meta-training.
 
     Raises:
-        StructureError: For a horizon or a width below 1 or a rate that is not positive, and for
-            meta-parameters of another network.
+        StructureError: If `horizon` or `width` is below 1, the rate is not positive, or the
+            meta-parameters are those of another network.
     """
 
     horizon: int = at_least(1, static=True, default=100)

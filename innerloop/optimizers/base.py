@@ -1,4 +1,4 @@
-"""What a learned optimizer is: meta-parameters go in, an optax transformation comes out."""
+"""Learned optimizers: functions from meta-parameters to optax transformations."""
 
 import abc
 from collections.abc import Callable, Mapping
@@ -14,16 +14,17 @@ from innerloop.checks import describe
 from innerloop.errors import StructureError
 
 Direction = Callable[[], optax.GradientTransformation]
-"""What a rate is multiplied by: an optax transformation without a rate, made by a call without
-arguments, such as `optax.identity` (SGD), `functools.partial(optax.trace, decay=0.9)` (momentum) or
-`optax.scale_by_adam`."""
+"""Makes the direction that a rate multiplies: a function without arguments that returns an optax
+transformation without a rate, such as `optax.identity` (SGD), `functools.partial(optax.trace,
+decay=0.9)` (momentum) or `optax.scale_by_adam`."""
 
 
 class LearnedOptimizer(CheckedModule):
     """An inner optimizer with meta-parameters.
 
-    It is a function `meta -> optax.GradientTransformation`, so `GradientDescent(learned, steps)`
-    takes it as it is, and after meta-training `learned(meta)` is an optimizer for any optax loop.
+    A learned optimizer is a function `meta -> optax.GradientTransformation`:
+    `GradientDescent(learned, steps)` accepts it, and after meta-training `learned(meta)` is an
+    optimizer for any optax loop.
     Its fields are its settings: numbers, tuples of them, and directions, all static, so that
     `save_optimizer` can write them.
     """
@@ -37,8 +38,8 @@ class LearnedOptimizer(CheckedModule):
         """The optimizer that these meta-parameters make.
 
         Raises:
-            StructureError: Here or when it is first given parameters, for meta-parameters of
-                another structure than `init` makes.
+            StructureError: Here, or when the transformation first receives parameters, if the
+                meta-parameters do not have the structure that `init` makes.
         """
 
 
@@ -75,7 +76,7 @@ def scale_by_rates(rates: PyTree[Array]) -> optax.GradientTransformation:
     the shape of each parameter array.
 
     Raises:
-        StructureError: While tracing where the rates do not fit the parameters.
+        StructureError: While tracing, if the rates do not fit the parameters.
     """
     return optax.stateless(lambda updates, params: _scaled(rates, updates))
 

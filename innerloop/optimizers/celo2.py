@@ -1,4 +1,4 @@
-"""Celo2's update rule: a tiny network whose output is normalised, under one learned rate."""
+"""The update rule of Celo2: a tiny network with a normalised output and one learned rate."""
 
 import math
 from typing import NamedTuple
@@ -63,12 +63,12 @@ class Celo2(LearnedOptimizer):
     after any optax transformation.
 
     Args:
-        width: Of the hidden layers.
-        rate: E^ρ before meta-training: the root mean square of each update.
+        width: The width of the hidden layers.
+        rate: $e^\rho$ before meta-training: the root mean square of each update.
 
     Raises:
-        StructureError: For a width below 1 or a rate that is not positive, and for meta-parameters
-            of another structure.
+        StructureError: If `width` is below 1, the rate is not positive, or the meta-parameters have
+            another structure.
     """
 
     width: int = at_least(1, static=True, default=4)
@@ -109,7 +109,7 @@ class Celo2(LearnedOptimizer):
 
 
 def _matrix(array: Array) -> Array:
-    """A scalar or a vector as one row; what has two axes or more as it is."""
+    """A scalar or a vector as one row; arrays with two axes or more are unchanged."""
     return array if array.ndim > 1 else array.reshape(1, -1)
 
 

@@ -1,4 +1,4 @@
-"""Hypergradient descent: the learning rate is itself descended upon, while it is used."""
+"""Hypergradient descent: gradient descent on the learning rate while it is used."""
 
 import math
 from typing import Any, NamedTuple
@@ -37,13 +37,14 @@ class Hypergradient(LearnedOptimizer):
     (arXiv 1703.04782).
 
     Args:
-        direction: D, by default the gradient itself; see `LearnedRates`.
-        rate: α₀ and β before meta-training.
-        hyper_rate: α₀ and β before meta-training.
+        direction: The direction d, by default the gradient itself (SGD); see
+            `LearnedRates`.
+        rate: α₀ before meta-training.
+        hyper_rate: β before meta-training.
 
     Raises:
-        StructureError: For rates that are not positive and finite, and for meta-parameters of
-            another structure.
+        StructureError: If a rate is not positive and finite, or the meta-parameters have another
+            structure.
     """
 
     direction: Direction = eqx.field(static=True, default=optax.identity)

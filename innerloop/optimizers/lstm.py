@@ -33,12 +33,12 @@ class CoordinateLSTM(LearnedOptimizer):
     `Unroll` is exact. The forget gate's bias begins at 1.
 
     Args:
-        width: Of the LSTM.
-        layers: Of the LSTM.
+        width: The width of the LSTM.
+        layers: The number of layers of the LSTM.
         scale: λ, which the paper leaves open; 0.01 as in the authors' code.
 
     Raises:
-        StructureError: For a width or a number of layers below 1, and for meta-parameters of
+        StructureError: If `width` or `layers` is below 1, or the meta-parameters are those of
             another network.
     """
 
@@ -92,7 +92,7 @@ def lstm_step(
 
 
 def logarithmic(gradient: Float[Array, " numbers"]) -> Float[Array, "numbers 2"]:
-    """A gradient over many orders of magnitude as two numbers of order 1."""
+    """Represents a gradient of any order of magnitude by two numbers of order 1."""
     size, large = jnp.abs(gradient), jnp.abs(gradient) >= math.exp(-SMALLEST)
     # The branch not taken is given a 1, so that its derivative is no NaN.
     logarithm = jnp.log(jnp.where(large, size, 1)) / SMALLEST

@@ -1,4 +1,4 @@
-"""A learned optimizer as one file, from which any program with innerloop makes it again."""
+"""Learned optimizers in one file, which any program with innerloop can load."""
 
 import functools
 import json
@@ -31,13 +31,13 @@ _DAMAGES = (
 def save_optimizer(path: Path | str, learned: LearnedOptimizer, meta: PyTree[Array]) -> Path:
     """Write a learned optimizer, its settings and its meta-parameters, to one file.
 
-    The file is there whole or not at all. It holds NumPy arrays and JSON, no code. `meta` may be
+    The file is written atomically. It holds NumPy arrays and JSON, no code. `meta` may be
     made of dictionaries with text keys, lists and tuples.
 
     Raises:
-        StructureError: For meta-parameters that are not of this optimizer, or of other containers,
-            and for settings that no file can hold.
-        RunError: If the disk refuses.
+        StructureError: If the meta-parameters are not those of this optimizer or have other
+            containers, or a setting cannot be saved.
+        RunError: If the file cannot be written.
     """
     learned(meta)
     leaves: list[Any] = []
@@ -62,11 +62,12 @@ def load_optimizer(
     """Read `(learned, meta)` from a file: `learned(meta)` is the optimizer, for any optax loop.
 
     Args:
-        kinds: The classes that it may be of, by default the library's own.
+        path: The file.
+        kinds: The classes that the optimizer may have, by default those of the library.
 
     Raises:
-        DataError: For a file that is missing, damaged, or of another version of the format, and for
-            an optimizer that this version does not know.
+        DataError: If the file is missing, damaged, or of another version of the format, or the
+            optimizer is unknown to this version.
     """
     header, arrays = _read(Path(path))
     named = {kind.__name__: kind for kind in kinds}

@@ -1,4 +1,4 @@
-"""Update rules that treat each array of the parameters alike, and what their networks are shown."""
+"""Update rules that treat all arrays of the parameters alike, and the features they use."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ EPSILON = 1e-9
 
 
 class PerArrayState(NamedTuple):
-    """Steps taken, and what a rule remembers of each array, in the order of their leaves."""
+    """The number of steps, and the rule's memory of each array, in the order of the leaves."""
 
     steps: Array
     arrays: tuple[Any, ...]
@@ -26,7 +26,7 @@ def per_array(
     init: Callable[[Array], Any],
     update: Callable[[Array, Any, Array, Array], tuple[Array, Any]],
 ) -> optax.GradientTransformation:
-    """The transformation of a rule for one array.
+    """The transformation that applies a rule to each array of the parameters.
 
     Args:
         init: `parameter -> memory`.
@@ -54,9 +54,9 @@ def per_array(
 
 
 def require_params(updates: PyTree, params: PyTree) -> None:
-    """Raise `StructureError` for an update without the parameters, or by a gradient of others.
+    """Raise `StructureError` for an update without parameters, or with a gradient of others.
 
-    A gradient of another shape would be broadcast, and change what it does not belong to.
+    A gradient of another shape would be broadcast to parameters that it does not belong to.
     """
     if params is None:
         raise StructureError(
@@ -76,7 +76,7 @@ def require_params(updates: PyTree, params: PyTree) -> None:
 
 
 def averages(like: Array, decays: tuple[float, ...]) -> Array:
-    """Moving averages before the first step: zeros, one of the shape of `like` for each decay."""
+    """Moving averages before the first step: zeros of the shape of `like` for each decay."""
     return jnp.zeros((len(decays), *like.shape), like.dtype)
 
 
@@ -87,6 +87,6 @@ def averaged(average: Array, value: Array, decays: tuple[float, ...]) -> Array:
 
 
 def normalised(features: Float[Array, "..."], axes: tuple[int, ...]) -> Float[Array, "..."]:
-    r"""$x / \sqrt{\text{mean}(x^2) + \epsilon}$, the mean over `axes`: features without a unit."""
+    r"""$x / \sqrt{\text{mean}(x^2) + \epsilon}$, the mean taken over `axes`."""
     mean = jnp.mean(jnp.square(features), axis=axes, keepdims=True)
     return features * jax.lax.rsqrt(mean + EPSILON)

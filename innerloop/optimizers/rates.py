@@ -26,14 +26,14 @@ class LearnedRates(LearnedOptimizer):
     The meta-parameters are `{"log_rates": ρ}`; subclasses say how many rates there are.
 
     Args:
-        direction: D, by default the gradient itself (SGD). With `functools.partial(
-            optax.scale_by_adam, eps_root=1e-16)` it is Adam, whose second derivative at a zero
+        direction: The direction d, by default the gradient itself (SGD). `functools.partial(
+            optax.scale_by_adam, eps_root=1e-16)` gives Adam, whose second derivative at a zero
             gradient is infinite without `eps_root`.
-        rate: E^ρ before meta-training.
+        rate: $e^\rho$ before meta-training.
 
     Raises:
-        StructureError: For a rate that is not positive and finite, and while tracing where the
-            rates do not fit the parameters.
+        StructureError: If the rate is not positive and finite, and while tracing if the rates do
+            not fit the parameters.
     """
 
     direction: Direction = eqx.field(static=True, default=optax.identity)

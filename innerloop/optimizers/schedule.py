@@ -23,17 +23,18 @@ class LearnedSchedule(LearnedOptimizer):
     $$u_t = -e^{\rho(t)}\, d(g_t)$$
 
     where ρ is linear between `knots` values at equal distances, the first at step 0 and the last at
-    step `horizon - 1`, whose value later steps take. The meta-parameters are `{"log_rates":
+    step `horizon - 1`. Later steps use the last value. The meta-parameters are `{"log_rates":
     (knots,)}`, so the rate is positive and may fall by orders of magnitude.
 
     Args:
-        horizon: Steps that the schedule spans.
-        knots: At least 2.
-        direction: D, by default the gradient itself (SGD); see `LearnedRates`.
-        rate: Of all steps before meta-training.
+        horizon: The number of steps that the schedule spans, at least 2.
+        knots: The number of learned values, at least 2.
+        direction: The direction d, by default the gradient itself (SGD); see
+            `LearnedRates`.
+        rate: The rate of all steps before meta-training.
 
     Raises:
-        StructureError: For fewer than two knots or steps, and for a rate that is not positive.
+        StructureError: If there are fewer than two knots or steps, or the rate is not positive.
     """
 
     horizon: int = at_least(2, static=True, default=100)

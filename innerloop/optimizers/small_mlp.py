@@ -1,4 +1,4 @@
-"""A small network that turns what is known of each parameter into its update."""
+"""A small network that computes the update of each parameter from its features."""
 
 import equinox as eqx
 import jax
@@ -39,15 +39,15 @@ class SmallMLP(LearnedOptimizer):
     a quotient with every average, and no Adafactor features.
 
     Args:
-        width: Of the hidden layers.
-        decays: Between 0 and 1.
-        second_decays: Between 0 and 1.
-        step: λ₁ and λ₂.
-        magnitude: λ₁ and λ₂.
+        width: The width of the hidden layers.
+        decays: The decays of the moving averages of g, in [0, 1).
+        second_decays: The decays of the moving averages of g², in [0, 1).
+        step: λ₁, which scales the update.
+        magnitude: λ₂, which scales the exponent.
 
     Raises:
-        StructureError: For a width below 1 or decays outside [0, 1), and for meta-parameters of
-            another network.
+        StructureError: If `width` is below 1, a decay is outside [0, 1), or the meta-parameters are
+            those of another network.
     """
 
     width: int = at_least(1, static=True, default=32)

@@ -1,4 +1,4 @@
-"""The table of learned optimizers, by which a file of one is read."""
+"""The table of learned optimizers, which the reader of optimizer files uses."""
 
 from innerloop.optimizers.adam_controller import AdamController
 from innerloop.optimizers.base import LearnedOptimizer

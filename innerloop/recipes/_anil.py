@@ -1,4 +1,4 @@
-"""ANIL: almost no inner loop, the head alone is adapted."""
+"""ANIL: almost no inner loop. Only the head is adapted."""
 
 from collections.abc import Callable
 
@@ -13,14 +13,20 @@ from innerloop.recipes.base import ExamplesLoss, Recipe, prediction_loss
 
 
 def anil(model: Model, loss: ExamplesLoss, rate: float = 0.1, steps: int = 5) -> Recipe:
-    r"""ANIL (Raghu, Raghu, Bengio and Vinyals 2020, arXiv 1909.09157): MAML of the head alone.
+    r"""ANIL (Raghu, Raghu, Bengio and Vinyals 2020, arXiv 1909.09157): MAML of the head only.
 
     $$\min_{\phi} \; \mathbb{E}\, L_\text{query}(\theta_K, \phi_\text{body}), \qquad
       \theta_0 = \phi_\text{head}, \quad
       \theta_{t+1} = \theta_t - \alpha \nabla_\theta L_\text{support}(\theta_t, \phi_\text{body})$$
 
-    `model` keeps its parameters as `{"body", "head"}`; both are meta-learned. `rate` is α, `steps`
-    is K; the defaults are those of 20-way Omniglot in MAML, whose settings the paper takes.
+    Body and head are meta-learned. The defaults are those of MAML's 20-way Omniglot, whose settings
+    the paper uses.
+
+    Args:
+        model: The network, with parameters `{"body", "head"}`.
+        loss: The loss of the predictions.
+        rate: α, the inner learning rate.
+        steps: K, the number of inner steps.
     """
     return partly_adapted(model, loss, lambda params: params["head"], rate, steps)
 

@@ -1,4 +1,4 @@
-"""CAVIA: only a small context is adapted, and all other parameters are shared by the tasks."""
+"""CAVIA: only a small context is adapted. The tasks share all other parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,19 @@ def cavia(model: Model, loss: ExamplesLoss, rate: float = 1.0, steps: int = 2) -
       c_{t+1} = c_t - \alpha \nabla_c L_\text{support}(c_t, \phi)$$
 
     `model` keeps the context c as `params["context"]` (see `film`); the rest of its parameters is
-    φ. `rate` is α, `steps` is K; the defaults are those of the paper's miniImageNet.
+    φ. The defaults are those of the paper's miniImageNet.
 
     Departs from the paper: `film` lets the context scale and shift the features before the head,
     where the paper's network has it after the third convolution, or among the inputs for sinusoids.
 
+    Args:
+        model: A network whose parameters have a context.
+        loss: The loss of the predictions.
+        rate: α, the inner learning rate.
+        steps: K, the number of inner steps.
+
     Raises:
-        StructureError: For a model without a context.
+        StructureError: If the model has no context.
     """
     parameters = jax.eval_shape(model.init, jax.random.key(0))
     if not isinstance(parameters, dict) or "context" not in parameters:

@@ -1,4 +1,4 @@
-"""Conditional neural processes: one vector says all that is known of a task."""
+"""Conditional neural processes: one vector represents the support set of a task."""
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +19,19 @@ def cnp(
 
     $$\text{prediction}(x) = g\big(f(x), r\big), \qquad r = \frac1n \sum_i h\big(f(x_i), y_i\big)$$
 
-    For classes, r is what the rows of each class come to, one after the other:
+    For classes, r holds one vector for each class, one after the other:
     $r = (r_1, \dots, r_k)$, $r_k$ the mean of $h(f(x_i))$ over the rows of class k. The parameters
-    of f, h and g are meta-learned: `{"features", "encoder", "decoder"}`; nothing is descended.
+    of f, h and g are meta-learned: `{"features", "encoder", "decoder"}`; there is no inner descent.
 
     Departs from the paper: the loss is the one given (such as `mean_squared_error`), where the
     paper predicts mean and variance of a Gaussian; the features f are shared by h and g.
 
     Args:
-        features: F, `(rows, ...) -> (rows, width)`.
-        encoder: H, from `width` entries, and those of a target where there are no classes.
-        decoder: G, from `width` entries and those of r, to predictions.
-        ways: Number of classes; None for regression to real targets `(rows, outputs)`.
+        features: The network f, `(rows, ...) -> (rows, width)`.
+        encoder: The network h. Its inputs are `width` features and, in regression, the targets.
+        decoder: The network g, from `width` features and the entries of r to predictions.
+        loss: The loss of the predictions.
+        ways: The number of classes; None for regression to real targets `(rows, outputs)`.
     """
     embed = model_features(features, lambda meta: meta["features"])
 

@@ -14,11 +14,18 @@ def logistic_head(
     $$\text{logits}(x) = e^a\, f_\phi(x)\, W + b, \qquad
       W = \arg\min_W \sum_i \ell_\text{logistic}(f_\phi(x_i) W, y_i) + \tfrac{\lambda}{2} \|W\|^2$$
 
-    φ, $\log \lambda$, a and b are meta-learned. `strength` and `scale` are what λ and $e^a$ begin
-    with.
+    φ, $\log \lambda$, a and b are meta-learned.
 
-    Departs from the paper: multinomial for any number of classes, and solved to convergence and
-    differentiated there, where the paper unrolls a few Newton steps, one class against the rest.
+    Departs from the paper: the regression is multinomial for any number of classes, and is solved
+    to convergence and differentiated there. The paper unrolls a few Newton steps, with one class
+    against the rest.
+
+    Args:
+        features: The network f, `(rows, ...) -> (rows, width)`.
+        loss: The loss of the predictions.
+        ways: The number of classes of a task.
+        strength: The initial value of λ.
+        scale: The initial value of $e^a$.
     """
     return with_linear_head(
         features,

@@ -24,9 +24,15 @@ def maml(
     $$\min_\phi \; \mathbb{E}\, L_\text{query}(\theta_K), \qquad \theta_0 = \phi, \quad
       \theta_{t+1} = \theta_t - \alpha \nabla L_\text{support}(\theta_t)$$
 
-    with the exact, second-order meta-gradient. `rate` is α, `steps` is K; the defaults are those of
-    the paper's sinusoids, and 0.4 and 1 those of its 5-way Omniglot. With `step_weights` the query
-    loss is a weighted sum over the steps, as in `Problem`.
+    with the exact, second-order meta-gradient. The default rate and number of steps are those of
+    the paper's sinusoids; for its 5-way Omniglot they are 0.4 and 1.
+
+    Args:
+        model: The network.
+        loss: The loss of the predictions.
+        rate: α, the inner learning rate.
+        steps: K, the number of inner steps.
+        step_weights: Weights of the query losses after each step, as in `Problem`.
     """
     task_loss = supervised_loss(model, loss)
     problem = Problem(
@@ -46,5 +52,8 @@ def fomaml(
     steps: int = 1,
     step_weights: Callable[[int], Any] | None = None,
 ) -> Recipe:
-    """First-order MAML (Finn et al. 2017, section 5.2): every inner gradient is a constant."""
+    """First-order MAML (Finn et al. 2017, section 5.2): every inner gradient is a constant.
+
+    For the arguments, see `maml`.
+    """
     return maml(model, loss, rate, steps, step_weights)._replace(gradient=FirstOrder())

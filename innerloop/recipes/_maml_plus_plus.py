@@ -45,13 +45,16 @@ def maml_plus_plus(
       \theta_0 = \phi$$
 
     The rates $\alpha_t^l$, one for each step and each array of the parameters, are meta-learned
-    with φ: `{"start", "rates"}`. Steps beyond K take the rates of the last. `rate` is the value
-    that all begin with, `steps` is K.
+    with φ: `{"start", "rates"}`. Steps beyond K use the rates of the last step.
 
     Departs from the paper: there are no batch statistics or biases of each step (the normalisation
     is the model's policy). The paper's cosine schedule belongs to the outer optimizer.
 
     Args:
+        model: The network.
+        loss: The loss of the predictions.
+        rate: The initial value of all inner rates.
+        steps: K, the number of inner steps.
         annealed_over: Outer steps in which the weights $w_1 \dots w_K$ move from equal ones to the
             last alone (multi-step loss); 0 for the last alone. The authors' Omniglot has 5,000 of
             50,000.

@@ -20,12 +20,18 @@ def matching(features: Model, loss: ExamplesLoss, ways: int, scale: float = 10.0
       a(x) = \text{softmax}_i\big(e^\tau \cos(f_\phi(x), f_\phi(x_i))\big)$$
 
     (arXiv 1606.04080). φ, the parameters of `features`, and τ are meta-learned: `{"features",
-    "log_scale"}`. `scale` is what $e^\tau$ begins with. Predictions are $\log p$.
+    "log_scale"}`. Predictions are $\log p$.
 
-    Departs from the paper: no full context embeddings (the recurrent networks by which the support
-    set changes the features); one network for support and query; and a learned scale, where the
-    paper has 1. With that, features that are not negative, whose cosines lie between 0 and 1, give
-    no class of five a higher probability than 0.4.
+    Departs from the paper: there are no full context embeddings (the recurrent networks by which
+    the support set changes the features), support and query share one network, and the scale is
+    learned. The paper's scale is 1: with it, features that are not negative, whose cosines lie
+    between 0 and 1, give no class of five a probability above 0.4.
+
+    Args:
+        features: The network f, `(rows, ...) -> (rows, width)`.
+        loss: The loss of the predictions.
+        ways: The number of classes of a task.
+        scale: The initial value of $e^\tau$.
     """
     embed = model_features(features, lambda meta: meta["features"])
 

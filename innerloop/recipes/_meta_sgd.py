@@ -19,10 +19,16 @@ def meta_sgd(model: Model, loss: ExamplesLoss, rate: float = 0.05, steps: int = 
       \theta_0 = \phi$$
 
     φ and α, which has the shape of φ, are both meta-learned: `{"start", "rates"}`. Rates may become
-    negative. `rate` is the value that all rates begin with, `steps` is K.
+    negative.
 
-    Departs from the paper: the rates begin with one value, and not with random ones from
-    [0.005, 0.1], of which the default is the middle.
+    Departs from the paper: all rates start from one value, and not from random ones in
+    [0.005, 0.1]; the default is about the middle of that range.
+
+    Args:
+        model: The network.
+        loss: The loss of the predictions.
+        rate: The initial value of all rates α.
+        steps: K, the number of inner steps.
     """
     task_loss = supervised_loss(model, loss)
     problem = Problem(lambda meta, support, key: meta["start"], task_loss, task_loss)

@@ -14,9 +14,13 @@ def nearest_neighbour(loss: ExamplesLoss, ways: int) -> Recipe:
 
     $$\log p(k \mid x) = \log \text{softmax}_k\big(-e^\tau \min_{i : y_i = k} \|x - x_i\|^2\big)$$
 
-    τ, meta-learned from 0, makes probabilities of the distances, which are means over the entries;
-    the class that is predicted, and so the accuracy, does not depend on it. The logits of a class
-    without support rows are -∞.
+    τ, which is meta-learned and starts from 0, turns the distances (means over the entries) into
+    probabilities. The predicted class, and so the accuracy, does not depend on τ. The logits of a
+    class without support rows are -∞.
+
+    Args:
+        loss: The loss of the predictions.
+        ways: The number of classes of a task.
     """
 
     def flat(meta, batch, key):

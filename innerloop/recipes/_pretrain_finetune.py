@@ -21,8 +21,14 @@ def pretrain_finetune(
     $$\min_\phi \; \mathbb{E}\, L_\text{query}(\phi), \qquad \text{at test:} \quad \theta_0 = \phi,
       \; \theta_{t+1} = \theta_t - \alpha \nabla L_\text{support}(\theta_t)$$
 
-    For regression: nothing is adapted while training, and all parameters are at test. `rate` is α,
-    `steps` is K. Where a label means another class in every task, see `pretrain_classifier`.
+    For regression: no parameter is adapted during training, and all are adapted at test. If a label
+    means another class in every task, see `pretrain_classifier`.
+
+    Args:
+        model: The network.
+        loss: The loss of the predictions.
+        rate: α, the inner learning rate.
+        steps: K, the number of inner steps.
     """
     tuned = maml(model, loss, rate, steps)
     return _pretrained(model, loss)._replace(tested=tuned.learner)
@@ -44,11 +50,19 @@ def pretrain_classifier(
       W'_{t+1} = W'_t - \alpha \nabla_{W'} \frac1n \sum_i \ell(f_\phi(x_i) W'_t, y_i), \; W'_0 = 0$$
 
     (arXiv 1904.04232). It is meta-trained on tasks whose labels say which of all `classes` an image
-    is (`LabelledImages`), and learns tasks of `ways` classes at test (`recipe.tested`). `width` is
-    the number of features, `rate` is α, `steps` is K = 100 as in the paper.
+    is (`LabelledImages`), and learns tasks of `ways` classes at test (`recipe.tested`).
 
-    Departs from the paper: the new head begins at zero and is descended on the whole support set
-    without momentum and decay, at a rate of ours.
+    Departs from the paper: the new head starts from zero, and gradient descent on the whole support
+    set trains it without momentum and weight decay, at a rate of our choice.
+
+    Args:
+        features: The network f, `(rows, ...) -> (rows, width)`.
+        width: The number of features.
+        classes: The number of all training classes.
+        ways: The number of classes of a task.
+        loss: The loss of the predictions.
+        rate: α, the inner learning rate.
+        steps: K, the number of inner steps, 100 in the paper.
     """
     whole = linear_head(features, width, classes)
     tuned = partly_adapted(whole, loss, lambda params: params["head"], rate, steps)

@@ -16,33 +16,43 @@ from innerloop.trees import leaf_shapes
 def pretrained(
     recipe: Recipe, weights: PyTree, into: Callable[[PyTree], PyTree] = lambda meta: meta
 ) -> Recipe:
-    """The recipe, whose `init_meta` puts `weights` in place of a part of meta.
+    """The same recipe, with pretrained weights as the initial values of a part of meta.
 
-    The rest of meta is what `init_meta` makes of the same key without the weights:
+    The rest of meta is what the recipe's own `init_meta` makes of the key:
 
     ```python
     recipe = il.recipes.pretrained(recipe, body, into=lambda meta: meta["body"])
     ```
 
     Args:
+        recipe: Any recipe.
         weights: A pytree of arrays, NumPy's or JAX's, of the part's structure, shapes and dtypes.
         into: Selects the part, or a tuple of parts, as in `subset`; all of meta unless given.
 
     Raises:
-        StructureError: Here and not in training, for weights that do not fit, with the names of the
-            leaves, and where `into` selects nothing.
+        StructureError: Here and not in training, if the weights do not fit (the error names the
+            leaves) or `into` selects nothing.
     """
+    return recipe._replace(init_meta=started_from(recipe.init_meta, weights, into))
+
+
+def started_from(
+    init_meta: Callable[[PRNGKeyArray], PyTree],
+    weights: PyTree,
+    into: Callable[[PyTree], PyTree] = lambda meta: meta,
+) -> Callable[[PRNGKeyArray], PyTree]:
+    """As `pretrained`, of the function that makes the initial meta-parameters alone."""
     # Not jnp.asarray, which would make float32 of float64 without a word.
     array = lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
     weights = jax.tree.map(array, weights)
-    like = jax.eval_shape(recipe.init_meta, jax.eval_shape(lambda: jax.random.key(0)))
+    like = jax.eval_shape(init_meta, jax.eval_shape(lambda: jax.random.key(0)))
     _require_same(subset(like, into)[0], weights)
 
-    def init_meta(key: PRNGKeyArray) -> PyTree:
-        _, merge = subset(recipe.init_meta(key), into)
+    def started(key: PRNGKeyArray) -> PyTree:
+        _, merge = subset(init_meta(key), into)
         return merge(jax.tree.map(jnp.asarray, weights))
 
-    return recipe._replace(init_meta=init_meta)
+    return started
 
 
 def _require_same(part: PyTree, weights: PyTree) -> None:

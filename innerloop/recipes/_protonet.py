@@ -16,10 +16,15 @@ def protonet(features: Model, loss: ExamplesLoss, ways: int) -> Recipe:
       c_k = \text{mean of } f_\phi \text{ over the support rows of class } k$$
 
     φ, the parameters of `features`, is meta-learned. The logits of a class without support rows are
-    -∞. The paper trains with more classes than it is tested with, which is a choice of the tasks.
+    -∞. The paper trains with more classes per task than at test, which is a choice of the tasks.
 
-    Departs from the paper: where `features` normalises by the batch, support and query are two
+    Departs from the paper: if `features` normalises by the batch, support and query are two
     batches, and not one.
+
+    Args:
+        features: The network f, `(rows, ...) -> (rows, width)`.
+        loss: The loss of the predictions.
+        ways: The number of classes of a task.
     """
     embed = model_features(features, lambda meta: meta)
 

@@ -19,13 +19,18 @@ def r2d2(
       W = \Phi^\top (\Phi \Phi^\top + \lambda I)^{-1} Y, \quad \Phi = f_\phi(\text{support})$$
 
     φ, $\log \lambda$, a and b are meta-learned; Y has a row of the identity for each class.
-    `strength` and `scale` are what λ and $e^a$ begin with. Without `ways` it is a regression to
-    real targets.
 
-    Departs from the paper: no column of ones beside the features, and features of the last block
-    alone, where the paper joins those of the last two; λ begins with 1 and is learned, where the
-    authors' code has 50 and divides rows and labels by the root of their number. Its scale begins
-    with 10 on Omniglot.
+    Departs from the paper: there is no column of ones beside the features, and the features are
+    those of the last block only (the paper joins those of the last two). λ is learned and starts
+    from 1; the authors' code has 50 and divides rows and labels by the root of their number. The
+    scale of that code starts from 10 on Omniglot.
+
+    Args:
+        features: The network f, `(rows, ...) -> (rows, width)`.
+        loss: The loss of the predictions.
+        ways: The number of classes of a task; None for regression to real targets.
+        strength: The initial value of λ.
+        scale: The initial value of $e^a$.
     """
     return with_linear_head(
         features, loss, lambda embed, learned: RidgeHead(embed, learned, ways), strength, scale

@@ -23,16 +23,24 @@ def reptile(
     $$\phi \leftarrow \phi + \epsilon \, \mathbb{E}\,(\theta_K - \phi), \qquad \theta_0 = \phi$$
 
     with K steps of Adam without momentum (β₁ = 0) at the rate α, each on `rows` rows of the support
-    set, or on all of it. `rate` is α, `steps` is K. New tasks are learned by `test_steps` steps on
-    the whole support set. The defaults are those of the paper's Omniglot, which trains with 10 rows
-    on 10 shots; the query set gives the value alone. The paper's outer step is `optax.sgd` with ε
-    falling linearly from 1 to 0.
+    set, or on all of it. New tasks are learned by `test_steps` steps on the whole support set. The
+    defaults are those of the paper's Omniglot, which trains with 10 rows on 10 shots. The query set
+    affects the value only. The paper's outer step is `optax.sgd` with ε falling linearly from 1
+    to 0.
 
-    What is learned beyond a start from which the support set is soon fitted comes from gradients of
-    different rows of a task. With one shot in training there is next to nothing of it: train on
-    more shots than are tested.
+    Reptile learns more than a start that fits the support set quickly only because the gradients of
+    a task are those of different rows. With one shot in training there is almost nothing of this:
+    train with more shots than at test.
 
-    Departs from the paper: Adam's state begins anew with each task.
+    Departs from the paper: Adam's state starts anew with each task.
+
+    Args:
+        model: The network.
+        loss: The loss of the predictions.
+        rate: α, the inner learning rate.
+        steps: K, the number of inner steps.
+        rows: Rows of the support set that each step sees; None for all.
+        test_steps: The number of steps on a new task.
     """
     adam = optax.adam(rate, b1=0)
     learn = GradientDescent(adam, steps)

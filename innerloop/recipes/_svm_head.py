@@ -16,11 +16,18 @@ def svm_head(
         + \tfrac{\lambda}{2} \|W\|^2$$
 
     with $t_{ik} = 1$ for the row's class and -1 for the others. φ, $\log \lambda$, a and b are
-    meta-learned. `strength` and `scale` are what λ and $e^a$ begin with.
+    meta-learned.
 
-    Departs from the paper: squared hinges in the primal, one class against the rest, where the
-    paper solves the dual of Crammer and Singer's machine; and λ is learned, from the 10 that are
-    the paper's fixed C = 0.1.
+    Departs from the paper: the hinges are squared and the primal problem is solved, with one class
+    against the rest, whereas the paper solves the dual of Crammer and Singer's machine. λ is
+    learned and starts from 10, which is the paper's fixed C = 0.1.
+
+    Args:
+        features: The network f, `(rows, ...) -> (rows, width)`.
+        loss: The loss of the predictions.
+        ways: The number of classes of a task.
+        strength: The initial value of λ.
+        scale: The initial value of $e^a$.
     """
     return with_linear_head(
         features,

@@ -1,4 +1,4 @@
-"""What a recipe is: the parts of a named algorithm, put together."""
+"""Recipes: the parts of a named algorithm, put together."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -85,17 +85,17 @@ class Recipe(NamedTuple):
 
 
 def model_predictions(model: Model) -> Predict:
-    """What a model says, whose parameters are those that were adapted."""
+    """The predictions of a model whose parameters are the adapted ones."""
     return lambda params, meta, batch, key: model.apply(params, batch.inputs, key, batch.mask)
 
 
 def model_features(model: Model, of_meta: Callable[[PyTree], PyTree]) -> Features:
-    """The features that a head is given: a model's outputs, its parameters a part of meta."""
+    """The features for a head: the outputs of a model whose parameters are a part of meta."""
     return lambda meta, batch, key: model.apply(of_meta(meta), batch.inputs, key, batch.mask)
 
 
 def prediction_loss(predict: Predict, loss: ExamplesLoss) -> Callable:
-    """The loss of predictions, with the signature that a `Problem` wants."""
+    """The loss of predictions, with the signature of a `Problem`'s losses."""
 
     def judged(params: PyTree, meta: PyTree, batch: Examples, key: PRNGKeyArray):
         return loss(predict(params, meta, batch, key), batch)

@@ -1,4 +1,4 @@
-"""A support set remembered row by row."""
+"""An adaptation that stores the support set row by row."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ class Memory(NamedTuple):
 
 @checked("matching", ways=at_least(2, such_as=5))
 def remembered(features: Features, ways: int) -> Procedure:
-    """The adaptation that keeps the support set's features and classes as they are."""
+    """The adaptation that stores the features and classes of the support set."""
 
     def fn(meta, support, key) -> Memory:
         x, dtype = embedded(features, meta, support, key)

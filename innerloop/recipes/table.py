@@ -1,4 +1,4 @@
-"""The table of recipes: each by its name, on the parts that it takes from a network."""
+"""The table of recipes: each by its name, with the parts of a network that it uses."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -49,12 +49,13 @@ RecipeName = Literal[
 
 
 class Network(NamedTuple):
-    """What a recipe may take from a network and its tasks.
+    """The parts of a network and its tasks that a recipe may use.
 
     Args:
-        model: The whole, its parameters `{"body", "head"}`.
-        features: The body alone, with outputs `(rows, width)`.
-        outputs: Classes of a task, or regressed values.
+        model: The whole network, with parameters `{"body", "head"}`.
+        features: The body only, with outputs `(rows, width)`.
+        width: The number of features.
+        outputs: The number of classes of a task, or of regressed values.
         loss: `(predictions, examples) -> (loss, metrics)`.
         classes: A function that counts all meta-training classes, which may need the data; None for
             regression.
@@ -134,12 +135,14 @@ def named_recipe(
     """A recipe of the table.
 
     Args:
-        settings: Hyper-parameters; for one that is None, the value is that of `defaults`, or the
-            recipe's own.
+        name: The name of the recipe.
+        network: The network that it uses.
+        defaults: Values for hyper-parameters that `settings` leave out or set to None.
+        **settings: Hyper-parameters by name.
 
     Raises:
-        StructureError: For a name that is not in the table, for a classifier on a regression, and
-            for a hyper-parameter that the recipe does not have.
+        StructureError: If the name is not in the table, if the recipe is for classification and the
+            task is regression, or if the recipe does not have a hyper-parameter.
     """
     names = RECIPES if network.ways is not None else get_args(RegressionRecipe)
     if name not in names:

@@ -1,4 +1,4 @@
-"""The whole training state on disk: saved while training goes on, complete or not at all."""
+"""Checkpoints of the whole training state, saved in the background and atomically."""
 
 import json
 import os
@@ -33,9 +33,12 @@ class Checkpoints(NamedTuple):
     """Where the training state is saved, and how often (needs innerloop[checkpoints]).
 
     Args:
-        folder: Made where there is none; one run each.
-        every: Outer steps between two saves, which is what a kill can lose.
-        keep: How many of the last are kept. The best meta-parameters so far are in each of them.
+        folder: The folder of one run, which is made if it does not exist.
+        every: Outer steps between two saves, which is also the most that a kill can lose.
+        keep: The number of checkpoints that are kept. Each holds the best meta-parameters so far.
+
+    Raises:
+        StructureError: If `every` or `keep` is below 1.
     """
 
     folder: Path
@@ -46,8 +49,12 @@ class Checkpoints(NamedTuple):
 class CheckpointFolder:
     """The checkpoints of one run, written by one process at a time.
 
-    `settings` are what a run that goes on must have in common with the one that was cut off.
-    Raises `RunError` where the folder cannot be written or another process writes to it.
+    Args:
+        checkpoints: Where and how often to save.
+        settings: The settings that a resumed run must share with the run that was interrupted.
+
+    Raises:
+        RunError: If the folder cannot be written, or another process writes to it.
     """
 
     def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any]):
@@ -67,7 +74,7 @@ class CheckpointFolder:
             self._manager = ocp.CheckpointManager(self._path, options=options)
 
     def require_none(self) -> None:
-        """Raise `RunError` where a run was saved here already, which a new one would mix with."""
+        """Raise `RunError` if the folder has checkpoints of an earlier run."""
         steps = self._manager.all_steps()
         if steps:
             raise RunError(
@@ -78,15 +85,15 @@ class CheckpointFolder:
             )
 
     def steps_until_due(self, step: int) -> int:
-        """Outer steps to the next save."""
+        """The number of outer steps until the next save."""
         return self._every - step % self._every
 
     def is_due(self, step: int) -> bool:
-        """Whether this is a step to save at."""
+        """Whether the state is saved at this step."""
         return step % self._every == 0
 
     def save(self, step: int, state: PyTree, record: dict[str, Any]) -> None:
-        """Save in the background. A state that was saved at this step before stays."""
+        """Save in the background. An earlier checkpoint of the same step is kept."""
         if step in self._manager.all_steps():
             return
         with together():
@@ -109,14 +116,17 @@ class CheckpointFolder:
             )
 
     def load(self, like: Callable[[int], PyTree]) -> tuple[PyTree, dict[str, Any]] | None:
-        """The last state that can be read, and its record; None where nothing was saved.
+        """The last state that can be read, and its record; None if nothing was saved.
 
-        `like` gives a state as it is expected at an outer step.
+        A checkpoint that cannot be read is skipped with a warning. It is deleted once an earlier
+        one has been read, because the run will save that step again.
 
-        One that cannot be read is passed over with a warning, and deleted once an earlier one has
-        been read: that step is going to be saved again. Raises `RunError` for checkpoints of
-        another format, of other settings, or of a state of another structure, and where none can be
-        read, which deletes nothing.
+        Args:
+            like: `step -> state`, a state of the structure that is expected at an outer step.
+
+        Raises:
+            RunError: If the checkpoints have another format, other settings or a state of another
+                structure, or none of them can be read; then nothing is deleted.
         """
         damaged, steps = [], sorted(self._manager.all_steps(), reverse=True)
         if not same_in_all(max(steps, default=-1)):
@@ -154,7 +164,7 @@ class CheckpointFolder:
         return None
 
     def close(self) -> None:
-        """Wait for what is being saved, and let others write."""
+        """Wait until the last save is complete, and unlock the folder."""
         try:
             with self._writing():
                 self._manager.wait_until_finished()

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and JSON that any parser reads."""
+"""Atomic writes of files, and JSON that any parser reads."""
 
 import contextlib
 import json
@@ -43,11 +43,13 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
 def writing(
     what: str, path: Path, *, write: str, refusals: tuple[type[Exception], ...] = (OSError,)
 ) -> Iterator[None]:
-    """A disk that refuses is a `RunError` of one line.
+    """Turns errors of the disk into a `RunError` of one line.
 
     Args:
-        what: Is written to `path`; `write`: the cure.
-        refusals: How what writes tells of it.
+        what: The name of the content, for the error.
+        path: The file or folder that is written.
+        write: The cure, for the error.
+        refusals: The exceptions that mean that the path cannot be written.
     """
     try:
         yield
@@ -63,13 +65,13 @@ def writing(
 
 
 def _reason(error: Exception) -> str:
-    """On one line. Orbax's storage layer names one file after another, and the reason last."""
+    """The reason on one line: Orbax's storage layer names many files, and the reason last."""
     strerror = getattr(error, "strerror", None)
     return strerror or " ".join(str(error).split()).rsplit(": ", 1)[-1].split(" [", 1)[0]
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a log; none where there is no file.
+    """The objects of a log, or none if there is no file.
 
     A line that a kill cut short, or that is no object, is left out.
     """
@@ -82,7 +84,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def strict_json(content: Any, indent: int | None = None) -> str:
-    """JSON that any parser reads: what is not finite becomes the string "NaN" or "Infinity"."""
+    """JSON that any parser reads: numbers that are not finite become "NaN" or "Infinity"."""
     loose = json.dumps(content, default=_to_json)
     return json.dumps(json.loads(loose, parse_constant=str), indent=indent, allow_nan=False)
 

@@ -1,4 +1,4 @@
-"""One process writes to a folder."""
+"""A lock, so that only one process writes to a folder."""
 
 import fcntl
 import os

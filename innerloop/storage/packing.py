@@ -1,4 +1,4 @@
-"""The leaves of a state as the arrays that are stored: the small ones together, as one of bytes.
+"""Packs the leaves of a state into stored arrays: the small leaves together, as bytes.
 
 A storage layer's costs are per array: TensorStore keeps some 600 bytes of memory for each that was
 ever written, for as long as the process lives.
@@ -17,11 +17,11 @@ PACKED_BELOW = 2**20
 _PACKED = "packed"
 
 Leaves = dict[str, Array]
-"""By name. Those that are not packed are stored under their number."""
+"""Arrays by name. Leaves that are not packed are stored under their number."""
 
 
 def pack(leaves: Leaves) -> tuple[dict[str, Any], list[str]]:
-    """Arrays to store, and the names of the leaves that are packed, which a reader must know.
+    """The arrays to store, and the names of the packed leaves, which a reader needs.
 
     A leaf that is spread over devices is never packed: each process writes its own part.
     """
@@ -34,7 +34,7 @@ def pack(leaves: Leaves) -> tuple[dict[str, Any], list[str]]:
 
 
 def stored_arrays(like: Leaves, packed: list[str]) -> dict[str, Any]:
-    """Shapes, dtypes and places of what `pack` stored; `like` says where the leaves go."""
+    """The shapes, dtypes and places of the arrays that `pack` stored; `like` gives the places."""
     arrays: dict[str, Any] = {
         i: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
         for i, leaf in _numbered(like, packed).items()
@@ -45,7 +45,7 @@ def stored_arrays(like: Leaves, packed: list[str]) -> dict[str, Any]:
 
 
 def unpack(arrays: dict[str, Any], like: Leaves, packed: list[str]) -> Leaves:
-    """The leaves again, in the places of `like`."""
+    """The inverse of `pack`: the leaves, in the places of `like`."""
     names = [name for name in like if name not in packed]
     leaves = {name: arrays[i] for name, i in zip(names, _numbered(like, packed), strict=True)}
     start = 0
@@ -57,7 +57,7 @@ def unpack(arrays: dict[str, Any], like: Leaves, packed: list[str]) -> Leaves:
 
 
 def checksums(arrays: dict[str, Any]) -> dict[str, int]:
-    """CRC-32 of each array that this process holds whole. The storage layer has none of data."""
+    """CRC-32 of each array that this process holds whole; the storage layer has no checksums."""
     whole = {
         name: array
         for name, array in arrays.items()

@@ -1,4 +1,4 @@
-"""Task distributions: where episodes come from."""
+"""Task distributions, which draw the episodes."""
 
 from innerloop.tasks._by_label import by_label
 from innerloop.tasks._cifar_fs import cifar_fs

@@ -1,4 +1,4 @@
-"""Images and their labels, as most data sets come, made into classes."""
+"""Classes of images from arrays of images and labels."""
 
 from collections.abc import Sequence
 
@@ -15,18 +15,18 @@ _WRITE = "by_label(images, labels)"
 def by_label(images: ArrayLike, labels: ArrayLike | Sequence[str]) -> ImageClasses:
     """One class for each different label, in the order of the sorted labels.
 
-    Classes may differ in their number of images. They are held as one array, as long in each class
-    as the largest is.
+    Classes may differ in their number of images. One array holds them, with as many rows for each
+    class as the largest class has.
 
     Args:
-        images: `(images, height, width)` or `(…, channels)`, in any order; the types that
-            `ImageClasses` takes.
-        labels: One per image, whole numbers or text.
+        images: `(images, height, width)` or `(…, channels)`, in any order, of the types that
+            `ImageClasses` accepts.
+        labels: One label per image, whole numbers or text.
 
     Raises:
-        StructureError: For labels of another number than images and for labels that are
-            floating-point numbers, of which no two need be equal.
-        DataError: As `ImageClasses`.
+        StructureError: If there are not as many labels as images, or the labels are floating-point
+            numbers, which are rarely equal.
+        DataError: See `ImageClasses`.
     """
     pixels, names = np.asarray(images), np.asarray(labels)
     if names.dtype == object and all(isinstance(name, str) for name in names.flat):

@@ -20,10 +20,10 @@ def cifar_fs(*, data: str | os.PathLike[str] | None = None) -> Splits:
     closed-form solvers" (arXiv 1805.08136), where the files are linked.
 
     Args:
-        data: Folder of the files, or the folder above `cifar-fs/`; default: what the environment
-            variable INNERLOOP_DATA names. Files, as they are published: `data/CLASS/*.png`, and
-            `splits/bertinetto/train.txt`, `val.txt` and `test.txt`, with one class a line. They are
-            not downloaded.
+        data: The folder of the files, or the folder above `cifar-fs/`; by default the folder that
+            the environment variable INNERLOOP_DATA names. The files, as they are published, are
+            `data/CLASS/*.png`, and `splits/bertinetto/train.txt`, `val.txt` and `test.txt` with one
+            class per line. They are not downloaded.
 
     Raises:
         DataError: If the folder or a file is missing, is no image, or a class is in two splits.

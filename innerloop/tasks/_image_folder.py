@@ -1,4 +1,4 @@
-"""Your own images: a folder with one folder for each class."""
+"""Images of your own: a folder with one folder for each class."""
 
 import os
 from pathlib import Path
@@ -17,15 +17,17 @@ def image_folder(
 
     Class i is the i-th folder in alphabetical order; classes may differ in their number of images.
     Images are uint8 `(classes, images, size, size, 3)`, converted to RGB and scaled without regard
-    to their proportions (Lanczos, antialiased). They are kept in the cache folder; where that
-    cannot be written, they are read on every start.
+    to their proportions (Lanczos, antialiased). They are kept in the cache folder; if that cannot
+    be written, they are read on every start.
 
     Args:
-        names: The folders to take, in place of all.
+        folder: The folder that holds the folders of the classes.
+        size: Pixels per side of the scaled images.
+        names: The folders to read; by default all.
 
     Raises:
-        DataError: If a folder is missing or has no images, or a file is no image.
-        StructureError: For a size below one.
+        DataError: If a folder is missing or has no images, or a file is not an image.
+        StructureError: If `size` is below 1.
     """
     path = Path(folder)
     if names is None:

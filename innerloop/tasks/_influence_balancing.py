@@ -26,15 +26,19 @@ def influence_balancing(
     the positive part. In the long run $s^1$ is $2 (2 \cdot \text{positive} - \text{units})\,\phi$,
     which is $-6 \phi$ unless given otherwise.
 
-    It is for trying estimators out. Meta is a scalar array, and the loss quadratic in it, so that
-    smoothing does not change its gradient. The process is no descent: the loss of the inner problem
-    is zero, and what `GradientDescent` is given for an optimizer ignores its gradient.
+    This problem is for trying out estimators. Meta is a scalar array and the loss is quadratic in
+    it, so smoothing does not change its gradient. The process is not a descent: the inner loss is
+    zero, and the optimizer of `GradientDescent` ignores the gradient.
+
+    Args:
+        units: The number of units.
+        positive: The number of units on which the direct influence is positive.
 
     Returns:
-        Problem, adaptation and tasks.
+        `(problem, adaptation, tasks)`.
 
     Raises:
-        StructureError: For `positive` above `units`.
+        StructureError: If `positive` is below 1 or above `units`.
     """
     require(at_least(positive), "units", units, "influence_balancing")
     matrix = (np.eye(units) + np.eye(units, k=1)) / 2

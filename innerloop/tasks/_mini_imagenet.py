@@ -28,19 +28,19 @@ def mini_imagenet(*, data: str | os.PathLike[str] | None = None) -> Splits:
     Images are uint8 `(classes, 600, 84, 84, 3)`. Those of `images/` are scaled as in the code of
     MAML (Lanczos, without regard to proportions), once, and kept in the cache folder.
 
-    A pickle may run any program when it is loaded. Here a loader that builds arrays and plain
-    containers and calls nothing else reads them, and refuses the file otherwise.
+    A pickle may run any program when it is loaded. The loader used here builds only arrays and
+    plain containers, and refuses a file that asks for anything else.
 
     Source: Vinyals et al. 2016, "Matching networks for one shot learning"; Ravi and Larochelle
     2017, "Optimization as a model for few-shot learning", whose classes these are.
 
     Args:
-        data: Folder of the files, or the folder above `mini-imagenet/`; default: what the
-            environment variable INNERLOOP_DATA names. The files are not downloaded, as ImageNet's
-            terms do not allow it. They are taken in either of the forms that are in use:
-            `train.csv`, `val.csv`, `test.csv` with columns `filename,label`, and `images/`; or else
-            `mini-imagenet-cache-train.pkl`, `…-val.pkl`, `…-test.pkl`, a dict with `image_data` and
-            `class_dict` each.
+        data: The folder of the files, or the folder above `mini-imagenet/`; by default the folder
+            that the environment variable INNERLOOP_DATA names. The files are not downloaded,
+            because ImageNet's terms do not allow it. Both forms in use are accepted: `train.csv`,
+            `val.csv`, `test.csv` with columns `filename,label`, and `images/`; or
+            `mini-imagenet-cache-train.pkl`, `…-val.pkl`, `…-test.pkl`, each a dict with
+            `image_data` and `class_dict`.
 
     Raises:
         DataError: If the folder or a file is missing, cannot be read, or a class is in two splits.
@@ -53,7 +53,7 @@ def mini_imagenet(*, data: str | os.PathLike[str] | None = None) -> Splits:
 
 
 _Part = tuple[list[str], Callable[[], ImageClasses]]
-"""The names of a part's classes, and what makes them."""
+"""The names of the classes of a part, and a function that makes the classes."""
 
 
 def _splits(parts: list[_Part]) -> Splits:

@@ -22,7 +22,7 @@ from innerloop.tasks.splits import Splits
 Folder = str | os.PathLike[str]
 
 SIZE = at_least(1, at_most=105, such_as=28)
-"""Pixels per side: the drawings have 105."""
+"""Pixels per side; the original drawings have 105."""
 
 _SEED = 1
 _TRAIN, _VALIDATION = 1100, 100
@@ -49,19 +49,20 @@ def omniglot(
     probabilistic program induction".
 
     Args:
-        classes: What is a class: `with_quarter_turns` (four per character: 4,400, 400 and 1,692) or
-            `upright`.
-        size: Pixels per side, at most 105. Lanczos, antialiased. (MAML's code asks for Lanczos too,
-            but Pillow takes the nearest pixel of a one-bit image: its drawings are more broken.)
-        data: Folder of the files, or the folder above `omniglot/`; default: what the environment
-            variable INNERLOOP_DATA names. Files: `images_background` and `images_evaluation`,
-            either the official `.zip` or the `.npz` made of it. With neither set, the official
-            archives (16 MB) are downloaded from github.com/brendenlake/omniglot into the cache
-            folder (INNERLOOP_CACHE, else the user's own).
+        classes: Makes the classes: `with_quarter_turns` (four per character: 4,400, 400 and 1,692)
+            or `upright`.
+        size: Pixels per side, at most 105 (Lanczos, antialiased). MAML's code asks for Lanczos too,
+            but Pillow uses the nearest pixel for a one-bit image, so its drawings are more broken.
+        data: The folder of the files, or the folder above `omniglot/`; by default the folder that
+            the environment variable INNERLOOP_DATA names. The files are `images_background` and
+            `images_evaluation`, either the official `.zip` or the `.npz` made from it. If neither
+            is set, the official archives (16 MB) are downloaded from
+            github.com/brendenlake/omniglot into the cache folder (INNERLOOP_CACHE, or the user's
+            own cache).
 
     Raises:
         DataError: If the folder or a file is missing, has the wrong md5, or cannot be downloaded.
-        StructureError: For a size out of range.
+        StructureError: If `size` is out of range.
     """
     images = np.concatenate([drawings(part, size, data) for part in (BACKGROUND, EVALUATION)])
     order = _permutation(len(images))
@@ -87,9 +88,9 @@ def omniglot_official(
     are the test. Other arguments, images, errors and source as in `omniglot`.
 
     Args:
-        background: Which alphabets are for learning: all 30, or the five of one of the authors'
-            small sets (`omniglot_small1`, `omniglot_small2`), of whose characters a tenth are for
-            validation too.
+        background: The alphabets for learning: all 30, or the five of one of the authors' small
+            sets (`omniglot_small1`, `omniglot_small2`). A tenth of their characters is for
+            validation.
     """
     # asked for here, not at the top: tests put small archives in place of the official ones
     archive = {"full": BACKGROUND, "small1": SMALL_1, "small2": SMALL_2}[background]
@@ -99,11 +100,11 @@ def omniglot_official(
 
 
 class Alphabets(NamedTuple):
-    """Classes of characters, and where each character comes from.
+    """Classes of characters, with the alphabet of each.
 
     Args:
         classes: The characters; row i of its images is character i.
-        names: Alphabet of character i, by which the characters are ordered.
+        names: The alphabet of each character; the characters are ordered by it.
     """
 
     classes: ImageClasses

@@ -32,14 +32,13 @@ def omniglot_one_shot(*, size: int = 28, data: Folder | None = None) -> Episode:
     probabilistic program induction".
 
     Args:
-        size: As in `omniglot`. File: `all_runs.zip`, also as `one_shot_all_runs.zip`; downloaded
-            where no folder is named.
-        data: As in `omniglot`. File: `all_runs.zip`, also as `one_shot_all_runs.zip`; downloaded
-            where no folder is named.
+        size: See `omniglot`.
+        data: See `omniglot`. The file is `all_runs.zip`, also known as `one_shot_all_runs.zip`; it
+            is downloaded if no folder is named.
 
     Raises:
-        DataError:
-        StructureError: As `omniglot` does.
+        DataError: See `omniglot`.
+        StructureError: See `omniglot`.
     """
     file, source = find(ONE_SHOT, data, f"{UPSTREAM}one-shot-classification/")
 

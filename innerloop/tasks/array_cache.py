@@ -15,10 +15,10 @@ _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib
 
 
 def cached_array(name: str, build: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array `name` from the cache folder, or else what `build()` returns, which is then kept.
+    """The array `name` from the cache folder, or the result of `build()`, which is then cached.
 
-    `name` must say all that the array depends on. A file that cannot be read is built anew; a
-    folder that cannot be written is no error: the array is then built on every start.
+    `name` must encode everything that the array depends on. If the file cannot be read, the array
+    is built again; if the folder cannot be written, it is built on every start.
     """
     path = cache_folder() / f"{name}.npz"
     with suppress(*_UNREADABLE):

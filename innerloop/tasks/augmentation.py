@@ -35,15 +35,15 @@ class Augmented(eqx.Module):
     )
     ```
 
-    Rows that a mask leaves out stay zeros.
+    Masked rows stay zeros.
 
     Args:
-        tasks: Draws episodes whose support and query are `Examples` of images.
-        augment: `(key, images) -> images`, of the same shape.
+        tasks: A task distribution whose support and query sets are `Examples` of images.
+        augment: `(key, images) -> images`, of the same shape and type.
 
     Raises:
-        StructureError: While tracing, for episodes of anything but images and for images that
-            change their shape or type.
+        StructureError: While tracing, if the episodes do not hold images or the images change
+            their shape or type.
     """
 
     tasks: TaskDistribution
@@ -92,10 +92,10 @@ class Compose(eqx.Module):
 
 
 class RandomCrop(CheckedModule):
-    """A part as large as the image, at any place of the image with a margin of zeros around it.
+    """Adds a margin of zeros around the image and cuts out a random part of the original size.
 
     Args:
-        padding: Pixels of the margin on each side; the image moves by at most as many.
+        padding: Pixels of the margin on each side, which is also the largest shift.
     """
 
     padding: int = at_least(1, such_as=4, static=True)
@@ -111,7 +111,7 @@ class RandomCrop(CheckedModule):
 
 
 class RandomHorizontalFlip(eqx.Module):
-    """Left and right exchanged, in half of the images."""
+    """Exchanges left and right in half of the images."""
 
     def __call__(self, key: PRNGKeyArray, images: Images) -> Images:
         flipped = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
@@ -119,13 +119,13 @@ class RandomHorizontalFlip(eqx.Module):
 
 
 class RandomAffine(CheckedModule):
-    """Turned about the centre and shifted, by uniform draws; zeros come in from outside.
+    """Turns about the centre and shifts by uniform draws; outside the image there are zeros.
 
     Between pixels the image is interpolated linearly.
 
     Args:
-        degrees: Turned by at most so much, either way.
-        shift: Moved along each axis by at most so many pixels, either way.
+        degrees: The largest turn in degrees, in either direction, from 0 to 180.
+        shift: The largest shift along each axis in pixels, in either direction, at least 0.
     """
 
     degrees: int | float = between(0, 180, static=True)

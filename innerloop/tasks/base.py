@@ -1,4 +1,4 @@
-"""What a task distribution is: a key goes in, a batch of episodes comes out, on the device."""
+"""Task distributions: functions from a key to a batch of episodes, on the device."""
 
 import zlib
 from collections.abc import Callable
@@ -25,9 +25,9 @@ class TaskDistribution(Protocol):
     depends only on `jax.random.split(key, n)[i]`, so a set of tasks is the same in whatever blocks
     it is evaluated.
 
-    Own distributions need only this method; `sample_each` and `IndependentTasks` make it from a
-    function that draws one task. Hold arrays as leaves of an `equinox.Module`, so that they are
-    arguments of a compiled function and not constants inside it.
+    A distribution of your own needs only this method; `sample_each` and `IndependentTasks` make it
+    from a function that draws one task. Hold arrays as leaves of an `equinox.Module`, so that they
+    are arguments of a compiled function and not constants inside it.
     """
 
     def sample(self, key: PRNGKeyArray, n: int) -> Episode: ...
@@ -40,7 +40,7 @@ def sample_each(
     """Draw `n` independent tasks: `sample_one` mapped over `jax.random.split(key, n)`.
 
     Raises:
-        StructureError: Unless `n` is an integer of at least 1.
+        StructureError: If `n` is not an integer of at least 1.
     """
     return jax.vmap(sample_one)(jax.random.split(key, n))
 
@@ -49,7 +49,7 @@ class IndependentTasks(eqx.Module):
     """The task distribution of a function that draws one task.
 
     Args:
-        sample_one: `key -> Episode`, pure; where it needs data, an `equinox.Module` with
+        sample_one: `key -> Episode`, a pure function; if it needs data, an `equinox.Module` with
             `__call__`.
     """
 
@@ -61,9 +61,10 @@ class IndependentTasks(eqx.Module):
 
 
 def evaluation_key(seed: int, purpose: str) -> PRNGKeyArray:
-    """The key of one use of an evaluation set: apart from training's, and from any other purpose's.
+    """The key of an evaluation set, which training and other purposes do not use.
 
     Args:
+        seed: An integer seed.
         purpose: Any name, such as `"validation"` or `"test"`.
     """
     stream = jax.random.fold_in(jax.random.key(seed), _EVALUATION_STREAM)
@@ -76,10 +77,10 @@ def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str
 
     The first m of them are the evaluation set of size m. Compiled; the draws are apart from those
     of `tasks.sample(jax.random.key(seed), n)` and, for one distribution and seed, from those of
-    another `purpose`. Of a mixture they are a tuple of batches, one per kind.
+    another `purpose`.
 
     Raises:
-        StructureError: Unless `n` is an integer of at least 1.
+        StructureError: If `n` is not an integer of at least 1.
     """
     return _sample(tasks, evaluation_key(seed, purpose), n)
 

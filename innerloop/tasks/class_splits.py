@@ -1,4 +1,4 @@
-"""Published splits, which say by name what classes each part has."""
+"""Published splits, which list the names of the classes of each part."""
 
 from itertools import combinations
 
@@ -6,7 +6,7 @@ from innerloop.errors import DataError
 
 
 def checked_names(names: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The classes of each part, as they came. Raises `DataError` where two parts share one."""
+    """Returns `names` unchanged. Raises `DataError` if two parts share a class."""
     for first, second in combinations(names, 2):
         shared = sorted(set(names[first]) & set(names[second]))
         if shared:

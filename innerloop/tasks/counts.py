@@ -1,4 +1,4 @@
-"""How many classes and examples a task has: a number, or a range that it is drawn from."""
+"""The number of classes and examples of a task: a number, or a range to draw from."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,14 @@ from innerloop.arguments import Requirement, at_least, declare, requirement_of
 
 @dataclass(frozen=True)
 class PerClass:
-    """A number from `least` to `most`, both included, drawn for each class by itself.
+    """A number from `least` to `most`, both included, drawn for each class separately.
 
-    As the shots of a task it makes imbalanced support sets, in which some classes have more
+    For the shots of a task it gives imbalanced support sets, in which some classes have more
     examples than others.
+
+    Args:
+        least: The smallest number.
+        most: The largest number.
     """
 
     least: int
@@ -50,7 +54,7 @@ def range_of(least: int) -> Any:
 
 
 def draw_count(key: PRNGKeyArray, count: Count | PerClass, classes: int) -> Int[Array, " classes"]:
-    """How many of each class, uniform over the range: the same of all, or each for itself."""
+    """The number for each class, uniform over the range: one for all, or one for each."""
     least, most = ends(count)
     shape = (classes,) if isinstance(count, PerClass) else (1,)
     drawn = jax.random.randint(key, shape, least, most + 1, jnp.int32)

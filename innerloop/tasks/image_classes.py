@@ -1,4 +1,4 @@
-"""Images held on the device once, and the classes that are made of them."""
+"""Images that the device holds once, and the classes made from them."""
 
 from collections.abc import Sequence
 
@@ -16,24 +16,24 @@ TURNS = 4
 
 
 class ImageClasses(eqx.Module):
-    """Classes of images. A quarter turn of a character is another class of the same pixels.
+    """Classes of images. A quarter turn of a character can be another class of the same pixels.
 
-    `upright`, `with_quarter_turns` and `by_label` write the table for you. Turned classes as new
+    `upright`, `with_quarter_turns` and `by_label` make the table of classes. Turned classes as new
     classes: Santoro et al. 2016, "Meta-learning with memory-augmented neural networks".
 
     Args:
-        images: `(characters, examples, height, width, channels)`, held as it came: uint8 (0 … 255),
-            bool, or floating point. Given without a channel axis, it gets one of size 1.
-        classes: Int32 `(classes, 2)`: the row in `images`, and the number of counterclockwise
+        images: `(characters, examples, height, width, channels)`, kept in its dtype: uint8
+            (0 … 255), bool, or floating point. An array without a channel axis gets one of size 1.
+        classes: int32 `(classes, 2)`: the row in `images`, and the number of counterclockwise
             quarter turns (0 … 3, as `numpy.rot90` counts).
-        counts: Int `(characters,)`, how many of a row's examples there are, where rows differ: its
-            first so many, and what the others hold is never drawn; None: all of them.
+        counts: int `(characters,)`, the number of examples of each row, if rows differ. The first
+            `counts` examples of a row are its own, and the others are never drawn. None: all.
 
     Raises:
-        StructureError: For a wrong rank, dtype, table or counts and for turns of images that are
-            not square.
-        DataError: For empty arrays and for pixels that are not finite. All is read while building,
-            so build it outside `jax.jit`.
+        StructureError: If the rank, dtype, table or counts are wrong, or images that are not square
+            are turned.
+        DataError: If an array is empty or a pixel is not finite. The constructor reads all data, so
+            call it outside `jax.jit`.
     """
 
     images: jax.Array
@@ -68,7 +68,7 @@ class ImageClasses(eqx.Module):
         return self.classes.shape[0]
 
     def with_examples(self, least: int) -> "ImageClasses":
-        """The classes of at least so many examples. Raises `DataError` where there are none."""
+        """The classes with at least `least` examples. Raises `DataError` if there are none."""
         counts = np.full(len(self.images), self.fewest) if self.counts is None else self.counts
         table = np.asarray(self.classes)
         enough = np.asarray(counts)[table[:, 0]] >= least
@@ -83,14 +83,14 @@ class ImageClasses(eqx.Module):
 
 
 def upright(images: ArrayLike, counts: ArrayLike | Sequence[int] | None = None) -> ImageClasses:
-    """One class per character, as drawn. Arguments and errors: see `ImageClasses`."""
+    """One class per character, as drawn. For arguments and errors see `ImageClasses`."""
     return ImageClasses(images, _table(images, [0]), counts)
 
 
 def with_quarter_turns(
     images: ArrayLike, counts: ArrayLike | Sequence[int] | None = None
 ) -> ImageClasses:
-    """Four classes per character, one per quarter turn. The rest: see `ImageClasses`."""
+    """Four classes per character, one per quarter turn. For arguments see `ImageClasses`."""
     return ImageClasses(images, _table(images, range(TURNS)), counts)
 
 
@@ -99,7 +99,7 @@ def turn(images: jax.Array, turns: jax.Array) -> jax.Array:
 
     Args:
         images: `(classes, rows, side, side, channels)`.
-        turns: Int `(classes,)`, in 0 … 3.
+        turns: int `(classes,)`, in 0 … 3.
 
     Returns:
         An array like `images`.
@@ -173,7 +173,7 @@ def _check_table(table: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def _check_finite(images: jax.Array) -> None:
-    """Of floating-point images alone: the others cannot hold such numbers."""
+    """Only floating-point images can hold numbers that are not finite."""
     if not jnp.issubdtype(images.dtype, jnp.floating) or isinstance(images, Tracer):
         return
     finite = np.asarray(jnp.all(jnp.isfinite(images), axis=(2, 3, 4)))

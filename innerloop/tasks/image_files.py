@@ -55,7 +55,7 @@ def _read(files: Sequence[Path], size: int) -> np.ndarray:
 
 
 def _digest(files: Sequence[Path]) -> str:
-    """What the pixels depend on, without reading them."""
+    """A digest of everything that the pixels depend on, without reading them."""
     digest = hashlib.md5(usedforsecurity=False)
     missing = []
     for file in files:

@@ -16,7 +16,7 @@ from innerloop.tasks.image_classes import ImageClasses, turn, upright
 
 
 def as_classes(images: ImageClasses | ArrayLike) -> ImageClasses:
-    """Classes as they are, or those of an array, upright."""
+    """Returns an `ImageClasses` unchanged, and an array as upright classes."""
     return images if isinstance(images, ImageClasses) else upright(images)
 
 
@@ -27,11 +27,11 @@ class ClassificationTasks(CheckedModule):
     examples of each, drawn without replacement: no example is in both support and query, and a
     label says nothing about which class it stands for.
 
-    Where `ways` or `shots` is a range, tasks differ in size, each size as likely as another. All
-    are filled up with rows of zeros to the largest, and the `mask` of their `Examples` says which
-    rows count. A task of n classes has the labels 0 … n - 1; where ways differ, `classes` of its
-    `Examples` says so, and the losses and heads leave out the other outputs: the task is the n-way
-    task that it would be by itself.
+    If `ways` or `shots` is a range, tasks differ in size, and all sizes are equally likely. Rows of
+    zeros fill every task up to the largest size, and the `mask` of its `Examples` says which rows
+    count. A task of n classes has the labels 0 … n - 1. If ways differ, `classes` of the `Examples`
+    says which outputs are classes, and losses and heads leave out the others, so the result is that
+    of the n-way task by itself.
 
     Support and query are `Examples`: inputs `(rows, height, width, channels)`, real numbers in
     [0, 1] in JAX's default floating-point type (uint8 divided by 255, bool as 0 or 1; images that
@@ -46,16 +46,15 @@ class ClassificationTasks(CheckedModule):
         images: An `ImageClasses`, or an array by class `(classes, examples, height, width)` or `(…,
             channels)`. Its arrays are leaves of this module: pass the module into a compiled
             function as an argument, and they are not copied into the program.
-        ways: Classes per task; an int, or `(least, most)`.
-        shots: Examples per class in the support set; an int, `(least, most)` for as many of every
-            class, or `PerClass(least, most)` for a number of each class's own (an imbalanced
-            support set).
+        ways: Classes per task: an int of at least 2, or `(least, most)`.
+        shots: Examples per class in the support set: an int, `(least, most)` for the same number in
+            every class, or `PerClass(least, most)` for a separate number in each class (an
+            imbalanced support set).
         queries: Examples per class in the query set.
 
     Raises:
-        StructureError: For `ways` below 2, `shots` or `queries` below 1 and ranges without a number
-            in them.
-        DataError: If there are too few classes, or too few examples of one.
+        StructureError: If `ways` is below 2, `shots` or `queries` is below 1, or a range is empty.
+        DataError: If there are too few classes, or too few examples of a class.
     """
 
     images: ImageClasses = eqx.field(converter=as_classes)
@@ -74,7 +73,7 @@ class ClassificationTasks(CheckedModule):
         """One task."""
         (fewest, ways), (least, shots) = ends(self.ways), ends(self.shots)
         vary = fewest < ways, least < shots
-        # Two keys where nothing varies: a task of fixed size stays what it was drawn as before.
+        # Two keys if nothing varies, so that tasks of fixed size keep their draws.
         class_key, example_key, *count_keys = jax.random.split(key, 4 if any(vary) else 2)
         chosen = _distinct(class_key, ways, (len(self.images),))
         images = self._draw(example_key, chosen, shots + self.queries)
@@ -107,11 +106,12 @@ def _distinct(
 ) -> jax.Array:
     """`count` different indices into the last axis of `shape`, in random order: `(…, count)`.
 
-    Of the first so many of each row of `shape`, where `first` says how many.
+    If `first` is given, the indices of a row are below `first[row]`.
 
-    The places of the largest of as many random numbers. Of two equal numbers the first wins, which
-    shifts a probability by less than 1 part in 1000 for 4,000 classes. In float32 because XLA's
-    top_k is fast on CPU for that type alone: 0.06 ms against 7 ms for 8 × 6,492 integers.
+    The indices are the places of the largest random numbers. Of two equal numbers the first wins,
+    which shifts a probability by less than 1 part in 1000 for 4,000 classes. The numbers are
+    float32 because XLA's top_k is fast on CPU for this type only: 0.06 ms against 7 ms for
+    8 × 6,492 integers.
     """
     numbers = jax.random.uniform(key, shape, jnp.float32)
     if first is not None:

@@ -16,7 +16,7 @@ CACHE_VARIABLE = "INNERLOOP_CACHE"
 
 
 class KnownFile(NamedTuple):
-    """A file whose content is fixed: its name, and the md5 of what is in it."""
+    """A file with fixed content: its name and its md5."""
 
     name: str
     md5: str
@@ -27,13 +27,18 @@ def data_folder(
     project: str,
     otherwise: str = f", or unset {DATA_VARIABLE} to download them",
 ) -> Path | None:
-    """Where the user keeps the files of `project`; None: nowhere, so that they are downloaded.
+    """The user's folder with the files of `project`, or None, in which case they are downloaded.
 
-    That is `data`, else the environment variable INNERLOOP_DATA: the folder's subfolder of the
-    project's name if there is one, else the folder itself.
+    The folder is `data`, or else the one that the environment variable INNERLOOP_DATA names. If it
+    has a subfolder with the name of the project, the result is that subfolder.
+
+    Args:
+        data: The folder, if the user named one.
+        project: The name of the data set.
+        otherwise: What else the user can do, for the error.
 
     Raises:
-        DataError: If the folder does not exist; `otherwise` is what else the user can do.
+        DataError: If the folder does not exist.
     """
     named = os.environ.get(DATA_VARIABLE) if data is None else data
     if not named:
@@ -55,7 +60,7 @@ def needed_folder(
     """`data_folder` of a project whose files are not downloaded.
 
     Raises:
-        DataError: If none is named, or it does not exist, or has nothing of the names `one_of`.
+        DataError: If no folder is named, it does not exist, or it has none of the files `one_of`.
     """
     folder = data_folder(data, project, otherwise="")
     if folder is None:
@@ -77,7 +82,7 @@ def needed_folder(
 
 
 def read_text(path: Path) -> str:
-    """What a text file of a data set says. Raises `DataError` where it is missing or no text."""
+    """The content of a text file. Raises `DataError` if it is missing or is not text."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -90,7 +95,7 @@ def read_text(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where downloads and processed data are kept: INNERLOOP_CACHE, else the user's own cache."""
+    """The folder of downloads and processed data: INNERLOOP_CACHE, or the user's own cache."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named)
@@ -123,10 +128,10 @@ def local_file(choices: Sequence[KnownFile], folder: Path) -> tuple[KnownFile, P
 def downloaded(file: KnownFile, base_url: str) -> Iterator[Path]:
     """The path of a file from `base_url`, downloaded and verified unless it is in the cache.
 
-    Where the cache folder cannot be written, the file is kept only as long as the context.
+    If the cache folder cannot be written, the file exists only inside the context.
 
     Raises:
-        DataError: If it cannot be had, or is not the file that it should be.
+        DataError: If the file cannot be downloaded, or its md5 is wrong.
     """
     kept = cache_folder() / file.name
     if kept.is_file() and _md5(kept) == file.md5:
@@ -162,7 +167,7 @@ def _writable_cache() -> Iterator[Path]:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Tried, not asked: permissions say nothing of read-only file systems and do not bind root."""
+    """Tries to write: permissions do not show read-only file systems and do not bind root."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

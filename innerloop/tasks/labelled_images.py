@@ -1,4 +1,4 @@
-"""Ordinary classification of all classes at once, as tasks: what pretraining learns from."""
+"""Ordinary classification of all classes at once, as tasks for pretraining."""
 
 import equinox as eqx
 import jax
@@ -13,18 +13,19 @@ from innerloop.tasks.images import as_classes, as_unit_interval
 
 
 class LabelledImages(CheckedModule):
-    """Batches of labelled images, whose labels say which of all classes each is.
+    """Batches of labelled images, whose labels are numbers of all classes.
 
-    Every task is the same one: `rows` images drawn independently and uniformly over classes and
-    examples, with the number of their class in `images` for a target. Support and query are the
-    same `Examples`, as those of `ClassificationTasks` but for the labels and their order.
+    All tasks have the same distribution: `rows` images, drawn independently and uniformly over
+    classes and examples. The target is the number of the image's class in `images`. Support and
+    query are the same `Examples`, like those of `ClassificationTasks` except for the labels and
+    their order.
 
     Args:
-        images: An `ImageClasses`, or an array by class, as `ClassificationTasks` takes it.
+        images: An `ImageClasses`, or an array by class, as in `ClassificationTasks`.
         rows: Images per task.
 
     Raises:
-        StructureError: For `rows` below 1.
+        StructureError: If `rows` is below 1.
     """
 
     images: ImageClasses = eqx.field(converter=as_classes)

@@ -1,4 +1,4 @@
-"""Pickles of arrays, read without running what is in them."""
+"""Reads pickles of arrays without running their programs."""
 
 import importlib
 import pickle
@@ -18,7 +18,7 @@ _HARMLESS = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """A pickle may name any function to be called with any arguments; here, these alone."""
+    """A pickle may call any function with any arguments; this reader allows only these."""
 
     def find_class(self, module: str, name: str) -> Any:
         module = module.replace("numpy.core", "numpy._core")  # NumPy's name before version 2
@@ -31,7 +31,7 @@ def load_arrays(path: Path) -> Any:
     """The lists, dicts, numbers, text and arrays in a pickle of Python 2 or 3.
 
     Raises:
-        DataError: For one that holds anything else, and for one that cannot be read.
+        DataError: If the file holds anything else or cannot be read.
     """
     try:
         with path.open("rb") as content:

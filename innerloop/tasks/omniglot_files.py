@@ -1,4 +1,4 @@
-"""The files of the Omniglot project: which there are, and how drawings are read out of them."""
+"""The files of the Omniglot project, and how drawings are read from them."""
 
 import io
 import os
@@ -55,7 +55,7 @@ def alphabets(archive: Archive, data: str | os.PathLike[str] | None) -> tuple[st
 def find(
     archive: Archive, data: str | os.PathLike[str] | None, base_url: str = UPSTREAM
 ) -> tuple[KnownFile, AbstractContextManager[Path]]:
-    """The file to read, and where it will be: a download starts only when that is entered."""
+    """The file to read, and a context for its path. Entering the context starts a download."""
     folder = data_folder(data, "omniglot")
     if folder is None:
         return archive[0], downloaded(archive[0], base_url)

@@ -24,13 +24,14 @@ class SinusoidTasks(CheckedModule):
     code (github.com/cbfinn/maml, `data_generator.py`).
 
     Args:
-        shots: Rows of the support and of the query set - `amplitude`, `phase` (radians), `inputs`:
-            `(low, high)`.
-        queries: Rows of the support and of the query set - `amplitude`, `phase` (radians),
-            `inputs`: `(low, high)`.
+        shots: Rows of the support set.
+        queries: Rows of the query set.
+        amplitude: `(low, high)`, the range of A.
+        phase: `(low, high)`, the range of p in radians.
+        inputs: `(low, high)`, the range of x.
 
     Raises:
-        StructureError: For `shots` or `queries` below 1 and for an empty range.
+        StructureError: If `shots` or `queries` is below 1, or a range is empty or not finite.
     """
 
     shots: int = at_least(1, such_as=10, static=True)

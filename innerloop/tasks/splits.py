@@ -18,7 +18,7 @@ class Splits(NamedTuple):
 
 
 def check_disjoint(splits: Splits) -> None:
-    """Raises `DataError` where two splits share an image, in whatever quarter turn.
+    """Raises `DataError` if two splits share an image, in any quarter turn.
 
     Runs on the host and reads every image: for tests and for new data, not for every start.
     """
@@ -35,7 +35,7 @@ def check_disjoint(splits: Splits) -> None:
 
 
 def _images(classes: ImageClasses) -> set[bytes]:
-    """The bytes of every image, the smallest of its four turns standing for all of them."""
+    """The bytes of every image, as the smallest of its four turns."""
     images, counts = np.asarray(classes.images), classes.counts
     if counts is not None:  # without what rows are filled up with, which all splits may share
         images = images[np.arange(images.shape[1])[None, :] < np.asarray(counts)[:, None]][:, None]

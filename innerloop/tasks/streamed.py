@@ -1,4 +1,4 @@
-"""Tasks drawn on the host, from data that is larger than the device's memory."""
+"""Tasks that the host draws, from data that is larger than the memory of the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -118,7 +118,7 @@ class _Reader:
 
 
 def on_device(episodes: Episode) -> Episode:
-    """On the default device; the uint8 inputs of `Examples` as real numbers in [0, 1]."""
+    """Moves to the default device; uint8 inputs of `Examples` become real numbers in [0, 1]."""
 
     def real(examples: Any) -> Any:
         if not isinstance(examples, Examples):
@@ -149,11 +149,14 @@ class StoredImages:
         images: `(classes, examples, height, width, channels)`: an array in a file, such as
             `numpy.load(file, mmap_mode="r")`, or anything else with a shape, of which
             `images[class, example]` is one image.
-        counts: How many examples each class has; None: all of the second axis.
+        ways: Classes per task, at least 2.
+        shots: Examples per class in the support set.
+        queries: Examples per class in the query set.
+        counts: The number of examples of each class; None for the whole second axis.
 
     Raises:
-        StructureError: For `ways` below 2 and `shots` or `queries` below 1.
-        DataError: If there are too few classes, or too few examples of one.
+        StructureError: If `ways` is below 2, or `shots` or `queries` is below 1.
+        DataError: If there are too few classes, or too few examples of a class.
     """
 
     images: Any

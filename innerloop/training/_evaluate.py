@@ -220,10 +220,24 @@ def summarise(results: TaskResults) -> Evaluation:
     )
 
 
-def combined(evaluations: Mapping[str, Evaluation]) -> Evaluation:
-    """Several evaluations as one, each metric with its evaluation's name in front."""
+def combined(
+    evaluations: Mapping[str, Evaluation], weights: Mapping[str, float | int]
+) -> Evaluation:
+    """Several evaluations as one.
+
+    Each metric has its evaluation's name in front. A metric that all of them have is there under
+    its own name too: the weighted mean, whose interval is that of independent sets of tasks.
+    """
     named = lambda name, metrics: {f"{name}/{m}" if name else m: x for m, x in metrics.items()}
     mean, interval, tasks = {}, {}, 0
+    shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+    first, *others = evaluations.values()
+    for metric in first.mean:
+        if all(metric in each.mean for each in others):
+            parts = [(share, evaluations[name]) for name, share in shares.items()]
+            mean[metric] = sum(share * each.mean[metric] for share, each in parts)
+            squares = sum((share * each.interval[metric]) ** 2 for share, each in parts)
+            interval[metric] = np.sqrt(squares)
     for name, each in evaluations.items():
         mean |= named(name, each.mean)
         interval |= named(name, each.interval)

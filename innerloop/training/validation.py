@@ -28,7 +28,8 @@ class Validation(NamedTuple):
     """How the best meta-parameters are chosen.
 
     `fit` takes one, or several by name. Several decide together, by the mean of their deciding
-    metrics, weighted by `weight`; their metrics then carry their names: `"sines/loss"`.
+    metrics, weighted by `weight`; their metrics then carry their names: `"sines/loss"`. A metric
+    that all of them have is reported under its own name too, as the weighted mean.
 
     Args:
         episodes: A fixed batch of meta-validation episodes.
@@ -89,7 +90,8 @@ class Validator:
             return None, False
         evaluations = {name: self._evaluation(name, meta) for name in self._named}
         score = self._score(evaluations)
-        evaluation = combined(evaluations)
+        weights = {name: each.weight for name, each in self._named.items()}
+        evaluation = combined(evaluations, weights)
         if self.best is not None and not score > self.score:
             return evaluation, False
         # The first is kept whatever it is, so that a run never ends without meta-parameters.

@@ -5,31 +5,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
+from innerloop.estimators import Estimator
 from innerloop.lab.experiments.ranges import PositiveInt, Rate, Seed, Share
-from innerloop.recipes import Recipe
-from innerloop.recipes.base import Predict
+from innerloop.learner import Learner
 from innerloop.tasks import TaskDistribution
+
+
+class HeldOut(NamedTuple):
+    """Tasks that are not trained on, and the learner that learns them.
+
+    Attributes:
+        learner: The learner of validation and test.
+        validation: Where the validation tasks are drawn from.
+        validation_tasks: The number of tasks in the fixed validation set.
+        test: Where the test tasks are drawn from.
+        test_tasks: The number of tasks in the fixed test set.
+        steps: Inner steps at validation and test; None if tasks are learned in one go.
+    """
+
+    learner: Learner
+    validation: TaskDistribution
+    validation_tasks: int
+    test: TaskDistribution
+    test_tasks: int
+    steps: int | None
 
 
 class Parts(NamedTuple):
     """What a config stands for.
 
-    - `train`, `validation`, `test`: task distributions over disjoint tasks
-    - `metric`: what the results are judged by; `maximise`: whether more is better
-    - `normalisation`: the model's named policy
-    - `logits`: what is predicted of new tasks, whose calibration is measured; None for regression
+    Attributes:
+        estimator: What an outer step follows.
+        held_out: The tasks of validation and test, by name. Where there is one kind of them, its
+            name is empty; otherwise the names stand in front of those of the metrics.
+        metric: The metric by which results are judged.
+        maximise: Whether more of it is better.
+        normalisation: The name of the model's policy.
+        trained_steps: Inner steps in training; 0 if there are none to count.
+        calibration: Whether the learners predict logits, whose calibration is measured.
     """
 
-    recipe: Recipe
-    train: TaskDistribution
-    validation: TaskDistribution
-    test: TaskDistribution
+    estimator: Estimator
+    held_out: dict[str, HeldOut]
     metric: str
     maximise: bool
     normalisation: str
-    logits: Predict | None = None
+    trained_steps: int
+    calibration: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,19 +113,15 @@ class Experiment(abc.ABC):
         """What `fit` is told beside what every experiment tells it."""
 
     @abc.abstractmethod
-    def steps_at_test(self, recipe: Recipe) -> int | None:
-        """Inner steps of the recipe at test, or None where it learns new tasks in one go."""
+    def init_meta(self, key: PRNGKeyArray) -> PyTree:
+        """The initial meta-parameters.
 
-    @abc.abstractmethod
-    def build_recipe(self) -> Recipe:
-        """Assemble problem, adaptation and meta-gradient; this reads no data.
-
-        Pretraining alone has to count the classes of its data.
+        No data are read; pretraining alone has to count the classes of its data.
         """
 
     @abc.abstractmethod
     def parts(self) -> Parts:
-        """The recipe and the tasks that it is trained, validated and tested on."""
+        """The estimator that is followed, and the tasks of validation and test."""
 
     @abc.abstractmethod
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:

@@ -9,11 +9,10 @@ from jaxtyping import PyTree
 
 from innerloop.diagnostics import Comparison, Plan, Report, check, compare, plan
 from innerloop.errors import RunError
-from innerloop.lab.experiments.base import Parts
 from innerloop.lab.experiments.few_shot import FewShot
 from innerloop.lab.experiments.ranges import COUNT, check_ranges, refuse_out_of_range
 from innerloop.lab.experiments.table import experiment_name, read_experiment
-from innerloop.lab.experiments.train import initial_recipe
+from innerloop.lab.experiments.train import initial_meta
 from innerloop.lab.run_folder import RunFolder
 
 
@@ -38,22 +37,19 @@ def plan_experiment(experiment: FewShot) -> Plan:
 def _on_tasks(experiment: FewShot, tasks: int, trained: Path | None) -> tuple[Any, ...]:
     check_ranges(dataclasses.replace(experiment, memory=None))
     refuse_out_of_range("tasks", tasks, COUNT)
-    parts = dataclasses.replace(experiment, batch=tasks).parts()
-    problem, adaptation = parts.recipe.at(0)
+    estimator = dataclasses.replace(experiment, batch=tasks).parts().estimator
     init_key, sample_key, key = jax.random.split(jax.random.key(experiment.seed), 3)
-    meta = _meta(experiment, parts, init_key, trained)
-    episodes = parts.train.sample(sample_key, tasks)
-    return problem, adaptation, meta, episodes, key, parts.recipe.gradient
+    meta = _meta(experiment, init_key, trained)
+    (learner, gradient, episodes), *_ = estimator.checked_parts(sample_key).values()
+    return learner.problem, learner.adaptation, meta, episodes, key, gradient
 
 
-def _meta(experiment: FewShot, parts: Parts, key: Any, trained: Path | None) -> PyTree:
+def _meta(experiment: FewShot, key: Any, trained: Path | None) -> PyTree:
     if trained is None:
-        return initial_recipe(experiment, parts.recipe).init_meta(key)
+        return initial_meta(experiment)(key)
     folder = RunFolder.open(trained)
     other = read_experiment(folder)
-    like, theirs = (
-        jax.eval_shape(recipe.init_meta, key) for recipe in (parts.recipe, other.build_recipe())
-    )
+    like, theirs = (jax.eval_shape(each.init_meta, key) for each in (experiment, other))
     if type(other) is not type(experiment) or not _same_shapes(like, theirs):
         mine, others = dataclasses.asdict(experiment), dataclasses.asdict(other)
         different = [name for name in mine if others.get(name) != mine[name] and name != "run"]

@@ -1,63 +1,50 @@
 """What a run cost: operations from the traced program, time and memory from the log."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.estimators import OnlineGradient
-from innerloop.lab.experiments.base import Parts
-from innerloop.objective import meta_value_and_grad
-from innerloop.problem import ProblemMixture
+from innerloop.devices.placement import OneDevice
+from innerloop.estimators import Estimator
+from innerloop.gradients.base import Aux
 from innerloop.programs.cost import program_cost
-from innerloop.tasks import TaskMixture
-from innerloop.training import Fit
 
 
-def meta_gradient_record(parts: Parts, outcome: Fit, batch: int) -> dict[str, Any]:
-    """What the program of the meta-gradient that was trained with says; nothing is run.
+def outer_step_record(
+    estimator: Estimator, init_meta: Callable[[PRNGKeyArray], PyTree]
+) -> dict[str, Any]:
+    """What the program of an outer step says; nothing of it is run.
 
-    That is the last of the recipe's phases, on the problem of the first outer step.
-
-    - `flops_per_step`: floating-point operations of the meta-gradient of a batch, without sampling
-      and the outer optimizer; `flops_are_lower_bound`: whether something could not be counted
+    - `flops_per_step`: floating-point operations of the first outer step of an estimator, with the
+      sampling of its tasks and without the outer optimizer; `flops_are_lower_bound`: whether
+      something could not be counted
     - `unreached`: names of the meta leaves that no gradient reaches
     """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    meta = jax.eval_shape(parts.recipe.init_meta, key)
-    counted, unreached = [], []
-    for kind in _kinds(parts, batch):
-        value_and_grad, data = _outer_step(outcome, meta, key, *kind)
-        program, ((_, aux), _) = jax.make_jaxpr(value_and_grad, return_shape=True)(meta, data, key)
-        counted.append(program_cost(program))
-        unreached.append(list(aux.diagnostics["unreached"]))
+    estimator = estimator.on(OneDevice())
+    key = jax.random.key(0)
+    meta = jax.eval_shape(init_meta, key)
+    state = jax.eval_shape(estimator.init, meta, key)
+    data = jax.tree.map(lambda leaf: leaf[0], estimator.feed(key, 0, 1))
+    traced = jax.make_jaxpr(estimator.step, return_shape=True)
+    program, (estimate, _) = traced(meta, state, data, key, jnp.int32(0))
+    cost = program_cost(program)
     return {
-        "flops_per_step": sum(each.flops for each in counted),
-        "flops_are_lower_bound": any(each.lower_bound for each in counted),
-        "unreached": [name for name in unreached[0] if all(name in each for each in unreached)],
+        "flops_per_step": cost.flops,
+        "flops_are_lower_bound": cost.lower_bound,
+        "unreached": _unreached(estimate.aux),
     }
 
 
-def _kinds(parts: Parts, batch: int) -> list[tuple[Any, ...]]:
-    """Problem, adaptation, meta-gradient, tasks and their number, of each kind that a batch has."""
-    (problem, adaptation), gradient, tasks = parts.recipe.at(0), parts.recipe.gradient, parts.train
-    if not isinstance(problem, ProblemMixture) or not isinstance(tasks, TaskMixture):
-        return [(problem, adaptation, gradient, tasks, batch)]
-    return problem.kinds(adaptation, gradient, tasks.tasks, tuple(tasks.shares(batch)))
-
-
-def _outer_step(outcome: Fit, meta, key, problem, adaptation, gradient, tasks, batch: int):
-    """The meta-gradient's function for one kind, and the shapes of what it is given."""
-    if isinstance(gradient, OnlineGradient):
-        where = (problem, adaptation, tasks)
-        window = gradient.value_and_grad(*where, chunk=outcome.chunk)
-        begun = lambda meta, key: gradient.init(*where, meta, key, batch)
-        return lambda *given: window(*given)[0], jax.eval_shape(begun, meta, key)
-    if outcome.plan is not None:
-        gradient = outcome.plan.gradient
-    value_and_grad = meta_value_and_grad(problem, adaptation, gradient, chunk=outcome.chunk)
-    return value_and_grad, jax.eval_shape(lambda key: tasks.sample(key, batch), key)
+def _unreached(aux: Any) -> list[str]:
+    """The leaves that none of an estimator's parts reaches."""
+    is_aux = lambda node: isinstance(node, Aux)
+    parts = [each for each in jax.tree.leaves(aux, is_leaf=is_aux) if is_aux(each)]
+    names = [list(each.diagnostics.get("unreached", ())) for each in parts]
+    return [name for name in names[0] if all(name in each for each in names)] if names else []
 
 
 def training_cost(records: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -1,11 +1,15 @@
 """Evaluate a finished run: on its own test tasks, or by the protocol of a data set's authors."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
 
+from innerloop.devices.sharding import placement
 from innerloop.errors import RunError, StructureError
 from innerloop.lab.experiments.base import Experiment, Parts
 from innerloop.lab.experiments.few_shot import FewShot, require_steps, support_labels_shuffled
@@ -16,9 +20,15 @@ from innerloop.lab.experiments.ranges import COUNT, SEEDS, check_ranges, refuse_
 from innerloop.lab.experiments.table import load_best_meta, read_experiment
 from innerloop.lab.run_folder import RESULT, RunFolder, environment
 from innerloop.logging.records import evaluation_record
-from innerloop.recipes import Recipe
+from innerloop.problem import Episode
 from innerloop.tasks import evaluation_episodes, evaluation_key
-from innerloop.training._evaluate import TaskResults, evaluate_tasks, summarise
+from innerloop.training._evaluate import (
+    Evaluation,
+    TaskResults,
+    combined,
+    evaluated_tasks,
+    summarise,
+)
 
 
 def evaluate_run(
@@ -48,7 +58,7 @@ def evaluate_run(
         for name, value in asked.items():
             if value is not None:
                 refuse_out_of_range(name, value, SEEDS if name == "seed" else COUNT)
-        meta = load_best_meta(folder, trained.build_recipe())
+        meta = load_best_meta(folder, trained)
         name, record = optimizer_record(trained, meta, families=families, **asked)
     else:
         assert isinstance(trained, FewShot)
@@ -89,18 +99,19 @@ def _few_shot_record(
         _refuse_own_tasks(protocol, {"tasks": tasks, "seed": seed, "shots": shots})
         experiment, episodes = PROTOCOLS[protocol](experiment)
         parts = experiment.parts()
-        _require_outputs(folder.path, trained, experiment, parts.recipe)
+        episodes = dict.fromkeys(parts.held_out, episodes)
+        _require_outputs(folder.path, trained, experiment)
         name = f"{protocol}-steps{{}}"
     if steps is not None:
-        require_steps(experiment.recipe, parts.recipe)
-    meta = load_best_meta(folder, parts.recipe)
+        require_steps(experiment.recipe, experiment.build_recipe().learner)
+    meta = load_best_meta(folder, experiment)
     if shuffle_support_labels:
-        episodes = support_labels_shuffled(episodes, evaluation_key(experiment.seed, "shuffling"))
+        key = evaluation_key(experiment.seed, "shuffling")
+        episodes = {name: support_labels_shuffled(each, key) for name, each in episodes.items()}
     results = test_evaluation(experiment, parts, meta, episodes)
     if protocol is not None:  # which are published as rates of error
-        error = {"error": 1 - results.metrics["accuracy"]}
-        results = results._replace(metrics=error | results.metrics)
-    test = summarise(results)
+        results = {name: _with_error(each) for name, each in results.items()}
+    test = summary(results)
     record = {
         "protocol": protocol,
         "shuffled_support_labels": shuffle_support_labels,
@@ -142,23 +153,55 @@ def _refuse_families(families: tuple[str, ...] | None) -> None:
     )
 
 
-def test_episodes(experiment: Experiment, parts: Parts) -> Any:
-    """The fixed test set of the experiment's seed."""
-    return evaluation_episodes(parts.test, experiment.test_tasks, experiment.seed, "test")
+def test_episodes(experiment: Experiment, parts: Parts) -> dict[str, Episode]:
+    """The fixed test sets of the experiment's seed, by name."""
+    return {
+        name: evaluation_episodes(each.test, each.test_tasks, experiment.seed, "test")
+        for name, each in parts.held_out.items()
+    }
 
 
-def test_evaluation(experiment: Experiment, parts: Parts, meta: Any, episodes: Any) -> TaskResults:
-    """Every metric of every task, after 0 ... `test_steps` inner steps."""
-    return evaluate_tasks(
-        *parts.recipe.at_test,
-        meta,
-        episodes,
-        evaluation_key(experiment.seed, "test adaptation"),
-        steps=experiment.steps_at_test(parts.recipe),
-        chunk=experiment.chunk,
-        predict=parts.logits,
-        devices=experiment.devices,
-    )
+def test_evaluation(
+    experiment: Experiment, parts: Parts, meta: PyTree, episodes: Mapping[str, Episode]
+) -> dict[str, TaskResults]:
+    """Every metric of every task after each inner step, by the name of the test set."""
+    return {
+        name: evaluated_tasks(
+            each.learner,
+            meta,
+            episodes[name],
+            evaluation_key(experiment.seed, "test adaptation"),
+            steps=each.steps,
+            chunk=experiment.chunk,
+            calibration=parts.calibration,
+            placement=placement(experiment.devices),
+        )
+        for name, each in parts.held_out.items()
+    }
+
+
+def pooled(results: Mapping[str, TaskResults]) -> TaskResults:
+    """The tasks of all test sets one after the other, in the metrics that all sets have."""
+    first, *_ = sets = list(results.values())
+    shared = [name for name in first.metrics if all(name in each.metrics for each in sets)]
+    picked = [
+        TaskResults({name: each.metrics[name] for name in shared}, each.calibration)
+        for each in sets
+    ]
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *picked)
+
+
+def summary(results: Mapping[str, TaskResults]) -> Evaluation:
+    """Means and intervals over all test tasks, and over those of each named set."""
+    whole = summarise(pooled(results))
+    sets = {name: summarise(each) for name, each in results.items()}
+    named = combined(sets, {name: each.tasks for name, each in sets.items()})
+    return whole._replace(mean=named.mean | whole.mean, interval=named.interval | whole.interval)
+
+
+def _with_error(results: TaskResults) -> TaskResults:
+    error = {"error": 1 - results.metrics["accuracy"]}
+    return results._replace(metrics=error | results.metrics)
 
 
 def _refuse_own_tasks(protocol: str, asked: dict[str, int | None]) -> None:
@@ -173,11 +216,10 @@ def _refuse_own_tasks(protocol: str, asked: dict[str, int | None]) -> None:
     )
 
 
-def _require_outputs(path: Path, trained: FewShot, experiment: FewShot, recipe: Recipe) -> None:
+def _require_outputs(path: Path, trained: FewShot, experiment: FewShot) -> None:
     """Raise `RunError` where the run's own network has another number of outputs."""
     theirs, ours = (
-        jax.eval_shape(each.init_meta, jax.random.key(0))
-        for each in (trained.build_recipe(), recipe)
+        jax.eval_shape(each.init_meta, jax.random.key(0)) for each in (trained, experiment)
     )
     shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (theirs, ours)]
     if shapes[0] == shapes[1]:

@@ -6,15 +6,17 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
-from jaxtyping import PRNGKeyArray
+from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Origin
 from innerloop.errors import StructureError
-from innerloop.lab.experiments.base import Experiment
+from innerloop.lab.experiments.base import Experiment, HeldOut, Parts
 from innerloop.lab.experiments.ranges import PositiveInt, Rate, Steps
+from innerloop.learner import Learner
 from innerloop.problem import Episode
 from innerloop.recipes import Recipe
 from innerloop.recipes.table import RecipeName
+from innerloop.tasks import TaskDistribution
 
 
 @dataclass(frozen=True)
@@ -48,22 +50,51 @@ class FewShot(Experiment, abc.ABC):
         """A budget, and faults to be looked for."""
         return {"memory": self.memory, "check": self.check}
 
-    def steps_at_test(self, recipe: Recipe) -> int | None:
-        """Inner steps of the recipe at test, or None where it learns new tasks in one go."""
-        _, adaptation = recipe.at_test
-        own = max(self.usual_test_steps, adaptation.steps or 0)
-        return counted_steps(recipe, own if self.test_steps is None else self.test_steps)
+    @abc.abstractmethod
+    def build_recipe(self) -> Recipe:
+        """Assemble problem, adaptation and meta-gradient, as `init_meta` without data."""
+
+    def init_meta(self, key: PRNGKeyArray) -> PyTree:
+        """That of the recipe."""
+        return self.build_recipe().init_meta(key)
+
+    def parts_of(
+        self,
+        recipe: Recipe,
+        train: TaskDistribution,
+        validation: TaskDistribution,
+        test: TaskDistribution,
+        **judged: Any,
+    ) -> Parts:
+        """The parts of a recipe.
+
+        Args:
+            recipe: What is trained.
+            train: The tasks of meta-training.
+            validation: The tasks of meta-validation.
+            test: The tasks of meta-test.
+            **judged: The other fields of `Parts`.
+        """
+        learner = recipe.learner
+        own = max(self.usual_test_steps, learner.adaptation.steps or 0)
+        steps = counted_steps(learner, own if self.test_steps is None else self.test_steps)
+        held_out = HeldOut(learner, validation, self.validation_tasks, test, self.test_tasks, steps)
+        return Parts(
+            recipe.estimator(train, self.batch, self.chunk),
+            {"": held_out},
+            trained_steps=recipe.adaptation.steps or 0,
+            **judged,
+        )
 
 
-def counted_steps(recipe: Recipe, steps: int) -> int | None:
-    """`steps`, or None for a recipe that learns new tasks in one go."""
-    _, adaptation = recipe.at_test
-    return steps if adaptation.origin is Origin.STEPS else None
+def counted_steps(learner: Learner, steps: int) -> int | None:
+    """`steps`, or None for a learner that learns new tasks in one go."""
+    return steps if learner.adaptation.origin is Origin.STEPS else None
 
 
-def require_steps(name: str, recipe: Recipe) -> None:
-    """Raise `StructureError` for a recipe that takes no inner steps to be counted."""
-    if counted_steps(recipe, 0) is None:
+def require_steps(name: str, learner: Learner) -> None:
+    """Raise `StructureError` for a recipe's learner that takes no inner steps to be counted."""
+    if counted_steps(learner, 0) is None:
         raise StructureError(
             f"{name} learns a task in one go",
             got="--steps",

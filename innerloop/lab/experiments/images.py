@@ -122,7 +122,7 @@ class FewShotImages(FewShot, abc.ABC):
                 expected="as many ways in training as at test",
                 write="no --train-ways, or a recipe such as protonet, matching or r2d2",
             )
-        return training._replace(predict=recipe.predict, tested=recipe.at_test)
+        return training._replace(predict=recipe.predict, tested=recipe.learner)
 
     def _recipe_of(self, ways: int | None) -> Recipe:
         defaults, network = self.recipe_settings(), self.build_network(ways)
@@ -148,7 +148,7 @@ class FewShotImages(FewShot, abc.ABC):
         if self.augment:
             train = Augmented(train, self.augmentation)
         held_out = (self.ways, self.shots, self.test_queries)
-        return Parts(
+        return self.parts_of(
             recipe,
             train,
             ClassificationTasks(splits.validation, *held_out),
@@ -156,31 +156,31 @@ class FewShotImages(FewShot, abc.ABC):
             metric="accuracy",
             maximise=True,
             normalisation=self.build_network().model.normalisation,
-            logits=recipe.predict,
+            calibration=True,
         )
 
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
         """Three test episodes: what is predicted for the query images after the steps at test."""
         from innerloop.lab.plots import episodes_with_predictions
 
-        episodes = evaluation_episodes(parts.test, 3, self.seed, "figures")
-        problem, adaptation = parts.recipe.at_test
-        predict = parts.recipe.predict
+        (held_out,) = parts.held_out.values()
+        episodes = evaluation_episodes(held_out.test, 3, self.seed, "figures")
+        learner = held_out.learner
 
         @jax.jit
         def learn_and_predict(episode, key):
             state, *_ = run(
-                problem,
-                adaptation,
+                learner.problem,
+                learner.adaptation,
                 meta,
                 episode.support,
                 task_keys(key).adapt,
                 Exact(),
                 StoreAll(),
-                steps=self.steps_at_test(parts.recipe),
+                steps=held_out.steps,
             )
-            params = adaptation.params(state)
-            return jax.nn.softmax(predict(params, meta, episode.query, key))  # pyright: ignore[reportOptionalCall]
+            params = learner.adaptation.params(state)
+            return jax.nn.softmax(learner.predict(params, meta, episode.query, key))  # pyright: ignore[reportOptionalCall]
 
         shown = []
         for i in range(3):

@@ -1,4 +1,4 @@
-"""Learning an optimizer: meta-trained on families of optimization tasks, as one mixture."""
+"""Learning an optimizer: meta-trained on families of optimization tasks, as one weighted sum."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -9,15 +9,17 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.errors import StructureError
 from innerloop.estimators import (
+    Estimator,
     NoiseReuseES,
-    OnlineGradient,
     PersistentES,
     TruncatedES,
     TruncatedUnroll,
+    WeightedSum,
+    WholeTasks,
 )
 from innerloop.gradients import (
     Bound,
@@ -27,8 +29,9 @@ from innerloop.gradients import (
     MixedMode,
     Unroll,
 )
-from innerloop.lab.experiments.base import Experiment, Parts
+from innerloop.lab.experiments.base import Experiment, HeldOut, Parts
 from innerloop.lab.experiments.ranges import PositiveInt, Rate
+from innerloop.learner import Learner
 from innerloop.optimizers import (
     AdamController,
     Celo2,
@@ -41,8 +44,6 @@ from innerloop.optimizers import (
     save_optimizer,
 )
 from innerloop.problem import Problem, loss_function
-from innerloop.recipes import Recipe
-from innerloop.tasks import mixture
 from innerloop.tasks.optimization import Family, held_out_families, training_families
 
 OptimizerName = Literal[
@@ -101,8 +102,8 @@ class OptimizerTraining(Experiment):
     horizon: PositiveInt = 100
     """Inner steps of a run, in training, at validation and test."""
     estimator: EstimatorName = "unroll"
-    """The meta-gradient. unroll and evolution_strategies learn whole runs; those of a
-    window take --batch runs one window further per outer step."""
+    """How the gradient is estimated. unroll and evolution_strategies learn whole runs; the others
+    take --batch runs one window further per outer step."""
     bound: Rate | None = 0.3
     """The largest norm of what goes back through an inner step's gradient in unroll, of families
     that see mini-batches; without it their gradients explode through runs at the edge of stability.
@@ -132,16 +133,12 @@ class OptimizerTraining(Experiment):
         """Nothing else: neither budgets nor checks are for runs that go on over outer steps."""
         return {}
 
-    def steps_at_test(self, recipe: Recipe) -> int:
-        """As many as in training."""
-        return self.horizon
-
-    def build_recipe(self) -> Recipe:
-        """The mixture of all families."""
-        return self._mixed()[0]
+    def init_meta(self, key: PRNGKeyArray) -> PyTree:
+        """That of the optimizer."""
+        return self.learned().init(key, self.training_families()[0].params(key))
 
     def parts(self) -> Parts:
-        """The mixture for training, validation and test."""
+        """The weighted sum of all families; each has its share of every set of tasks."""
         families = self.training_families()
         for name in ("batch", "validation_tasks", "test_tasks"):
             if getattr(self, name) < len(families):
@@ -151,25 +148,33 @@ class OptimizerTraining(Experiment):
                     expected=f"at least {len(families)}",
                     write=f"--{name.replace('_', '-')} {len(families)}, or fewer --families",
                 )
-        recipe, tasks = self._mixed()
-        return Parts(recipe, tasks, tasks, tasks, "loss", maximise=False, normalisation="none")
+        learned = self.learned()
+        weights = [FORMULA_WEIGHT if family.batch is None else 1.0 for family in families]
+        counts = (self.batch, self.validation_tasks, self.test_tasks)
+        shares = zip(*(share_out(count, weights) for count in counts), strict=True)
+        estimators, held_out = {}, {}
+        for family, weight, (batch, validation, test) in zip(
+            families, weights, shares, strict=True
+        ):
+            objective = log_loss(family)
+            learner = Learner(objective.problem, objective.adaptation(learned, self.horizon))
+            estimator = ESTIMATORS[self.estimator](self, family, learner, batch)
+            estimators[family.name] = (estimator, weight)
+            held_out[family.name] = HeldOut(
+                learner, family.tasks, validation, family.tasks, test, self.horizon
+            )
+        return Parts(
+            WeightedSum(**estimators),
+            held_out,
+            metric="loss",
+            maximise=False,
+            normalisation="none",
+            trained_steps=self.horizon,
+        )
 
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
         """The optimizer as one file."""
         return [save_optimizer(folder / LEARNED, self.learned(), meta)]
-
-    def _mixed(self) -> tuple[Recipe, Any]:
-        families = [log_loss(family) for family in self.training_families()]
-        learned = self.learned()
-        gradient = ESTIMATORS[self.estimator](self, families)
-        problems, adaptations, tasks = mixture(
-            *(
-                family.kind(learned, self.horizon, FORMULA_WEIGHT if family.batch is None else 1.0)
-                for family in families
-            )
-        )
-        init_meta = lambda key: learned.init(key, families[0].params(key))
-        return Recipe(problems, adaptations, gradient, init_meta), tasks
 
 
 def named_families(names: tuple[str, ...]) -> list[Family]:
@@ -214,20 +219,32 @@ def half_at_the_end(steps: int) -> jax.Array:
     return jnp.full(steps + 1, 0.5 / (steps + 1)).at[-1].add(0.5)
 
 
-Build = Callable[["OptimizerTraining", Sequence[Family]], tuple[MetaGradient, ...] | OnlineGradient]
-"""`(config, families) -> ` a meta-gradient of each, or of all their runs."""
+def share_out(n: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers that sum to n, at least 1 each; the rest by weight and largest remainder."""
+    spare = n - len(weights)
+    shares = [spare * (weight / sum(weights)) for weight in weights]
+    counts = [int(share) for share in shares]
+    by_remainder = sorted(range(len(weights)), key=lambda i: counts[i] - shares[i])
+    for i in by_remainder[: spare - sum(counts)]:
+        counts[i] += 1
+    return [count + 1 for count in counts]
 
 
-def _of_windows(kind: Callable[..., OnlineGradient], *also: str) -> Build:
-    def build(config: OptimizerTraining, families: Sequence[Family]) -> OnlineGradient:
-        settings = {name: getattr(config, name) for name in ("window", "horizon", *also)}
-        return kind(**settings, clip=config.loss_clip)
+Build = Callable[["OptimizerTraining", Family, Learner, int], Estimator]
+"""`(config, family, learner, batch) -> ` the estimator of a family."""
+
+
+def _of_windows(kind: Callable[..., Estimator], *also: str) -> Build:
+    def build(config: OptimizerTraining, family: Family, learner: Learner, batch: int):
+        settings = {name: getattr(config, name) for name in ("window", "horizon", "chunk", *also)}
+        where = (learner.problem, learner.adaptation, family.tasks)
+        return kind(*where, batch=batch, clip=config.loss_clip, **settings)
 
     return build
 
 
 def _of_runs(of_family: Callable[[OptimizerTraining, Family], MetaGradient]) -> Build:
-    def build(config: OptimizerTraining, families: Sequence[Family]) -> tuple[MetaGradient, ...]:
+    def build(config: OptimizerTraining, family: Family, learner: Learner, batch: int):
         if config.loss_clip is not None:
             raise StructureError(
                 "losses are clipped by the estimators that go by windows",
@@ -235,10 +252,11 @@ def _of_runs(of_family: Callable[[OptimizerTraining, Family], MetaGradient]) -> 
                 expected="no --loss-clip",
                 write="--estimator persistent_es, or no --loss-clip",
             )
-        gradients = tuple(of_family(config, family) for family in families)
-        if config.task_norm is None:
-            return gradients
-        return tuple(Clipped(gradient, config.task_norm) for gradient in gradients)
+        gradient = of_family(config, family)
+        if config.task_norm is not None:
+            gradient = Clipped(gradient, config.task_norm)
+        where = (learner.problem, learner.adaptation, gradient, family.tasks)
+        return WholeTasks(*where, batch, chunk=config.chunk)
 
     return build
 

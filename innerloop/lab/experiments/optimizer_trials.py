@@ -11,10 +11,11 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation.gradient_descent import MetaOptimizer
+from innerloop.learner import Learner
 from innerloop.problem import Episode
 from innerloop.tasks import evaluation_episodes
 from innerloop.tasks.optimization import Family
-from innerloop.training._evaluate import evaluator
+from innerloop.training._evaluate import evaluated_tasks
 
 RATES = np.logspace(-4, 1, 26)
 """Five in each factor of ten."""
@@ -82,10 +83,11 @@ def loss_curves(family: Family, optimizer: MetaOptimizer, steps: int) -> LossCur
 
     Compiled once for all metas, which may be learning rates, and for all sets of as many tasks.
     """
-    run = evaluator(family.problem, family.adaptation(optimizer, steps))
+    learner = Learner(family.problem, family.adaptation(optimizer, steps))
 
     def curves(metas: Sequence[PyTree], episodes: Episode, key: PRNGKeyArray) -> np.ndarray:
-        losses = np.stack([np.asarray(run(meta, episodes, key).metrics["loss"]) for meta in metas])
+        found = [evaluated_tasks(learner, meta, episodes, key).metrics["loss"] for meta in metas]
+        losses = np.stack([np.asarray(each) for each in found])
         return np.where(np.isfinite(losses), losses, np.inf)
 
     return curves
@@ -145,12 +147,12 @@ def seconds_per_step(
     family: Family, optimizer: MetaOptimizer, meta: PyTree, *, steps: int, repeats: int = 3
 ) -> float:
     """Wall-clock of an inner step of one task, compiled, the least of a few runs."""
-    run = evaluator(family.problem, family.adaptation(optimizer, steps))
+    learner = Learner(family.problem, family.adaptation(optimizer, steps))
     episodes = evaluation_episodes(family.tasks, 1, 0, "seconds")
 
     def once() -> float:
         start = time.perf_counter()
-        jax.block_until_ready(run(meta, episodes, jax.random.key(0)))
+        jax.block_until_ready(evaluated_tasks(learner, meta, episodes, jax.random.key(0)))
         return time.perf_counter() - start
 
     once()  # compiles

@@ -1,6 +1,6 @@
 """Results as tables in the terminal."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 MANY = 20
@@ -16,18 +16,23 @@ def shown_steps(last: int) -> list[int]:
     return [0, *(step for step in series if step < last), last]
 
 
+def overall(metrics: Iterable[str]) -> list[str]:
+    """The metrics of all test tasks; the names of those of a single test set have a slash."""
+    return [name for name in metrics if "/" not in name]
+
+
 def print_test(test: dict[str, Any], normalisation: str) -> None:
     """Every metric after each inner step: mean and interval."""
     print(f"{test['tasks']} test tasks, mean ± 95% interval; normalisation: {normalisation}")
-    calibration = ["calibration error"] * ("ece" in test)
+    calibration, names = ["calibration error"] * ("ece" in test), overall(test["mean"])
     rows = []
     for step in shown_steps(len(test["mean"]["loss"]) - 1):
         cells = [
-            f"{mean[step]:.4f} ± {test['interval_95'][name][step]:.4f}"
-            for name, mean in test["mean"].items()
+            f"{test['mean'][name][step]:.4f} ± {test['interval_95'][name][step]:.4f}"
+            for name in names
         ]
         rows.append([str(step), *cells, *(f"{test['ece'][step]:.4f}" for _ in calibration)])
-    _print(["inner steps", *test["mean"], *calibration], rows)
+    _print(["inner steps", *names, *calibration], rows)
 
 
 def print_trials(record: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ class Sinusoid(FewShot):
         """Sinusoids."""
         test = SinusoidTasks(self.shots, 100)
         points = self.shots if self.train_shots is None else self.train_shots
-        return Parts(
+        return self.parts_of(
             self.build_recipe(),
             SinusoidTasks(points, points),
             test,
@@ -78,16 +78,18 @@ class Sinusoid(FewShot):
         """Four test tasks: true function, support points, and the fit as steps are taken."""
         from innerloop.lab.plots import sinusoid_fits
 
-        episodes = evaluation_episodes(parts.test, 4, self.seed, "figures")
+        (held_out,) = parts.held_out.values()
+        learner, steps = held_out.learner, held_out.steps
+        episodes = evaluation_episodes(held_out.test, 4, self.seed, "figures")
         grid = jnp.linspace(-5, 5, 200)[:, None]
-        steps = self.steps_at_test(parts.recipe)
         shown = [step for step in (0, 1, 5, 10) if step <= (steps or 0)]
-        predict, points = parts.recipe.predict, Examples(grid, jnp.zeros_like(grid))
+        predict, points = learner.predict, Examples(grid, jnp.zeros_like(grid))
         tasks = []
         for i in range(4):
             episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
             _, _, fits = run(
-                *parts.recipe.at_test,
+                learner.problem,
+                learner.adaptation,
                 meta,
                 episode.support,
                 task_keys(jax.random.key(i)).adapt,

@@ -14,7 +14,6 @@ from innerloop.lab.experiments.omniglot import Omniglot
 from innerloop.lab.experiments.photographs import CifarFS, MiniImageNet
 from innerloop.lab.experiments.sinusoid import Sinusoid
 from innerloop.lab.run_folder import CONFIG, RunFolder
-from innerloop.recipes import Recipe
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "sinusoid": Sinusoid,
@@ -56,9 +55,9 @@ def best_meta(run: str | os.PathLike[str]) -> PyTree:
     no run, or a damaged one.
     """
     folder = RunFolder.open(Path(run))
-    return load_best_meta(folder, read_experiment(folder).build_recipe())
+    return load_best_meta(folder, read_experiment(folder))
 
 
-def load_best_meta(folder: RunFolder, recipe: Recipe) -> PyTree:
-    """The same, where the run's recipe is known."""
-    return folder.load_meta(jax.eval_shape(recipe.init_meta, jax.random.key(0)))
+def load_best_meta(folder: RunFolder, experiment: Experiment) -> PyTree:
+    """The same, where the run's experiment is known."""
+    return folder.load_meta(jax.eval_shape(experiment.init_meta, jax.random.key(0)))

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,21 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.devices.processes import is_first, together
 from innerloop.devices.sharding import placement
 from innerloop.diagnostics.planning.table import summary as plan_summary
 from innerloop.errors import RunError, StructureError
 from innerloop.lab.experiments.base import Experiment, Parts
-from innerloop.lab.experiments.cost import meta_gradient_record, training_cost
+from innerloop.lab.experiments.cost import outer_step_record, training_cost
 from innerloop.lab.experiments.curves import draw_curves
-from innerloop.lab.experiments.evaluation import test_episodes, test_evaluation
+from innerloop.lab.experiments.evaluation import (
+    pooled,
+    summary,
+    test_episodes,
+    test_evaluation,
+)
 from innerloop.lab.experiments.progress import BestMeta, ProgressBar
 from innerloop.lab.experiments.ranges import check_ranges
 from innerloop.lab.experiments.table import best_meta, experiment_name
@@ -33,8 +39,7 @@ from innerloop.lab.run_folder import (
 )
 from innerloop.logging import JsonLines, Logger, Loggers, TensorBoard, WeightsAndBiases
 from innerloop.logging.records import evaluation_record
-from innerloop.problem import Episode
-from innerloop.recipes import Recipe, pretrained
+from innerloop.recipes._pretrained import started_from
 from innerloop.tasks import evaluation_episodes
 from innerloop.training import (
     Checkpoints,
@@ -46,7 +51,8 @@ from innerloop.training import (
     Validation,
     fit,
 )
-from innerloop.training._evaluate import summarise
+
+InitMeta = Callable[[PRNGKeyArray], PyTree]
 
 _MAY_CHANGE = (
     *("run", "resume", "minutes", "per_call", "save_every", "check", "test_tasks"),
@@ -71,10 +77,8 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     check_ranges(experiment)
     placement(experiment.devices)
     parts = experiment.parts()
-    recipe = initial_recipe(experiment, parts.recipe)
-    validation = evaluation_episodes(
-        parts.validation, experiment.validation_tasks, experiment.seed, "validation"
-    )
+    init_meta = initial_meta(experiment)
+    validation = _validation(experiment, parts)
     config = {
         "experiment": experiment_name(experiment),
         "config": dataclasses.asdict(experiment),
@@ -84,15 +88,15 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     with together():
         folder = _folder(experiment, run, config)
     with closing(folder):
-        outcome = _meta_trained(experiment, parts, recipe, validation, folder, chosen)
+        outcome = _meta_trained(experiment, parts, init_meta, validation, folder, chosen)
         return _tested(experiment, parts, config, folder, outcome, begin)
 
 
 def _meta_trained(
     experiment: Experiment,
     parts: Parts,
-    recipe: Recipe,
-    validation: Episode | tuple[Episode, ...],
+    init_meta: InitMeta,
+    validation: dict[str, Validation],
     folder: RunFolder,
     chosen: list[Logger],
 ) -> Fit:
@@ -104,20 +108,12 @@ def _meta_trained(
     )
     with Loggers(*(loggers if is_first() else ())) as log:
         return fit(
-            recipe,
-            parts.train,
+            parts.estimator,
+            init_meta,
             optimizer=outer_optimizer(experiment),
             steps=experiment.steps,
-            batch=experiment.batch,
             key=jax.random.key(experiment.seed),
-            validation=Validation(
-                validation,
-                experiment.validate_every,
-                parts.metric,
-                parts.maximise,
-                experiment.steps_at_test(recipe),
-            ),
-            chunk=experiment.chunk,
+            validation=validation,
             non_finite=_NON_FINITE[experiment.non_finite],
             devices=experiment.devices,
             checkpoints=Checkpoints(folder.path / CHECKPOINTS, experiment.save_every),
@@ -128,6 +124,24 @@ def _meta_trained(
             report=log,
             **experiment.fit_options(),
         )
+
+
+def _validation(experiment: Experiment, parts: Parts) -> dict[str, Validation]:
+    """The validations that choose the best, by name: each validation task counts alike."""
+    return {
+        name: Validation(
+            evaluation_episodes(
+                each.validation, each.validation_tasks, experiment.seed, "validation"
+            ),
+            experiment.validate_every,
+            each.learner,
+            parts.metric,
+            parts.maximise,
+            each.steps,
+            weight=each.validation_tasks,
+        )
+        for name, each in parts.held_out.items()
+    }
 
 
 def outer_optimizer(experiment: Experiment) -> optax.GradientTransformation:
@@ -163,22 +177,22 @@ def _tested(
     seconds = time.perf_counter() - begin
     for record in folder.read_log()[-1:]:  # which counts what the run took before it went on
         seconds = max(seconds, record["seconds"])
-    experiment = dataclasses.replace(experiment, chunk=outcome.chunk)
-    per_task = test_evaluation(experiment, parts, outcome.meta, test_episodes(experiment, parts))
-    test, trained_steps = summarise(per_task), _trained_steps(parts.recipe)
+    experiment = dataclasses.replace(experiment, chunk=outcome.estimator.tasks_at_once)
+    results = test_evaluation(experiment, parts, outcome.meta, test_episodes(experiment, parts))
+    test, per_task = summary(results), pooled(results)
     result = {
         **config,
         "environment": environment(),
         "normalisation": parts.normalisation,
-        "trained_steps": trained_steps,
+        "trained_steps": parts.trained_steps,
         "outer_steps": outcome.step,
         "best_step": outcome.best_step,
         "faults": outcome.faults,
         "seconds": seconds,
-        "chunk": outcome.chunk,
+        "chunk": experiment.chunk,
         "plan": None if outcome.plan is None else plan_summary(outcome.plan),
         "cost": training_cost(folder.read_log())
-        | meta_gradient_record(parts, outcome, experiment.batch),
+        | outer_step_record(outcome.estimator, experiment.init_meta),
         "test": evaluation_record(test),
     }
     if is_first():
@@ -187,16 +201,11 @@ def _tested(
         folder.write_arrays(TEST_TASKS, metrics)
         folder.write_json(RESULT, result)
         with folder.writing():
-            draw_curves(folder, parts.metric, test, experiment_name(experiment), trained_steps)
+            name = experiment_name(experiment)
+            draw_curves(folder, parts.metric, test, name, parts.trained_steps)
             meta = jax.device_put(jax.device_get(outcome.meta))
             experiment.write_learned(parts, meta, folder.path)
     return result
-
-
-def _trained_steps(recipe: Recipe) -> int:
-    """The most inner steps that a task is trained with; 0 where there are none to count."""
-    kinds = recipe.adaptation if isinstance(recipe.adaptation, tuple) else (recipe.adaptation,)
-    return max(adaptation.steps or 0 for adaptation in kinds)
 
 
 def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFolder:
@@ -224,15 +233,15 @@ def _chosen_loggers(experiment: Experiment, run: Path) -> list[Logger]:
     return chosen
 
 
-def initial_recipe(experiment: Experiment, recipe: Recipe) -> Recipe:
-    """The recipe, to start from the run `--pretrained` where there is one.
+def initial_meta(experiment: Experiment) -> InitMeta:
+    """The initial meta-parameters: those of the run `--pretrained` if there is one.
 
-    Raises `RunError` where that run's meta-parameters have other shapes.
+    Raises `RunError` if that run's meta-parameters have other shapes.
     """
     if experiment.pretrained is None:
-        return recipe
+        return experiment.init_meta
     try:
-        return pretrained(recipe, best_meta(experiment.pretrained))
+        return started_from(experiment.init_meta, best_meta(experiment.pretrained))
     except StructureError as error:
         raise RunError(
             "the meta-parameters of that run do not fit this experiment",

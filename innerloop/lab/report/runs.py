@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from innerloop.lab.experiments.cost import training_cost
+from innerloop.lab.experiments.printing import overall
 from innerloop.lab.report.trials import Trials, read_trials
 from innerloop.lab.run_folder import CONFIG, LOG, RESULT, TEST_TASKS, RunFolder
 
@@ -23,7 +24,7 @@ PICTURES = {
 
 @dataclass(frozen=True)
 class Results:
-    """An evaluation over tasks: `mean` and `interval` map a metric to `(inner steps + 1,)`.
+    """An evaluation over all tasks: `mean` and `interval` map a metric to `(inner steps + 1,)`.
 
     `ece` has the same shape, or is None where it was not recorded.
     """
@@ -46,7 +47,7 @@ class Validations:
 
 @dataclass(frozen=True)
 class RunCost:
-    """As `training_cost` and `meta_gradient_record` give it; None is not recorded."""
+    """As `training_cost` and `outer_step_record` give it; None is not recorded."""
 
     seconds_per_step: float | None
     compile_seconds: float | None
@@ -207,7 +208,7 @@ def _cost(record: dict[str, Any]) -> RunCost:
 
 
 def _results(record: dict[str, Any]) -> Results:
-    mean = {name: np.asarray(values, float) for name, values in record["mean"].items()}
+    mean = {name: np.asarray(record["mean"][name], float) for name in overall(record["mean"])}
     interval = {name: np.asarray(record["interval_95"][name], float) for name in mean}
     ece = np.asarray(record["ece"], float) if "ece" in record else None
     calibration = [] if ece is None else [ece]

@@ -1,4 +1,4 @@
-"""Optimization tasks: what learned optimizers are trained on and tried on."""
+"""Optimization tasks for training and testing learned optimizers."""
 
 from innerloop.tasks.optimization.family import Family, rescaled
 from innerloop.tasks.optimization.quadratic import Quadratics, quadratic_family

@@ -1,4 +1,4 @@
-"""What a family of optimization tasks is: a problem, its random parts, and its batch size."""
+"""Families of optimization tasks: a problem, its random parts, and its batch size."""
 
 from typing import NamedTuple
 
@@ -16,16 +16,16 @@ from innerloop.tasks.base import TaskDistribution
 class Family(NamedTuple):
     """Optimization tasks that share everything but their random parts.
 
-    What is fixed (an architecture, a data set) is in the problem; what differs from task to task
-    is drawn: data in the episode, the initialisation from the task's key. The problem reads no
-    meta-parameters, which are the optimizer's.
+    The fixed parts (an architecture, a data set) are in the problem. The random parts are drawn for
+    each task: the data in the episode, the initialisation from the task's key. The problem reads no
+    meta-parameters, which belong to the optimizer.
 
     Args:
-        name: Of the family.
-        problem: `init` draws the parameters, `inner_loss` is what is optimised, `outer_loss` the
-            same on the query set.
-        tasks: Draws the episodes.
-        batch: Rows of the support set that a step sees; None for all of it.
+        name: The name of the family.
+        problem: `init` draws the parameters, `inner_loss` is minimised, and `outer_loss` is the
+            same loss on the query set.
+        tasks: The distribution of the episodes.
+        batch: Rows of the support set that a step sees; None for all of them.
     """
 
     name: str
@@ -36,16 +36,16 @@ class Family(NamedTuple):
     def adaptation(
         self, optimizer: optax.GradientTransformation | MetaOptimizer, steps: int
     ) -> Adaptation:
-        """`steps` steps of an optimizer, learned or not, on mini-batches where the family has them.
+        """`steps` steps of an optimizer, learned or not, on mini-batches if the family has them.
 
         Raises:
-            StructureError: As `GradientDescent` and `MiniBatches` do.
+            StructureError: See `GradientDescent` and `MiniBatches`.
         """
         descent = GradientDescent(optimizer, steps)
         return descent if self.batch is None else MiniBatches(descent, self.batch)
 
     def params(self, key: PRNGKeyArray) -> PyTree:
-        """Parameters of one task, such as `LearnedOptimizer.init` wants to see."""
+        """The parameters of one task, as an example for `LearnedOptimizer.init`."""
         episodes = self.tasks.sample(key, 1)
         support = jax.tree.map(lambda leaf: leaf[0], episodes.support)
         init = self.problem.init
@@ -57,12 +57,16 @@ class Family(NamedTuple):
 def rescaled(family: Family, factor: float) -> Family:
     r"""The same tasks in other units: parameters $\theta / c$, of which the loss reads c times.
 
-    Gradients become c times larger, and the steps that are needed c times smaller: what an
-    optimizer has learned about the size of parameters and gradients no longer holds. As an
-    augmentation: Metz et al. 2022 and Moudgil et al. 2025, "Celo" (arXiv 2501.12670).
+    Gradients become c times larger and the right steps c times smaller, so an optimizer cannot rely
+    on the size of parameters and gradients. As an augmentation: Metz et al. 2022 and Moudgil et al.
+    2025, "Celo" (arXiv 2501.12670).
+
+    Args:
+        family: Any family.
+        factor: c, above 0.
 
     Raises:
-        StructureError: For a factor that is not positive and finite.
+        StructureError: If `factor` is not positive and finite.
     """
     init, inner, outer = family.problem.init, family.problem.inner_loss, family.problem.outer_loss
     assert init is not None and inner is not None

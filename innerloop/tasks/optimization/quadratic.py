@@ -46,12 +46,13 @@ def quadratic_family(
       \theta_0, c \sim N(0, I)$$
 
     Args:
-        spectrum: λ, at least one eigenvalue, none negative.
-        noise: σ; each inner step sees $L(\theta) + \sigma\, \xi^\top (\theta - c)$ with its own
+        spectrum: λ, at least one eigenvalue, none of them negative.
+        noise: σ. Each inner step sees $L(\theta) + \sigma\, \xi^\top (\theta - c)$ with its own
             $\xi \sim N(0, I)$, a stochastic gradient. The outer loss is L.
+        name: The name of the family.
 
     Raises:
-        StructureError: For an empty, negative or infinite spectrum.
+        StructureError: If the spectrum is empty, negative or infinite.
     """
     values = np.asarray(spectrum, float)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all() or values.min() < 0:

@@ -1,4 +1,4 @@
-"""The task suite: families to train a learned optimizer on, and others to try it on."""
+"""The task suite: families to train a learned optimizer on, and families to test it on."""
 
 from collections.abc import Callable, Mapping
 
@@ -40,7 +40,7 @@ ACTIVATIONS: Mapping[str, Activation] = {
 """The activation functions of `mlp_family`, by name."""
 
 ROWS, BATCH = 256, 32
-"""Rows of a task's support set where the table has enough, and rows that a step sees."""
+"""Rows of a task's support set, if the table has enough, and rows that a step sees."""
 
 
 def mlp_family(
@@ -55,7 +55,9 @@ def mlp_family(
     by mean squared error.
 
     Args:
-        hidden: Widths of the hidden layers; `activation`: a name in `ACTIVATIONS`.
+        table: The data set.
+        hidden: The widths of the hidden layers.
+        activation: A name in `ACTIVATIONS`.
         scale: See `supervised_family`.
     """
     inputs = int(np.prod(table.inputs.shape[1:]))
@@ -135,12 +137,14 @@ def random_families(
     families.
 
     Args:
-        tables: Data sets to choose from; the digits and the wines unless given.
-        widths: Range of each hidden layer's width, drawn log-uniformly.
-        depths: Range of the number of hidden layers.
+        seed: An integer seed.
+        count: The number of families.
+        tables: The data sets to choose from; by default the digits and the wines.
+        widths: The range of the width of each hidden layer, drawn log-uniformly.
+        depths: The range of the number of hidden layers.
 
     Raises:
-        StructureError: For a count below 1.
+        StructureError: If `count` is below 1.
     """
     tables = tables or (digits_table(), wine_table())
     rng = np.random.default_rng(seed)

@@ -24,14 +24,18 @@ def supervised_family(
 ) -> Family:
     """Training `model` by `loss` on episodes of `Examples`.
 
-    The query set is judged by the same loss: with `TableTasks` it is a validation loss.
+    The outer loss is the same loss on the query set: with `TableTasks` it is a validation loss.
 
     Args:
+        name: The name of the family.
+        model: The network.
+        loss: The loss of the predictions.
+        tasks: The distribution of the episodes.
         batch: Rows per inner step; None for the whole support set.
-        scale: Range of a factor on the initial parameters, which each task draws log-uniformly.
+        scale: The range of a factor on the initial parameters, which each task draws log-uniformly.
 
     Raises:
-        StructureError: For a range that is empty or not positive.
+        StructureError: If the range is empty or not positive.
     """
     low, high = scale
 

@@ -1,4 +1,4 @@
-"""Data sets that come with scikit-learn, and tasks that are made of their rows."""
+"""Data sets that come with scikit-learn, and tasks made from their rows."""
 
 from typing import Any, NamedTuple
 
@@ -20,9 +20,10 @@ class Table(NamedTuple):
     """A data set as arrays.
 
     Args:
+        name: The name of the data set.
         inputs: `(rows, ...)`, of order 1.
         targets: Integer classes `(rows,)`, or real numbers `(rows, outputs)` of unit variance.
-        outputs: Number of classes, or of real targets.
+        outputs: The number of classes, or of real targets.
     """
 
     name: str
@@ -71,14 +72,13 @@ class TableTasks(eqx.Module):
     Support and query are `Examples` in JAX's default floating-point type, classes as int32. No row
     is in both.
 
-    Attributes:
-        inputs: All rows of the table.
-        targets: All rows of the table.
-        rows: Of the support set, and of the query set.
+    Args:
+        table: The data set.
+        rows: The rows of the support set, and of the query set.
 
     Raises:
-        StructureError: For `rows` below 1.
-        DataError: For more than half of the table.
+        StructureError: If `rows` is below 1.
+        DataError: If `rows` is more than half of the table.
     """
 
     inputs: jax.Array

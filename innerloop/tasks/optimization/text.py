@@ -23,11 +23,12 @@ _QUERY_SHARE = 0.2
 
 
 def descriptions(*data_sets: str) -> str:
-    """What scikit-learn says about its data sets, one after the other: English of some 2,000 to
-    5,000 characters each.
+    """The descriptions of data sets in scikit-learn, one after the other: English text of about
+    2,000 to 5,000 characters each.
 
     Args:
-        data_sets: Of `"breast_cancer"`, `"diabetes"`, `"digits"`, `"iris"`, `"linnerud"`, `"wine"`.
+        *data_sets: Some of `"breast_cancer"`, `"diabetes"`, `"digits"`, `"iris"`, `"linnerud"`,
+            `"wine"`.
     """
     sklearn = optional_package("sklearn.datasets", "descriptions()", extra="data")
     return "\n".join(getattr(sklearn, f"load_{name}")().DESCR for name in data_sets)
@@ -41,14 +42,19 @@ def tokens(text: str) -> np.ndarray:
 
 
 class TextTasks(eqx.Module):
-    """Tasks on a text: `rows` random windows to train on, and as many of the text's last fifth.
+    """Tasks on a text: `rows` random windows to train on, and as many from its last fifth to test.
 
     Support and query are `Examples` of tokens: inputs `(rows, length)`, and for targets the next
     token at each position, `(rows, length)`.
 
+    Args:
+        text: Any text.
+        rows: The windows of the support set, and of the query set.
+        length: The tokens of a window.
+
     Raises:
-        StructureError: For `rows` or `length` below 1.
-        DataError: For a text that has no whole window in its last fifth.
+        StructureError: If `rows` or `length` is below 1.
+        DataError: If the last fifth of the text has no whole window.
     """
 
     tokens: jax.Array
