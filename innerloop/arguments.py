@@ -51,9 +51,9 @@ class Requirement(NamedTuple):
     """What a value must be.
 
     Args:
-        accepts: `value -> bool`.
-        what: a noun with its article, which completes "NAME must be ...".
-        expected: the same as a type or an inequality, for the third part of the error.
+        accepts: `value -> bool`, whether the value is accepted.
+        what: A noun with its article, which completes "NAME must be ...".
+        expected: The same as a type or an inequality, for the third part of the error.
         cure: Python source of a value that is accepted.
         shown: `(name, value) -> str`, the argument as the error shows it.
     """
@@ -83,10 +83,10 @@ def require(declared: Any, name: str, value: Any, call: str) -> None:
     """Raise `StructureError` unless `value` is what a kind of this module declares.
 
     Args:
-        declared: such as `at_least(1)`.
-        name: the argument's name.
-        value: the argument's value.
-        call: what was called; the error shows a call of it.
+        declared: The declaration, such as `at_least(1)`.
+        name: The name of the argument.
+        value: The value of the argument.
+        call: The name of the function or class, for the error.
     """
     requirement = requirement_of(declared)
     if requirement is not None and not requirement.accepts(value):
@@ -100,8 +100,8 @@ OPTIONS = {"default", "static", "kw_only", "init"}
 def kind(requirement: F) -> F:
     """Decorates a function that returns a `Requirement`: it returns a field that carries it.
 
-    The result takes the keywords of a field beside its own, and static fields must be hashable. The
-    error shows the field's default where it is a plain value.
+    The decorated function also accepts the keywords of a field. A static field must be hashable. If
+    the default of the field is a plain value, the error shows it as the cure.
     """
 
     @functools.wraps(requirement)
@@ -200,10 +200,10 @@ def instance(*classes: type, what: str, such_as: str, **field: Any) -> Any:
     """An instance of one of the classes.
 
     Args:
-        *classes: as for `isinstance`.
-        what: a noun with its article, such as "a linear solver".
-        such_as: Python source of one, which the error shows.
-        **field: `default`, `static`, `kw_only`.
+        *classes: The classes, as for `isinstance`.
+        what: A noun with its article, such as "a linear solver".
+        such_as: Python source of an instance, which the error shows.
+        **field: The keywords `default`, `static` and `kw_only` of a field.
     """
     names = " | ".join(f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in classes)
     return Requirement(lambda value: isinstance(value, classes), what, names, such_as)
@@ -222,10 +222,10 @@ def function(*arguments: str, gives: str = "...", only: bool = False, **field: A
     """A function that is called with these arguments, by position.
 
     Args:
-        *arguments: names of the arguments.
-        gives: what the function returns, in words.
-        only: whether further arguments that have defaults are refused.
-        **field: `default`, `static`, `kw_only`.
+        *arguments: The names of the arguments.
+        gives: What the function returns, in words.
+        only: Whether further arguments that have defaults are refused.
+        **field: The keywords `default`, `static` and `kw_only` of a field.
     """
     listed = ", ".join(arguments)
 
@@ -367,7 +367,7 @@ class CheckedMeta(ModuleMeta):
 
 
 class CheckedModule(eqx.Module, metaclass=CheckedMeta):
-    """An Equinox module whose fields are what they declare, or it cannot be made.
+    """An Equinox module that checks its fields against their declarations.
 
     The fields are checked before every `__check_init__` of a subclass, which can rely on them.
     """
@@ -398,13 +398,13 @@ def _after_fields(check: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def checked(called: str | None = None, /, **kinds: Any) -> Callable[[T], T]:
-    """Decorates a function, a named tuple or a dataclass, whose arguments are of the kinds.
+    """Decorates a function, a named tuple or a dataclass: its arguments are checked by kind.
 
     Arguments that are left out are not checked.
 
     Args:
-        called: the call that the error shows, where it is not the function's own name.
-        **kinds: for each argument by its name, such as `steps=at_least(1)`.
+        called: The name that the error shows; by default the name of the function or class.
+        **kinds: The kind of each argument by its name, such as `steps=at_least(1)`.
     """
 
     def decorate(decorated: Any) -> Any:
