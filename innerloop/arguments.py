@@ -25,7 +25,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
 
 import equinox as eqx
@@ -51,9 +51,9 @@ class Requirement(NamedTuple):
     """What a value must be.
 
     Args:
-        accepts: `value -> bool`.
-        what: a noun with its article, which completes "NAME must be ...".
-        expected: the same as a type or an inequality, for the third part of the error.
+        accepts: `value -> bool`, whether the value is accepted.
+        what: A noun with its article, which completes "NAME must be ...".
+        expected: The same as a type or an inequality, for the third part of the error.
         cure: Python source of a value that is accepted.
         shown: `(name, value) -> str`, the argument as the error shows it.
     """
@@ -83,199 +83,172 @@ def require(declared: Any, name: str, value: Any, call: str) -> None:
     """Raise `StructureError` unless `value` is what a kind of this module declares.
 
     Args:
-        declared: such as `at_least(1)`.
-        name: the argument's name.
-        value: the argument's value.
-        call: what was called; the error shows a call of it.
+        declared: The declaration, such as `at_least(1)`.
+        name: The name of the argument.
+        value: The value of the argument.
+        call: The name of the function or class, for the error.
     """
     requirement = requirement_of(declared)
     if requirement is not None and not requirement.accepts(value):
         raise requirement.refusal(name, value, call)
 
 
-def declare(requirement: Requirement, static: bool = False, **field: Any) -> Any:
-    """A field that carries its requirement: what every kind returns."""
-    default = field.get("default")
-    if isinstance(default, int | float | tuple) and requirement.accepts(default):
-        requirement = requirement._replace(cure=repr(default))
-    metadata = {REQUIREMENT: requirement, **field.pop("metadata", {})}
-    return eqx.field(static=static, metadata=metadata, **field)
+F = TypeVar("F", bound=Callable[..., Any])
+OPTIONS = {"default", "static", "kw_only", "init", "metadata"}
 
 
-# The kinds. Each is the field specifier of a module's field, so that type checkers know from
-# `default` whether the argument is required.
+def kind(requirement: F) -> F:
+    """Decorates a function that returns a `Requirement`: it returns a field that carries it.
+
+    The decorated function also accepts the keywords of a field. A static field must be hashable. If
+    the default of the field is a plain value, the error shows it as the cure.
+    """
+
+    @functools.wraps(requirement)
+    def field(*args: Any, **kwargs: Any) -> Any:
+        options = {name: kwargs.pop(name) for name in OPTIONS & kwargs.keys()}
+        made = requirement(*args, **kwargs)
+        accepts, default = made.accepts, options.get("default")
+        if options.get("static"):
+            made = made._replace(
+                accepts=lambda value: isinstance(value, Hashable) and accepts(value)
+            )
+        if isinstance(default, int | float | tuple) and accepts(default):
+            made = made._replace(cure=repr(default))
+        metadata = {REQUIREMENT: made, **options.pop("metadata", {})}
+        return eqx.field(metadata=metadata, **options)
+
+    return field  # pyright: ignore[reportReturnType]
 
 
+# The kinds. Each is the field specifier of a module's field: type checkers see from `default`
+# whether the argument is required.
+
+
+@kind
 def at_least(
     least: int, *, at_most: int | None = None, such_as: int | None = None, **field: Any
 ) -> Any:
     """A whole number of at least `least`, known while tracing; the error shows `such_as`."""
-    shown = max(least, 1) if such_as is None else such_as
-    if at_most is None:
-        what, expected = f"a whole number of at least {least}", f"an int >= {least}"
-    else:
-        what = f"a whole number from {least} to {at_most}"
-        expected = f"an int from {least} to {at_most}"
-    return declare(
-        Requirement(
-            lambda value: (
-                _is_whole(value) and least <= value and (at_most is None or value <= at_most)
-            ),
-            what,
-            f"{expected}, known while tracing",
-            repr(shown),
-        ),
-        **field,
+    most = math.inf if at_most is None else at_most
+    span = f"of at least {least}" if at_most is None else f"from {least} to {at_most}"
+    return Requirement(
+        lambda value: _is_whole(value) and least <= value <= most,
+        f"a whole number {span}",
+        f"an int {span}, known while tracing",
+        repr(max(least, 1) if such_as is None else such_as),
     )
 
 
+@kind
 def positive(*, such_as: int | float = 1.0, **field: Any) -> Any:
     """A finite Python number above 0; the error shows `such_as`."""
-    return declare(
-        Requirement(
-            lambda value: _is_number(value) and 0 < value < math.inf,
-            "a finite number above 0",
-            "0 < number < inf",
-            repr(such_as),
-        ),
-        **field,
-    )
+    accepts = lambda value: _is_number(value) and value > 0
+    return Requirement(accepts, "a finite number above 0", "0 < number < inf", repr(such_as))
 
 
+@kind
 def number(*, such_as: int | float = 1.0, **field: Any) -> Any:
     """A finite Python number; the error shows `such_as`."""
-    return declare(
-        Requirement(
-            lambda value: _is_number(value) and math.isfinite(value),
-            "a finite number",
-            "-inf < number < inf",
-            repr(such_as),
-        ),
-        **field,
-    )
+    return Requirement(_is_number, "a finite number", "-inf < number < inf", repr(such_as))
 
 
+@kind
 def between(low: int | float, high: int | float, *, below: bool = False, **field: Any) -> Any:
     """A finite number from `low` to `high`, both included; with `below`, `high` is excluded."""
-
-    def accepts(value: Any) -> bool:
-        if not (_is_number(value) and math.isfinite(value)):
-            return False
-        return low <= value and (value < high if below else value <= high)
-
-    span = f"of at least {low} and below {high}" if below else f"from {low} to {high}"
-    return declare(
-        Requirement(
-            accepts,
-            f"a finite number of at least {low}" if high == math.inf else f"a number {span}",
-            f"{low} <= number {'<' if below or high == math.inf else '<='} {high}",
-            repr(low),
-        ),
-        **field,
+    below = below or high == math.inf
+    accepts = lambda value: (
+        _is_number(value) and low <= value and (value < high if below else value <= high)
     )
+    span = f"of at least {low} and below {high}" if below else f"from {low} to {high}"
+    relation = "<" if below else "<="
+    return Requirement(accepts, f"a number {span}", f"{low} <= number {relation} {high}", repr(low))
 
 
+@kind
 def interval(*, above: int | float = -math.inf, point: bool = False, **field: Any) -> Any:
     """A pair `(low, high)` of finite numbers, `above < low < high`; with `point`, `low <= high`."""
-    relation = "<=" if point else "<"
-    lowest = "" if above == -math.inf else f"{above} < "
 
     def accepts(value: Any) -> bool:
-        if not isinstance(value, tuple | list) or len(value) != 2:
+        if (
+            not isinstance(value, tuple | list)
+            or len(value) != 2
+            or not all(map(_is_number, value))
+        ):
             return False
-        if not all(_is_number(end) and math.isfinite(end) for end in value):
-            return False
-        return above < value[0] and (value[0] < value[1] or (point and value[0] == value[1]))
+        low, high = value
+        return above < low and (low < high or (point and low == high))
 
-    start = 0.0 if above == -math.inf else above + 0.5
-    return declare(
-        Requirement(
-            accepts,
-            f"a range that is not empty{'' if above == -math.inf else f', above {above}'}",
-            f"(low, high), finite, with {lowest}low {relation} high",
-            f"({start}, {start + 1.0})",
-        ),
-        **field,
+    bounded = above > -math.inf
+    return Requirement(
+        accepts,
+        "a range that is not empty" + f", above {above}" * bounded,
+        f"(low, high) with {f'{above} < ' * bounded}low {'<=' if point else '<'} high < inf",
+        f"({above + 0.5}, {above + 1.5})" if bounded else "(0.0, 1.0)",
     )
 
 
+@kind
 def one_of(*choices: Any, **field: Any) -> Any:
-    """One of the choices, by equality."""
+    """One of the choices, of the same type and equal."""
     listed = ", ".join(map(repr, choices))
-    return declare(
-        Requirement(
-            lambda value: any(type(value) is type(one) and value == one for one in choices),
-            f"one of {listed}",
-            " | ".join(map(repr, choices)),
-            repr(choices[0]),
-        ),
-        **field,
-    )
+    accepts = lambda value: any(type(value) is type(one) and value == one for one in choices)
+    return Requirement(accepts, f"one of {listed}", listed, repr(choices[0]))
 
 
+@kind
 def instance(*classes: type, what: str, such_as: str, **field: Any) -> Any:
     """An instance of one of the classes.
 
     Args:
-        *classes: as for `isinstance`.
-        what: a noun with its article, such as "a linear solver".
-        such_as: Python source of one, which the error shows.
-        **field: `default`, `static`, `kw_only`.
+        *classes: The classes, as for `isinstance`.
+        what: A noun with its article, such as "a linear solver".
+        such_as: Python source of an instance, which the error shows.
+        **field: The keywords `default`, `static` and `kw_only` of a field.
     """
     names = " | ".join(f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in classes)
-    accepts = lambda value: isinstance(value, classes)
-    return declare(Requirement(accepts, what, names, such_as), **field)
+    return Requirement(lambda value: isinstance(value, classes), what, names, such_as)
 
 
+@kind
 def with_methods(*methods: str, what: str, such_as: str, **field: Any) -> Any:
     """An object, and no class, that has the methods; `what` and `such_as` as in `instance`."""
-    accepts = lambda value: (
-        not isinstance(value, type)
-        and all(callable(getattr(value, method, None)) for method in methods)
-    )
-    expected = f"an object with {', '.join(methods)}"
-    return declare(Requirement(accepts, what, expected, such_as), **field)
+    callables = lambda value: (callable(getattr(value, method, None)) for method in methods)
+    accepts = lambda value: not isinstance(value, type) and all(callables(value))
+    return Requirement(accepts, what, f"an object with {', '.join(methods)}", such_as)
 
 
+@kind
 def function(*arguments: str, gives: str = "...", only: bool = False, **field: Any) -> Any:
     """A function that is called with these arguments, by position.
 
     Args:
-        *arguments: names of the arguments.
-        gives: what the function returns, in words.
-        only: whether further arguments that have defaults are refused.
-        **field: `default`, `static`, `kw_only`.
+        *arguments: The names of the arguments.
+        gives: What the function returns, in words.
+        only: Whether further arguments that have defaults are refused.
+        **field: The keywords `default`, `static` and `kw_only` of a field.
     """
     listed = ", ".join(arguments)
 
-    def shown(name: str, value: Any) -> str:
-        signature = _signature(value) if callable(value) else None
-        return f"{name}={describe(value)}" if signature is None else f"{name}{signature}"
-
     def accepts(value: Any) -> bool:
-        if not callable(value):
-            return False
         signature = _signature(value)
         if signature is None:
-            return True
+            return callable(value)
         try:
             signature.bind(*arguments)
         except TypeError:
             return False
         return not only or len(signature.parameters) == len(arguments)
 
-    return declare(
-        Requirement(
-            accepts,
-            f"a function of ({listed})",
-            f"({listed}) -> {gives}",
-            f"lambda {listed}: ...".replace("lambda :", "lambda:"),
-            shown,
-        ),
-        **field,
-    )
+    def shown(name: str, value: Any) -> str:
+        signature = _signature(value)
+        return f"{name}={describe(value)}" if signature is None else f"{name}{signature}"
+
+    cure = f"lambda {listed}: ..." if arguments else "lambda: ..."
+    return Requirement(accepts, f"a function of ({listed})", f"({listed}) -> {gives}", cure, shown)
 
 
+@kind
 def random_key(**field: Any) -> Any:
     """One random key, of the new kind or the old."""
 
@@ -285,77 +258,58 @@ def random_key(**field: Any) -> Any:
             return axes == 0
         return dtype == jnp.uint32 and axes == 1
 
-    what, expected = "a random key", "one key, as jax.random.key makes"
-    return declare(Requirement(accepts, what, expected, "jax.random.key(0)"), **field)
+    expected = "one key, as jax.random.key makes"
+    return Requirement(accepts, "a random key", expected, "jax.random.key(0)")
 
 
+@kind
 def optimizer(**field: Any) -> Any:
     """An optax transformation."""
-    return instance(
-        optax.GradientTransformation,
-        what="an optax transformation",
-        such_as="optax.sgd(0.1)",
-        **field,
-    )
+    accepts = lambda value: isinstance(value, optax.GradientTransformation)
+    what, expected = "an optax transformation", "optax.GradientTransformation"
+    return Requirement(accepts, what, expected, "optax.sgd(0.1)")
 
 
+@kind
 def each(kind: Any, *, least: int = 1, length: int | None = None, **field: Any) -> Any:
-    """A tuple whose entries are each of the kind; a list too, but for static fields.
-
-    Args:
-        kind: the kind of each entry, such as `at_least(1)`.
-        least: fewest entries.
-        length: exact number of entries, if given.
-        **field: `default`, `static`, `kw_only`.
-    """
+    """A tuple or list of at least `least` entries of the kind, or of exactly `length`."""
     entry = _requirement(kind)
-    many = length is None
-    allowed = tuple if field.get("static") else (tuple, list)  # a list cannot be hashed
-    entries = "at least 1 entry" if least == 1 else f"at least {least} entries"
+    count = least if length is None else length
+    many = f"{'at least ' * (length is None)}{count} {'entry' if count == 1 else 'entries'}"
 
     def accepts(value: Any) -> bool:
-        if not isinstance(value, allowed):
+        if not isinstance(value, tuple | list) or len(value) < count:
             return False
-        fits = len(value) >= least if length is None else len(value) == length
-        return fits and all(map(entry.accepts, value))
+        return length in (None, len(value)) and all(map(entry.accepts, value))
 
-    shown = [entry.cure] * (least if length is None else length)
-
-    return declare(
-        Requirement(
-            accepts,
-            f"a tuple of {entries if many else f'{length} entries'}, each {entry.what}",
-            f"({entry.expected}, ...)" if many else f"{length} times ({entry.expected})",
-            f"({', '.join(shown)}{',' * (len(shown) == 1)})",
-        ),
-        **field,
+    return Requirement(
+        accepts,
+        f"a tuple of {many}, each {entry.what}",
+        f"({entry.expected}, ...)",
+        f"({', '.join([entry.cure] * count)}{',' * (count == 1)})",
     )
 
 
+@kind
 def either(*kinds: Any, **field: Any) -> Any:
     """One kind or another; the error shows a value of the first."""
     ways = [_requirement(kind) for kind in kinds]
-    return declare(
-        Requirement(
-            lambda value: any(way.accepts(value) for way in ways),
-            " or ".join(way.what for way in ways),
-            ", or ".join(way.expected for way in ways),
-            ways[0].cure,
-        ),
-        **field,
+    return Requirement(
+        lambda value: any(way.accepts(value) for way in ways),
+        " or ".join(way.what for way in ways),
+        ", or ".join(way.expected for way in ways),
+        ways[0].cure,
     )
 
 
+@kind
 def or_none(kind: Any, **field: Any) -> Any:
     """What `kind` declares, or None; required unless it has a default."""
     inner = _requirement(kind)
-    return declare(
-        inner._replace(
-            accepts=lambda value: value is None or inner.accepts(value),
-            what=f"{inner.what}, or None",
-            expected=f"{inner.expected}, or None",
-        ),
-        **field,
+    return inner._replace(
+        accepts=lambda value: value is None or inner.accepts(value),
+        what=f"{inner.what}, or None",
+        expected=f"{inner.expected}, or None",
     )
 
 
@@ -376,10 +330,10 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return _is_whole(value) or (isinstance(value, float | np.floating) and math.isfinite(value))
 
 
-def _signature(value: Callable[..., Any]) -> inspect.Signature | None:
+def _signature(value: Any) -> inspect.Signature | None:
     """None for builtins and compiled callables, which may have no signature."""
     try:
         return inspect.signature(value)
@@ -414,7 +368,7 @@ class CheckedMeta(ModuleMeta):
 
 
 class CheckedModule(eqx.Module, metaclass=CheckedMeta):
-    """An Equinox module whose fields are what they declare, or it cannot be made.
+    """An Equinox module that checks its fields against their declarations.
 
     The fields are checked before every `__check_init__` of a subclass, which can rely on them.
     """
@@ -445,13 +399,13 @@ def _after_fields(check: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def checked(called: str | None = None, /, **kinds: Any) -> Callable[[T], T]:
-    """Decorates a function, a named tuple or a dataclass, whose arguments are of the kinds.
+    """Decorates a function, a named tuple or a dataclass: its arguments are checked by kind.
 
     Arguments that are left out are not checked.
 
     Args:
-        called: the call that the error shows, where it is not the function's own name.
-        **kinds: for each argument by its name, such as `steps=at_least(1)`.
+        called: The name that the error shows; by default the name of the function or class.
+        **kinds: The kind of each argument by its name, such as `steps=at_least(1)`.
     """
 
     def decorate(decorated: Any) -> Any:

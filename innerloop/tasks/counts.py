@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from innerloop.arguments import Requirement, at_least, declare, requirement_of
+from innerloop.arguments import Requirement, at_least, kind, requirement_of
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ def ends(count: Count | PerClass) -> tuple[int, int]:
     return count if isinstance(count, tuple) else (count, count)
 
 
+@kind
 def range_of(least: int) -> Any:
     """A range of whole numbers from `least` on, as a kind of argument; see `arguments`."""
     number = requirement_of(at_least(least))
@@ -50,7 +51,7 @@ def range_of(least: int) -> Any:
 
     what = f"a range (least, most) from {least} on"
     expected = f"(least, most) with {least} <= least <= most"
-    return declare(Requirement(accepts, what, expected, f"({least}, {least + 4})"))
+    return Requirement(accepts, what, expected, f"({least}, {least + 4})")
 
 
 def draw_count(key: PRNGKeyArray, count: Count | PerClass, classes: int) -> Int[Array, " classes"]:
