@@ -15,9 +15,10 @@ from quadratic import LEARN, quadratic_episodes, quadratic_meta, quadratic_probl
 
 import innerloop as il
 from innerloop.diagnostics._compare import compare
-from innerloop.diagnostics.comparison.candidates import candidates, gradient_name
+from innerloop.diagnostics.comparison.candidates import candidates
 from innerloop.diagnostics.comparison.table import Comparison, ComparisonRow
 from innerloop.errors import GradientError, StructureError
+from innerloop.gradients import gradient_name
 from innerloop.lab.plots import error_against_cost
 
 KEY = jax.random.key(7)
@@ -263,7 +264,7 @@ def test_names():
         "ForwardMode(RandomDirections(16), chunk=1)",
         "Implicit(damping=0.5)",
     ):
-        assert gradient_name(eval(name, vars(il).copy())) == name
+        assert gradient_name(eval(name, vars(il) | vars(il.gradients))) == name
     same = [il.Truncated(0), il.Truncated(0), il.Unroll()]
     assert [row.name for row in small(same).rows] == [
         "Unroll(loop=Last(0))",
