@@ -26,7 +26,8 @@ def batched(variant: Variant, estimator: Estimator, chunk=None):
         _COMPILED[name] = jax.jit(
             il.meta_value_and_grad(
                 variant.problem, variant.adaptation, estimator.gradient, chunk=chunk
-            )
+            ),
+            compiler_options={"xla_backend_optimization_level": 1},  # most of the time is compiling
         )
     return _COMPILED[name]
 

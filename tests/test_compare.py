@@ -264,7 +264,7 @@ def test_names():
         "ForwardMode(RandomDirections(16), chunk=1)",
         "Implicit(damping=0.5)",
     ):
-        assert gradient_name(eval(name, vars(il).copy())) == name
+        assert gradient_name(eval(name, vars(il) | vars(il.gradients))) == name
     same = [il.Truncated(0), il.Truncated(0), il.Unroll()]
     assert [row.name for row in small(same).rows] == [
         "Unroll(loop=Last(0))",
