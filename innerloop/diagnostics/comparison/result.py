@@ -87,11 +87,12 @@ class Comparison:
         tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
         title = f"Held against {self.reference}: {tasks}, {self.parameters:,} meta-parameters"
         parts = [title, table(_HEADINGS, list(map(_cells, self.rows)), right=2)]
-        known = self[self.reference].fidelity
+        fidelity = self[self.reference].fidelity
+        known = fidelity and fidelity.sentence
         dropped = [
             (row.name, row.fidelity.sentence)
             for row in self.rows
-            if row.fidelity and not row.refusal and row.fidelity.sentence != known.sentence
+            if row.fidelity and not row.refusal and row.fidelity.sentence != known
         ]
         refused = [(row.name, row.refusal) for row in self.rows if row.refusal]
         noted = [(row.name, row.note) for row in self.rows if row.note]
