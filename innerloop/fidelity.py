@@ -1,7 +1,7 @@
 """How far a gradient is from the exact one, and which derivatives of it exist."""
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 Kind = Literal["exact", "unbiased", "biased", "undefined"]
 
@@ -66,8 +66,8 @@ def combined(parts: Iterable[Fidelity]) -> Fidelity:
     It is as far from exact as the worst part, and has the derivatives that all parts have.
     """
     parts = list(parts)
-    order: list[Kind] = ["exact", "unbiased", "biased", "undefined"]
-    worst = max((part.kind for part in parts), key=order.index)
+    kinds = {part.kind for part in parts}
+    worst = next(kind for kind in reversed(get_args(Kind)) if kind in kinds)
     said = [part for part in parts if part.kind == worst == "undefined"]
     said = said or [part for part in parts if part.kind != "exact"]
     said = said or [part for part in parts if part.sentence != EXACT.sentence] or parts

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.custom_derivatives import CustomVJPPrimal
 from jax.extend import core
 from jaxtyping import Array, PRNGKeyArray, PyTree
@@ -18,7 +17,7 @@ from innerloop.problem import Loss, Problem
 from innerloop.programs import inputs_read
 from innerloop.tangents import dense, is_zero
 
-_Read = dict[int, Array | np.ndarray]
+_Read = dict[int, Any]  # arrays, and what JAX makes of literals
 
 
 class MixedMode(InnerRule):

@@ -46,7 +46,8 @@ class Unroll(MetaGradient):
     Fidelity: exact, unless a slot drops something. Memory: every intermediate value of K inner
     steps, unless a slot keeps less.
 
-    The second derivatives of an exact setting are exact, too. A biased setting gives a derivative
+    The second derivatives of an exact setting are exact, too; only `MixedMode` in `Binomial` has
+    none. A biased setting gives a derivative
     in meta alone, and no second derivative: they would be wrong. `jax.jvp` straight over the
     objective does not exist with `MixedMode` and `Binomial`, and JAX says so.
 
@@ -73,11 +74,14 @@ class Unroll(MetaGradient):
         none = after_steps(adaptation)
         if none is not None:
             return none
-        slots = (self.inner, self.loop)
-        both = combined([slot.fidelity(adaptation, problem) for slot in slots])
+        slots = [slot.fidelity(adaptation, problem) for slot in (self.inner, self.loop)]
+        both = combined(slots)
         if self.inner.task_by_task and both.kind != "exact":
             # The gradient is taken before the objective is differentiated, in whatever mode.
             return both._replace(derivatives=ESTIMATE)
+        if not any(slot.derivatives.forward for slot in slots):
+            # A loop without forward mode leaves its steps to it when it is differentiated twice.
+            return both._replace(derivatives=both.derivatives._replace(second=False))
         return both
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
@@ -85,8 +89,8 @@ class Unroll(MetaGradient):
         whole = objective_after_run(problem, adaptation, self.inner, self.loop)
         if self.fidelity(adaptation, problem).kind == "exact":
             return whole
-        guarded = own_gradient if self.inner.task_by_task else in_meta_alone
-        return guarded(gradient_name(self), whole)
+        whole = in_meta_alone(gradient_name(self), whole)
+        return own_gradient(gradient_name(self), whole) if self.inner.task_by_task else whole
 
 
 def after_steps(adaptation: Adaptation) -> Fidelity | None:
