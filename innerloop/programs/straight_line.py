@@ -90,7 +90,7 @@ def needs_of(instruction: Instruction, results: frozenset[int]) -> Needs:
     if form is not None and form.kind == "scan":
         return _needs_of_scan(form, bodies[0], results)
     if form is not None and form.kind == "while":
-        return _needs_of_while(form, *bodies, results)
+        return _needs_of_while(form, bodies[0], bodies[1], results)
     if form is not None and form.kind == "cond":
         branches = frozenset().union(*(body.needed(results) for body in bodies))
         return Needs(frozenset({0} | {i + 1 for i in branches}), (results,) * len(bodies))
