@@ -265,11 +265,7 @@ def test_names():
         "ForwardMode(RandomDirections(16), chunk=1)",
         "Implicit(damping=0.5)",
     ):
-<<<<<<< HEAD
         assert gradient_name(eval(name, vars(il) | vars(il.gradients))) == name
-=======
-        assert gradient_name(eval(name, {**vars(il), **vars(il.gradients)})) == name
->>>>>>> refs/heads/diagnostics
     same = [il.Truncated(0), il.Truncated(0), il.Unroll()]
     assert [row.name for row in small(same).rows] == [
         "Unroll(loop=Last(0))",

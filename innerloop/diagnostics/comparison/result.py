@@ -89,16 +89,9 @@ class Comparison:
 
     def __str__(self) -> str:
         """The table, what each meta-gradient drops, and why some are refused."""
-<<<<<<< HEAD
         parts = [self.headline(), table(_HEADINGS, list(map(_cells, self.rows)), right=2)]
-        known = self[self.reference].fidelity
-=======
-        tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
-        title = f"Held against {self.reference}: {tasks}, {self.parameters:,} meta-parameters"
-        parts = [title, table(_HEADINGS, list(map(_cells, self.rows)), right=2)]
         fidelity = self[self.reference].fidelity
         known = fidelity and fidelity.sentence
->>>>>>> refs/heads/diagnostics
         dropped = [
             (row.name, row.fidelity.sentence)
             for row in self.rows
