@@ -131,7 +131,7 @@ def test_default_rows():
     )
     result = small(problem=problem)
     names = [row.name for row in result.rows]
-    for kind in ("Unroll", "FirstOrder", "Truncated", "ForwardMode", "Reptile", "Implicit"):
+    for kind in ("Unroll()", "Unroll(H", "Unroll(loop=Last", "ForwardMode", "Reptile", "Implicit"):
         assert any(name.startswith(kind) for name in names)
     assert any(name.startswith("EvolutionStrategies") for name in names)
     assert [row.name for row in result.rows if row.refusal] == []
