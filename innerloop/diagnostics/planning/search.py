@@ -15,7 +15,7 @@ from innerloop.objective import meta_value_and_grad
 from innerloop.problem import Episode, Problem
 from innerloop.trees import abstract
 
-AT_A_TIME = 2**23
+AT_A_TIME = 2**22
 """Bytes of temporary memory up to which more tasks at a time are faster on a CPU.
 
 Beyond that, fresh memory is set up page by page in every call. An accelerator keeps its memory.
