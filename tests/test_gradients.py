@@ -157,7 +157,8 @@ def test_fidelity_says_what_the_laws_say():
         if e.predict.__name__ == "exact":
             assert kinds[e.name] == "exact", e.name
         elif e.name != "implicit":
-            assert kinds[e.name] == ("unbiased" if e.draws else "biased"), e.name
+            # what draws may be right on average, and need not be
+            assert kinds[e.name] in (("unbiased", "biased") if e.draws else ("biased",)), e.name
     assert all(e.gradient.fidelity(descent).sentence.endswith(".") for e in GRADIENTS)
 
 

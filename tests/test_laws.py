@@ -48,6 +48,30 @@ _LAWFUL = {
 }
 
 
+def _adaptation_kind(variant):
+    direct = isinstance(variant.adaptation, il.extend.DirectAdaptation)
+    return il.extend.DirectAdaptation if direct else type(variant.adaptation)
+
+
+def _gradient_kind(estimator):
+    gradient = estimator.gradient
+    return type(gradient.inner) if isinstance(gradient, il.Unroll) else type(gradient)
+
+
+def _newcomers(table, chosen, kind):
+    """The first of each kind that none of the chosen names is of."""
+    known = {kind(each) for each in table if each.name in chosen}
+    first = {kind(each): each.name for each in reversed(table)}
+    return {name for its_kind, name in first.items() if its_kind not in known}
+
+
+# What is of a kind of its own joins all laws by its line in the table.
+_LAWFUL["sgd-12-scanned"] |= _newcomers(GRADIENTS, _LAWFUL["sgd-12-scanned"], _gradient_kind)
+for _name in _newcomers(ADAPTATIONS, _LAWFUL, _adaptation_kind):
+    _ALL_KINDS.add(_name)
+    _LAWFUL[_name] = {next(e.name for variant, e in VALID if variant.name == _name)}
+
+
 def _kind(estimator):
     gradient = estimator.gradient
     if not isinstance(gradient, il.Unroll):
