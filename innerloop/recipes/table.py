@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from innerloop.errors import StructureError
 from innerloop.models import Model, film, mlp
@@ -25,27 +25,6 @@ from innerloop.recipes._r2d2 import r2d2
 from innerloop.recipes._reptile import reptile
 from innerloop.recipes._svm_head import svm_head
 from innerloop.recipes.base import ExamplesLoss, Recipe
-
-RegressionRecipe = Literal[
-    "maml",
-    "fomaml",
-    "reptile",
-    "meta_sgd",
-    "maml_plus_plus",
-    "anil",
-    "boil",
-    "cavia",
-    "imaml",
-    "r2d2",
-    "cnp",
-    "pretrain_finetune",
-]
-"""Names of the recipes that learn real targets too."""
-
-RecipeName = Literal[
-    RegressionRecipe, "protonet", "matching", "logistic_head", "svm_head", "nearest_neighbour"
-]
-"""Names of all recipes."""
 
 
 class Network(NamedTuple):
@@ -101,7 +80,9 @@ def _pretrained(network: Network) -> Callable[..., Recipe]:
 
 _CONTEXT, _HIDDEN = 100, 128
 
-RECIPES: dict[str, Callable[[Network], Callable[..., Recipe]]] = {
+_Made = Callable[[Network], Callable[..., Recipe]]
+
+_OF_REAL_TARGETS_TOO: dict[str, _Made] = {
     "maml": lambda network: partial(maml, network.model, network.loss),
     "fomaml": lambda network: partial(fomaml, network.model, network.loss),
     "reptile": lambda network: partial(reptile, network.model, network.loss),
@@ -111,16 +92,29 @@ RECIPES: dict[str, Callable[[Network], Callable[..., Recipe]]] = {
     "boil": lambda network: partial(boil, network.model, network.loss),
     "cavia": lambda network: partial(cavia, _with_context(network), network.loss),
     "imaml": lambda network: partial(imaml, network.model, network.loss),
-    "protonet": lambda network: partial(protonet, *network.head),
-    "matching": lambda network: partial(matching, *network.head),
     "r2d2": lambda network: partial(r2d2, *network.head),
-    "logistic_head": lambda network: partial(logistic_head, *network.head),
-    "svm_head": lambda network: partial(svm_head, *network.head),
     "cnp": _process,
     "pretrain_finetune": _pretrained,
+}
+_OF_CLASSES_ALONE: dict[str, _Made] = {
+    "protonet": lambda network: partial(protonet, *network.head),
+    "matching": lambda network: partial(matching, *network.head),
+    "logistic_head": lambda network: partial(logistic_head, *network.head),
+    "svm_head": lambda network: partial(svm_head, *network.head),
     "nearest_neighbour": lambda network: partial(nearest_neighbour, network.loss, network.outputs),
 }
+RECIPES: dict[str, Callable[[Network], Callable[..., Recipe]]] = (
+    _OF_REAL_TARGETS_TOO | _OF_CLASSES_ALONE
+)
 """All recipes by name: what each takes from a network, its hyper-parameters still to be given."""
+
+if TYPE_CHECKING:  # type checkers know no names that are computed
+    RegressionRecipe = RecipeName = str
+else:
+    RegressionRecipe = Literal[tuple(_OF_REAL_TARGETS_TOO)]
+    """Names of the recipes that learn real targets too."""
+    RecipeName = Literal[tuple(RECIPES)]
+    """Names of all recipes."""
 
 
 def hyper_parameters(name: str, network: Network) -> dict[str, Any]:
@@ -144,7 +138,7 @@ def named_recipe(
         StructureError: If the name is not in the table, if the recipe is for classification and the
             task is regression, or if the recipe does not have a hyper-parameter.
     """
-    names = RECIPES if network.ways is not None else get_args(RegressionRecipe)
+    names = RECIPES if network.ways is not None else _OF_REAL_TARGETS_TOO
     if name not in names:
         kind = "regression" if name in RECIPES else "learning"
         raise StructureError(
