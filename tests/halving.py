@@ -1,4 +1,7 @@
-"""Inner runs on a problem of one number, which inner steps halve, by every online estimator."""
+"""A problem of one number, which inner steps halve, and on it every estimator.
+
+`ALL` are the online ones. An estimator joins its laws (`test_estimators.py`) by one line.
+"""
 
 import functools
 
@@ -26,10 +29,18 @@ ALL = {
     "truncated": il.estimators.TruncatedES(*PARTS, 2, 8, 3, pairs=2, sigma=0.1),
 }
 
+WHOLE = il.WholeTasks(HALVED, il.GradientDescent(optax.sgd(1.0), 3), il.Unroll(), DRAWN, 3)
+ESTIMATORS = ALL | {
+    "whole": WHOLE,
+    "sum": il.estimators.WeightedSum(whole=(WHOLE, 2.0), windows=(ALL["persistent"], 1.0)),
+    "phases": il.estimators.Phases(ALL["unroll"], WHOLE, until=2),
+}
+
 
 def stepped(estimator):
     """A compiled outer step `(meta, state, key) -> (estimate, state)`."""
-    return jax.jit(lambda meta, state, key: estimator.step(meta, state, None, key, jnp.int32(0)))
+    data = jax.tree.map(lambda leaf: leaf[0], estimator.feed(jax.random.key(0), 0, 1))
+    return jax.jit(lambda meta, state, key: estimator.step(meta, state, data, key, jnp.int32(0)))
 
 
 @functools.cache
