@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerStep, Loop
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, optional
 from innerloop.fidelity import EXACT, Derivatives, Fidelity
 from innerloop.gradients.inner import INNER_GRADIENT
 from innerloop.gradients.loops import concatenate, store_all
@@ -42,13 +42,9 @@ class Segments(Loop):
         StructureError: the length is below one.
     """
 
-    length: int | None = None
+    length: int | None = optional(at_least(1, such_as=4))
     keep_inner_gradients: bool = False
     offload: bool = False
-
-    def __check_init__(self):
-        if self.length is not None:
-            check_count("length", self.length, write="Segments(length=4)")
 
     def __call__(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
         """See `Loop`."""
@@ -111,10 +107,7 @@ class Binomial(Loop):
         StructureError: there is less than one slot.
     """
 
-    slots: int
-
-    def __check_init__(self):
-        check_count("slots", self.slots, write="Binomial(slots=10)")
+    slots: int = at_least(1, such_as=10)
 
     def __call__(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
         """See `Loop`."""
