@@ -13,9 +13,9 @@ from quadratic import LEARN, assert_close, quadratic_episodes, quadratic_meta, q
 
 import innerloop as il
 from innerloop.diagnostics._plan import plan
+from innerloop.diagnostics.candidates import chunk_sizes
 from innerloop.diagnostics.compiled import compile_ahead
 from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
-from innerloop.diagnostics.planning.choices import chunk_sizes
 from innerloop.errors import GradientError, StructureError
 from innerloop.trees import tree_bytes
 
@@ -284,7 +284,7 @@ def test_sizes_of_trees():
 
 @pytest.mark.parametrize("allow", [(), "exact", ("exact", "cheap"), ("unbiased",)])
 def test_unknown_fidelities(allow):
-    with pytest.raises(StructureError, match="allow names"):
+    with pytest.raises(StructureError, match="allow must be"):
         plan(*network(), "1GiB", allow=allow)
 
 

@@ -2,6 +2,8 @@
 
 from itertools import chain
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
@@ -78,7 +80,8 @@ def check(
     """
     used = gradient or exact_gradient(adaptation)
     check_given(problem, adaptation, used, meta, episodes, key)
-    subject = Subject(problem, adaptation, meta, episodes, key, gradient)
+    meta = jax.tree.map(jnp.asarray, meta)
+    subject = Subject(problem, adaptation, meta, episodes, key, used)
     found, left_out = {}, []
     for stage in TRACED + RUN * run:
         for look in stage:

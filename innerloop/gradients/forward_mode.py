@@ -1,11 +1,11 @@
 """The meta-gradient by forward mode: tangents carried along with the inner loop."""
 
 import abc
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
@@ -44,22 +44,14 @@ class Coordinates(Directions):
 
     def gradient(self, slopes: Slopes, leaves: list[Array], key: PRNGKeyArray) -> list[Array]:
         """See `Directions`."""
-        sizes = [math.prod(leaf.shape) for leaf in leaves]
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        ends = np.cumsum([leaf.size for leaf in leaves])
 
-        def direction(i):
-            return [
-                (jnp.arange(end - size, end, dtype=jnp.int32) == i)
-                .astype(leaf.dtype)
-                .reshape(leaf.shape)
-                for leaf, size, end in zip(leaves, sizes, ends, strict=True)
-            ]
+        def shaped(flat: Array) -> list[Array]:
+            parts = zip(jnp.split(flat, ends[:-1]), leaves, strict=True)
+            return [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in parts]
 
-        flat = slopes(direction, ends[-1])
-        return [
-            flat[end - size : end].reshape(leaf.shape).astype(leaf.dtype)
-            for leaf, size, end in zip(leaves, sizes, ends, strict=True)
-        ]
+        count = int(ends[-1])
+        return shaped(slopes(lambda i: shaped(jnp.arange(count, dtype=jnp.int32) == i), count))
 
 
 class Basis(Directions):
