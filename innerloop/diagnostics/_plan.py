@@ -133,7 +133,16 @@ def plan(
     budget = parse_bytes(memory)
     tasks = task_count(episodes)
     check_meta(meta)
-    _check_floor(budget, tree_bytes(meta), tree_bytes(episodes))
+    floor = 2 * tree_bytes(meta) + tree_bytes(episodes)
+    if budget < floor:
+        raise StructureError(
+            "the budget does not hold what goes in and what comes out",
+            got=f"memory={format_bytes(budget)}, where meta takes "
+            f"{format_bytes(tree_bytes(meta))}, its gradient as much again, and the episodes "
+            f"{format_bytes(tree_bytes(episodes))}",
+            expected=f"more than {format_bytes(floor)}",
+            write="a larger budget, or a batch of fewer tasks",
+        )
     chunks = chunk_sizes(tasks) if chunk is None else [min(chunk, tasks)]
     arguments = abstract((meta, episodes, jax.random.key(0)))
     search = Search(problem, adaptation, arguments, budget)
@@ -173,7 +182,7 @@ def _option(search: Search, gradient: MetaGradient, kind: Kind, chosen: Attempt)
     if gradient is chosen.gradient:
         verdict = "chosen"
     elif errors:
-        verdict = _reason(errors[0])
+        verdict = getattr(errors[0], "problem", str(errors[0]).partition("\n")[0])
     else:
         verdict = "does not fit" if tried else "not needed"
     return Option(gradient, kind, tried, verdict)
@@ -185,22 +194,6 @@ def _cells(option: Option, tasks: int) -> tuple[str, ...]:
         for chunk, size in sorted(option.tried, reverse=True)
     )
     return gradient_name(option.gradient), option.kind, tried, option.verdict
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "problem", str(error).partition("\n")[0])
-
-
-def _check_floor(budget: int, meta: int, episodes: int) -> None:
-    if budget >= 2 * meta + episodes:
-        return
-    raise StructureError(
-        "the budget does not hold what goes in and what comes out",
-        got=f"memory={format_bytes(budget)}, where meta takes {format_bytes(meta)}, its gradient "
-        f"as much again, and the episodes {format_bytes(episodes)}",
-        expected=f"more than {format_bytes(2 * meta + episodes)}",
-        write="a larger budget, or a batch of fewer tasks",
-    )
 
 
 def _nothing_fits(

@@ -1,6 +1,7 @@
 """What an unrolled inner loop keeps for its backward pass."""
 
 import math
+from functools import partial
 from typing import Any
 
 import equinox.internal as eqxi
@@ -58,17 +59,14 @@ class Segments(Loop):
             state = jax.tree.map(lambda leaf: checkpoint_name(leaf, _INNER_STATE), state)
             return store_all(step, state, count, first)
 
-        def whole_segment(state: PyTree, first: Any):
-            return segment(length, state, first)
-
         # Inside a scan nothing is there to be shared with the recomputation, so the barriers
         # against sharing would only cost; a scan of one turn is inlined, and needs them.
-        kept = jax.checkpoint(whole_segment, prevent_cse=whole == 1, policy=policy)
+        kept = jax.checkpoint(partial(segment, length), prevent_cse=whole == 1, policy=policy)
         state, outputs = jax.lax.scan(kept, state, length * jnp.arange(whole, dtype=jnp.int32))
         outputs = jax.tree.map(lambda leaf: leaf.reshape(whole * length, *leaf.shape[2:]), outputs)
         if rest:
             last = jax.checkpoint(
-                lambda state: segment(rest, state, np.int32(whole * length)), policy=policy
+                partial(segment, rest, first=np.int32(whole * length)), policy=policy
             )
             state, tail = last(state)
             outputs = concatenate(outputs, tail)

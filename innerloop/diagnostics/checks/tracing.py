@@ -12,7 +12,20 @@ from innerloop.errors import GradientError, InnerloopError, StructureError
 from innerloop.programs import Operation, between
 from innerloop.trees import dot
 
-_CALLBACKS = ("pure_callback", "io_callback")
+_ON_HOST = (
+    "JAX cannot look into a function that runs on the host",
+    "the function in jax.numpy, or under jax.custom_jvp with its derivative",
+)
+_MISSING = {
+    "pure_callback": ("pure_callback has no derivative", *_ON_HOST),
+    "io_callback": ("io_callback has no derivative", *_ON_HOST),
+    "while": (
+        "while_loop has no reverse-mode derivative",
+        "how often it goes round is not known beforehand, so nothing can be stored",
+        "jax.lax.scan, or jax.lax.fori_loop with a fixed number of turns",
+    ),
+}
+"""Operations without a derivative: the problem, its cause, and the cure."""
 _CUSTOM = ("custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
@@ -55,7 +68,10 @@ def _in_loss(subject: Subject, name: str, severity: Severity) -> Iterator[Findin
     arguments, value = subject.given[name], subject.loss(name)
     if _traces(jax.grad(value, argnums=(0, 1)), arguments):
         # Reverse mode over reverse mode is what Unroll takes; the inner loss alone needs it.
-        if name == "inner_loss" and not _traces(_reverse_over_reverse(value), arguments):
+        gradient = jax.grad(value)
+        slope = lambda params, along, rest: dot(gradient(params, *rest), along)
+        second = lambda params, *rest: jax.grad(slope)(params, params, rest)
+        if name == "inner_loss" and not _traces(second, arguments):
             yield Finding(
                 severity,
                 "inner_loss has no second derivative",
@@ -65,24 +81,11 @@ def _in_loss(subject: Subject, name: str, severity: Severity) -> Iterator[Findin
             )
         return
     for operation in _on_the_way(subject, name):
-        kind, place = operation.name, f"{name}, {written_at(operation)}"
-        if kind in _CALLBACKS:
-            yield Finding(
-                severity,
-                f"{kind} has no derivative",
-                place,
-                "JAX cannot look into a function that runs on the host",
-                "the function in jax.numpy, or under jax.custom_jvp with its derivative",
-            )
-        if kind == "while":
-            yield Finding(
-                severity,
-                "while_loop has no reverse-mode derivative",
-                place,
-                "how often it goes round is not known beforehand, so nothing can be stored",
-                "jax.lax.scan, or jax.lax.fori_loop with a fixed number of turns"
-                + "; or ForwardMode(), EvolutionStrategies(pairs, sigma)" * (name == "outer_loss"),
-            )
+        if operation.name in _MISSING:
+            problem, cause, cure = _MISSING[operation.name]
+            if operation.name == "while" and name == "outer_loss":
+                cure += "; or ForwardMode(), EvolutionStrategies(pairs, sigma)"
+            yield Finding(severity, problem, f"{name}, {written_at(operation)}", cause, cure)
 
 
 def _on_the_way(subject: Subject, name: str) -> list[Operation]:
@@ -116,11 +119,6 @@ def _without_forward_mode(subject: Subject) -> Iterator[Finding]:
             "take forward mode",
             "jax.custom_jvp in its place, or Unroll()",
         )
-
-
-def _reverse_over_reverse(value: Callable) -> Callable:
-    gradient = jax.grad(value)
-    return lambda params, *rest: jax.grad(lambda p: dot(gradient(p, *rest), params))(params)
 
 
 def _of_the_whole(error: Exception, severity: Severity) -> Finding:

@@ -126,7 +126,7 @@ def _spread(value: float | None, error: float | None, form: str) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def _measure(value: float | None, scale: float) -> str:
+def _measure(value: int | float | None, scale: float) -> str:
     """Three digits, without an exponent."""
     if value is None:
         return "–"
