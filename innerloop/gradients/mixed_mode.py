@@ -144,7 +144,8 @@ def _through_gradient(of_loss: Callable, params, live, value_bar, gradient_bar):
     except TypeError as error:
         if "forward-mode" in str(error):
             raise GradientError(
-                "something in the inner loss has no forward-mode derivative, which mixed mode takes",
+                "something in the inner loss has no forward-mode derivative, which mixed mode "
+                "takes",
                 got="a custom_vjp (or another reverse-only rule) in inner_loss",
                 expected="operations with a forward-mode rule",
                 write="Exact() in place of MixedMode(), or jax.custom_jvp in place of "
