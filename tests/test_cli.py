@@ -280,7 +280,7 @@ def test_compare_tells_and_draws(own_run, tmp_path, capsys):
     small = ["--batch", "2", "--width", "5", "--inner-steps", "1"]
     main(["compare", "sinusoid", *small, "--trained", str(own_run), "--figure", str(figure)])
     output = capsys.readouterr().out
-    assert "FirstOrder()" in output
+    assert "Unroll(HoldConstant())" in output
     assert str(figure) in output.replace("\n", "")
     assert figure.read_bytes().startswith(b"\x89PNG")
 

@@ -101,7 +101,7 @@ def plan(
     account of its memory: `Unroll(MixedMode())` and `Unroll()`, which keep every intermediate
     value; those that keep every state; √K of the states; beyond 16 steps about log₂ K of them;
     `ForwardMode` for up to 32 meta-parameters; `Implicit` where no other exists. As many tasks are
-    run at a time as fit; on a CPU as many as take about 16 MiB beside arguments and results,
+    run at a time as fit; on a CPU as many as take about 4 MiB beside arguments and results,
     because beyond that more tasks at a time are not faster there.
 
     `MixedMode` takes second derivatives to be symmetric. For losses with straight-through

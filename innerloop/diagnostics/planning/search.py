@@ -14,7 +14,7 @@ from innerloop.gradients import MetaGradient
 from innerloop.objective import meta_value_and_grad
 from innerloop.problem import Problem
 
-AT_A_TIME = 2**24
+AT_A_TIME = 2**22
 """Bytes of temporary memory up to which more tasks at a time are faster on a CPU.
 
 Beyond that, fresh memory is set up page by page in every call. An accelerator keeps its memory.
