@@ -55,7 +55,7 @@ def by_library():
         estimate, carry = estimator.step(meta, carry, None, key, jnp.int32(0))
         return estimate.loss, estimate.grads, carry
 
-    return value_and_grad, estimator.init
+    return value_and_grad, lambda meta, key: estimator.init(meta, key)
 
 
 class Run(NamedTuple):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import innerloop as il
@@ -72,8 +73,8 @@ def test_each_part_of_a_sum_is_counted_with_its_own_gradient():
     neither, both = operations(first, first), operations(unroll, unroll)
     of_short, of_long = operations(unroll, first), operations(first, unroll)
     assert neither < of_short < of_long < both
-    # A helper that several parts call is counted with all the results that one of them reads.
-    assert of_short + of_long == pytest.approx(neither + both, rel=1e-3)
+    # What both parts compute of the same values counts once, a few operations of a step.
+    np.testing.assert_allclose(of_short + of_long, neither + both, rtol=1e-3)
 
 
 def test_a_leaf_that_one_part_reaches_is_reached():

@@ -1,17 +1,14 @@
 """Two estimators one after the other."""
 
-import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, instance
-from innerloop.devices.placement import Placement
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskSet
-from innerloop.estimators.weighted_sum import composed, fewest, the_same
-from innerloop.gradients.base import Fidelity
-from innerloop.learner import Learner
+from innerloop.estimators.combination import Combination, joined
 
 
 class FirstState(NamedTuple):
@@ -26,7 +23,7 @@ class ThenState(NamedTuple):
     state: PyTree
 
 
-class Phases(Estimator):
+class Phases(Combination):
     """One estimator in the outer steps below `until`, and another one from then on.
 
     ```python
@@ -57,19 +54,15 @@ class Phases(Estimator):
         return (*before, self.until, *after)
 
     @property
-    def learner(self) -> Learner | None:
-        return the_same([self.first.learner, self.then.learner])
+    def named(self) -> dict[str, Estimator]:
+        return {f"until step {self.until}": self.first, "then": self.then}
+
+    def made_of(self, parts: Sequence[Estimator]) -> "Phases":
+        return Phases(*parts, until=self.until)
 
     @property
     def tasks_per_step(self) -> int:
         return max(self.first.tasks_per_step, self.then.tasks_per_step)
-
-    @property
-    def tasks_at_once(self) -> int | None:
-        return fewest((self.first, self.then))
-
-    def fidelity(self) -> Fidelity:
-        return composed({f"until step {self.until}": self.first, "then": self.then})
 
     def init(self, meta: PyTree, key: PRNGKeyArray, outer_step: int = 0) -> PyTree:
         if outer_step < self.until:
@@ -83,20 +76,12 @@ class Phases(Estimator):
         own = key if kind is FirstState else self._then_key(key)
         return kind(part.enter(state.state, meta, own, outer_step))
 
-    def on(self, placement: Placement) -> "Phases":
-        first, then = self.first.on(placement), self.then.on(placement)
-        return dataclasses.replace(self, first=first, then=then)
-
     def per_task(self, state: PyTree) -> PyTree:
         part, kind = self._of(state)
         return kind(part.per_task(state.state))
 
     def feed(self, key: PRNGKeyArray, first_step: int, n: int) -> Any:
         return self._at(first_step).feed(key, first_step, n)
-
-    def close(self) -> None:
-        self.first.close()
-        self.then.close()
 
     def step(self, meta, state, data, key, outer_step) -> tuple[Estimate, PyTree]:
         part, kind = self._of(state)
@@ -113,8 +98,7 @@ class Phases(Estimator):
 
     def checked_parts(self, key: PRNGKeyArray) -> dict[str, CheckedPart]:
         return self.first.checked_parts(key) | {
-            f"then/{name}" if name else "then": part
-            for name, part in self.then.checked_parts(key).items()
+            joined("then", name): part for name, part in self.then.checked_parts(key).items()
         }
 
     def _at(self, outer_step: int) -> Estimator:

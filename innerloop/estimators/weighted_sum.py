@@ -1,7 +1,7 @@
 """The weighted sum of estimators: a mixture of kinds of tasks, or of ways to learn them."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,15 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.checks import describe
-from innerloop.devices.placement import Placement
 from innerloop.errors import StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskSet
+from innerloop.estimators.combination import Combination, joined
 from innerloop.estimators.metrics import is_sound
-from innerloop.gradients.base import Fidelity
-from innerloop.learner import Learner
 
 
-class WeightedSum(Estimator):
+class WeightedSum(Combination):
     r"""Several estimators under one meta: $\sum_i w_i\, g_i$, of weights with sum 1.
 
     ```python
@@ -66,19 +64,16 @@ class WeightedSum(Estimator):
         return tuple(sorted({end for part in self.parts for end in part.boundaries}))
 
     @property
-    def learner(self) -> Learner | None:
-        return the_same([part.learner for part in self.parts])
+    def named(self) -> dict[str, Estimator]:
+        return dict(zip(self.names, self.parts, strict=True))
+
+    def made_of(self, parts: Sequence[Estimator]) -> "WeightedSum":
+        pairs = zip(parts, self.weights, strict=True)
+        return WeightedSum(**dict(zip(self.names, pairs, strict=True)))
 
     @property
     def tasks_per_step(self) -> int:
         return sum(part.tasks_per_step for part in self.parts)
-
-    @property
-    def tasks_at_once(self) -> int | None:
-        return fewest(self.parts)
-
-    def fidelity(self) -> Fidelity:
-        return composed(dict(zip(self.names, self.parts, strict=True)))
 
     def init(self, meta: PyTree, key: PRNGKeyArray, outer_step: int = 0) -> PyTree:
         return tuple(part.init(meta, own, outer_step) for part, own in self._keyed(key))
@@ -87,18 +82,11 @@ class WeightedSum(Estimator):
         parts = zip(self._keyed(key), state, strict=True)
         return tuple(part.enter(held, meta, own, outer_step) for (part, own), held in parts)
 
-    def on(self, placement: Placement) -> "WeightedSum":
-        return self._with([part.on(placement) for part in self.parts])
-
     def per_task(self, state: PyTree) -> PyTree:
         return tuple(part.per_task(held) for part, held in zip(self.parts, state, strict=True))
 
     def feed(self, key: PRNGKeyArray, first_step: int, n: int) -> Any:
         return tuple(part.feed(own, first_step, n) for part, own in self._keyed(key))
-
-    def close(self) -> None:
-        for part in self.parts:
-            part.close()
 
     def step(self, meta, state, data, key, outer_step) -> tuple[Estimate, PyTree]:
         given = zip(self._keyed(key), state, data, strict=True)
@@ -135,29 +123,26 @@ class WeightedSum(Estimator):
             lambda *leaves: _weighted(weights, *leaves), *(each.grads for each in results)
         )
         named = zip(self.names, results, strict=True)
-        faults = {_joined(name, inner): f for name, r in named for inner, f in r.faults.items()}
+        faults = {joined(name, inner): f for name, r in named for inner, f in r.faults.items()}
         return Apart(grads, tuple(each.state for each in results), faults)
 
     def tasks_of_step(self, key: PRNGKeyArray, outer_step: int) -> dict[str, TaskSet]:
         found: dict[str, TaskSet] = {}
         for name, (part, own) in zip(self.names, self._keyed(key), strict=True):
             tasks = part.tasks_of_step(own, outer_step)
-            found |= _flat(name, tasks)
+            inner = {"": tasks} if isinstance(tasks, TaskSet) else tasks
+            found |= {joined(name, part_name): each for part_name, each in inner.items()}
         return found
 
     def checked_parts(self, key: PRNGKeyArray) -> dict[str, CheckedPart]:
         return {
-            _joined(name, inner): checked
+            joined(name, inner): checked
             for name, (part, own) in zip(self.names, self._keyed(key), strict=True)
             for inner, checked in part.checked_parts(own).items()
         }
 
     def _keyed(self, key: PRNGKeyArray) -> list[tuple[Estimator, PRNGKeyArray]]:
         return list(zip(self.parts, jax.random.split(key, len(self.parts)), strict=True))
-
-    def _with(self, parts: list[Estimator]) -> "WeightedSum":
-        weights = zip(parts, self.weights, strict=True)
-        return WeightedSum(**dict(zip(self.names, weights, strict=True)))
 
 
 def _is_pair(part: Any) -> bool:
@@ -169,35 +154,3 @@ def _is_pair(part: Any) -> bool:
 
 def _weighted(weights: Array, *leaves: Array) -> Any:
     return sum(w.astype(leaf.dtype) * leaf for w, leaf in zip(weights, leaves, strict=True))
-
-
-def _joined(name: str, inner: str) -> str:
-    return f"{name}/{inner}" if inner else name
-
-
-def _flat(name: str, tasks: TaskSet | Mapping[str, TaskSet]) -> dict[str, TaskSet]:
-    if isinstance(tasks, TaskSet):
-        return {name: tasks}
-    return {_joined(name, inner): each for inner, each in tasks.items()}
-
-
-def the_same(learners: list[Learner | None]) -> Learner | None:
-    """The learner that all of them are, if they are."""
-    first = learners[0]
-    same = first is not None and all(bool(eqx.tree_equal(first, each)) for each in learners)
-    return first if same else None
-
-
-def fewest(parts: Iterable[Estimator]) -> int | None:
-    """The least of the parts' limits on tasks that are computed at a time."""
-    limits = [part.tasks_at_once for part in parts]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def composed(parts: Mapping[str, Estimator]) -> Fidelity:
-    """The fidelity of several estimators: the least of theirs, and each sentence with its name."""
-    each = {name: part.fidelity() for name, part in parts.items()}
-    order = ("undefined", "biased", "unbiased", "exact")
-    least = min(each.values(), key=lambda fidelity: order.index(fidelity.kind))
-    said = " ".join(f"{name}: {fidelity.sentence}" for name, fidelity in each.items())
-    return least._replace(sentence=said)

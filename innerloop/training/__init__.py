@@ -1,4 +1,4 @@
-"""How meta-parameters are updated over many tasks: the outer loop, evaluation, run folders."""
+"""Training: how meta-parameters are updated over many tasks, and evaluated."""
 
 from innerloop.devices.sharding import Sharding, largest_axis, replicated
 from innerloop.storage.checkpoint import Checkpoints

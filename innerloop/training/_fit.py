@@ -147,8 +147,8 @@ def fit(
         key: A random key, from which everything random in the run follows.
         validation: How the best meta-parameters are chosen; several by name decide together.
         memory: A budget of a device, such as `"2GiB"`. For `WholeTasks` without a chunk, `plan`
-            chooses how many tasks are computed at a time, and in place of an exact gradient the
-            cheapest exact one that fits. What the trainer itself holds is in the budget.
+            chooses how many tasks are computed at a time, and replaces an exact meta-gradient by
+            an exact one that fits. What the trainer itself holds is in the budget.
         averaging: The decay of an exponential moving average of the meta-parameters, which is then
             what is validated and returned; 0 for none.
         per_call: Outer steps per call to the device.

@@ -34,7 +34,7 @@ SECTIONS = (
     Section("Distribution", spread),
     Section("Examples", examples),
     Section("Meta-gradient", gradient),
-    Section("RunCost", cost),
+    Section("Cost", cost),
     Section("Configuration", configuration),
     Section("Environment", environment),
 )
