@@ -105,11 +105,10 @@ class _Walk:
 
 
 def _branches(form: Inside, marks: list[bool], walk: _Marking, onward: bool) -> list[bool]:
-    if onward:
-        by_branch = [walk(branch.jaxpr, marks[1:]) for branch in form.programs]
-        return [marks[0] or any(column) for column in zip(*by_branch, strict=True)]
-    by_branch = [walk(branch.jaxpr, marks) for branch in form.programs]
-    return [True, *(any(column) for column in zip(*by_branch, strict=True))]
+    within = marks[1:] if onward else marks
+    by_branch = [walk(branch.jaxpr, within) for branch in form.programs]
+    either = [any(column) for column in zip(*by_branch, strict=True)]
+    return [marks[0] or mark for mark in either] if onward else [True, *either]
 
 
 def _loop(form: Inside, marks: list[bool], walk: _Marking, onward: bool) -> list[bool]:
