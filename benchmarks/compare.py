@@ -21,7 +21,7 @@ from overhead import machine
 
 import innerloop as il
 from innerloop.diagnostics._compare import compare
-from innerloop.diagnostics.comparison.candidates import candidates
+from innerloop.diagnostics.candidates import one_of_every_kind
 from innerloop.diagnostics.comparison.result import Comparison
 from innerloop.lab.experiments.digits import Digits
 from innerloop.lab.experiments.sinusoid import Sinusoid
@@ -129,7 +129,7 @@ def measure(setting: Setting) -> tuple[Comparison, dict]:
     start = init_meta(jax.random.key(0))
     biased = [
         gradient
-        for gradient in candidates(adaptation, start)
+        for gradient in one_of_every_kind(adaptation, start)
         if gradient.fidelity(adaptation).kind == "biased"
     ]
     at_start = compare(problem, adaptation, start, *rest, biased, seconds=0)

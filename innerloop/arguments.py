@@ -94,7 +94,7 @@ def require(declared: Any, name: str, value: Any, call: str) -> None:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-OPTIONS = {"default", "static", "kw_only", "init", "metadata"}
+OPTIONS = {"default", "static", "kw_only", "init", "metadata", "converter"}
 
 
 def kind(requirement: F) -> F:

@@ -1,8 +1,6 @@
 """Checks that every part makes of what it is given."""
 
 import importlib
-import inspect
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,38 +28,6 @@ def is_floating(leaf: Any) -> bool:
     return isinstance(leaf, float) or (dtype is not None and jnp.issubdtype(dtype, jnp.floating))
 
 
-def check_count(name: str, value: Any, least: int = 1, *, write: str) -> int:
-    """`value` as an int. Raises `StructureError` unless it is a whole number of at least `least`.
-
-    A traced value is none: counts decide shapes, and are known while tracing.
-    """
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if whole and value >= least:
-        return int(value)
-    raise StructureError(
-        f"{name} must be a whole number of at least {least}",
-        got=f"{name}={value!r}",
-        expected=f"an int >= {least}, known while tracing",
-        write=write,
-    )
-
-
-def check_positive(name: str, value: Any, what: str, *, write: str) -> None:
-    """Raise `StructureError` unless `value` is a Python number above 0, and finite.
-
-    `what` says what it is for.
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and 0 < value < math.inf:
-        return
-    raise StructureError(
-        what,
-        got=f"{name}={value!r}",
-        expected="a finite number above 0",
-        write=write,
-    )
-
-
 def check_numbers(name: str, tree: PyTree, *, write: str) -> None:
     """Raise `StructureError` where a leaf is text, or an array of text or of Python objects."""
     for leaf in jax.tree.leaves(tree):
@@ -73,48 +39,6 @@ def check_numbers(name: str, tree: PyTree, *, write: str) -> None:
                 expected="arrays of numbers",
                 write=write,
             )
-
-
-def check_signature(name: str, function: Any, arguments: tuple[str, ...]) -> None:
-    """Raise `StructureError` unless `function` is None or takes exactly these arguments."""
-    if function is None:
-        return
-    signature = f"{name}({', '.join(arguments)})"
-    if not callable(function):
-        raise StructureError(
-            f"{name} is not a function",
-            got=type(function).__name__,
-            expected=signature,
-            write=f"{name}=lambda {', '.join(arguments)}: ...",
-        )
-    try:
-        given = inspect.signature(function)
-    except (TypeError, ValueError):  # builtins and compiled callables may have no signature
-        return
-    try:
-        given.bind(*arguments)
-    except TypeError as error:
-        raise StructureError(
-            f"{name} has the wrong arguments",
-            got=f"{name}{given}",
-            expected=signature,
-            write=f"{name}=lambda {', '.join(arguments)}: ...",
-        ) from error
-
-
-def check_key(key: Any) -> None:
-    """Raise `StructureError` unless `key` is one random key, of the new kind or the old."""
-    dtype, axes = getattr(key, "dtype", None), len(getattr(key, "shape", ()))
-    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and axes == 0:
-        return
-    if dtype == jnp.uint32 and axes == 1:
-        return
-    raise StructureError(
-        "a random key is needed",
-        got=f"key={key!r}" if dtype is None else f"key={describe(key)}",
-        expected="one key, as jax.random.key makes",
-        write="jax.random.key(0)",
-    )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
-from innerloop.arguments import at_least, checked, optional, random_key
+from innerloop.arguments import at_least, checked, instance, optional, random_key
 from innerloop.checks import describe, is_floating
 from innerloop.errors import GradientError, InnerloopError, StructureError
 from innerloop.fidelity import Fidelity
@@ -19,11 +19,7 @@ from innerloop.gradients.base import TaskObjective
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.names import gradient_name
-from innerloop.gradients.reach import (
-    detached,
-    require_reach,
-    watch_reach,
-)
+from innerloop.gradients.reach import detached, require_reach, watch_reach
 from innerloop.gradients.surrogate import once_differentiable
 from innerloop.problem import Episode, Problem, task_keys
 from innerloop.tangents import refuse_derivative
@@ -75,6 +71,13 @@ def adapt(
     )
 
 
+@checked(
+    problem=instance(Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"),
+    adaptation=instance(
+        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.01), 5)"
+    ),
+    gradient=optional(instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")),
+)
 def meta_objective(
     problem: Problem, adaptation: Adaptation, gradient: MetaGradient | None = None
 ) -> TaskObjective:
@@ -96,7 +99,6 @@ def meta_objective(
             reaches the loss.
     """
     gradient = Unroll() if gradient is None else gradient
-    _check_parts(problem, adaptation, gradient)
     derivatives = _require_gradient(problem, adaptation, gradient).derivatives
     task_objective = gradient.objective(problem, adaptation)
 
@@ -230,20 +232,18 @@ def _weighted_sum(objective: Callable, unreached: list[str], meta, episodes, key
         (value, aux), grads = jax.value_and_grad(total, has_aux=True)(meta)
     except ValueError as error:
         if "lax.while_loop" in str(error) and not isinstance(error, InnerloopError):
-            raise _no_reverse_mode() from error
+            raise GradientError(
+                "something in the inner loop loops on a condition, so it has no reverse-mode "
+                "derivative",
+                got="a lax.while_loop on the way from meta to the loss, as in optax's line "
+                "searches",
+                expected="an optimizer and losses with a fixed number of operations",
+                write="GradientDescent(optax.sgd(0.01), steps=5) in place of a line search, "
+                "lax.scan in place of lax.while_loop",
+            ) from error
         raise
     unreached[:] = names()
     return value, aux, grads
-
-
-def _no_reverse_mode() -> GradientError:
-    return GradientError(
-        "something in the inner loop loops on a condition, so it has no reverse-mode derivative",
-        got="a lax.while_loop on the way from meta to the loss, as in optax's line searches",
-        expected="an optimizer and losses with a fixed number of operations",
-        write="GradientDescent(optax.sgd(0.01), steps=5) in place of a line search, lax.scan in "
-        "place of lax.while_loop",
-    )
 
 
 def _chunked_sum(objective: Callable, unreached: list[str], meta, batch, tasks: int, chunk: int):
@@ -281,19 +281,6 @@ def check_meta(meta: PyTree) -> None:
             write="meta with floats (2.0, not 2), the rest closed over by the problem; of a "
             "module, equinox.partition(module, equinox.is_inexact_array)",
         )
-
-
-def _check_parts(problem: Any, adaptation: Any, gradient: Any) -> None:
-    parts = {Problem: problem, Adaptation: adaptation, MetaGradient: gradient}
-    for kind, part in parts.items():
-        if not isinstance(part, kind):
-            raise StructureError(
-                f"the parts of a meta-objective come as (problem, adaptation, gradient), and "
-                f"{describe(part)} is no {kind.__name__}",
-                got=", ".join(type(part).__name__ for part in parts.values()),
-                expected="Problem, Adaptation, MetaGradient",
-                write="meta_value_and_grad(problem, GradientDescent(optax.sgd(0.01), 5), Unroll())",
-            )
 
 
 def _check_episode(episode: Episode) -> None:

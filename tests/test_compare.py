@@ -15,7 +15,7 @@ from quadratic import LEARN, quadratic_episodes, quadratic_meta, quadratic_probl
 
 import innerloop as il
 from innerloop.diagnostics._compare import compare
-from innerloop.diagnostics.comparison.candidates import candidates
+from innerloop.diagnostics.candidates import one_of_every_kind
 from innerloop.diagnostics.comparison.result import Comparison, ComparisonRow
 from innerloop.errors import GradientError, StructureError
 from innerloop.gradients import gradient_name
@@ -316,7 +316,7 @@ def test_candidates():
 
     def names(steps, size):
         learn = il.GradientDescent(optax.sgd(0.1), steps)
-        return [gradient_name(gradient) for gradient in candidates(learn, jnp.zeros(size))]
+        return [gradient_name(gradient) for gradient in one_of_every_kind(learn, jnp.zeros(size))]
 
     assert "ForwardMode()" in names(5, 10) and "ForwardMode()" not in names(5, 1000)
     assert "Unroll(loop=Binomial(5))" in names(32, 1) and "Unroll(loop=Last(16))" in names(32, 1)

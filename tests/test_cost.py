@@ -82,17 +82,6 @@ def test_a_scan_counts_its_body_times_its_length():
     assert not cost(nested, SQUARE).lower_bound
 
 
-@pytest.mark.parametrize("turns", [0, 5])
-def test_a_while_loop_with_literal_bounds_counts_its_turns(turns):
-    def loop(x):
-        return jax.lax.while_loop(lambda c: c[0] < turns, lambda c: (c[0] + 1, c[1] @ c[1]), (0, x))
-
-    assert (flops(loop, SQUARE), cost(loop, SQUARE).lower_bound) == (
-        turns * (PRODUCT + 2),
-        False,
-    )  # with the counter's own work
-
-
 def test_a_fori_loop_counts_its_turns():
     def loop(x):
         return jax.lax.fori_loop(2, 9, lambda i, x: x @ x, x)

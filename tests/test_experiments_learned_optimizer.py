@@ -170,7 +170,7 @@ REFUSED = {
     "decay": (command(weight_decay=-0.1), "weight_decay is out of range"),
     "clip": (command(loss_clip=2.0, estimator="unroll"), "clipped by the estimators that go by"),
     "norm": (command(clip_norm=-1.0), "clip_norm is out of range"),
-    "task norm": (command(task_norm=0, estimator="unroll"), "shortened to a positive norm"),
+    "task norm": (command(task_norm=0, estimator="unroll"), "norm must be a finite number above 0"),
 }
 
 

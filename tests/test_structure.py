@@ -352,8 +352,12 @@ def test_parts_in_the_wrong_order_are_named():
     loss = lambda params, meta, batch, key: jnp.sum(params**2)
     problem = il.Problem(lambda meta, support, key: meta, loss, loss)
     learn = il.GradientDescent(optax.sgd(0.1), 1)
-    for parts in ((learn, problem), (problem, learn, il.Unroll)):
-        with pytest.raises(il.StructureError, match=r"come as \(problem, adaptation, gradient\)"):
+    wrong = {
+        "problem must be a Problem": (learn, problem),
+        "gradient must": (problem, learn, il.Unroll),
+    }
+    for message, parts in wrong.items():
+        with pytest.raises(il.StructureError, match=message):
             il.meta_objective(*parts)
 
 

@@ -2,15 +2,16 @@
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
-import equinox as eqx
 import optax
 from jaxtyping import PyTree
 
+from innerloop.arguments import CheckedModule
 from innerloop.objective import SumOverTasks
 
 
-class Placement(eqx.Module):
+class Placement(CheckedModule):
     """Where the trainer's arrays are, and how a sum over tasks is run there."""
 
     @property
@@ -67,41 +68,20 @@ class Placement(eqx.Module):
         """The training state where its parts belong, without the estimator's state."""
 
 
+_as_it_is: Any = lambda self, given, *_: given
+
+
 class OneDevice(Placement):
-    """JAX's default device."""
+    """JAX's default device: everything stays as it is and where it is."""
 
     @property
     def devices(self) -> int:
         return 1
 
-    def spread(self, sums: SumOverTasks) -> SumOverTasks:
-        return sums
-
-    def each(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        return function
-
-    def by_task(self, tree: PyTree) -> PyTree:
-        return tree
-
-    def whole(self, tree: PyTree) -> PyTree:
-        return tree
-
-    def as_state(self, meta: PyTree) -> PyTree:
-        return meta
+    spread = each = by_task = whole = as_state = gathered = _as_it_is
+    place = place_by_task = place_state = _as_it_is
 
     def as_optimizer_state(
         self, optimizer: optax.GradientTransformation, state: PyTree, meta: PyTree
     ) -> PyTree:
-        return state
-
-    def gathered(self, meta: PyTree) -> PyTree:
-        return meta
-
-    def place(self, tree: PyTree) -> PyTree:
-        return tree
-
-    def place_by_task(self, tree: PyTree, per_task: PyTree) -> PyTree:
-        return tree
-
-    def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
         return state

@@ -1,6 +1,6 @@
 """Tasks over the devices of a mesh, on one machine or many. No other file chooses devices."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +11,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from innerloop.checks import check_count, describe
+from innerloop.arguments import at_least, checked, either, instance, one_of, or_none
+from innerloop.checks import describe
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.objective import SumOverTasks
@@ -43,6 +44,9 @@ _WORTH_SPREADING = 1024
 """Elements of a leaf. Below, a message costs more than the memory it saves."""
 
 
+_MESH, _ALL = "a jax.sharding.Mesh", "jax.make_mesh((jax.device_count(),), ('tasks',))"
+
+
 class Sharding(Placement):
     r"""The task axis over all devices of a mesh, by JAX's own SPMD.
 
@@ -61,7 +65,13 @@ class Sharding(Placement):
     `meta_value_and_grad(..., spread=Sharding(mesh).spread)` does the same in a loop of your own.
     """
 
-    mesh: Mesh = eqx.field(static=True, converter=lambda mesh: _with_automatic_axes(mesh))
+    mesh: Mesh = instance(
+        Mesh,
+        what=_MESH,
+        such_as=_ALL,
+        static=True,
+        converter=lambda mesh: _with_automatic_axes(mesh),
+    )
     meta: MetaRule = eqx.field(static=True, default=replicated)
 
     @property
@@ -88,9 +98,7 @@ class Sharding(Placement):
 
             parts = jax.tree.unflatten(structure, [self._part(axis) for axis in axes])
             outs = (PartitionSpec(), self._tasks, parts)
-            return self._on_each(one_device, (PartitionSpec(), *[self._tasks] * len(batch)), outs)(
-                meta, *batch
-            )
+            return self._on_each(one_device, outs, meta, *batch)
 
         return run
 
@@ -98,8 +106,7 @@ class Sharding(Placement):
         def run(meta: PyTree, *batch: Any):
             tasks = jax.tree.leaves(batch)[0].shape[0]
             padded = jax.tree.map(lambda leaf: leaf[self._rows(tasks)], batch)
-            ins = (PartitionSpec(), *[self._tasks] * len(batch))
-            results = self._on_each(function, ins, self._tasks)(meta, *padded)
+            results = self._on_each(function, self._tasks, meta, *padded)
             return self.whole(jax.tree.map(lambda leaf: leaf[:tasks], results))
 
         return run
@@ -111,9 +118,8 @@ class Sharding(Placement):
         return jax.lax.with_sharding_constraint(tree, self._named(PartitionSpec()))
 
     def as_state(self, meta: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda leaf: jax.lax.with_sharding_constraint(leaf, self._sharding(leaf)), meta
-        )
+        constrained = jax.lax.with_sharding_constraint
+        return jax.tree.map(lambda leaf: constrained(leaf, self._sharding(leaf)), meta)
 
     def as_optimizer_state(
         self, optimizer: optax.GradientTransformation, state: PyTree, meta: PyTree
@@ -127,10 +133,9 @@ class Sharding(Placement):
         return jax.jit(lambda meta: meta, out_shardings=self._named(PartitionSpec()))(meta)
 
     def place(self, tree: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda leaf: _put(leaf, self._named(PartitionSpec())) if eqx.is_array(leaf) else leaf,
-            tree,
-        )
+        whole = self._named(PartitionSpec())
+        put = lambda leaf: _put(leaf, whole) if eqx.is_array(leaf) else leaf
+        return jax.tree.map(put, tree)
 
     def place_by_task(self, tree: PyTree, per_task: PyTree) -> PyTree:
         flags = jax.tree.broadcast(per_task, tree)
@@ -140,15 +145,11 @@ class Sharding(Placement):
     def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
         inner = self._of_leaves(optimizer, state.optimizer, state.meta, _put, self.place)
         placed = self.place(state._replace(meta=None, average=None, optimizer=None))
-        meta, average = (
-            jax.tree.map(lambda leaf: _put(leaf, self._sharding(leaf)), tree)
-            for tree in (state.meta, state.average)
-        )
-        return placed._replace(meta=meta, average=average, optimizer=inner)
+        parts = {"meta": state.meta, "average": state.average}
+        parts = jax.tree.map(lambda leaf: _put(leaf, self._sharding(leaf)), parts)
+        return placed._replace(**parts, optimizer=inner)
 
-    def _of_leaves(
-        self, optimizer: Any, state: PyTree, meta: PyTree, put: Callable, rest: Callable
-    ):
+    def _of_leaves(self, optimizer: Any, state: Any, meta: Any, put: Callable, rest: Callable):
         """What is kept of a leaf goes where the leaf is, if of its shape; the rest everywhere."""
 
         def one(kept: Any, leaf: Any) -> Any:
@@ -157,11 +158,11 @@ class Sharding(Placement):
 
         return optax.tree.map_params(optimizer, one, state, meta, transform_non_params=rest)
 
-    def _on_each(self, function: Callable, ins: Any, outs: Any) -> Callable:
+    def _on_each(self, function: Callable, outs: Any, meta: PyTree, *batch: Any) -> PyTree:
+        ins = (PartitionSpec(), *[self._tasks] * len(batch))
         # The checks of what varies over devices do not know the library's own derivative rules.
-        return jax.shard_map(
-            function, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False
-        )
+        run = jax.shard_map(function, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False)
+        return run(meta, *batch)
 
     def _require_even(self, tasks: int) -> None:
         if tasks % self.devices:
@@ -210,6 +211,12 @@ def round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
+@checked(
+    "fit",
+    devices=or_none(
+        either(at_least(1), one_of("all"), instance(Mesh, Placement, what=_MESH, such_as=_ALL))
+    ),
+)
 def placement(devices: Any) -> Placement:
     """What `fit(devices=...)` stands for: None, `"all"`, a count, a mesh, or a `Placement`.
 
@@ -238,10 +245,7 @@ def _placement(devices: Any) -> Placement:
         return Sharding(devices)
     found = jax.devices()
     if devices == "all":
-        return Sharding(_line_of(found))
-    if isinstance(devices, str | bool):
-        raise _no_mesh(devices)
-    check_count("devices", devices, write="fit(..., devices='all')")
+        return Sharding(Mesh(np.asarray(found), ("tasks",)))
     if devices > len(found):
         raise StructureError(
             "there are not so many devices",
@@ -250,32 +254,12 @@ def _placement(devices: Any) -> Placement:
             write=f"devices={len(found)}, or XLA_FLAGS=--xla_force_host_platform_device_count="
             f"{devices} for as many on the host's processor",
         )
-    return Sharding(_line_of(found[:devices]))
-
-
-def _line_of(devices: Sequence[Any]) -> Mesh:
-    return Mesh(np.asarray(devices), ("tasks",))
+    return Sharding(Mesh(np.asarray(found[:devices]), ("tasks",)))
 
 
 def _with_automatic_axes(mesh: Any) -> Mesh:
     """Axes over which JAX itself propagates shardings; `jax.make_mesh` makes explicit ones."""
-    if not isinstance(mesh, Mesh):
-        raise StructureError(
-            "tasks go over the devices of a mesh",
-            got=f"Sharding({describe(mesh)})",
-            expected="a jax.sharding.Mesh",
-            write="Sharding(jax.make_mesh((jax.device_count(),), ('tasks',)))",
-        )
-    return Mesh(mesh.devices, mesh.axis_names)
-
-
-def _no_mesh(given: Any) -> StructureError:
-    return StructureError(
-        "tasks go over the devices of a mesh",
-        got=f"devices={describe(given)}",
-        expected="None, 'all', a number of devices, a jax.sharding.Mesh, or a Sharding",
-        write="fit(..., devices='all')",
-    )
+    return Mesh(mesh.devices, mesh.axis_names) if isinstance(mesh, Mesh) else mesh
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:

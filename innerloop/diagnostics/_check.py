@@ -2,6 +2,8 @@
 
 from itertools import chain
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
@@ -19,7 +21,7 @@ from innerloop.diagnostics.checks.state import captured_state
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.checks.tracing import missing_derivatives, traceable
 from innerloop.diagnostics.checks.values import finite_and_not_zero
-from innerloop.diagnostics.findings import NotChecked, Report, Severity, report
+from innerloop.diagnostics.findings import NotChecked, Report, Severity
 from innerloop.diagnostics.given import check_given, exact_gradient
 from innerloop.gradients import MetaGradient
 from innerloop.problem import Episode, Problem
@@ -78,7 +80,8 @@ def check(
     """
     used = gradient or exact_gradient(adaptation)
     check_given(problem, adaptation, used, meta, episodes, key)
-    subject = Subject(problem, adaptation, meta, episodes, key, gradient)
+    meta = jax.tree.map(jnp.asarray, meta)
+    subject = Subject(problem, adaptation, meta, episodes, key, used)
     found, left_out = {}, []
     for stage in TRACED + RUN * run:
         for look in stage:
@@ -90,4 +93,6 @@ def check(
             break
     if found.get(finite_differences) == []:  # what was stopped has no part in the derivative
         del found[stopped_ways]
-    return report(chain(*found.values()), left_out)
+    order, once = list(Severity), dict.fromkeys(chain(*found.values()))
+    gravest_first = sorted(once, key=lambda finding: order.index(finding.severity))
+    return Report(tuple(gravest_first), tuple(left_out))

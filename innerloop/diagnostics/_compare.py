@@ -1,5 +1,6 @@
 """Which meta-gradient? All of them on your own problem: how far from exact, and at what cost."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,16 +9,10 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import check_count
-from innerloop.diagnostics.comparison.candidates import candidates
-from innerloop.diagnostics.comparison.entries import (
-    Entry,
-    is_stochastic,
-    measure_errors,
-    measure_seconds,
-    reason,
-)
-from innerloop.diagnostics.comparison.result import Comparison
+from innerloop.arguments import at_least, between, checked
+from innerloop.diagnostics.candidates import one_of_every_kind
+from innerloop.diagnostics.comparison.entries import Entry, measure_errors, measure_seconds, reason
+from innerloop.diagnostics.comparison.result import Comparison, ComparisonRow
 from innerloop.diagnostics.given import check_given, exact_gradient
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.gradients import MetaGradient, gradient_name
@@ -26,6 +21,7 @@ from innerloop.problem import Episode, Problem
 from innerloop.trees import number_count
 
 
+@checked(draws=at_least(1, such_as=8), seconds=between(0, math.inf))
 def compare(
     problem: Problem,
     adaptation: Adaptation,
@@ -86,21 +82,20 @@ def compare(
     reference = exact or exact_gradient(adaptation)
     tasks = check_given(problem, adaptation, reference, meta, episodes, key)
     build = lambda gradient: meta_value_and_grad(problem, adaptation, gradient, chunk=chunk)
-    given = candidates(adaptation, meta) if gradients is None else gradients
+    given = one_of_every_kind(adaptation, meta) if gradients is None else gradients
     named, main = _with_reference(_named(given), reference)
-    _check_budget(draws, seconds)
-    _check_draws(named, adaptation, draws)
+    rows = [ComparisonRow(name, gradient) for name, gradient in named.items()]
+    entries = [Entry(row, adaptation) for row in rows]
+    _check_draws(entries, draws)
     keys = jax.random.split(key, draws)
     arguments = (meta, episodes, keys[0])
     _require_sound(build(reference), arguments, main)
 
-    entries = [Entry(name, gradient, adaptation) for name, gradient in named.items()]
     for entry in entries:
         entry.compile(build, arguments)
     measure_errors(entries, main, lambda key: (meta, episodes, key), keys)
     measure_seconds(entries, arguments, seconds)
-    rows = tuple(entry.row for entry in entries)
-    return Comparison(rows, main, tasks, number_count(meta), draws)
+    return Comparison(tuple(entry.row for entry in entries), main, tasks, number_count(meta), draws)
 
 
 def _named(gradients: Any) -> dict[str, MetaGradient]:
@@ -137,20 +132,8 @@ def _with_reference(
     return {name: reference} | named, name
 
 
-def _check_budget(draws: int, seconds: float) -> None:
-    check_count("draws", draws, write="compare(..., draws=8)")
-    if isinstance(seconds, int | float) and 0 <= seconds < float("inf"):
-        return
-    raise StructureError(
-        "the time for timing must be a number of seconds",
-        got=f"seconds={seconds!r}",
-        expected="a finite number of at least 0",
-        write="compare(..., seconds=1.0)",
-    )
-
-
-def _check_draws(named: dict[str, MetaGradient], adaptation: Adaptation, draws: int) -> None:
-    stochastic = [name for name, gradient in named.items() if is_stochastic(gradient, adaptation)]
+def _check_draws(entries: Sequence[Entry], draws: int) -> None:
+    stochastic = [entry.row.name for entry in entries if entry.stochastic]
     if stochastic and draws < 2:
         raise StructureError(
             "a stochastic meta-gradient needs draws to tell its standard error",

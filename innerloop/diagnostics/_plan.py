@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, checked, each, one_of, optional
+from innerloop.diagnostics.candidates import biased_gradients, chunk_sizes, exact_gradients
 from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
-from innerloop.diagnostics.planning.choices import biased_gradients, chunk_sizes, exact_gradients
 from innerloop.diagnostics.planning.search import Attempt, Search
 from innerloop.diagnostics.text import table
 from innerloop.errors import StructureError
@@ -19,7 +20,7 @@ from innerloop.fidelity import Kind
 from innerloop.gradients import MetaGradient, gradient_name
 from innerloop.objective import check_meta, task_count
 from innerloop.problem import Episode, Problem
-from innerloop.trees import tree_bytes
+from innerloop.trees import abstract, tree_bytes
 
 
 class Option(NamedTuple):
@@ -82,6 +83,7 @@ class Plan:
         return f"{self.summary()}\n\n{table(headings, rows, right=len(headings))}"
 
 
+@checked(chunk=optional(at_least(1)), allow=each(one_of("exact", "biased")))
 def plan(
     problem: Problem,
     adaptation: Adaptation,
@@ -130,14 +132,28 @@ def plan(
     begin = time.perf_counter()
     budget = parse_bytes(memory)
     tasks = task_count(episodes)
-    if chunk is not None:
-        check_count("chunk", chunk, write="plan(..., memory='2GiB', chunk=1)")
     check_meta(meta)
-    _check_floor(budget, tree_bytes(meta), tree_bytes(episodes))
+    floor = 2 * tree_bytes(meta) + tree_bytes(episodes)
+    if budget < floor:
+        raise StructureError(
+            "the budget does not hold what goes in and what comes out",
+            got=f"memory={format_bytes(budget)}, where meta takes "
+            f"{format_bytes(tree_bytes(meta))}, its gradient as much again, and the episodes "
+            f"{format_bytes(tree_bytes(episodes))}",
+            expected=f"more than {format_bytes(floor)}",
+            write="a larger budget, or a batch of fewer tasks",
+        )
     chunks = chunk_sizes(tasks) if chunk is None else [min(chunk, tasks)]
-    search = Search(problem, adaptation, meta, episodes, budget)
+    arguments = abstract((meta, episodes, jax.random.key(0)))
+    search = Search(problem, adaptation, arguments, budget)
+    built_in = {
+        "exact": lambda: exact_gradients(problem, adaptation, meta),
+        "biased": lambda: biased_gradients(problem, adaptation),
+    }
+    ways = [built_in[kind] for kind in allow] if gradients is None else [lambda: list(gradients)]
     considered: list[MetaGradient] = []
-    for group in _groups(problem, adaptation, meta, allow, gradients):
+    for way in ways:
+        group = way()
         considered += group
         chosen = search.first_that_fits(group, chunks)
         if chosen is not None:
@@ -160,38 +176,13 @@ def plan(
     )
 
 
-def _groups(
-    problem: Problem,
-    adaptation: Adaptation,
-    meta: PyTree,
-    allow: Sequence[str],
-    gradients: Sequence[MetaGradient] | None,
-) -> list[list[MetaGradient]]:
-    """The candidates, group after group in order of preference."""
-    if gradients is not None:
-        return [list(gradients)]
-    built_in = {
-        "exact": lambda: exact_gradients(problem, adaptation, meta),
-        "biased": lambda: biased_gradients(problem, adaptation),
-    }
-    unknown = [kind for kind in allow if kind not in built_in]
-    if unknown or not allow or isinstance(allow, str):
-        raise StructureError(
-            "allow names the fidelities to choose from",
-            got=f"allow={allow!r}",
-            expected='a tuple of "exact" and "biased"',
-            write='plan(..., allow=("exact", "biased")), or plan(..., gradients=[...])',
-        )
-    return [built_in[kind]() for kind in allow]
-
-
 def _option(search: Search, gradient: MetaGradient, kind: Kind, chosen: Attempt) -> Option:
     tried = tuple((attempt.chunk, attempt.peak) for attempt in search.of(gradient))
     errors = [error for refused, error in search.refused if refused is gradient]
     if gradient is chosen.gradient:
         verdict = "chosen"
     elif errors:
-        verdict = _reason(errors[0])
+        verdict = getattr(errors[0], "problem", str(errors[0]).partition("\n")[0])
     else:
         verdict = "does not fit" if tried else "not needed"
     return Option(gradient, kind, tried, verdict)
@@ -203,22 +194,6 @@ def _cells(option: Option, tasks: int) -> tuple[str, ...]:
         for chunk, size in sorted(option.tried, reverse=True)
     )
     return gradient_name(option.gradient), option.kind, tried, option.verdict
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "problem", str(error).partition("\n")[0])
-
-
-def _check_floor(budget: int, meta: int, episodes: int) -> None:
-    if budget >= 2 * meta + episodes:
-        return
-    raise StructureError(
-        "the budget does not hold what goes in and what comes out",
-        got=f"memory={format_bytes(budget)}, where meta takes {format_bytes(meta)}, its gradient "
-        f"as much again, and the episodes {format_bytes(episodes)}",
-        expected=f"more than {format_bytes(2 * meta + episodes)}",
-        write="a larger budget, or a batch of fewer tasks",
-    )
 
 
 def _nothing_fits(

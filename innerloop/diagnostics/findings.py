@@ -1,7 +1,6 @@
 """Findings of a check: severity, place, cause and cure."""
 
 import enum
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from innerloop.errors import GradientError
@@ -74,9 +73,3 @@ class Report(NamedTuple):
                 expected="a problem on which check finds no errors",
                 write=first.cure,
             )
-
-
-def report(findings: Iterable[Finding], left_out: Iterable[str] = ()) -> Report:
-    """A report of the findings in order of severity, each once."""
-    order, once = list(Severity), dict.fromkeys(findings)
-    return Report(tuple(sorted(once, key=lambda f: order.index(f.severity))), tuple(left_out))

@@ -5,7 +5,7 @@ from typing import Any
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import check_key
+from innerloop.arguments import random_key, require
 from innerloop.gradients import Implicit, MetaGradient, Unroll
 from innerloop.objective import check_meta, meta_objective, task_count
 from innerloop.problem import Episode
@@ -29,5 +29,5 @@ def check_given(
     """The number of tasks. Raises as `meta_value_and_grad` does for parts that do not fit."""
     meta_objective(problem, adaptation, gradient)
     check_meta(meta)
-    check_key(key)
+    require(random_key(), "key", key, "check")
     return task_count(episodes)

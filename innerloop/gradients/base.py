@@ -4,15 +4,17 @@ import abc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, InnerRule, Loop, run
+from innerloop.arguments import CheckedModule
 from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.fidelity import Fidelity
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
 from innerloop.problem import Episode, Problem, loss_function, task_keys
 
 
@@ -33,7 +35,7 @@ class Aux(NamedTuple):
 TaskObjective = Callable[[PyTree, Episode, PRNGKeyArray], tuple[Scalar, Aux]]
 
 
-class MetaGradient(eqx.Module):
+class MetaGradient(CheckedModule):
     """A way to compute the meta-gradient. It names no algorithm and no data set.
 
     It builds, per task, a function whose value is the meta-objective and whose reverse-mode
@@ -72,8 +74,8 @@ def run_task(
     meta: PyTree,
     episode: Episode,
     key: PRNGKeyArray,
-    inner: InnerRule,
-    loop: Loop,
+    inner: InnerRule = Exact(),
+    loop: Loop = StoreAll(),
 ) -> Outcome:
     r"""The meta-objective $\sum_t w_t L_\text{outer}(\theta_t)$ as a plain program.
 

@@ -6,8 +6,7 @@ import jax
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerGradient, InnerRule
-from innerloop.checks import check_positive, describe
-from innerloop.errors import StructureError
+from innerloop.arguments import instance, positive
 from innerloop.fidelity import ESTIMATE, Fidelity, combined
 from innerloop.gradients.inner import Exact
 from innerloop.problem import Loss, Problem
@@ -47,20 +46,11 @@ class Bound(InnerRule):
         StructureError: the norm is not positive and finite, or `of` is no inner gradient.
     """
 
-    norm: float
-    of: InnerRule = Exact()
+    norm: float = positive()
+    of: InnerRule = instance(
+        InnerRule, what="an inner gradient", such_as="MixedMode()", default=Exact()
+    )
     task_by_task: ClassVar[bool] = True
-
-    def __check_init__(self):
-        what = "what goes back through a step is shortened to a positive norm"
-        check_positive("norm", self.norm, what, write="Bound(1.0)")
-        if not isinstance(self.of, InnerRule):
-            raise StructureError(
-                "what is bounded is an inner gradient",
-                got=f"of={describe(self.of)}",
-                expected="an inner gradient such as Exact() or MixedMode()",
-                write="Unroll(Bound(1.0, of=MixedMode()), Segments(1))",
-            )
 
     def at(self, t: Any) -> InnerGradient:
         """See `InnerRule`."""

@@ -1,6 +1,7 @@
 """What an unrolled inner loop keeps for its backward pass."""
 
 import math
+from functools import partial
 from typing import Any
 
 import equinox.internal as eqxi
@@ -11,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerStep, Loop
-from innerloop.checks import check_count
+from innerloop.arguments import at_least, optional
 from innerloop.fidelity import EXACT, Derivatives, Fidelity
 from innerloop.gradients.inner import INNER_GRADIENT
 from innerloop.gradients.loops import concatenate, store_all
@@ -42,13 +43,9 @@ class Segments(Loop):
         StructureError: the length is below one.
     """
 
-    length: int | None = None
+    length: int | None = optional(at_least(1, such_as=4))
     keep_inner_gradients: bool = False
     offload: bool = False
-
-    def __check_init__(self):
-        if self.length is not None:
-            check_count("length", self.length, write="Segments(length=4)")
 
     def __call__(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
         """See `Loop`."""
@@ -62,17 +59,14 @@ class Segments(Loop):
             state = jax.tree.map(lambda leaf: checkpoint_name(leaf, _INNER_STATE), state)
             return store_all(step, state, count, first)
 
-        def whole_segment(state: PyTree, first: Any):
-            return segment(length, state, first)
-
         # Inside a scan nothing is there to be shared with the recomputation, so the barriers
         # against sharing would only cost; a scan of one turn is inlined, and needs them.
-        kept = jax.checkpoint(whole_segment, prevent_cse=whole == 1, policy=policy)
+        kept = jax.checkpoint(partial(segment, length), prevent_cse=whole == 1, policy=policy)
         state, outputs = jax.lax.scan(kept, state, length * jnp.arange(whole, dtype=jnp.int32))
         outputs = jax.tree.map(lambda leaf: leaf.reshape(whole * length, *leaf.shape[2:]), outputs)
         if rest:
             last = jax.checkpoint(
-                lambda state: segment(rest, state, np.int32(whole * length)), policy=policy
+                partial(segment, rest, first=np.int32(whole * length)), policy=policy
             )
             state, tail = last(state)
             outputs = concatenate(outputs, tail)
@@ -111,10 +105,7 @@ class Binomial(Loop):
         StructureError: there is less than one slot.
     """
 
-    slots: int
-
-    def __check_init__(self):
-        check_count("slots", self.slots, write="Binomial(slots=10)")
+    slots: int = at_least(1, such_as=10)
 
     def __call__(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
         """See `Loop`."""

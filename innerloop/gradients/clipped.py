@@ -3,8 +3,7 @@
 from jaxtyping import PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import check_positive, describe
-from innerloop.errors import StructureError
+from innerloop.arguments import instance, positive
 from innerloop.fidelity import ESTIMATE, Fidelity
 from innerloop.gradients.base import MetaGradient, TaskObjective
 from innerloop.gradients.names import gradient_name
@@ -34,19 +33,8 @@ class Clipped(MetaGradient):
     meta.
     """
 
-    gradient: MetaGradient
-    norm: float
-
-    def __check_init__(self):
-        if not isinstance(self.gradient, MetaGradient):
-            raise StructureError(
-                "what is clipped is a meta-gradient",
-                got=f"gradient={describe(self.gradient)}",
-                expected="an estimator such as Unroll()",
-                write="Clipped(Unroll(), norm=1.0)",
-            )
-        what = "a gradient is shortened to a positive norm"
-        check_positive("norm", self.norm, what, write="Clipped(Unroll(), norm=1.0)")
+    gradient: MetaGradient = instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")
+    norm: float = positive()
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
         """Biased, beside what the estimator itself is; undefined where that is."""

@@ -5,16 +5,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import check_count, check_positive
+from innerloop.arguments import at_least, optional, positive
 from innerloop.fidelity import ESTIMATE, Fidelity
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
-from innerloop.gradients.inner import Exact
-from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem, task_keys
-
-WIDTH = "the smoothing needs a width"
-"""What sigma is, in the error that refuses one."""
 
 
 class EvolutionStrategies(MetaGradient):
@@ -39,19 +34,9 @@ class EvolutionStrategies(MetaGradient):
     when differentiated twice or in anything but meta.
     """
 
-    pairs: int
-    sigma: float
-    chunk: int | None = None
-
-    def __check_init__(self):
-        check_count("pairs", self.pairs, write="EvolutionStrategies(pairs=64, sigma=0.01)")
-        if self.chunk is not None:
-            check_count(
-                "chunk", self.chunk, write="EvolutionStrategies(pairs=64, sigma=0.01, chunk=8)"
-            )
-        check_positive(
-            "sigma", self.sigma, WIDTH, write="EvolutionStrategies(pairs=64, sigma=0.01)"
-        )
+    pairs: int = at_least(1, such_as=64)
+    sigma: float = positive(such_as=0.01)
+    chunk: int | None = optional(at_least(1, such_as=8))
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
         """Unbiased for the smoothed objective."""
@@ -69,9 +54,7 @@ class EvolutionStrategies(MetaGradient):
 
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
-            outcome = lambda meta: run_task(
-                problem, adaptation, meta, episode, key, Exact(), StoreAll()
-            )
+            outcome = lambda meta: run_task(problem, adaptation, meta, episode, key)
             draws = task_keys(key).estimator
             gradient = self._estimate(lambda meta: outcome(meta).loss, fixed, draws)
             loss, aux, _ = outcome(fixed)

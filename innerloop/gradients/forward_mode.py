@@ -1,21 +1,19 @@
 """The meta-gradient by forward mode: tangents carried along with the inner loop."""
 
 import abc
-import math
 from collections.abc import Callable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
-from innerloop.checks import check_count, describe
+from innerloop.arguments import CheckedModule, at_least, instance, optional
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.fidelity import ESTIMATE, Fidelity
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
-from innerloop.gradients.inner import Exact
-from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.reach import detached, require_reach
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.gradients.unroll import after_steps
@@ -25,7 +23,7 @@ Slopes = Callable[[Callable[[Array], list[Array]], int], Array]
 """`slopes(direction, n)`: the n derivatives of the meta-objective along `direction(i)`."""
 
 
-class Directions(eqx.Module):
+class Directions(CheckedModule):
     """Along which directions of meta tangents are carried, and how a gradient is made of them."""
 
     @abc.abstractmethod
@@ -46,22 +44,14 @@ class Coordinates(Directions):
 
     def gradient(self, slopes: Slopes, leaves: list[Array], key: PRNGKeyArray) -> list[Array]:
         """See `Directions`."""
-        sizes = [math.prod(leaf.shape) for leaf in leaves]
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        ends = np.cumsum([leaf.size for leaf in leaves])
 
-        def direction(i):
-            return [
-                (jnp.arange(end - size, end, dtype=jnp.int32) == i)
-                .astype(leaf.dtype)
-                .reshape(leaf.shape)
-                for leaf, size, end in zip(leaves, sizes, ends, strict=True)
-            ]
+        def shaped(flat: Array) -> list[Array]:
+            parts = zip(jnp.split(flat, ends[:-1]), leaves, strict=True)
+            return [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in parts]
 
-        flat = slopes(direction, ends[-1])
-        return [
-            flat[end - size : end].reshape(leaf.shape).astype(leaf.dtype)
-            for leaf, size, end in zip(leaves, sizes, ends, strict=True)
-        ]
+        count = int(ends[-1])
+        return shaped(slopes(lambda i: shaped(jnp.arange(count, dtype=jnp.int32) == i), count))
 
 
 class Basis(Directions):
@@ -112,10 +102,7 @@ class RandomDirections(Directions):
     - `count`: n >= 1
     """
 
-    count: int
-
-    def __check_init__(self):
-        check_count("count", self.count, write="RandomDirections(16)")
+    count: int = at_least(1, such_as=16)
 
     def fidelity(self) -> Fidelity:
         """See `Directions`."""
@@ -161,19 +148,13 @@ class ForwardMode(MetaGradient):
     meta-parameter reaches the loss.
     """
 
-    directions: Directions = Coordinates()
-    chunk: int | None = None
-
-    def __check_init__(self):
-        if not isinstance(self.directions, Directions):
-            raise StructureError(
-                "ForwardMode carries tangents along directions",
-                got=f"directions={self.directions!r}",
-                expected="Coordinates(), Basis(vectors) or RandomDirections(count)",
-                write="ForwardMode(RandomDirections(16))",
-            )
-        if self.chunk is not None:
-            check_count("chunk", self.chunk, write="ForwardMode(chunk=8)")
+    directions: Directions = instance(
+        Directions,
+        what="Coordinates(), Basis(vectors) or RandomDirections(count)",
+        such_as="gradients.RandomDirections(16)",
+        default=Coordinates(),
+    )
+    chunk: int | None = optional(at_least(1, such_as=8))
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
         """The fidelity of the directions. There is none after a solver."""
@@ -186,9 +167,7 @@ class ForwardMode(MetaGradient):
             fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
 
             def value(meta):
-                loss, aux, _ = run_task(
-                    problem, adaptation, meta, episode, key, Exact(), StoreAll()
-                )
+                loss, aux, _ = run_task(problem, adaptation, meta, episode, key)
                 return require_reach(loss, meta, detached), aux
 
             def slopes(direction, n):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation, InnerGradient, InnerRule
-from innerloop.checks import check_signature
+from innerloop.arguments import function, optional
 from innerloop.errors import StructureError
 from innerloop.fidelity import ESTIMATE, Fidelity
 from innerloop.gradients.inner import exact_inner_gradient, named
@@ -39,10 +39,9 @@ class HoldConstant(InnerRule):
             booleans.
     """
 
-    where: Callable[[Any, PyTree], PyTree] | None = None
-
-    def __check_init__(self):
-        check_signature("where", self.where, ("t", "params"))
+    where: Callable[[Any, PyTree], PyTree] | None = optional(
+        function("t", "params", gives="whether constant")
+    )
 
     def at(self, t: Any) -> InnerGradient:
         """See `InnerRule`."""

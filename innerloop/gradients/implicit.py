@@ -1,5 +1,6 @@
 """The implicit meta-gradient: differentiate the optimum, not the way to it."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -8,7 +9,7 @@ import lineax as lx
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, Origin, run
-from innerloop.checks import check_signature
+from innerloop.arguments import between, function, instance, optional
 from innerloop.errors import GradientError, StructureError
 from innerloop.fidelity import ESTIMATE, Fidelity, undefined
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective
@@ -51,20 +52,20 @@ class Implicit(MetaGradient):
     condition, which need not be symmetric, and a residual that is not shaped like the parameters.
     """
 
-    solver: lx.AbstractLinearSolver | Neumann | None = None
-    condition: Condition | None = None
-    damping: float = 0.0
+    solver: lx.AbstractLinearSolver | Neumann | None = optional(
+        instance(
+            *(lx.AbstractLinearSolver, Neumann),
+            what="a linear solver of lineax, or Neumann(terms, rate)",
+            such_as="lineax.CG(rtol=1e-6, atol=1e-6)",
+        )
+    )
+    condition: Condition | None = optional(
+        function("params", "meta", "batch", "key", gives="residual")
+    )
+    damping: float = between(0.0, math.inf, default=0.0)
     throw: bool = True
 
     def __check_init__(self):
-        check_signature("condition", self.condition, ("params", "meta", "batch", "key"))
-        if not (self.solver is None or isinstance(self.solver, (lx.AbstractLinearSolver, Neumann))):
-            raise StructureError(
-                "Implicit() needs a linear solver",
-                got=f"solver={self.solver!r}",
-                expected="a lineax solver, or Neumann(terms, rate)",
-                write="Implicit(lineax.CG(rtol=1e-6, atol=1e-6))",
-            )
         if isinstance(self.solver, lx.CG) and self.condition is not None:
             raise StructureError(
                 "CG needs a symmetric positive definite matrix, and a given condition has none",
@@ -72,13 +73,6 @@ class Implicit(MetaGradient):
                 expected="a solver for any matrix",
                 write="Implicit(lineax.GMRES(rtol=1e-6, atol=1e-6), condition=...), or "
                 "lineax.Normal(lineax.CG(...))",
-            )
-        if not isinstance(self.damping, (int, float)) or not 0 <= self.damping < float("inf"):
-            raise StructureError(
-                "damping must be a number of at least 0",
-                got=f"damping={self.damping!r}",
-                expected="a finite float >= 0",
-                write="Implicit(damping=0.1)",
             )
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
@@ -118,13 +112,7 @@ class Implicit(MetaGradient):
             keys = task_keys(key)
             fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
             state, info, _ = run(
-                problem,
-                adaptation,
-                fixed,
-                episode.support,
-                keys.adapt,
-                Exact(),
-                StoreAll(),
+                problem, adaptation, fixed, episode.support, keys.adapt, Exact(), StoreAll()
             )
             params = adaptation.params(state)
             last_step = jax.random.fold_in(keys.adapt, adaptation.steps or 1)

@@ -8,8 +8,8 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerStep, Loop
 from innerloop.adaptation.constant import constant
-from innerloop.checks import check_count, describe, is_floating
-from innerloop.errors import StructureError
+from innerloop.arguments import at_least, instance
+from innerloop.checks import is_floating
 from innerloop.fidelity import ESTIMATE, Fidelity, combined
 from innerloop.gradients.loops import StoreAll, concatenate, store_all
 from innerloop.problem import Problem
@@ -41,19 +41,11 @@ class Last(Loop):
         StructureError: k is negative, or `of` is no loop.
     """
 
-    k: int
+    k: int = at_least(0, such_as=5)
     identity: bool = True
-    of: Loop = StoreAll()
-
-    def __check_init__(self):
-        check_count("k", self.k, 0, write="Last(5)")
-        if not isinstance(self.of, Loop):
-            raise StructureError(
-                "the last steps are kept by a loop",
-                got=f"of={describe(self.of)}",
-                expected="StoreAll(), Segments(length) or Binomial(slots)",
-                write="Last(5, of=Segments(1))",
-            )
+    of: Loop = instance(
+        Loop, what="a loop over inner steps", such_as="Segments(1)", default=StoreAll()
+    )
 
     def __call__(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
         """See `Loop`."""

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree, Scalar
 
-from innerloop.checks import check_count
+from innerloop.arguments import CheckedModule, at_least
 from innerloop.trees import add, norm, scale
 
 
-class Neumann(eqx.Module):
+class Neumann(CheckedModule):
     r"""A linear solve by a fixed number of terms of the Neumann series (Lorraine et al. 2020).
 
     $$v = \alpha \sum_{j=0}^{n-1} (I - \alpha H^\top)^j\, g$$
@@ -26,11 +26,8 @@ class Neumann(eqx.Module):
     - `rate`: α > 0
     """
 
-    terms: int
+    terms: int = at_least(1, such_as=20)
     rate: float = 1.0
-
-    def __check_init__(self):
-        check_count("terms", self.terms, write="Neumann(terms=20, rate=0.1)")
 
 
 class Solution(NamedTuple):

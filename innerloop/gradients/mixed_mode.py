@@ -106,7 +106,8 @@ def _operation(program: _Program) -> Callable:
         # Which leaves are live does not depend on what is perturbed now: a traced loop is
         # differentiated several times, with one structure of residuals. What nobody asks for is
         # computed by nobody: the compiler drops it.
-        params, rest = jax.tree.map(lambda leaf: leaf.value, (params, rest), is_leaf=_is_primal)
+        is_primal = lambda node: isinstance(node, CustomVJPPrimal)
+        params, rest = jax.tree.map(lambda leaf: leaf.value, (params, rest), is_leaf=is_primal)
         live = {i: leaf for i, leaf in rest.items() if i in program.reads and _is_inexact(leaf)}
         idle = {i: leaf for i, leaf in rest.items() if i not in live}
         return gradient(params, idle | live), (params, live, idle)
@@ -142,7 +143,14 @@ def _through_gradient(of_loss: Callable, params, live, value_bar, gradient_bar):
         first, second = jax.jvp(both, (params,), (direction,))
     except TypeError as error:
         if "forward-mode" in str(error):
-            raise _no_forward_mode() from error
+            raise GradientError(
+                "something in the inner loss has no forward-mode derivative, which mixed mode "
+                "takes",
+                got="a custom_vjp (or another reverse-only rule) in inner_loss",
+                expected="operations with a forward-mode rule",
+                write="Exact() in place of MixedMode(), or jax.custom_jvp in place of "
+                "jax.custom_vjp",
+            ) from error
         raise
     if is_zero(value_bar):
         return second
@@ -161,18 +169,5 @@ def _through_aux(of_loss: Callable, params, live, aux_bar):
     return pull_back([bars[i] for i in taken])
 
 
-def _is_primal(node: Any) -> bool:
-    return isinstance(node, CustomVJPPrimal)
-
-
 def _is_inexact(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
-
-
-def _no_forward_mode() -> GradientError:
-    return GradientError(
-        "something in the inner loss has no forward-mode derivative, which mixed mode takes",
-        got="a custom_vjp (or another reverse-only rule) in inner_loss",
-        expected="operations with a forward-mode rule",
-        write="Exact() in place of MixedMode(), or jax.custom_jvp in place of jax.custom_vjp",
-    )

@@ -16,19 +16,22 @@ from innerloop.tangents import is_zero, tangent_leaves
 from innerloop.trees import leaf_names
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def require_reach(value: Array, meta: PyTree, error: Callable[[str], GradientError]) -> Array:
     """Return `value`; differentiating in `meta` raises unless some leaf of it reaches the value.
 
-    - `error`: from the names of the leaves that are differentiated to what is raised
+    Args:
+        value: What is returned.
+        meta: What is differentiated in.
+        error: From the names of the leaves that are differentiated to what is raised.
+
+    Returns:
+        The value.
     """
-    return _require_reach(error, value, meta)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _require_reach(error, value, meta):
     return value
 
 
+@functools.partial(require_reach.defjvp, symbolic_zeros=True)
 def _require_reach_jvp(error, primals, tangents):
     (value, meta), (value_tangent, meta_tangents) = primals, tangents
     if is_zero(value_tangent):
@@ -44,9 +47,6 @@ def _require_reach_jvp(error, primals, tangents):
     return value, value_tangent
 
 
-_require_reach.defjvp(_require_reach_jvp, symbolic_zeros=True)
-
-
 def detached(leaves: str) -> DetachedError:
     """No meta-parameter reaches the outer loss."""
     return DetachedError(
@@ -59,9 +59,7 @@ def detached(leaves: str) -> DetachedError:
     )
 
 
-def watch_reach(
-    meta: PyTree,
-) -> tuple[Callable[[PyTree], PyTree], Callable[[], list[str]]]:
+def watch_reach(meta: PyTree) -> tuple[Callable[[PyTree], PyTree], Callable[[], list[str]]]:
     """Find out which leaves of `meta` a backward pass reaches.
 
     Returns `(mark, unreached)`: `mark(meta)` is the identity, to be applied inside the function

@@ -9,8 +9,6 @@ from innerloop.checks import describe
 from innerloop.errors import GradientError
 from innerloop.fidelity import ESTIMATE, Fidelity, undefined
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
-from innerloop.gradients.inner import Exact
-from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.reach import reached_leaves, watch_reach
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem, initial_params, task_keys
@@ -48,7 +46,7 @@ class Reptile(MetaGradient):
 
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
-            outcome = run_task(problem, adaptation, fixed, episode, key, Exact(), StoreAll())
+            outcome = run_task(problem, adaptation, fixed, episode, key)
             adapted = adaptation.params(outcome.state)
             gradient = _direction(problem, fixed, adapted, episode, key)
             loss = known_gradient("Reptile()", outcome.loss, gradient, meta)

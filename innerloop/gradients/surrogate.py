@@ -5,7 +5,7 @@ wrong, mostly zero; here it raises instead.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -23,8 +23,9 @@ from innerloop.tangents import dense, is_zero, refuse_derivative, tangent_leaves
 from innerloop.trees import leaf_names
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def known_gradient(
-    estimator: str, value: Scalar, gradient: Sequence[Array | None], meta: PyTree
+    estimator: str, value: Scalar, gradient: list[Array | None], meta: PyTree
 ) -> Scalar:
     r"""`value`, with derivative $\langle$`gradient`, $\mathrm{d}\phi\rangle$ in `meta`.
 
@@ -32,7 +33,21 @@ def known_gradient(
     `value` are computed from a stopped meta. Raises `GradientError` when
     differentiated twice, or in anything but meta.
     """
-    return _known_gradient(estimator, value, list(gradient), meta)
+    return value
+
+
+@functools.partial(known_gradient.defjvp, symbolic_zeros=True)
+def _known_gradient_jvp(estimator, primals, tangents):
+    value, gradient, meta = primals
+    value_dot, gradient_dot, meta_dot = tangents
+    if not all(is_zero(leaf) for leaf in tangent_leaves((value_dot, gradient_dot))):
+        raise _in_meta_alone(estimator)
+    gradient = _once(estimator, gradient, meta)
+    slope = jnp.zeros_like(value)
+    for leaf, dot in zip(gradient, tangent_leaves(meta_dot), strict=True):
+        if not (is_zero(dot) or leaf is None):
+            slope += jnp.sum(leaf * dot).astype(slope.dtype)
+    return value, slope
 
 
 def own_gradient(
@@ -74,7 +89,8 @@ def in_meta_alone(estimator: str, objective: TaskObjective) -> TaskObjective:
     error = _in_meta_alone(estimator)
 
     def alone(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
-        meta, episode = jax.tree.map(_as_array, (meta, episode))
+        as_array = lambda leaf: leaf if eqx.is_array(leaf) else jnp.asarray(leaf)
+        meta, episode = jax.tree.map(as_array, (meta, episode))
         floats, rest = eqx.partition(episode, is_floating)
         episode = eqx.combine(refuse_derivative(floats, error), rest)
         return closed_values_fixed(objective, error)(meta, episode, key)
@@ -82,16 +98,13 @@ def in_meta_alone(estimator: str, objective: TaskObjective) -> TaskObjective:
     return alone
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def once_differentiable(estimator: str, value: Scalar, meta: PyTree) -> Scalar:
     """Return `value`; differentiating its gradient in meta raises `GradientError`."""
-    return _once_differentiable(estimator, value, meta)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _once_differentiable(estimator, value, meta):
     return value
 
 
+@functools.partial(once_differentiable.defjvp, symbolic_zeros=True)
 def _once_differentiable_jvp(estimator, primals, tangents):
     value, meta = primals
     value_dot, _ = tangents
@@ -102,39 +115,12 @@ def _once_differentiable_jvp(estimator, primals, tangents):
     return value, value_dot * _once(estimator, jnp.ones_like(value_dot), meta)
 
 
-_once_differentiable.defjvp(_once_differentiable_jvp, symbolic_zeros=True)
-
-
-def _as_array(leaf: Any) -> Any:
-    return leaf if eqx.is_array(leaf) else jnp.asarray(leaf)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _known_gradient(estimator, value, gradient, meta):
-    return value
-
-
-def _known_gradient_jvp(estimator, primals, tangents):
-    value, gradient, meta = primals
-    value_dot, gradient_dot, meta_dot = tangents
-    if not all(is_zero(leaf) for leaf in tangent_leaves((value_dot, gradient_dot))):
-        raise _in_meta_alone(estimator)
-    gradient = _once(estimator, gradient, meta)
-    slope = jnp.zeros_like(value)
-    for leaf, dot in zip(gradient, tangent_leaves(meta_dot), strict=True):
-        if not (is_zero(dot) or leaf is None):
-            slope += jnp.sum(leaf * dot).astype(slope.dtype)
-    return value, slope
-
-
-_known_gradient.defjvp(_known_gradient_jvp, symbolic_zeros=True)
-
-
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _once(estimator, derivative, meta):
     return derivative
 
 
+@functools.partial(_once.defjvp, symbolic_zeros=True)
 def _once_jvp(estimator, primals, tangents):
     (derivative, _), (derivative_dot, meta_dot) = primals, tangents
     if not all(is_zero(leaf) for leaf in tangent_leaves((derivative_dot, meta_dot))):
@@ -145,9 +131,6 @@ def _once_jvp(estimator, primals, tangents):
             write="Unroll(), whose derivatives of every order are exact",
         )
     return derivative, jax.tree.map(dense, derivative_dot, is_leaf=is_zero)
-
-
-_once.defjvp(_once_jvp, symbolic_zeros=True)
 
 
 def _in_meta_alone(estimator: str) -> GradientError:

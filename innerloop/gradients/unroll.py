@@ -1,10 +1,7 @@
 """Differentiation through the inner loop: an inner gradient and a loop."""
 
-from typing import Any
-
 from innerloop.adaptation import Adaptation, InnerRule, Loop, Origin
-from innerloop.checks import describe
-from innerloop.errors import StructureError
+from innerloop.arguments import instance
 from innerloop.fidelity import ESTIMATE, Fidelity, combined, undefined
 from innerloop.gradients.base import MetaGradient, TaskObjective, objective_after_run
 from innerloop.gradients.inner import Exact
@@ -61,13 +58,18 @@ class Unroll(MetaGradient):
             anything but meta.
     """
 
-    inner: InnerRule = Exact()
-    loop: Loop = StoreAll()
-
-    def __check_init__(self):
-        for name, value, kind in (("inner", self.inner, InnerRule), ("loop", self.loop, Loop)):
-            if not isinstance(value, kind):
-                raise _not_a_slot(name, value)
+    inner: InnerRule = instance(
+        InnerRule,
+        what="an inner gradient, such as Exact(), MixedMode(), HoldConstant() or Bound(norm)",
+        such_as="MixedMode()",
+        default=Exact(),
+    )
+    loop: Loop = instance(
+        Loop,
+        what="a loop, such as StoreAll(), Segments(), Binomial(slots) or Last(k)",
+        such_as="Segments(1)",
+        default=StoreAll(),
+    )
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
         """The fidelities of both slots combined. There is none after a solver."""
@@ -100,14 +102,4 @@ def after_steps(adaptation: Adaptation) -> Fidelity | None:
     return undefined(
         "The way of a solver that runs to convergence is not differentiated.",
         "Implicit(), which differentiates the solution",
-    )
-
-
-def _not_a_slot(name: str, value: Any) -> StructureError:
-    return StructureError(
-        "Unroll takes an inner gradient and a loop",
-        got=f"{name}={describe(value)}",
-        expected="Exact(), MixedMode(), HoldConstant() or Bound(norm); "
-        "StoreAll(), Segments(), Binomial(slots) or Last(k)",
-        write="Unroll(MixedMode(), Segments(1)), or Unroll(loop=Segments(1))",
     )

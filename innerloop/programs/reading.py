@@ -30,6 +30,13 @@ def between(
     return [op for op in operations(jaxpr) if walk.reading[id(op.eqn)] & walk.read[id(op.eqn)]]
 
 
+def operations_read(jaxpr: core.Jaxpr) -> set[int]:
+    """The `id` of each equation that some result reads, also within called programs."""
+    walk = _Walk()
+    walk.read_by(jaxpr, [True] * len(jaxpr.outvars))
+    return {equation for equation, results in walk.read.items() if results}
+
+
 def inputs_read(jaxpr: core.Jaxpr) -> list[bool]:
     """For each constant and then each input, whether some result reads it."""
     read = _Walk().read_by(jaxpr, [True] * len(jaxpr.outvars))
@@ -83,26 +90,25 @@ class _Walk:
 
     def _through(self, eqn: core.JaxprEqn, marks: list[bool], walk: _Marking, onward: bool):
         """Marks on one side of an operation as marks on its other side."""
-        form = inside(eqn)
-        if form is not None and form.kind == "scan":
-            return _loop(form, marks, walk, onward)
-        if form is not None and form.kind == "cond":
-            return _branches(form, marks, walk, onward)
-        if form is not None and form.kind == "call":
-            return walk(form.programs[0].jaxpr, marks)
-        if form is not None and form.kind == "while":
-            # What its condition reads decides the results: all depend on everything.
-            for jaxpr in (program.jaxpr for program in form.programs):
-                walk(jaxpr, [True] * len(jaxpr.invars if onward else jaxpr.outvars))
+        match inside(eqn):
+            case Inside(kind="scan") as form:
+                return _loop(form, marks, walk, onward)
+            case Inside(kind="cond") as form:
+                return _branches(form, marks, walk, onward)
+            case Inside(kind="call", programs=(called,)):
+                return walk(called.jaxpr, marks)
+            case Inside(kind="while", programs=programs):
+                # What its condition reads decides the results: all depend on everything.
+                for jaxpr in (program.jaxpr for program in programs):
+                    walk(jaxpr, [True] * len(jaxpr.invars if onward else jaxpr.outvars))
         return [True] * len(eqn.outvars if onward else eqn.invars)
 
 
 def _branches(form: Inside, marks: list[bool], walk: _Marking, onward: bool) -> list[bool]:
-    if onward:
-        by_branch = [walk(branch.jaxpr, marks[1:]) for branch in form.programs]
-        return [marks[0] or any(column) for column in zip(*by_branch, strict=True)]
-    by_branch = [walk(branch.jaxpr, marks) for branch in form.programs]
-    return [True, *(any(column) for column in zip(*by_branch, strict=True))]
+    within = marks[1:] if onward else marks
+    by_branch = [walk(branch.jaxpr, within) for branch in form.programs]
+    either = [any(column) for column in zip(*by_branch, strict=True)]
+    return [marks[0] or mark for mark in either] if onward else [True, *either]
 
 
 def _loop(form: Inside, marks: list[bool], walk: _Marking, onward: bool) -> list[bool]:

@@ -38,10 +38,10 @@ def origin_of_non_finite(function: Callable, *args: PyTree) -> Operation | None:
         for value in step.outputs
         if not any(value is given for given in step.inputs)
     }
-    of_nan, given = _trace_back(results, made_by, _has_nan)
+    of_nan, given = _trace_back(results, made_by, jnp.isnan)
     if given:
         return None
-    of_infinity, given = _trace_back(of_nan.inputs if of_nan else results, made_by, _has_infinity)
+    of_infinity, given = _trace_back(of_nan.inputs if of_nan else results, made_by, jnp.isinf)
     origin = of_nan if given or of_infinity is None else of_infinity
     return origin.operation if origin else None
 
@@ -51,21 +51,14 @@ def _trace_back(values: Sequence, made_by: dict[int, _Executed], is_bad: Callabl
 
     What was written as bad is a literal or a constant, spread by operations that compute nothing.
     """
-    suspect, origin = next(filter(is_bad, values), None), None
+    bad = lambda value: _is_inexact(value) and bool(jnp.any(is_bad(value)))
+    suspect, origin = next(filter(bad, values), None), None
     while suspect is not None:
         if id(suspect) not in made_by:
             return None, True
         origin = made_by[id(suspect)]
-        suspect = next(filter(is_bad, origin.inputs), None)
+        suspect = next(filter(bad, origin.inputs), None)
     return origin, False
-
-
-def _has_nan(value: Any) -> bool:
-    return _is_inexact(value) and bool(jnp.any(jnp.isnan(value)))
-
-
-def _has_infinity(value: Any) -> bool:
-    return _is_inexact(value) and bool(jnp.any(jnp.isinf(value)))
 
 
 def _is_inexact(value: Any) -> bool:

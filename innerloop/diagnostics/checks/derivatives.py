@@ -46,17 +46,15 @@ def finite_differences(subject: Subject) -> Iterator[Finding]:
 def _of_losses(subject: Subject) -> Iterator[Finding]:
     arguments = _in_float64((subject.meta, *subject.task()))
     given = jit_quickly(subject.arguments)(*arguments)
-    severity = Severity.ERROR if subject.takes_derivatives else Severity.NOTE
-    second = Severity.ERROR if subject.takes_second_derivatives else Severity.NOTE
     for name, (*at, batch, key) in given.items():
         at = _beside(_in_float64(at))
         loss, along = subject.loss(name), _directions(at)
-        value = lambda at, loss=loss, rest=(batch, key): loss(*at, *rest)[0]
+        value = lambda at, loss=loss, rest=(batch, key): loss(*at, *rest)
         slope = lambda at, value=value, along=along: dot(jax.grad(value)(at), along)
         if _Derivative(value, at).is_wrong(along):
             place = f"{name}, {_rules_of(value, at)}"
             yield Finding(
-                _meant(place, severity),
+                _meant(place, subject.severity(1)),
                 f"the gradient of {name} is not the derivative of its value",
                 place,
                 "finite differences disagree: a custom rule or a stop_gradient hides a part",
@@ -65,7 +63,7 @@ def _of_losses(subject: Subject) -> Iterator[Finding]:
         elif name == "inner_loss" and _Derivative(slope, at).is_wrong(along):
             place = f"{name}, {_rules_of(value, at)}"
             yield Finding(
-                second,
+                subject.severity(2),
                 f"the second derivative of {name} is not that of its gradient",
                 place,
                 "a custom rule whose backward pass is not itself differentiable leaves out the "
@@ -89,9 +87,8 @@ def _of_the_whole(subject: Subject) -> Iterator[Finding]:
         f"meta{n}" for i, n in enumerate(names[:_MOST_LEAVES]) if derivative.is_wrong(alone(i))
     ]
     rules = _rules_of(value, meta)
-    severity = Severity.ERROR if subject.takes_second_derivatives else Severity.NOTE
     yield Finding(
-        _meant(rules, severity),
+        _meant(rules, subject.severity(2)),
         "the meta-gradient is not the derivative of the meta-objective",
         f"{', '.join(wrong) or 'meta'}; {rules}",
         "finite differences disagree: something on the way hides a part of the derivative, or the "

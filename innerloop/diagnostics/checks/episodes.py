@@ -1,5 +1,6 @@
 """The episodes: support and query sets that share rows, and batches without their task axis."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -27,7 +28,8 @@ def overlap(subject: Subject) -> Iterator[Finding]:
         return
     pairs = list(zip(support, query, strict=True))
     shared = [len(set(a) & set(b)) for a, b in pairs]
-    within = _rate((_repeats(a) + _repeats(b), _pairs(a) + _pairs(b)) for a, b in pairs)
+    sets = [*support, *query]
+    within = _rate((_repeats(rows), math.comb(len(rows), 2)) for rows in sets)
     across = _rate((sum(row in set(a) for row in b), len(a) * len(b)) for a, b in pairs)
     if across > 3 * within:
         yield Finding(
@@ -61,11 +63,7 @@ def _rate(counts: Iterable[tuple[int, int]]) -> float:
 
 
 def _repeats(rows: list[bytes]) -> int:
-    return sum(n * (n - 1) // 2 for n in Counter(rows).values())
-
-
-def _pairs(rows: list[bytes]) -> int:
-    return len(rows) * (len(rows) - 1) // 2
+    return sum(math.comb(n, 2) for n in Counter(rows).values())
 
 
 def _rows(batch: PyTree) -> _Rows | None:

@@ -1,21 +1,21 @@
 """Does the inner loop learn? Found by running it."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from innerloop.adaptation import Origin, run
+from innerloop.adaptation import Origin
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.gradients import Implicit
+from innerloop.gradients.conditions import Condition, stationarity
 from innerloop.gradients.inner import Exact
-from innerloop.gradients.loops import StoreAll
-from innerloop.problem import Loss, loss_function
-from innerloop.trees import all_finite
+from innerloop.problem import task_keys
+from innerloop.trees import all_finite, norm
 
 _DIVERGED = 2.0
 """A loss that grows by this factor over the inner loop, in the mean over tasks, is not learned."""
@@ -25,13 +25,18 @@ _STATIONARY = 0.01
 
 def inner_loss_falls(subject: Subject) -> Iterator[Finding]:
     """The inner loss over the inner steps, and how far the parameters go."""
-    problem, adaptation = subject.problem, subject.adaptation
-    if problem.inner_loss is None or adaptation.origin is not Origin.STEPS or not adaptation.steps:
+    if subject.problem.inner_loss is None or not subject.steps:
         return
-    loss = loss_function("inner_loss", problem.inner_loss, needed_by="check")
-    losses, moved = jit_quickly(jax.vmap(partial(_run, subject, loss), (None, 0, 0)))(
-        subject.meta, subject.episodes, subject.keys
-    )
+    loss = subject.loss("inner_loss")
+
+    def learn(meta, support, key):
+        key = task_keys(key).adapt
+        look = lambda params, t: (loss(params, meta, support, key), params)
+        _, _, (losses, path) = subject.run(meta, support, key, observe=look)
+        apart = jax.tree.map(lambda leaf: jnp.any(leaf[-1] != leaf[0]), path)
+        return losses, jax.tree.reduce(jnp.logical_or, apart)
+
+    losses, moved = _on_each_task(subject, learn)
     weights = np.asarray(subject.weights, np.float64)
     losses = np.average(np.asarray(losses, np.float64)[weights > 0], 0, weights[weights > 0])
     curve = f"{losses[0]:.4g} to {losses[-1]:.4g} in {len(losses) - 1} steps"
@@ -54,21 +59,10 @@ def inner_loss_falls(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def _run(subject: Subject, loss: Loss, meta, episode, key):
-    keys, support = jax.random.split(key, 3), episode.support
-    look = lambda params, t: (loss(params, meta, support, keys[0])[0], params)
-    _, _, (losses, path) = run(
-        subject.problem,
-        subject.adaptation,
-        meta,
-        support,
-        keys[0],
-        Exact(),
-        StoreAll(),
-        look,
-    )
-    apart = jax.tree.map(lambda leaf: jnp.any(leaf[-1] != leaf[0]), path)
-    return losses, jax.tree.reduce(jnp.logical_or, apart)
+def _on_each_task(subject: Subject, function: Callable) -> Any:
+    """`function(meta, support, key)` of each task."""
+    each = jit_quickly(jax.vmap(function, (None, 0, 0)))
+    return each(subject.meta, subject.episodes.support, subject.keys)
 
 
 def stationary(subject: Subject) -> Iterator[Finding]:
@@ -76,8 +70,8 @@ def stationary(subject: Subject) -> Iterator[Finding]:
     gradient = subject.gradient
     if not isinstance(gradient, Implicit) or subject.adaptation.origin is not Origin.STEPS:
         return
-    residual = _residuals(subject, subject.adaptation.steps or 0)
-    start = _residuals(subject, 1)
+    condition = gradient.condition or stationarity(subject.problem)
+    residual, start = (_residual(subject, condition, steps) for steps in (subject.steps, 1))
     if residual > _STATIONARY * start:
         yield Finding(
             Severity.WARNING,
@@ -89,31 +83,14 @@ def stationary(subject: Subject) -> Iterator[Finding]:
         )
 
 
-def _residuals(subject: Subject, steps: int) -> float:
-    from innerloop.gradients.conditions import stationarity
-
-    problem, support = subject.problem, subject.episodes.support
-    condition = subject.gradient.condition or stationarity(problem)  # pyright: ignore
-
+def _residual(subject: Subject, condition: Condition, steps: int) -> float:
     def residual(meta, support, key):
-        adapt_key = jax.random.split(key, 3)[0]
-        state, _, _ = run(
-            problem,
-            subject.adaptation,
-            meta,
-            support,
-            adapt_key,
-            Exact(),
-            StoreAll(),
-            steps=steps,
-        )
+        key = task_keys(key).adapt
+        state, _, _ = subject.run(meta, support, key, steps=steps)
         params = subject.adaptation.params(state)
-        last_step = jax.random.fold_in(adapt_key, steps)
-        leaves = jax.tree.leaves(condition(params, meta, support, last_step))
-        return sum(jnp.sum(jnp.square(leaf)) for leaf in leaves) ** 0.5
+        return norm(condition(params, meta, support, jax.random.fold_in(key, steps)))
 
-    each = jit_quickly(jax.vmap(residual, (None, 0, 0)))(subject.meta, support, subject.keys)
-    return float(jnp.mean(each))
+    return float(jnp.mean(_on_each_task(subject, residual)))
 
 
 class _OfSize(Exact):
@@ -135,30 +112,20 @@ class _OfSize(Exact):
 
 def steep_at_zero(subject: Subject) -> Iterator[Finding]:
     """The optimizer's derivative at a gradient of zero, as behind a dead rectifier."""
-    if subject.adaptation.origin is not Origin.STEPS or not subject.adaptation.steps:
+    if not subject.steps:
         return
     episode, key = subject.task()
 
     def parameters(size):
-        state, _, _ = run(
-            subject.problem,
-            subject.adaptation,
-            subject.meta,
-            episode.support,
-            key,
-            _OfSize(size),
-            StoreAll(),
-            steps=1,
-        )
-        return subject.adaptation.params(state)
+        task = (subject.meta, episode.support, key)
+        return subject.adaptation.params(subject.run(*task, inner=_OfSize(size), steps=1)[0])
 
-    _, slope = jit_quickly(lambda size: jax.jvp(parameters, (size,), (jnp.ones_like(size),)))(
-        jnp.float32(0)
-    )
+    slope_at = jit_quickly(lambda size: jax.jvp(parameters, (size,), (jnp.ones_like(size),))[1])
+    slope = slope_at(jnp.float32(0))
     if all_finite(slope):
         return
     yield Finding(
-        Severity.WARNING if subject.takes_second_derivatives else Severity.NOTE,
+        subject.severity(2, Severity.WARNING),
         "the optimizer has no derivative at a gradient of zero",
         "the adaptation's optimizer",
         "it divides by the root of a second moment or by a norm, whose derivative at zero is not "

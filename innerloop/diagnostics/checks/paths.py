@@ -38,10 +38,8 @@ because a choice between two branches by one is differentiable."""
 def losses_read_params(subject: Subject) -> Iterator[Finding]:
     """An inner loss that does not read the parameters, or an outer loss that does not."""
     for name, arguments in subject.given.items():
-        loss = subject.loss(name)
-        program = jax.make_jaxpr(lambda *args, loss=loss: loss(*args)[0])(*arguments)
         params = range(len(jax.tree.leaves(arguments[0])))
-        if not between(program, params, [0]):
+        if not between(subject.loss_program(name), params, [0]):
             yield _unread_params(subject, name)
 
 
@@ -66,8 +64,9 @@ def unreached_leaves(subject: Subject) -> Iterator[Finding]:
     if subject.gradient != subject.exact:
         of_used = subject.unreached_by(subject.gradient)
     for name in dict.fromkeys(of_exact + of_used):
-        if not _read_at(subject, name) or (name in of_exact and subject.missing is None):
-            yield _unreached_finding(subject, name)
+        operations = between(subject.program, [leaf_names(subject.meta).index(name)], [0])
+        if not operations or (name in of_exact and subject.missing is None):
+            yield _unreached_finding(subject, name, operations)
         else:
             kind = gradient_name(subject.gradient)
             yield Finding(
@@ -82,36 +81,29 @@ def unreached_leaves(subject: Subject) -> Iterator[Finding]:
 
 def stopped_ways(subject: Subject) -> Iterator[Finding]:
     """The user's own stop_gradient between meta and the loss."""
-    for operation, what in _cuts_from_meta(subject):
-        if operation.name == "stop_gradient":
-            yield _cut(subject, operation, what, "the value without it, if its derivative counts")
+    return _cut_ways(subject, True, "the value without it, if its derivative counts")
 
 
 def stepped_ways(subject: Subject) -> Iterator[Finding]:
     """Operations between meta and the loss that are constant nearly everywhere."""
     soft = "a soft choice such as jax.nn.softmax, or EvolutionStrategies(pairs, sigma)"
-    for operation, what in _cuts_from_meta(subject):
-        if operation.name != "stop_gradient":
-            yield _cut(subject, operation, what, soft)
+    return _cut_ways(subject, False, soft)
 
 
-def _cut(subject: Subject, operation: Operation, what: str, cure: str) -> Finding:
-    return Finding(
-        Severity.WARNING if subject.takes_derivatives else Severity.NOTE,
-        f"{operation.name} cuts a way from meta to the loss",
-        str(written_at(operation)),
-        f"{what} has a derivative of zero",
-        cure,
-    )
-
-
-def _cuts_from_meta(subject: Subject) -> Iterator[tuple[Operation, str]]:
+def _cut_ways(subject: Subject, stopped: bool, cure: str) -> Iterator[Finding]:
     leaves = range(len(jax.tree.leaves(subject.meta)))
-    return _cuts(between(subject.program, leaves, [0]))
+    for operation, what in _cuts(between(subject.program, leaves, [0])):
+        if (operation.name == "stop_gradient") == stopped:
+            yield Finding(
+                subject.severity(1, Severity.WARNING),
+                f"{operation.name} cuts a way from meta to the loss",
+                str(written_at(operation)),
+                f"{what} has a derivative of zero",
+                cure,
+            )
 
 
-def _unreached_finding(subject: Subject, name: str) -> Finding:
-    operations = _read_at(subject, name)
+def _unreached_finding(subject: Subject, name: str, operations: list[Operation]) -> Finding:
     if not operations:
         return Finding(
             Severity.WARNING,
@@ -123,17 +115,12 @@ def _unreached_finding(subject: Subject, name: str) -> Finding:
     cuts = [f"{operation.name} at {written_at(operation)}" for operation, _ in _cuts(operations)]
     where = ", ".join(dict.fromkeys(cuts)) or "operations with a derivative of zero"
     return Finding(
-        Severity.ERROR if subject.takes_derivatives else Severity.NOTE,
+        subject.severity(1),
         f"meta{name} is read, but its gradient is cut off",
         f"meta{name}: {where}",
         "every way from the leaf to the loss passes an operation with a derivative of zero",
         "a way without it, or EvolutionStrategies(pairs, sigma), which needs no derivative",
     )
-
-
-def _read_at(subject: Subject, name: str) -> list[Operation]:
-    """The operations between a leaf of meta and the loss."""
-    return between(subject.program, [leaf_names(subject.meta).index(name)], [0])
 
 
 def _cuts(operations: list[Operation]) -> Iterator[tuple[Operation, str]]:

@@ -55,23 +55,13 @@ def captured_state(subject: Subject) -> Iterator[Finding]:
 
 
 def _finding(problem: str, place: str, changed: Any) -> Finding:
+    severity, effect = Severity.WARNING, "not at every step"
+    cure = "jax.debug.callback to count or to log, or the value in aux"
     if _has_tracer(changed):
-        return Finding(
-            Severity.ERROR,
-            problem,
-            place,
-            "a function is traced once and then run as compiled: what it does to Python objects "
-            "happens at tracing alone, and leaves tracers in them",
-            "the value as a part of params, meta or aux, returned in place of stored",
-        )
-    return Finding(
-        Severity.WARNING,
-        problem,
-        place,
-        "a function is traced once and then run as compiled: what it does to Python objects "
-        "happens at tracing alone, not at every step",
-        "jax.debug.callback to count or to log, or the value in aux",
-    )
+        severity, effect = Severity.ERROR, "and leaves tracers in them"
+        cure = "the value as a part of params, meta or aux, returned in place of stored"
+    cause = "a function is traced once and then run as compiled: what it does to Python objects "
+    return Finding(severity, problem, place, f"{cause}happens at tracing alone, {effect}", cure)
 
 
 def _held(function: Any) -> list[_Held]:

@@ -1,19 +1,22 @@
 """What is checked: a problem with everything that is needed to trace and to run it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.adaptation import Adaptation
+from innerloop.adaptation import Adaptation, Origin, run
+from innerloop.diagnostics.findings import Severity
 from innerloop.diagnostics.given import exact_gradient
 from innerloop.errors import DetachedError, InnerloopError
-from innerloop.gradients import MetaGradient
+from innerloop.gradients import Exact, MetaGradient, StoreAll
 from innerloop.objective import adapt, meta_objective, meta_value_and_grad
-from innerloop.problem import Episode, Loss, Problem, initial_params, loss_function
+from innerloop.problem import Episode, Problem, initial_params, loss_function
 from innerloop.trees import leaf_names
 
 NO_RULE = (TypeError, ValueError, NotImplementedError)
@@ -23,6 +26,7 @@ jit_quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level
 """Compiling takes longer here than the few runs do. (Level 0 miscompiles a maximum.)"""
 
 
+@dataclass(eq=False)
 class Subject:
     """A problem, how it is learned, and a batch of its episodes.
 
@@ -31,21 +35,12 @@ class Subject:
       the meta-gradient in use
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        adaptation: Adaptation,
-        meta: PyTree,
-        episodes: Episode,
-        key: PRNGKeyArray,
-        gradient: MetaGradient | None,
-    ):
-        self.problem = problem
-        self.adaptation = adaptation
-        self.meta = jax.tree.map(jnp.asarray, meta)
-        self.episodes = episodes
-        self.key = key
-        self.gradient = gradient or exact_gradient(adaptation)
+    problem: Problem
+    adaptation: Adaptation
+    meta: PyTree
+    episodes: Episode
+    key: PRNGKeyArray
+    gradient: MetaGradient
 
     @cached_property
     def missing(self) -> Exception | None:
@@ -82,19 +77,22 @@ class Subject:
             return leaf_names(self.meta)
         return list(aux.diagnostics["unreached"])
 
-    @property
-    def takes_derivatives(self) -> bool:
-        """Whether the meta-gradient that is going to be used differentiates the losses."""
-        return self._takes > 0
+    def severity(self, order: int, worst: Severity = Severity.ERROR) -> Severity:
+        """`worst` if the meta-gradient in use takes derivatives of this order, or else a note."""
+        takes = self.gradient.fidelity(self.adaptation, self.problem).takes
+        return worst if takes >= order else Severity.NOTE
 
     @property
-    def takes_second_derivatives(self) -> bool:
-        """Whether it differentiates the inner loss twice."""
-        return self._takes > 1
+    def steps(self) -> int:
+        """How many inner steps there are to differentiate; 0 where a task is learned otherwise."""
+        return (self.adaptation.steps or 0) if self.adaptation.origin is Origin.STEPS else 0
 
-    @property
-    def _takes(self) -> int:
-        return self.gradient.fidelity(self.adaptation, self.problem).takes
+    def run(
+        self, meta: PyTree, support: PyTree, key: Any, observe=None, inner=Exact(), steps=None
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        """`run` of the inner loop as it is, or with another rule for its gradients."""
+        task = (self.problem, self.adaptation, meta, support, key)
+        return run(*task, inner, StoreAll(), observe, steps=steps)
 
     @property
     def tasks(self) -> int:
@@ -124,23 +122,37 @@ class Subject:
         objective, task = self.objective(exact_gradient(self.adaptation)), self.task()
         return jax.make_jaxpr(lambda meta: objective(meta, *task)[0])(self.meta)
 
-    def loss(self, name: str) -> Loss:
-        """A loss of the problem in its normal form."""
-        return loss_function(name, getattr(self.problem, name), needed_by="check")
+    def loss(self, name: str) -> Callable[..., Scalar]:
+        """A loss of the problem alone: `(params, meta, batch, key) -> value`."""
+        loss = loss_function(name, getattr(self.problem, name), needed_by="check")
+        return lambda *arguments: loss(*arguments)[0]
+
+    def loss_program(self, name: str) -> core.ClosedJaxpr:
+        """A loss as a program of the leaves that it is given."""
+        return jax.make_jaxpr(self.loss(name))(*self.given[name])
 
     @cached_property
     def given(self) -> dict[str, tuple]:
-        """What each loss that there is would be given, as shapes: `(params, meta, batch, key)`."""
-        return jax.eval_shape(self.arguments, self.meta, *self.task())
+        """What each loss that there is would be given, as shapes: `(params, meta, batch, key)`.
 
-    def arguments(self, meta: PyTree, episode: Episode, key: PRNGKeyArray) -> dict[str, tuple]:
+        Where the adaptation cannot be traced, initial parameters stand for the adapted ones.
+        """
+        task = (self.meta, *self.task())
+        try:
+            return jax.eval_shape(self.arguments, *task)
+        except (InnerloopError, *NO_RULE):
+            if self.problem.init is None:
+                return {}
+            return jax.eval_shape(partial(self.arguments, adapted=False), *task)
+
+    def arguments(self, meta: PyTree, episode: Episode, key: PRNGKeyArray, adapted: bool = True):
         """`given` as arrays."""
-        problem = self.problem
-        adapted, _ = adapt(problem, self.adaptation, meta, episode.support, key)
-        given = {"outer_loss": (adapted, meta, episode.query, key)}
+        problem, support = self.problem, episode.support
+        start = lambda: initial_params(problem, needed_by="check")(meta, support, key)
+        params = adapt(problem, self.adaptation, meta, support, key)[0] if adapted else start()
+        given = {"outer_loss": (params, meta, episode.query, key)}
         if problem.inner_loss is not None and problem.init is not None:
-            start = initial_params(problem, needed_by="check")(meta, episode.support, key)
-            given["inner_loss"] = (start, meta, episode.support, key)
+            given["inner_loss"] = (start(), meta, support, key)
         return given
 
     @property

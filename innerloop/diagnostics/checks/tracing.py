@@ -9,11 +9,23 @@ from innerloop.diagnostics.checks.source import raised_at, written_at
 from innerloop.diagnostics.checks.subject import NO_RULE, Subject
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.errors import GradientError, InnerloopError, StructureError
-from innerloop.problem import initial_params
 from innerloop.programs import Operation, between
 from innerloop.trees import dot
 
-_CALLBACKS = ("pure_callback", "io_callback")
+_ON_HOST = (
+    "JAX cannot look into a function that runs on the host",
+    "the function in jax.numpy, or under jax.custom_jvp with its derivative",
+)
+_MISSING = {
+    "pure_callback": ("pure_callback has no derivative", *_ON_HOST),
+    "io_callback": ("io_callback has no derivative", *_ON_HOST),
+    "while": (
+        "while_loop has no reverse-mode derivative",
+        "how often it goes round is not known beforehand, so nothing can be stored",
+        "jax.lax.scan, or jax.lax.fori_loop with a fixed number of turns",
+    ),
+}
+"""Operations without a derivative: the problem, its cause, and the cure."""
 _CUSTOM = ("custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
@@ -45,7 +57,7 @@ def missing_derivatives(subject: Subject) -> Iterator[Finding]:
         return
     used = subject.failure(subject.gradient)
     severity = Severity.ERROR if used is not None else Severity.NOTE
-    findings = [f for name in _given(subject) for f in _in_loss(subject, name, severity)]
+    findings = [f for name in subject.given for f in _in_loss(subject, name, severity)]
     if not findings and isinstance(failure, StructureError):
         raise failure
     yield from findings or [_of_the_whole(used or failure, severity)]
@@ -53,12 +65,13 @@ def missing_derivatives(subject: Subject) -> Iterator[Finding]:
 
 def _in_loss(subject: Subject, name: str, severity: Severity) -> Iterator[Finding]:
     """What stands against the derivatives of one loss, if it is one that does not have them."""
-    arguments = _given(subject)[name]
-    loss = subject.loss(name)
-    value = lambda params, meta, *rest: loss(params, meta, *rest)[0]
+    arguments, value = subject.given[name], subject.loss(name)
     if _traces(jax.grad(value, argnums=(0, 1)), arguments):
         # Reverse mode over reverse mode is what Unroll takes; the inner loss alone needs it.
-        if name == "inner_loss" and not _traces(_reverse_over_reverse(value), arguments):
+        gradient = jax.grad(value)
+        slope = lambda params, along, rest: dot(gradient(params, *rest), along)
+        second = lambda params, *rest: jax.grad(slope)(params, params, rest)
+        if name == "inner_loss" and not _traces(second, arguments):
             yield Finding(
                 severity,
                 "inner_loss has no second derivative",
@@ -68,36 +81,21 @@ def _in_loss(subject: Subject, name: str, severity: Severity) -> Iterator[Findin
             )
         return
     for operation in _on_the_way(subject, name):
-        kind, place = operation.name, f"{name}, {written_at(operation)}"
-        if kind in _CALLBACKS:
-            yield Finding(
-                severity,
-                f"{kind} has no derivative",
-                place,
-                "JAX cannot look into a function that runs on the host",
-                "the function in jax.numpy, or under jax.custom_jvp with its derivative",
-            )
-        if kind == "while":
-            yield Finding(
-                severity,
-                "while_loop has no reverse-mode derivative",
-                place,
-                "how often it goes round is not known beforehand, so nothing can be stored",
-                "jax.lax.scan, or jax.lax.fori_loop with a fixed number of turns"
-                + "; or ForwardMode(), EvolutionStrategies(pairs, sigma)" * (name == "outer_loss"),
-            )
+        if operation.name in _MISSING:
+            problem, cause, cure = _MISSING[operation.name]
+            if operation.name == "while" and name == "outer_loss":
+                cure += "; or ForwardMode(), EvolutionStrategies(pairs, sigma)"
+            yield Finding(severity, problem, f"{name}, {written_at(operation)}", cause, cure)
 
 
 def _on_the_way(subject: Subject, name: str) -> list[Operation]:
     """Operations from params and meta to a loss, those that a custom rule stands for left out."""
-    arguments, loss = _given(subject)[name], subject.loss(name)
-    program = jax.make_jaxpr(lambda *args: loss(*args)[0])(*arguments)
-    leaves = jax.tree.leaves(arguments[:2])
+    leaves = jax.tree.leaves(subject.given[name][:2])
     read = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
     covered = ("custom_jvp_call", *_CUSTOM)
     return [
         operation
-        for operation in between(program, read, [0])
+        for operation in between(subject.loss_program(name), read, [0])
         if not any(caller.primitive.name in covered for caller in operation.callers)
     ]
 
@@ -110,10 +108,9 @@ def _places(subject: Subject, name: str, kinds: tuple[str, ...]) -> str:
 def _without_forward_mode(subject: Subject) -> Iterator[Finding]:
     if "inner_loss" not in subject.given:
         return
-    loss, arguments = subject.loss("inner_loss"), subject.given["inner_loss"]
-    gradient = jax.grad(lambda params, *rest: loss(params, *rest)[0])
+    gradient = jax.grad(subject.loss("inner_loss"))
     forward = lambda params, *rest: jax.jvp(lambda p: gradient(p, *rest), (params,), (params,))
-    if not _traces(forward, arguments):
+    if not _traces(forward, subject.given["inner_loss"]):
         yield Finding(
             Severity.NOTE,
             "inner_loss has no forward-mode derivative",
@@ -122,11 +119,6 @@ def _without_forward_mode(subject: Subject) -> Iterator[Finding]:
             "take forward mode",
             "jax.custom_jvp in its place, or Unroll()",
         )
-
-
-def _reverse_over_reverse(value: Callable) -> Callable:
-    gradient = jax.grad(value)
-    return lambda params, *rest: jax.grad(lambda p: dot(gradient(p, *rest), params))(params)
 
 
 def _of_the_whole(error: Exception, severity: Severity) -> Finding:
@@ -147,21 +139,3 @@ def _traces(function: Callable, arguments: tuple) -> bool:
     except NO_RULE:
         return False
     return True
-
-
-def _given(subject: Subject) -> dict[str, tuple]:
-    """What the losses are given; where the adaptation cannot be traced, what init gives."""
-    try:
-        return subject.given
-    except (InnerloopError, *NO_RULE):
-        if subject.problem.init is None:
-            return {}
-
-    def arguments(meta, episode, key):
-        start = initial_params(subject.problem, needed_by="check")(meta, episode.support, key)
-        given = {"outer_loss": (start, meta, episode.query, key)}
-        if subject.problem.inner_loss is not None:
-            given["inner_loss"] = (start, meta, episode.support, key)
-        return given
-
-    return jax.eval_shape(arguments, subject.meta, *subject.task())

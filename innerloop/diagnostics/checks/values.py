@@ -96,32 +96,24 @@ def _explained(culprit: Operation | None) -> tuple[str, str]:
     kind = culprit.name if culprit else "the program"
     dtype = culprit.eqn.outvars[0].aval.dtype if culprit else None  # pyright: ignore
     if culprit and not {"eigh", "eig", "svd"}.isdisjoint({kind, *asked_for(culprit)}):
-        return (
-            "eigenvalues that are equal: the derivative of their vectors divides by the difference",
-            "a small perturbation of the matrix, or eigenvalues alone",
-        )
+        cause = "eigenvalues that are equal: the derivative of their vectors divides by the "
+        return f"{cause}difference", "a small perturbation of the matrix, or eigenvalues alone"
     if dtype == jnp.float16 and kind not in ("sqrt", "rsqrt", "div", "log"):
-        return (
-            f"a number beyond {float(jnp.finfo(dtype).max):.0f}, the largest of float16",
-            "bfloat16 or float32 for this computation, or a smaller scale",
-        )
+        cause = f"a number beyond {float(jnp.finfo(dtype).max):.0f}, the largest of float16"
+        return cause, "bfloat16 or float32 for this computation, or a smaller scale"
     if kind in ("sqrt", "rsqrt", "div", "pow", "log", "integer_pow"):
+        function = "a root or norm" if kind != "log" else "log"
         return (
-            f"the derivative of {'a root or norm' if kind != 'log' else 'log'} at zero, or a "
-            "division by zero",
+            f"the derivative of {function} at zero, or a division by zero",
             "jnp.sqrt(x + 1e-12) for jnp.sqrt(x) and norms, eps_root=1e-8 for optax.adam, or "
             "jnp.where on the argument of the function as well as on its result",
         )
     if kind in ("lu", "triangular_solve", "cholesky", "custom_linear_solve"):
-        return (
-            "a linear system that is singular, or not positive definite",
-            "a ridge: matrix + 1e-3 * jnp.eye(n)",
-        )
-    return (
-        f"{kind} made it: an overflow, or an undefined result such as inf - inf, as where a mask "
-        "of -inf leaves nothing",
-        "a lower inner learning rate, or a bounded argument",
-    )
+        cause = "a linear system that is singular, or not positive definite"
+        return cause, "a ridge: matrix + 1e-3 * jnp.eye(n)"
+    cause = f"{kind} made it: an overflow, or an undefined result such as inf - inf, as where a "
+    cure = "a lower inner learning rate, or a bounded argument"
+    return f"{cause}mask of -inf leaves nothing", cure
 
 
 def _bad_tasks(leaf) -> np.ndarray:

@@ -5,11 +5,12 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from innerloop.adaptation import Adaptation
 from innerloop.diagnostics.comparison.result import ComparisonRow
@@ -21,23 +22,28 @@ _MOST_CALLS = 100
 """Timed calls of one program: their median does not get better by more."""
 
 
-def is_stochastic(gradient: MetaGradient, adaptation: Adaptation) -> bool:
-    """Whether a meta-gradient draws random numbers, so that estimates differ."""
-    return gradient.fidelity(adaptation).draws
-
-
+@dataclass(eq=False)
 class Entry:
-    """A meta-gradient, what is known of its row, and its program once it is compiled."""
+    """A meta-gradient under measurement.
 
-    def __init__(self, name: str, gradient: MetaGradient, adaptation: Adaptation):
-        self.row = ComparisonRow(name, gradient)
-        self.adaptation = adaptation
-        self.program: Compiled | None = None
+    Args:
+        row: What is known of its row.
+        adaptation: How one task is learned.
+        program: The compiled meta-gradient; None before that, and where it fails.
+        distances: By draw, cosine and relative error.
+        finite: Whether every estimate was finite.
+    """
+
+    row: ComparisonRow
+    adaptation: Adaptation
+    program: Compiled | None = None
+    distances: list[tuple[float, float]] = field(default_factory=list)
+    finite: bool = True
 
     @property
     def stochastic(self) -> bool:
-        """Whether it differs from draw to draw."""
-        return is_stochastic(self.row.gradient, self.adaptation)
+        """Whether it draws random numbers, so that estimates differ."""
+        return self.row.gradient.fidelity(self.adaptation).draws
 
     def set(self, **fields: Any) -> None:
         """Fill in fields of the row."""
@@ -68,8 +74,10 @@ class Entry:
     def estimate(self, arguments: tuple) -> np.ndarray:
         """The meta-gradient as one vector in float64."""
         assert self.program is not None
-        _, grads = self.program.call(*arguments)
-        return _vector(grads)
+        with _quiet_callbacks():
+            _, grads = self.program.call(*arguments)
+            leaves = map(np.asarray, jax.tree.leaves(grads))
+            return np.concatenate([leaf.astype(np.float64).ravel() for leaf in leaves])
 
 
 def measure_errors(
@@ -84,8 +92,6 @@ def measure_errors(
     """
     main = next(entry for entry in entries if entry.row.name == reference)
     others = [entry for entry in entries if entry is not main and entry.program is not None]
-    measured: dict[str, list[tuple[float, float]]] = {entry.row.name: [] for entry in entries}
-    finite = dict.fromkeys(measured, True)
     zero = False
     draws = len(keys) if any(entry.stochastic for entry in [*others, main]) else 1
     for i, key in enumerate(keys[:draws]):
@@ -96,19 +102,16 @@ def measure_errors(
             if entry.program is None or (i and not entry.stochastic):
                 continue
             try:
-                with _quiet_callbacks():
-                    estimate = exact if entry is main else entry.estimate(arguments)
+                estimate = exact if entry is main else entry.estimate(arguments)
             except Exception as error:
                 entry.refuse(error)
                 continue
-            finite[entry.row.name] &= bool(np.all(np.isfinite(estimate)))
-            measured[entry.row.name].append(_distance(estimate, exact))
+            entry.finite &= bool(np.all(np.isfinite(estimate)))
+            entry.distances.append(_distance(estimate, exact))
     for entry in [main, *others]:
-        if entry.program is None:
-            continue
-        name = entry.row.name
-        entry.set(**_statistics(measured[name], entry.stochastic))
-        entry.set(note=_note(zero, finite[reference], finite[name], entry.row.cosine))
+        if entry.program is not None:
+            entry.set(**_statistics(entry.distances, entry.stochastic))
+            entry.set(note=_note(zero, main.finite, entry.finite, entry.row.cosine))
 
 
 def measure_seconds(entries: Sequence[Entry], arguments: tuple, seconds: float) -> None:
@@ -149,8 +152,7 @@ def reason(error: Exception) -> str:
 def _reference_estimate(main: Entry, arguments: tuple) -> np.ndarray:
     if main.program is not None:
         try:
-            with _quiet_callbacks():
-                return main.estimate(arguments)
+            return main.estimate(arguments)
         except Exception as error:
             main.refuse(error)
     raise GradientError(
@@ -170,11 +172,6 @@ def _quiet_callbacks() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-def _vector(grads: PyTree) -> np.ndarray:
-    leaves = [np.asarray(leaf).astype(np.float64).ravel() for leaf in jax.tree.leaves(grads)]
-    return np.concatenate(leaves)
 
 
 def _distance(estimate: np.ndarray, exact: np.ndarray) -> tuple[float, float]:

@@ -74,13 +74,7 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """The rows and the settings as JSON-able data."""
-        return {
-            "reference": self.reference,
-            "tasks": self.tasks,
-            "parameters": self.parameters,
-            "draws": self.draws,
-            "rows": self.records(),
-        }
+        return vars(self) | {"rows": self.records()}
 
     def headline(self) -> str:
         """What was compared, in one line."""
@@ -104,30 +98,17 @@ class Comparison:
         return "\n\n".join(parts)
 
 
-_HEADINGS = (
-    "meta-gradient",
-    "",
-    "cosine",
-    "relative\nerror",
-    "MiB",
-    "ms per\ncall",
-    "s to\ncompile",
-)
+_ERRORS, _COSTS = ("cosine", "relative\nerror"), ("MiB", "ms per\ncall", "s to\ncompile")
+_HEADINGS = ("meta-gradient", "", *_ERRORS, *_COSTS)
 
 
 def _cells(row: ComparisonRow) -> list[str]:
     kind = "refused" if row.refusal else row.fidelity.kind if row.fidelity else ""
-    memory = None if row.memory is None else row.memory / MIB
-    milliseconds = None if row.seconds is None else 1e3 * row.seconds
-    return [
-        row.name,
-        kind,
-        _spread(row.cosine, row.cosine_error, "{:.4f}"),
-        _spread(row.relative_error, row.relative_error_error, "{:.3f}"),
-        _measure(memory),
-        _measure(milliseconds),
-        "–" if row.compile_seconds is None else f"{row.compile_seconds:.1f}",
-    ]
+    cosine = _spread(row.cosine, row.cosine_error, "{:.4f}")
+    error = _spread(row.relative_error, row.relative_error_error, "{:.3f}")
+    compiling = "–" if row.compile_seconds is None else f"{row.compile_seconds:.1f}"
+    amounts = _measure(row.memory, 1 / MIB), _measure(row.seconds, 1e3)
+    return [row.name, kind, cosine, error, *amounts, compiling]
 
 
 def _spread(value: float | None, error: float | None, form: str) -> str:
@@ -145,10 +126,11 @@ def _spread(value: float | None, error: float | None, form: str) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def _measure(value: float | None) -> str:
+def _measure(value: int | float | None, scale: float) -> str:
     """Three digits, without an exponent."""
     if value is None:
         return "–"
+    value *= scale
     digits = 2 - math.floor(math.log10(value)) if value > 0 else 0
     return f"{value:,.{min(max(digits, 0), 3)}f}"
 
@@ -158,8 +140,5 @@ def _record(row: ComparisonRow) -> dict[str, Any]:
     del record["gradient"]  # its name says it
     known = row.fidelity
     record["fidelity"] = known and {"kind": known.kind, "sentence": known.sentence}
-    return {name: _finite(value) for name, value in record.items()}
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    undefined = lambda value: isinstance(value, float) and not math.isfinite(value)
+    return {name: None if undefined(value) else value for name, value in record.items()}

@@ -19,20 +19,19 @@ def parse_bytes(memory: Any) -> int:
     Upper and lower case mean the same. Raises `StructureError` for what is not an amount of memory
     above zero.
     """
-    number, unit = memory, ""
+    size = memory if isinstance(memory, int | float | np.integer) else 0
     if isinstance(memory, str):
         parts = re.fullmatch(r"\s*((?:\d+\.?\d*|\.\d+)(?:[eE]\d+)?)\s*([A-Za-z]*)\s*", memory)
-        if parts is None or parts[2].lower() not in _BY_LOWER_CASE:
-            raise _unreadable(memory)
-        number, unit = float(parts[1]), parts[2].lower()
-    elif not isinstance(memory, int | float | np.integer) or isinstance(memory, bool):
-        raise _unreadable(memory)
-    if not 0 < number < float("inf"):
-        raise _unreadable(memory)
-    size = int(number * _BY_LOWER_CASE[unit])
-    if size < 1:
-        raise _unreadable(memory)
-    return size
+        size = float(parts[1]) * _BY_LOWER_CASE.get(parts[2].lower(), 0) if parts else 0
+    if not isinstance(memory, bool) and 1 <= size < float("inf"):
+        return int(size)
+    raise StructureError(
+        "memory is not an amount of memory",
+        got=f"memory={memory!r}",
+        expected=f"a number above zero with one of the units {', '.join(filter(None, UNITS))}; or "
+        "a number of bytes",
+        write='memory="2GiB"',
+    )
 
 
 def format_bytes(size: int | float) -> str:
@@ -42,13 +41,3 @@ def format_bytes(size: int | float) -> str:
     number = size / 1024**power
     digits = 0 if power == 0 else max(0, 3 - len(str(int(abs(number)))))
     return f"{number:.{digits}f} {units[power]}"
-
-
-def _unreadable(memory: Any) -> StructureError:
-    return StructureError(
-        "memory is not an amount of memory",
-        got=f"memory={memory!r}",
-        expected=f"a number above zero with one of the units {', '.join(filter(None, UNITS))}; or "
-        "a number of bytes",
-        write='memory="2GiB"',
-    )

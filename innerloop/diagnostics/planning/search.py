@@ -2,18 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
-from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.diagnostics.compiled import compile_ahead
 from innerloop.errors import InnerloopError
 from innerloop.gradients import MetaGradient
 from innerloop.objective import meta_value_and_grad
-from innerloop.problem import Episode, Problem
-from innerloop.trees import abstract
+from innerloop.problem import Problem
 
 AT_A_TIME = 2**22
 """Bytes of temporary memory up to which more tasks at a time are faster on a CPU.
@@ -35,27 +34,25 @@ class Attempt(NamedTuple):
     temporary: int
 
 
+@dataclass(eq=False)
 class Search:
     """Compiles meta-gradients of one problem, and remembers what they take.
 
-    - `attempts`: what was compiled
-    - `refused`: the candidates that raised while they were traced, each with its error
+    Args:
+        problem: The problem.
+        adaptation: How one task is learned.
+        arguments: Meta-parameters, episodes and a key, as shapes.
+        budget: Bytes.
+        attempts: What was compiled.
+        refused: The candidates that raised while they were traced, each with its error.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        adaptation: Adaptation,
-        meta: PyTree,
-        episodes: Episode,
-        budget: int,
-    ):
-        self.attempts: list[Attempt] = []
-        self.refused: list[tuple[MetaGradient, Exception]] = []
-        self._problem = problem
-        self._adaptation = adaptation
-        self._arguments = abstract((meta, episodes, jax.random.key(0)))
-        self._budget = budget
+    problem: Problem
+    adaptation: Adaptation
+    arguments: tuple
+    budget: int
+    attempts: list[Attempt] = field(default_factory=list)
+    refused: list[tuple[MetaGradient, Exception]] = field(default_factory=list)
 
     def first_that_fits(
         self, gradients: Sequence[MetaGradient], chunks: Sequence[int]
@@ -73,14 +70,14 @@ class Search:
         at_a_time = AT_A_TIME if jax.default_backend() == "cpu" else math.inf
         for gradient in gradients:
             smallest = self.attempt(gradient, chunks[-1])
-            if smallest is None or smallest.peak > self._budget:
+            if smallest is None or smallest.peak > self.budget:
                 continue
             for chunk in chunks[:-1]:
                 if smallest.temporary * chunk / smallest.chunk > at_a_time:
                     continue
                 if not self._cannot_fit(gradient, chunk):
                     attempt = self.attempt(gradient, chunk)
-                    if attempt is not None and attempt.peak <= self._budget:
+                    if attempt is not None and attempt.peak <= self.budget:
                         return attempt
             return smallest
         return None
@@ -105,9 +102,9 @@ class Search:
         for known in self.of(gradient):
             if known.chunk == chunk:
                 return known
-        function = meta_value_and_grad(self._problem, self._adaptation, gradient, chunk=chunk)
+        function = meta_value_and_grad(self.problem, self.adaptation, gradient, chunk=chunk)
         try:
-            compiled = compile_ahead(function, *self._arguments)
+            compiled = compile_ahead(function, *self.arguments)
         except (InnerloopError, TypeError, ValueError, NotImplementedError) as error:
             self.refused.append((gradient, error))
             return None
@@ -118,6 +115,6 @@ class Search:
         """Fewer tasks at a time take at least their share of the memory that more tasks took."""
         for known in self.of(gradient):
             share = known.temporary * chunk / known.chunk
-            if known.chunk >= chunk and known.peak - known.temporary + share > self._budget:
+            if known.chunk >= chunk and known.peak - known.temporary + share > self.budget:
                 return True
         return False

@@ -1,0 +1,107 @@
+"""The meta-gradients that `compare` and `plan` try, and how many tasks at a time."""
+
+import math
+
+from jaxtyping import PyTree
+
+from innerloop.adaptation import Adaptation
+from innerloop.gradients import (
+    Binomial,
+    EvolutionStrategies,
+    FirstOrder,
+    ForwardMode,
+    Implicit,
+    MetaGradient,
+    MixedMode,
+    RandomDirections,
+    Reptile,
+    Segments,
+    Truncated,
+    Unroll,
+)
+from innerloop.problem import Problem
+from innerloop.trees import number_count
+
+_MANY = 16
+"""Inner steps above which a fixed number of kept states can pay."""
+
+
+def one_of_every_kind(adaptation: Adaptation, meta: PyTree) -> list[MetaGradient]:
+    """One meta-gradient of every kind, and of `Unroll` all that differ for this number of steps.
+
+    Those that do not exist for the pair are among them: why not is worth knowing too. What is
+    computed many times over (directions, pairs) is computed one at a time, because the room for
+    more is not known.
+    """
+    steps = adaptation.steps or 0
+    few = number_count(meta) <= 64  # one tangent for each is affordable
+    gradients = [
+        (True, Unroll()),
+        (steps == 1, Unroll(MixedMode())),  # one step is kept whole whatever the loop
+        (steps > 1, Unroll(loop=Segments(1))),
+        (steps > 1, Unroll(MixedMode(), Segments(1))),
+        (steps > 2, Unroll(loop=Segments())),
+        (steps >= _MANY, Unroll(loop=_few_states(steps))),
+        (True, Implicit()),
+        (few, ForwardMode()),
+        (not few, ForwardMode(RandomDirections(16), chunk=1)),
+        (True, EvolutionStrategies(16, 0.01, chunk=1)),
+        (steps > 1, Truncated(steps // 2)),
+        (True, FirstOrder()),
+        (True, Reptile()),
+    ]
+    return [gradient for differs, gradient in gradients if differs]
+
+
+def exact_gradients(problem: Problem, adaptation: Adaptation, meta: PyTree) -> list[MetaGradient]:
+    """The ways to the exact meta-gradient, from the fastest on to those that keep less and less.
+
+    `Implicit` is among them only where nothing else exists: elsewhere it is exact at an optimum
+    that need not be reached.
+    """
+    steps = adaptation.steps or 0
+    few = number_count(meta) <= 32  # one tangent for each may be worth its time
+    gradients = [
+        (steps > 0, Unroll(MixedMode())),
+        (True, Unroll()),
+        (steps > 1, Unroll(MixedMode(), Segments(1, keep_inner_gradients=True))),
+        (steps > 1, Unroll(MixedMode(), Segments(1))),
+        (steps > 1, Unroll(loop=Segments(1))),
+        (steps > 3, Unroll(MixedMode(), Segments())),
+        (steps > 3, Unroll(loop=Segments())),
+        (steps > _MANY, Unroll(MixedMode(), _few_states(steps))),
+        (steps > _MANY, Unroll(loop=_few_states(steps))),
+        (few, ForwardMode()),
+        (few, ForwardMode(chunk=1)),
+    ]
+    pays = [gradient for pays, gradient in gradients if pays]
+    return [each for each in pays if _exists(each, problem, adaptation)] or [Implicit()]
+
+
+def _few_states(steps: int) -> Binomial:
+    return Binomial(math.ceil(math.log2(max(steps, 2))))
+
+
+def biased_gradients(problem: Problem, adaptation: Adaptation) -> list[MetaGradient]:
+    """Ways that drop something: half of the steps, a quarter ..., all second derivatives."""
+    steps = adaptation.steps or 0
+    lasts = [steps >> halvings for halvings in range(1, steps.bit_length())]
+    gradients = [*map(Truncated, lasts), *[FirstOrder()] * (steps > 0)]
+    return [gradient for gradient in gradients if _exists(gradient, problem, adaptation)]
+
+
+def chunk_sizes(tasks: int) -> list[int]:
+    """How many tasks to run at a time: all tasks, about half of them, about a quarter ..., one.
+
+    Sizes that divide the batch are taken where there is one near, because padding copies it.
+    """
+    sizes = set()
+    for i in range(tasks.bit_length() + 1):
+        size = math.ceil(tasks / 2**i)
+        divisors = (n for n in range(size, math.ceil(size / 2), -1) if tasks % n == 0)
+        sizes.add(next(divisors, size))
+    return sorted(sizes, reverse=True)
+
+
+def _exists(gradient: MetaGradient, problem: Problem, adaptation: Adaptation) -> bool:
+    return gradient.fidelity(adaptation, problem).kind != "undefined"
