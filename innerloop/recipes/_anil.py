@@ -6,10 +6,9 @@ import optax
 from jaxtyping import PyTree
 
 from innerloop.adaptation import GradientDescent
-from innerloop.gradients import Unroll
 from innerloop.models import Model
-from innerloop.problem import Problem, subset
-from innerloop.recipes.base import ExamplesLoss, Recipe, prediction_loss
+from innerloop.problem import subset
+from innerloop.recipes.base import ExamplesLoss, Recipe, learned_start
 
 
 def anil(model: Model, loss: ExamplesLoss, rate: float = 0.1, steps: int = 5) -> Recipe:
@@ -40,6 +39,6 @@ def partly_adapted(
         _, merge = subset(meta, where)
         return model.apply(merge(params), batch.inputs, key, batch.mask)
 
-    task_loss = prediction_loss(predict, loss)
-    problem = Problem(lambda meta, support, key: subset(meta, where)[0], task_loss, task_loss)
-    return Recipe(problem, GradientDescent(optax.sgd(rate), steps), Unroll(), model.init, predict)
+    start = lambda meta, support, key: subset(meta, where)[0]
+    learn = GradientDescent(optax.sgd(rate), steps)
+    return learned_start(start, learn, model.init, predict, loss)

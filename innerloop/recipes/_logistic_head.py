@@ -27,10 +27,5 @@ def logistic_head(
         strength: The initial value of λ.
         scale: The initial value of $e^a$.
     """
-    return with_linear_head(
-        features,
-        loss,
-        lambda embed, learned: ConvexHead(embed, learned, logistic, ways),
-        strength,
-        scale,
-    )
+    head = lambda embed, learned: ConvexHead(embed, learned, logistic, ways)
+    return with_linear_head(features, loss, head, strength, scale)

@@ -5,12 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.gradients import Unroll
 from innerloop.models import Model
 from innerloop.precision import default_float
 from innerloop.recipes.base import ExamplesLoss, Recipe, learned_head, model_features
-from innerloop.recipes.memory import remembered
-from innerloop.recipes.similarity import cosine_similarities
+from innerloop.recipes.memory import cosine_similarities, remembered
 
 
 def matching(features: Model, loss: ExamplesLoss, ways: int, scale: float = 10.0) -> Recipe:
@@ -47,4 +45,4 @@ def matching(features: Model, loss: ExamplesLoss, ways: int, scale: float = 10.0
         # A class without support rows has no share; the logarithm stays finite.
         return jnp.log(jnp.maximum(share, jnp.finfo(share.dtype).tiny))
 
-    return learned_head(remembered(embed, ways), init_meta, predict, loss, Unroll())
+    return learned_head(remembered(embed, ways), init_meta, predict, loss)

@@ -2,11 +2,9 @@
 
 import jax.numpy as jnp
 
-from innerloop.gradients import Unroll
 from innerloop.precision import default_float
 from innerloop.recipes.base import ExamplesLoss, Recipe, learned_head
-from innerloop.recipes.memory import remembered
-from innerloop.recipes.similarity import squared_distances
+from innerloop.recipes.memory import remembered, squared_distances
 
 
 def nearest_neighbour(loss: ExamplesLoss, ways: int) -> Recipe:
@@ -38,4 +36,4 @@ def nearest_neighbour(loss: ExamplesLoss, ways: int) -> Recipe:
         return jnp.where(found, scores, -jnp.inf)
 
     init_meta = lambda key: {"sharpness": jnp.zeros((), default_float())}
-    return learned_head(remembered(flat, ways), init_meta, predict, loss, Unroll())
+    return learned_head(remembered(flat, ways), init_meta, predict, loss)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 
 from innerloop.adaptation import Procedure
-from innerloop.gradients import Unroll
 from innerloop.learner import Learner
 from innerloop.models import Model, linear_head
 from innerloop.problem import Problem
@@ -79,4 +78,4 @@ def pretrain_classifier(
 def _pretrained(model: Model, loss: ExamplesLoss) -> Recipe:
     """One network for all tasks, with nothing adapted."""
     unchanged = Procedure(lambda meta, support, key: meta)
-    return learned_head(unchanged, model.init, model_predictions(model), loss, Unroll())
+    return learned_head(unchanged, model.init, model_predictions(model), loss)

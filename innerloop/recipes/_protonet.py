@@ -2,11 +2,10 @@
 
 import jax.numpy as jnp
 
-from innerloop.gradients import Unroll
 from innerloop.heads import Prototypes
 from innerloop.models import Model
 from innerloop.recipes.base import ExamplesLoss, Recipe, learned_head, model_features
-from innerloop.recipes.similarity import squared_distances
+from innerloop.recipes.memory import squared_distances
 
 
 def protonet(features: Model, loss: ExamplesLoss, ways: int) -> Recipe:
@@ -32,4 +31,4 @@ def protonet(features: Model, loss: ExamplesLoss, ways: int) -> Recipe:
         distances = squared_distances(embed(meta, batch, key), params.means)
         return jnp.where(params.counts[None, :] > 0, -distances, -jnp.inf)
 
-    return learned_head(Prototypes(embed, ways), features.init, predict, loss, Unroll())
+    return learned_head(Prototypes(embed, ways), features.init, predict, loss)

@@ -32,6 +32,5 @@ def r2d2(
         strength: The initial value of λ.
         scale: The initial value of $e^a$.
     """
-    return with_linear_head(
-        features, loss, lambda embed, learned: RidgeHead(embed, learned, ways), strength, scale
-    )
+    head = lambda embed, learned: RidgeHead(embed, learned, ways)
+    return with_linear_head(features, loss, head, strength, scale)

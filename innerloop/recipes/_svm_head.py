@@ -29,10 +29,5 @@ def svm_head(
         strength: The initial value of λ.
         scale: The initial value of $e^a$.
     """
-    return with_linear_head(
-        features,
-        loss,
-        lambda embed, learned: ConvexHead(embed, learned, squared_hinge, ways),
-        strength,
-        scale,
-    )
+    head = lambda embed, learned: ConvexHead(embed, learned, squared_hinge, ways)
+    return with_linear_head(features, loss, head, strength, scale)

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
-from innerloop.gradients import Unroll
 from innerloop.heads.base import Features
 from innerloop.models import Model
 from innerloop.precision import default_float
@@ -42,4 +41,4 @@ def with_linear_head(
         }
 
     learned = lambda meta: jnp.exp(meta["log_strength"])
-    return learned_head(head(embed, learned), init_meta, predict, loss, Unroll())
+    return learned_head(head(embed, learned), init_meta, predict, loss)

@@ -26,20 +26,12 @@ from innerloop.recipes._reptile import reptile
 from innerloop.recipes._svm_head import svm_head
 from innerloop.recipes.base import ExamplesLoss, Recipe
 
-RegressionRecipe = Literal[
-    "maml",
-    "fomaml",
-    "reptile",
-    "meta_sgd",
-    "maml_plus_plus",
-    "anil",
-    "boil",
-    "cavia",
-    "imaml",
-    "r2d2",
-    "cnp",
-    "pretrain_finetune",
+DescentRecipe = Literal[
+    "maml", "fomaml", "reptile", "meta_sgd", "maml_plus_plus", "anil", "boil", "imaml"
 ]
+"""Names of the recipes that take a whole network and nothing else."""
+
+RegressionRecipe = Literal[DescentRecipe, "cavia", "r2d2", "cnp", "pretrain_finetune"]
 """Names of the recipes that learn real targets too."""
 
 RecipeName = Literal[
@@ -69,11 +61,6 @@ class Network(NamedTuple):
     classes: Callable[[], int] | None = None
 
     @property
-    def head(self) -> tuple[Model, ExamplesLoss, int | None]:
-        """What a recipe whose head is computed takes: features, loss and ways."""
-        return self.features, self.loss, self.ways
-
-    @property
     def ways(self) -> int | None:
         """Classes of a task; None for regression."""
         return None if self.classes is None else self.outputs
@@ -99,23 +86,22 @@ def _pretrained(network: Network) -> Callable[..., Recipe]:
     return partial(pretrain_classifier, network.features, *sizes, network.loss)
 
 
+def _of_model(recipe: Callable[..., Recipe]) -> Callable[[Network], Callable[..., Recipe]]:
+    return lambda network: partial(recipe, network.model, network.loss)
+
+
+def _of_head(recipe: Callable[..., Recipe]) -> Callable[[Network], Callable[..., Recipe]]:
+    return lambda network: partial(recipe, network.features, network.loss, network.ways)
+
+
 _CONTEXT, _HIDDEN = 100, 128
+_DESCENTS = (maml, fomaml, reptile, meta_sgd, maml_plus_plus, anil, boil, imaml)
+_HEADS = (protonet, matching, r2d2, logistic_head, svm_head)
 
 RECIPES: dict[str, Callable[[Network], Callable[..., Recipe]]] = {
-    "maml": lambda network: partial(maml, network.model, network.loss),
-    "fomaml": lambda network: partial(fomaml, network.model, network.loss),
-    "reptile": lambda network: partial(reptile, network.model, network.loss),
-    "meta_sgd": lambda network: partial(meta_sgd, network.model, network.loss),
-    "maml_plus_plus": lambda network: partial(maml_plus_plus, network.model, network.loss),
-    "anil": lambda network: partial(anil, network.model, network.loss),
-    "boil": lambda network: partial(boil, network.model, network.loss),
+    **{recipe.__name__: _of_model(recipe) for recipe in _DESCENTS},
     "cavia": lambda network: partial(cavia, _with_context(network), network.loss),
-    "imaml": lambda network: partial(imaml, network.model, network.loss),
-    "protonet": lambda network: partial(protonet, *network.head),
-    "matching": lambda network: partial(matching, *network.head),
-    "r2d2": lambda network: partial(r2d2, *network.head),
-    "logistic_head": lambda network: partial(logistic_head, *network.head),
-    "svm_head": lambda network: partial(svm_head, *network.head),
+    **{recipe.__name__: _of_head(recipe) for recipe in _HEADS},
     "cnp": _process,
     "pretrain_finetune": _pretrained,
     "nearest_neighbour": lambda network: partial(nearest_neighbour, network.loss, network.outputs),
