@@ -6,11 +6,11 @@ from innerloop.models._conv4 import conv4_max_pool as conv4_max_pool
 from innerloop.models._conv4 import conv_features as conv_features
 from innerloop.models._conv4 import conv_features_max_pool as conv_features_max_pool
 from innerloop.models._conv4 import pooled_width as pooled_width
-from innerloop.models._film import film as film
 from innerloop.models._mlp import mlp as mlp
 from innerloop.models._mlp import mlp_features as mlp_features
 from innerloop.models._transformer import transformer as transformer
 from innerloop.models.base import Model as Model
+from innerloop.models.head import film as film
 from innerloop.models.head import linear_head as linear_head
 from innerloop.models.layers import conv as conv
 from innerloop.models.layers import conv_as_matmul as conv_as_matmul

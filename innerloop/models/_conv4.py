@@ -1,7 +1,5 @@
 """The four-block convolutional network of few-shot learning, in its two forms."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
@@ -14,6 +12,9 @@ from innerloop.models.base import Model, model_inputs
 from innerloop.models.head import linear_head
 from innerloop.models.layers import GLOROT, conv, conv_init, max_pool
 from innerloop.models.normalisation import Normalisation, transductive
+
+Image = tuple[int, int]
+"""Height and width in pixels."""
 
 COUNT = at_least(1)
 IMAGE = each(at_least(1, such_as=28), length=2)
@@ -50,7 +51,7 @@ def conv4(
 @checked(ways=at_least(1, such_as=5), image=IMAGE, blocks=COUNT)
 def conv4_max_pool(
     ways: int,
-    image: tuple[int, int] = (28, 28),
+    image: Image = (28, 28),
     filters: int = 64,
     channels: int = 1,
     *,
@@ -103,26 +104,12 @@ def conv_features(
         StructureError: If a size is not a positive integer, and while tracing if the images are not
             `(rows, height, width, channels)`.
     """
-
-    def block(params: PyTree[Array], x: Array, mask: Array | None) -> Array:
-        x = conv(params["weights"], x, stride=2)
-        return jax.nn.relu(normalisation.apply(params["normalisation"], x, mask))
-
-    def apply(
-        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
-    ) -> Float[Array, "rows outputs"]:
-        x = _images(params, inputs, mask)
-        for layer in params:
-            x = block(layer, x, mask)
-        return jnp.mean(x, axis=(1, 2))
-
-    init = _blocks_init(filters, channels, blocks, normalisation, weights)
-    return Model(init, apply, normalisation.name)
+    return _blocks(filters, channels, blocks, normalisation, weights, None)
 
 
 @checked(image=IMAGE, filters=COUNT, channels=COUNT, blocks=COUNT)
 def conv_features_max_pool(
-    image: tuple[int, int] = (28, 28),
+    image: Image = (28, 28),
     filters: int = 64,
     channels: int = 1,
     *,
@@ -151,25 +138,11 @@ def conv_features_max_pool(
             `2**blocks` pixels, and while tracing if the images are not `(rows, *image, channels)`.
     """
     pooled_width(image, filters, blocks)
-
-    def block(params: PyTree[Array], x: Array, mask: Array | None) -> Array:
-        x = conv(params["weights"], x, stride=1)
-        return max_pool(jax.nn.relu(normalisation.apply(params["normalisation"], x, mask)))
-
-    def apply(
-        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
-    ) -> Float[Array, "rows outputs"]:
-        x = _images(params, inputs, mask, image)
-        for layer in params:
-            x = block(layer, x, mask)
-        return x.reshape(x.shape[0], pooled_width(image, filters, blocks))
-
-    init = _blocks_init(filters, channels, blocks, normalisation, weights)
-    return Model(init, apply, normalisation.name)
+    return _blocks(filters, channels, blocks, normalisation, weights, image)
 
 
 @checked(image=IMAGE, filters=COUNT, blocks=COUNT)
-def pooled_width(image: tuple[int, int], filters: int = 64, blocks: int = 4) -> int:
+def pooled_width(image: Image, filters: int = 64, blocks: int = 4) -> int:
     """The number of features of `conv_features_max_pool`: filters times remaining positions.
 
     Raises:
@@ -188,9 +161,9 @@ def pooled_width(image: tuple[int, int], filters: int = 64, blocks: int = 4) -> 
     return filters * (height // smallest) * (width // smallest)
 
 
-def _blocks_init(
-    filters: int, channels: int, blocks: int, normalisation: Normalisation, weights: Initializer
-) -> Callable[[PRNGKeyArray], PyTree[Array]]:
+def _blocks(filters, channels, blocks, normalisation, weights, image: Image | None) -> Model:
+    """Blocks with max pooling for images of the size `image`, or with strides if it is None."""
+
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         inputs = [channels] + [filters] * (blocks - 1)
         return [
@@ -201,14 +174,21 @@ def _blocks_init(
             for block_key, block_inputs in zip(jax.random.split(key, blocks), inputs, strict=True)
         ]
 
-    return init
+    def apply(params, inputs, key, mask) -> Float[Array, "rows outputs"]:
+        x = _images(params, inputs, mask, image)
+        for layer in params:
+            x = conv(layer["weights"], x, stride=2 if image is None else 1)
+            x = jax.nn.relu(normalisation.apply(layer["normalisation"], x, mask))
+            x = x if image is None else max_pool(x)
+        if image is None:
+            return jnp.mean(x, axis=(1, 2))
+        return x.reshape(x.shape[0], pooled_width(image, filters, blocks))
+
+    return Model(init, apply, normalisation.name)
 
 
 def _images(
-    params: PyTree[Array],
-    inputs: ArrayLike,
-    mask: Array | None,
-    image: tuple[int, int] | None = None,
+    params: PyTree[Array], inputs: ArrayLike, mask: Array | None, image: Image | None
 ) -> Float[Array, "rows height width channels"]:
     """The inputs in the parameters' dtype, after a check of their shape."""
     first = params[0]["weights"]
