@@ -55,12 +55,8 @@ def run(
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], start)
     if steps == 0:  # an adaptation without steps has no `step` to trace
         return state, None, start
-    state, info, rest = run_from(
-        *(problem, adaptation, meta, support, key, inner, loop, observe),
-        state=state,
-        first=0,
-        steps=steps,
-    )
+    given = problem, adaptation, meta, support, key, inner, loop, observe
+    state, info, rest = run_from(*given, state=state, first=0, steps=steps)
     return state, info, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), start, rest)
 
 

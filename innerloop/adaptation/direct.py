@@ -5,9 +5,8 @@ import abc
 import equinox as eqx
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
+from innerloop.adaptation.base import Adaptation, Origin
 from innerloop.errors import StructureError
-from innerloop.problem import Problem
 
 
 class DirectAdaptation(Adaptation):
@@ -23,19 +22,11 @@ class DirectAdaptation(Adaptation):
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
         """The adapted parameters, differentiable in `meta`."""
 
-    def init(self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+    def init(self, problem, meta, support, key) -> PyTree:
         """The adapted parameters."""
         return self.solve(meta, support, key)
 
-    def step(
-        self,
-        problem: Problem,
-        meta: PyTree,
-        support: PyTree,
-        state: PyTree,
-        key: PRNGKeyArray,
-        inner_gradient: InnerGradient,
-    ):
+    def step(self, problem, meta, support, state, key, inner_gradient):
         """Raises `StructureError`: there are no steps."""
         name = type(self).__name__
         raise StructureError(

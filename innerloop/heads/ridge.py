@@ -9,13 +9,7 @@ from innerloop.adaptation.direct import DirectAdaptation
 from innerloop.arguments import at_least, either, function, optional, positive
 from innerloop.checks import describe, is_floating
 from innerloop.errors import StructureError
-from innerloop.heads.base import (
-    Features,
-    Strength,
-    embedded,
-    one_hot,
-    strength_at,
-)
+from innerloop.heads.base import Features, Strength, embedded, one_hot, strength_at
 from innerloop.masks import blank_rows
 from innerloop.problem import Examples
 

@@ -9,12 +9,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.arguments import positive
-from innerloop.optimizers.base import (
-    Direction,
-    LearnedOptimizer,
-    part_of,
-    scale_by_rates,
-)
+from innerloop.optimizers.base import Direction, LearnedOptimizer, part_of, scale_by_rates
 from innerloop.precision import default_float
 
 

@@ -8,12 +8,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, positive
-from innerloop.optimizers.base import (
-    Direction,
-    LearnedOptimizer,
-    part_of,
-    scale_by_scheduled_rates,
-)
+from innerloop.optimizers.base import Direction, LearnedOptimizer, part_of, scale_by_scheduled_rates
 from innerloop.precision import default_float
 
 
