@@ -22,12 +22,12 @@ from innerloop.tasks.base import TaskDistribution as TaskDistribution
 from innerloop.tasks.base import evaluation_episodes as evaluation_episodes
 from innerloop.tasks.base import evaluation_key as evaluation_key
 from innerloop.tasks.base import sample_each as sample_each
-from innerloop.tasks.counts import PerClass as PerClass
 from innerloop.tasks.image_classes import ImageClasses as ImageClasses
 from innerloop.tasks.image_classes import upright as upright
 from innerloop.tasks.image_classes import with_quarter_turns as with_quarter_turns
 from innerloop.tasks.images import ClassificationTasks as ClassificationTasks
-from innerloop.tasks.labelled_images import LabelledImages as LabelledImages
+from innerloop.tasks.images import LabelledImages as LabelledImages
+from innerloop.tasks.images import PerClass as PerClass
 from innerloop.tasks.sinusoid import SinusoidTasks as SinusoidTasks
 from innerloop.tasks.splits import Splits as Splits
 from innerloop.tasks.splits import check_disjoint as check_disjoint

@@ -2,6 +2,7 @@
 
 from innerloop.tasks.optimization.family import Family as Family
 from innerloop.tasks.optimization.family import rescaled as rescaled
+from innerloop.tasks.optimization.family import supervised_family as supervised_family
 from innerloop.tasks.optimization.quadratic import Quadratics as Quadratics
 from innerloop.tasks.optimization.quadratic import quadratic_family as quadratic_family
 from innerloop.tasks.optimization.suite import ACTIVATIONS as ACTIVATIONS
@@ -11,7 +12,6 @@ from innerloop.tasks.optimization.suite import language_family as language_famil
 from innerloop.tasks.optimization.suite import mlp_family as mlp_family
 from innerloop.tasks.optimization.suite import random_families as random_families
 from innerloop.tasks.optimization.suite import training_families as training_families
-from innerloop.tasks.optimization.supervised import supervised_family as supervised_family
 from innerloop.tasks.optimization.tables import Table as Table
 from innerloop.tasks.optimization.tables import TableTasks as TableTasks
 from innerloop.tasks.optimization.tables import breast_cancer_table as breast_cancer_table

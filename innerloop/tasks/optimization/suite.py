@@ -16,9 +16,8 @@ from innerloop.models import (
     per_example,
     transformer,
 )
-from innerloop.tasks.optimization.family import Family
+from innerloop.tasks.optimization.family import Family, supervised_family
 from innerloop.tasks.optimization.quadratic import quadratic_family
-from innerloop.tasks.optimization.supervised import supervised_family
 from innerloop.tasks.optimization.tables import (
     Table,
     TableTasks,

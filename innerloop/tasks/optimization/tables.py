@@ -13,7 +13,7 @@ from innerloop.checks import optional_package
 from innerloop.errors import DataError
 from innerloop.precision import default_float
 from innerloop.problem import Episode, Examples
-from innerloop.tasks.base import sample_each
+from innerloop.tasks.base import OneByOne
 
 
 class Table(NamedTuple):
@@ -66,7 +66,7 @@ def diabetes_table() -> Table:
     return Table("diabetes", _standard(measured), _standard(progress)[:, None], 1)
 
 
-class TableTasks(eqx.Module):
+class TableTasks(OneByOne):
     """Tasks on a table: `rows` random rows to train on, and as many others to judge by.
 
     Support and query are `Examples` in JAX's default floating-point type, classes as int32. No row
@@ -104,7 +104,3 @@ class TableTasks(eqx.Module):
         order = jax.random.permutation(key, len(self.targets))
         examples = lambda rows: Examples(self.inputs[rows], self.targets[rows])
         return Episode(examples(order[: self.rows]), examples(order[self.rows : 2 * self.rows]))
-
-    def sample(self, key: PRNGKeyArray, n: int) -> Episode:
-        """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
-        return sample_each(self.sample_one, key, n)

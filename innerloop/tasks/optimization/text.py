@@ -12,7 +12,7 @@ from innerloop.arguments import at_least, checked
 from innerloop.checks import optional_package
 from innerloop.errors import DataError
 from innerloop.problem import Episode, Examples
-from innerloop.tasks.base import sample_each
+from innerloop.tasks.base import OneByOne
 
 ALPHABET = string.ascii_lowercase + " .,\n0"
 """Letters without case, and 0 for every digit. Any other character is one more token."""
@@ -41,7 +41,7 @@ def tokens(text: str) -> np.ndarray:
     return np.array([numbers.get(it, len(ALPHABET)) for it in text.lower()], np.int32)
 
 
-class TextTasks(eqx.Module):
+class TextTasks(OneByOne):
     """Tasks on a text: `rows` random windows to train on, and as many from its last fifth to test.
 
     Support and query are `Examples` of tokens: inputs `(rows, length)`, and for targets the next
@@ -81,10 +81,6 @@ class TextTasks(eqx.Module):
             self._windows(support_key, 0, border),
             self._windows(query_key, border, len(self.tokens)),
         )
-
-    def sample(self, key: PRNGKeyArray, n: int) -> Episode:
-        """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
-        return sample_each(self.sample_one, key, n)
 
     def _windows(self, key: PRNGKeyArray, first: int, end: int) -> Examples:
         starts = jax.random.randint(key, (self.rows, 1), first, end - self.length, jnp.int32)
