@@ -7,8 +7,8 @@ from innerloop.adaptation import Procedure
 from innerloop.learner import Learner
 from innerloop.models import Model, linear_head
 from innerloop.problem import Problem
-from innerloop.recipes._anil import partly_adapted
 from innerloop.recipes._maml import maml
+from innerloop.recipes._partly_adapted import partly_adapted
 from innerloop.recipes.base import ExamplesLoss, Recipe, learned_head, model_predictions
 
 

@@ -8,22 +8,17 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from innerloop.errors import StructureError
 from innerloop.models import Model, film, mlp
-from innerloop.recipes._anil import anil
-from innerloop.recipes._boil import boil
 from innerloop.recipes._cavia import cavia
 from innerloop.recipes._cnp import cnp
 from innerloop.recipes._imaml import imaml
-from innerloop.recipes._logistic_head import logistic_head
+from innerloop.recipes._linear_heads import logistic_head, r2d2, svm_head
 from innerloop.recipes._maml import fomaml, maml
 from innerloop.recipes._maml_plus_plus import maml_plus_plus
-from innerloop.recipes._matching import matching
 from innerloop.recipes._meta_sgd import meta_sgd
-from innerloop.recipes._nearest_neighbour import nearest_neighbour
+from innerloop.recipes._partly_adapted import anil, boil
 from innerloop.recipes._pretrain_finetune import pretrain_classifier, pretrain_finetune
-from innerloop.recipes._protonet import protonet
-from innerloop.recipes._r2d2 import r2d2
 from innerloop.recipes._reptile import reptile
-from innerloop.recipes._svm_head import svm_head
+from innerloop.recipes._similarity import matching, nearest_neighbour, protonet
 from innerloop.recipes.base import ExamplesLoss, Recipe
 
 DescentRecipe = Literal[
