@@ -2,9 +2,7 @@
 
 from innerloop.masks import masked_mean as masked_mean
 from innerloop.models._conv4 import conv4 as conv4
-from innerloop.models._conv4 import conv4_max_pool as conv4_max_pool
 from innerloop.models._conv4 import conv_features as conv_features
-from innerloop.models._conv4 import conv_features_max_pool as conv_features_max_pool
 from innerloop.models._conv4 import pooled_width as pooled_width
 from innerloop.models._mlp import mlp as mlp
 from innerloop.models._mlp import mlp_features as mlp_features

@@ -1,9 +1,7 @@
 """Task distributions, which draw the episodes."""
 
-from innerloop.tasks._by_label import by_label as by_label
 from innerloop.tasks._cifar_fs import cifar_fs as cifar_fs
 from innerloop.tasks._digits import digits as digits
-from innerloop.tasks._image_folder import image_folder as image_folder
 from innerloop.tasks._influence_balancing import influence_balancing as influence_balancing
 from innerloop.tasks._mini_imagenet import mini_imagenet as mini_imagenet
 from innerloop.tasks._omniglot import Alphabets as Alphabets
@@ -23,8 +21,10 @@ from innerloop.tasks.base import evaluation_episodes as evaluation_episodes
 from innerloop.tasks.base import evaluation_key as evaluation_key
 from innerloop.tasks.base import sample_each as sample_each
 from innerloop.tasks.image_classes import ImageClasses as ImageClasses
+from innerloop.tasks.image_classes import by_label as by_label
 from innerloop.tasks.image_classes import upright as upright
 from innerloop.tasks.image_classes import with_quarter_turns as with_quarter_turns
+from innerloop.tasks.image_files import image_folder as image_folder
 from innerloop.tasks.images import ClassificationTasks as ClassificationTasks
 from innerloop.tasks.images import LabelledImages as LabelledImages
 from innerloop.tasks.images import PerClass as PerClass

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from innerloop.tasks._image_folder import image_folder
+from innerloop.tasks.image_files import image_folder
 from innerloop.tasks.known_files import Folder, needed_folder, read_text
 from innerloop.tasks.splits import Splits, checked_names
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from innerloop.errors import DataError
-from innerloop.tasks._by_label import by_label
-from innerloop.tasks.image_classes import ImageClasses
+from innerloop.tasks.image_classes import ImageClasses, by_label
 from innerloop.tasks.image_files import classes_of_files
 from innerloop.tasks.known_files import Folder, needed_folder, read_text
 from innerloop.tasks.numpy_pickle import load_arrays
