@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation.base import Adaptation
-from innerloop.adaptation.slots import InnerRule, InnerStep, Loop
+from innerloop.adaptation.base import Adaptation, InnerRule, InnerStep, Loop
 from innerloop.arguments import at_least, require
 from innerloop.checks import describe
 from innerloop.errors import StructureError

@@ -1,11 +1,13 @@
 """Adaptations that compute the parameters from the support set without inner steps."""
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, Origin
+from innerloop.arguments import function
 from innerloop.errors import StructureError
 
 
@@ -39,3 +41,22 @@ class DirectAdaptation(Adaptation):
     def params(self, state: PyTree) -> PyTree:
         """The result of `solve`."""
         return state
+
+
+class Procedure(DirectAdaptation):
+    """Parameters from a function of the support set: a hypernetwork or a neural process.
+
+    It takes no inner steps, so the problem's `init` and `inner_loss` may be None.
+
+    Args:
+        fn: `(meta, support, key) -> params`, differentiable in `meta`.
+
+    Raises:
+        StructureError: If `fn` does not take exactly these arguments.
+    """
+
+    fn: Callable[..., PyTree] = function("meta", "support", "key", gives="params")
+
+    def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+        """The result of `fn`."""
+        return self.fn(meta, support, key)
