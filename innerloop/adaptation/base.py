@@ -119,7 +119,7 @@ class InnerStep:
         )
 
 
-class InnerRule(eqx.Module):
+class InnerRule(CheckedModule):
     """What the inner gradient is for whoever differentiates through it: a slot of `Unroll`.
 
     Its numbers are always those of the gradient of the inner loss. A rule decides what becomes of
@@ -147,7 +147,7 @@ class InnerRule(eqx.Module):
         """How far the meta-gradient is from the exact one because of this rule."""
 
 
-class Loop(eqx.Module):
+class Loop(CheckedModule):
     """How the inner loop keeps and differentiates its steps: a slot of `Unroll`."""
 
     @abc.abstractmethod

@@ -126,6 +126,10 @@ class AdamController(LearnedOptimizer):
         network = network_of(self, self._network(), meta)
         dtype = meta["head"]["bias"].dtype  # that of all it remembers, as of the network
 
+        def init(param: Array) -> Memory:
+            zeros = jnp.zeros_like(param)
+            return Memory(zeros, zeros, jnp.zeros(2, dtype), jnp.zeros((), dtype))
+
         def update(given: Given, steps: Array) -> list[tuple[Array, Memory]]:
             if not given:
                 return []
@@ -140,7 +144,7 @@ class AdamController(LearnedOptimizer):
                 for output, each in zip(outputs, given, strict=True)
             ]
 
-        return of_all_arrays(_forgotten, update, dtype)
+        return of_all_arrays(init, update, dtype)
 
     def _network(self) -> Model:
         return mlp([OWN + SHARED, self.width, self.width, 4], jnp.tanh, weights=LECUN)
@@ -171,11 +175,6 @@ def _moved(
     direction = first / weights[0] * jax.lax.rsqrt(second / weights[1] + EPSILON)
     move = -rate * (size * direction + DECAY * jnp.exp(output[3]) * param)
     return move, Memory(first, second, weights, aligned)
-
-
-def _forgotten(param: Array) -> Memory:
-    zero = jnp.zeros((), param.dtype)
-    return Memory(jnp.zeros_like(param), jnp.zeros_like(param), jnp.zeros(2, param.dtype), zero)
 
 
 def _counts(shape: tuple[int, ...]) -> bool:

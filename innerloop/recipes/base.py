@@ -20,10 +20,6 @@ InitMeta = Callable[[PRNGKeyArray], PyTree]
 """`key -> meta`, the meta-parameters before meta-training."""
 
 
-def _alone(whole: WholeTasks) -> Estimator:
-    return whole
-
-
 class Recipe(NamedTuple):
     """A named algorithm as its parts; replace any of them with `recipe._replace(...)`.
 
@@ -48,7 +44,7 @@ class Recipe(NamedTuple):
     predict: Predict | None = None
     tested: Learner | None = None
     schedule: Schedule | None = None
-    follow: Callable[[WholeTasks], Estimator] = _alone
+    follow: Callable[[WholeTasks], Estimator] = lambda whole: whole
 
     @property
     def learner(self) -> Learner:
