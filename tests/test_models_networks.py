@@ -13,7 +13,7 @@ IMAGE = (4, 8, 8, 1)
 networks = {
     "mlp": (models.mlp([64, 7, 3]), "none"),
     "strided": (models.conv4(3, 4, blocks=2), "transductive"),
-    "max_pool": (models.conv4_max_pool(3, (8, 8), 4, blocks=2), "transductive"),
+    "max_pool": (models.conv4(3, 4, pooled=(8, 8), blocks=2), "transductive"),
     "per_example": (models.conv4(3, 4, blocks=2, normalisation=models.per_example), "per_example"),
     "none": (models.conv4(3, 4, blocks=2, normalisation=models.none), "none"),
 }
@@ -192,7 +192,7 @@ def test_strided_network_is_four_halvings_and_a_mean():
 def test_max_pool_network_keeps_the_positions_that_remain():
     """28 → 14 → 7 → 3 → 1; miniImageNet's 84 → 42 → 21 → 10 → 5."""
     for image, width in (((28, 28), 4), ((84, 84), 100), ((16, 33), 8)):
-        features = models.conv_features_max_pool(image, filters=4)
+        features = models.conv_features(filters=4, pooled=image)
         params = jax.eval_shape(features.init, jax.random.key(0))
         outputs = jax.eval_shape(features.apply, params, jnp.ones((2, *image, 1)), None, None)
         assert outputs.shape == (2, width)
@@ -240,18 +240,18 @@ def test_conv4_refuses_what_is_not_its_images(shape):
 
 def test_max_pool_network_refuses_images():
     with pytest.raises(StructureError, match="at least 16 × 16 pixels") as error:
-        models.conv4_max_pool(3, image=(8, 28))
+        models.conv4(3, pooled=(8, 28))
     assert "blocks=3" in str(error.value)
-    model = models.conv4_max_pool(3, image=(16, 16), filters=4)
+    model = models.conv4(3, pooled=(16, 16), filters=4)
     with pytest.raises(StructureError, match=r"\(rows, 16, 16, 1\)"):
         apply(model, start(model), jnp.ones((2, 28, 28, 1)))
 
 
 @pytest.mark.parametrize("wrong", ["filters", "channels", "blocks", "ways"])
 def test_sizes_must_be_positive(wrong):
-    for build in (models.conv4, models.conv4_max_pool):
+    for pooled in (None, (28, 28)):
         with pytest.raises(StructureError, match=f"{wrong} must be a whole number"):
-            build(**{"ways": 5, wrong: 0})
+            models.conv4(**{"ways": 5, "pooled": pooled, wrong: 0})
 
 
 def test_linear_head_refuses_features_of_another_width():

@@ -39,15 +39,25 @@ def namespaces() -> dict[str, object]:
     for name in [*inside, "lab"]:
         module = importlib.import_module(f"innerloop.{name}")
         found[name] = module
-        nested = [inner for inner in module.__all__ if inspect.ismodule(getattr(module, inner))]
-        found |= {f"{name}.{inner}": getattr(module, inner) for inner in nested}
+        nested = {inner: value for inner, value in exported(module).items() if is_namespace(value)}
+        found |= {f"{name}.{inner}": value for inner, value in nested.items()}
     return {f"innerloop.{name}": module for name, module in found.items()} | {"innerloop": il}
 
 
+def exported(module) -> dict[str, object]:
+    """What a namespace exports: the names in `__all__`, or all that it imports `as` themselves."""
+    names = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
+    return {name: getattr(module, name) for name in names}
+
+
+def is_namespace(value) -> bool:
+    """Whether a value is a folder of modules, and no file of one."""
+    return inspect.ismodule(value) and hasattr(value, "__path__")
+
+
 def public(module) -> dict[str, object]:
-    """What a namespace exports, without the namespaces in it."""
-    exported = {name: getattr(module, name) for name in module.__all__}
-    return {name: value for name, value in exported.items() if not inspect.ismodule(value)}
+    """What a namespace exports, without the modules in it."""
+    return {n: value for n, value in exported(module).items() if not inspect.ismodule(value)}
 
 
 def entries() -> dict[str, tuple[str, object]]:

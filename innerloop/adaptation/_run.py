@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation.base import Adaptation
-from innerloop.adaptation.slots import InnerRule, InnerStep, Loop
+from innerloop.adaptation.base import Adaptation, InnerRule, InnerStep, Loop
 from innerloop.arguments import at_least, require
 from innerloop.checks import describe
 from innerloop.errors import StructureError
@@ -55,12 +54,8 @@ def run(
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], start)
     if steps == 0:  # an adaptation without steps has no `step` to trace
         return state, None, start
-    state, info, rest = run_from(
-        *(problem, adaptation, meta, support, key, inner, loop, observe),
-        state=state,
-        first=0,
-        steps=steps,
-    )
+    given = problem, adaptation, meta, support, key, inner, loop, observe
+    state, info, rest = run_from(*given, state=state, first=0, steps=steps)
     return state, info, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), start, rest)
 
 

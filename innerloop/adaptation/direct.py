@@ -1,13 +1,14 @@
 """Adaptations that compute the parameters from the support set without inner steps."""
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
+from innerloop.adaptation.base import Adaptation, Origin
+from innerloop.arguments import function
 from innerloop.errors import StructureError
-from innerloop.problem import Problem
 
 
 class DirectAdaptation(Adaptation):
@@ -23,19 +24,11 @@ class DirectAdaptation(Adaptation):
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
         """The adapted parameters, differentiable in `meta`."""
 
-    def init(self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+    def init(self, problem, meta, support, key) -> PyTree:
         """The adapted parameters."""
         return self.solve(meta, support, key)
 
-    def step(
-        self,
-        problem: Problem,
-        meta: PyTree,
-        support: PyTree,
-        state: PyTree,
-        key: PRNGKeyArray,
-        inner_gradient: InnerGradient,
-    ):
+    def step(self, problem, meta, support, state, key, inner_gradient):
         """Raises `StructureError`: there are no steps."""
         name = type(self).__name__
         raise StructureError(
@@ -48,3 +41,22 @@ class DirectAdaptation(Adaptation):
     def params(self, state: PyTree) -> PyTree:
         """The result of `solve`."""
         return state
+
+
+class Procedure(DirectAdaptation):
+    """Parameters from a function of the support set: a hypernetwork or a neural process.
+
+    It takes no inner steps, so the problem's `init` and `inner_loss` may be None.
+
+    Args:
+        fn: `(meta, support, key) -> params`, differentiable in `meta`.
+
+    Raises:
+        StructureError: If `fn` does not take exactly these arguments.
+    """
+
+    fn: Callable[..., PyTree] = function("meta", "support", "key", gives="params")
+
+    def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+        """The result of `fn`."""
+        return self.fn(meta, support, key)

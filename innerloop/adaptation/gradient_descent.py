@@ -1,18 +1,19 @@
 """Adaptation by an optax optimizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PyTree
 
-from innerloop.adaptation.base import Adaptation, Info, InnerGradient, Origin
+from innerloop.adaptation.base import Adaptation, Info, Origin
 from innerloop.arguments import at_least, either, function, optimizer
 from innerloop.checks import describe, failures_explained
 from innerloop.errors import StructureError
-from innerloop.problem import Problem, initial_params, loss_function
+from innerloop.problem import initial_params, loss_function
 
 MetaOptimizer = Callable[[PyTree], optax.GradientTransformation]
 
@@ -52,29 +53,19 @@ class GradientDescent(Adaptation):
     steps: int = at_least(0, such_as=5)
     origin: Origin = eqx.field(default=Origin.STEPS, init=False, static=True)
 
-    def init(
-        self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray
-    ) -> GradientDescentState:
+    def init(self, problem, meta, support, key) -> GradientDescentState:
         """Parameters from the problem's `init`, and a fresh optimizer state."""
         params = initial_params(problem, needed_by="GradientDescent")(meta, support, key)
-        with _optax_promotion(), _explained(params=params, meta=meta):
+        with _optax(params=params, meta=meta):
             return GradientDescentState(params, self._transformation(meta).init(params))
 
-    def step(
-        self,
-        problem: Problem,
-        meta: PyTree,
-        support: PyTree,
-        state: GradientDescentState,
-        key: PRNGKeyArray,
-        inner_gradient: InnerGradient,
-    ) -> tuple[GradientDescentState, Info]:
+    def step(self, problem, meta, support, state, key, inner_gradient) -> tuple[PyTree, Info]:
         """One update. `support` may be a mini-batch of the support set."""
         loss = loss_function("inner_loss", problem.inner_loss, needed_by="GradientDescent")
         params = state.params
         value_and_gradient = inner_gradient(loss)
         (value, aux), gradient = value_and_gradient(params, meta, support, key)
-        with _optax_promotion(), _explained(params=params, meta=meta):
+        with _optax(params=params, meta=meta):
             updates, optimizer = self._transformation(meta).update(
                 gradient,
                 state.optimizer,
@@ -105,27 +96,15 @@ class GradientDescent(Adaptation):
         return optax.with_extra_args_support(optimizer)
 
 
-class _optax_promotion:
+@contextmanager
+def _optax(**given: PyTree) -> Iterator[None]:
     """Lets optax promote ranks and dtypes; the caller's strict mode is for the losses."""
-
-    def __enter__(self):
-        self._contexts = (
-            jax.numpy_dtype_promotion("standard"),
-            jax.numpy_rank_promotion("allow"),
-        )
-        for context in self._contexts:
-            context.__enter__()
-
-    def __exit__(self, *exception):
-        for context in reversed(self._contexts):
-            context.__exit__(*exception)
-
-
-def _explained(**given: PyTree):
-    return failures_explained(
+    explained = failures_explained(
         "the optimizer",
         expected="an optimizer whose rates, scalars or of the shape of params, are in meta",
         write="GradientDescent(lambda meta: optax.sgd(meta['rate']), steps=5) with meta['rate'] a "
         "scalar",
         **given,
     )
+    with explained, jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield

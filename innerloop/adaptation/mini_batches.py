@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
+from innerloop.adaptation.base import Adaptation, Origin
 from innerloop.arguments import at_least
 from innerloop.checks import describe
 from innerloop.errors import StructureError
-from innerloop.problem import Examples, Problem
+from innerloop.problem import Examples
 
 
 def examples_mask(support: PyTree) -> Array | None:
@@ -51,19 +51,11 @@ class MiniBatches(Adaptation):
         """The wrapped adaptation's origin."""
         return self.adaptation.origin
 
-    def init(self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+    def init(self, problem, meta, support, key) -> PyTree:
         """The wrapped adaptation's state, from the whole support set."""
         return self.adaptation.init(problem, meta, support, key)
 
-    def step(
-        self,
-        problem: Problem,
-        meta: PyTree,
-        support: PyTree,
-        state: PyTree,
-        key: PRNGKeyArray,
-        inner_gradient: InnerGradient,
-    ) -> tuple[PyTree, Any]:
+    def step(self, problem, meta, support, state, key, inner_gradient) -> tuple[PyTree, Any]:
         """One step of the wrapped adaptation on the rows drawn from `key`."""
         draw_key, step_key = jax.random.split(key)
         rows = self._draw(support, draw_key)

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PyTree
 
-from innerloop.adaptation.base import Adaptation, InnerGradient, Origin
+from innerloop.adaptation.base import Adaptation, Origin
 from innerloop.adaptation.constant import undifferentiable
 from innerloop.arguments import at_least, instance
 from innerloop.errors import GradientError
-from innerloop.problem import Problem, initial_params, loss_function
+from innerloop.problem import initial_params, loss_function
 
 
 class MinimiseInfo(NamedTuple):
@@ -53,18 +53,12 @@ class Minimise(Adaptation):
     steps: None = eqx.field(default=None, init=False)
     origin: Origin = eqx.field(default=Origin.SOLVER, init=False, static=True)
 
-    def init(self, problem: Problem, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+    def init(self, problem, meta, support, key) -> PyTree:
         """Parameters from the problem's `init`."""
         return initial_params(problem, needed_by="Minimise")(meta, support, key)
 
     def step(
-        self,
-        problem: Problem,
-        meta: PyTree,
-        support: PyTree,
-        state: PyTree,
-        key: PRNGKeyArray,
-        inner_gradient: InnerGradient,
+        self, problem, meta, support, state, key, inner_gradient
     ) -> tuple[PyTree, MinimiseInfo]:
         """Runs the solver to the minimum."""
         loss = loss_function("inner_loss", problem.inner_loss, needed_by="Minimise")
@@ -80,9 +74,8 @@ class Minimise(Adaptation):
             )
             params = solution.value
             if self.throw:
-                params = eqx.error_if(
-                    params, solution.result != optx.RESULTS.successful, _NOT_CONVERGED
-                )
+                failed = solution.result != optx.RESULTS.successful
+                params = eqx.error_if(params, failed, _NOT_CONVERGED)
             value, aux = loss(params, meta, support, key)
             return params, MinimiseInfo(value, aux, jnp.asarray(solution.stats["num_steps"]))
 

@@ -11,13 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation.direct import DirectAdaptation
 from innerloop.arguments import at_least, either, function, instance, optional, positive
-from innerloop.heads.base import (
-    Features,
-    Strength,
-    embedded,
-    one_hot,
-    strength_at,
-)
+from innerloop.heads.base import Features, Strength, embedded, one_hot, strength_at
 from innerloop.masks import blank_rows, of_classes
 from innerloop.precision import default_float
 

@@ -1,19 +1,22 @@
 """The four-block convolutional network of few-shot learning, in its two forms."""
 
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from innerloop.arguments import at_least, checked, each
+from innerloop.arguments import at_least, checked, each, or_none
 from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.models.base import Model, model_inputs
 from innerloop.models.head import linear_head
 from innerloop.models.layers import GLOROT, conv, conv_init, max_pool
 from innerloop.models.normalisation import Normalisation, transductive
+
+Image = tuple[int, int]
+"""Height and width in pixels."""
 
 COUNT = at_least(1)
 IMAGE = each(at_least(1, such_as=28), length=2)
@@ -25,152 +28,95 @@ def conv4(
     filters: int = 64,
     channels: int = 1,
     *,
+    pooled: Image | None = None,
     blocks: int = 4,
     normalisation: Normalisation = transductive,
     weights: Initializer = GLOROT,
 ) -> Model:
-    """MAML's Omniglot network: `conv_features`, then a linear head with `ways` outputs.
+    """`conv_features`, then a linear head with `ways` outputs: `(rows, ...) -> (rows, ways)`.
 
-    `(rows, height, width, channels) -> (rows, ways)`, for images of any size: strided
-    convolutions, mean over positions (Finn et al. 2017). The head starts from Glorot weights; the
-    authors' code draws them from N(0, 1), which is `linear_head(conv_features(), 64, ways,
-    weights=jax.nn.initializers.normal(1.0))`.
+    MAML's network for Omniglot is `conv4(ways)` (Finn et al. 2017). The head starts from Glorot
+    weights; the authors' code draws them from N(0, 1), which is `linear_head(conv_features(), 64,
+    ways, weights=jax.nn.initializers.normal(1.0))`. The network of matching networks (Vinyals et
+    al. 2016) is `conv4(ways, pooled=(28, 28))`, and MAML's for miniImageNet `conv4(5, filters=32,
+    channels=3, pooled=(84, 84))`.
 
     For the other arguments, the parameters and the errors, see `conv_features` and `linear_head`.
 
     Args:
         ways: The number of classes.
     """
-    features = conv_features(
-        filters, channels, blocks=blocks, normalisation=normalisation, weights=weights
-    )
-    return linear_head(features, filters, ways)
+    options: Any = {"blocks": blocks, "normalisation": normalisation, "weights": weights}
+    features = conv_features(filters, channels, pooled=pooled, **options)
+    width = filters if pooled is None else pooled_width(pooled, filters, blocks)
+    return linear_head(features, width, ways)
 
 
-@checked(ways=at_least(1, such_as=5), image=IMAGE, blocks=COUNT)
-def conv4_max_pool(
-    ways: int,
-    image: tuple[int, int] = (28, 28),
-    filters: int = 64,
-    channels: int = 1,
-    *,
-    blocks: int = 4,
-    normalisation: Normalisation = transductive,
-    weights: Initializer = GLOROT,
-) -> Model:
-    """`conv_features_max_pool`, then a linear head with `ways` outputs.
-
-    `(rows, *image, channels) -> (rows, ways)`: the network of matching networks (Vinyals et al.
-    2016). MAML's on miniImageNet is `conv4_max_pool(5, image=(84, 84), filters=32, channels=3)`.
-
-    For the other arguments, the parameters and the errors, see `conv_features_max_pool` and
-    `linear_head`.
-
-    Args:
-        ways: The number of classes.
-    """
-    features = conv_features_max_pool(
-        image, filters, channels, blocks=blocks, normalisation=normalisation, weights=weights
-    )
-    return linear_head(features, pooled_width(image, filters, blocks), ways)
-
-
-@checked(filters=COUNT, channels=COUNT, blocks=COUNT)
+@checked(filters=COUNT, channels=COUNT, pooled=or_none(IMAGE), blocks=COUNT)
 def conv_features(
     filters: int = 64,
     channels: int = 1,
     *,
+    pooled: Image | None = None,
     blocks: int = 4,
     normalisation: Normalisation = transductive,
     weights: Initializer = GLOROT,
 ) -> Model:
-    """Blocks of (3 × 3 convolution with stride 2, normalisation, relu), then a mean over positions.
+    """Blocks of 3 × 3 convolution, normalisation and relu, in one of two forms.
 
-    `(rows, height, width, channels) -> (rows, filters)`, for images of any size: 28 becomes
+    The convolutions have stride 2, and a mean over positions follows the last block:
+    `(rows, height, width, channels) -> (rows, filters)`, for images of any size. 28 becomes
     14, 7, 4, 2 before the mean.
+
+    With `pooled`, the convolutions have stride 1, 2 × 2 max pooling follows each block, and the
+    result is flattened: `(rows, *pooled, channels) -> (rows, pooled_width(pooled, filters,
+    blocks))`. 28 becomes 14, 7, 3, 1, so 28 × 28 images give `filters` features. This is the
+    embedding of prototypical networks (Snell et al. 2017), with about four times the
+    multiplications.
 
     Parameters: a list of `{"weights": (3, 3, inputs, filters), "normalisation": ...}`.
 
     Args:
         filters: The number of filters of each convolution.
         channels: The number of channels of the images.
+        pooled: Height and width of the images in pixels, for the form with max pooling; None for
+            the form with strides.
         blocks: The number of blocks.
         normalisation: The normalisation policy; `transductive` is MAML's, and makes predictions
             depend on the other rows of the batch.
         weights: Initialises the convolutions, which have no bias.
 
     Raises:
-        StructureError: If a size is not a positive integer, and while tracing if the images are not
-            `(rows, height, width, channels)`.
+        StructureError: If a size is not a positive integer or a side of `pooled` is smaller than
+            `2**blocks` pixels, and while tracing if the images are not `(rows, height, width,
+            channels)`.
     """
+    width = None if pooled is None else pooled_width(pooled, filters, blocks)
 
-    def block(params: PyTree[Array], x: Array, mask: Array | None) -> Array:
-        x = conv(params["weights"], x, stride=2)
-        return jax.nn.relu(normalisation.apply(params["normalisation"], x, mask))
+    def init(key: PRNGKeyArray) -> PyTree[Array]:
+        inputs = [channels] + [filters] * (blocks - 1)
+        return [
+            {
+                "weights": conv_init(block_key, block_inputs, filters, weights=weights),
+                "normalisation": normalisation.init(filters),
+            }
+            for block_key, block_inputs in zip(jax.random.split(key, blocks), inputs, strict=True)
+        ]
 
-    def apply(
-        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
-    ) -> Float[Array, "rows outputs"]:
-        x = _images(params, inputs, mask)
+    def apply(params, inputs, key, mask) -> Float[Array, "rows outputs"]:
+        x = _images(params, inputs, mask, pooled)
         for layer in params:
-            x = block(layer, x, mask)
-        return jnp.mean(x, axis=(1, 2))
+            x = conv(layer["weights"], x, stride=2 if pooled is None else 1)
+            x = jax.nn.relu(normalisation.apply(layer["normalisation"], x, mask))
+            x = x if pooled is None else max_pool(x)
+        return jnp.mean(x, axis=(1, 2)) if width is None else x.reshape(x.shape[0], width)
 
-    init = _blocks_init(filters, channels, blocks, normalisation, weights)
-    return Model(init, apply, normalisation.name)
-
-
-@checked(image=IMAGE, filters=COUNT, channels=COUNT, blocks=COUNT)
-def conv_features_max_pool(
-    image: tuple[int, int] = (28, 28),
-    filters: int = 64,
-    channels: int = 1,
-    *,
-    blocks: int = 4,
-    normalisation: Normalisation = transductive,
-    weights: Initializer = GLOROT,
-) -> Model:
-    """Blocks of (3 × 3 convolution, normalisation, relu, 2 × 2 max pooling), then flattened.
-
-    `(rows, *image, channels) -> (rows, pooled_width(image, filters, blocks))`: 28 becomes
-    14, 7, 3, 1, so 28 × 28 images give `filters` features. The embedding of prototypical networks
-    (Snell et al. 2017). About four times the multiplications of `conv_features`.
-
-    Parameters: a list of `{"weights": (3, 3, inputs, filters), "normalisation": ...}`.
-
-    Args:
-        image: Height and width of the images in pixels.
-        filters: See `conv_features`.
-        channels: See `conv_features`.
-        blocks: See `conv_features`.
-        normalisation: See `conv_features`.
-        weights: See `conv_features`.
-
-    Raises:
-        StructureError: If a size is not a positive integer or a side of the image is smaller than
-            `2**blocks` pixels, and while tracing if the images are not `(rows, *image, channels)`.
-    """
-    pooled_width(image, filters, blocks)
-
-    def block(params: PyTree[Array], x: Array, mask: Array | None) -> Array:
-        x = conv(params["weights"], x, stride=1)
-        return max_pool(jax.nn.relu(normalisation.apply(params["normalisation"], x, mask)))
-
-    def apply(
-        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
-    ) -> Float[Array, "rows outputs"]:
-        x = _images(params, inputs, mask, image)
-        for layer in params:
-            x = block(layer, x, mask)
-        return x.reshape(x.shape[0], pooled_width(image, filters, blocks))
-
-    init = _blocks_init(filters, channels, blocks, normalisation, weights)
     return Model(init, apply, normalisation.name)
 
 
 @checked(image=IMAGE, filters=COUNT, blocks=COUNT)
-def pooled_width(image: tuple[int, int], filters: int = 64, blocks: int = 4) -> int:
-    """The number of features of `conv_features_max_pool`: filters times remaining positions.
+def pooled_width(image: Image, filters: int = 64, blocks: int = 4) -> int:
+    """The number of features of `conv_features` with `pooled=image`: filters times positions.
 
     Raises:
         StructureError: If nothing remains of the image.
@@ -182,33 +128,14 @@ def pooled_width(image: tuple[int, int], filters: int = 64, blocks: int = 4) -> 
             f"nothing remains of the image after {blocks} poolings by 2",
             got=f"image={height} × {width}, blocks={blocks}",
             expected=f"at least {smallest} × {smallest} pixels",
-            write=f"blocks={max(min(height, width).bit_length() - 1, 1)}, or conv_features, "
-            "which takes images of any size",
+            write=f"blocks={max(min(height, width).bit_length() - 1, 1)}, or "
+            "pooled=None, for images of any size",
         )
     return filters * (height // smallest) * (width // smallest)
 
 
-def _blocks_init(
-    filters: int, channels: int, blocks: int, normalisation: Normalisation, weights: Initializer
-) -> Callable[[PRNGKeyArray], PyTree[Array]]:
-    def init(key: PRNGKeyArray) -> PyTree[Array]:
-        inputs = [channels] + [filters] * (blocks - 1)
-        return [
-            {
-                "weights": conv_init(block_key, block_inputs, filters, weights=weights),
-                "normalisation": normalisation.init(filters),
-            }
-            for block_key, block_inputs in zip(jax.random.split(key, blocks), inputs, strict=True)
-        ]
-
-    return init
-
-
 def _images(
-    params: PyTree[Array],
-    inputs: ArrayLike,
-    mask: Array | None,
-    image: tuple[int, int] | None = None,
+    params: PyTree[Array], inputs: ArrayLike, mask: Array | None, image: Image | None
 ) -> Float[Array, "rows height width channels"]:
     """The inputs in the parameters' dtype, after a check of their shape."""
     first = params[0]["weights"]
@@ -221,6 +148,6 @@ def _images(
             "the inputs are not images that this network takes",
             got=describe(x),
             expected=f"shape (rows, {size}, {channels})",
-            write="inputs[..., None] for grey images, or channels= and image= as your images are",
+            write="inputs[..., None] for grey images, or channels= and pooled= as your images are",
         )
     return x

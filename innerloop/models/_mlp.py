@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 from jax.nn.initializers import Initializer
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, checked, each
 from innerloop.checks import describe
@@ -46,11 +46,8 @@ def mlp(
         layers = _layers(key, widths, weights)
         return {"body": layers[:-1], "head": layers[-1]}
 
-    def apply(
-        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
-    ) -> Float[Array, "rows outputs"]:
-        x = model_inputs(inputs, params["head"]["weights"].dtype, mask)
-        x = _flat_rows(x, widths)
+    def apply(params, inputs, key, mask) -> Float[Array, "rows outputs"]:
+        x = _flat_rows(model_inputs(inputs, params["head"]["weights"].dtype, mask), widths)
         for layer in params["body"]:
             x = activation(dense(layer, x))
         return dense(params["head"], x)
@@ -81,11 +78,8 @@ def mlp_features(
     """
     widths = tuple(sizes)
 
-    def apply(
-        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
-    ) -> Float[Array, "rows width"]:
-        x = model_inputs(inputs, params[0]["weights"].dtype, mask)
-        x = _flat_rows(x, widths)
+    def apply(params, inputs, key, mask) -> Float[Array, "rows width"]:
+        x = _flat_rows(model_inputs(inputs, params[0]["weights"].dtype, mask), widths)
         for layer in params:
             x = activation(dense(layer, x))
         return x

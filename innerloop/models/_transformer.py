@@ -12,6 +12,7 @@ from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.models.base import Model
 from innerloop.models.layers import Dense, dense, dense_init
+from innerloop.models.normalisation import scale_and_shift
 from innerloop.precision import at_least_float32, default_float
 
 LECUN = jax.nn.initializers.lecun_normal()
@@ -105,12 +106,12 @@ def transformer(
             return layer | {"weights": layer["weights"] / (2 * depth) ** 0.5}
 
         return {
-            "attention_norm": _norm_init(width),
+            "attention_norm": scale_and_shift(width),
             # No bias: that of the keys cancels in the softmax, so it would be a parameter without
             # a gradient, and the normalisation's shift, times these weights, is that of the others.
             "query_key_value": weights(attention_key, (width, 3 * width), default_float()),
             "attention_out": residual_init(attention_out_key, width),
-            "mlp_norm": _norm_init(width),
+            "mlp_norm": scale_and_shift(width),
             "mlp_in": dense_init(in_key, width, 4 * width, weights),
             "mlp_out": residual_init(out_key, 4 * width),
         }
@@ -124,13 +125,11 @@ def transformer(
             "positions": embedding(positions_key, (length, width), dtype),
             # vmap, not a longer shape: an initialiser would count the blocks as inputs.
             "blocks": jax.vmap(block_init)(jax.random.split(blocks_key, depth)),
-            "norm": _norm_init(width),
+            "norm": scale_and_shift(width),
         }
         return {"body": body, "head": dense_init(head_key, width, vocabulary, weights)}
 
-    def apply(
-        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
-    ) -> Float[Array, "rows positions vocabulary"]:
+    def apply(params, inputs, key, mask) -> Float[Array, "rows positions vocabulary"]:
         body = params["body"]
         tokens = blank_rows(_tokens(inputs, length), mask)
         rows, positions = tokens.shape
@@ -170,11 +169,6 @@ def _attention(
     shares = jax.nn.softmax(jnp.where(causal[None, None], scores, HIDDEN), axis=-1)
     attended = jnp.einsum("rhqk,rkhd->rqhd", shares.astype(value.dtype), value)
     return attended.reshape(rows, positions, heads * size)
-
-
-def _norm_init(width: int) -> dict[str, Array]:
-    dtype = default_float()
-    return {"scale": jnp.ones(width, dtype), "shift": jnp.zeros(width, dtype)}
 
 
 def _layer_norm(

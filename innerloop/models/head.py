@@ -1,12 +1,14 @@
-"""A linear read-out on top of any features."""
+"""Heads on top of any features: a linear read-out, and one whose features a context scales."""
 
 import jax
+import jax.numpy as jnp
 from jax.nn.initializers import Initializer
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, checked
 from innerloop.models.base import Model
 from innerloop.models.layers import GLOROT, dense, dense_init
+from innerloop.precision import default_float
 
 
 @checked(width=at_least(1, such_as=64), outputs=at_least(1, such_as=5))
@@ -30,14 +32,50 @@ def linear_head(features: Model, width: int, outputs: int, weights: Initializer 
 
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         body_key, head_key = jax.random.split(key)
+        head = dense_init(head_key, width, outputs, weights)
+        return {"body": features.init(body_key), "head": head}
+
+    def apply(params, inputs, key, mask) -> Float[Array, "rows outputs"]:
+        return dense(params["head"], features.apply(params["body"], inputs, key, mask))
+
+    return Model(init, apply, features.normalisation)
+
+
+@checked(width=at_least(1, such_as=64), context=at_least(1, such_as=100))
+def film(features: Model, width: int, head: Model, context: int = 100) -> Model:
+    r"""`head` on features that a context scales and shifts (FiLM: Perez et al. 2018).
+
+    $$\text{head}\big((1 + \gamma(c)) \odot f(x) + \beta(c)\big), \qquad
+      (\gamma, \beta) = c\, W$$
+
+    (arXiv 1709.07871). The context c is one vector for all rows. It starts at zero, so γ and β
+    start at zero too.
+
+    Parameters: `{"body": those of features, "film": {"weights": (context, 2 * width), "bias"},
+    "head": those of head, "context": (context,)}`. Normalisation: that of `features`.
+
+    Args:
+        features: A model whose outputs are `(rows, width)`.
+        width: The number of features.
+        head: A model whose inputs are `(rows, width)`.
+        context: The length of c.
+
+    Raises:
+        StructureError: If a size is not a positive integer.
+    """
+
+    def init(key: PRNGKeyArray) -> PyTree[Array]:
+        body_key, film_key, head_key = jax.random.split(key, 3)
         return {
             "body": features.init(body_key),
-            "head": dense_init(head_key, width, outputs, weights),
+            "film": dense_init(film_key, context, 2 * width),
+            "head": head.init(head_key),
+            "context": jnp.zeros(context, default_float()),
         }
 
-    def apply(
-        params: PyTree[Array], inputs: ArrayLike, key: PRNGKeyArray | None, mask: Array | None
-    ) -> Float[Array, "rows outputs"]:
-        return dense(params["head"], features.apply(params["body"], inputs, key, mask))
+    def apply(params, inputs, key, mask) -> Float[Array, "rows ..."]:
+        x = features.apply(params["body"], inputs, key, mask)
+        scale, shift = jnp.split(dense(params["film"], params["context"][None, :]), 2, axis=1)
+        return head.apply(params["head"], (1 + scale) * x + shift, key, mask)
 
     return Model(init, apply, features.normalisation)

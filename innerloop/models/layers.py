@@ -52,9 +52,7 @@ def conv_init(
 
 
 def conv(
-    weights: Float[Array, "..."],
-    x: Float[Array, "..."],
-    stride: int = 1,
+    weights: Float[Array, "..."], x: Float[Array, "..."], stride: int = 1
 ) -> Float[Array, "rows out_height out_width outputs"]:
     """Two-dimensional convolution (cross-correlation) with SAME zero padding and no bias.
 
@@ -79,9 +77,7 @@ def conv(
 
 
 def conv_xla(
-    weights: Float[Array, "..."],
-    x: Float[Array, "..."],
-    stride: int = 1,
+    weights: Float[Array, "..."], x: Float[Array, "..."], stride: int = 1
 ) -> Float[Array, "rows out_height out_width outputs"]:
     """`conv` by `lax.conv_general_dilated`: fast on accelerators.
 
@@ -95,9 +91,7 @@ def conv_xla(
 
 
 def conv_as_matmul(
-    weights: Float[Array, "..."],
-    x: Float[Array, "..."],
-    stride: int = 1,
+    weights: Float[Array, "..."], x: Float[Array, "..."], stride: int = 1
 ) -> Float[Array, "rows out_height out_width outputs"]:
     """`conv` by shifted copies of the padded input, side by side, and one matrix product.
 
@@ -122,9 +116,7 @@ def conv_as_matmul(
     return flat.reshape(x.shape[0], out_h, out_w, outputs)
 
 
-def max_pool(
-    x: Float[Array, "..."],
-) -> Float[Array, "rows half_height half_width channels"]:
+def max_pool(x: Float[Array, "..."]) -> Float[Array, "rows half_height half_width channels"]:
     """Maximum over 2 × 2 windows, stride 2; an odd last row or column is dropped (VALID).
 
     `x` is `(rows, height, width, channels)`. Where several entries of a window are the largest,

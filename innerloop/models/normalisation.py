@@ -44,7 +44,8 @@ class Normalisation(NamedTuple):
     ]
 
 
-def _scale_and_shift(channels: int) -> Parameters:
+def scale_and_shift(channels: int) -> Parameters:
+    """Ones and zeros per channel, which change nothing."""
     dtype = default_float()
     return {"scale": jnp.ones(channels, dtype), "shift": jnp.zeros(channels, dtype)}
 
@@ -55,10 +56,7 @@ def _shift(channels: int) -> Parameters:
 
 def _transductive(params: Parameters, x: Array, mask: Array | None) -> Array:
     axes = tuple(range(x.ndim - 1))
-
-    def mean(values: Array) -> Array:
-        return _per_channel(masked_mean(values, mask, axes), x.ndim)
-
+    mean = lambda values: _per_channel(masked_mean(values, mask, axes), x.ndim)
     return _normalise(params, x, mean)
 
 
@@ -88,7 +86,7 @@ def _per_channel(values: Float[Array, " channels"], rank: int) -> Float[Array, "
     return values.reshape((1,) * (rank - 1) + values.shape)
 
 
-transductive = Normalisation("transductive", _scale_and_shift, _transductive)
+transductive = Normalisation("transductive", scale_and_shift, _transductive)
 r"""Batch statistics of the very rows at hand, per channel, in training and test alike:
 
 $$y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta,\qquad
@@ -100,7 +98,7 @@ code: there $\gamma$ does not exist, and $\beta$ is meta-learned but not adapted
 parameters like any other.
 """
 
-per_example = Normalisation("per_example", _scale_and_shift, _per_example)
+per_example = Normalisation("per_example", scale_and_shift, _per_example)
 """Statistics of each row alone, over positions and channels: layer normalisation of the whole
 image, which is group normalisation with one group (Wu and He 2018); scale and shift per channel.
 Predictions do not depend on the other rows.

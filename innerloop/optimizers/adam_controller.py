@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.arguments import at_least, positive
 from innerloop.models import Model, mlp
-from innerloop.optimizers.base import LearnedOptimizer, require_like
-from innerloop.optimizers.per_array import require_params
+from innerloop.optimizers.base import LearnedOptimizer, network_of
+from innerloop.optimizers.per_array import Given, of_all_arrays
 from innerloop.optimizers.small_mlp import LECUN
 
 EPSILON = 1e-16
@@ -52,13 +52,6 @@ class Memory(NamedTuple):
     second: Array
     weights: Float[Array, "2"]
     aligned: Scalar
-
-
-class ControllerState(NamedTuple):
-    """The number of steps, and the memory of each array in the order of the leaves."""
-
-    steps: Array
-    arrays: tuple[Memory, ...]
 
 
 class AdamController(LearnedOptimizer):
@@ -130,42 +123,33 @@ class AdamController(LearnedOptimizer):
         return {**network, "head": head}
 
     def __call__(self, meta: PyTree) -> optax.GradientTransformation:
-        network = self._network()
-        require_like(self, jax.eval_shape(network.init, jax.random.key(0)), meta)
+        network = network_of(self, self._network(), meta)
         dtype = meta["head"]["bias"].dtype  # that of all it remembers, as of the network
-        arrays_of = lambda tree: [leaf.astype(dtype) for leaf in jax.tree.leaves(tree)]
 
-        def init(params: PyTree) -> ControllerState:
-            arrays = arrays_of(params)
-            return ControllerState(jnp.int32(0), tuple(map(_forgotten, arrays)))
+        def init(param: Array) -> Memory:
+            zeros = jnp.zeros_like(param)
+            return Memory(zeros, zeros, jnp.zeros(2, dtype), jnp.zeros((), dtype))
 
-        def update(updates: PyTree, state, params: PyTree = None):
-            require_params(updates, params)
-            given = list(zip(arrays_of(updates), state.arrays, arrays_of(params), strict=True))
+        def update(given: Given, steps: Array) -> list[tuple[Array, Memory]]:
             if not given:
-                return updates, state
+                return []
             size = _size([param.shape for *_, param in given])
             own = jnp.stack([_features(*each, size) for each in given])
-            steps = state.steps.astype(dtype)
+            steps = steps.astype(dtype)
             shared = self._shared(own, given, steps, size)
             nominal = self.rate * ANNEALED ** jnp.minimum(steps / self.horizon, 1)
-            rows = jnp.concatenate([own, jnp.tile(shared, (len(given), 1))], axis=1)
-            outputs = network.apply(meta, rows, None, None)
-            moved = [
+            outputs = network(jnp.concatenate([own, jnp.tile(shared, (len(given), 1))], axis=1))
+            return [
                 _moved(output, *each, size, nominal)
                 for output, each in zip(outputs, given, strict=True)
             ]
-            leaves, tree = jax.tree.flatten(updates)
-            moves = [move.astype(leaf.dtype) for (move, _), leaf in zip(moved, leaves, strict=True)]
-            memories = tuple(memory for _, memory in moved)
-            return jax.tree.unflatten(tree, moves), ControllerState(state.steps + 1, memories)
 
-        return optax.GradientTransformation(init, update)
+        return of_all_arrays(init, update, dtype)
 
     def _network(self) -> Model:
         return mlp([OWN + SHARED, self.width, self.width, 4], jnp.tanh, weights=LECUN)
 
-    def _shared(self, own: Array, given: list, steps: Scalar, size: float) -> Array:
+    def _shared(self, own: Array, given: Given, steps: Scalar, size: float) -> Array:
         over = jnp.minimum(steps / self.horizon, 1)
         warm = jnp.exp(-steps / jnp.asarray(WARM, own.dtype))
         numbers = sum(param.size for *_, param in given)
@@ -191,11 +175,6 @@ def _moved(
     direction = first / weights[0] * jax.lax.rsqrt(second / weights[1] + EPSILON)
     move = -rate * (size * direction + DECAY * jnp.exp(output[3]) * param)
     return move, Memory(first, second, weights, aligned)
-
-
-def _forgotten(param: Array) -> Memory:
-    zero = jnp.zeros((), param.dtype)
-    return Memory(jnp.zeros_like(param), jnp.zeros_like(param), jnp.zeros(2, param.dtype), zero)
 
 
 def _counts(shape: tuple[int, ...]) -> bool:

@@ -12,6 +12,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from innerloop.arguments import CheckedModule
 from innerloop.checks import describe
 from innerloop.errors import StructureError
+from innerloop.models import Model
 
 Direction = Callable[[], optax.GradientTransformation]
 """Makes the direction that a rate multiplies: a function without arguments that returns an optax
@@ -56,6 +57,12 @@ def require_like(learned: LearnedOptimizer, expected: PyTree, meta: PyTree) -> N
     shaped = lambda tree: jax.tree.map(lambda leaf: (leaf.shape,), tree)
     if jax.tree.structure(meta) != jax.tree.structure(expected) or shaped(meta) != shaped(expected):
         raise _not_of(learned, meta, describe(expected))
+
+
+def network_of(learned: LearnedOptimizer, network: Model, weights: PyTree) -> Callable:
+    """The network with these weights, `rows -> outputs`; `StructureError` unless they fit it."""
+    require_like(learned, jax.eval_shape(network.init, jax.random.key(0)), weights)
+    return lambda rows: network.apply(weights, rows, None, None)
 
 
 def _not_of(learned: LearnedOptimizer, meta: PyTree, expected: str) -> StructureError:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, positive
 from innerloop.models import Model, mlp
-from innerloop.optimizers.base import LearnedOptimizer, part_of, require_like
+from innerloop.optimizers.base import LearnedOptimizer, network_of, part_of
 from innerloop.optimizers.per_array import EPSILON, averaged, averages, normalised, per_array
 from innerloop.optimizers.small_mlp import LECUN, ROOT
 from innerloop.precision import default_float
@@ -81,24 +81,17 @@ class Celo2(LearnedOptimizer):
 
     def __call__(self, meta: PyTree) -> optax.GradientTransformation:
         weights, rate = part_of(self, meta, "network", "log_rate")
-        network = self._network()
-        require_like(self, jax.eval_shape(network.init, jax.random.key(0)), weights)
+        network = network_of(self, self._network(), weights)
 
         def init(param: Array) -> Memory:
-            matrix = _matrix(param)
-            return Memory(
-                averages(matrix, DECAYS),
-                averages(matrix, SECOND_DECAYS),
-                averages(matrix[..., :1], DECAYS),
-                averages(matrix[..., :1, :], DECAYS),
-            )
+            return Memory(*map(averages, _moments(_matrix(param)), _DECAYS))
 
         def update(gradient: Array, memory: Memory, param: Array, steps: Array):
             matrix, gradient = _matrix(param), _matrix(gradient)
-            memory = _remembered(memory, gradient)
+            memory = Memory(*map(averaged, memory, _moments(gradient), _DECAYS))
             features = normalised(_features(gradient, matrix, memory, param.ndim > 1), (-2, -1))
             rows = features.reshape(FEATURES, -1).T
-            direction = network.apply(weights, rows, None, None).reshape(matrix.shape)
+            direction = network(rows).reshape(matrix.shape)
             move = -jnp.exp(rate) * normalised(direction, (-2, -1))
             return move.reshape(param.shape), memory
 
@@ -113,14 +106,15 @@ def _matrix(array: Array) -> Array:
     return array if array.ndim > 1 else array.reshape(1, -1)
 
 
-def _remembered(memory: Memory, gradient: Array) -> Memory:
+def _moments(gradient: Array) -> tuple[Array, ...]:
+    """What the averages of `Memory` are taken of, in its order."""
     square = jnp.square(gradient)
-    return Memory(
-        averaged(memory.first, gradient, DECAYS),
-        averaged(memory.second, square, SECOND_DECAYS),
-        averaged(memory.rows, jnp.mean(square + TINY, axis=-1, keepdims=True), DECAYS),
-        averaged(memory.columns, jnp.mean(square + TINY, axis=-2, keepdims=True), DECAYS),
-    )
+    mean = lambda axis: jnp.mean(square + TINY, axis=axis, keepdims=True)
+    return gradient, square, mean(-1), mean(-2)
+
+
+_DECAYS = (DECAYS, SECOND_DECAYS, DECAYS, DECAYS)
+"""Of the averages of `Memory`, in its order."""
 
 
 def _features(
@@ -130,12 +124,8 @@ def _features(
     root = jax.lax.rsqrt(second + ROOT)
     mean = jnp.mean(rows, axis=-2, keepdims=True)
     inverse = jax.lax.rsqrt(rows / (mean + EPSILON) * columns + EPSILON)
-    wide = lambda moment: jnp.broadcast_to(moment, first.shape)
-    alone = [
-        wide(rows),
-        wide(columns),
-        *(wide(jax.lax.rsqrt(moment + ROOT)) for moment in (rows, columns)),
-    ]
+    roots = [jax.lax.rsqrt(moment + ROOT) for moment in (rows, columns)]
+    alone = [jnp.broadcast_to(moment, first.shape) for moment in (rows, columns, *roots)]
     return jnp.concatenate(
         [
             jnp.stack([gradient, jnp.clip(gradient, -CLIP, CLIP), param]),

@@ -6,13 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from innerloop.checks import describe
 from innerloop.errors import StructureError
 
 EPSILON = 1e-9
 """Added to a mean square before its root: the inputs of a network are divided by the root."""
+
+
+Given = list[tuple[Array, Any, Array]]
+"""`(gradient, memory, parameter)` of every array."""
 
 
 class PerArrayState(NamedTuple):
@@ -23,8 +27,7 @@ class PerArrayState(NamedTuple):
 
 
 def per_array(
-    init: Callable[[Array], Any],
-    update: Callable[[Array, Any, Array, Array], tuple[Array, Any]],
+    init: Callable[[Array], Any], update: Callable[[Array, Any, Array, Array], tuple[Array, Any]]
 ) -> optax.GradientTransformation:
     """The transformation that applies a rule to each array of the parameters.
 
@@ -34,26 +37,44 @@ def per_array(
             steps taken before this one, in the parameter's dtype.
     """
 
+    def update_each(given: Given, steps: Array) -> list[tuple[Array, Any]]:
+        return [update(g, memory, param, steps.astype(param.dtype)) for g, memory, param in given]
+
+    return of_all_arrays(init, update_each)
+
+
+def of_all_arrays(
+    init: Callable[[Array], Any],
+    update: Callable[[Given, Array], list[tuple[Array, Any]]],
+    dtype: DTypeLike | None = None,
+) -> optax.GradientTransformation:
+    """The transformation by a rule that sees all arrays of the parameters at once.
+
+    Args:
+        init: `parameter -> memory`.
+        update: `([(gradient, memory, parameter), ...], steps) -> [(update, memory), ...]`.
+        dtype: The dtype in which the rule receives the arrays; None for their own.
+    """
+
+    def arrays_of(tree: PyTree) -> list[Array]:
+        return [leaf if dtype is None else leaf.astype(dtype) for leaf in jax.tree.leaves(tree)]
+
     def init_all(params: PyTree) -> PerArrayState:
-        return PerArrayState(jnp.int32(0), tuple(init(leaf) for leaf in jax.tree.leaves(params)))
+        return PerArrayState(jnp.int32(0), tuple(map(init, arrays_of(params))))
 
     def update_all(updates: PyTree, state: Any, params: PyTree = None):
-        require_params(updates, params)
-        gradients, tree = jax.tree.flatten(updates)
-        pairs = [
-            update(gradient, memory, param, state.steps.astype(param.dtype))
-            for gradient, memory, param in zip(
-                gradients, state.arrays, jax.tree.leaves(params), strict=True
-            )
-        ]
-        moves = [move.astype(leaf.dtype) for (move, _), leaf in zip(pairs, gradients, strict=True)]
+        _require_params(updates, params)
+        given = list(zip(arrays_of(updates), state.arrays, arrays_of(params), strict=True))
+        pairs = update(given, state.steps)
+        leaves, tree = jax.tree.flatten(updates)
+        moves = [move.astype(leaf.dtype) for (move, _), leaf in zip(pairs, leaves, strict=True)]
         memories = tuple(memory for _, memory in pairs)
         return jax.tree.unflatten(tree, moves), PerArrayState(state.steps + 1, memories)
 
     return optax.GradientTransformation(init_all, update_all)
 
 
-def require_params(updates: PyTree, params: PyTree) -> None:
+def _require_params(updates: PyTree, params: PyTree) -> None:
     """Raise `StructureError` for an update without parameters, or with a gradient of others.
 
     A gradient of another shape would be broadcast to parameters that it does not belong to.

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, between, each
 from innerloop.models import Model, mlp
-from innerloop.optimizers.base import LearnedOptimizer, require_like
+from innerloop.optimizers.base import LearnedOptimizer, network_of
 from innerloop.optimizers.per_array import averaged, averages, normalised, per_array
 
 TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
@@ -17,6 +17,7 @@ TIME_SCALES = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)
 ROOT = 1e-8
 """Added to second moments before their root."""
 
+DECAY = between(0, 1, below=True)
 LECUN = jax.nn.initializers.lecun_normal()
 
 
@@ -51,12 +52,8 @@ class SmallMLP(LearnedOptimizer):
     """
 
     width: int = at_least(1, static=True, default=32)
-    decays: tuple[float, ...] = each(
-        between(0, 1, below=True), static=True, default=(0.5, 0.9, 0.99, 0.999)
-    )
-    second_decays: tuple[float, ...] = each(
-        between(0, 1, below=True), static=True, default=(0.9, 0.999)
-    )
+    decays: tuple[float, ...] = each(DECAY, static=True, default=(0.5, 0.9, 0.99, 0.999))
+    second_decays: tuple[float, ...] = each(DECAY, static=True, default=(0.9, 0.999))
     step: float = eqx.field(static=True, default=0.001)
     magnitude: float = eqx.field(static=True, default=0.001)
 
@@ -65,8 +62,7 @@ class SmallMLP(LearnedOptimizer):
         return self._network().init(key)
 
     def __call__(self, meta: PyTree) -> optax.GradientTransformation:
-        network = self._network()
-        require_like(self, jax.eval_shape(network.init, jax.random.key(0)), meta)
+        network = network_of(self, self._network(), meta)
 
         def init(param: Array) -> tuple[Array, Array]:
             return averages(param, self.decays), averages(param, self.second_decays)
@@ -75,7 +71,7 @@ class SmallMLP(LearnedOptimizer):
             first = averaged(memory[0], gradient, self.decays)
             second = averaged(memory[1], jnp.square(gradient), self.second_decays)
             rows = self._features(gradient, param, first, second, steps)
-            direction, size = network.apply(meta, rows, None, None).T
+            direction, size = network(rows).T
             move = -self.step * direction * jnp.exp(self.magnitude * size)
             return move.reshape(param.shape), (first, second)
 

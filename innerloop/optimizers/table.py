@@ -3,10 +3,14 @@
 from innerloop.optimizers.adam_controller import AdamController
 from innerloop.optimizers.base import LearnedOptimizer
 from innerloop.optimizers.celo2 import Celo2
-from innerloop.optimizers.hypergradient import Hypergradient
 from innerloop.optimizers.lstm import CoordinateLSTM
-from innerloop.optimizers.rates import LayerRates, ParameterRates, ScalarRate
-from innerloop.optimizers.schedule import LearnedSchedule
+from innerloop.optimizers.rates import (
+    Hypergradient,
+    LayerRates,
+    LearnedSchedule,
+    ParameterRates,
+    ScalarRate,
+)
 from innerloop.optimizers.small_mlp import SmallMLP
 
 OPTIMIZERS: tuple[type[LearnedOptimizer], ...] = (

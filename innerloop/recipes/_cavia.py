@@ -7,10 +7,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import GradientDescent
 from innerloop.errors import StructureError
-from innerloop.gradients import Unroll
 from innerloop.models import Model
-from innerloop.problem import Problem
-from innerloop.recipes.base import ExamplesLoss, Recipe, prediction_loss
+from innerloop.recipes.base import ExamplesLoss, Recipe, learned_start
 
 
 def cavia(model: Model, loss: ExamplesLoss, rate: float = 1.0, steps: int = 2) -> Recipe:
@@ -50,9 +48,7 @@ def cavia(model: Model, loss: ExamplesLoss, rate: float = 1.0, steps: int = 2) -
     def predict(params, meta, batch, key):
         return model.apply({**meta, "context": params}, batch.inputs, key, batch.mask)
 
-    task_loss = prediction_loss(predict, loss)
-    start = lambda meta, support, key: jnp.zeros(
-        context.shape, jnp.result_type(*jax.tree.leaves(meta))
-    )
-    problem = Problem(start, task_loss, task_loss)
-    return Recipe(problem, GradientDescent(optax.sgd(rate), steps), Unroll(), init_meta, predict)
+    dtype_of = lambda meta: jnp.result_type(*jax.tree.leaves(meta))
+    start = lambda meta, support, key: jnp.zeros(context.shape, dtype_of(meta))
+    learn = GradientDescent(optax.sgd(rate), steps)
+    return learned_start(start, learn, init_meta, predict, loss)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Procedure
-from innerloop.gradients import Unroll
 from innerloop.heads.base import embedded, one_hot
 from innerloop.masks import blank_rows, masked_mean
 from innerloop.models import Model
@@ -56,4 +55,4 @@ def cnp(
         keys = jax.random.split(key, len(models))
         return {name: model.init(k) for (name, model), k in zip(models.items(), keys, strict=True)}
 
-    return learned_head(Procedure(represent), init_meta, predict, loss, Unroll())
+    return learned_head(Procedure(represent), init_meta, predict, loss)

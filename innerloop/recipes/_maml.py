@@ -6,10 +6,9 @@ from typing import Any
 import optax
 
 from innerloop.adaptation import GradientDescent
-from innerloop.gradients import FirstOrder, Unroll
-from innerloop.models import ExamplesLoss, Model, supervised_loss
-from innerloop.problem import Problem
-from innerloop.recipes.base import Recipe, model_predictions
+from innerloop.gradients import FirstOrder
+from innerloop.models import ExamplesLoss, Model
+from innerloop.recipes.base import Recipe, learned_start, model_predictions
 
 
 def maml(
@@ -34,15 +33,9 @@ def maml(
         steps: K, the number of inner steps.
         step_weights: Weights of the query losses after each step, as in `Problem`.
     """
-    task_loss = supervised_loss(model, loss)
-    problem = Problem(
-        init=lambda meta, support, key: meta,
-        inner_loss=task_loss,
-        outer_loss=task_loss,
-        step_weights=step_weights,
-    )
+    start = lambda meta, support, key: meta
     learn = GradientDescent(optax.sgd(rate), steps)
-    return Recipe(problem, learn, Unroll(), model.init, model_predictions(model))
+    return learned_start(start, learn, model.init, model_predictions(model), loss, step_weights)
 
 
 def fomaml(

@@ -11,11 +11,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from innerloop.adaptation import GradientDescent
 from innerloop.arguments import at_least, checked
 from innerloop.estimators import Estimator, Phases, WholeTasks
-from innerloop.gradients import FirstOrder, Unroll
-from innerloop.models import ExamplesLoss, Model, supervised_loss
+from innerloop.gradients import FirstOrder
+from innerloop.models import ExamplesLoss, Model
 from innerloop.optimizers import scale_by_scheduled_rates
 from innerloop.problem import Problem
-from innerloop.recipes.base import Recipe, model_predictions
+from innerloop.recipes.base import Recipe, learned_start, model_predictions
 
 
 def annealed_weights(
@@ -61,8 +61,6 @@ def maml_plus_plus(
         first_order_until: Outer steps at the beginning that hold inner gradients constant
             (derivative-order annealing). The authors' Omniglot has none.
     """
-    task_loss = supervised_loss(model, loss)
-    problem = Problem(lambda meta, support, key: meta["start"], task_loss, task_loss)
     learn = GradientDescent(lambda meta: _of_each_step(meta["rates"]), steps)
 
     def init_meta(key: PRNGKeyArray) -> PyTree:
@@ -70,18 +68,18 @@ def maml_plus_plus(
         rates = jax.tree.map(lambda leaf: jnp.full(steps, rate, leaf.dtype), start)
         return {"start": start, "rates": rates}
 
+    start = lambda meta, support, key: meta["start"]
+    recipe = learned_start(start, learn, init_meta, model_predictions(model), loss)
+
     def schedule(outer_step: Int[Array, ""]) -> tuple[Problem, GradientDescent]:
         weights: Any = lambda steps: annealed_weights(steps, outer_step, annealed_over)
-        return dataclasses.replace(problem, step_weights=weights), learn
+        return dataclasses.replace(recipe.problem, step_weights=weights), learn
 
     def first_order_first(whole: WholeTasks) -> Estimator:
         first = dataclasses.replace(whole, gradient=FirstOrder())
         return Phases(first, whole, until=first_order_until)
 
-    recipe = Recipe(
-        *(problem, learn, Unroll(), init_meta, model_predictions(model)),
-        schedule=schedule if annealed_over else None,
-    )
+    recipe = recipe._replace(schedule=schedule) if annealed_over else recipe
     return recipe._replace(follow=first_order_first) if first_order_until else recipe
 
 

@@ -5,11 +5,9 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import GradientDescent
-from innerloop.gradients import Unroll
-from innerloop.models import ExamplesLoss, Model, supervised_loss
+from innerloop.models import ExamplesLoss, Model
 from innerloop.optimizers import scale_by_rates
-from innerloop.problem import Problem
-from innerloop.recipes.base import Recipe, model_predictions
+from innerloop.recipes.base import Recipe, learned_start, model_predictions
 
 
 def meta_sgd(model: Model, loss: ExamplesLoss, rate: float = 0.05, steps: int = 1) -> Recipe:
@@ -30,12 +28,11 @@ def meta_sgd(model: Model, loss: ExamplesLoss, rate: float = 0.05, steps: int = 
         rate: The initial value of all rates α.
         steps: K, the number of inner steps.
     """
-    task_loss = supervised_loss(model, loss)
-    problem = Problem(lambda meta, support, key: meta["start"], task_loss, task_loss)
 
     def init_meta(key: PRNGKeyArray) -> PyTree:
         start = model.init(key)
         return {"start": start, "rates": jax.tree.map(lambda x: jnp.full_like(x, rate), start)}
 
     learn = GradientDescent(lambda meta: scale_by_rates(meta["rates"]), steps)
-    return Recipe(problem, learn, Unroll(), init_meta, model_predictions(model))
+    start = lambda meta, support, key: meta["start"]
+    return learned_start(start, learn, init_meta, model_predictions(model), loss)

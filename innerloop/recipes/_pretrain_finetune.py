@@ -4,12 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from innerloop.adaptation import Procedure
-from innerloop.gradients import Unroll
 from innerloop.learner import Learner
 from innerloop.models import Model, linear_head
 from innerloop.problem import Problem
-from innerloop.recipes._anil import partly_adapted
 from innerloop.recipes._maml import maml
+from innerloop.recipes._partly_adapted import partly_adapted
 from innerloop.recipes.base import ExamplesLoss, Recipe, learned_head, model_predictions
 
 
@@ -79,4 +78,4 @@ def pretrain_classifier(
 def _pretrained(model: Model, loss: ExamplesLoss) -> Recipe:
     """One network for all tasks, with nothing adapted."""
     unchanged = Procedure(lambda meta, support, key: meta)
-    return learned_head(unchanged, model.init, model_predictions(model), loss, Unroll())
+    return learned_head(unchanged, model.init, model_predictions(model), loss)

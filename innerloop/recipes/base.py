@@ -1,7 +1,7 @@
 """Recipes: the parts of a named algorithm, put together."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
@@ -9,16 +9,15 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 from innerloop.adaptation import Adaptation
 from innerloop.estimators import Estimator, WholeTasks
 from innerloop.estimators.learning import Schedule
-from innerloop.gradients import MetaGradient
+from innerloop.gradients import MetaGradient, Unroll
 from innerloop.heads.base import Features
 from innerloop.learner import Learner, Predict
 from innerloop.models import ExamplesLoss, Model
 from innerloop.problem import Examples, Problem
 from innerloop.tasks import StreamedTasks, TaskDistribution
 
-
-def _alone(whole: WholeTasks) -> Estimator:
-    return whole
+InitMeta = Callable[[PRNGKeyArray], PyTree]
+"""`key -> meta`, the meta-parameters before meta-training."""
 
 
 class Recipe(NamedTuple):
@@ -41,11 +40,11 @@ class Recipe(NamedTuple):
     problem: Problem
     adaptation: Adaptation
     gradient: MetaGradient
-    init_meta: Callable[[PRNGKeyArray], PyTree]
+    init_meta: InitMeta
     predict: Predict | None = None
     tested: Learner | None = None
     schedule: Schedule | None = None
-    follow: Callable[[WholeTasks], Estimator] = _alone
+    follow: Callable[[WholeTasks], Estimator] = lambda whole: whole
 
     @property
     def learner(self) -> Learner:
@@ -104,12 +103,22 @@ def prediction_loss(predict: Predict, loss: ExamplesLoss) -> Callable:
 
 
 def learned_head(
-    adaptation: Adaptation,
-    init_meta: Callable[[PRNGKeyArray], PyTree],
-    predict: Predict,
-    loss: ExamplesLoss,
-    gradient: MetaGradient,
+    adaptation: Adaptation, init_meta: InitMeta, predict: Predict, loss: ExamplesLoss
 ) -> Recipe:
     """A recipe whose adaptation builds its own parameters: no initialisation, no inner loss."""
     problem = Problem(None, None, prediction_loss(predict, loss))
-    return Recipe(problem, adaptation, gradient, init_meta, predict)
+    return Recipe(problem, adaptation, Unroll(), init_meta, predict)
+
+
+def learned_start(
+    start: Callable[..., PyTree],
+    adaptation: Adaptation,
+    init_meta: InitMeta,
+    predict: Predict,
+    loss: ExamplesLoss,
+    step_weights: Callable[[int], Any] | None = None,
+) -> Recipe:
+    """A recipe that descends one loss of its predictions from `start(meta, support, key)`."""
+    task_loss = prediction_loss(predict, loss)
+    problem = Problem(start, task_loss, task_loss, step_weights)
+    return Recipe(problem, adaptation, Unroll(), init_meta, predict)

@@ -8,22 +8,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from innerloop.errors import StructureError
 from innerloop.models import Model, film, mlp
-from innerloop.recipes._anil import anil
-from innerloop.recipes._boil import boil
 from innerloop.recipes._cavia import cavia
 from innerloop.recipes._cnp import cnp
 from innerloop.recipes._imaml import imaml
-from innerloop.recipes._logistic_head import logistic_head
+from innerloop.recipes._linear_heads import logistic_head, r2d2, svm_head
 from innerloop.recipes._maml import fomaml, maml
 from innerloop.recipes._maml_plus_plus import maml_plus_plus
-from innerloop.recipes._matching import matching
 from innerloop.recipes._meta_sgd import meta_sgd
-from innerloop.recipes._nearest_neighbour import nearest_neighbour
+from innerloop.recipes._partly_adapted import anil, boil
 from innerloop.recipes._pretrain_finetune import pretrain_classifier, pretrain_finetune
-from innerloop.recipes._protonet import protonet
-from innerloop.recipes._r2d2 import r2d2
 from innerloop.recipes._reptile import reptile
-from innerloop.recipes._svm_head import svm_head
+from innerloop.recipes._similarity import matching, nearest_neighbour, protonet
 from innerloop.recipes.base import ExamplesLoss, Recipe
 
 
@@ -46,11 +41,6 @@ class Network(NamedTuple):
     outputs: int
     loss: ExamplesLoss
     classes: Callable[[], int] | None = None
-
-    @property
-    def head(self) -> tuple[Model, ExamplesLoss, int | None]:
-        """What a recipe whose head is computed takes: features, loss and ways."""
-        return self.features, self.loss, self.ways
 
     @property
     def ways(self) -> int | None:
@@ -78,34 +68,32 @@ def _pretrained(network: Network) -> Callable[..., Recipe]:
     return partial(pretrain_classifier, network.features, *sizes, network.loss)
 
 
+def _of_model(recipe: Callable[..., Recipe]) -> Callable[[Network], Callable[..., Recipe]]:
+    return lambda network: partial(recipe, network.model, network.loss)
+
+
+def _of_head(recipe: Callable[..., Recipe]) -> Callable[[Network], Callable[..., Recipe]]:
+    return lambda network: partial(recipe, network.features, network.loss, network.ways)
+
+
 _CONTEXT, _HIDDEN = 100, 128
+_DESCENTS = (maml, fomaml, reptile, meta_sgd, maml_plus_plus, anil, boil, imaml)
+_CLASSIFIERS = (protonet, matching, logistic_head, svm_head)
 
 _Made = Callable[[Network], Callable[..., Recipe]]
 
 _OF_REAL_TARGETS_TOO: dict[str, _Made] = {
-    "maml": lambda network: partial(maml, network.model, network.loss),
-    "fomaml": lambda network: partial(fomaml, network.model, network.loss),
-    "reptile": lambda network: partial(reptile, network.model, network.loss),
-    "meta_sgd": lambda network: partial(meta_sgd, network.model, network.loss),
-    "maml_plus_plus": lambda network: partial(maml_plus_plus, network.model, network.loss),
-    "anil": lambda network: partial(anil, network.model, network.loss),
-    "boil": lambda network: partial(boil, network.model, network.loss),
+    **{recipe.__name__: _of_model(recipe) for recipe in _DESCENTS},
     "cavia": lambda network: partial(cavia, _with_context(network), network.loss),
-    "imaml": lambda network: partial(imaml, network.model, network.loss),
-    "r2d2": lambda network: partial(r2d2, *network.head),
+    "r2d2": _of_head(r2d2),
     "cnp": _process,
     "pretrain_finetune": _pretrained,
 }
 _OF_CLASSES_ALONE: dict[str, _Made] = {
-    "protonet": lambda network: partial(protonet, *network.head),
-    "matching": lambda network: partial(matching, *network.head),
-    "logistic_head": lambda network: partial(logistic_head, *network.head),
-    "svm_head": lambda network: partial(svm_head, *network.head),
+    **{recipe.__name__: _of_head(recipe) for recipe in _CLASSIFIERS},
     "nearest_neighbour": lambda network: partial(nearest_neighbour, network.loss, network.outputs),
 }
-RECIPES: dict[str, Callable[[Network], Callable[..., Recipe]]] = (
-    _OF_REAL_TARGETS_TOO | _OF_CLASSES_ALONE
-)
+RECIPES: dict[str, _Made] = _OF_REAL_TARGETS_TOO | _OF_CLASSES_ALONE
 """All recipes by name: what each takes from a network, its hyper-parameters still to be given."""
 
 if TYPE_CHECKING:  # type checkers know no names that are computed

@@ -1,17 +1,15 @@
 """CIFAR-FS: the hundred classes of CIFAR-100, 600 images of each, for few-shot learning."""
 
-import os
 from pathlib import Path
 
-from innerloop.tasks._image_folder import image_folder
-from innerloop.tasks.class_splits import checked_names
-from innerloop.tasks.known_files import needed_folder, read_text
-from innerloop.tasks.splits import Splits
+from innerloop.tasks.image_files import image_folder
+from innerloop.tasks.known_files import Folder, needed_folder, read_text
+from innerloop.tasks.splits import Splits, checked_names
 
 SIZE = 32
 
 
-def cifar_fs(*, data: str | os.PathLike[str] | None = None) -> Splits:
+def cifar_fs(*, data: Folder = None) -> Splits:
     """The split of the data's authors: 64 classes for meta-training, 16 validation and 20 test.
 
     Images are uint8 `(classes, 600, 32, 32, 3)`, read once and kept in the cache folder.

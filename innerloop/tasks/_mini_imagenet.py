@@ -1,28 +1,24 @@
 """miniImageNet: a hundred classes of ImageNet, 600 images of each, scaled to 84 × 84 pixels."""
 
 import csv
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from innerloop.errors import DataError
-from innerloop.tasks._by_label import by_label
-from innerloop.tasks.class_splits import checked_names
-from innerloop.tasks.image_classes import ImageClasses
+from innerloop.tasks.image_classes import ImageClasses, by_label
 from innerloop.tasks.image_files import classes_of_files
-from innerloop.tasks.known_files import needed_folder, read_text
+from innerloop.tasks.known_files import Folder, needed_folder, read_text
 from innerloop.tasks.numpy_pickle import load_arrays
-from innerloop.tasks.splits import Splits
+from innerloop.tasks.splits import Splits, checked_names
 
 SIZE = 84
 _PARTS = ("train", "val", "test")
 _EXPECTED = "train.csv, val.csv, test.csv and images/, or mini-imagenet-cache-{train,val,test}.pkl"
 
 
-def mini_imagenet(*, data: str | os.PathLike[str] | None = None) -> Splits:
+def mini_imagenet(*, data: Folder = None) -> Splits:
     """The split of Ravi and Larochelle: 64 classes for meta-training, 16 validation and 20 test.
 
     Images are uint8 `(classes, 600, 84, 84, 3)`. Those of `images/` are scaled as in the code of
@@ -90,18 +86,14 @@ def _pickled(path: Path) -> _Part:
         labels = np.full(len(images), None)
         for name, rows in by_class.items():
             labels[np.asarray(rows)] = str(name)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or None in labels:
+            raise ValueError(f"image_data {images.dtype}{list(images.shape)}")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise _not_images(path, repr(error)) from error
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or None in labels:
-        raise _not_images(path, f"image_data {images.dtype}{list(images.shape)}")
+        raise DataError(
+            f"{path} does not hold classes of images",
+            got=repr(error),
+            expected="a dict with image_data, uint8 (images, height, width, 3), and class_dict, in "
+            "which each image is a row of some class",
+            write=f"rm {path} and download it again",
+        ) from error
     return list(map(str, by_class)), lambda: by_label(images, labels)
-
-
-def _not_images(path: Path, got: Any) -> DataError:
-    return DataError(
-        f"{path} does not hold classes of images",
-        got=got,
-        expected="a dict with image_data, uint8 (images, height, width, 3), and class_dict, in "
-        "which each image is a row of some class",
-        write=f"rm {path} and download it again",
-    )

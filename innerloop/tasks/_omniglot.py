@@ -1,6 +1,5 @@
 """Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings of each."""
 
-import os
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -8,18 +7,19 @@ import numpy as np
 
 from innerloop.arguments import at_least, checked
 from innerloop.tasks.image_classes import ImageClasses, with_quarter_turns
+from innerloop.tasks.known_files import Folder
 from innerloop.tasks.omniglot_files import (
     BACKGROUND,
     EVALUATION,
     SMALL_1,
     SMALL_2,
-    Archive,
     alphabets,
     drawings,
 )
 from innerloop.tasks.splits import Splits
 
-Folder = str | os.PathLike[str]
+MakeClasses = Callable[[np.ndarray], ImageClasses]
+"""Makes classes of the drawings `(characters, 20, size, size)`, such as `upright`."""
 
 SIZE = at_least(1, at_most=105, such_as=28)
 """Pixels per side; the original drawings have 105."""
@@ -30,10 +30,7 @@ _TRAIN, _VALIDATION = 1100, 100
 
 @checked(size=SIZE)
 def omniglot(
-    *,
-    classes: Callable[[np.ndarray], ImageClasses] = with_quarter_turns,
-    size: int = 28,
-    data: Folder | None = None,
+    *, classes: MakeClasses = with_quarter_turns, size: int = 28, data: Folder = None
 ) -> Splits:
     """The split of the few-shot literature: all characters mixed, regardless of alphabet.
 
@@ -77,9 +74,9 @@ Background = Literal["full", "small1", "small2"]
 def omniglot_official(
     *,
     background: Background = "full",
-    classes: Callable[[np.ndarray], ImageClasses] = with_quarter_turns,
+    classes: MakeClasses = with_quarter_turns,
     size: int = 28,
-    data: Folder | None = None,
+    data: Folder = None,
 ) -> Splits:
     """The split of the data's authors: test characters come from alphabets never seen before.
 
@@ -113,41 +110,28 @@ class Alphabets(NamedTuple):
 
 @checked(size=SIZE)
 def omniglot_small1(
-    *,
-    classes: Callable[[np.ndarray], ImageClasses] = with_quarter_turns,
-    size: int = 28,
-    data: Folder | None = None,
+    *, classes: MakeClasses = with_quarter_turns, size: int = 28, data: Folder = None
 ) -> Alphabets:
     """136 background characters of Balinese, Early Aramaic, Greek, Korean and Latin.
 
     One of the authors' two small sets, for learning from as many alphabets as an adult may know.
     File: `images_background_small1.zip`. Arguments, images, errors and source as in `omniglot`.
     """
-    return _small(SMALL_1, classes, size, data)
+    images = drawings(SMALL_1, size, data)
+    return Alphabets(classes(images), alphabets(SMALL_1, data))
 
 
 @checked(size=SIZE)
 def omniglot_small2(
-    *,
-    classes: Callable[[np.ndarray], ImageClasses] = with_quarter_turns,
-    size: int = 28,
-    data: Folder | None = None,
+    *, classes: MakeClasses = with_quarter_turns, size: int = 28, data: Folder = None
 ) -> Alphabets:
     """156 background characters of Greek, Japanese (katakana), Latin, Sanskrit and Tagalog.
 
     The other small set (see `omniglot_small1`), which shares Greek and Latin with the first. File:
     `images_background_small2.zip`. Arguments, images, errors and source as in `omniglot`.
     """
-    return _small(SMALL_2, classes, size, data)
-
-
-def _small(
-    archive: Archive,
-    classes: Callable[[np.ndarray], ImageClasses],
-    size: int,
-    data: Folder | None,
-) -> Alphabets:
-    return Alphabets(classes(drawings(archive, size, data)), alphabets(archive, data))
+    images = drawings(SMALL_2, size, data)
+    return Alphabets(classes(images), alphabets(SMALL_2, data))
 
 
 def _permutation(count: int) -> np.ndarray:

@@ -8,10 +8,10 @@ import numpy as np
 
 from innerloop.arguments import checked
 from innerloop.problem import Episode, Examples
-from innerloop.tasks._omniglot import SIZE, Folder
+from innerloop.tasks._omniglot import SIZE
 from innerloop.tasks.array_cache import cached_array
 from innerloop.tasks.images import as_unit_interval
-from innerloop.tasks.known_files import KnownFile
+from innerloop.tasks.known_files import Folder, KnownFile
 from innerloop.tasks.omniglot_files import UPSTREAM, find, read_drawing
 
 _MD5 = "e8996daecdf12afeeb4a53a179f06b19"
@@ -19,7 +19,7 @@ ONE_SHOT = tuple(KnownFile(name, _MD5) for name in ("all_runs.zip", "one_shot_al
 
 
 @checked(size=SIZE)
-def omniglot_one_shot(*, size: int = 28, data: Folder | None = None) -> Episode:
+def omniglot_one_shot(*, size: int = 28, data: Folder = None) -> Episode:
     """The 20 runs of 20-way one-shot classification within an alphabet: a batch of 20 episodes.
 
     The classes of a run are 20 characters of one of the evaluation alphabets. Support: one drawing

@@ -4,7 +4,6 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
@@ -21,16 +20,11 @@ def cached_array(name: str, build: Callable[[], np.ndarray]) -> np.ndarray:
     is built again; if the folder cannot be written, it is built on every start.
     """
     path = cache_folder() / f"{name}.npz"
-    with suppress(*_UNREADABLE):
-        return _load(path)
+    # opened here, as numpy leaves a file open when it turns out to be no archive
+    with suppress(*_UNREADABLE), path.open("rb") as content, np.load(content) as arrays:
+        return arrays["array"]
     array = build()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda temporary: np.savez(temporary, array=array))
     return array
-
-
-def _load(path: Path) -> np.ndarray:
-    # opened here, as numpy leaves a file open when it turns out to be no archive
-    with path.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
-        return arrays["array"]

@@ -15,7 +15,7 @@ from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.problem import Episode, Examples
-from innerloop.tasks.base import TaskDistribution, sample_each
+from innerloop.tasks.base import OneByOne, TaskDistribution
 
 Images = Float[Array, "rows height width channels"]
 
@@ -23,7 +23,7 @@ Augment = Callable[[PRNGKeyArray, Array], Array]
 """`(key, images) -> images`, both `(rows, height, width, channels)`, each row by itself."""
 
 
-class Augmented(eqx.Module):
+class Augmented(OneByOne):
     """The tasks of another distribution, with their images augmented.
 
     Support and query are augmented alike, each image by draws of its own. Use it for meta-training
@@ -55,10 +55,6 @@ class Augmented(eqx.Module):
         episode = jax.tree.map(lambda leaf: leaf[0], self.tasks.sample(draw_key, 1))
         support = self._augmented(support_key, episode.support)
         return Episode(support, self._augmented(query_key, episode.query), episode.weight)
-
-    def sample(self, key: PRNGKeyArray, n: int) -> Episode:
-        """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
-        return sample_each(self.sample_one, key, n)
 
     def _augmented(self, key: PRNGKeyArray, examples: Examples) -> Examples:
         images: Any = examples.inputs if isinstance(examples, Examples) else None

@@ -1,5 +1,6 @@
 """Task distributions: functions from a key to a batch of episodes, on the device."""
 
+import abc
 import zlib
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -8,7 +9,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from innerloop.arguments import at_least, checked
+from innerloop.arguments import CheckedModule, at_least, checked
 from innerloop.problem import Episode
 
 # Evaluation keys live in a stream of their own: the first batch of a training loop that starts
@@ -43,6 +44,18 @@ def sample_each(
         StructureError: If `n` is not an integer of at least 1.
     """
     return jax.vmap(sample_one)(jax.random.split(key, n))
+
+
+class OneByOne(CheckedModule):
+    """The base of distributions that draw each task by itself, from a key of its own."""
+
+    @abc.abstractmethod
+    def sample_one(self, key: PRNGKeyArray) -> Episode:
+        """One task."""
+
+    def sample(self, key: PRNGKeyArray, n: int) -> Episode:
+        """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
+        return sample_each(self.sample_one, key, n)
 
 
 class IndependentTasks(eqx.Module):

@@ -1,5 +1,6 @@
 """Images that the device holds once, and the classes made from them."""
 
+import functools
 from collections.abc import Sequence
 
 import equinox as eqx
@@ -11,6 +12,9 @@ from jax.typing import ArrayLike
 
 from innerloop.checks import describe
 from innerloop.errors import DataError, StructureError
+
+Counts = ArrayLike | Sequence[int] | None
+"""The number of examples of each row of images; None for the whole second axis."""
 
 TURNS = 4
 
@@ -46,7 +50,7 @@ class ImageClasses(eqx.Module):
         self,
         images: ArrayLike,
         classes: ArrayLike | Sequence[tuple[int, int]],
-        counts: ArrayLike | Sequence[int] | None = None,
+        counts: Counts = None,
     ):
         table = np.asarray(classes)
         self.images = jnp.asarray(_with_channels(images))
@@ -82,16 +86,54 @@ class ImageClasses(eqx.Module):
         return ImageClasses(self.images, table[enough], self.counts)
 
 
-def upright(images: ArrayLike, counts: ArrayLike | Sequence[int] | None = None) -> ImageClasses:
+def upright(images: ArrayLike, counts: Counts = None) -> ImageClasses:
     """One class per character, as drawn. For arguments and errors see `ImageClasses`."""
     return ImageClasses(images, _table(images, [0]), counts)
 
 
-def with_quarter_turns(
-    images: ArrayLike, counts: ArrayLike | Sequence[int] | None = None
-) -> ImageClasses:
+def with_quarter_turns(images: ArrayLike, counts: Counts = None) -> ImageClasses:
     """Four classes per character, one per quarter turn. For arguments see `ImageClasses`."""
     return ImageClasses(images, _table(images, range(TURNS)), counts)
+
+
+def by_label(images: ArrayLike, labels: ArrayLike | Sequence[str]) -> ImageClasses:
+    """One class for each different label, in the order of the sorted labels.
+
+    Classes may differ in their number of images. One array holds them, with as many rows for each
+    class as the largest class has.
+
+    Args:
+        images: `(images, height, width)` or `(…, channels)`, in any order, of the types that
+            `ImageClasses` accepts.
+        labels: One label per image, whole numbers or text.
+
+    Raises:
+        StructureError: If there are not as many labels as images, or the labels are floating-point
+            numbers, which are rarely equal.
+        DataError: See `ImageClasses`.
+    """
+    pixels, names = np.asarray(images), np.asarray(labels)
+    if names.dtype == object and all(isinstance(name, str) for name in names.flat):
+        names = names.astype(str)
+    if pixels.ndim not in (3, 4) or names.shape != pixels.shape[:1]:
+        raise StructureError(
+            "images and labels do not fit",
+            got=f"images {describe(pixels)}, labels of shape {names.shape}",
+            expected="images (images, height, width) or (…, channels), and one label for each",
+            write="by_label(images, labels)",
+        )
+    if names.dtype.kind not in "biuUS":
+        raise StructureError(
+            "labels must be whole numbers or text",
+            got=f"labels of type {names.dtype}",
+            expected="integers or strings, equal for images of one class",
+            write="by_label(images, labels.astype(int)), if each is a whole number",
+        )
+    _, label, counts = np.unique(names, return_inverse=True, return_counts=True)
+    rows = np.zeros((len(counts), counts.max(initial=0), *pixels.shape[1:]), pixels.dtype)
+    for row, count in enumerate(counts):
+        rows[row, :count] = pixels[label == row]
+    return upright(rows, counts)
 
 
 def turn(images: jax.Array, turns: jax.Array) -> jax.Array:
@@ -104,15 +146,9 @@ def turn(images: jax.Array, turns: jax.Array) -> jax.Array:
     Returns:
         An array like `images`.
     """
-
-    def turn_by(count: int):
-        return lambda rows: jnp.rot90(rows, k=count, axes=(1, 2))
-
-    def turn_class(rows: jax.Array, count: jax.Array) -> jax.Array:
-        # under vmap this is a select over four views, which XLA fuses with the gather before it
-        return jax.lax.switch(count, [turn_by(count) for count in range(TURNS)], rows)
-
-    return jax.vmap(turn_class)(images, turns)
+    by_count = [functools.partial(jnp.rot90, k=count, axes=(1, 2)) for count in range(TURNS)]
+    # under vmap this is a select over four views, which XLA fuses with the gather before it
+    return jax.vmap(lambda rows, count: jax.lax.switch(count, by_count, rows))(images, turns)
 
 
 def _table(images: ArrayLike, turns: Sequence[int]) -> np.ndarray:

@@ -1,17 +1,19 @@
-"""Few-shot classification tasks, drawn from images on the device."""
+"""Classification tasks, few-shot and of all classes, drawn from images on the device."""
+
+from dataclasses import dataclass
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Int, PRNGKeyArray
 
-from innerloop.arguments import CheckedModule, at_least, either
+from innerloop.arguments import Requirement, at_least, either, kind, requirement_of
 from innerloop.errors import DataError
 from innerloop.masks import blank_rows
 from innerloop.problem import Episode, Examples
-from innerloop.tasks.base import sample_each
-from innerloop.tasks.counts import Count, PerClass, draw_count, ends, range_of
+from innerloop.tasks.base import OneByOne
 from innerloop.tasks.image_classes import ImageClasses, turn, upright
 
 
@@ -20,7 +22,59 @@ def as_classes(images: ImageClasses | ArrayLike) -> ImageClasses:
     return images if isinstance(images, ImageClasses) else upright(images)
 
 
-class ClassificationTasks(CheckedModule):
+@dataclass(frozen=True)
+class PerClass:
+    """A number from `least` to `most`, both included, drawn for each class separately.
+
+    For the shots of a task it gives imbalanced support sets, in which some classes have more
+    examples than others.
+
+    Args:
+        least: The smallest number.
+        most: The largest number.
+    """
+
+    least: int
+    most: int
+
+
+Count = int | tuple[int, int]
+"""A number, or `(least, most)`, both included, from which one is drawn for each task."""
+
+
+def ends(count: Count | PerClass) -> tuple[int, int]:
+    """The fewest and the most."""
+    if isinstance(count, PerClass):
+        return count.least, count.most
+    return count if isinstance(count, tuple) else (count, count)
+
+
+@kind
+def range_of(least: int) -> Any:
+    """A range of whole numbers from `least` on, as a kind of argument; see `arguments`."""
+    number = requirement_of(at_least(least))
+    assert number is not None
+
+    def accepts(value: Any) -> bool:
+        if not isinstance(value, tuple | PerClass):
+            return False
+        both = ends(value)
+        return len(both) == 2 and all(map(number.accepts, both)) and both[0] <= both[1]
+
+    what = f"a range (least, most) from {least} on"
+    expected = f"(least, most) with {least} <= least <= most"
+    return Requirement(accepts, what, expected, f"({least}, {least + 4})")
+
+
+def draw_count(key: PRNGKeyArray, count: Count | PerClass, classes: int) -> Int[Array, " classes"]:
+    """The number for each class, uniform over the range: one for all, or one for each."""
+    least, most = ends(count)
+    shape = (classes,) if isinstance(count, PerClass) else (1,)
+    drawn = jax.random.randint(key, shape, least, most + 1, jnp.int32)
+    return jnp.broadcast_to(drawn, (classes,))
+
+
+class ClassificationTasks(OneByOne):
     """`ways`-way, `shots`-shot classification of images.
 
     A task is `ways` classes, drawn without replacement and in random order, and `shots + queries`
@@ -64,10 +118,25 @@ class ClassificationTasks(CheckedModule):
 
     def __check_init__(self):
         ways, shots = ends(self.ways)[1], ends(self.shots)[1]
-        if ways > len(self.images):
-            raise _too_few_classes(ways, len(self.images))
-        if shots + self.queries > self.images.fewest:
-            raise _too_few_examples(shots, self.queries, self.images)
+        classes, fewest, needed = len(self.images), self.images.fewest, shots + self.queries
+        if ways > classes:
+            turned = "with_quarter_turns(images) for four times the classes"
+            raise DataError(
+                "there are not enough classes",
+                got=f"ways={ways} of {classes} classes",
+                expected=f"at most {classes} ways" if classes > 1 else "at least two classes",
+                write=f"ways={classes}, or {turned}" if classes > 1 else f"{turned}, or more data",
+            )
+        if needed > fewest:
+            enough = f"; or images.with_examples({needed}), the classes that have enough"
+            if self.images.counts is None:
+                enough = ""
+            raise DataError(
+                "there are not enough examples of each class",
+                got=f"shots={shots} + queries={self.queries} of {fewest} examples",
+                expected=f"shots + queries of at most {fewest}",
+                write=f"shots={shots}, queries={max(fewest - shots, 1)}{enough}",
+            )
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One task."""
@@ -79,7 +148,7 @@ class ClassificationTasks(CheckedModule):
         images = self._draw(example_key, chosen, shots + self.queries)
         support, query = images[:, :shots], images[:, shots:]
         if not any(vary):
-            return Episode(_labelled(support), _labelled(query))
+            return Episode(labelled(support), labelled(query))
         present = jnp.arange(ways, dtype=jnp.int32) < draw_count(count_keys[0], self.ways, ways)
         return Episode(
             _padded(support, present, draw_count(count_keys[1], self.shots, ways), vary[0]),
@@ -96,9 +165,39 @@ class ClassificationTasks(CheckedModule):
         images = self.images.images[rows[:, None], example]
         return as_unit_interval(turn(images, turns) if self.images.turned else images)
 
-    def sample(self, key: PRNGKeyArray, n: int) -> Episode:
-        """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
-        return sample_each(self.sample_one, key, n)
+
+class LabelledImages(OneByOne):
+    """Batches of labelled images, whose labels are numbers of all classes.
+
+    All tasks have the same distribution: `rows` images, drawn independently and uniformly over
+    classes and examples. The target is the number of the image's class in `images`. Support and
+    query are the same `Examples`, like those of `ClassificationTasks` except for the labels and
+    their order.
+
+    Args:
+        images: An `ImageClasses`, or an array by class, as in `ClassificationTasks`.
+        rows: Images per task.
+
+    Raises:
+        StructureError: If `rows` is below 1.
+    """
+
+    images: ImageClasses = eqx.field(converter=as_classes)
+    rows: int = at_least(1, such_as=25, static=True)
+
+    def sample_one(self, key: PRNGKeyArray) -> Episode:
+        """One batch."""
+        class_key, example_key = jax.random.split(key)
+        targets = jax.random.randint(class_key, (self.rows,), 0, len(self.images), jnp.int32)
+        row, turns = self.images.classes[targets, 0], self.images.classes[targets, 1]
+        counts = self.images.counts
+        number = self.images.images.shape[1] if counts is None else counts[row]
+        example = jax.random.randint(example_key, (self.rows,), 0, number, jnp.int32)
+        images = self.images.images[row, example]
+        if self.images.turned:
+            images = turn(images[:, None], turns)[:, 0]
+        examples = Examples(as_unit_interval(images), targets)
+        return Episode(examples, examples)
 
 
 def _distinct(
@@ -132,42 +231,21 @@ def as_unit_interval(images: jax.Array) -> jax.Array:
     return values / 255 if images.dtype == jnp.uint8 else values
 
 
-def _labelled(images: jax.Array) -> Examples:
-    """Flatten `(ways, rows, height, width, channels)` into rows, each labelled by its place."""
+def labelled(images: Any, library: Any = jnp) -> Examples:
+    """Flatten `(ways, rows, height, width, channels)` into rows, each labelled by its place.
+
+    The library of the arrays is `jax.numpy` or `numpy`.
+    """
     ways, rows = images.shape[:2]
-    targets = jnp.repeat(jnp.arange(ways, dtype=jnp.int32), rows)
+    targets = library.repeat(library.arange(ways, dtype=library.int32), rows)
     return Examples(images.reshape(ways * rows, *images.shape[2:]), targets)
 
 
 def _padded(images: jax.Array, present: jax.Array, counts: jax.Array, ways_vary: bool) -> Examples:
     """The first `counts` rows of the classes that are `present`, zeros in place of the others."""
-    examples = _labelled(images)
+    examples = labelled(images)
     counts = jnp.where(present, counts, 0)
     mask = _first(counts, images.shape[1]).reshape(-1)
     inputs, targets = (blank_rows(leaf, mask) for leaf in (examples.inputs, examples.targets))
     classes = jnp.broadcast_to(present[None, :], (len(mask), len(present))) if ways_vary else None
     return Examples(inputs, targets, mask, classes)
-
-
-def _too_few_classes(ways: int, classes: int) -> DataError:
-    return DataError(
-        "there are not enough classes",
-        got=f"ways={ways} of {classes} classes",
-        expected=f"at most {classes} ways" if classes > 1 else "at least two classes",
-        write=f"ways={classes}, or with_quarter_turns(images) for four times the classes"
-        if classes > 1
-        else "with_quarter_turns(images) for four times the classes, or more data",
-    )
-
-
-def _too_few_examples(shots: int, queries: int, images: ImageClasses) -> DataError:
-    fewest, needed = images.fewest, shots + queries
-    write = f"shots={shots}, queries={max(fewest - shots, 1)}"
-    if images.counts is not None:
-        write += f"; or images.with_examples({needed}), the classes that have enough"
-    return DataError(
-        "there are not enough examples of each class",
-        got=f"shots={shots} + queries={queries} of {fewest} examples",
-        expected=f"shots + queries of at most {fewest}",
-        write=write,
-    )

@@ -4,12 +4,15 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 from innerloop.checks import optional_package
 from innerloop.errors import DataError
+
+Folder = str | os.PathLike[str] | None
+"""The folder of the files of a data set; None for the one that `DATA_VARIABLE` names."""
 
 DATA_VARIABLE = "INNERLOOP_DATA"
 CACHE_VARIABLE = "INNERLOOP_CACHE"
@@ -23,7 +26,7 @@ class KnownFile(NamedTuple):
 
 
 def data_folder(
-    data: str | os.PathLike[str] | None,
+    data: Folder,
     project: str,
     otherwise: str = f", or unset {DATA_VARIABLE} to download them",
 ) -> Path | None:
@@ -54,9 +57,7 @@ def data_folder(
     return folder / project if (folder / project).is_dir() else folder
 
 
-def needed_folder(
-    data: str | os.PathLike[str] | None, project: str, files: str, one_of: Sequence[str]
-) -> Path:
+def needed_folder(data: Folder, project: str, files: str, one_of: Sequence[str]) -> Path:
     """`data_folder` of a project whose files are not downloaded.
 
     Raises:
@@ -112,7 +113,13 @@ def local_file(choices: Sequence[KnownFile], folder: Path) -> tuple[KnownFile, P
     for file in choices:
         path = folder / file.name
         if path.is_file():
-            _check_md5(path, file.md5)
+            if _md5(path) != file.md5:
+                raise DataError(
+                    f"{path} is corrupt, or another file than its name says",
+                    got=f"md5 {_md5(path)}",
+                    expected=f"md5 {file.md5}",
+                    write=f"rm {path} and download it again",
+                )
             return file, path
     names = " or ".join(file.name for file in choices)
     raise DataError(
@@ -137,8 +144,9 @@ def downloaded(file: KnownFile, base_url: str) -> Iterator[Path]:
     if kept.is_file() and _md5(kept) == file.md5:
         yield kept
         return
-    with _writable_cache() as folder:
-        yield _download(file, base_url, folder)
+    cache = kept.parent
+    with nullcontext(cache) if _is_writable(cache) else tempfile.TemporaryDirectory() as folder:
+        yield _download(file, base_url, Path(folder))
 
 
 def _download(file: KnownFile, base_url: str, folder: Path) -> Path:
@@ -156,16 +164,6 @@ def _download(file: KnownFile, base_url: str, folder: Path) -> Path:
     return Path(path)
 
 
-@contextmanager
-def _writable_cache() -> Iterator[Path]:
-    folder = cache_folder()
-    if _is_writable(folder):
-        yield folder
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            yield Path(temporary)
-
-
 def _is_writable(folder: Path) -> bool:
     """Tries to write: permissions do not show read-only file systems and do not bind root."""
     try:
@@ -174,17 +172,6 @@ def _is_writable(folder: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _check_md5(path: Path, expected: str) -> None:
-    got = _md5(path)
-    if got != expected:
-        raise DataError(
-            f"{path} is corrupt, or another file than its name says",
-            got=f"md5 {got}",
-            expected=f"md5 {expected}",
-            write=f"rm {path} and download it again",
-        )
 
 
 def _md5(path: Path) -> str:

@@ -1,7 +1,6 @@
 """The files of the Omniglot project, and how drawings are read from them."""
 
 import io
-import os
 import zipfile
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path, PurePosixPath
@@ -11,7 +10,7 @@ import numpy as np
 
 from innerloop.checks import optional_package
 from innerloop.tasks.array_cache import cached_array
-from innerloop.tasks.known_files import KnownFile, data_folder, downloaded, local_file
+from innerloop.tasks.known_files import Folder, KnownFile, data_folder, downloaded, local_file
 
 UPSTREAM = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 
@@ -30,7 +29,7 @@ SMALL_1: Archive = (KnownFile("images_background_small1.zip", "e704a628b5459e084
 SMALL_2: Archive = (KnownFile("images_background_small2.zip", "b75a71a51d3b13f821f212756fe481fd"),)
 
 
-def drawings(archive: Archive, size: int, data: str | os.PathLike[str] | None) -> np.ndarray:
+def drawings(archive: Archive, size: int, data: Folder) -> np.ndarray:
     """All drawings of an archive, uint8 `(characters, 20, size, size)`, ink 255 and paper 0.
 
     Characters are in the order of their alphabets' names, then of their numbers. Kept in the cache
@@ -45,7 +44,7 @@ def drawings(archive: Archive, size: int, data: str | os.PathLike[str] | None) -
     return cached_array(f"omniglot-{file.md5}-{size}px", read)
 
 
-def alphabets(archive: Archive, data: str | os.PathLike[str] | None) -> tuple[str, ...]:
+def alphabets(archive: Archive, data: Folder) -> tuple[str, ...]:
     """The alphabet of each character of an official archive, in the order of `drawings`."""
     _, source = find(archive, data)
     with source as path, zipfile.ZipFile(path) as content:
@@ -53,7 +52,7 @@ def alphabets(archive: Archive, data: str | os.PathLike[str] | None) -> tuple[st
 
 
 def find(
-    archive: Archive, data: str | os.PathLike[str] | None, base_url: str = UPSTREAM
+    archive: Archive, data: Folder, base_url: str = UPSTREAM
 ) -> tuple[KnownFile, AbstractContextManager[Path]]:
     """The file to read, and a context for its path. Entering the context starts a download."""
     folder = data_folder(data, "omniglot")

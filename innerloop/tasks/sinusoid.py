@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from innerloop.arguments import CheckedModule, at_least, interval
+from innerloop.arguments import at_least, interval
 from innerloop.problem import Episode, Examples
-from innerloop.tasks.base import sample_each
+from innerloop.tasks.base import OneByOne
 
 
-class SinusoidTasks(CheckedModule):
+class SinusoidTasks(OneByOne):
     r"""Regression to a sine wave of unknown amplitude and phase.
 
     $$y = A \sin(x - p), \qquad A \sim U(\text{amplitude}), \; p \sim U(\text{phase}), \;
@@ -51,10 +51,6 @@ class SinusoidTasks(CheckedModule):
             return Examples(inputs, amplitude * jnp.sin(inputs - phase))
 
         return Episode(examples(support_key, self.shots), examples(query_key, self.queries))
-
-    def sample(self, key: PRNGKeyArray, n: int) -> Episode:
-        """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
-        return sample_each(self.sample_one, key, n)
 
 
 def _uniform(key: PRNGKeyArray, shape: tuple[int, ...], bounds: tuple[float, float]) -> jax.Array:

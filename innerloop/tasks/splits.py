@@ -1,5 +1,6 @@
 """Meta-training, meta-validation and meta-test classes that share nothing."""
 
+from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import NamedTuple
 
@@ -22,15 +23,27 @@ def check_disjoint(splits: Splits) -> None:
 
     Runs on the host and reads every image: for tests and for new data, not for every start.
     """
-    seen = {name: _images(classes) for name, classes in splits._asdict().items()}
-    for first, second in combinations(seen, 2):
-        shared = seen[first] & seen[second]
+    images = {name: _images(classes) for name, classes in splits._asdict().items()}
+    write = "split by character, before turning and before drawing examples"
+    _require_disjoint(images, "images", write)
+
+
+def checked_names(names: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Returns the classes of each split unchanged. Raises `DataError` if two splits share one."""
+    _require_disjoint(names, "classes", "the files of the split as they are published")
+    return names
+
+
+def _require_disjoint(parts: Mapping[str, Iterable], what: str, write: str) -> None:
+    for (first, one), (second, other) in combinations(parts.items(), 2):
+        shared = sorted(set(one) & set(other))
         if shared:
+            named = f", the first of them {shared[0]}" if isinstance(shared[0], str) else ""
             raise DataError(
-                f"{first} and {second} share images",
-                got=f"{len(shared)} images in both",
-                expected="no image in two splits",
-                write="split by character, before turning and before drawing examples",
+                f"{first} and {second} share {what}",
+                got=f"{len(shared)} {what} in both{named}",
+                expected=f"{what} that no other split has",
+                write=write,
             )
 
 
@@ -40,9 +53,6 @@ def _images(classes: ImageClasses) -> set[bytes]:
     if counts is not None:  # without what rows are filled up with, which all splits may share
         images = images[np.arange(images.shape[1])[None, :] < np.asarray(counts)[:, None]][:, None]
     turned = (np.rot90(images, turns, axes=(2, 3)) for turns in range(TURNS))
-    rows = [[image.tobytes() for image in _flat(images)] for images in turned]
+    flat = (images.reshape(-1, *images.shape[2:]) for images in turned)
+    rows = [[image.tobytes() for image in images] for images in flat]
     return {min(turns) for turns in zip(*rows, strict=True)}
-
-
-def _flat(images: np.ndarray) -> np.ndarray:
-    return images.reshape(-1, *images.shape[2:])

@@ -15,7 +15,7 @@ from innerloop.arguments import at_least, checked
 from innerloop.checks import optional_package
 from innerloop.errors import DataError, StructureError
 from innerloop.problem import Episode, Examples
-from innerloop.tasks.images import as_unit_interval
+from innerloop.tasks.images import as_unit_interval, labelled
 from innerloop.trees import is_key
 
 _NO_SETTING = {"setting": False}
@@ -188,10 +188,5 @@ class StoredImages:
             drawn = rng.choice(count, number, replace=False).tolist()
             rows.append(np.stack([self.images[row, example] for example in drawn]))
         images = np.stack(rows)
-        return Episode(_labelled(images[:, : self.shots]), _labelled(images[:, self.shots :]))
-
-
-def _labelled(images: np.ndarray) -> Examples:
-    ways, rows = images.shape[:2]
-    targets = np.repeat(np.arange(ways, dtype=np.int32), rows)
-    return Examples(images.reshape(ways * rows, *images.shape[2:]), targets)
+        support, query = images[:, : self.shots], images[:, self.shots :]
+        return Episode(labelled(support, np), labelled(query, np))

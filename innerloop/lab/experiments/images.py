@@ -19,7 +19,6 @@ from innerloop.lab.experiments.few_shot import FewShot
 from innerloop.lab.experiments.ranges import PositiveInt, Ways
 from innerloop.models import (
     conv_features,
-    conv_features_max_pool,
     cross_entropy,
     linear_head,
     pooled_width,
@@ -95,10 +94,9 @@ class FewShotImages(FewShot, abc.ABC):
         ways = self.ways if ways is None else ways
         sizes: dict[str, Any] = {"filters": self.filters, "channels": self.channels}
         sizes["normalisation"] = transductive if self.transductive else per_example
-        features, width = conv_features(**sizes), self.filters
-        if self.network == "max_pool":
-            features = conv_features_max_pool(self.image, **sizes)
-            width = pooled_width(self.image, self.filters)
+        pooled = self.image if self.network == "max_pool" else None
+        features = conv_features(**sizes, pooled=pooled)
+        width = self.filters if pooled is None else pooled_width(pooled, self.filters)
         return Network(
             model=linear_head(features, width, ways),
             features=features,

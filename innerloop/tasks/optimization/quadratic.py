@@ -11,11 +11,11 @@ from jaxtyping import PRNGKeyArray, PyTree, Scalar
 from innerloop.errors import StructureError
 from innerloop.precision import default_float
 from innerloop.problem import Episode, Problem
-from innerloop.tasks.base import sample_each
+from innerloop.tasks.base import OneByOne
 from innerloop.tasks.optimization.family import Family
 
 
-class Quadratics(eqx.Module):
+class Quadratics(OneByOne):
     r"""Episodes `{"hessian": Q diag(λ) Qᵀ, "centre": c}`, the same as support and query.
 
     Q is a random orthogonal matrix, $c \sim N(0, I)$. `spectrum` is λ.
@@ -31,10 +31,6 @@ class Quadratics(eqx.Module):
         hessian = (basis * jnp.asarray(self.spectrum, dtype)[None, :]) @ basis.T
         task = {"hessian": hessian, "centre": jax.random.normal(centre_key, (size,), dtype)}
         return Episode(task, task)
-
-    def sample(self, key: PRNGKeyArray, n: int) -> Episode:
-        """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
-        return sample_each(self.sample_one, key, n)
 
 
 def quadratic_family(

@@ -16,18 +16,19 @@ from innerloop.models import (
     per_example,
     transformer,
 )
-from innerloop.tasks.optimization.family import Family
-from innerloop.tasks.optimization.quadratic import quadratic_family
-from innerloop.tasks.optimization.supervised import supervised_family
-from innerloop.tasks.optimization.tables import (
+from innerloop.tasks.optimization.data_sets import (
+    VOCABULARY,
     Table,
     TableTasks,
+    TextTasks,
     breast_cancer_table,
+    descriptions,
     diabetes_table,
     digits_table,
     wine_table,
 )
-from innerloop.tasks.optimization.text import VOCABULARY, TextTasks, descriptions
+from innerloop.tasks.optimization.family import Family, supervised_family
+from innerloop.tasks.optimization.quadratic import quadratic_family
 
 Activation = Callable[[jax.Array], jax.Array]
 
