@@ -33,7 +33,7 @@ def experiment_name(experiment: Experiment) -> str:
 def read_experiment(folder: RunFolder) -> Experiment:
     """The experiment of a run. Raises `RunError` for a config that is none."""
     content = folder.read_config()
-    try:
+    with folder.reading(CONFIG):
         kind = EXPERIMENTS[content["experiment"]]
         config = content["config"]
         paths: dict[str, Any] = {
@@ -44,8 +44,6 @@ def read_experiment(folder: RunFolder) -> Experiment:
             name: tuple(x) for name, x in config.items() if isinstance(x, list)
         }
         return kind(**(config | paths | lists))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise folder.damaged(CONFIG, error) from error
 
 
 def best_meta(run: str | os.PathLike[str]) -> PyTree:
