@@ -94,8 +94,8 @@ class RunFolder:
             schedule = "; --steps too, where the outer rate does not fall (--no-cosine)"
             raise RunError(
                 "a run goes on with the settings that it began with",
-                got=" ".join(_as_flag(name, value) for name, value in changed.items()),
-                expected=" ".join(_as_flag(name, before.get(name)) for name in changed),
+                got=" ".join(as_flag(name, value) for name, value in changed.items()),
+                expected=" ".join(as_flag(name, before.get(name)) for name in changed),
                 write="the settings as they were; these may change without harm: "
                 + ", ".join(f"--{name.replace('_', '-')}" for name in may_change)
                 + schedule * ("steps" in changed),
@@ -229,12 +229,13 @@ class RunFolder:
             ) from error
 
 
-def _as_flag(name: str, value: Any) -> str:
+def as_flag(name: str, value: Any) -> str:
     """A setting as it is written on the command line."""
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
-    return f"no --{flag}" if value is None else f"--{flag} {value}"
+    words = value if isinstance(value, tuple | list) else [value]
+    return f"--{flag} {' '.join(map(str, words))}"
 
 
 def environment() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.estimators import Estimator
@@ -118,6 +119,10 @@ class Experiment(abc.ABC):
 
         No data are read; pretraining alone has to count the classes of its data.
         """
+
+    def meta_shapes(self) -> PyTree:
+        """The shapes and dtypes of the meta-parameters."""
+        return jax.eval_shape(self.init_meta, jax.random.key(0))
 
     @abc.abstractmethod
     def parts(self) -> Parts:

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
 from innerloop.lab.experiments.base import Experiment
@@ -57,5 +56,5 @@ def best_meta(run: str | os.PathLike[str]) -> PyTree:
 
 
 def load_best_meta(folder: RunFolder, experiment: Experiment) -> PyTree:
-    """The same, where the run's experiment is known."""
-    return folder.load_meta(jax.eval_shape(experiment.init_meta, jax.random.key(0)))
+    """The best meta-parameters of a run whose experiment is known."""
+    return folder.load_meta(experiment.meta_shapes())
