@@ -76,17 +76,11 @@ def train(
     _train(experiment)
 
 
-def _join(
-    experiment: Experiment,
-    cluster: bool,
-    coordinator: str | None,
-    processes: int | None,
-    process: int | None,
-) -> None:
+def _join(experiment: Experiment, cluster: bool, *numbers: Any) -> None:
+    coordinator, processes, process = numbers
     known = cluster
-    if None not in (coordinator, processes, process):
-        port = (coordinator or "").rpartition(":")[2]
-        known = port.isdigit() and 0 <= (process or 0) < (processes or 0)
+    if None not in numbers:
+        known = coordinator.rpartition(":")[2].isdigit() and 0 <= process < processes
     if experiment.run is None or not known:
         raise StructureError(
             "it is not known which processes train together, and where",
@@ -99,7 +93,7 @@ def _join(
             "--processes 2 --process 0",
         )
     try:
-        join(coordinator, processes, process)
+        join(*numbers)
     except (RuntimeError, ValueError) as error:
         raise RunError(
             "the processes did not find each other",

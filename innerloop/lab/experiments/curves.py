@@ -1,4 +1,4 @@
-"""The figures that every run has: its learning, and the adaptation on its test tasks."""
+"""The figures that every run has: the learning curves, and the adaptation to test tasks."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from innerloop.training import Evaluation
 def draw_curves(
     folder: RunFolder, metric: str, test: Evaluation, name: str, trained_steps: int
 ) -> None:
-    """The curves of a run, from its log. Of a log that was lost no curve of learning is drawn."""
+    """Draw the curves of a run. Without a log, there are no learning curves."""
     records = folder.read_log()
     if records:
         _draw_learning(folder.path, records, metric, name)
@@ -28,17 +28,16 @@ def draw_curves(
 
 
 def _draw_learning(path: Path, records: list[dict[str, Any]], metric: str, name: str) -> None:
-    # As floats, because what is not finite is a string in the log.
+    # As floats, because numbers that are not finite are strings in the log.
     losses = [np.asarray(record["losses"], float) for record in records]
-    ends = [record["step"] for record in records]  # the first lines may be lost
+    ends = [record["step"] for record in records]  # The first lines may be lost.
     validated = [record for record in records if "validation" in record]
     values = [record["validation"]["mean"][metric][-1] for record in validated]
     steps, seconds = ([record[name] for record in validated] for name in ("step", "seconds"))
+    numbered = [np.arange(end - len(x), end) + 1 for end, x in zip(ends, losses, strict=True)]
     plots.learning_curve(
         path / "learning_curve.png",
-        steps=np.concatenate(
-            [np.arange(end - len(each), end) + 1 for end, each in zip(ends, losses, strict=True)]
-        ),
+        steps=np.concatenate(numbered),
         losses=np.concatenate(losses),
         validation_steps=np.asarray(steps),
         validation=np.asarray(values, float),

@@ -180,19 +180,12 @@ def test_evaluation(
 ) -> dict[str, evaluation.TaskResults]:
     """Every metric of every task after each inner step, by the name of the test set."""
     key = evaluation_key(experiment.seed, "test adaptation")
-    return {
-        name: evaluation.evaluated_tasks(
-            each.learner,
-            meta,
-            episodes[name],
-            key,
-            steps=each.steps,
-            chunk=experiment.chunk,
-            calibration=parts.calibration,
-            placement=placement(experiment.devices),
-        )
-        for name, each in parts.held_out.items()
-    }
+    settings: dict[str, Any] = {"chunk": experiment.chunk, "calibration": parts.calibration}
+    settings["placement"] = placement(experiment.devices)
+    evaluated = lambda name, each: evaluation.evaluated_tasks(
+        each.learner, meta, episodes[name], key, steps=each.steps, **settings
+    )
+    return {name: evaluated(name, each) for name, each in parts.held_out.items()}
 
 
 def pooled(results: Mapping[str, evaluation.TaskResults]) -> evaluation.TaskResults:

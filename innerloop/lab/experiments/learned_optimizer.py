@@ -11,38 +11,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
+from innerloop import estimators as online
+from innerloop import gradients, optimizers
 from innerloop.errors import StructureError
-from innerloop.estimators import (
-    Estimator,
-    NoiseReuseES,
-    PersistentES,
-    TruncatedES,
-    TruncatedUnroll,
-    WeightedSum,
-    WholeTasks,
-)
-from innerloop.gradients import (
-    Bound,
-    Clipped,
-    EvolutionStrategies,
-    MetaGradient,
-    MixedMode,
-    Unroll,
-)
+from innerloop.estimators import Estimator, WeightedSum, WholeTasks
 from innerloop.lab.experiments.base import Experiment, HeldOut, Parts
 from innerloop.lab.experiments.ranges import PositiveInt, Rate
 from innerloop.learner import Learner
-from innerloop.optimizers import (
-    AdamController,
-    Celo2,
-    CoordinateLSTM,
-    Hypergradient,
-    LearnedOptimizer,
-    LearnedSchedule,
-    ScalarRate,
-    SmallMLP,
-    save_optimizer,
-)
 from innerloop.problem import Problem, loss_function
 from innerloop.tasks.optimization import Family, held_out_families, training_families
 
@@ -121,7 +96,7 @@ class OptimizerTraining(Experiment):
     """The most that a log-loss of a window counts, also one that is not finite; without it a run
     that diverges is left out."""
 
-    def learned(self) -> LearnedOptimizer:
+    def learned(self) -> optimizers.LearnedOptimizer:
         """The optimizer that is learned."""
         return _LEARNED[self.optimizer](self)
 
@@ -174,7 +149,7 @@ class OptimizerTraining(Experiment):
 
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
         """The optimizer as one file."""
-        return [save_optimizer(folder / LEARNED, self.learned(), meta)]
+        return [optimizers.save_optimizer(folder / LEARNED, self.learned(), meta)]
 
 
 def named_families(names: tuple[str, ...]) -> list[Family]:
@@ -243,7 +218,7 @@ def _of_windows(kind: Callable[..., Estimator], *also: str) -> Build:
     return build
 
 
-def _of_runs(of_family: Callable[[OptimizerTraining, Family], MetaGradient]) -> Build:
+def _of_runs(of_family: Callable[[OptimizerTraining, Family], gradients.MetaGradient]) -> Build:
     def build(config: OptimizerTraining, family: Family, learner: Learner, batch: int):
         if config.loss_clip is not None:
             raise StructureError(
@@ -254,39 +229,41 @@ def _of_runs(of_family: Callable[[OptimizerTraining, Family], MetaGradient]) -> 
             )
         gradient = of_family(config, family)
         if config.task_norm is not None:
-            gradient = Clipped(gradient, config.task_norm)
+            gradient = gradients.Clipped(gradient, config.task_norm)
         where = (learner.problem, learner.adaptation, gradient, family.tasks)
         return WholeTasks(*where, batch, chunk=config.chunk)
 
     return build
 
 
-def _unroll(config: OptimizerTraining, family: Family) -> MetaGradient:
+def _unroll(config: OptimizerTraining, family: Family) -> gradients.MetaGradient:
     if config.bound is None or family.batch is None:
-        return Unroll(MixedMode())
-    return Unroll(Bound(config.bound, of=MixedMode()))
+        return gradients.Unroll(gradients.MixedMode())
+    return gradients.Unroll(gradients.Bound(config.bound, of=gradients.MixedMode()))
 
 
 ESTIMATORS: Mapping[EstimatorName, Build] = {
     "unroll": _of_runs(_unroll),
-    "persistent_es": _of_windows(PersistentES, "pairs", "sigma"),
-    "noise_reuse_es": _of_windows(NoiseReuseES, "pairs", "sigma"),
-    "truncated_es": _of_windows(TruncatedES, "pairs", "sigma"),
-    "truncated_unroll": _of_windows(TruncatedUnroll),
+    "persistent_es": _of_windows(online.PersistentES, "pairs", "sigma"),
+    "noise_reuse_es": _of_windows(online.NoiseReuseES, "pairs", "sigma"),
+    "truncated_es": _of_windows(online.TruncatedES, "pairs", "sigma"),
+    "truncated_unroll": _of_windows(online.TruncatedUnroll),
     "evolution_strategies": _of_runs(
-        lambda config, family: EvolutionStrategies(config.pairs, config.sigma)
+        lambda config, family: gradients.EvolutionStrategies(config.pairs, config.sigma)
     ),
 }
 
 # The second derivative of a square root is infinite at a zero gradient.
 _ADAM = functools.partial(optax.scale_by_adam, eps_root=1e-16)
 
-_LEARNED: Mapping[OptimizerName, Callable[[OptimizerTraining], LearnedOptimizer]] = {
-    "adam_controller": lambda config: AdamController(horizon=config.horizon),
-    "small_mlp": lambda config: SmallMLP(),
-    "celo2": lambda config: Celo2(),
-    "lstm": lambda config: CoordinateLSTM(),
-    "schedule": lambda config: LearnedSchedule(horizon=max(config.horizon, 2), direction=_ADAM),
-    "rate": lambda config: ScalarRate(_ADAM),
-    "hypergradient": lambda config: Hypergradient(),
+_LEARNED: Mapping[OptimizerName, Callable[[OptimizerTraining], optimizers.LearnedOptimizer]] = {
+    "adam_controller": lambda config: optimizers.AdamController(horizon=config.horizon),
+    "small_mlp": lambda config: optimizers.SmallMLP(),
+    "celo2": lambda config: optimizers.Celo2(),
+    "lstm": lambda config: optimizers.CoordinateLSTM(),
+    "schedule": lambda config: optimizers.LearnedSchedule(
+        horizon=max(config.horizon, 2), direction=_ADAM
+    ),
+    "rate": lambda config: optimizers.ScalarRate(_ADAM),
+    "hypergradient": lambda config: optimizers.Hypergradient(),
 }

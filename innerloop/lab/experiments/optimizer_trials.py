@@ -132,15 +132,12 @@ def learned_trial(
 
 
 def family_record(
-    family: Family, learned: MetaOptimizer, meta: PyTree, *, steps: int, tasks: int, seed: int
+    family: Family, learned: MetaOptimizer, meta: PyTree, **settings: Any
 ) -> dict[str, dict[str, Any]]:
-    """A learned optimizer and all that are tuned, on the same tasks: `record` by name."""
-    settings: dict[str, Any] = {"steps": steps, "tasks": tasks, "seed": seed}
+    """By name, the `trial_record` of a learned optimizer and of tuned ones, on the same tasks."""
     trials = {LEARNED: learned_trial(family, learned, meta, **settings)}
-    return {
-        name: trial_record(trial)
-        for name, trial in (trials | tuned_trials(family, **settings)).items()
-    }
+    trials |= tuned_trials(family, **settings)
+    return {name: trial_record(trial) for name, trial in trials.items()}
 
 
 def seconds_per_step(

@@ -6,18 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from innerloop.lab.plots.style import (
-    BLUE,
-    INK,
-    ORANGE,
-    is_fraction,
-    metric_axis,
-    new_figure,
-    nothing,
-    pair,
-    spread_axis,
-    step_axis,
-)
+from innerloop.lab.plots import style
 
 
 def learning_curve(
@@ -53,28 +42,28 @@ def learning_curve(
     Raises:
         StructureError: If there is no loss, or lengths differ.
     """
-    x, y = pair("steps", steps, "losses", losses)
-    at, scores = pair("validation_steps", validation_steps, "validation", validation)
+    x, y = style.pair("steps", steps, "losses", losses)
+    at, scores = style.pair("validation_steps", validation_steps, "validation", validation)
     if not len(x):
-        raise nothing("losses", "learning_curve(path, steps=[1, 2], losses=[0.7, 0.5], ...)")
+        raise style.nothing("losses", "learning_curve(path, steps=[1, 2], losses=[0.7, 0.5], ...)")
     y = np.where(np.isfinite(y), y, np.nan)
     window = max(1, len(y) // 50)
     panels = 2 if len(at) else 1
-    with new_figure(path, (5.2 * panels, 3.9)) as (figure, done):
+    with style.new_figure(path, (5.2 * panels, 3.9)) as (figure, done):
         left, *right = figure.subplots(1, panels, sharex=True, squeeze=False)[0]
         figure.suptitle(title)
         if window == 1:
-            left.plot(x, y, color=BLUE, marker="." if len(x) < 30 else None)
+            left.plot(x, y, color=style.BLUE, marker="." if len(x) < 30 else None)
         else:
-            left.plot(x, y, color=BLUE, alpha=0.3, linewidth=0.7, label="each step")
+            left.plot(x, y, color=style.BLUE, alpha=0.3, linewidth=0.7, label="each step")
             label = f"mean of the last {window}"
-            left.plot(x, _running_mean(y, window), color=BLUE, label=label)
+            left.plot(x, _running_mean(y, window), color=style.BLUE, label=label)
             left.legend(loc="upper right")
-        spread_axis(left, y)
+        style.spread_axis(left, y)
         left.set(xlabel="outer step", ylabel="training loss")
         for axes in right:
             _validation_panel(axes, at, scores, metric, higher_is_better)
-        step_axis(left)
+        style.step_axis(left)
         return done()
 
 
@@ -101,8 +90,8 @@ def validation_over_time(
     Raises:
         StructureError: If lengths differ.
     """
-    at, scores = pair("minutes", minutes, "validation", validation)
-    with new_figure(path, (6.2, 4.0)) as (figure, done):
+    at, scores = style.pair("minutes", minutes, "validation", validation)
+    with style.new_figure(path, (6.2, 4.0)) as (figure, done):
         figure.suptitle(title)
         _validation_panel(
             figure.subplots(), at, scores, metric, along="minutes", where="{:.1f} min"
@@ -136,8 +125,8 @@ def adaptation_curve(
     Raises:
         StructureError: If lengths differ.
     """
-    centre, half = pair("mean", mean, "interval", interval)
-    with new_figure(path, (6.2, 4.0)) as (figure, done):
+    centre, half = style.pair("mean", mean, "interval", interval)
+    with style.new_figure(path, (6.2, 4.0)) as (figure, done):
         axes = figure.subplots()
         figure.suptitle(title)
         labels = ("mean over tasks", "95% interval")
@@ -147,28 +136,30 @@ def adaptation_curve(
         return done()
 
 
-def adaptation_panel(axes, centre, low, high, metric, *, color=BLUE, labels=(None, None), **style):
+def adaptation_panel(
+    axes, centre, low, high, metric, *, color=style.BLUE, labels=(None, None), **line
+):
     """Draw the metric by number of inner steps: a line, and a band from `low` to `high`."""
     inner = np.arange(len(centre))
     marker = "o" if len(inner) <= 30 else None
-    axes.plot(inner, centre, color=color, marker=marker, markersize=5, label=labels[0], **style)
+    axes.plot(inner, centre, color=color, marker=marker, markersize=5, label=labels[0], **line)
     axes.fill_between(inner, low, high, color=color, alpha=0.2, linewidth=0, label=labels[1])
     axes.set(xlabel="inner steps", ylabel=metric)
     axes.locator_params(axis="x", nbins=10, integer=True)
-    metric_axis(axes.yaxis, metric)
+    style.metric_axis(axes.yaxis, metric)
 
 
 def trained_line(axes, trained_steps: int):
     """Mark the inner steps of meta-training."""
     label = f"meta-trained with {trained_steps} step{'s' * (trained_steps != 1)}"
-    axes.axvline(trained_steps, color=INK, linestyle=":", linewidth=1.4, label=label)
+    axes.axvline(trained_steps, color=style.INK, linestyle=":", linewidth=1.4, label=label)
 
 
-def validation_line(axes, at, scores, metric, *, along, color=ORANGE, **style):
+def validation_line(axes, at, scores, metric, *, along, color=style.ORANGE, **line):
     """Draw the validation metric; `along` is the label of the horizontal axis."""
-    axes.plot(at, scores, color=color, marker="o", markersize=5, **style)
+    axes.plot(at, scores, color=color, marker="o", markersize=5, **line)
     axes.set(xlabel=along, ylabel=f"validation {metric}")
-    metric_axis(axes.yaxis, metric)
+    style.metric_axis(axes.yaxis, metric)
 
 
 def _validation_panel(
@@ -178,14 +169,14 @@ def _validation_panel(
     validation_line(axes, at, scores, metric, along=along)
     axes.margins(y=0.2)  # Room for the label, on the side where no other point can be.
     if higher_is_better is None:
-        higher_is_better = is_fraction(metric)
+        higher_is_better = style.is_fraction(metric)
     usable = np.flatnonzero(np.isfinite(scores))
     if not len(usable):
         return
     best = usable[np.argmax(scores[usable] if higher_is_better else -scores[usable])]
     point = (at[best], scores[best])
-    axes.plot(*point, marker="o", markersize=11, color=INK, fillstyle="none", zorder=5)
-    value = f"{point[1]:.1%}" if is_fraction(metric) else f"{point[1]:.4g}"
+    axes.plot(*point, marker="o", markersize=11, color=style.INK, fillstyle="none", zorder=5)
+    value = f"{point[1]:.1%}" if style.is_fraction(metric) else f"{point[1]:.4g}"
     low, high = axes.get_xlim()
     place = (point[0] - low) / (high - low)
     side, shift = ("left", -6) if place < 0.25 else ("right", 6) if place > 0.75 else ("center", 0)

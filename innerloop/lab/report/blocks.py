@@ -49,11 +49,11 @@ class Note(NamedTuple):
     text: str
 
 
-class NotRecorded(NamedTuple):
+class Missing(NamedTuple):
     """What these runs did not record."""
 
     what: str
     runs: Sequence[Run]
 
 
-Content = Facts | Pairs | TextTable | Figures | Picture | Note | NotRecorded
+Content = Facts | Pairs | TextTable | Figures | Picture | Note | Missing

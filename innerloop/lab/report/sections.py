@@ -10,15 +10,7 @@ from innerloop.diagnostics.planning.amounts import format_bytes
 from innerloop.lab.experiments.optimizer_trials import PER_TASK
 from innerloop.lab.experiments.printing import median_and_quartiles, shown_steps, trial_rows
 from innerloop.lab.report import figures, optimizers, text
-from innerloop.lab.report.blocks import (
-    Content,
-    Facts,
-    Figures,
-    Note,
-    NotRecorded,
-    Pairs,
-    TextTable,
-)
+from innerloop.lab.report.blocks import Content, Facts, Figures, Missing, Note, Pairs, TextTable
 from innerloop.lab.report.runs import Run
 from innerloop.lab.report.seeds import differing, over_seeds, same_but_for_the_seed
 
@@ -302,7 +294,7 @@ def _having(
     """Returns the runs that have something, and yields a note about those that do not."""
     missing = [run for run in runs if not has(run)]
     if missing:
-        yield NotRecorded(what, missing)
+        yield Missing(what, missing)
     return [run for run in runs if has(run)]
 
 
