@@ -1,4 +1,4 @@
-"""Learning an optimizer: meta-trained on families of optimization tasks, as one weighted sum."""
+"""A learned optimizer, meta-trained on a weighted sum of families of optimization tasks."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -36,25 +36,25 @@ LEARNED = "learned.opt"
 """The file of a run's folder that `load_optimizer` reads."""
 
 FLOOR = 1e-4
-"""Added to a loss before its logarithm: what is solved to this has no more to say."""
+"""Added to a loss before its logarithm: a loss far below this counts as solved."""
 
 FORMULA_WEIGHT = 0.25
-"""Weight of a family without mini-batches, a formula, where one of data has 1: the log-loss
-of a quadratic falls without end and is easily learned, by steps that are too large for networks."""
+"""Weight of a family without mini-batches; families of data have weight 1. The log-loss of a
+quadratic falls without end and is easily learned, by steps that are too large for networks."""
 
 JUDGED = 2
-"""Rows that a run is judged by in the experiment, for each that a step sees."""
+"""Rows by which the experiment judges a run, for each row that a step sees."""
 
 
 @dataclass(frozen=True)
 class OptimizerTraining(Experiment):
     """Learn an optimizer on quadratics, linear models and small networks.
 
-    The objective is the logarithm of the loss, which knows no unit: half of it after the last step
-    of an inner run from a random start, half on the mean over the run; `FORMULA_WEIGHT` is what
-    quadratics count, and `log_loss` says on which rows. Validation and test have the same
-    objective. The best by the validation tasks' last log-loss is kept, as meta-parameters and as a
-    file that `load_optimizer` reads.
+    The objective is the logarithm of the loss, which has no unit: half of it after the last step of
+    an inner run from a random start, half as the mean over the run. `FORMULA_WEIGHT` is the weight
+    of quadratics, and `log_loss` documents the rows. Validation and test have the same objective.
+    The best by the validation tasks' last log-loss is kept, as meta-parameters and as a file that
+    `load_optimizer` reads.
     """
 
     steps: int = 2000
@@ -73,43 +73,43 @@ class OptimizerTraining(Experiment):
     number of the parameters (small_mlp, celo2, lstm), or the rate of Adam, constant (rate), by the
     step (schedule), or of SGD as it goes (hypergradient)."""
     families: tuple[str, ...] | None = None
-    """Names of the families to learn on; all training families unless given."""
+    """Names of the families to learn on; all training families by default."""
     horizon: PositiveInt = 100
     """Inner steps of a run, in training, at validation and test."""
     estimator: EstimatorName = "unroll"
     """How the gradient is estimated. unroll and evolution_strategies learn whole runs; the others
-    take --batch runs one window further per outer step."""
+    advance --batch runs by one window per outer step."""
     bound: Rate | None = 0.3
-    """The largest norm of what goes back through an inner step's gradient in unroll, of families
-    that see mini-batches; without it their gradients explode through runs at the edge of stability.
-    None for the exact gradient."""
+    """The largest norm of the cotangent that unroll passes back through an inner step's gradient,
+    for families with mini-batches, whose gradients explode at the edge of stability otherwise. None
+    for the exact gradient."""
     task_norm: Rate | None = 1.0
-    """The largest norm of a task's meta-gradient, of the estimators of whole runs: longer ones, of
-    runs at the edge of stability, are shortened to it."""
+    """The largest norm of a task's meta-gradient, for the estimators of whole runs. Longer ones, of
+    runs at the edge of stability, are clipped to it."""
     window: PositiveInt = 20
-    """Inner steps per outer step, of the estimators that go by windows."""
+    """Inner steps per outer step, for the estimators that go by windows."""
     pairs: PositiveInt = 4
-    """Antithetic pairs of perturbations, of the evolution strategies."""
+    """Antithetic pairs of perturbations, for the evolution strategies."""
     sigma: Rate = 0.01
-    """Their standard deviation."""
+    """The standard deviation of the perturbations."""
     loss_clip: Rate | None = None
-    """The most that a log-loss of a window counts, also one that is not finite; without it a run
-    that diverges is left out."""
+    """The largest log-loss of a window, to which larger ones and those that are not finite are set.
+    Without it a run that diverges is left out."""
 
     def learned(self) -> optimizers.LearnedOptimizer:
         """The optimizer that is learned."""
         return _LEARNED[self.optimizer](self)
 
     def training_families(self) -> list[Family]:
-        """The families to learn on. Raises `StructureError` for names that there are not."""
+        """The families to learn on. Raises `StructureError` for unknown names."""
         return training_families() if self.families is None else named_families(self.families)
 
     def fit_options(self) -> dict[str, Any]:
-        """Nothing else: neither budgets nor checks are for runs that go on over outer steps."""
+        """None: budgets and checks are not for runs that span several outer steps."""
         return {}
 
     def init_meta(self, key: PRNGKeyArray) -> PyTree:
-        """That of the optimizer."""
+        """The initial meta-parameters of the optimizer."""
         return self.learned().init(key, self.training_families()[0].params(key))
 
     def parts(self) -> Parts:
@@ -153,7 +153,7 @@ class OptimizerTraining(Experiment):
 
 
 def named_families(names: tuple[str, ...]) -> list[Family]:
-    """Training and held-out families. Raises `StructureError` for names that there are not."""
+    """Training and held-out families by name. Raises `StructureError` for unknown names."""
     known = {family.name: family for family in training_families() + held_out_families()}
     if names and set(names) <= set(known) and len(set(names)) == len(names):
         return [known[name] for name in names]
@@ -166,7 +166,7 @@ def named_families(names: tuple[str, ...]) -> list[Family]:
 
 
 def log_loss(family: Family) -> Family:
-    """The family with the logarithm of its loss, over the run and at its end, for an objective.
+    """The family with an objective that is the logarithm of the loss, over the run and at its end.
 
     Where inner steps see mini-batches, a run is judged by `JUDGED` times as many rows of its query
     set, drawn once for all its steps: after every step the whole set would cost more than the step.
@@ -206,7 +206,7 @@ def share_out(n: int, weights: Sequence[float]) -> list[int]:
 
 
 Build = Callable[["OptimizerTraining", Family, Learner, int], Estimator]
-"""`(config, family, learner, batch) -> ` the estimator of a family."""
+"""`(config, family, learner, batch) -> estimator`, the estimator of a family."""
 
 
 def _of_windows(kind: Callable[..., Estimator], *also: str) -> Build:

@@ -42,8 +42,8 @@ def learning_curve(
     Raises:
         StructureError: If there is no loss, or lengths differ.
     """
-    x, y = style.pair("steps", steps, "losses", losses)
-    at, scores = style.pair("validation_steps", validation_steps, "validation", validation)
+    x, y = style.pair(steps=steps, losses=losses)
+    at, scores = style.pair(validation_steps=validation_steps, validation=validation)
     if not len(x):
         raise style.nothing("losses", "learning_curve(path, steps=[1, 2], losses=[0.7, 0.5], ...)")
     y = np.where(np.isfinite(y), y, np.nan)
@@ -90,7 +90,7 @@ def validation_over_time(
     Raises:
         StructureError: If lengths differ.
     """
-    at, scores = style.pair("minutes", minutes, "validation", validation)
+    at, scores = style.pair(minutes=minutes, validation=validation)
     with style.new_figure(path, (6.2, 4.0)) as (figure, done):
         figure.suptitle(title)
         _validation_panel(
@@ -125,7 +125,7 @@ def adaptation_curve(
     Raises:
         StructureError: If lengths differ.
     """
-    centre, half = style.pair("mean", mean, "interval", interval)
+    centre, half = style.pair(mean=mean, interval=interval)
     with style.new_figure(path, (6.2, 4.0)) as (figure, done):
         axes = figure.subplots()
         figure.suptitle(title)

@@ -86,11 +86,10 @@ def plain_log_ticks(axis, ratio: float):
     axis.set_minor_locator(NullLocator())
 
 
-def pair(
-    first_name: str, first: ArrayLike, second_name: str, second: ArrayLike
-) -> tuple[np.ndarray, np.ndarray]:
-    """Both as vectors. Raises `StructureError` if they do not have one length."""
-    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+def pair(**vectors: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Two named arguments as vectors. Raises `StructureError` if their lengths differ."""
+    first_name, second_name = vectors
+    a, b = (np.asarray(vector, np.float64) for vector in vectors.values())
     if a.ndim != 1 or a.shape != b.shape:
         raise StructureError(
             f"{first_name} and {second_name} do not fit together",
