@@ -20,10 +20,9 @@ from rich.console import Console
 
 from innerloop.devices.processes import is_first, join
 from innerloop.errors import InnerloopError, RunError, StructureError
-from innerloop.lab.experiments import before_training
+from innerloop.lab.experiments import before_training, evaluation
 from innerloop.lab.experiments import train as training
 from innerloop.lab.experiments.base import Experiment
-from innerloop.lab.experiments.evaluation import evaluate_run
 from innerloop.lab.experiments.few_shot import FewShot
 from innerloop.lab.experiments.printing import print_test, print_trials
 from innerloop.lab.experiments.table import EXPERIMENTS, experiment_name
@@ -127,9 +126,9 @@ def _train(experiment: Experiment) -> None:
         print(f"  {figure}")
 
 
-@functools.wraps(evaluate_run)
+@functools.wraps(evaluation.evaluate)
 def evaluate(*args: Any, **settings: Any) -> None:  # noqa: D103
-    record = evaluate_run(*args, **settings)
+    record = evaluation.evaluate(*args, **settings)
     if "families" in record:
         print_trials(record)
     else:
@@ -210,15 +209,7 @@ def demo(folder: Path = Path("runs")) -> None:
         _train(EXPERIMENTS[name](run=folder / f"demo-{stamp}" / name))
 
 
-COMMANDS = {
-    "train": train,
-    "evaluate": evaluate,
-    "report": report,
-    "check": check,
-    "compare": compare,
-    "plan": plan,
-    "demo": demo,
-}
+COMMANDS = (train, evaluate, report, check, compare, plan, demo)
 
 
 def _later(command: Callable[..., None]) -> Callable[..., Any]:
@@ -237,7 +228,7 @@ def _later(command: Callable[..., None]) -> Callable[..., Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. An error of the library is one line on standard error, and exit status 2."""
     command = tyro.extras.subcommand_cli_from_dict(
-        {name: _later(command) for name, command in COMMANDS.items()},
+        {command.__name__: _later(command) for command in COMMANDS},
         prog="innerloop",
         description="Meta-learning on JAX: it differentiates through learning.",
         args=arguments,

@@ -204,12 +204,8 @@ class RunFolder:
 
     def writing(self) -> AbstractContextManager[None]:
         """A context in which an error of the disk becomes a `RunError`."""
-        return writing(
-            "the run folder",
-            self.path,
-            write="the same command again, once there is (innerloop train goes on with --resume), "
-            "or --run ANOTHER/FOLDER",
-        )
+        cure = "the same command again, once there is (innerloop train goes on with --resume), "
+        return writing("the run folder", self.path, write=cure + "or --run ANOTHER/FOLDER")
 
     @contextlib.contextmanager
     def reading(self, name: str) -> Iterator[None]:

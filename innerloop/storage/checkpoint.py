@@ -235,13 +235,9 @@ class CheckpointFolder:
             )
 
     def _writing(self) -> AbstractContextManager[None]:
-        return writing(
-            "the checkpoints",
-            self._path,
-            write="the same run with resume=True (--resume), once there is: it goes on from the "
-            "last checkpoint. Or Checkpoints(another_folder)",
-            refusals=_STORAGE_ERRORS,
-        )
+        cure = "the same run with resume=True (--resume), once there is: it goes on from the last "
+        cure += "checkpoint. Or Checkpoints(another_folder)"
+        return writing("the checkpoints", self._path, write=cure, refusals=_STORAGE_ERRORS)
 
 
 def _checksum(about: dict[str, Any]) -> int:

@@ -27,7 +27,7 @@ from innerloop.tasks import evaluation_episodes, evaluation_key
 from innerloop.training import _evaluate as evaluation
 
 
-def evaluate_run(
+def evaluate(
     run: tyro.conf.Positional[Path],
     *,
     tasks: int | None = None,
@@ -67,8 +67,8 @@ def evaluate_run(
     folder = RunFolder.open(run)
     folder.require_writable()  # Before minutes of work.
     trained = read_experiment(folder)
-    few_shot: dict[str, Any] = {"shots": shots, "protocol": protocol}
-    few_shot["shuffle_support_labels"] = shuffle_support_labels
+    shuffle = shuffle_support_labels
+    few_shot: Any = {"shots": shots, "protocol": protocol, "shuffle_support_labels": shuffle}
     asked = {"tasks": tasks, "steps": steps, "seed": seed}
     if isinstance(trained, FewShot):
         _refuse(
@@ -152,19 +152,11 @@ def _with(experiment: Any, overrides: dict[str, int | None]) -> Any:
 
 def _refuse(arguments: dict[str, Any], problem: str, expected: str) -> None:
     """Raise `StructureError` if one of the arguments is given."""
-    given = [
-        as_flag(name, value)
-        for name, value in arguments.items()
-        if value is not None and value is not False
-    ]
+    absent = lambda value: value is None or value is False
+    given = [as_flag(name, value) for name, value in arguments.items() if not absent(value)]
     if given:
-        without = ", ".join(flag.split()[0] for flag in given)
-        raise StructureError(
-            problem,
-            got=" ".join(given),
-            expected=expected,
-            write=f"innerloop evaluate RUN, without {without}",
-        )
+        write = f"innerloop evaluate RUN, without {', '.join(flag.split()[0] for flag in given)}"
+        raise StructureError(problem, got=" ".join(given), expected=expected, write=write)
 
 
 def test_episodes(experiment: Experiment, parts: Parts) -> dict[str, Episode]:

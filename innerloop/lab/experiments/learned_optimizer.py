@@ -128,16 +128,14 @@ class OptimizerTraining(Experiment):
         counts = (self.batch, self.validation_tasks, self.test_tasks)
         shares = zip(*(share_out(count, weights) for count in counts), strict=True)
         estimators, held_out = {}, {}
-        for family, weight, (batch, validation, test) in zip(
-            families, weights, shares, strict=True
-        ):
+        for family, weight, share in zip(families, weights, shares, strict=True):
+            batch, validation, test = share
             objective = log_loss(family)
             learner = Learner(objective.problem, objective.adaptation(learned, self.horizon))
             estimator = ESTIMATORS[self.estimator](self, family, learner, batch)
             estimators[family.name] = (estimator, weight)
-            held_out[family.name] = HeldOut(
-                learner, family.tasks, validation, family.tasks, test, self.horizon
-            )
+            sets = (family.tasks, validation, family.tasks, test)
+            held_out[family.name] = HeldOut(learner, *sets, self.horizon)
         return Parts(
             WeightedSum(**estimators),
             held_out,

@@ -97,20 +97,13 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
 
 def _validation(experiment: Experiment, parts: Parts) -> dict[str, Validation]:
     """The validations that choose the best, by name. Each validation task has the same weight."""
-    return {
-        name: Validation(
-            evaluation_episodes(
-                each.validation, each.validation_tasks, experiment.seed, "validation"
-            ),
-            experiment.validate_every,
-            each.learner,
-            parts.metric,
-            parts.maximise,
-            each.steps,
-            weight=each.validation_tasks,
-        )
-        for name, each in parts.held_out.items()
-    }
+    found = {}
+    for name, each in parts.held_out.items():
+        tasks, every = each.validation_tasks, experiment.validate_every
+        episodes = evaluation_episodes(each.validation, tasks, experiment.seed, "validation")
+        judged = (each.learner, parts.metric, parts.maximise, each.steps)
+        found[name] = Validation(episodes, every, *judged, weight=tasks)
+    return found
 
 
 def outer_optimizer(experiment: Experiment) -> optax.GradientTransformation:
