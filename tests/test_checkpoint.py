@@ -208,7 +208,7 @@ def test_another_run_is_not_gone_on_with(tmp_path, changed, message):
 
 def test_a_new_run_does_not_mix_with_an_old_one(tmp_path):
     train(tmp_path, steps=8)
-    with pytest.raises(RunError, match=r"began before.*outer step 8.*resume=True"):
+    with pytest.raises(RunError, match=r"an earlier run.*outer step 8.*resume=True"):
         train(tmp_path)
 
 

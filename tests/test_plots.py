@@ -12,8 +12,8 @@ from PIL import Image
 from innerloop.errors import StructureError
 from innerloop.lab import plots
 from innerloop.lab.experiments.curves import draw_curves
-from innerloop.lab.plots.episode_block import EpisodePanel
-from innerloop.lab.plots.learning_curve import _running_mean
+from innerloop.lab.plots.curves import _running_mean
+from innerloop.lab.plots.episodes import EpisodePanel
 from innerloop.lab.run_folder import RunFolder
 from innerloop.training import Evaluation
 

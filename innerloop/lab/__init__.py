@@ -1,6 +1,6 @@
 """The application on top of the library: experiments, runs, reports, figures, command line.
 
-It needs innerloop[lab]. The rest of the package imports nothing of it.
+It needs innerloop[lab]. The rest of the package does not import it.
 """
 
 from importlib.util import find_spec
@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from innerloop.checks import optional_package
 
 for _package in ("tyro", "rich", "matplotlib", "jinja2", "markupsafe"):
-    if find_spec(_package) is None:  # found and not imported: some of them take a second
+    if find_spec(_package) is None:  # Found and not imported: some take a second.
         optional_package(_package, "innerloop.lab", extra="lab")
 
 from innerloop.lab.experiments.table import best_meta  # noqa: E402

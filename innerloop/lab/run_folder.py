@@ -1,10 +1,10 @@
-"""A run's folder: config, log, best meta-parameters, results. Files appear whole or not at all."""
+"""The folder of a run: config, log, best meta-parameters, results. Every file is written whole."""
 
 import contextlib
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +16,18 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from innerloop.errors import RunError
+from innerloop.errors import InnerloopError, RunError
 from innerloop.storage.files import read_json_lines, strict_json, write_whole, writing
 from innerloop.storage.lock import locked
 
 CONFIG, LOG, META, RESULT = "config.json", "log.jsonl", "best.eqx", "result.json"
 CHECKPOINTS, TEST_TASKS = "checkpoints", "test_tasks.npz"
-_PACKAGES = ("innerloop", "jax", "jaxlib", "equinox", "optax", "numpy")
+
+# What reading a damaged file, or looking into its content, may raise.
+_DAMAGE = (
+    *(ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    *(EOFError, SyntaxError, BadZipFile),
+)
 
 
 class RunFolder:
@@ -31,7 +36,7 @@ class RunFolder:
     - `config.json`: the experiment's name and every field of its config
     - `log.jsonl`: one line per call to the device: step, seconds, mean metrics, the loss of each
       outer step, system figures, validation
-    - `checkpoints/`: the training state, by which a run goes on
+    - `checkpoints/`: the training state, from which a run is resumed
     - `best.eqx`: the best meta-parameters by validation
     - `result.json`: the test evaluation with config, seed, versions, device and cost
     - `test_tasks.npz`: every metric of every test task, `(tasks, inner steps + 1)`
@@ -47,11 +52,12 @@ class RunFolder:
     def create(path: Path, config: dict[str, Any]) -> "RunFolder":
         """Start a run, which holds the folder until it is closed.
 
-        Raises `RunError` where the folder is unwritable, holds a run already, or another process
-        writes to it.
+        Raises:
+            RunError: If the folder is unwritable, holds a run already, or another process writes to
+                it.
         """
         folder = RunFolder(path)
-        if os.path.exists(path / CONFIG):  # unlike Path.exists, False where it may not look
+        if os.path.exists(path / CONFIG):  # Unlike Path.exists, False without permission to look.
             folder._refuse_another(config)
             raise RunError(
                 "this folder already holds a run",
@@ -64,38 +70,42 @@ class RunFolder:
 
     @staticmethod
     def resume(path: Path, config: dict[str, Any], *, may_change: tuple[str, ...]) -> "RunFolder":
-        """Go on with a run, or start it where there is none.
+        """Resume a run, or start it if there is none.
 
-        Raises `RunError` where the folder holds a run of another experiment, or of a config that
-        differs in more than `may_change`.
+        Args:
+            path: The folder.
+            config: The name of the experiment, and its settings under `"config"`.
+            may_change: The settings that may differ from those that the run began with.
+
+        Raises:
+            RunError: If the folder holds a run of another experiment or of other settings.
         """
         if not os.path.exists(path / CONFIG):
             return RunFolder.create(path, config)
         folder = RunFolder(path)
-        theirs, mine = folder.read_config(), json.loads(strict_json(config))
+        before = folder.read_config()["config"]
         folder._refuse_another(config)
-        before = theirs["config"]
         changed = {
-            name: (before.get(name), value)
-            for name, value in mine["config"].items()
+            name: value
+            for name, value in json.loads(strict_json(config))["config"].items()
             if name not in may_change and before.get(name) != value
         }
         if changed:
             schedule = "; --steps too, where the outer rate does not fall (--no-cosine)"
             raise RunError(
                 "a run goes on with the settings that it began with",
-                got=" ".join(_as_flag(name, now) for name, (_, now) in changed.items()),
-                expected=" ".join(_as_flag(name, then) for name, (then, _) in changed.items()),
-                write="the settings as they were; without harm may change "
+                got=" ".join(as_flag(name, value) for name, value in changed.items()),
+                expected=" ".join(as_flag(name, before.get(name)) for name in changed),
+                write="the settings as they were; these may change without harm: "
                 + ", ".join(f"--{name.replace('_', '-')}" for name in may_change)
                 + schedule * ("steps" in changed),
             )
-        folder._begin(config)  # with what has changed: it is read by others
+        folder._begin(config)  # Writes the changed settings too, because others read them.
         return folder
 
     @staticmethod
     def open(path: Path) -> "RunFolder":
-        """Read a run. Raises `RunError` where there is none."""
+        """Open a run to read it. Raises `RunError` if there is none."""
         if not os.path.exists(path / CONFIG):
             raise RunError(
                 "there is no run in this folder",
@@ -106,21 +116,19 @@ class RunFolder:
         return RunFolder(path)
 
     def _refuse_another(self, config: dict[str, Any]) -> None:
-        """Raise `RunError` where the folder holds a run of another experiment."""
         theirs = None
         with contextlib.suppress(OSError, ValueError, AttributeError):
             theirs = json.loads((self.path / CONFIG).read_text()).get("experiment")
-        if theirs in (None, config.get("experiment")):
-            return
-        raise RunError(
-            "this folder holds a run of another experiment",
-            got=f"{config.get('experiment')} in {self.path}",
-            expected=f"{theirs}, or a folder without a run",
-            write=f"--run {self.path}-2",
-        )
+        if theirs not in (None, config.get("experiment")):
+            raise RunError(
+                "this folder holds a run of another experiment",
+                got=f"{config.get('experiment')} in {self.path}",
+                expected=f"{theirs}, or a folder without a run",
+                write=f"--run {self.path}-2",
+            )
 
     def _begin(self, config: dict[str, Any]) -> None:
-        """Take the folder, and only then write to it: another process may live in it."""
+        """Lock the folder before anything is written: another process may write to it."""
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self.path)
@@ -136,104 +144,102 @@ class RunFolder:
             self._lock.close()
 
     def require_writable(self) -> None:
-        """Raise `RunError` now where `write_json` would later."""
+        """Raise `RunError` now if `write_json` would raise it later."""
         probe = self._write("probe.tmp", lambda temporary: temporary.write_text("probe\n"))
         probe.unlink(missing_ok=True)
 
     def has(self, name: str) -> bool:
-        """Whether the run has come to a file."""
+        """Whether the folder has a file of this name."""
         return (self.path / name).exists()
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The content of a JSON file such as `config.json`. Raises `RunError` where damaged."""
-        try:
+        """The content of a JSON file such as `config.json`. Raises `RunError` if damaged."""
+        with self.reading(name):
             content = json.loads((self.path / name).read_text())
             if not isinstance(content, dict):
                 raise ValueError("not an object with names")
             return content
-        except (OSError, ValueError) as error:
-            raise self.damaged(name, error) from error
 
     def read_config(self) -> dict[str, Any]:
-        """The experiment's name, and its config by field. Raises `RunError` where damaged."""
+        """The experiment's name, and its config by field. Raises `RunError` if damaged."""
         content = self.read_json(CONFIG)
-        if isinstance(content.get("experiment"), str) and isinstance(content.get("config"), dict):
-            return content
-        raise self.damaged(CONFIG, ValueError("no experiment and config"))
+        with self.reading(CONFIG):
+            kinds = [type(content.get(name)) for name in ("experiment", "config")]
+            if kinds != [str, dict]:
+                raise ValueError("no experiment and config")
+        return content
 
     def write_json(self, name: str, content: Any) -> Path:
-        """Write a JSON file whole."""
+        """Write a JSON file as a whole."""
         text = strict_json(content, indent=2) + "\n"
         return self._write(name, lambda temporary: temporary.write_text(text))
 
     def read_log(self) -> list[dict[str, Any]]:
-        """The lines of the log, as `read_json_lines`. Raises `RunError` where damaged."""
-        try:
+        """The lines of the log, as `read_json_lines`. Raises `RunError` if it cannot be read."""
+        with self.reading(LOG):
             return read_json_lines(self.path / LOG)
-        except (OSError, ValueError) as error:
-            raise self.damaged(LOG, error) from error
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of a file such as `test_tasks.npz`. Raises `RunError` where damaged."""
-        try:
-            with np.load(self.path / name, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
-            raise self.damaged(name, error) from error
+        """The arrays of a file such as `test_tasks.npz`. Raises `RunError` if damaged."""
+        with self.reading(name), np.load(self.path / name, allow_pickle=False) as arrays:
+            return dict(arrays)
 
     def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> Path:
-        """Write named arrays whole, compressed."""
+        """Write named arrays as a whole, compressed."""
         write: Callable[..., Any] = np.savez_compressed
         return self._write(name, lambda temporary: write(temporary, **arrays))
 
     def save_meta(self, meta: PyTree) -> Path:
-        """Keep the best meta-parameters."""
+        """Write the best meta-parameters."""
         return self._write(META, lambda temporary: eqx.tree_serialise_leaves(temporary, meta))
 
     def load_meta(self, like: PyTree) -> PyTree:
-        """The best meta-parameters, in the structure of `like`. Raises `RunError` if unreadable."""
-        try:
+        """The best meta-parameters, in the structure of `like`. Raises `RunError` if damaged."""
+        with self.reading(META):
             return eqx.tree_deserialise_leaves(self.path / META, like)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            raise self.damaged(META, error) from error
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> Path:
         with self.writing():
             return write_whole(self.path / name, write)
 
     def writing(self) -> AbstractContextManager[None]:
-        """What is written to the folder in here raises `RunError` where the disk refuses."""
-        return writing(
-            "the run folder",
-            self.path,
-            write="the same command again, once there is (innerloop train goes on with --resume), "
-            "or --run ANOTHER/FOLDER",
-        )
+        """A context in which an error of the disk becomes a `RunError`."""
+        cure = "the same command again, once there is (innerloop train goes on with --resume), "
+        return writing("the run folder", self.path, write=cure + "or --run ANOTHER/FOLDER")
 
-    def damaged(self, name: str, error: Exception) -> RunError:
-        """The error to raise for a file of the run that cannot be used."""
-        return RunError(
-            "the run cannot be read",
-            got=f"{self.path / name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
-            expected="a file as innerloop train wrote it",
-            write="innerloop train with this run's flags and --resume, which makes the file anew"
-            + f" once {CONFIG} is deleted" * (name == CONFIG),
-        )
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """A context in which any error of reading or understanding a file becomes a `RunError`."""
+        try:
+            yield
+        except InnerloopError:
+            raise
+        except _DAMAGE as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise RunError(
+                "the run cannot be read",
+                got=f"{self.path / name}: {reason}",
+                expected="a file as innerloop train wrote it",
+                write="innerloop train with this run's flags and --resume, which makes the file "
+                "anew" + f" once {CONFIG} is deleted" * (name == CONFIG),
+            ) from error
 
 
-def _as_flag(name: str, value: Any) -> str:
+def as_flag(name: str, value: Any) -> str:
     """A setting as it is written on the command line."""
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
-    return f"no --{flag}" if value is None else f"--{flag} {value}"
+    words = value if isinstance(value, tuple | list) else [value]
+    return f"--{flag} {' '.join(map(str, words))}"
 
 
 def environment() -> dict[str, Any]:
-    """What a result depends on beside its config: versions, device, machine."""
+    """What a result depends on besides its config: versions, device, machine."""
     device = jax.devices()[0]
+    packages = ("innerloop", "jax", "jaxlib", "equinox", "optax", "numpy")
     return {
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": {package: version(package) for package in packages},
         "python": platform.python_version(),
         "device": f"{device.platform}: {device.device_kind}",
         "devices": jax.device_count(),

@@ -6,11 +6,4 @@ from innerloop.logging.records import scalars
 from innerloop.logging.tensorboard import TensorBoard
 from innerloop.logging.weights_and_biases import WeightsAndBiases
 
-__all__ = [
-    "JsonLines",
-    "Logger",
-    "Loggers",
-    "TensorBoard",
-    "WeightsAndBiases",
-    "scalars",
-]
+__all__ = ["JsonLines", "Logger", "Loggers", "TensorBoard", "WeightsAndBiases", "scalars"]

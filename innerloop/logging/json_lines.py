@@ -29,24 +29,14 @@ class JsonLines(Logger):
         self._path = Path(path)
         self._step: int | None = None
 
-    def __enter__(self) -> "JsonLines":
-        return self
-
     def __call__(self, progress: Progress) -> None:
-        with writing(
-            "the log",
-            self._path,
-            write="the same run with resume=True (--resume), once there is, or another folder: "
-            "JsonLines(another_path)",
-        ):
+        cure = "the same run with resume=True (--resume), once there is, or JsonLines(another_path)"
+        with writing("the log", self._path, write=cure):
             if steps_before(progress) != self._step:
                 self._take_back_to(steps_before(progress))
             with self._path.open("a") as file:
                 file.write(strict_json(record(progress)) + "\n")
         self._step = progress.step
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        pass
 
     def _take_back_to(self, step: int) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

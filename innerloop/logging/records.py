@@ -39,10 +39,8 @@ def scalars(progress: Progress) -> dict[str, float]:
     flat |= {f"system/{name}": value for name, value in progress.system.items()}
     if progress.evaluation is not None:
         mean, interval = progress.evaluation.mean, progress.evaluation.interval
-        flat |= {f"validation/{name}": float(leaf[-1]) for name, leaf in mean.items()}
-        flat |= {
-            f"validation/{name}/interval_95": float(leaf[-1]) for name, leaf in interval.items()
-        }
+        last = mean | {f"{name}/interval_95": leaf for name, leaf in interval.items()}
+        flat |= {f"validation/{name}": float(leaf[-1]) for name, leaf in last.items()}
     return flat
 
 

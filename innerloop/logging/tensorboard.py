@@ -1,12 +1,13 @@
 """Metrics for TensorBoard."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 from innerloop.checks import optional_package
-from innerloop.errors import RunError
 from innerloop.logging.base import Logger, steps_before
 from innerloop.logging.records import scalars
+from innerloop.storage.files import writing
 from innerloop.training._fit import Progress
 
 _FLUSH_SECONDS = 1
@@ -29,12 +30,9 @@ class TensorBoard(Logger):
 
     def __init__(self, folder: str | os.PathLike[str]):
         self._tensorboardx = optional_package("tensorboardX", "this logger", extra="tensorboard")
-        self._folder = os.fspath(folder)
+        self._folder = Path(folder)
         self._writer: Any = None
         self._step: int | None = None
-
-    def __enter__(self) -> "TensorBoard":
-        return self
 
     def __call__(self, progress: Progress) -> None:
         if steps_before(progress) != self._step:
@@ -49,21 +47,15 @@ class TensorBoard(Logger):
         self._step = None
 
     def _open_at(self, step: int) -> Any:
-        try:
+        cure = "another folder for the run, or TensorBoard(another_folder)"
+        with writing("the events for TensorBoard", self._folder, write=cure):
             return self._tensorboardx.SummaryWriter(
-                self._folder,
+                str(self._folder),
                 purge_step=step + 1,
                 flush_secs=_FLUSH_SECONDS,
-                # The rest of the name is the second, and TensorBoard reads in their order.
+                # The rest of the name is the time in seconds. TensorBoard reads the files by name.
                 filename_suffix=f".after-{step:09}",
             )
-        except OSError as error:
-            raise RunError(
-                "the events for TensorBoard cannot be written",
-                got=f"{self._folder}: {error.strerror or error}",
-                expected="a folder that this user may write to, on a disk with space left",
-                write="another folder for the run, or TensorBoard(another_folder)",
-            ) from error
 
     def _close(self) -> None:
         if self._writer is not None:

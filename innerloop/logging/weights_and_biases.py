@@ -43,13 +43,10 @@ class WeightsAndBiases(Logger):
         self._wandb = optional_package("wandb", "this logger", extra="wandb")
         self._project = project
         self._folder = Path(folder)
-        self._mode = mode
-        self._config = json.loads(strict_json(config or {}))
+        self._memory = self._folder / "wandb" / "innerloop.json"
+        self._settings = {"mode": mode, "config": json.loads(strict_json(config or {}))}
         self._run: Any = None
         self._step = 0
-
-    def __enter__(self) -> "WeightsAndBiases":
-        return self
 
     def __call__(self, progress: Progress) -> None:
         if self._run is None:
@@ -57,7 +54,8 @@ class WeightsAndBiases(Logger):
         if progress.step > self._step:
             self._run.log(scalars(progress), step=progress.step)
             self._step = progress.step
-            self._remember()
+            known = json.dumps({"id": self._run.id, "step": self._step})
+            write_whole(self._memory, lambda temporary: temporary.write_text(known))
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._run is not None:
@@ -66,21 +64,20 @@ class WeightsAndBiases(Logger):
 
     def _begin(self, goes_on: bool) -> tuple[Any, int]:
         """The run, and its last step."""
-        memory = self._folder / "wandb" / "innerloop.json"
         known = {"id": uuid.uuid4().hex, "step": 0}
-        if goes_on and memory.exists():
-            known = json.loads(memory.read_text())
-        memory.parent.mkdir(parents=True, exist_ok=True)  # or wandb takes another folder
+        if goes_on and self._memory.exists():
+            known = json.loads(self._memory.read_text())
+        # wandb takes another folder if this one does not exist.
+        self._memory.parent.mkdir(parents=True, exist_ok=True)
         try:
             run = self._wandb.init(
                 project=self._project,
                 dir=self._folder,
-                mode=self._mode,
-                config=self._config,
                 name=self._folder.resolve().name,
                 id=known["id"],
                 resume="allow",
-                settings=self._wandb.Settings(console="off"),  # the progress bar is no metric
+                settings=self._wandb.Settings(console="off"),  # The progress bar is no metric.
+                **self._settings,
             )
         except self._wandb.errors.Error as error:
             raise RunError(
@@ -91,8 +88,3 @@ class WeightsAndBiases(Logger):
                 "the command line, or wandb login",
             ) from error
         return run, known["step"]
-
-    def _remember(self) -> None:
-        known = json.dumps({"id": self._run.id, "step": self._step})
-        memory = self._folder / "wandb" / "innerloop.json"
-        write_whole(memory, lambda temporary: temporary.write_text(known))

@@ -61,24 +61,24 @@ class CheckpointFolder:
         self._path = Path(checkpoints.folder).absolute()
         self._every = checkpoints.every
         self._settings = json.loads(json.dumps(settings))
-        # Only here: it takes a second to import, and a run without checkpoints does not need it.
+        # Imported here: it takes a second, and a run without checkpoints does not need it.
         ocp = optional_package("orbax.checkpoint", "saving checkpoints", extra="checkpoints")
         self._ocp = ocp
         with together(), self._writing():
             self._path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self._path)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=checkpoints.keep, cleanup_tmp_directories=True
-        )
+        options = {"max_to_keep": checkpoints.keep, "cleanup_tmp_directories": True}
         with self._writing():
-            self._manager = ocp.CheckpointManager(self._path, options=options)
+            self._manager = ocp.CheckpointManager(
+                self._path, options=ocp.CheckpointManagerOptions(**options)
+            )
 
     def require_none(self) -> None:
         """Raise `RunError` if the folder has checkpoints of an earlier run."""
         steps = self._manager.all_steps()
         if steps:
             raise RunError(
-                "these checkpoints are of a run that began before",
+                "these checkpoints belong to an earlier run",
                 got=f"{self._path}, saved at outer step {max(steps)}",
                 expected="a folder without checkpoints, or resume=True",
                 write="fit(..., resume=True) to go on, or Checkpoints(another_folder)",
@@ -99,21 +99,13 @@ class CheckpointFolder:
         with together():
             self._require_there()
         arrays, packed = pack(_named_leaves(state))
-        about = {
-            "format": FORMAT,
-            "settings": self._settings,
-            "leaves": _shapes(state),
-            "packed": packed,
-            "checksums": checksums(arrays),
-            "record": record,
-        }
+        about = {"format": FORMAT, "settings": self._settings, "leaves": _shapes(state)}
+        about |= {"packed": packed, "checksums": checksums(arrays), "record": record}
         about["checksum"] = _checksum(about)
         args = self._ocp.args
+        items = args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about))
         with self._writing():
-            self._manager.save(
-                step,
-                args=args.Composite(state=args.StandardSave(arrays), about=args.JsonSave(about)),
-            )
+            self._manager.save(step, args=items)
 
     def load(self, like: Callable[[int], PyTree]) -> tuple[PyTree, dict[str, Any]] | None:
         """The last state that can be read, and its record; None if nothing was saved.
@@ -138,7 +130,7 @@ class CheckpointFolder:
             )
         for step in steps:
             about = self._about(step)
-            missing = in_any(about is None)  # asked by all, whatever they found
+            missing = in_any(about is None)  # Every process asks, whatever it found.
             if about is not None and not missing:
                 self._require_settings(about)
                 expected = like(step)
@@ -169,17 +161,21 @@ class CheckpointFolder:
             with self._writing():
                 self._manager.wait_until_finished()
         finally:
-            with suppress(*_STORAGE_ERRORS):  # told by now
+            with suppress(*_STORAGE_ERRORS):  # The same error was raised above.
                 self._manager.close()
             if self._lock is not None:
                 self._lock.close()
 
-    def _about(self, step: int) -> dict[str, Any] | None:
-        wanted = self._ocp.args.Composite(about=self._ocp.args.JsonRestore())
+    def _item(self, step: int, name: str, wanted: Any) -> Any:
+        """One item of a checkpoint, or None if it cannot be read."""
         try:
-            about = self._manager.restore(step, args=wanted)["about"]
-        except Exception:  # Orbax promises no kind for damage, and raises bare exceptions too
+            args = self._ocp.args.Composite(**{name: wanted})
+            return self._manager.restore(step, args=args)[name]
+        except Exception:  # Orbax promises no kind for damage, and raises bare exceptions too.
             return None
+
+    def _about(self, step: int) -> dict[str, Any] | None:
+        about = self._item(step, "about", self._ocp.args.JsonRestore())
         if not isinstance(about, dict) or not isinstance(about.get("format"), int):
             return None
         if about["format"] == FORMAT and about.pop("checksum", None) != _checksum(about):
@@ -187,19 +183,18 @@ class CheckpointFolder:
         return about
 
     def _state(self, step: int, like: PyTree, about: dict[str, Any]) -> PyTree | None:
-        args, leaves = self._ocp.args, _named_leaves(like)
-        packed = about["packed"]
-        wanted = args.Composite(state=args.StandardRestore(stored_arrays(leaves, packed)))
-        try:
-            arrays = self._manager.restore(step, args=wanted)["state"]
-        except Exception:  # as above
+        leaves, packed = _named_leaves(like), about["packed"]
+        wanted = self._ocp.args.StandardRestore(stored_arrays(leaves, packed))
+        arrays = self._item(step, "state", wanted)
+        if arrays is None:
             return None
         written, read = about["checksums"], checksums(arrays)
         if any(written[name] != read[name] for name in written.keys() & read.keys()):
             return None
         leaves |= unpack(arrays, leaves, packed)
         state = jax.tree.unflatten(jax.tree.structure(like), list(leaves.values()))
-        return jax.tree.map(_as_in, like, state)
+        as_key = lambda key, data: jax.random.wrap_key_data(data, impl=jax.random.key_impl(key))
+        return jax.tree.map(lambda x, leaf: as_key(x, leaf) if is_key(x) else leaf, like, state)
 
     def _require_settings(self, about: dict[str, Any]) -> None:
         if about["format"] != FORMAT:
@@ -210,8 +205,7 @@ class CheckpointFolder:
                 write="the version of innerloop that wrote them",
             )
         theirs, mine = about["settings"], self._settings
-        names = sorted(mine.keys() | theirs.keys())
-        changed = [name for name in names if theirs.get(name) != mine.get(name)]
+        changed = sorted(n for n in mine.keys() | theirs.keys() if theirs.get(n) != mine.get(n))
         if changed:
             raise RunError(
                 "a run goes on with the settings that it began with",
@@ -231,23 +225,19 @@ class CheckpointFolder:
             )
 
     def _require_there(self) -> None:
-        """Orbax would make a deleted folder again, and the run end without its beginning."""
+        """Refuse a deleted folder: Orbax would make it again, without the earlier checkpoints."""
         if self._lock is not None and os.fstat(self._lock.fileno()).st_nlink == 0:
             raise RunError(
-                "the checkpoints were deleted while the run went on",
+                "the checkpoints were deleted during the run",
                 got=f"{self._path}, without the file that this run has locked",
-                expected="a folder that is this run's until it ends",
+                expected="a folder that nobody else changes",
                 write="the same run with resume=True (--resume): it goes on from what is left",
             )
 
     def _writing(self) -> AbstractContextManager[None]:
-        return writing(
-            "the checkpoints",
-            self._path,
-            write="the same run with resume=True (--resume), once there is: it goes on from the "
-            "last checkpoint. Or Checkpoints(another_folder)",
-            refusals=_STORAGE_ERRORS,
-        )
+        cure = "the same run with resume=True (--resume), once there is: it goes on from the last "
+        cure += "checkpoint. Or Checkpoints(another_folder)"
+        return writing("the checkpoints", self._path, write=cure, refusals=_STORAGE_ERRORS)
 
 
 def _checksum(about: dict[str, Any]) -> int:
@@ -255,19 +245,11 @@ def _checksum(about: dict[str, Any]) -> int:
 
 
 def _shapes(state: PyTree) -> list[list[str]]:
-    """As JSON gives them back."""
+    """The names and shapes of the leaves, as JSON gives them back."""
     return [[name, shape] for name, shape in leaf_shapes(state).items()]
 
 
 def _named_leaves(state: PyTree) -> dict[str, Array]:
-    """Random keys as their data, which can be saved."""
-    leaves = [
-        jax.random.key_data(leaf) if is_key(leaf) else leaf for leaf in jax.tree.leaves(state)
-    ]
+    """The leaves by name; random keys as their data, which can be saved."""
+    leaves = (jax.random.key_data(x) if is_key(x) else x for x in jax.tree.leaves(state))
     return dict(zip(leaf_names(state), leaves, strict=True))
-
-
-def _as_in(like: Any, leaf: Any) -> Any:
-    if is_key(like):
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like))
-    return leaf

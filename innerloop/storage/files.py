@@ -15,19 +15,19 @@ from innerloop.errors import InnerloopError, RunError
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Write a file such that a reader, or a run after a kill, meets all of it or nothing.
+    """Write a file so that a reader, or a run after a kill, finds all of it or nothing.
 
     Args:
-        path: The file. Its folder has to be there.
-        write: Fills the temporary file that it is given, which is then moved into place.
+        path: The file. Its folder has to exist.
+        write: Writes to the path of a temporary file, which is then moved into place.
 
     Returns:
         `path`.
 
     Raises:
-        OSError: Where the disk refuses.
+        OSError: If the file cannot be written.
     """
-    # The suffix stays: equinox and numpy add their own to names without one.
+    # With the same suffix, because equinox and numpy add their own to names without one.
     writer = f"{os.getpid()}-{threading.get_native_id()}"
     temporary = path.with_name(f".{path.name}.{writer}{path.suffix}")
     try:
@@ -43,7 +43,7 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
 def writing(
     what: str, path: Path, *, write: str, refusals: tuple[type[Exception], ...] = (OSError,)
 ) -> Iterator[None]:
-    """Turns errors of the disk into a `RunError` of one line.
+    """A context in which an error of the disk becomes a `RunError` of one line.
 
     Args:
         what: The name of the content, for the error.
@@ -73,11 +73,11 @@ def _reason(error: Exception) -> str:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a log, or none if there is no file.
 
-    A line that a kill cut short, or that is no object, is left out.
+    Lines that a kill cut short, or that are no objects, are left out.
     """
     records = []
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_bytes().splitlines():  # a damaged one may be no text at all
+        for line in path.read_bytes().splitlines():  # A damaged one may be no text.
             with contextlib.suppress(ValueError):
                 records.append(json.loads(line))
     return [record for record in records if isinstance(record, dict)]
@@ -90,10 +90,8 @@ def strict_json(content: Any, indent: int | None = None) -> str:
 
 
 def _to_json(value: Any) -> Any:
-    if isinstance(value, (np.ndarray, jax.Array)):
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
         return np.asarray(value).tolist()
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} is not JSON")

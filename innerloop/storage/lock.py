@@ -1,4 +1,4 @@
-"""A lock, so that only one process writes to a folder."""
+"""A lock, which lets only one process write to a folder."""
 
 import fcntl
 import os
@@ -10,10 +10,16 @@ from innerloop.errors import RunError
 
 
 def locked(path: Path) -> TextIO | None:
-    """A lock on a folder, until it is closed or the process ends, however that ends.
+    """Lock a folder until the lock is closed or the process ends, in whatever way.
 
-    Of several processes that train together the first holds it. Raises `RunError` where another
-    holds it already.
+    Args:
+        path: The folder.
+
+    Returns:
+        The lock; None in all but the first of the processes that train together.
+
+    Raises:
+        RunError: If another process holds the lock.
     """
     if not is_first():
         return None

@@ -1,7 +1,7 @@
 """Packs the leaves of a state into stored arrays: the small leaves together, as bytes.
 
-A storage layer's costs are per array: TensorStore keeps some 600 bytes of memory for each that was
-ever written, for as long as the process lives.
+The cost of storage is per array: TensorStore keeps some 600 bytes of memory for each array that was
+ever written, as long as the process lives.
 """
 
 import zlib
@@ -46,27 +46,19 @@ def stored_arrays(like: Leaves, packed: list[str]) -> dict[str, Any]:
 
 def unpack(arrays: dict[str, Any], like: Leaves, packed: list[str]) -> Leaves:
     """The inverse of `pack`: the leaves, in the places of `like`."""
-    names = [name for name in like if name not in packed]
-    leaves = {name: arrays[i] for name, i in zip(names, _numbered(like, packed), strict=True)}
-    start = 0
-    for name in packed:
-        end = start + like[name].nbytes
-        leaves[name] = _placed(arrays[_PACKED][start:end], like[name])
-        start = end
-    return leaves
+    leaves = {name: arrays[str(i)] for i, name in enumerate(like) if name not in packed}
+    ends = np.cumsum([like[name].nbytes for name in packed])
+    parts = np.split(arrays[_PACKED], ends[:-1]) if packed else []
+    return leaves | {name: _placed(x, like[name]) for name, x in zip(packed, parts, strict=True)}
 
 
 def checksums(arrays: dict[str, Any]) -> dict[str, int]:
     """CRC-32 of each array that this process holds whole; the storage layer has no checksums."""
-    whole = {
-        name: array
-        for name, array in arrays.items()
-        if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated
-    }
-    return {
-        name: zlib.crc32(np.ravel(value).view(np.uint8).data)
-        for name, value in jax.device_get(whole).items()
-    }
+    is_whole = lambda x: (
+        isinstance(x, np.ndarray) or (x.is_fully_addressable or x.is_fully_replicated)
+    )
+    whole = jax.device_get({name: array for name, array in arrays.items() if is_whole(array)})
+    return {name: zlib.crc32(np.ravel(x).view(np.uint8).data) for name, x in whole.items()}
 
 
 def _numbered(leaves: Leaves, packed: list[str]) -> Leaves:
@@ -74,5 +66,5 @@ def _numbered(leaves: Leaves, packed: list[str]) -> Leaves:
 
 
 def _placed(data: np.ndarray, like: Array) -> Array:
-    value = data.copy().view(like.dtype).reshape(like.shape)  # a copy is aligned
+    value = data.copy().view(like.dtype).reshape(like.shape)  # A copy is aligned.
     return jax.make_array_from_callback(like.shape, like.sharding, lambda index: value[index])

@@ -1,10 +1,11 @@
-"""What an experiment is: a typed config whose fields are flags, and the parts it stands for."""
+"""The interface of experiments: a typed config whose fields are flags, and the parts it makes."""
 
 import abc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.estimators import Estimator
@@ -14,7 +15,7 @@ from innerloop.tasks import TaskDistribution
 
 
 class HeldOut(NamedTuple):
-    """Tasks that are not trained on, and the learner that learns them.
+    """Tasks that are not trained on, and their learner.
 
     Attributes:
         learner: The learner of validation and test.
@@ -34,12 +35,12 @@ class HeldOut(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What a config stands for.
+    """The parts that a config makes.
 
     Attributes:
-        estimator: What an outer step follows.
-        held_out: The tasks of validation and test, by name. Where there is one kind of them, its
-            name is empty; otherwise the names stand in front of those of the metrics.
+        estimator: The estimator that an outer step follows.
+        held_out: The tasks of validation and test, by name. A single kind has an empty name;
+            otherwise the names are prefixes of the metrics' names.
         metric: The metric by which results are judged.
         maximise: Whether more of it is better.
         normalisation: The name of the model's policy.
@@ -61,7 +62,7 @@ class Experiment(abc.ABC):
     """Fields that every experiment has."""
 
     run: Path | None = None
-    """Run folder; runs/EXPERIMENT-TIME unless given."""
+    """Run folder; runs/EXPERIMENT-TIME by default."""
     seed: Seed = 0
     """Seed of the initialisation, of the sampled tasks and of the evaluation sets."""
     steps: PositiveInt = 1000
@@ -73,8 +74,8 @@ class Experiment(abc.ABC):
     clip_norm: Rate | None = None
     """The largest norm of a meta-gradient, to which a larger one is scaled; None for no limit."""
     weight_decay: Rate = 0.0
-    """Decoupled decay of the meta-parameters, as in AdamW: at each step they lose the outer rate
-    times this of themselves, but for logarithms, which are the leaves named log_..."""
+    """Decoupled decay of the meta-parameters, as in AdamW: each step subtracts the outer rate
+    times this times themselves, except for logarithms, which are the leaves named log_..."""
     cosine: bool = True
     """Let the outer rate fall to 0 along a cosine; otherwise it stays."""
     averaging: Share = 0.0
@@ -90,11 +91,11 @@ class Experiment(abc.ABC):
     chunk: PositiveInt | None = None
     """Tasks that are computed at a time; None for all at once."""
     save_every: PositiveInt = 500
-    """Outer steps between checkpoints: what a kill can lose."""
+    """Outer steps between checkpoints: the most that a kill can lose."""
     pretrained: Path | None = None
     """Run folder whose best meta-parameters training starts from."""
     resume: bool = False
-    """Go on with the run in the folder --run, from its last checkpoint."""
+    """Resume the run in the folder --run from its last checkpoint."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard, into the run's folder (needs innerloop[tensorboard])."""
     wandb: str | None = None
@@ -103,14 +104,14 @@ class Experiment(abc.ABC):
     per_call: PositiveInt = 100
     """Outer steps per call to the device."""
     devices: Literal["all"] | PositiveInt | None = None
-    """Devices that share the tasks of a batch; one unless given. --chunk, --memory are of one."""
+    """Devices that share the tasks of a batch; one by default. --chunk, --memory: per device."""
     non_finite: Literal["stop", "skip", "clip"] = "stop"
     """What happens at a step whose loss or gradient is not finite: the run ends, the step is left
-    out, or it goes on along the mean of the tasks' gradients, each clipped to norm 1."""
+    out, or it follows the mean of the tasks' gradients, each clipped to norm 1."""
 
     @abc.abstractmethod
     def fit_options(self) -> dict[str, Any]:
-        """What `fit` is told beside what every experiment tells it."""
+        """Further keyword arguments of `fit`."""
 
     @abc.abstractmethod
     def init_meta(self, key: PRNGKeyArray) -> PyTree:
@@ -119,10 +120,14 @@ class Experiment(abc.ABC):
         No data are read; pretraining alone has to count the classes of its data.
         """
 
+    def meta_shapes(self) -> PyTree:
+        """The shapes and dtypes of the meta-parameters."""
+        return jax.eval_shape(self.init_meta, jax.random.key(0))
+
     @abc.abstractmethod
     def parts(self) -> Parts:
-        """The estimator that is followed, and the tasks of validation and test."""
+        """The estimator, and the tasks of validation and test."""
 
     @abc.abstractmethod
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
-        """Write what was learned into the run folder, as figures or files of its own."""
+        """Write what was learned into the run folder, as figures or files."""

@@ -1,4 +1,4 @@
-"""What a run cost: operations from the traced program, time and memory from the log."""
+"""The cost of a run: operations from the traced program, time and memory from the log."""
 
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -17,12 +17,17 @@ from innerloop.programs.cost import program_cost
 def outer_step_record(
     estimator: Estimator, init_meta: Callable[[PRNGKeyArray], PyTree]
 ) -> dict[str, Any]:
-    """What the program of an outer step says; nothing of it is run.
+    """Operations and unreached leaves of the program of an outer step, which is not run.
 
-    - `flops_per_step`: floating-point operations of the first outer step of an estimator, with the
-      sampling of its tasks and without the outer optimizer; `flops_are_lower_bound`: whether
-      something could not be counted
-    - `unreached`: names of the meta leaves that no gradient reaches
+    Args:
+        estimator: The estimator.
+        init_meta: The initial meta-parameters, a function of a key.
+
+    Returns:
+        `flops_per_step`, the floating-point operations of the first outer step, with the sampling
+        of its tasks and without the outer optimizer; `flops_are_lower_bound`, whether something
+        could not be counted; and `unreached`, the names of the meta leaves that no gradient
+        reaches.
     """
     estimator = estimator.on(OneDevice())
     key = jax.random.key(0)
@@ -40,7 +45,7 @@ def outer_step_record(
 
 
 def _unreached(aux: Any) -> list[str]:
-    """The leaves that none of an estimator's parts reaches."""
+    """The leaves that no part of the estimator reaches."""
     is_aux = lambda node: isinstance(node, Aux)
     parts = [each for each in jax.tree.leaves(aux, is_leaf=is_aux) if is_aux(each)]
     names = [list(each.diagnostics.get("unreached", ())) for each in parts]
@@ -48,17 +53,21 @@ def _unreached(aux: Any) -> list[str]:
 
 
 def training_cost(records: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Time and memory by the log of a run; nothing where its records lack system figures.
+    """Time and memory from the log of a run.
 
-    - `seconds_per_step`: median over calls to the device, without tracing and compilation
-    - `compile_seconds`: of all processes that the run was made by
-    - `peak_memory_bytes`: the most that one of them held
+    Args:
+        records: The lines of the log.
+
+    Returns:
+        `seconds_per_step`, the median over calls to the device, without tracing and compilation;
+        `compile_seconds`, the sum over the processes of the run; and `peak_memory_bytes`, the
+        largest of one process. Empty if the records lack system figures.
     """
     system = [record["system"] for record in records if "system" in record]
     if not system:
         return {}
     compiled = [figures["compile_seconds"] for figures in system]
-    # Counted since the process began: where the run went on in another, it starts again.
+    # The count starts again in each process that resumes the run.
     ends = [now for now, then in zip(compiled, [*compiled[1:], 0.0], strict=True) if then < now]
     return {
         "seconds_per_step": median(figures["step_seconds"] for figures in system),

@@ -1,6 +1,5 @@
-"""The figures that every run has: its learning, and the adaptation on its test tasks."""
+"""The figures that every run has: the learning curves, and the adaptation to test tasks."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,42 +12,36 @@ from innerloop.training import Evaluation
 def draw_curves(
     folder: RunFolder, metric: str, test: Evaluation, name: str, trained_steps: int
 ) -> None:
-    """The curves of a run, from its log. Of a log that was lost no curve of learning is drawn."""
-    records = folder.read_log()
+    """Draw the curves of a run. Without a log, there are no learning curves."""
+    records, path = folder.read_log(), folder.path
     if records:
-        _draw_learning(folder.path, records, metric, name)
+        # As floats, because numbers that are not finite are strings in the log.
+        losses = [np.asarray(record["losses"], float) for record in records]
+        ends = [record["step"] for record in records]  # The first lines may be lost.
+        steps = [np.arange(end - len(x), end) + 1 for end, x in zip(ends, losses, strict=True)]
+        validated = [record for record in records if "validation" in record]
+        column = lambda key: np.asarray([record[key] for record in validated])
+        values = [record["validation"]["mean"][metric][-1] for record in validated]
+        common: dict[str, Any] = {"validation": np.asarray(values, float), "metric": metric}
+        plots.learning_curve(
+            path / "learning_curve.png",
+            steps=np.concatenate(steps),
+            losses=np.concatenate(losses),
+            validation_steps=column("step"),
+            title=f"{name}: meta-training",
+            **common,
+        )
+        plots.validation_over_time(
+            path / "validation_over_time.png",
+            minutes=column("seconds") / 60,
+            title=f"{name}: validation against wall-clock",
+            **common,
+        )
     plots.adaptation_curve(
-        folder.path / "adaptation_curve.png",
+        path / "adaptation_curve.png",
         mean=test.mean[metric],
         interval=test.interval[metric],
         metric=metric,
         trained_steps=trained_steps,
         title=f"{name}: {test.tasks} test tasks",
-    )
-
-
-def _draw_learning(path: Path, records: list[dict[str, Any]], metric: str, name: str) -> None:
-    # As floats, because what is not finite is a string in the log.
-    losses = [np.asarray(record["losses"], float) for record in records]
-    ends = [record["step"] for record in records]  # the first lines may be lost
-    validated = [record for record in records if "validation" in record]
-    values = [record["validation"]["mean"][metric][-1] for record in validated]
-    steps, seconds = ([record[name] for record in validated] for name in ("step", "seconds"))
-    plots.learning_curve(
-        path / "learning_curve.png",
-        steps=np.concatenate(
-            [np.arange(end - len(each), end) + 1 for end, each in zip(ends, losses, strict=True)]
-        ),
-        losses=np.concatenate(losses),
-        validation_steps=np.asarray(steps),
-        validation=np.asarray(values, float),
-        metric=metric,
-        title=f"{name}: meta-training",
-    )
-    plots.validation_over_time(
-        path / "validation_over_time.png",
-        minutes=np.asarray(seconds) / 60,
-        validation=np.asarray(values, float),
-        metric=metric,
-        title=f"{name}: validation against wall-clock",
     )

@@ -10,11 +10,11 @@ from innerloop.tasks.augmentation import Augment
 
 @dataclass(frozen=True)
 class Digits(FewShotImages):
-    """Few-shot classification of 8x8 handwritten digits, split by digit; turned ones are others."""
+    """Few-shot classification of 8x8 handwritten digits; rotated digits are further classes."""
 
     image: ClassVar[tuple[int, int]] = (8, 8)
     augmentation: ClassVar[Augment] = RandomAffine(degrees=10, shift=1)
-    # Fourteen classes are soon learned by heart: validation peaks within some hundred steps.
+    # Fourteen classes are soon memorised: validation peaks within some hundred steps.
     steps: int = 300
     validate_every: int = 20
     per_call: int = 20

@@ -1,6 +1,7 @@
-"""What few-shot experiments share: a recipe, and inner steps by which it learns new tasks."""
+"""The common part of few-shot experiments: a recipe, and the inner steps on new tasks."""
 
 import abc
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,15 +9,17 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.adaptation import Origin
+from innerloop.adaptation import Origin, run
 from innerloop.errors import StructureError
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
 from innerloop.lab.experiments.base import Experiment, HeldOut, Parts
 from innerloop.lab.experiments.ranges import PositiveInt, Rate, Steps
 from innerloop.learner import Learner
-from innerloop.problem import Episode
+from innerloop.problem import Episode, task_keys
 from innerloop.recipes import Recipe
 from innerloop.recipes.table import RecipeName
-from innerloop.tasks import TaskDistribution
+from innerloop.tasks import TaskDistribution, evaluation_episodes
 
 
 @dataclass(frozen=True)
@@ -30,24 +33,24 @@ class FewShot(Experiment, abc.ABC):
     shots: PositiveInt = 1
     """Support examples at validation and test; of each class, where there are classes."""
     inner_rate: Rate | None = None
-    """Inner learning rate; the recipe's own unless given."""
+    """Inner learning rate; the recipe's own by default."""
     inner_steps: Steps | None = None
-    """Inner steps in training; the recipe's own unless given."""
+    """Inner steps in training; the recipe's own by default."""
     test_steps: Steps | None = None
-    """Inner steps at validation and test; results are given after each of 0 to this many. Those of
-    the experiment's own protocol, or the recipe's where they are more, unless given; a recipe that
-    computes the parameters in one go has one result."""
+    """Inner steps at validation and test; results come after each of 0 to this many. By default
+    those of the experiment's own protocol, or the recipe's if they are more. A recipe that computes
+    the parameters in one go has one result."""
     memory: str | None = None
     """A budget such as 2GiB, in place of --chunk: the cheapest exact gradient that fits."""
     check: bool = False
     """Look for faults before the first step; an error stops the run."""
 
     def inner_settings(self) -> dict[str, Any]:
-        """The recipe's hyper-parameters that are flags; None where the flag is not given."""
+        """The recipe's hyper-parameters that are flags; None if the flag is not given."""
         return {"rate": self.inner_rate, "steps": self.inner_steps}
 
     def fit_options(self) -> dict[str, Any]:
-        """A budget, and faults to be looked for."""
+        """The budget, and whether to look for faults."""
         return {"memory": self.memory, "check": self.check}
 
     @abc.abstractmethod
@@ -55,26 +58,18 @@ class FewShot(Experiment, abc.ABC):
         """Assemble problem, adaptation and meta-gradient, as `init_meta` without data."""
 
     def init_meta(self, key: PRNGKeyArray) -> PyTree:
-        """That of the recipe."""
+        """The initial meta-parameters of the recipe."""
         return self.build_recipe().init_meta(key)
 
-    def parts_of(
-        self,
-        recipe: Recipe,
-        train: TaskDistribution,
-        validation: TaskDistribution,
-        test: TaskDistribution,
-        **judged: Any,
-    ) -> Parts:
+    def parts_of(self, recipe: Recipe, tasks: Sequence[TaskDistribution], **judged: Any) -> Parts:
         """The parts of a recipe.
 
         Args:
-            recipe: What is trained.
-            train: The tasks of meta-training.
-            validation: The tasks of meta-validation.
-            test: The tasks of meta-test.
+            recipe: The recipe that is trained.
+            tasks: The tasks of meta-training, meta-validation and meta-test.
             **judged: The other fields of `Parts`.
         """
+        train, validation, test = tasks
         learner = recipe.learner
         own = max(self.usual_test_steps, learner.adaptation.steps or 0)
         steps = counted_steps(learner, own if self.test_steps is None else self.test_steps)
@@ -85,6 +80,42 @@ class FewShot(Experiment, abc.ABC):
             trained_steps=recipe.adaptation.steps or 0,
             **judged,
         )
+
+
+def learned_tasks(
+    held_out: HeldOut,
+    meta: PyTree,
+    n: int,
+    seed: int,
+    observe: Callable[[PyTree, PRNGKeyArray], PyTree] = lambda params, key: None,
+) -> Iterator[tuple[Episode, PRNGKeyArray, PyTree, PyTree]]:
+    """Learn n test tasks, for a figure.
+
+    Args:
+        held_out: The test tasks and their learner.
+        meta: The meta-parameters.
+        n: The number of tasks.
+        seed: The seed of the tasks.
+        observe: `(params, key) -> observation`, called after 0, 1, … inner steps.
+
+    Yields:
+        `(episode, key, params, observations)`: the task, its key, its parameters after the last
+        step, and the stacked observations.
+    """
+    learner, episodes = held_out.learner, evaluation_episodes(held_out.test, n, seed, "figures")
+
+    @jax.jit
+    def learn(episode, key):
+        state, _, observed = run(
+            *(learner.problem, learner.adaptation, meta, episode.support, task_keys(key).adapt),
+            *(Exact(), StoreAll(), lambda params, t: observe(params, key)),
+            steps=held_out.steps,
+        )
+        return learner.adaptation.params(state), observed
+
+    for i, key in enumerate(map(jax.random.key, range(n))):
+        episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
+        yield episode, key, *learn(episode, key)
 
 
 def counted_steps(learner: Learner, steps: int) -> int | None:

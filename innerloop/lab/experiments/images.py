@@ -1,4 +1,4 @@
-"""What the image experiments share: few-shot classification with a four-block convolutional net."""
+"""The common part of image experiments: few-shot classification with a four-block conv net."""
 
 import abc
 from dataclasses import dataclass
@@ -10,42 +10,27 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from innerloop.adaptation import run
+from innerloop import models
 from innerloop.errors import StructureError
-from innerloop.gradients.inner import Exact
-from innerloop.gradients.loops import StoreAll
 from innerloop.lab.experiments.base import Parts
-from innerloop.lab.experiments.few_shot import FewShot
+from innerloop.lab.experiments.few_shot import FewShot, learned_tasks
 from innerloop.lab.experiments.ranges import PositiveInt, Ways
-from innerloop.models import (
-    conv_features,
-    cross_entropy,
-    linear_head,
-    pooled_width,
-)
+from innerloop.lab.plots import episodes_with_predictions
 from innerloop.models.normalisation import per_example, transductive
-from innerloop.problem import task_keys
 from innerloop.recipes import Network, Recipe, named_recipe
-from innerloop.tasks import (
-    Augmented,
-    ClassificationTasks,
-    LabelledImages,
-    RandomAffine,
-    Splits,
-    evaluation_episodes,
-)
-from innerloop.tasks.augmentation import Augment
+from innerloop.tasks import ClassificationTasks, LabelledImages, RandomAffine, Splits
+from innerloop.tasks.augmentation import Augment, Augmented
 
-# MAML's 5-way Omniglot, where the recipe has the sinusoids' for defaults.
+# Of MAML on 5-way Omniglot; the recipe's defaults are for sinusoids.
 _OMNIGLOT_5_WAY = {"rate": 0.4, "steps": 1}
 SETTINGS: dict[str, dict[str, Any]] = {
     "maml": _OMNIGLOT_5_WAY,
     "fomaml": _OMNIGLOT_5_WAY,
     "anil": {"rate": 0.4},
     "reptile": {"rows": 10},
-    "r2d2": {"scale": 10.0},  # classes are regressed, and a difference of 1 is no certain class
+    "r2d2": {"scale": 10.0},  # Classes are regressed: a difference of 1 is not yet certain.
 }
-# Shots in training, of recipes that learn little from as few as are tested.
+# Shots in training, for recipes that learn little from as few shots as at test.
 _TRAIN_SHOTS = {"reptile": 10}
 
 
@@ -63,12 +48,12 @@ class FewShotImages(FewShot, abc.ABC):
     ways: Ways = 5
     """Classes per task."""
     train_ways: Ways | None = None
-    """Classes per task in training, for a recipe that learns nothing of each class by itself; as at
-    test unless given. Prototypical networks are trained with more (Snell et al. 2017)."""
+    """Classes per task in training, for a recipe without parameters of each class; as at test by
+    default. Prototypical networks are trained with more (Snell et al. 2017)."""
     shots: int = 1
     """Support images per class at validation and test."""
     train_shots: PositiveInt | None = None
-    """Support images per class in training; as at test unless given, and 10 for Reptile."""
+    """Support images per class in training; as at test by default, and 10 for Reptile."""
     queries: PositiveInt = 5
     """Query images per class in training."""
     test_queries: PositiveInt = 15
@@ -82,27 +67,27 @@ class FewShotImages(FewShot, abc.ABC):
     """Augment the training images: photographs by crops and mirror images, drawings by turns of up
     to 10 degrees and shifts of up to 2 pixels (1 of digits)."""
     transductive: bool = True
-    """Normalise with the statistics of the batch at hand, in training and test alike (MAML's
-    protocol: predictions depend on the other query images). Otherwise each example by itself."""
+    """Normalise with the statistics of the current batch, in training and at test (MAML's protocol:
+    predictions depend on the other query images). Otherwise each example by itself."""
 
     @abc.abstractmethod
     def splits(self) -> Splits:
         """Meta-training, meta-validation and meta-test classes."""
 
     def build_network(self, ways: int | None = None) -> Network:
-        """The four-block network, for tasks of as many ways as at test unless given."""
+        """The four-block network, for tasks of as many ways as at test by default."""
         ways = self.ways if ways is None else ways
         sizes: dict[str, Any] = {"filters": self.filters, "channels": self.channels}
         sizes["normalisation"] = transductive if self.transductive else per_example
         pooled = self.image if self.network == "max_pool" else None
-        features = conv_features(**sizes, pooled=pooled)
-        width = self.filters if pooled is None else pooled_width(pooled, self.filters)
+        features = models.conv_features(**sizes, pooled=pooled)
+        width = self.filters if pooled is None else models.pooled_width(pooled, self.filters)
         return Network(
-            model=linear_head(features, width, ways),
+            model=models.linear_head(features, width, ways),
             features=features,
             width=width,
             outputs=ways,
-            loss=cross_entropy,
+            loss=models.cross_entropy,
             classes=lambda: len(self.splits().train),
         )
 
@@ -124,7 +109,7 @@ class FewShotImages(FewShot, abc.ABC):
 
     def _recipe_of(self, ways: int | None) -> Recipe:
         defaults, network = self.recipe_settings(), self.build_network(ways)
-        if "rows" in defaults:  # of a mini-batch: no more than the support set has
+        if "rows" in defaults:  # Of a mini-batch: no more than the support set has.
             support = (self.train_ways or self.ways) * self._shots_in_training()
             defaults = defaults | {"rows": min(defaults["rows"], support)}
         return named_recipe(self.recipe, network, defaults, **self.inner_settings())
@@ -141,16 +126,17 @@ class FewShotImages(FewShot, abc.ABC):
         recipe, splits = self.build_recipe(), self.splits()
         ways = self.ways if self.train_ways is None else self.train_ways
         train = ClassificationTasks(splits.train, ways, self._shots_in_training(), self.queries)
-        if self.recipe == "pretrain_finetune":  # of all classes at once
+        if self.recipe == "pretrain_finetune":  # Of all classes at once.
             train = LabelledImages(splits.train, rows=ways * self.queries)
         if self.augment:
             train = Augmented(train, self.augmentation)
-        held_out = (self.ways, self.shots, self.test_queries)
+        held_out = [
+            ClassificationTasks(classes, self.ways, self.shots, self.test_queries)
+            for classes in (splits.validation, splits.test)
+        ]
         return self.parts_of(
             recipe,
-            train,
-            ClassificationTasks(splits.validation, *held_out),
-            ClassificationTasks(splits.test, *held_out),
+            (train, *held_out),
             metric="accuracy",
             maximise=True,
             normalisation=self.build_network().model.normalisation,
@@ -158,32 +144,12 @@ class FewShotImages(FewShot, abc.ABC):
         )
 
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
-        """Three test episodes: what is predicted for the query images after the steps at test."""
-        from innerloop.lab.plots import episodes_with_predictions
-
+        """Three test episodes, with the predictions of the query images after the last step."""
         (held_out,) = parts.held_out.values()
-        episodes = evaluation_episodes(held_out.test, 3, self.seed, "figures")
-        learner = held_out.learner
-
-        @jax.jit
-        def learn_and_predict(episode, key):
-            state, *_ = run(
-                learner.problem,
-                learner.adaptation,
-                meta,
-                episode.support,
-                task_keys(key).adapt,
-                Exact(),
-                StoreAll(),
-                steps=held_out.steps,
-            )
-            params = learner.adaptation.params(state)
-            return jax.nn.softmax(learner.predict(params, meta, episode.query, key))  # pyright: ignore[reportOptionalCall]
-
         shown = []
-        for i in range(3):
-            episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
-            probability = np.asarray(learn_and_predict(episode, jax.random.key(i)))
+        for episode, key, params, _ in learned_tasks(held_out, meta, 3, self.seed):
+            logits = held_out.learner.predict(params, meta, episode.query, key)  # pyright: ignore[reportOptionalCall]
+            probability = np.asarray(jax.nn.softmax(logits))
             shown.append(
                 {
                     "support_images": np.asarray(episode.support.inputs),

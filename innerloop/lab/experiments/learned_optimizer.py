@@ -1,4 +1,4 @@
-"""Learning an optimizer: meta-trained on families of optimization tasks, as one weighted sum."""
+"""A learned optimizer, meta-trained on a weighted sum of families of optimization tasks."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -11,38 +11,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
+from innerloop import estimators as online
+from innerloop import gradients, optimizers
 from innerloop.errors import StructureError
-from innerloop.estimators import (
-    Estimator,
-    NoiseReuseES,
-    PersistentES,
-    TruncatedES,
-    TruncatedUnroll,
-    WeightedSum,
-    WholeTasks,
-)
-from innerloop.gradients import (
-    Bound,
-    Clipped,
-    EvolutionStrategies,
-    MetaGradient,
-    MixedMode,
-    Unroll,
-)
+from innerloop.estimators import Estimator, WeightedSum, WholeTasks
 from innerloop.lab.experiments.base import Experiment, HeldOut, Parts
 from innerloop.lab.experiments.ranges import PositiveInt, Rate
 from innerloop.learner import Learner
-from innerloop.optimizers import (
-    AdamController,
-    Celo2,
-    CoordinateLSTM,
-    Hypergradient,
-    LearnedOptimizer,
-    LearnedSchedule,
-    ScalarRate,
-    SmallMLP,
-    save_optimizer,
-)
 from innerloop.problem import Problem, loss_function
 from innerloop.tasks.optimization import Family, held_out_families, training_families
 
@@ -61,25 +36,25 @@ LEARNED = "learned.opt"
 """The file of a run's folder that `load_optimizer` reads."""
 
 FLOOR = 1e-4
-"""Added to a loss before its logarithm: what is solved to this has no more to say."""
+"""Added to a loss before its logarithm: a loss far below this counts as solved."""
 
 FORMULA_WEIGHT = 0.25
-"""Weight of a family without mini-batches, a formula, where one of data has 1: the log-loss
-of a quadratic falls without end and is easily learned, by steps that are too large for networks."""
+"""Weight of a family without mini-batches; families of data have weight 1. The log-loss of a
+quadratic falls without end and is easily learned, by steps that are too large for networks."""
 
 JUDGED = 2
-"""Rows that a run is judged by in the experiment, for each that a step sees."""
+"""Rows by which the experiment judges a run, for each row that a step sees."""
 
 
 @dataclass(frozen=True)
 class OptimizerTraining(Experiment):
     """Learn an optimizer on quadratics, linear models and small networks.
 
-    The objective is the logarithm of the loss, which knows no unit: half of it after the last step
-    of an inner run from a random start, half on the mean over the run; `FORMULA_WEIGHT` is what
-    quadratics count, and `log_loss` says on which rows. Validation and test have the same
-    objective. The best by the validation tasks' last log-loss is kept, as meta-parameters and as a
-    file that `load_optimizer` reads.
+    The objective is the logarithm of the loss, which has no unit: half of it after the last step of
+    an inner run from a random start, half as the mean over the run. `FORMULA_WEIGHT` is the weight
+    of quadratics, and `log_loss` documents the rows. Validation and test have the same objective.
+    The best by the validation tasks' last log-loss is kept, as meta-parameters and as a file that
+    `load_optimizer` reads.
     """
 
     steps: int = 2000
@@ -98,43 +73,43 @@ class OptimizerTraining(Experiment):
     number of the parameters (small_mlp, celo2, lstm), or the rate of Adam, constant (rate), by the
     step (schedule), or of SGD as it goes (hypergradient)."""
     families: tuple[str, ...] | None = None
-    """Names of the families to learn on; all training families unless given."""
+    """Names of the families to learn on; all training families by default."""
     horizon: PositiveInt = 100
     """Inner steps of a run, in training, at validation and test."""
     estimator: EstimatorName = "unroll"
     """How the gradient is estimated. unroll and evolution_strategies learn whole runs; the others
-    take --batch runs one window further per outer step."""
+    advance --batch runs by one window per outer step."""
     bound: Rate | None = 0.3
-    """The largest norm of what goes back through an inner step's gradient in unroll, of families
-    that see mini-batches; without it their gradients explode through runs at the edge of stability.
-    None for the exact gradient."""
+    """The largest norm of the cotangent that unroll passes back through an inner step's gradient,
+    for families with mini-batches, whose gradients explode at the edge of stability otherwise. None
+    for the exact gradient."""
     task_norm: Rate | None = 1.0
-    """The largest norm of a task's meta-gradient, of the estimators of whole runs: longer ones, of
-    runs at the edge of stability, are shortened to it."""
+    """The largest norm of a task's meta-gradient, for the estimators of whole runs. Longer ones, of
+    runs at the edge of stability, are clipped to it."""
     window: PositiveInt = 20
-    """Inner steps per outer step, of the estimators that go by windows."""
+    """Inner steps per outer step, for the estimators that go by windows."""
     pairs: PositiveInt = 4
-    """Antithetic pairs of perturbations, of the evolution strategies."""
+    """Antithetic pairs of perturbations, for the evolution strategies."""
     sigma: Rate = 0.01
-    """Their standard deviation."""
+    """The standard deviation of the perturbations."""
     loss_clip: Rate | None = None
-    """The most that a log-loss of a window counts, also one that is not finite; without it a run
-    that diverges is left out."""
+    """The largest log-loss of a window, to which larger ones and those that are not finite are set.
+    Without it a run that diverges is left out."""
 
-    def learned(self) -> LearnedOptimizer:
+    def learned(self) -> optimizers.LearnedOptimizer:
         """The optimizer that is learned."""
         return _LEARNED[self.optimizer](self)
 
     def training_families(self) -> list[Family]:
-        """The families to learn on. Raises `StructureError` for names that there are not."""
+        """The families to learn on. Raises `StructureError` for unknown names."""
         return training_families() if self.families is None else named_families(self.families)
 
     def fit_options(self) -> dict[str, Any]:
-        """Nothing else: neither budgets nor checks are for runs that go on over outer steps."""
+        """None: budgets and checks are not for runs that span several outer steps."""
         return {}
 
     def init_meta(self, key: PRNGKeyArray) -> PyTree:
-        """That of the optimizer."""
+        """The initial meta-parameters of the optimizer."""
         return self.learned().init(key, self.training_families()[0].params(key))
 
     def parts(self) -> Parts:
@@ -153,16 +128,14 @@ class OptimizerTraining(Experiment):
         counts = (self.batch, self.validation_tasks, self.test_tasks)
         shares = zip(*(share_out(count, weights) for count in counts), strict=True)
         estimators, held_out = {}, {}
-        for family, weight, (batch, validation, test) in zip(
-            families, weights, shares, strict=True
-        ):
+        for family, weight, share in zip(families, weights, shares, strict=True):
+            batch, validation, test = share
             objective = log_loss(family)
             learner = Learner(objective.problem, objective.adaptation(learned, self.horizon))
             estimator = ESTIMATORS[self.estimator](self, family, learner, batch)
             estimators[family.name] = (estimator, weight)
-            held_out[family.name] = HeldOut(
-                learner, family.tasks, validation, family.tasks, test, self.horizon
-            )
+            sets = (family.tasks, validation, family.tasks, test)
+            held_out[family.name] = HeldOut(learner, *sets, self.horizon)
         return Parts(
             WeightedSum(**estimators),
             held_out,
@@ -174,11 +147,11 @@ class OptimizerTraining(Experiment):
 
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
         """The optimizer as one file."""
-        return [save_optimizer(folder / LEARNED, self.learned(), meta)]
+        return [optimizers.save_optimizer(folder / LEARNED, self.learned(), meta)]
 
 
 def named_families(names: tuple[str, ...]) -> list[Family]:
-    """Training and held-out families. Raises `StructureError` for names that there are not."""
+    """Training and held-out families by name. Raises `StructureError` for unknown names."""
     known = {family.name: family for family in training_families() + held_out_families()}
     if names and set(names) <= set(known) and len(set(names)) == len(names):
         return [known[name] for name in names]
@@ -191,7 +164,7 @@ def named_families(names: tuple[str, ...]) -> list[Family]:
 
 
 def log_loss(family: Family) -> Family:
-    """The family with the logarithm of its loss, over the run and at its end, for an objective.
+    """The family with an objective that is the logarithm of the loss, over the run and at its end.
 
     Where inner steps see mini-batches, a run is judged by `JUDGED` times as many rows of its query
     set, drawn once for all its steps: after every step the whole set would cost more than the step.
@@ -231,7 +204,7 @@ def share_out(n: int, weights: Sequence[float]) -> list[int]:
 
 
 Build = Callable[["OptimizerTraining", Family, Learner, int], Estimator]
-"""`(config, family, learner, batch) -> ` the estimator of a family."""
+"""`(config, family, learner, batch) -> estimator`, the estimator of a family."""
 
 
 def _of_windows(kind: Callable[..., Estimator], *also: str) -> Build:
@@ -243,7 +216,7 @@ def _of_windows(kind: Callable[..., Estimator], *also: str) -> Build:
     return build
 
 
-def _of_runs(of_family: Callable[[OptimizerTraining, Family], MetaGradient]) -> Build:
+def _of_runs(of_family: Callable[[OptimizerTraining, Family], gradients.MetaGradient]) -> Build:
     def build(config: OptimizerTraining, family: Family, learner: Learner, batch: int):
         if config.loss_clip is not None:
             raise StructureError(
@@ -254,39 +227,41 @@ def _of_runs(of_family: Callable[[OptimizerTraining, Family], MetaGradient]) -> 
             )
         gradient = of_family(config, family)
         if config.task_norm is not None:
-            gradient = Clipped(gradient, config.task_norm)
+            gradient = gradients.Clipped(gradient, config.task_norm)
         where = (learner.problem, learner.adaptation, gradient, family.tasks)
         return WholeTasks(*where, batch, chunk=config.chunk)
 
     return build
 
 
-def _unroll(config: OptimizerTraining, family: Family) -> MetaGradient:
+def _unroll(config: OptimizerTraining, family: Family) -> gradients.MetaGradient:
     if config.bound is None or family.batch is None:
-        return Unroll(MixedMode())
-    return Unroll(Bound(config.bound, of=MixedMode()))
+        return gradients.Unroll(gradients.MixedMode())
+    return gradients.Unroll(gradients.Bound(config.bound, of=gradients.MixedMode()))
 
 
 ESTIMATORS: Mapping[EstimatorName, Build] = {
     "unroll": _of_runs(_unroll),
-    "persistent_es": _of_windows(PersistentES, "pairs", "sigma"),
-    "noise_reuse_es": _of_windows(NoiseReuseES, "pairs", "sigma"),
-    "truncated_es": _of_windows(TruncatedES, "pairs", "sigma"),
-    "truncated_unroll": _of_windows(TruncatedUnroll),
+    "persistent_es": _of_windows(online.PersistentES, "pairs", "sigma"),
+    "noise_reuse_es": _of_windows(online.NoiseReuseES, "pairs", "sigma"),
+    "truncated_es": _of_windows(online.TruncatedES, "pairs", "sigma"),
+    "truncated_unroll": _of_windows(online.TruncatedUnroll),
     "evolution_strategies": _of_runs(
-        lambda config, family: EvolutionStrategies(config.pairs, config.sigma)
+        lambda config, family: gradients.EvolutionStrategies(config.pairs, config.sigma)
     ),
 }
 
 # The second derivative of a square root is infinite at a zero gradient.
 _ADAM = functools.partial(optax.scale_by_adam, eps_root=1e-16)
 
-_LEARNED: Mapping[OptimizerName, Callable[[OptimizerTraining], LearnedOptimizer]] = {
-    "adam_controller": lambda config: AdamController(horizon=config.horizon),
-    "small_mlp": lambda config: SmallMLP(),
-    "celo2": lambda config: Celo2(),
-    "lstm": lambda config: CoordinateLSTM(),
-    "schedule": lambda config: LearnedSchedule(horizon=max(config.horizon, 2), direction=_ADAM),
-    "rate": lambda config: ScalarRate(_ADAM),
-    "hypergradient": lambda config: Hypergradient(),
+_LEARNED: Mapping[OptimizerName, Callable[[OptimizerTraining], optimizers.LearnedOptimizer]] = {
+    "adam_controller": lambda config: optimizers.AdamController(horizon=config.horizon),
+    "small_mlp": lambda config: optimizers.SmallMLP(),
+    "celo2": lambda config: optimizers.Celo2(),
+    "lstm": lambda config: optimizers.CoordinateLSTM(),
+    "schedule": lambda config: optimizers.LearnedSchedule(
+        horizon=max(config.horizon, 2), direction=_ADAM
+    ),
+    "rate": lambda config: optimizers.ScalarRate(_ADAM),
+    "hypergradient": lambda config: optimizers.Hypergradient(),
 }

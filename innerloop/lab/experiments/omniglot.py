@@ -1,4 +1,4 @@
-"""Few-shot classification of Omniglot characters: the field's standard job."""
+"""Few-shot classification of Omniglot characters: the field's standard benchmark."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +22,13 @@ class Omniglot(FewShotImages):
     usual_test_steps: ClassVar[int] = 3
     chunk: int | None = 1
     split: Literal["standard", "official", "small1", "small2"] = "standard"
-    """1200/423 characters regardless of alphabet; or the background alphabets for learning, all of
+    """1200/423 characters regardless of alphabet; or the background alphabets for training, all of
     them or one of the two small sets, and the evaluation alphabets for the test."""
     data: Path | None = None
     """Folder with the archives, in place of INNERLOOP_DATA."""
 
     def recipe_settings(self) -> dict[str, Any]:
-        """Those of the paper for as many ways."""
+        """The settings of the paper for this number of ways."""
         of_20_ways = {"rate": 0.1, "steps": 5} if self.recipe in ("maml", "fomaml") else {}
         return super().recipe_settings() | (of_20_ways if self.ways >= 20 else {})
 

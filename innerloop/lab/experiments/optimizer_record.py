@@ -16,7 +16,7 @@ from innerloop.lab.experiments.optimizer_trials import (
 )
 
 TASKS = 20
-"""Of each family, where nothing else is asked for."""
+"""The default number of tasks of each family."""
 TIMED_RATE = 0.01
 
 
@@ -29,13 +29,20 @@ def optimizer_record(
     seed: int | None = None,
     families: tuple[str, ...] | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """The name of the file for it, and the record.
+    """Evaluate a learned optimizer and tuned ones.
 
-    - `tasks`: of each family; `steps`: the horizon unless given; `seed`: the run's unless given
-    - `families`: names of training and held-out families; those it was trained on unless given
+    Args:
+        experiment: The experiment that the optimizer was learned by.
+        meta: The meta-parameters of the optimizer.
+        tasks: Tasks of each family, `TASKS` by default.
+        steps: Inner steps, the horizon by default.
+        seed: The seed of the tasks, the run's by default.
+        families: Names of training and held-out families; those it was trained on by default.
 
-    The record holds `"settings"`, the three; `"families"`, by family and by optimizer what
-    `trial_record` gives; and `"seconds_per_step"` on the first family, by optimizer.
+    Returns:
+        The name of the file for it, and the record: `"settings"`, the three numbers; `"families"`,
+        by family and by optimizer what `trial_record` gives; and `"seconds_per_step"` on the first
+        family, by optimizer.
     """
     chosen = experiment.training_families() if families is None else named_families(families)
     settings: dict[str, Any] = {
@@ -43,14 +50,13 @@ def optimizer_record(
         "tasks": TASKS if tasks is None else tasks,
         "seed": experiment.seed if seed is None else seed,
     }
-    # An optimizer that knows when a run ends is told so.
+    # An optimizer may know when the run ends.
     learned = dataclasses.replace(experiment, horizon=settings["steps"]).learned()
     found = {each.name: family_record(each, learned, meta, **settings) for each in chosen}
-    optimizers = {LEARNED: (learned, meta)}
-    tuned = baselines(settings["steps"])
-    optimizers |= {name: (each, jnp.asarray(TIMED_RATE)) for name, each in tuned.items()}
+    tuned, rate = baselines(settings["steps"]), jnp.asarray(TIMED_RATE)
+    optimizers = {LEARNED: (learned, meta)} | {name: (each, rate) for name, each in tuned.items()}
     name = "optimizers-seed{seed}-steps{steps}-tasks{tasks}".format(**settings)
-    if families is not None:  # a name of all of them could be too long for a file
+    if families is not None:  # The names of all could be too long for a file name.
         names = " ".join(family.name for family in chosen)
         name += f"-{len(chosen)}-families-{zlib.crc32(names.encode()):08x}"
     return name, {

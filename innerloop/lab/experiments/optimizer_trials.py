@@ -1,4 +1,4 @@
-"""Learned optimizers against tuned ones: loss curves over tasks, and what they come to."""
+"""Learned optimizers against tuned ones: loss curves over tasks, and their statistics."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from innerloop.tasks.optimization import Family
 from innerloop.training._evaluate import evaluated_tasks
 
 RATES = np.logspace(-4, 1, 26)
-"""Five in each factor of ten."""
+"""The rates that are tried: five in each factor of ten."""
 
 BASELINES: Mapping[str, Callable[[Array, int], optax.GradientTransformation]] = {
     "SGD": lambda rate, steps: optax.sgd(rate),
@@ -27,15 +27,15 @@ BASELINES: Mapping[str, Callable[[Array, int], optax.GradientTransformation]] = 
     "AdamW": lambda rate, steps: optax.adamw(rate),
     "Adam, cosine": lambda rate, steps: optax.adam(optax.cosine_decay_schedule(rate, steps)),
 }
-"""`(rate, steps of the run)` to an optimizer; the other settings are optax's. The last knows when
-the run ends, as a learned optimizer may.
+"""`(rate, steps of the run) -> optimizer`; the other settings are optax's defaults. The last one
+depends on the length of the run, as a learned optimizer may.
 """
 
 PER_TASK, LEARNED = "Adam, tuned per task", "learned"
 
 
 def baselines(steps: int) -> dict[str, MetaOptimizer]:
-    """By name, for runs of so many steps; the rate is what meta is."""
+    """By name, for runs of `steps` steps, with the rate as meta-parameter."""
     of_rate = lambda build: lambda rate: build(rate, steps)
     return {name: of_rate(build) for name, build in BASELINES.items()}
 
@@ -43,11 +43,12 @@ def baselines(steps: int) -> dict[str, MetaOptimizer]:
 class OptimizerTrial(NamedTuple):
     """One optimizer on the test tasks of one family.
 
-    - `losses`: `(tasks, steps + 1)`, the loss on the query set after 0 … `steps` steps, where
-      everything that is not finite is infinite
-    - `by_area`: the curves with the rate that was tuned for the area, where that is another one
-    - `rates`: the rate tuned for the last loss, and for the area; None without tuning
-    - `at_the_edge`: whether one of them is the first or the last that was tried
+    Attributes:
+        losses: The loss on the query set after 0 … `steps` steps, `(tasks, steps + 1)`. Values that
+            are not finite are infinite.
+        by_area: The same with the rate that was tuned for the area.
+        rates: The rate tuned for the last loss, and for the area; None without tuning.
+        at_the_edge: Whether one of the rates is the first or the last that was tried.
     """
 
     losses: np.ndarray
@@ -79,9 +80,9 @@ LossCurves = Callable[[Sequence[PyTree], Episode, PRNGKeyArray], np.ndarray]
 
 
 def loss_curves(family: Family, optimizer: MetaOptimizer, steps: int) -> LossCurves:
-    """A function that gives the losses on the query sets; what is not finite is infinite.
+    """A function that returns the losses on the query sets; values that are not finite are inf.
 
-    Compiled once for all metas, which may be learning rates, and for all sets of as many tasks.
+    It is compiled once for all metas, which may be learning rates, and for all sets of one size.
     """
     learner = Learner(family.problem, family.adaptation(optimizer, steps))
 
@@ -100,8 +101,8 @@ def tuned_trials(
 
     The rate of a family is the best of `rates` on as many tasks apart from the test tasks, by the
     median over tasks: one rate for the last loss and one for the area, so that each baseline is
-    judged by each criterion at its best. Adam's rate of a task is the best on the very task, which
-    no method that has not seen the result could choose: a bound, and not a competitor.
+    judged by each criterion at its best. Adam's rate of a task is the best on that task, which no
+    method could choose without the result: a bound, and not a competitor.
     """
     tuning = evaluation_episodes(family.tasks, tasks, seed, "tuning")
     test = evaluation_episodes(family.tasks, tasks, seed, "test")
@@ -132,21 +133,18 @@ def learned_trial(
 
 
 def family_record(
-    family: Family, learned: MetaOptimizer, meta: PyTree, *, steps: int, tasks: int, seed: int
+    family: Family, learned: MetaOptimizer, meta: PyTree, **settings: Any
 ) -> dict[str, dict[str, Any]]:
-    """A learned optimizer and all that are tuned, on the same tasks: `record` by name."""
-    settings: dict[str, Any] = {"steps": steps, "tasks": tasks, "seed": seed}
+    """By name, the `trial_record` of a learned optimizer and of tuned ones, on the same tasks."""
     trials = {LEARNED: learned_trial(family, learned, meta, **settings)}
-    return {
-        name: trial_record(trial)
-        for name, trial in (trials | tuned_trials(family, **settings)).items()
-    }
+    trials |= tuned_trials(family, **settings)
+    return {name: trial_record(trial) for name, trial in trials.items()}
 
 
 def seconds_per_step(
     family: Family, optimizer: MetaOptimizer, meta: PyTree, *, steps: int, repeats: int = 3
 ) -> float:
-    """Wall-clock of an inner step of one task, compiled, the least of a few runs."""
+    """Wall-clock time of a compiled inner step of one task, the least of a few runs."""
     learner = Learner(family.problem, family.adaptation(optimizer, steps))
     episodes = evaluation_episodes(family.tasks, 1, 0, "seconds")
 
@@ -155,7 +153,7 @@ def seconds_per_step(
         jax.block_until_ready(evaluated_tasks(learner, meta, episodes, jax.random.key(0)))
         return time.perf_counter() - start
 
-    once()  # compiles
+    once()  # Compiles.
     return min(once() for _ in range(repeats)) / steps
 
 

@@ -4,18 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from innerloop import tasks
 from innerloop.lab.experiments.images import SETTINGS, FewShotImages
-from innerloop.tasks import (
-    Compose,
-    RandomCrop,
-    RandomHorizontalFlip,
-    Splits,
-    cifar_fs,
-    mini_imagenet,
-)
 from innerloop.tasks.augmentation import Augment
 
 _MAML = {"rate": 0.01, "steps": 5}  # on miniImageNet
+
+
+def _cropped_and_mirrored(padding: int) -> Augment:
+    return tasks.Compose((tasks.RandomCrop(padding), tasks.RandomHorizontalFlip()))
 
 
 @dataclass(frozen=True)
@@ -51,11 +48,11 @@ class MiniImageNet(Photographs):
     """
 
     image: ClassVar[tuple[int, int]] = (84, 84)
-    augmentation: ClassVar[Augment] = Compose((RandomCrop(8), RandomHorizontalFlip()))
+    augmentation: ClassVar[Augment] = _cropped_and_mirrored(8)
 
-    def splits(self) -> Splits:
+    def splits(self) -> tasks.Splits:
         """The split of Ravi and Larochelle."""
-        return mini_imagenet(data=self.data)
+        return tasks.mini_imagenet(data=self.data)
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,8 @@ class CifarFS(Photographs):
     """
 
     image: ClassVar[tuple[int, int]] = (32, 32)
-    augmentation: ClassVar[Augment] = Compose((RandomCrop(4), RandomHorizontalFlip()))
+    augmentation: ClassVar[Augment] = _cropped_and_mirrored(4)
 
-    def splits(self) -> Splits:
+    def splits(self) -> tasks.Splits:
         """The split of Bertinetto et al."""
-        return cifar_fs(data=self.data)
+        return tasks.cifar_fs(data=self.data)

@@ -1,6 +1,9 @@
-"""What the command line does with a report beside logging it: the bar, the best so far."""
+"""Loggers of the command line: the progress bar, and the best meta-parameters so far."""
 
 from typing import Any
+
+from rich import progress as rich
+from rich.progress import TextColumn
 
 from innerloop.lab.run_folder import RunFolder
 from innerloop.logging import Logger
@@ -12,56 +15,37 @@ class ProgressBar(Logger):
     """A bar with loss, validation metric and time left."""
 
     def __init__(self, steps: int, metric: str):
-        self._steps = steps
         self._metric = metric
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> "ProgressBar":
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bar
-
-        columns = (
-            BarColumn(10),
-            MofNCompleteColumn(),
+        self._bar = rich.Progress(
+            rich.BarColumn(10),
+            rich.MofNCompleteColumn(),
             TextColumn("loss {task.fields[loss]}"),
-            TextColumn(f"validation {self._metric} {{task.fields[validation]}}"),
-            TimeRemainingColumn(compact=True),
+            TextColumn(f"validation {metric} {{task.fields[validation]}}"),
+            rich.TimeRemainingColumn(compact=True),
             TextColumn("left"),
         )
-        self._bar = Bar(*columns)
-        self._task = self._bar.add_task("", total=self._steps, loss="…", validation="…")
+        self._task = self._bar.add_task("", total=steps, loss="…", validation="…")
+
+    def __enter__(self) -> "ProgressBar":
         self._bar.start()
         return self
 
     def __call__(self, progress: Progress) -> None:
-        loss = f"{means(progress)['loss']:.4f}"
-        self._bar.update(self._task, completed=progress.step, loss=loss)
+        shown: dict[str, Any] = {"loss": f"{means(progress)['loss']:.4f}"}
         if progress.evaluation is not None:
-            validation = f"{progress.evaluation.mean[self._metric][-1]:.4f}"
-            self._bar.update(self._task, validation=validation)
+            shown["validation"] = f"{progress.evaluation.mean[self._metric][-1]:.4f}"
+        self._bar.update(self._task, completed=progress.step, **shown)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._bar.stop()
 
 
 class BestMeta(Logger):
-    """The best meta-parameters so far, in the run's folder."""
+    """Writes the best meta-parameters so far into the run's folder."""
 
     def __init__(self, folder: RunFolder):
         self._folder = folder
 
-    def __enter__(self) -> "BestMeta":
-        return self
-
     def __call__(self, progress: Progress) -> None:
         if progress.best:
             self._folder.save_meta(progress.meta)
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        pass

@@ -1,4 +1,4 @@
-"""Tests that a data set's authors fixed: which tasks, of how many classes."""
+"""Tests that the authors of a data set fixed: the tasks, and their number of classes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def within_alphabet(experiment: FewShot) -> tuple[FewShotImages, Episode]:
     """The 20 runs of within-alphabet 20-way one-shot classification of Omniglot."""
     if not isinstance(experiment, Omniglot):
         raise RunError(
-            "omniglot-one-shot has drawings of Omniglot",
+            "omniglot-one-shot is a test of Omniglot",
             got=f"a run of {type(experiment).__name__.lower()}",
             expected="a run of omniglot",
             write="innerloop train omniglot --run RUN, then innerloop evaluate RUN "

@@ -1,4 +1,4 @@
-"""What a setting of an experiment may be: said in its type, and refused by the name of its flag."""
+"""Ranges of settings: declared in the type, and refused by the name of the flag."""
 
 import inspect
 import math
@@ -12,13 +12,13 @@ from innerloop.errors import StructureError
 
 
 class Range(NamedTuple):
-    """The numbers from `least` to `most`; whole ones where `least` is an int."""
+    """The numbers from `least` to `most`; whole numbers if `least` is an int."""
 
     least: float
     most: float = math.inf
 
     def holds(self, value: Any) -> bool:
-        """Whether this is one of the numbers."""
+        """Whether the value is one of the numbers."""
         kinds = (int,) if isinstance(self.least, int) else (int, float)
         return type(value) in kinds and self.least <= value <= self.most
 
@@ -40,7 +40,7 @@ Share = Annotated[float, Range(0.0, 1)]
 
 
 def refuse_out_of_range(name: str, value: Any, allowed: Range, usual: Any = None) -> None:
-    """Raise `StructureError` for a value out of range; `usual` is one to write instead."""
+    """Raise `StructureError` for a value out of range; `usual` is a value to write instead."""
     if not allowed.holds(value):
         raise StructureError(
             f"{name} is out of range",
@@ -51,9 +51,14 @@ def refuse_out_of_range(name: str, value: Any, allowed: Range, usual: Any = None
 
 
 def check_ranges(experiment: Any, flags: Mapping[str, str] = MappingProxyType({})) -> None:
-    """All at once and first of all: a run of hours must not fail on them at its end.
+    """Check all settings at the start, so that a run of hours does not fail on one at its end.
 
-    `flags` are the names that the command at hand has for some fields. Raises `StructureError`.
+    Args:
+        experiment: The experiment.
+        flags: By field, the name of the flag if it is another.
+
+    Raises:
+        StructureError: If a setting is out of range.
     """
     for name, (allowed, others) in _declared(type(experiment)).items():
         value = getattr(experiment, name)
@@ -73,9 +78,9 @@ def check_ranges(experiment: Any, flags: Mapping[str, str] = MappingProxyType({}
 
 
 def _declared(kind: type) -> dict[str, tuple[Range, list[Any]]]:
-    """By field, the range that a class or one above it declares, and what else is allowed."""
+    """By field, the range that the class or a base declares, and the other values allowed."""
     declared = {}
-    for each in reversed(kind.__mro__):  # a new default, `steps: int = 300`, keeps the range
+    for each in reversed(kind.__mro__):  # A new default, `steps: int = 300`, keeps the range.
         for name, hint in inspect.get_annotations(each, eval_str=True).items():
             parts = [hint, *get_args(hint)]
             ranges = [x for part in parts for x in get_args(part) if isinstance(x, Range)]

@@ -4,22 +4,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from innerloop.adaptation import run
-from innerloop.gradients.inner import Exact
-from innerloop.gradients.loops import StoreAll
 from innerloop.lab.experiments.base import Parts
-from innerloop.lab.experiments.few_shot import FewShot
+from innerloop.lab.experiments.few_shot import FewShot, learned_tasks
 from innerloop.lab.experiments.ranges import PositiveInt
+from innerloop.lab.plots import sinusoid_fits
 from innerloop.models import mean_squared_error, mlp, mlp_features
-from innerloop.problem import Examples, task_keys
+from innerloop.problem import Examples
 from innerloop.recipes import Network, Recipe, named_recipe
 from innerloop.recipes.table import RegressionRecipe
-from innerloop.tasks import SinusoidTasks, evaluation_episodes
+from innerloop.tasks import SinusoidTasks
 
 
 @dataclass(frozen=True)
@@ -66,47 +63,29 @@ class Sinusoid(FewShot):
         points = self.shots if self.train_shots is None else self.train_shots
         return self.parts_of(
             self.build_recipe(),
-            SinusoidTasks(points, points),
-            test,
-            test,
+            (SinusoidTasks(points, points), test, test),
             metric="loss",
             maximise=False,
             normalisation=self.network().model.normalisation,
         )
 
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
-        """Four test tasks: true function, support points, and the fit as steps are taken."""
-        from innerloop.lab.plots import sinusoid_fits
-
+        """Four test tasks: true function, support points, and the fits after some steps."""
         (held_out,) = parts.held_out.values()
-        learner, steps = held_out.learner, held_out.steps
-        episodes = evaluation_episodes(held_out.test, 4, self.seed, "figures")
-        grid = jnp.linspace(-5, 5, 200)[:, None]
-        shown = [step for step in (0, 1, 5, 10) if step <= (steps or 0)]
-        predict, points = learner.predict, Examples(grid, jnp.zeros_like(grid))
-        tasks = []
-        for i in range(4):
-            episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
-            _, _, fits = run(
-                learner.problem,
-                learner.adaptation,
-                meta,
-                episode.support,
-                task_keys(jax.random.key(i)).adapt,
-                Exact(),
-                StoreAll(),
-                lambda params, t, i=i: predict(params, meta, points, jax.random.key(i))[:, 0],  # pyright: ignore[reportOptionalCall]
-                steps=steps,
-            )
-            tasks.append(
-                {
-                    "x": np.asarray(grid[:, 0]),
-                    "truth": _true_curve(episode.query, grid),
-                    "support_x": np.asarray(episode.support.inputs[:, 0]),
-                    "support_y": np.asarray(episode.support.targets[:, 0]),
-                    "fits": {step: np.asarray(fits[step]) for step in shown},
-                }
-            )
+        predict, grid = held_out.learner.predict, jnp.linspace(-5, 5, 200)[:, None]
+        points = Examples(grid, jnp.zeros_like(grid))
+        shown = [step for step in (0, 1, 5, 10) if step <= (held_out.steps or 0)]
+        observe = lambda params, key: predict(params, meta, points, key)[:, 0]  # pyright: ignore[reportOptionalCall]
+        tasks = [
+            {
+                "x": np.asarray(grid[:, 0]),
+                "truth": _true_curve(episode.query, grid),
+                "support_x": np.asarray(episode.support.inputs[:, 0]),
+                "support_y": np.asarray(episode.support.targets[:, 0]),
+                "fits": {step: np.asarray(fits[step]) for step in shown},
+            }
+            for episode, _, _, fits in learned_tasks(held_out, meta, 4, self.seed, observe)
+        ]
         return [sinusoid_fits(folder / "fits.png", tasks, shown)]
 
 
@@ -120,7 +99,7 @@ def half_after_one_step(steps: int) -> np.ndarray:
 
 _MULTI_STEP = {"steps": 3, "step_weights": half_after_one_step}
 _ONE_STEP = {"rate": 0.01, "steps": 1}
-# What differs from the recipes' own values, which are those of images for all but MAML.
+# Other values than the recipes' defaults, which are for images except in MAML.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "maml": _MULTI_STEP,
     "fomaml": _MULTI_STEP,

@@ -2,9 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
 from innerloop.lab.experiments.base import Experiment
@@ -25,39 +23,43 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
 }
 
 
+_PATHS = ("run", "data", "pretrained")
+
+
 def experiment_name(experiment: Experiment) -> str:
-    """By which the command line knows it."""
+    """The name of the experiment on the command line."""
     return next(name for name, kind in EXPERIMENTS.items() if type(experiment) is kind)
 
 
 def read_experiment(folder: RunFolder) -> Experiment:
-    """The experiment of a run. Raises `RunError` for a config that is none."""
+    """The experiment of a run. Raises `RunError` if the config is not one of an experiment."""
     content = folder.read_config()
-    try:
-        kind = EXPERIMENTS[content["experiment"]]
-        config = content["config"]
-        paths: dict[str, Any] = {
-            name: Path(config[name]) for name in ("run", "data", "pretrained") if config.get(name)
-        }
-        # What JSON has no tuples for.
-        lists: dict[str, Any] = {
-            name: tuple(x) for name, x in config.items() if isinstance(x, list)
-        }
-        return kind(**(config | paths | lists))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise folder.damaged(CONFIG, error) from error
+    config = content["config"]
+    with folder.reading(CONFIG):
+        # JSON has neither paths nor tuples.
+        paths = {name: Path(config[name]) for name in _PATHS if config.get(name)}
+        tuples = {name: tuple(x) for name, x in config.items() if isinstance(x, list)}
+        return EXPERIMENTS[content["experiment"]](**(config | paths | tuples))
 
 
 def best_meta(run: str | os.PathLike[str]) -> PyTree:
     """The best meta-parameters, by validation, of a run folder that `innerloop train` wrote.
 
-    Of a run that goes on, those so far. No data are read. Raises `RunError` where the folder holds
-    no run, or a damaged one.
+    No data are read.
+
+    Args:
+        run: The folder. For an unfinished run, the best so far are returned.
+
+    Returns:
+        The meta-parameters.
+
+    Raises:
+        RunError: If the folder holds no run, or a damaged one.
     """
     folder = RunFolder.open(Path(run))
     return load_best_meta(folder, read_experiment(folder))
 
 
 def load_best_meta(folder: RunFolder, experiment: Experiment) -> PyTree:
-    """The same, where the run's experiment is known."""
-    return folder.load_meta(jax.eval_shape(experiment.init_meta, jax.random.key(0)))
+    """The best meta-parameters of a run whose experiment is known."""
+    return folder.load_meta(experiment.meta_shapes())

@@ -1,4 +1,4 @@
-"""Run an experiment from config to result: train, choose by validation, test once, draw."""
+"""A run of an experiment: train, choose by validation, test once, draw."""
 
 import dataclasses
 import os
@@ -19,37 +19,16 @@ from innerloop.errors import RunError, StructureError
 from innerloop.lab.experiments.base import Experiment, Parts
 from innerloop.lab.experiments.cost import outer_step_record, training_cost
 from innerloop.lab.experiments.curves import draw_curves
-from innerloop.lab.experiments.evaluation import (
-    pooled,
-    summary,
-    test_episodes,
-    test_evaluation,
-)
+from innerloop.lab.experiments.evaluation import pooled, summary, test_episodes, test_evaluation
 from innerloop.lab.experiments.progress import BestMeta, ProgressBar
 from innerloop.lab.experiments.ranges import check_ranges
 from innerloop.lab.experiments.table import best_meta, experiment_name
-from innerloop.lab.run_folder import (
-    CHECKPOINTS,
-    LOG,
-    RESULT,
-    TEST_TASKS,
-    RunFolder,
-    environment,
-)
+from innerloop.lab.run_folder import CHECKPOINTS, LOG, RESULT, TEST_TASKS, RunFolder, environment
 from innerloop.logging import JsonLines, Logger, Loggers, TensorBoard, WeightsAndBiases
 from innerloop.logging.records import evaluation_record
 from innerloop.recipes._pretrained import started_from
 from innerloop.tasks import evaluation_episodes
-from innerloop.training import (
-    Checkpoints,
-    Clip,
-    Fit,
-    NonFinite,
-    Skip,
-    Stop,
-    Validation,
-    fit,
-)
+from innerloop.training import Checkpoints, Clip, Fit, NonFinite, Skip, Stop, Validation, fit
 
 InitMeta = Callable[[PRNGKeyArray], PyTree]
 
@@ -57,10 +36,13 @@ _MAY_CHANGE = (
     *("run", "resume", "minutes", "per_call", "save_every", "check", "test_tasks"),
     *("chunk", "memory", "tensorboard", "wandb", "devices", "non_finite"),
 )
-"""Settings that a run may go on with others of: the numbers do not depend on them.
+"""Settings that may change when a run is resumed: the numbers do not depend on them.
 
-The number of steps is one where the outer rate does not fall along it.
+The number of steps may change too, if the outer rate does not fall along it.
 """
+
+_FIT = ("steps", "devices", "resume", "averaging", "per_call", "minutes")
+"""Settings that `fit` takes as they are."""
 
 _NON_FINITE: dict[str, NonFinite] = {"stop": Stop(), "skip": Skip(), "clip": Clip()}
 
@@ -68,9 +50,18 @@ _NON_FINITE: dict[str, NonFinite] = {"stop": Stop(), "skip": Skip(), "clip": Cli
 def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     """Meta-train, keep the best by validation, evaluate once on the test tasks, draw the figures.
 
-    Returns the content of `result.json`. Raises `StructureError` for numbers out of range,
-    `RunError` for an unusable run folder and `DataError` for data that cannot give the tasks, all
-    of them before anything is written.
+    Args:
+        experiment: The experiment.
+        run: The run folder.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        StructureError: If a number is out of range.
+        RunError: If the run folder cannot be used.
+        DataError: If the data cannot give the tasks. All three are raised before anything is
+            written.
     """
     begin = time.perf_counter()
     check_ranges(experiment)
@@ -86,65 +77,37 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     chosen = _chosen_loggers(experiment, run)
     with together():
         folder = _folder(experiment, run, config)
+    own = (JsonLines(run / LOG), BestMeta(folder), ProgressBar(experiment.steps, parts.metric))
     with closing(folder):
-        outcome = _meta_trained(experiment, parts, init_meta, validation, folder, chosen)
+        with Loggers(*((*own, *chosen) if is_first() else ())) as log:
+            outcome = fit(
+                parts.estimator,
+                init_meta,
+                optimizer=outer_optimizer(experiment),
+                key=jax.random.key(experiment.seed),
+                validation=validation,
+                non_finite=_NON_FINITE[experiment.non_finite],
+                checkpoints=Checkpoints(run / CHECKPOINTS, experiment.save_every),
+                report=log,
+                **{name: getattr(experiment, name) for name in _FIT},
+                **experiment.fit_options(),
+            )
         return _tested(experiment, parts, config, folder, outcome, begin)
 
 
-def _meta_trained(
-    experiment: Experiment,
-    parts: Parts,
-    init_meta: InitMeta,
-    validation: dict[str, Validation],
-    folder: RunFolder,
-    chosen: list[Logger],
-) -> Fit:
-    loggers = (
-        JsonLines(folder.path / LOG),
-        BestMeta(folder),
-        ProgressBar(experiment.steps, parts.metric),
-        *chosen,
-    )
-    with Loggers(*(loggers if is_first() else ())) as log:
-        return fit(
-            parts.estimator,
-            init_meta,
-            optimizer=outer_optimizer(experiment),
-            steps=experiment.steps,
-            key=jax.random.key(experiment.seed),
-            validation=validation,
-            non_finite=_NON_FINITE[experiment.non_finite],
-            devices=experiment.devices,
-            checkpoints=Checkpoints(folder.path / CHECKPOINTS, experiment.save_every),
-            resume=experiment.resume,
-            averaging=experiment.averaging,
-            per_call=experiment.per_call,
-            minutes=experiment.minutes,
-            report=log,
-            **experiment.fit_options(),
-        )
-
-
 def _validation(experiment: Experiment, parts: Parts) -> dict[str, Validation]:
-    """The validations that choose the best, by name: each validation task counts alike."""
-    return {
-        name: Validation(
-            evaluation_episodes(
-                each.validation, each.validation_tasks, experiment.seed, "validation"
-            ),
-            experiment.validate_every,
-            each.learner,
-            parts.metric,
-            parts.maximise,
-            each.steps,
-            weight=each.validation_tasks,
-        )
-        for name, each in parts.held_out.items()
-    }
+    """The validations that choose the best, by name. Each validation task has the same weight."""
+    found = {}
+    for name, each in parts.held_out.items():
+        tasks, every = each.validation_tasks, experiment.validate_every
+        episodes = evaluation_episodes(each.validation, tasks, experiment.seed, "validation")
+        judged = (each.learner, parts.metric, parts.maximise, each.steps)
+        found[name] = Validation(episodes, every, *judged, weight=tasks)
+    return found
 
 
 def outer_optimizer(experiment: Experiment) -> optax.GradientTransformation:
-    """Adam or AdamW at the experiment's rate, on meta-gradients of no more than its norm."""
+    """Adam or AdamW at the experiment's rate, after clipping of the meta-gradient."""
     falling = optax.cosine_decay_schedule(experiment.outer_rate, experiment.steps)
     rate = falling if experiment.cosine else experiment.outer_rate
     adam = optax.adam(rate)
@@ -156,7 +119,7 @@ def outer_optimizer(experiment: Experiment) -> optax.GradientTransformation:
 
 
 def _decays(meta: PyTree) -> PyTree:
-    """True for each leaf but logarithms, as of rates and scales, by the name they have here."""
+    """True for each leaf whose name does not begin with `log_`, as logarithms of rates do."""
 
     def decays(path: tuple, leaf: Any) -> bool:
         return not any(str(getattr(part, "key", "")).startswith("log_") for part in path)
@@ -172,10 +135,10 @@ def _tested(
     outcome: Fit,
     begin: float,
 ) -> dict[str, Any]:
-    """The content of `result.json`, which is written, as the figures are."""
-    seconds = time.perf_counter() - begin
-    for record in folder.read_log()[-1:]:  # which counts what the run took before it went on
-        seconds = max(seconds, record["seconds"])
+    """The content of `result.json`. Also writes it and the figures."""
+    log = folder.read_log()
+    # The log also counts the time before the run was resumed.
+    seconds = max([time.perf_counter() - begin, *(record["seconds"] for record in log[-1:])])
     experiment = dataclasses.replace(experiment, chunk=outcome.estimator.tasks_at_once)
     results = test_evaluation(experiment, parts, outcome.meta, test_episodes(experiment, parts))
     test, per_task = summary(results), pooled(results)
@@ -190,12 +153,11 @@ def _tested(
         "seconds": seconds,
         "chunk": experiment.chunk,
         "plan": None if outcome.plan is None else outcome.plan.summary(),
-        "cost": training_cost(folder.read_log())
-        | outer_step_record(outcome.estimator, experiment.init_meta),
+        "cost": training_cost(log) | outer_step_record(outcome.estimator, experiment.init_meta),
         "test": evaluation_record(test),
     }
     if is_first():
-        folder.save_meta(outcome.meta)  # once more: a run that goes on may have lost it
+        folder.save_meta(outcome.meta)  # Once more: a resumed run may have lost it.
         metrics = {name: np.asarray(x, "f4") for name, x in per_task.metrics.items()}
         folder.write_arrays(TEST_TASKS, metrics)
         folder.write_json(RESULT, result)
@@ -208,7 +170,7 @@ def _tested(
 
 
 def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFolder:
-    """The run's folder, begun or gone on with; of several processes the first writes to it."""
+    """The run's folder, new or resumed. Of several processes the first writes to it."""
     if not is_first():
         return RunFolder(run)
     if not experiment.resume:
@@ -219,13 +181,11 @@ def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFol
 
 
 def _chosen_loggers(experiment: Experiment, run: Path) -> list[Logger]:
-    """Those that the user asks for. Raises `RunError` where one lacks its package."""
+    """The loggers that the user asks for. Raises `RunError` if a package is missing."""
     chosen: list[Logger] = []
-    if not is_first():
-        return chosen
-    if experiment.tensorboard:
+    if experiment.tensorboard and is_first():
         chosen.append(TensorBoard(run))
-    if experiment.wandb is not None:
+    if experiment.wandb is not None and is_first():
         mode = os.environ.get("WANDB_MODE", "offline")
         config = dataclasses.asdict(experiment)
         chosen.append(WeightsAndBiases(experiment.wandb, run, mode=mode, config=config))
@@ -233,9 +193,16 @@ def _chosen_loggers(experiment: Experiment, run: Path) -> list[Logger]:
 
 
 def initial_meta(experiment: Experiment) -> InitMeta:
-    """The initial meta-parameters: those of the run `--pretrained` if there is one.
+    """The initial meta-parameters: those of the run `--pretrained` if it is given.
 
-    Raises `RunError` if that run's meta-parameters have other shapes.
+    Args:
+        experiment: The experiment.
+
+    Returns:
+        A function of a random key.
+
+    Raises:
+        RunError: If that run's meta-parameters have other shapes.
     """
     if experiment.pretrained is None:
         return experiment.init_meta

@@ -1,16 +1,14 @@
-"""Figures of a run: NumPy data in, one PNG file out.
+"""Figures of a run: functions that draw NumPy data into one PNG file.
 
-Nothing here touches pyplot, a display or matplotlib's global settings, and matplotlib is imported
-only when a figure is drawn. Each file is written under a temporary name and then moved into place,
-so a reader never meets half a figure.
+The functions use neither pyplot nor a display and leave matplotlib's global settings as they are.
+Matplotlib is imported when a figure is drawn. Each file is written under a temporary name and then
+moved into place, so that a reader never finds half a figure.
 """
 
-from innerloop.lab.plots.adaptation_curve import adaptation_curve
 from innerloop.lab.plots.comparison import error_against_cost
+from innerloop.lab.plots.curves import adaptation_curve, learning_curve, validation_over_time
 from innerloop.lab.plots.episodes import episodes_with_predictions
-from innerloop.lab.plots.learning_curve import learning_curve
 from innerloop.lab.plots.sinusoid_fits import sinusoid_fits
-from innerloop.lab.plots.validation_over_time import validation_over_time
 
 __all__ = [
     "adaptation_curve",

@@ -1,4 +1,4 @@
-"""One-dimensional regression tasks and the fits after a few inner steps."""
+"""One-dimensional regression tasks, and the fits after a few inner steps."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from innerloop.errors import StructureError
-from innerloop.lab.plots.checks import nothing
-from innerloop.lab.plots.style import RED, new_figure
+from innerloop.lab.plots.style import RED, new_figure, nothing
 
 _PANELS = 4
+_SUPPORT = {"linestyle": "none", "marker": "o", "markersize": 7, "markeredgecolor": "white"}
 
 
 def sinusoid_fits(
@@ -21,20 +21,24 @@ def sinusoid_fits(
 ) -> Path:
     """Draw one-dimensional regression tasks: the truth, the support points and the fits.
 
-    - `path`: the PNG file to write; missing folders are made
-    - `tasks`: mappings, of which the first four are drawn, a panel each:
-        - `x`, `truth` `(n,)`: inputs, and the true function there
-        - `support_x`, `support_y` `(k,)`: the points adapted to
-        - `fits`: from a number of inner steps to the predictions `(n,)` at `x` after them
-    - `steps`: the numbers of inner steps to draw, each a key of every `fits`
+    Args:
+        path: The PNG file to write. Missing folders are made.
+        tasks: Mappings, of which the first four are drawn, with one panel each: the inputs `x` and
+            the true function there `truth`, both `(n,)`; the support points `support_x` and
+            `support_y`, both `(k,)`; and `fits`, from a number of inner steps to the predictions
+            `(n,)` at `x` after them.
+        steps: The numbers of inner steps to draw, each a key of every `fits`.
 
-    Returns `path`. Raises `StructureError` where there is no task, or a fit is missing.
+    Returns:
+        `path`.
+
+    Raises:
+        StructureError: If there is no task, or a fit is missing.
     """
     import matplotlib
 
-    write = "sinusoid_fits(path, tasks, steps=(0, 1, 5, 10))"
     if not tasks:
-        raise nothing("tasks", write)
+        raise nothing("tasks", "sinusoid_fits(path, tasks, steps=(0, 1, 5, 10))")
     shown = tasks[:_PANELS]
     for task in shown:
         missing = [step for step in steps if step not in task["fits"]]
@@ -52,41 +56,21 @@ def sinusoid_fits(
         grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
         for axes, task in zip(grid.flat, shown, strict=True):
             order = np.argsort(np.asarray(task["x"]))
-            x = np.asarray(task["x"])[order]
-            truth = np.asarray(task["truth"])[order]
-            axes.plot(x, truth, color="#C4C4C4", linewidth=5, label="truth")
+            ordered = lambda values, order=order: np.asarray(values)[order]
+            x = ordered(task["x"])
+            axes.plot(x, ordered(task["truth"]), color="#C4C4C4", linewidth=5, label="truth")
+            support = (np.asarray(task[name]) for name in ("support_x", "support_y"))
+            axes.plot(*support, color=RED, zorder=5, label="support", **_SUPPORT)
             for step, colour in zip(steps, colours, strict=True):
-                fit = np.asarray(task["fits"][step])[order]
-                axes.plot(x, fit, color=colour, linewidth=1.7, label=_after(step))
-            axes.plot(
-                np.asarray(task["support_x"]),
-                np.asarray(task["support_y"]),
-                linestyle="none",
-                marker="o",
-                markersize=7,
-                color=RED,
-                markeredgecolor="white",
-                zorder=5,
-                label="support",
-            )
+                label = f"{step} step{'s' * (step != 1)}" if step else "before"
+                axes.plot(x, ordered(task["fits"][step]), color=colour, lw=1.7, label=label)
+            axes.set(xlabel="x", ylabel="y")
             axes.label_outer()
-        for axes in grid[-1]:
-            axes.set_xlabel("x")
-        for axes in grid[:, 0]:
-            axes.set_ylabel("y")
-        handles, labels = grid[0, 0].get_legend_handles_labels()
-        entries = {"truth": 0, "support": 1}
-        order = sorted(range(len(labels)), key=lambda i: entries.get(labels[i], 2))
         figure.legend(
-            [handles[i] for i in order],
-            [labels[i] for i in order],
+            *grid[0, 0].get_legend_handles_labels(),
             loc="outside upper center",
-            ncols=len(order) if columns > 1 else 3,
+            ncols=len(steps) + 2 if columns > 1 else 3,
             columnspacing=1.4,
             handlelength=1.8,
         )
         return done()
-
-
-def _after(step: int) -> str:
-    return "before" if step == 0 else f"{step} step" if step == 1 else f"{step} steps"

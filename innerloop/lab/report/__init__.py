@@ -1,4 +1,4 @@
-"""A run's folder as a page: one HTML file that holds all it shows and fetches nothing."""
+"""The report: one HTML file that shows the folders of runs and fetches nothing."""
 
 from innerloop.lab.report.page import write_report
 

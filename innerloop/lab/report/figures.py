@@ -1,19 +1,18 @@
-"""The figures of a report: each draws the same of every run into one set of axes."""
+"""The figures of a report: each draws the same quantity of every run into one set of axes."""
 
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from innerloop.lab.plots.adaptation_curve import adaptation_panel, trained_line
+from innerloop.lab.plots.curves import adaptation_panel, trained_line, validation_line
 from innerloop.lab.plots.style import metric_axis, per_cent, spread_axis, step_axis
-from innerloop.lab.plots.validation_over_time import validation_line
 from innerloop.lab.report.blocks import Figure
 from innerloop.lab.report.drawing import draw, run_colour, run_dashes
 from innerloop.lab.report.runs import Run
 
 _POINTS = 150
-"""Points of a curve: a longer one is drawn by the mean, the least and the most of each part."""
+"""The most points of a curve. A longer one is drawn by mean, least and most of parts."""
 
 _BINS = 25
 
@@ -22,13 +21,13 @@ def training_loss(runs: Sequence[Run]) -> Figure:
     """The loss of every outer step, in as many parts as can be told apart."""
 
     def panel(axes):
-        drawn = [_thinned(run.losses) for run in runs]
-        for run, (steps, mean, low, high) in zip(runs, drawn, strict=True):
+        lowest = []
+        for run in runs:
+            steps, mean, low, high = _thinned(run.losses)
             axes.plot(steps, mean, **_line(run))
-            axes.fill_between(
-                steps, low, high, color=run_colour(run.place), alpha=0.18, linewidth=0
-            )
-        spread_axis(axes, np.concatenate([low for _, _, low, _ in drawn]))
+            axes.fill_between(steps, low, high, **_band(run))
+            lowest.append(low)
+        spread_axis(axes, np.concatenate(lowest))
         axes.set(xlabel="outer step", ylabel="training loss")
         step_axis(axes)
 
@@ -38,12 +37,12 @@ def training_loss(runs: Sequence[Run]) -> Figure:
 
 
 def validation_by_step(runs: Sequence[Run]) -> Figure:
-    """The metric at each validation."""
+    """The metric at each validation, by outer step."""
     return _validation(runs, "outer step", lambda run: run.validations.steps)
 
 
 def validation_by_time(runs: Sequence[Run]) -> Figure:
-    """The same against wall-clock."""
+    """The metric at each validation, by wall-clock time."""
     return _validation(runs, "minutes", lambda run: run.validations.minutes)
 
 
@@ -53,7 +52,7 @@ def adaptation(runs: Sequence[Run], metric: str) -> Figure:
     def panel(axes):
         for run in runs:
             mean, half = run.test.mean[metric], run.test.interval[metric]
-            _band(axes, run, mean, mean - half, mean + half, metric)
+            adaptation_panel(axes, mean, mean - half, mean + half, metric, **_line(run))
         _trained_lines(axes, runs)
 
     title = f"Test {metric} by inner step"
@@ -61,13 +60,13 @@ def adaptation(runs: Sequence[Run], metric: str) -> Figure:
 
 
 def quantiles(runs: Sequence[Run], metric: str) -> Figure:
-    """How the tasks spread, by inner step."""
+    """The spread over tasks, by inner step."""
 
     def panel(axes):
         for run in runs:
-            columns = [_finite(column) for column in run.per_task[metric].T]
+            columns = [finite(column) for column in run.per_task[metric].T]
             low, middle, high = np.transpose([_quantiles(column) for column in columns])
-            _band(axes, run, middle, low, high, metric)
+            adaptation_panel(axes, middle, low, high, metric, **_line(run))
         _trained_lines(axes, runs)
 
     title = f"Spread of {metric} over tasks"
@@ -75,17 +74,16 @@ def quantiles(runs: Sequence[Run], metric: str) -> Figure:
 
 
 def histogram(runs: Sequence[Run], metric: str) -> Figure:
-    """How many tasks end where, after the last inner step."""
-    ends = [_finite(run.per_task[metric][:, -1]) for run in runs]
+    """The distribution over tasks after the last inner step."""
+    ends = [finite(run.per_task[metric][:, -1]) for run in runs]
     edges = _edges(np.concatenate(ends))
 
     def panel(axes):
         for run, end in zip(runs, ends, strict=True):
-            share = np.full(len(end), 1 / len(end))
-            style = {"bins": edges, "weights": share, "color": run_colour(run.place)}
+            style = {"bins": edges, "weights": np.full(len(end), 1 / len(end))} | _line(run)
             inside = np.minimum(end, edges[-1])
             axes.hist(inside, histtype="stepfilled", alpha=0.22, **style)
-            axes.hist(inside, histtype="step", linestyle=run_dashes(run.place), **style)
+            axes.hist(inside, histtype="step", **style)
         axes.set(xlabel=metric, ylabel="share of tasks")
         metric_axis(axes.xaxis, metric)
         per_cent(axes.yaxis)
@@ -96,7 +94,7 @@ def histogram(runs: Sequence[Run], metric: str) -> Figure:
 
 
 def gradient_norm(runs: Sequence[Run]) -> Figure:
-    """The meta-gradient's norm over outer steps."""
+    """The norm of the meta-gradient over outer steps."""
 
     def panel(axes):
         for run in runs:
@@ -109,19 +107,17 @@ def gradient_norm(runs: Sequence[Run]) -> Figure:
     return Figure("Norm of the meta-gradient", draw("gradient norm by outer step", panel), caption)
 
 
-def _line(run: Run) -> dict:
+def finite(values: np.ndarray) -> np.ndarray:
+    """The values that are finite."""
+    return values[np.isfinite(values)]
+
+
+def _line(run: Run) -> dict[str, str]:
     return {"color": run_colour(run.place), "linestyle": run_dashes(run.place)}
 
 
-def _band(axes, run: Run, centre, low, high, metric: str) -> None:
-    colour, dashes = run_colour(run.place), run_dashes(run.place)
-    adaptation_panel(axes, centre, low, high, metric, colour=colour, linestyle=dashes)
-
-
-def _interval(axes, run: Run, at: np.ndarray) -> None:
-    values, half = run.validations.values, run.validations.intervals
-    colour = run_colour(run.place)
-    axes.fill_between(at, values - half, values + half, color=colour, alpha=0.18, linewidth=0)
+def _band(run: Run) -> dict[str, str | float]:
+    return {"color": run_colour(run.place), "alpha": 0.18, "linewidth": 0}
 
 
 def _trained_lines(axes, runs: Sequence[Run]) -> None:
@@ -137,11 +133,10 @@ def _validation(runs: Sequence[Run], along: str, where: Callable[[Run], np.ndarr
 
     def panel(axes):
         for run in runs:
-            colour, dashes = run_colour(run.place), run_dashes(run.place)
-            line = {"along": along, "colour": colour, "linestyle": dashes}
-            validation_line(axes, where(run), run.validations.values, metric, **line)
-            _interval(axes, run, where(run))
-        if np.isfinite(axes.dataLim.x1):  # it is not where no score is
+            values, half = run.validations.values, run.validations.intervals
+            validation_line(axes, where(run), values, metric, along=along, **_line(run))
+            axes.fill_between(where(run), values - half, values + half, **_band(run))
+        if np.isfinite(axes.dataLim.x1):  # It is infinite where no score is finite.
             axes.set_xlim(0, 1.04 * axes.dataLim.x1)
         if along == "outer step":
             step_axis(axes)
@@ -150,36 +145,28 @@ def _validation(runs: Sequence[Run], along: str, where: Callable[[Run], np.ndarr
     return Figure(title, draw(title, panel), "mean over tasks and its 95% interval")
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values)]
-
-
 def _quantiles(values: np.ndarray) -> np.ndarray:
     return np.quantile(values, (0.05, 0.5, 0.95)) if len(values) else np.full(3, np.nan)
 
 
 def _edges(values: np.ndarray) -> np.ndarray:
-    """Bins for about the lower 99%: one task that went astray would leave one bar for the rest.
+    """Edges of bins for about the lower 99%: one outlier would leave one bar for the rest.
 
     Their width is a multiple of the step between values, such as one query of 75 right or wrong.
     """
     low, high = np.quantile(values, (0, 0.99))
     width = (high - low) or 1.0
-    steps = np.diff(np.unique((values[values <= high] - low).round(4 - _magnitude(width))))
+    digits = 4 - math.floor(math.log10(width))
+    steps = np.diff(np.unique((values[values <= high] - low).round(digits)))
     step = steps.min() if len(steps) else width
     width = step * math.ceil(width / step / _BINS)
     return low - step / 2 + width * np.arange(math.ceil((high - low + step) / width) + 1)
 
 
-def _magnitude(number: float) -> int:
-    """The power of ten that it begins with."""
-    return math.floor(math.log10(number))
-
-
 def _thinned(values: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Last steps of the parts, and their mean, least and most; what is not finite left out."""
+    """The last steps of the parts, and the mean, least and most of their finite values."""
     parts = np.array_split(values, min(len(values), _POINTS))
     ends = np.cumsum([len(part) for part in parts])
-    known = [_finite(part) if np.isfinite(part).any() else np.array([np.nan]) for part in parts]
+    known = [finite(part) if np.isfinite(part).any() else np.array([np.nan]) for part in parts]
     summary = np.array([(part.mean(), part.min(), part.max()) for part in known])
     return ends, *summary.T

@@ -1,4 +1,4 @@
-"""The page: sections in a template, written whole or not at all."""
+"""The page: sections in a template, written as a whole."""
 
 import os
 from collections.abc import Sequence
@@ -9,9 +9,7 @@ from innerloop.errors import RunError
 from innerloop.lab.report.drawing import run_dashes
 from innerloop.lab.report.runs import Run, read_runs
 from innerloop.lab.report.sections import SECTIONS
-from innerloop.storage.files import write_whole
-
-NAME = "report.html"
+from innerloop.storage.files import write_whole, writing
 
 
 def write_report(
@@ -19,12 +17,18 @@ def write_report(
 ) -> Path:
     """Write one self-contained HTML page of one run, or of several side by side.
 
-    - `runs`: folders of runs, as `innerloop train` makes them; unfinished ones show what they have
-    - `out`: the file to write, which ends in `.html`; missing folders are made. Unless given, it is
-      `report.html` in the folder of a single run, and in the present folder for several.
+    Args:
+        runs: The folders of runs, as `innerloop train` makes them. An unfinished run shows what it
+            has.
+        out: The file to write, which ends in `.html`. Missing folders are made. By default, it is
+            `report.html` in the folder of a single run, and in the current folder for several.
 
-    Returns the file's path. Raises `RunError` for a folder without a run, a damaged file of a run,
-    and a file that cannot be written.
+    Returns:
+        The path of the file.
+
+    Raises:
+        RunError: If a folder holds no run, a file of a run is damaged, or the page cannot be
+            written.
     """
     folders = [Path(run) for run in runs]
     if not folders:
@@ -35,15 +39,18 @@ def write_report(
             write="innerloop report RUN",
         )
     single = folders[0] if len(folders) == 1 else Path()
-    target = Path(out) if out is not None else single / NAME
+    target = single / "report.html" if out is None else Path(out)
     if target.suffix.lower() not in (".html", ".htm"):
-        raise _unwritable(target, "not the name of a page")
+        raise RunError(
+            "the report cannot be written",
+            got=f"{target}: not the name of a page",
+            expected="a file ending in .html",
+            write="--out report.html",
+        )
     page = render(read_runs(folders))
-    try:
+    with writing("the report", target, write="--out ANOTHER/FOLDER/report.html"):
         target.parent.mkdir(parents=True, exist_ok=True)
         return write_whole(target, lambda file: file.write_text(page, encoding="utf-8"))
-    except OSError as error:
-        raise _unwritable(target, error.strerror or str(error)) from error
 
 
 def render(runs: list[Run]) -> str:
@@ -57,27 +64,13 @@ def render(runs: list[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    experiments = " and ".join(dict.fromkeys(run.experiment for run in runs))
+    several = f"{len(runs)} runs of {experiments}"
     filled = [(section, list(section.blocks(runs))) for section in SECTIONS]
     return templates.get_template("page.html").render(
-        title=_title(runs),
+        title=several if len(runs) > 1 else f"{experiments}: {runs[0].name}",
         runs=runs,
         sections=[(section, blocks) for section, blocks in filled if blocks],
         dashes=run_dashes,
         version=version("innerloop"),
-    )
-
-
-def _title(runs: list[Run]) -> str:
-    experiments = " and ".join(dict.fromkeys(run.experiment for run in runs))
-    return (
-        f"{experiments}: {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs of {experiments}"
-    )
-
-
-def _unwritable(target: Path, reason: str) -> RunError:
-    return RunError(
-        "the report cannot be written",
-        got=f"{target}: {reason}",
-        expected="a file ending in .html, in a folder that this user may write to",
-        write="--out report.html",
     )

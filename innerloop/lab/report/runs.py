@@ -1,12 +1,11 @@
-"""What a run's folder tells, read once: whatever is damaged is found here, not on the page."""
+"""The content of a run's folder, read once: damaged files are found here and not on the page."""
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,16 +16,15 @@ from innerloop.lab.run_folder import CONFIG, LOG, RESULT, TEST_TASKS, RunFolder
 
 PICTURES = {
     "fits.png": "Fits of four test tasks, by inner step",
-    "episodes.png": "Three test episodes: support images, and what was predicted of query images",
+    "episodes.png": "Three test episodes: support images, and predictions of query images",
 }
-"""The figures of a run that show single tasks, and what they show."""
+"""The figures of a run that show single tasks, and their titles."""
 
 
-@dataclass(frozen=True)
-class Results:
+class Results(NamedTuple):
     """An evaluation over all tasks: `mean` and `interval` map a metric to `(inner steps + 1,)`.
 
-    `ece` has the same shape, or is None where it was not recorded.
+    `ece` has the same shape, or is None if it was not recorded.
     """
 
     mean: dict[str, np.ndarray]
@@ -35,9 +33,8 @@ class Results:
     ece: np.ndarray | None = None
 
 
-@dataclass(frozen=True)
-class Validations:
-    """When the run validated, the metric then, half its 95% interval over tasks: each `(n,)`."""
+class Validations(NamedTuple):
+    """The steps and minutes of validations, the metric, and half its 95% interval: each `(n,)`."""
 
     steps: np.ndarray
     minutes: np.ndarray
@@ -45,9 +42,8 @@ class Validations:
     intervals: np.ndarray
 
 
-@dataclass(frozen=True)
-class RunCost:
-    """As `training_cost` and `outer_step_record` give it; None is not recorded."""
+class RunCost(NamedTuple):
+    """The figures of `training_cost` and `outer_step_record`; None is not recorded."""
 
     seconds_per_step: float | None
     compile_seconds: float | None
@@ -57,30 +53,42 @@ class RunCost:
     unreached: list[str] | None
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A picture of single tasks: a PNG file as a `data:` address, and its size in pixels."""
 
     title: str
     address: str
     width: int
     height: int
-    template: ClassVar[str] = "picture.html"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the page shows of one run. None and empty stand for what the run has not recorded.
+    """What the page shows of one run. None and empty mean that the run has not recorded it.
 
-    - `name`: what it is called on the page; `place`: which of the runs it is
-    - `batch`: tasks per outer step; `trained_steps`: inner steps in training
-    - `metric`: what it is judged by; `normalisation`: the model's policy
-    - `outer_steps`, `minutes`: as far as the log goes
-    - `losses` `(outer_steps,)`: the loss of every outer step
-    - `norms`: `(steps, values)`, the meta-gradient's norm, a mean over each call to the device
-    - `faults`: outer steps whose gradient was not finite
-    - `test`: the evaluation at the end; `per_task`: metric -> `(tasks, inner steps + 1)`
-    - `trials`: evaluations of a learned optimizer against tuned ones
+    Attributes:
+        name: The name of the run on the page.
+        place: The number of the run among all on the page, from 0.
+        experiment: The name of the experiment.
+        config: The settings.
+        batch: Tasks per outer step.
+        metric: The metric by which the run is judged.
+        outer_steps: Outer steps, as far as the log goes.
+        minutes: Minutes, as far as the log goes.
+        losses: The loss of every outer step, `(outer_steps,)`.
+        norms: `(steps, values)`, the norm of the meta-gradient, a mean over each call to the
+            device.
+        faults: The outer steps whose gradient was not finite.
+        validations: The validations.
+        cost: Time, memory and operations.
+        trained_steps: Inner steps in training.
+        normalisation: The model's policy.
+        best_step: The outer step of the best validation.
+        environment: Versions, device and machine.
+        test: The evaluation at the end.
+        per_task: By metric, `(tasks, inner steps + 1)`.
+        pictures: Pictures of single tasks.
+        trials: Evaluations of a learned optimizer against tuned ones.
     """
 
     name: str
@@ -88,9 +96,7 @@ class Run:
     experiment: str
     config: dict[str, Any]
     batch: int | None
-    trained_steps: int | None
     metric: str
-    normalisation: str | None
     outer_steps: int
     minutes: float
     losses: np.ndarray
@@ -98,16 +104,18 @@ class Run:
     faults: list[dict[str, Any]]
     validations: Validations
     cost: RunCost
+    trained_steps: int | None
+    normalisation: str | None
     best_step: int | None
+    environment: dict[str, str]
     test: Results
     per_task: dict[str, np.ndarray]
-    environment: dict[str, str]
     pictures: list[Picture]
     trials: list[Trials]
 
     @property
     def finished(self) -> bool:
-        """Whether it came to its test."""
+        """Whether the run was tested."""
         return bool(self.test.mean)
 
 
@@ -121,72 +129,49 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _read(folder: RunFolder, name: str, place: int) -> Run:
-    begun = folder.read_config()
-    with _understood(folder, CONFIG):
-        experiment, config = begun["experiment"], begun["config"]
-        batch, metric = _whole(config.get("batch")), str(begun["metric"])
-    records = folder.read_log()
+    begun, records = folder.read_config(), folder.read_log()
+    with folder.reading(CONFIG):
+        metric, batch = str(begun["metric"]), _known(int, begun["config"].get("batch"))
+    with folder.reading(LOG):
+        log, measured = _log(records, metric), training_cost(records)
     ended = folder.read_json(RESULT) if folder.has(RESULT) else {}
-    with _understood(folder, LOG):
-        validated = [record for record in records if "validation" in record]
-        log = _log(records, validated, metric)
-        measured = training_cost(records)
-    with _understood(folder, RESULT):
-        cost = _cost(measured | dict(ended.get("cost", {})))
-        test = _results(ended["test"]) if "test" in ended else Results({}, {}, 0)
-        if test.mean and metric not in test.mean:
-            raise ValueError(f"no {metric}")
-        best_step = _whole(ended.get("best_step"))
-        environment = _flat(ended.get("environment", {}))
-        trained_steps = _whole(ended.get("trained_steps"))
-        normalisation = None if "normalisation" not in ended else str(ended["normalisation"])
+    with folder.reading(RESULT):
+        result = _result(ended, measured, metric)
+    arrays = folder.read_arrays(TEST_TASKS) if folder.has(TEST_TASKS) else {}
+    with folder.reading(TEST_TASKS):
+        if any(array.ndim != 2 or array.dtype.kind != "f" for array in arrays.values()):
+            raise ValueError("not numbers by task and inner step")
     return Run(
         name=name,
         place=place,
-        experiment=experiment,
-        config=config,
+        experiment=begun["experiment"],
+        config=begun["config"],
         batch=batch,
-        trained_steps=trained_steps,
         metric=metric,
-        normalisation=normalisation,
-        cost=cost,
-        best_step=best_step,
-        test=test,
-        per_task=_per_task(folder),
-        environment=environment,
+        per_task={name: array.astype(float) for name, array in arrays.items()},
         pictures=[_picture(folder, name) for name in PICTURES if folder.has(name)],
         trials=read_trials(folder),
         **log,
+        **result,
     )
 
 
-@contextmanager
-def _understood(folder: RunFolder, name: str) -> Iterator[None]:
-    """What is JSON but not what a run writes is damage too."""
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise folder.damaged(name, error) from error
+def _known(kind: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else kind(value)
 
 
-def _whole(number: Any) -> int | None:
-    return None if number is None else int(number)
-
-
-def _log(records: list[dict], validated: list[dict], metric: str) -> dict[str, Any]:
-    numbers = lambda values: np.asarray(values, float)  # "NaN" and "Infinity" become what they say
-    losses = [numbers(record.get("losses", [])) for record in records]
+def _log(records: list[dict], metric: str) -> dict[str, Any]:
+    numbers = lambda values: np.asarray(values, float)  # Also of the strings "NaN" and "Infinity".
     normed = [record for record in records if "gradient_norm" in record]
+    validated = [record for record in records if "validation" in record]
+    losses = [numbers(record.get("losses", [])) for record in records]
     scores = [_results(record["validation"]) for record in validated]
     return {
         "outer_steps": int(records[-1]["step"]) if records else 0,
         "minutes": float(records[-1]["seconds"]) / 60 if records else 0.0,
         "losses": np.concatenate([np.zeros(0), *losses]),
         "faults": [dict(fault) for record in records for fault in record.get("faults", [])],
-        "norms": (
-            numbers([record["step"] for record in normed]),
-            numbers([record["gradient_norm"] for record in normed]),
-        ),
+        "norms": tuple(numbers([each[of] for each in normed]) for of in ("step", "gradient_norm")),
         "validations": Validations(
             numbers([record["step"] for record in validated]),
             numbers([record["seconds"] for record in validated]) / 60,
@@ -196,15 +181,25 @@ def _log(records: list[dict], validated: list[dict], metric: str) -> dict[str, A
     }
 
 
-def _cost(record: dict[str, Any]) -> RunCost:
-    measured = ("seconds_per_step", "compile_seconds", "peak_memory_bytes", "flops_per_step")
-    numbers = {name: None if name not in record else float(record[name]) for name in measured}
-    unreached = record.get("unreached")
-    return RunCost(
-        **numbers,
-        flops_are_lower_bound=bool(record.get("flops_are_lower_bound")),
-        unreached=None if unreached is None else [str(name) for name in unreached],
-    )
+def _result(ended: dict[str, Any], measured: dict[str, float], metric: str) -> dict[str, Any]:
+    cost = measured | dict(ended.get("cost", {}))
+    test = _results(ended["test"]) if "test" in ended else Results({}, {}, 0)
+    if test.mean and metric not in test.mean:
+        raise ValueError(f"no {metric}")
+    environment = dict(ended.get("environment", {}))
+    environment |= environment.pop("versions", {})
+    return {
+        "cost": RunCost(
+            *(_known(float, cost.get(name)) for name in RunCost._fields[:4]),
+            flops_are_lower_bound=bool(cost.get("flops_are_lower_bound")),
+            unreached=_known(lambda names: list(map(str, names)), cost.get("unreached")),
+        ),
+        "trained_steps": _known(int, ended.get("trained_steps")),
+        "normalisation": _known(str, ended.get("normalisation")),
+        "best_step": _known(int, ended.get("best_step")),
+        "environment": {name: str(value) for name, value in environment.items()},
+        "test": test,
+    }
 
 
 def _results(record: dict[str, Any]) -> Results:
@@ -218,32 +213,13 @@ def _results(record: dict[str, Any]) -> Results:
     return Results(mean, interval, int(record["tasks"]), ece)
 
 
-def _per_task(folder: RunFolder) -> dict[str, np.ndarray]:
-    if not folder.has(TEST_TASKS):
-        return {}
-    arrays = folder.read_arrays(TEST_TASKS)
-    with _understood(folder, TEST_TASKS):
-        if any(array.ndim != 2 or array.dtype.kind != "f" for array in arrays.values()):
-            raise ValueError("not numbers by task and inner step")
-    return {name: array.astype(float) for name, array in arrays.items()}
-
-
-def _flat(environment: dict[str, Any]) -> dict[str, str]:
-    """Versions of packages beside the rest."""
-    versions = dict(environment.get("versions", {}))
-    rest = {name: value for name, value in environment.items() if name != "versions"}
-    return {name: str(value) for name, value in (rest | versions).items()}
-
-
 def _picture(folder: RunFolder, name: str) -> Picture:
     from PIL import Image
 
-    try:
+    with folder.reading(name):
         content = (folder.path / name).read_bytes()
         with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
             size = image.size
             image.verify()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise folder.damaged(name, error) from error
     address = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     return Picture(PICTURES[name], address, *size)

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed, and what they say together."""
+"""Runs that differ in the seed only, and their statistics."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,16 +9,18 @@ import numpy as np
 from innerloop.lab.report.runs import Run
 
 _PLACE_AND_SEED = ("run", "resume", "seed")
-"""Where a run lies, whether it went on, and its seed: what runs of one setting may differ in."""
+"""Runs of one setting may differ in their folder, in whether they were resumed, and in the seed."""
 
 
 class OverSeeds(NamedTuple):
     """A metric over the runs of one setting.
 
-    - `mean`: of the runs' means; `half`: half the width of its 95% interval, by Student's t with
-      one degree of freedom less than runs
-    - `deviation`: standard deviation of the runs' means, with one less than the runs below the sum
-    - `low`, `high`: the least and the most of the means
+    Attributes:
+        mean: The mean of the runs' means.
+        half: Half the width of its 95% interval, by Student's t with `runs - 1` degrees of freedom.
+        deviation: The standard deviation of the runs' means, with `runs - 1` in the denominator.
+        low: The least of the means.
+        high: The most of the means.
     """
 
     mean: float
@@ -29,13 +31,13 @@ class OverSeeds(NamedTuple):
 
 
 def settings(run: Run) -> dict[str, Any]:
-    """The config without what does not make it another experiment."""
+    """The config without the fields that runs of one setting may differ in."""
     kept = {name: value for name, value in run.config.items() if name not in _PLACE_AND_SEED}
     return {"experiment": run.experiment} | kept
 
 
 def differing(runs: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
-    """The config fields in which the runs differ, where they lie apart, with the value of each."""
+    """The names of the config fields in which the runs differ, with the value of each run."""
     configs = [settings(run) | {"seed": run.config.get("seed")} for run in runs]
     for name in dict.fromkeys(name for config in configs for name in config):
         values = [config.get(name) for config in configs]
@@ -45,17 +47,10 @@ def differing(runs: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
 
 def same_but_for_the_seed(runs: Sequence[Run]) -> list[list[Run]]:
     """Groups of at least two finished runs of one setting and different seeds."""
-    groups: list[list[Run]] = []
-    for run in runs:
-        if not run.finished:
-            continue
-        for group in groups:
-            if settings(group[0]) == settings(run):
-                group.append(run)
-                break
-        else:
-            groups.append([run])
-    return [group for group in groups if len({run.config.get("seed") for run in group}) > 1]
+    finished = [run for run in runs if run.finished]
+    groups = [[run for run in finished if settings(run) == settings(one)] for one in finished]
+    distinct = [group for i, group in enumerate(groups) if group not in groups[:i]]
+    return [group for group in distinct if len({run.config.get("seed") for run in group}) > 1]
 
 
 def over_seeds(values: Sequence[float]) -> OverSeeds:

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them."""
+"""Numbers and settings as text."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from innerloop.lab.plots.style import is_fraction
 
 
 def value(number: float, metric: str) -> str:
-    """A metric: `81.3%` for a fraction, four digits for all else."""
+    """The value of a metric: `81.3%` for a fraction, four digits for any other."""
     if not np.isfinite(number):
         return "not finite"
     return f"{number:.1%}" if is_fraction(metric) else f"{number:.4g}"
 
 
 def plus_minus(mean: float, half: float, metric: str) -> str:
-    """`81.3 ± 0.7%`, both to the digits that the interval leaves certain."""
+    """`81.3 ± 0.7%`, both to the last digit that the interval leaves certain."""
     if not (np.isfinite(mean) and np.isfinite(half)):
         return value(mean, metric)
     scale, unit = (100, "%") if is_fraction(metric) else (1, "")
@@ -39,13 +39,13 @@ def duration(seconds: float) -> str:
 
 def operations(flops: float) -> str:
     """`822 kFLOP`, `3.1 GFLOP`."""
-    prefixes = ["", "k", "M", "G", "T", "P"]
-    power = max((i for i in range(len(prefixes)) if flops >= 1000**i), default=0)
-    return f"{flops / 1000**power:.3g} {prefixes[power]}FLOP"
+    power = max((i for i in range(6) if flops >= 1000**i), default=0)
+    prefix = ("", *"kMGTP")[power]
+    return f"{flops / 1000**power:.3g} {prefix}FLOP"
 
 
 def setting(content: Any) -> str:
-    """A field of a config as the command line would take it."""
+    """The value of a field of a config, as the command line takes it."""
     if content is None:
         return "none"
     if isinstance(content, bool):
@@ -56,5 +56,5 @@ def setting(content: Any) -> str:
 
 
 def words(name: str) -> str:
-    """`validate_every` as `validate every`."""
+    """The words of a name: `validate every` for `validate_every`."""
     return name.replace("_", " ")
