@@ -1,53 +1,30 @@
 """What a variant of your own is made of: abstract classes, and the functions to build them with."""
 
-from innerloop.adaptation import (
-    Adaptation,
-    DirectAdaptation,
-    Info,
-    InnerGradient,
-    InnerRule,
-    InnerStep,
-    Loop,
-    MinimiseInfo,
-    Origin,
-    run,
-    run_from,
-)
-from innerloop.estimators import Estimate, Estimator
-from innerloop.fidelity import Derivatives, Fidelity, combined, undefined
-from innerloop.gradients.base import Aux, MetaGradient, objective_after_run, run_task
-from innerloop.gradients.surrogate import known_gradient, own_gradient
-from innerloop.logging import Logger
-from innerloop.problem import TaskKeys, task_keys
-from innerloop.tasks import TaskDistribution, sample_each
-
-__all__ = [
-    "Adaptation",
-    "Aux",
-    "Derivatives",
-    "DirectAdaptation",
-    "Estimate",
-    "Estimator",
-    "Fidelity",
-    "Info",
-    "InnerGradient",
-    "InnerRule",
-    "InnerStep",
-    "Logger",
-    "Loop",
-    "MetaGradient",
-    "MinimiseInfo",
-    "Origin",
-    "TaskDistribution",
-    "TaskKeys",
-    "combined",
-    "known_gradient",
-    "objective_after_run",
-    "own_gradient",
-    "run",
-    "run_from",
-    "run_task",
-    "sample_each",
-    "task_keys",
-    "undefined",
-]
+from innerloop.adaptation import Adaptation as Adaptation
+from innerloop.adaptation import DirectAdaptation as DirectAdaptation
+from innerloop.adaptation import Info as Info
+from innerloop.adaptation import InnerGradient as InnerGradient
+from innerloop.adaptation import InnerRule as InnerRule
+from innerloop.adaptation import InnerStep as InnerStep
+from innerloop.adaptation import Loop as Loop
+from innerloop.adaptation import MinimiseInfo as MinimiseInfo
+from innerloop.adaptation import Origin as Origin
+from innerloop.adaptation import run as run
+from innerloop.adaptation import run_from as run_from
+from innerloop.estimators import Estimate as Estimate
+from innerloop.estimators import Estimator as Estimator
+from innerloop.fidelity import Derivatives as Derivatives
+from innerloop.fidelity import Fidelity as Fidelity
+from innerloop.fidelity import combined as combined
+from innerloop.fidelity import undefined as undefined
+from innerloop.gradients.base import Aux as Aux
+from innerloop.gradients.base import MetaGradient as MetaGradient
+from innerloop.gradients.base import objective_after_run as objective_after_run
+from innerloop.gradients.base import run_task as run_task
+from innerloop.gradients.surrogate import known_gradient as known_gradient
+from innerloop.gradients.surrogate import own_gradient as own_gradient
+from innerloop.logging import Logger as Logger
+from innerloop.problem import TaskKeys as TaskKeys
+from innerloop.problem import task_keys as task_keys
+from innerloop.tasks import TaskDistribution as TaskDistribution
+from innerloop.tasks import sample_each as sample_each

@@ -1,20 +1,12 @@
 """Before a run: what is wrong, what each meta-gradient costs, what fits the memory."""
 
-from innerloop.diagnostics._check import check
-from innerloop.diagnostics._compare import compare
-from innerloop.diagnostics._plan import Option, Plan, plan
-from innerloop.diagnostics.comparison.result import Comparison, ComparisonRow
-from innerloop.diagnostics.findings import Finding, Report, Severity
-
-__all__ = [
-    "Comparison",
-    "ComparisonRow",
-    "Finding",
-    "Option",
-    "Plan",
-    "Report",
-    "Severity",
-    "check",
-    "compare",
-    "plan",
-]
+from innerloop.diagnostics._check import check as check
+from innerloop.diagnostics._compare import compare as compare
+from innerloop.diagnostics._plan import Option as Option
+from innerloop.diagnostics._plan import Plan as Plan
+from innerloop.diagnostics._plan import plan as plan
+from innerloop.diagnostics.comparison.result import Comparison as Comparison
+from innerloop.diagnostics.comparison.result import ComparisonRow as ComparisonRow
+from innerloop.diagnostics.findings import Finding as Finding
+from innerloop.diagnostics.findings import Report as Report
+from innerloop.diagnostics.findings import Severity as Severity

@@ -1,56 +1,33 @@
 """How the meta-gradient is computed: one short file per idea."""
 
-from innerloop.adaptation import InnerRule, Loop
-from innerloop.fidelity import Derivatives, Fidelity
-from innerloop.gradients.base import Aux, MetaGradient
-from innerloop.gradients.bound import Bound
-from innerloop.gradients.checkpoint import Binomial, Segments
-from innerloop.gradients.clipped import Clipped
-from innerloop.gradients.conditions import fixed_point, projected_gradient, proximal
-from innerloop.gradients.evolution import EvolutionStrategies
-from innerloop.gradients.forward_mode import Basis, Coordinates, ForwardMode, RandomDirections
-from innerloop.gradients.hold_constant import HoldConstant
-from innerloop.gradients.implicit import Implicit
-from innerloop.gradients.inner import Exact
-from innerloop.gradients.last import Last
-from innerloop.gradients.linear_solve import Neumann
-from innerloop.gradients.loops import StoreAll
-from innerloop.gradients.mixed_mode import MixedMode
-from innerloop.gradients.names import gradient_name
-from innerloop.gradients.reptile import Reptile
-from innerloop.gradients.settings import Bounded, FirstOrder, Truncated
-from innerloop.gradients.unroll import Unroll
-
-__all__ = [
-    "Aux",
-    "Basis",
-    "Binomial",
-    "Bound",
-    "Bounded",
-    "Clipped",
-    "Coordinates",
-    "Derivatives",
-    "EvolutionStrategies",
-    "Exact",
-    "Fidelity",
-    "FirstOrder",
-    "ForwardMode",
-    "HoldConstant",
-    "Implicit",
-    "InnerRule",
-    "Last",
-    "Loop",
-    "MetaGradient",
-    "MixedMode",
-    "Neumann",
-    "RandomDirections",
-    "Reptile",
-    "Segments",
-    "StoreAll",
-    "Truncated",
-    "Unroll",
-    "fixed_point",
-    "gradient_name",
-    "projected_gradient",
-    "proximal",
-]
+from innerloop.adaptation import InnerRule as InnerRule
+from innerloop.adaptation import Loop as Loop
+from innerloop.fidelity import Derivatives as Derivatives
+from innerloop.fidelity import Fidelity as Fidelity
+from innerloop.gradients.base import Aux as Aux
+from innerloop.gradients.base import MetaGradient as MetaGradient
+from innerloop.gradients.bound import Bound as Bound
+from innerloop.gradients.checkpoint import Binomial as Binomial
+from innerloop.gradients.checkpoint import Segments as Segments
+from innerloop.gradients.clipped import Clipped as Clipped
+from innerloop.gradients.conditions import fixed_point as fixed_point
+from innerloop.gradients.conditions import projected_gradient as projected_gradient
+from innerloop.gradients.conditions import proximal as proximal
+from innerloop.gradients.evolution import EvolutionStrategies as EvolutionStrategies
+from innerloop.gradients.forward_mode import Basis as Basis
+from innerloop.gradients.forward_mode import Coordinates as Coordinates
+from innerloop.gradients.forward_mode import ForwardMode as ForwardMode
+from innerloop.gradients.forward_mode import RandomDirections as RandomDirections
+from innerloop.gradients.hold_constant import HoldConstant as HoldConstant
+from innerloop.gradients.implicit import Implicit as Implicit
+from innerloop.gradients.inner import Exact as Exact
+from innerloop.gradients.last import Last as Last
+from innerloop.gradients.linear_solve import Neumann as Neumann
+from innerloop.gradients.loops import StoreAll as StoreAll
+from innerloop.gradients.mixed_mode import MixedMode as MixedMode
+from innerloop.gradients.names import gradient_name as gradient_name
+from innerloop.gradients.reptile import Reptile as Reptile
+from innerloop.gradients.settings import Bounded as Bounded
+from innerloop.gradients.settings import FirstOrder as FirstOrder
+from innerloop.gradients.settings import Truncated as Truncated
+from innerloop.gradients.unroll import Unroll as Unroll

@@ -4,16 +4,10 @@ The only room that knows how JAX's primitives hold the programs that they run (`
 that differs between the versions of JAX.
 """
 
-from innerloop.programs.evaluation import evaluate
-from innerloop.programs.operations import Inside, Operation, inside, operations
-from innerloop.programs.reading import between, inputs_read
-
-__all__ = [
-    "Inside",
-    "Operation",
-    "between",
-    "evaluate",
-    "inputs_read",
-    "inside",
-    "operations",
-]
+from innerloop.programs.evaluation import evaluate as evaluate
+from innerloop.programs.operations import Inside as Inside
+from innerloop.programs.operations import Operation as Operation
+from innerloop.programs.operations import inside as inside
+from innerloop.programs.operations import operations as operations
+from innerloop.programs.reading import between as between
+from innerloop.programs.reading import inputs_read as inputs_read

@@ -1,30 +1,19 @@
 """Training: how meta-parameters are updated over many tasks, and evaluated."""
 
-from innerloop.devices.sharding import Sharding, largest_axis, replicated
-from innerloop.storage.checkpoint import Checkpoints
-from innerloop.training._evaluate import Evaluation, evaluate
-from innerloop.training._fit import Fit, Progress, fit
-from innerloop.training.keys import tasks_of_step
-from innerloop.training.non_finite import Clip, Fault, NonFinite, Skip, Stop
-from innerloop.training.signals import Stopped
-from innerloop.training.validation import Validation
-
-__all__ = [
-    "Checkpoints",
-    "Clip",
-    "Evaluation",
-    "Fault",
-    "Fit",
-    "NonFinite",
-    "Progress",
-    "Sharding",
-    "Skip",
-    "Stop",
-    "Stopped",
-    "Validation",
-    "evaluate",
-    "fit",
-    "largest_axis",
-    "replicated",
-    "tasks_of_step",
-]
+from innerloop.devices.sharding import Sharding as Sharding
+from innerloop.devices.sharding import largest_axis as largest_axis
+from innerloop.devices.sharding import replicated as replicated
+from innerloop.storage.checkpoint import Checkpoints as Checkpoints
+from innerloop.training._evaluate import Evaluation as Evaluation
+from innerloop.training._evaluate import evaluate as evaluate
+from innerloop.training._fit import Fit as Fit
+from innerloop.training._fit import Progress as Progress
+from innerloop.training._fit import fit as fit
+from innerloop.training.keys import tasks_of_step as tasks_of_step
+from innerloop.training.non_finite import Clip as Clip
+from innerloop.training.non_finite import Fault as Fault
+from innerloop.training.non_finite import NonFinite as NonFinite
+from innerloop.training.non_finite import Skip as Skip
+from innerloop.training.non_finite import Stop as Stop
+from innerloop.training.signals import Stopped as Stopped
+from innerloop.training.validation import Validation as Validation

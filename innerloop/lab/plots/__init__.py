@@ -5,16 +5,9 @@ Matplotlib is imported when a figure is drawn. Each file is written under a temp
 moved into place, so that a reader never finds half a figure.
 """
 
-from innerloop.lab.plots.comparison import error_against_cost
-from innerloop.lab.plots.curves import adaptation_curve, learning_curve, validation_over_time
-from innerloop.lab.plots.episodes import episodes_with_predictions
-from innerloop.lab.plots.sinusoid_fits import sinusoid_fits
-
-__all__ = [
-    "adaptation_curve",
-    "episodes_with_predictions",
-    "error_against_cost",
-    "learning_curve",
-    "sinusoid_fits",
-    "validation_over_time",
-]
+from innerloop.lab.plots.comparison import error_against_cost as error_against_cost
+from innerloop.lab.plots.curves import adaptation_curve as adaptation_curve
+from innerloop.lab.plots.curves import learning_curve as learning_curve
+from innerloop.lab.plots.curves import validation_over_time as validation_over_time
+from innerloop.lab.plots.episodes import episodes_with_predictions as episodes_with_predictions
+from innerloop.lab.plots.sinusoid_fits import sinusoid_fits as sinusoid_fits
