@@ -321,7 +321,7 @@ def test_train_takes_a_budget_and_checks_and_logs_for_tensorboard(tmp_path, caps
     main([*SINUSOID, "--run", str(run), "--memory", "64MiB", "--check", "--tensorboard"])
     (events,) = run.glob("events.out.tfevents.*")
     assert b"validation/loss/interval_95" in events.read_bytes()
-    assert "within 64MiB: Unroll()" in " ".join(capsys.readouterr().out.split())
+    assert "within 64MiB: Unroll(MixedMode())" in " ".join(capsys.readouterr().out.split())
     assert json.loads((run / "result.json").read_text())["chunk"] >= 1
     main(["evaluate", str(run), "--tasks", "3"])
 

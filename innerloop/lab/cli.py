@@ -187,7 +187,7 @@ def compare(
 
 
 def plan(experiment: _FewShotExperiment) -> None:  # pyright: ignore[reportInvalidTypeForm]
-    """Find the cheapest exact meta-gradient that fits a budget of memory; nothing is run.
+    """Find an exact meta-gradient that fits a budget of memory; nothing is run.
 
     Args:
         experiment: The experiment. Each has its own settings. --memory is the budget, 2GiB by

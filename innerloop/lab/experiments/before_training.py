@@ -29,7 +29,7 @@ def compare_experiment(experiment: FewShot, trained: Path | None) -> Comparison:
 
 
 def plan_experiment(experiment: FewShot) -> Plan:
-    """The cheapest exact meta-gradient of a batch within its budget, which is 2 GiB by default."""
+    """An exact meta-gradient of a batch within its budget, which is 2 GiB by default."""
     memory = experiment.memory or "2GiB"
     problem, adaptation, meta, episodes, *_ = _on_tasks(experiment, experiment.batch, None)
     return plan(problem, adaptation, meta, episodes, memory, chunk=experiment.chunk)

@@ -41,7 +41,7 @@ class FewShot(Experiment, abc.ABC):
     those of the experiment's own protocol, or the recipe's if they are more. A recipe that computes
     the parameters in one go has one result."""
     memory: str | None = None
-    """A budget such as 2GiB, in place of --chunk: the cheapest exact gradient that fits."""
+    """A budget such as 2GiB, in place of --chunk: an exact gradient that fits is chosen."""
     check: bool = False
     """Look for faults before the first step; an error stops the run."""
 
