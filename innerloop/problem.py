@@ -112,18 +112,17 @@ class TaskKeys(NamedTuple):
         adapt: The key of the inner loop: `init` uses `fold_in(adapt, 0)` and step t uses
             `fold_in(adapt, t + 1)`.
         outer: The key of the outer loss, the same after every step.
-        estimator: The key of the meta-gradient's own draws.
+        gradient: The key of the meta-gradient's own draws.
     """
 
     adapt: PRNGKeyArray
     outer: PRNGKeyArray
-    estimator: PRNGKeyArray
+    gradient: PRNGKeyArray
 
 
 def task_keys(key: PRNGKeyArray) -> TaskKeys:
     """Split one task's key. Every meta-gradient and `adapt` do, so they see the same inner loop."""
-    adapt, outer, estimator = jax.random.split(key, 3)
-    return TaskKeys(adapt, outer, estimator)
+    return TaskKeys(*jax.random.split(key, 3))
 
 
 def subset(

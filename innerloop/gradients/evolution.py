@@ -20,7 +20,7 @@ class EvolutionStrategies(MetaGradient):
       \qquad \epsilon_i \sim \mathcal{N}(0, I)$$
 
     (arXiv 1703.03864). All pairs of a task learn with the same adaptation keys (common random
-    numbers); pair i draws from `fold_in(estimator key, i)`. The value is L(φ) itself.
+    numbers); pair i draws from `fold_in(task_keys(key).gradient, i)`. The value is L(φ) itself.
 
     - `pairs`: n >= 1. The variance falls as 1/n and grows with the number of meta-parameters.
     - `sigma`: σ > 0, in the units of the meta-parameters
@@ -55,7 +55,7 @@ class EvolutionStrategies(MetaGradient):
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
             outcome = lambda meta: run_task(problem, adaptation, meta, episode, key)
-            draws = task_keys(key).estimator
+            draws = task_keys(key).gradient
             gradient = self._estimate(lambda meta: outcome(meta).loss, fixed, draws)
             loss, aux, _ = outcome(fixed)
             loss = known_gradient("EvolutionStrategies()", loss, gradient, meta)

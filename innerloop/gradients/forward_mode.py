@@ -97,7 +97,7 @@ class RandomDirections(Directions):
     r"""Random signs $v_i$: the gradient is $\frac{1}{n} \sum_i (v_i \cdot \nabla L)\, v_i$.
 
     Unbiased, of variance about dim(meta)/n times the squared gradient (forward gradients: Baydin et
-    al. 2022, arXiv 2202.08587). Direction i draws from `fold_in(estimator key, i)`.
+    al. 2022, arXiv 2202.08587). Direction i draws from `fold_in(task_keys(key).gradient, i)`.
 
     - `count`: n >= 1
     """
@@ -178,7 +178,7 @@ class ForwardMode(MetaGradient):
                 size = min(self.chunk or n, n)
                 return jax.lax.map(slope, jnp.arange(n, dtype=jnp.int32), batch_size=size)
 
-            draws = task_keys(key).estimator
+            draws = task_keys(key).gradient
             gradient = self.directions.gradient(slopes, jax.tree.leaves(fixed), draws)
             loss, aux = value(fixed)
             return known_gradient("ForwardMode()", loss, gradient, meta), aux

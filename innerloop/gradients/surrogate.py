@@ -24,9 +24,7 @@ from innerloop.trees import leaf_names
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def known_gradient(
-    estimator: str, value: Scalar, gradient: list[Array | None], meta: PyTree
-) -> Scalar:
+def known_gradient(name: str, value: Scalar, gradient: list[Array | None], meta: PyTree) -> Scalar:
     r"""`value`, with derivative $\langle$`gradient`, $\mathrm{d}\phi\rangle$ in `meta`.
 
     `gradient` holds one array per leaf of meta, None for a leaf that it does not reach. It and
@@ -37,12 +35,12 @@ def known_gradient(
 
 
 @functools.partial(known_gradient.defjvp, symbolic_zeros=True)
-def _known_gradient_jvp(estimator, primals, tangents):
+def _known_gradient_jvp(name, primals, tangents):
     value, gradient, meta = primals
     value_dot, gradient_dot, meta_dot = tangents
     if not all(is_zero(leaf) for leaf in tangent_leaves((value_dot, gradient_dot))):
-        raise _in_meta_alone(estimator)
-    gradient = _once(estimator, gradient, meta)
+        raise _in_meta_alone(name)
+    gradient = _once(name, gradient, meta)
     slope = jnp.zeros_like(value)
     for leaf, dot in zip(gradient, tangent_leaves(meta_dot), strict=True):
         if not (is_zero(dot) or leaf is None):
@@ -51,7 +49,7 @@ def _known_gradient_jvp(estimator, primals, tangents):
 
 
 def own_gradient(
-    estimator: str,
+    name: str,
     objective: TaskObjective,
     finish: Callable[[PyTree], tuple[PyTree, dict[str, Any]]] = lambda gradient: (gradient, {}),
 ) -> TaskObjective:
@@ -75,18 +73,18 @@ def own_gradient(
         if all(leaf is None for leaf in leaves):
             raise detached(", ".join(leaf_names(meta)))
         aux = aux._replace(diagnostics=aux.diagnostics | said)
-        return known_gradient(estimator, loss, leaves, meta), aux
+        return known_gradient(name, loss, leaves, meta), aux
 
     return owned
 
 
-def in_meta_alone(estimator: str, objective: TaskObjective) -> TaskObjective:
+def in_meta_alone(name: str, objective: TaskObjective) -> TaskObjective:
     """The same objective; a derivative in the episode or in what it closes over raises.
 
     For a gradient that drops a part: its derivative in anything else than meta would drop a part
     too, and be zero where that is all of it.
     """
-    error = _in_meta_alone(estimator)
+    error = _in_meta_alone(name)
 
     def alone(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
         as_array = lambda leaf: leaf if eqx.is_array(leaf) else jnp.asarray(leaf)
@@ -99,33 +97,33 @@ def in_meta_alone(estimator: str, objective: TaskObjective) -> TaskObjective:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def once_differentiable(estimator: str, value: Scalar, meta: PyTree) -> Scalar:
+def once_differentiable(name: str, value: Scalar, meta: PyTree) -> Scalar:
     """Return `value`; differentiating its gradient in meta raises `GradientError`."""
     return value
 
 
 @functools.partial(once_differentiable.defjvp, symbolic_zeros=True)
-def _once_differentiable_jvp(estimator, primals, tangents):
+def _once_differentiable_jvp(name, primals, tangents):
     value, meta = primals
     value_dot, _ = tangents
     if is_zero(value_dot):
         return value, jnp.zeros_like(value)
     # A guard on the tangent itself would be dropped by JAX's partial evaluation. This factor is
     # computed of meta, so the rule sees whether meta is differentiated once more.
-    return value, value_dot * _once(estimator, jnp.ones_like(value_dot), meta)
+    return value, value_dot * _once(name, jnp.ones_like(value_dot), meta)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _once(estimator, derivative, meta):
+def _once(name, derivative, meta):
     return derivative
 
 
 @functools.partial(_once.defjvp, symbolic_zeros=True)
-def _once_jvp(estimator, primals, tangents):
+def _once_jvp(name, primals, tangents):
     (derivative, _), (derivative_dot, meta_dot) = primals, tangents
     if not all(is_zero(leaf) for leaf in tangent_leaves((derivative_dot, meta_dot))):
         raise GradientError(
-            f"the gradient of {estimator} is not itself differentiable",
+            f"the gradient of {name} is not itself differentiable",
             got="a second derivative",
             expected="first derivatives",
             write="Unroll(), whose derivatives of every order are exact",
@@ -133,9 +131,9 @@ def _once_jvp(estimator, primals, tangents):
     return derivative, jax.tree.map(dense, derivative_dot, is_leaf=is_zero)
 
 
-def _in_meta_alone(estimator: str) -> GradientError:
+def _in_meta_alone(name: str) -> GradientError:
     return GradientError(
-        f"{estimator} gives a derivative in meta alone",
+        f"{name} gives a derivative in meta alone",
         got="a derivative in the episode, or in a value that the problem closes over",
         expected="a derivative in meta",
         write="what is to be differentiated as a part of meta, or Unroll()",
