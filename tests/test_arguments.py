@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import innerloop
+import innerloop as il
 from innerloop.arguments import (
     CheckedModule,
     at_least,
@@ -143,10 +143,40 @@ KINDS = {
 }
 
 
+class ReaderTasks:
+    """A task distribution of the reader's, and the namespace of the library's."""
+
+    sample = il.tasks.SinusoidTasks(5, 5).sample
+    SinusoidTasks = il.tasks.SinusoidTasks
+
+
+@functools.cache
+def reader():
+    """What a reader of an error has: packages, and the parts of a problem under their names."""
+    loss = lambda params, meta, batch, key: jnp.mean(params * batch.inputs)
+    init = lambda meta, support, key: meta
+    problem, adaptation = il.Problem(init, loss, loss), il.GradientDescent(optax.sgd(0.1), 1)
+    return {
+        **vars(il),
+        "jax": jax,
+        "jnp": jnp,
+        "optax": optax,
+        "optimistix": optimistix,
+        "lineax": lineax,
+        "init": init,
+        "inner_loss": loss,
+        "outer_loss": loss,
+        "problem": problem,
+        "adaptation": adaptation,
+        "folder": "run",
+        "tasks": ReaderTasks(),
+        "episodes": il.Episode(np.ones((2, 1)), np.ones((2, 1))),
+    }
+
+
 def written(kind):
     """The value that the error tells one to write."""
-    packages = {"jax": jax, "jnp": jnp, "optax": optax, "optimistix": optimistix, "lineax": lineax}
-    return eval(requirement_of(kind).cure, vars(innerloop) | packages)
+    return eval(requirement_of(kind).cure, reader())
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -255,7 +285,7 @@ def test_what_is_declared_makes_a_field_as_before():
 
 def members():
     """Every function and class of the package, and the methods of its classes."""
-    for module in pkgutil.walk_packages(innerloop.__path__, "innerloop."):
+    for module in pkgutil.walk_packages(il.__path__, "innerloop."):
         if ".adapters" not in module.name and "__main__" not in module.name:
             for member in vars(importlib.import_module(module.name)).values():
                 yield member

@@ -47,7 +47,9 @@ def namespaces() -> dict[str, object]:
 def exported(module) -> dict[str, object]:
     """What a namespace exports: the names in `__all__`, or all that it imports `as` themselves."""
     names = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
-    return {name: getattr(module, name) for name in names}
+    found = {name: getattr(module, name) for name in names}
+    ours = lambda value: not inspect.ismodule(value) or value.__name__.startswith("innerloop.")
+    return {name: value for name, value in found.items() if ours(value)}
 
 
 def is_namespace(value) -> bool:

@@ -14,6 +14,10 @@ from innerloop.estimators.settings import settings_of
 from innerloop.gradients.base import Fidelity
 from innerloop.learner import Learner
 
+_WHOLE = "WholeTasks(problem, adaptation, Unroll(), tasks, batch=8)"
+SUCH_AS = {"what": "an estimator", "such_as": _WHOLE}
+"""What the error says where something else is given."""
+
 
 class Estimate(NamedTuple):
     """The gradient estimate that an outer step uses.
@@ -267,6 +271,5 @@ class Estimator(CheckedModule):
             f"{asked} is for estimators of whole tasks",
             got=type(self).__name__,
             expected="WholeTasks",
-            write="WholeTasks(problem, GradientDescent(optimizer, steps=20), Unroll(), tasks, "
-            "batch=8)",
+            write=_WHOLE,
         )

@@ -96,7 +96,7 @@ class OnlineWindows(LearningEstimator):
     """
 
     tasks: TaskDistribution = with_methods(
-        "sample", what="a task distribution", such_as="SinusoidTasks(5, 5)"
+        "sample", what="a task distribution", such_as="tasks.SinusoidTasks(5, 5)"
     )
     window: int = at_least(1, such_as=20)
     horizon: Horizon

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, instance
-from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskSet
+from innerloop.estimators.base import SUCH_AS, Apart, CheckedPart, Estimate, Estimator, TaskSet
 from innerloop.estimators.combination import Combination, joined
 
 
@@ -43,8 +43,8 @@ class Phases(Combination):
         StructureError: A part is no estimator, or `until` is below one.
     """
 
-    first: Estimator = instance(Estimator, what="an estimator", such_as="WholeTasks(...)")
-    then: Estimator = instance(Estimator, what="an estimator", such_as="WholeTasks(...)")
+    first: Estimator = instance(Estimator, **SUCH_AS)
+    then: Estimator = instance(Estimator, **SUCH_AS)
     until: int = at_least(1, such_as=1000, static=True, kw_only=True)
 
     @property

@@ -56,7 +56,7 @@ class WholeTasks(LearningEstimator):
 
     gradient: MetaGradient = instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")
     tasks: TaskDistribution | StreamedTasks = with_methods(
-        "sample", what="a task distribution", such_as="SinusoidTasks(5, 5)"
+        "sample", what="a task distribution", such_as="tasks.SinusoidTasks(5, 5)"
     )
     batch: int = at_least(1, such_as=8)
     tested: Learner | None = eqx.field(default=None, kw_only=True)

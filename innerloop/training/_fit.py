@@ -30,7 +30,7 @@ from innerloop.devices.placement import Placement
 from innerloop.devices.processes import in_any, together
 from innerloop.devices.sharding import placement
 from innerloop.diagnostics import Plan, Severity
-from innerloop.estimators import Estimator
+from innerloop.estimators.base import SUCH_AS, Estimator
 from innerloop.storage.checkpoint import Checkpoints
 from innerloop.training._evaluate import Evaluation
 from innerloop.training.keys import run_keys
@@ -94,7 +94,7 @@ class Fit(NamedTuple):
 
 
 @checked(
-    estimator=instance(Estimator, what="an estimator", such_as="WholeTasks(...)"),
+    estimator=instance(Estimator, **SUCH_AS),
     optimizer=with_methods(
         "init", "update", what="an optax transformation", such_as="optax.adam(1e-3)"
     ),
@@ -103,15 +103,19 @@ class Fit(NamedTuple):
     validation=or_none(
         either(
             instance(Validation, what="a Validation", such_as="Validation(episodes, every=100)"),
-            instance(Mapping, what="several by name", such_as="{...}"),
+            instance(
+                Mapping,
+                what="several by name",
+                such_as="{'sines': Validation(episodes, every=100)}",
+            ),
         )
     ),
     averaging=between(0, 1, below=True),
     per_call=at_least(1, such_as=50),
     minutes=or_none(between(0, math.inf)),
-    non_finite=instance(NonFinite, what="a policy", such_as="Skip()"),
+    non_finite=instance(NonFinite, what="a policy", such_as="training.Skip()"),
     checkpoints=or_none(
-        instance(Checkpoints, what="Checkpoints", such_as="Checkpoints(folder, every=500)")
+        instance(Checkpoints, what="Checkpoints", such_as="training.Checkpoints(folder, every=500)")
     ),
 )
 def fit(
