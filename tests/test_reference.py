@@ -5,6 +5,7 @@ that of its namespace. The entry bears the name at the top of the package where 
 other pages link to it.
 """
 
+import ast
 import enum
 import html
 import importlib
@@ -45,11 +46,12 @@ def namespaces() -> dict[str, object]:
 
 
 def exported(module) -> dict[str, object]:
-    """What a namespace exports: the names in `__all__`, or all that it imports `as` themselves."""
-    names = getattr(module, "__all__", [name for name in vars(module) if not name.startswith("_")])
-    found = {name: getattr(module, name) for name in names}
-    ours = lambda value: not inspect.ismodule(value) or value.__name__.startswith("innerloop.")
-    return {name: value for name, value in found.items() if ours(value)}
+    """The names in `__all__`, or those that a namespace imports `as` themselves."""
+    imports = (
+        n for n in ast.parse(inspect.getsource(module)).body if isinstance(n, ast.ImportFrom)
+    )
+    renamed = [each.name for node in imports for each in node.names if each.asname == each.name]
+    return {name: getattr(module, name) for name in getattr(module, "__all__", renamed)}
 
 
 def is_namespace(value) -> bool:
