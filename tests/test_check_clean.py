@@ -18,10 +18,9 @@ from innerloop.lab.experiments.sinusoid import Sinusoid
 
 
 def experiment(kind):
-    parts = kind(batch=3).parts()
-    recipe = parts.recipe
-    meta = recipe.init_meta(jax.random.key(0))
-    return recipe, meta, parts.train.sample(jax.random.key(1), 3)
+    made = kind(batch=3)
+    estimator, meta = made.parts().estimator, made.init_meta(jax.random.key(0))
+    return estimator, meta, estimator.tasks.sample(jax.random.key(1), 3)
 
 
 def recipe_on_sinusoids(make, **options):

@@ -375,15 +375,3 @@ def test_figure(table, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["figure.png"]
     with pytest.raises(StructureError, match="measured meta-gradients"):
         error_against_cost(tmp_path / "none.png", table.records()[3:], title="")
-
-
-def test_labels_do_not_overlap(tmp_path):
-    """Even where many points lie close together."""
-    from innerloop.lab.plots.labels import _arrange, _Box
-
-    rng = np.random.default_rng(0)
-    pixels = [(float(x), float(y)) for x, y in rng.uniform(300, 360, (7, 2))]
-    frame, sizes = _Box(0, 0, 800, 700), [(150.0, 14.0)] * 7
-    boxes = [place.box for place in _arrange(pixels, sizes, frame, 1.0)]
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert all(box.left >= 0 and box.right <= 800 for box in boxes)
