@@ -25,9 +25,7 @@ class Placement(CheckedModule):
 
     @abc.abstractmethod
     def each(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """`function(meta, episodes, keys) -> results per task`, with a part of the tasks on each
-        device.
-        """
+        """`function(meta, episodes, keys) -> results`, with the tasks split over the devices."""
 
     @abc.abstractmethod
     def by_task(self, tree: PyTree) -> PyTree:
