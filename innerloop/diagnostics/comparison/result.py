@@ -71,7 +71,7 @@ class Comparison:
         raise KeyError(f"{name!r} is none of {', '.join(rows)}")
 
     def records(self) -> list[dict[str, Any]]:
-        """The rows as JSON-able data in bytes and seconds; None for missing or undefined numbers."""
+        """The rows as JSON-able data, in bytes and seconds; None if missing or undefined."""
         return [_record(row) for row in self.rows]
 
     def as_dict(self) -> dict[str, Any]:
