@@ -40,9 +40,8 @@ def inner_loss_falls(subject: Subject) -> Iterator[Finding]:
     weights = np.asarray(subject.weights, np.float64)
     losses = np.average(np.asarray(losses, np.float64)[weights > 0], 0, weights[weights > 0])
     curve = f"{losses[0]:.4g} to {losses[-1]:.4g} in {len(losses) - 1} steps"
-    last = losses[np.isfinite(losses)][
-        -1:
-    ]  # a loss that is not finite from the start has not diverged
+    # A loss that is not finite from the start has not diverged.
+    last = losses[np.isfinite(losses)][-1:]
     if np.any(last > losses[0]) and np.any(np.abs(last) > _DIVERGED * abs(losses[0])):
         yield Finding(
             Severity.ERROR if not np.isfinite(losses[-1]) else Severity.WARNING,

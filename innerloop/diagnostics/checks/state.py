@@ -132,7 +132,8 @@ def _is_mutable(value: Any) -> bool:
 def _changed(owner: Any, before: dict[Any, Any]) -> dict[Any, Any]:
     """The contents of an object that are new, changed or gone.
 
-    A new attribute or key without a tracer is a cache, such as that of `functools.cached_property`.
+    A new attribute or key without a tracer counts as a cache, such as `functools.cached_property`,
+    and is left out.
     """
     now = _inside(owner)
     grows = isinstance(owner, list | set)
