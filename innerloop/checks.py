@@ -1,4 +1,4 @@
-"""Checks that every part makes of what it is given."""
+"""Checks of arguments that all parts of the library use."""
 
 import importlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from innerloop.errors import InnerloopError, RunError, StructureError
 
-# JAX's own tracing errors say best what went wrong.
+# JAX's own tracing errors are the clearest, so they are not replaced.
 _TRACING_ERRORS = (jax.errors.JAXTypeError, jax.errors.JAXIndexError)
 
 
@@ -29,7 +29,7 @@ def is_floating(leaf: Any) -> bool:
 
 
 def check_numbers(name: str, tree: PyTree, *, write: str) -> None:
-    """Raise `StructureError` where a leaf is text, or an array of text or of Python objects."""
+    """Raise `StructureError` if a leaf is text, or an array of text or of Python objects."""
     for leaf in jax.tree.leaves(tree):
         dtype = np.asarray(leaf).dtype if isinstance(leaf, str | np.ndarray) else None
         if dtype is not None and dtype.kind in "OSUMm":
@@ -43,7 +43,7 @@ def check_numbers(name: str, tree: PyTree, *, write: str) -> None:
 
 @contextmanager
 def failures_explained(name: str, *, expected: str, write: str, **given: PyTree) -> Iterator[None]:
-    """Where a user's function fails on what it was given, say what that was."""
+    """If a user's function raises on the given values, show these values in the error."""
     try:
         yield
     except (InnerloopError, *_TRACING_ERRORS):
@@ -62,14 +62,14 @@ def optional_package(name: str, needed_by: str, extra: str) -> Any:
 
     Args:
         name: The module to import, such as `"orbax.checkpoint"`.
-        needed_by: What cannot be done without it.
+        needed_by: The feature that needs it.
         extra: The extra of innerloop that installs it.
 
     Returns:
         The module.
 
     Raises:
-        RunError: Where it cannot be imported.
+        RunError: If it cannot be imported.
     """
     try:
         return importlib.import_module(name)

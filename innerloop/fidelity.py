@@ -10,10 +10,10 @@ class Derivatives(NamedTuple):
     """Which derivatives of the meta-objective exist.
 
     Args:
-        first: its gradient in meta, by reverse mode
-        second: derivatives of that gradient. `jax.hessian` takes them; where a loop supports no
-            reverse mode over reverse mode, JAX says so.
-        forward: directional derivatives by `jax.jvp` straight over the objective
+        first: Whether its gradient in meta exists, by reverse mode.
+        second: Whether the derivatives of that gradient exist. `jax.hessian` computes them; if a
+            loop supports no reverse mode over reverse mode, JAX raises an error.
+        forward: Whether `jax.jvp` of the objective itself gives directional derivatives.
     """
 
     first: bool = True
@@ -25,15 +25,16 @@ class Fidelity(NamedTuple):
     """How far a gradient is from the exact one, and which derivatives of it exist.
 
     Args:
-        kind: "exact", "unbiased" (stochastic, right on average), "biased", or "undefined": there is
-            no such gradient, and whoever asks for it is refused
-        sentence: what is dropped or approximated; of an undefined gradient, why there is none
-        derivatives: which derivatives exist
-        write: of an undefined gradient, what to write instead
-        takes: the highest derivative of the inner loss that the gradient is made of. 2: the inner
-            gradient is differentiated; 1: it is not; 0: nothing is differentiated but the inner
-            loss, in the inner steps themselves.
-        draws: whether random numbers are drawn for it, so that one estimate does not tell its error
+        kind: "exact", "unbiased" (stochastic, and exact in expectation), "biased", or "undefined":
+            the gradient does not exist, and using it raises an error.
+        sentence: What is dropped or approximated, or why an undefined gradient does not exist.
+        derivatives: Which derivatives exist.
+        write: What to write instead of an undefined gradient.
+        takes: The highest derivative of the inner loss that the gradient uses. 2: the inner
+            gradient is differentiated; 1: it is not; 0: only the inner loss is differentiated, in
+            the inner steps themselves.
+        draws: Whether the gradient draws random numbers, so that one estimate does not show its
+            error.
     """
 
     kind: Kind
@@ -54,16 +55,24 @@ def undefined(reason: str, write: str) -> Fidelity:
     """The fidelity of a gradient that does not exist.
 
     Args:
-        reason: why it does not exist, as a sentence
-        write: what to write instead
+        reason: Why it does not exist, as a sentence.
+        write: What to write instead.
+
+    Returns:
+        A fidelity of kind "undefined".
     """
     return Fidelity("undefined", reason, Derivatives(False, False, False), write, takes=0)
 
 
 def combined(parts: Iterable[Fidelity]) -> Fidelity:
-    """The fidelity of a gradient that drops what any of its parts drops.
+    """The fidelity of a gradient that drops everything that any of its parts drops.
 
-    It is as far from exact as the worst part, and has the derivatives that all parts have.
+    Args:
+        parts: The fidelities of the parts.
+
+    Returns:
+        A fidelity that is as far from exact as the worst part and has the derivatives that all
+        parts have.
     """
     parts = list(parts)
     kinds = {part.kind for part in parts}

@@ -26,7 +26,7 @@ def row_mask(values: Shaped[Array, "..."], mask: Array) -> Bool[Array, "..."]:
 
 
 def blank_rows(values: Shaped[Array, "..."], mask: Array | None) -> Shaped[Array, "rows ..."]:
-    """`values` with zeros in the padded rows; unchanged where the mask is None."""
+    """`values` with zeros in the padded rows; unchanged if the mask is None."""
     if mask is None:
         return values
     return jnp.where(row_mask(values, mask), values, jnp.zeros((), values.dtype))
@@ -35,7 +35,8 @@ def blank_rows(values: Shaped[Array, "..."], mask: Array | None) -> Shaped[Array
 def of_classes(
     scores: Float[Array, "*rows ways"], classes: Array | None, absent: float
 ) -> Float[Array, "*rows ways"]:
-    """`scores` with `absent` at outputs that are not classes of the task; unchanged for None.
+    """`scores` with `absent` at outputs that are not classes of the task; unchanged if `classes` is
+    None.
 
     Raises:
         StructureError: If `classes` does not hold one boolean per score.
@@ -57,7 +58,7 @@ def masked_mean(
     mask: Array | None = None,
     axis: tuple[int, ...] | None = None,
 ) -> Float[Array, "..."]:
-    """Mean of the rows that count, over `axis`, which includes axis 0 (None: over all axes).
+    """The mean of the unmasked rows over `axis`, which includes axis 0 (None: over all axes).
 
     If the mask leaves no row, the mean and its gradient are zero, and never NaN. The content of
     padded rows has no effect.
@@ -66,6 +67,6 @@ def masked_mean(
         return jnp.mean(values, axis=axis)
     axes = range(values.ndim) if axis is None else axis
     entries_per_row = math.prod(values.shape[i] for i in axes if i != 0)
-    # At least one row in the denominator: an empty mean is then 0 / entries instead of 0 / 0.
+    # With at least one row in the denominator, an empty mean is 0 / entries instead of 0 / 0.
     rows = jnp.maximum(jnp.sum(mask), 1).astype(values.dtype)
     return jnp.sum(blank_rows(values, mask), axis=axis) / (rows * entries_per_row)

@@ -33,7 +33,7 @@ SumOverTasks = Callable[[PyTree, PyTree, Array, Array], tuple[Scalar, PyTree, Py
 aux per task, and the gradient of the sum. All arguments except meta have the task axis."""
 
 Spread = Callable[[SumOverTasks], SumOverTasks]
-"""Returns the same sum, computed in another way: over devices, or task by task."""
+"""Maps a sum over tasks to the same sum computed in another way, such as over devices."""
 
 
 @checked(key=random_key())
@@ -116,7 +116,7 @@ def meta_objective(
 
 
 def _require_gradient(problem: Problem, adaptation: Adaptation, gradient: MetaGradient) -> Fidelity:
-    """The fidelity of a meta-gradient. Raises `GradientError` where there is none for the pair."""
+    """The fidelity of a meta-gradient; raises `GradientError` if it is undefined for the pair."""
     fidelity = gradient.fidelity(adaptation, problem)
     if fidelity.kind != "undefined":
         return fidelity
@@ -164,7 +164,7 @@ def meta_value_and_grad(
         GradientError: While tracing, if no meta-parameter reaches the loss.
     """
     if isinstance(spread, ContextDecorator) or (spread is not None and not callable(spread)):
-        raise StructureError(  # a mesh is a context: called, it would do nothing, and say so never
+        raise StructureError(  # a mesh is a context manager, and calling it does nothing
             "spread is a function that runs a sum over tasks in another way",
             got=f"spread={describe(spread)}",
             expected="a function of the sum over tasks",
@@ -247,11 +247,11 @@ def _weighted_sum(objective: Callable, unreached: list[str], meta, episodes, key
 
 
 def _chunked_sum(objective: Callable, unreached: list[str], meta, batch, tasks: int, chunk: int):
-    """The same sums over chunks of tasks, the gradients accumulated in the loop's carry."""
+    """The same sums over chunks of tasks, with the gradients accumulated in the loop's carry."""
     chunks = math.ceil(tasks / chunk)
     size = math.ceil(tasks / chunks)
-    if chunks * size > tasks:  # only then, because it copies the batch
-        # Padding repeats the last task, whose numbers are as sound as any, with weight zero.
+    if chunks * size > tasks:  # only if needed, because it copies the batch
+        # Padding repeats the last task with weight zero, because its data is valid.
         rows = jnp.minimum(jnp.arange(chunks * size), tasks - 1)
         episodes, keys, weights = jax.tree.map(lambda leaf: leaf[rows], batch)
         batch = (episodes, keys, jnp.where(jnp.arange(chunks * size) < tasks, weights, 0))
@@ -295,10 +295,10 @@ def _check_episode(episode: Episode) -> None:
 
 
 def task_count(episodes: Episode) -> int:
-    """How many tasks a batch holds. Raises `StructureError` where its leaves do not agree."""
+    """The number of tasks in a batch; raises `StructureError` if its leaves do not agree."""
     _check_episode(episodes)
     leaves = zip(leaf_names(episodes), jax.tree.leaves(episodes), strict=True)
-    shapes = {name: getattr(leaf, "shape", ()) for name, leaf in leaves}  # names are no arrays
+    shapes = {name: getattr(leaf, "shape", ()) for name, leaf in leaves}  # strings have no shape
     counts = {name: shape[0] if shape else None for name, shape in shapes.items()}
     distinct = set(counts.values())
     tasks = distinct.pop() if len(distinct) == 1 else None

@@ -1,4 +1,4 @@
-"""Which floating-point type numbers are made and summed in."""
+"""Floating-point types for new numbers and for sums."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,5 +11,5 @@ def default_float() -> np.dtype:
 
 
 def at_least_float32(values: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`values` in float32, or in float64 if they are: sums of many narrow numbers lose digits."""
+    """`values` in float32 or wider, because sums of many narrower numbers lose digits."""
     return values if values.dtype.itemsize >= 4 else values.astype(jnp.float32)

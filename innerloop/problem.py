@@ -23,7 +23,7 @@ Loss = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], tuple[Scalar, PyTree]]
 
 
 class Episode(eqx.Module):
-    """One task: the data that it is learned from, and the data that judges the result.
+    """One task: the data to learn it from and the data to evaluate the result on.
 
     In a *batch of episodes* every leaf has one more leading axis, the task axis.
 
@@ -121,7 +121,16 @@ class TaskKeys(NamedTuple):
 
 
 def task_keys(key: PRNGKeyArray) -> TaskKeys:
-    """Split one task's key. Every meta-gradient and `adapt` do, so they see the same inner loop."""
+    """Split the key of one task into its three sources of randomness.
+
+    Every meta-gradient and `adapt` split it in this way, so they run the same inner loop.
+
+    Args:
+        key: The key of the task.
+
+    Returns:
+        The keys of the inner loop, the outer loss and the meta-gradient.
+    """
     return TaskKeys(*jax.random.split(key, 3))
 
 
@@ -130,7 +139,7 @@ def subset(
 ) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
     """Split a tree into the part that is adapted and a function that puts it back.
 
-    A loss over the whole tree need not be rewritten when only a part of the tree is adapted:
+    A loss over the whole tree need not be rewritten if only a part of the tree is adapted:
 
     ```python
     head = lambda meta: meta["head"]

@@ -1,4 +1,4 @@
-"""Tangents as JAX's custom rules see them: structural zeros stay symbolic while it traces."""
+"""Tangents in custom derivative rules, where structural zeros stay symbolic during tracing."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from innerloop.errors import GradientError
 
 
 def is_zero(tangent: Any) -> bool:
-    """Whether a tangent or cotangent is a structural zero, which no computation made."""
+    """Whether a tangent or cotangent is a structural zero, which JAX knows without computing it."""
     return isinstance(tangent, SymbolicZero)
 
 
 def dense(tangent: Any) -> Array:
-    """The tangent as an array, a structural zero as zeros."""
+    """The tangent as an array; a structural zero becomes an array of zeros."""
     return jnp.zeros(tangent.shape, tangent.dtype) if is_zero(tangent) else tangent
 
 

@@ -1,7 +1,7 @@
 """Helpers for trees of arrays: names and sizes of leaves, tests, arithmetic, norms.
 
-`optax.tree` has more. The arithmetic here keeps the dtype of every leaf, where optax's promotes
-narrow leaves, which the carry of a loop does not survive.
+`optax.tree` has more. The arithmetic here keeps the dtype of every leaf, whereas optax promotes
+narrow dtypes, which changes the type of a loop's carry.
 """
 
 import math
@@ -37,12 +37,12 @@ def tree_bytes(tree: PyTree) -> int:
 
 
 def number_count(tree: PyTree) -> int:
-    """How many numbers the leaves of a tree hold."""
+    """The total size of the leaves of a tree."""
     return sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf is an array of random keys, of the kind that `jax.random.key` makes."""
+    """Whether a leaf is an array of typed random keys, as `jax.random.key` makes them."""
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
@@ -78,7 +78,7 @@ def norm(tree: PyTree) -> Scalar:
 def length(tree: PyTree) -> Scalar:
     """The Euclidean norm of all leaves as one vector, in float32 at least; 0 without leaves.
 
-    The squares do not overflow on the way. The norm itself may, where float32 cannot hold it.
+    The squares do not overflow in between. The norm itself may, if float32 cannot hold it.
     """
     with jax.numpy_dtype_promotion("standard"):  # leaves may differ in type
         _, unit, norm = _in_units(jax.tree.leaves(tree))
@@ -86,7 +86,7 @@ def length(tree: PyTree) -> Scalar:
 
 
 def shorten(tree: PyTree, norm: float | Scalar) -> PyTree:
-    """The tree, scaled down to the length `norm` where it is longer.
+    """The tree, scaled down to the length `norm` if it is longer.
 
     A leaf that is not finite stays so.
     """

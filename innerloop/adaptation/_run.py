@@ -35,7 +35,7 @@ def run(
         support: The support set of the task.
         key: The adapt key of the task (`task_keys(key).adapt`): `init` receives `fold_in(key, 0)`
             and step t receives `fold_in(key, t + 1)`, in every loop.
-        inner: What the inner gradient is for whoever differentiates, such as `Exact()`.
+        inner: How the inner gradient is differentiated, such as `Exact()`.
         loop: How the steps are kept and differentiated, such as `StoreAll()`.
         observe: `(params, t) -> pytree`, called at t = 0 ... K.
         steps: K, if it differs from `adaptation.steps` (evaluation beyond training).

@@ -1,4 +1,4 @@
-"""The interface of adaptations, and the two choices that a driver of their steps leaves open."""
+"""The interfaces of adaptations, and of the inner rules and loops that run their steps."""
 
 import abc
 import enum
@@ -94,13 +94,13 @@ class Adaptation(CheckedModule):
         """The adapted parameters in a state."""
 
 
-@dataclass(frozen=True, eq=False)  # a tuple could not be weakly referenced, as JAX's loops do
+@dataclass(frozen=True, eq=False)  # JAX's loops need a weak reference, which tuples lack
 class InnerStep:
-    """The body of the inner loop: `(state, t) -> (state, output)`, and its two parts.
+    """The body of the inner loop, `(state, t) -> (state, output)`, and its two parts.
 
     Args:
-        advance: `(state, t) -> (state, info)`, inner step t
-        observe: `(state, t) -> pytree`, what is looked at after t steps
+        advance: `(state, t) -> (state, info)`, inner step t.
+        observe: `(state, t) -> pytree`, the observation after t steps.
     """
 
     advance: Callable[..., tuple[PyTree, PyTree]]
@@ -111,7 +111,7 @@ class InnerStep:
         return state, (info, self.observe(state, t + 1))
 
     def after(self, steps: int) -> "InnerStep":
-        """The same body for a loop that begins after so many steps and counts from 0 again."""
+        """The same body for a loop that starts after `steps` steps and counts from 0 again."""
         first = np.int32(steps)
         return InnerStep(
             lambda state, t: self.advance(state, first + t),
@@ -120,23 +120,25 @@ class InnerStep:
 
 
 class InnerRule(CheckedModule):
-    """What the inner gradient is for whoever differentiates through it: a slot of `Unroll`.
+    """How the inner gradient is differentiated: the argument `inner` of `Unroll`.
 
-    Its numbers are always those of the gradient of the inner loss. A rule decides what becomes of
-    its derivatives.
+    Its values are always those of the gradient of the inner loss. A rule defines only the
+    derivatives of that gradient.
 
-    - `task_by_task`: whether the backward pass depends on the size of what it is given, so that the
-      meta-gradient of each task must be taken by itself, before tasks are weighted and summed
+    Attributes:
+        task_by_task: Whether the backward pass depends on the size of its cotangent, so that the
+            meta-gradient of each task must be computed separately, before tasks are weighted and
+            summed.
     """
 
     task_by_task: ClassVar[bool] = False
 
     @abc.abstractmethod
     def at(self, t: Any) -> InnerGradient:
-        """The operator for one inner step, which an adaptation is handed.
+        """The operator for one inner step, which the adaptation receives.
 
         Args:
-            t: number of the inner step, from 0. It may be traced.
+            t: The number of the inner step, from 0. It may be traced.
 
         Returns:
             `inner_gradient(loss)`, see `InnerGradient`.
@@ -148,11 +150,16 @@ class InnerRule(CheckedModule):
 
 
 class Loop(CheckedModule):
-    """How the inner loop keeps and differentiates its steps: a slot of `Unroll`."""
+    """How the inner steps are kept and differentiated: the argument `loop` of `Unroll`."""
 
     @abc.abstractmethod
     def __call__(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
         """Apply `step: (state, t) -> (state, output)` for t = 0 ... `steps` - 1.
+
+        Args:
+            step: The body of the loop.
+            state: The state before the first step.
+            steps: The number of steps.
 
         Returns:
             The last state, and the outputs stacked along a new first axis.

@@ -12,7 +12,7 @@ from innerloop.errors import StructureError
 
 
 class DirectAdaptation(Adaptation):
-    """The base of adaptations whose parameters are one function of meta and support set.
+    """The base class of adaptations that compute the parameters from meta and support set directly.
 
     It takes no inner steps, so the problem's `init` and `inner_loss` may be None.
     """
@@ -29,7 +29,7 @@ class DirectAdaptation(Adaptation):
         return self.solve(meta, support, key)
 
     def step(self, problem, meta, support, state, key, inner_gradient):
-        """Raises `StructureError`: there are no steps."""
+        """Raises `StructureError`, because there are no steps."""
         name = type(self).__name__
         raise StructureError(
             f"a {name} has no inner steps",

@@ -19,7 +19,7 @@ MetaOptimizer = Callable[[PyTree], optax.GradientTransformation]
 
 
 class GradientDescentState(NamedTuple):
-    """Parameters and the optimizer's own state."""
+    """The parameters and the optimizer's state."""
 
     params: PyTree
     optimizer: PyTree
@@ -46,7 +46,7 @@ class GradientDescent(Adaptation):
             if the parameters are not floating-point.
     """
 
-    # `only` tells `lambda meta: ...` from a factory such as `optax.adam` handed over uncalled.
+    # `only` tells `lambda meta: ...` from a factory such as `optax.adam` that was not called.
     optimizer: optax.GradientTransformation | MetaOptimizer = either(
         optimizer(), function("meta", gives="optax transformation", only=True)
     )
@@ -72,7 +72,7 @@ class GradientDescent(Adaptation):
                 params,
                 value=value,
                 grad=gradient,
-                # through the hook, so that the estimator decides about this derivative too
+                # through the hook, so that the meta-gradient decides about this derivative too
                 value_fn=lambda params: value_and_gradient(params, meta, support, key)[0][0],
             )
             params = optax.apply_updates(params, updates)
@@ -98,7 +98,7 @@ class GradientDescent(Adaptation):
 
 @contextmanager
 def _optax(**given: PyTree) -> Iterator[None]:
-    """Lets optax promote ranks and dtypes; the caller's strict mode is for the losses."""
+    """Lets optax promote ranks and dtypes; strict promotion is meant for the user's losses."""
     explained = failures_explained(
         "the optimizer",
         expected="an optimizer whose rates, scalars or of the shape of params, are in meta",

@@ -1,4 +1,4 @@
-"""Where the trainer's arrays are: one device, or what `sharding.py` says of many."""
+"""The placement of the trainer's arrays: on one device, or on several by `sharding.py`."""
 
 import abc
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from innerloop.objective import SumOverTasks
 
 
 class Placement(CheckedModule):
-    """Where the trainer's arrays are, and how a sum over tasks is run there."""
+    """Where the trainer's arrays are, and how a sum over tasks is computed there."""
 
     @property
     @abc.abstractmethod
@@ -21,58 +21,61 @@ class Placement(CheckedModule):
 
     @abc.abstractmethod
     def spread(self, sums: SumOverTasks) -> SumOverTasks:
-        """The same sum over tasks, each device its own part of them."""
+        """The same sum over tasks, with a part of the tasks on each device."""
 
     @abc.abstractmethod
     def each(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
-        """`function(meta, episodes, keys) -> results per task`, each device its own tasks."""
+        """`function(meta, episodes, keys) -> results`, with the tasks split over the devices."""
 
     @abc.abstractmethod
     def by_task(self, tree: PyTree) -> PyTree:
-        """Inside a compiled function: the leading axis of every leaf goes over the devices."""
+        """Inside a compiled function: splits the leading axis of every leaf over the devices."""
 
     @abc.abstractmethod
     def whole(self, tree: PyTree) -> PyTree:
-        """Inside a compiled function: every leaf whole on every device."""
+        """Inside a compiled function: puts every leaf whole on every device."""
 
     @abc.abstractmethod
     def as_state(self, meta: PyTree) -> PyTree:
-        """Inside a compiled function: meta-parameters where the training state has them."""
+        """Inside a compiled function: places meta-parameters as in the training state."""
 
     @abc.abstractmethod
     def as_optimizer_state(
         self, optimizer: optax.GradientTransformation, state: PyTree, meta: PyTree
     ) -> PyTree:
-        """Inside a compiled function: what the optimizer keeps of each leaf, where the leaf is."""
+        """Inside a compiled function: places the optimizer's state of each leaf with that leaf."""
 
     @abc.abstractmethod
     def gathered(self, meta: PyTree) -> PyTree:
-        """Meta-parameters of the training state, whole in every process."""
+        """The meta-parameters of the training state, whole in every process."""
 
     @abc.abstractmethod
     def place(self, tree: PyTree) -> PyTree:
-        """Arrays of this process, the same in all of them, whole on every device."""
+        """Puts arrays that are the same in all processes whole on every device."""
 
     @abc.abstractmethod
     def place_by_task(self, tree: PyTree, per_task: PyTree) -> PyTree:
-        """An estimator's state where its leaves belong.
+        """Places an estimator's state.
 
         Args:
             tree: Arrays that every process has whole.
-            per_task: A prefix tree of booleans: True where the leading axis of the leaves goes over
-                the devices, False where every device holds the leaves whole.
+            per_task: A prefix tree of booleans: True if the leading axis of the leaves is split
+                over the devices, False if every device holds the leaves whole.
+
+        Returns:
+            The placed state.
         """
 
     @abc.abstractmethod
     def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
-        """The training state where its parts belong, without the estimator's state."""
+        """Places the training state, without the estimator's state."""
 
 
 _as_it_is: Any = lambda self, given, *_: given
 
 
 class OneDevice(Placement):
-    """JAX's default device: everything stays as it is and where it is."""
+    """JAX's default device: arrays stay where they are."""
 
     @property
     def devices(self) -> int:

@@ -1,4 +1,4 @@
-"""Several processes, on one machine or many, that train together: all do the same."""
+"""Several processes, on one machine or many, that train together and do the same."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,32 +14,38 @@ def join(
 ) -> None:
     """Make this process one of several, before anything is computed.
 
-    Without arguments the cluster is found by `jax.distributed`, which knows SLURM, Open MPI and
-    the usual clouds. Otherwise `coordinator` is `host:port` of process 0.
+    Without arguments, `jax.distributed` finds the cluster; it supports SLURM, Open MPI and the
+    usual clouds.
+
+    Args:
+        coordinator: `host:port` of process 0.
+        processes: The number of processes.
+        process: The index of this process.
     """
     jax.distributed.initialize(coordinator, processes, process)
 
 
 def is_first() -> bool:
-    """Whether this process writes what one alone must write."""
+    """Whether this process writes what only one process must write."""
     return jax.process_index() == 0
 
 
 def in_any(happened: bool) -> bool:
-    """Whether it happened in one of the processes: all must do the same about it."""
+    """Whether `happened` is true in one of the processes, so that all can act on it."""
     return bool(np.any(_in_each(happened)))
 
 
 def same_in_all(value: int) -> bool:
-    """Whether every process has the same number here."""
+    """Whether `value` is the same in every process."""
     return len(np.unique(_in_each(value))) == 1
 
 
 @contextmanager
 def together() -> Iterator[None]:
-    """An error of the library that one process raises in here is raised in all.
+    """If one process raises an error of the library in this context, all processes raise one.
 
-    Otherwise the others would wait for it in the next sum. Nothing in here may wait for others.
+    Otherwise the others would wait for it in the next sum. Code in this context must not wait for
+    other processes.
     """
     mine = None
     try:

@@ -1,4 +1,4 @@
-"""Tasks over the devices of a mesh, on one machine or many. No other file chooses devices."""
+"""Tasks over the devices of a mesh, on one machine or many. Only this file chooses devices."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ from innerloop.objective import SumOverTasks
 from innerloop.trees import is_key
 
 MetaRule = Callable[[jax.ShapeDtypeStruct, int], int | None]
-"""`(leaf, devices) -> axis` of a meta leaf that is spread over the devices; None: whole on each."""
+"""`(leaf, devices) -> axis`: the axis of a meta leaf that is split over the devices, or None."""
 
 
 def replicated(leaf: jax.ShapeDtypeStruct, devices: int) -> int | None:
@@ -30,9 +30,9 @@ def replicated(leaf: jax.ShapeDtypeStruct, devices: int) -> int | None:
 def largest_axis(leaf: jax.ShapeDtypeStruct, devices: int) -> int | None:
     """The largest axis that the number of devices divides; small leaves stay whole.
 
-    With it the meta-parameters, their average and the optimizer's state are held in parts (ZeRO's
+    The meta-parameters, their average and the optimizer's state are then held in parts (ZeRO's
     third stage, FSDP): a step gathers the meta-parameters at its start and scatters the sum of the
-    gradients. What the step itself computes with is whole.
+    gradients. During the step itself, the meta-parameters are whole.
     """
     divided = [axis for axis, size in enumerate(leaf.shape) if size and size % devices == 0]
     if leaf.size < _WORTH_SPREADING or not divided:
@@ -41,28 +41,29 @@ def largest_axis(leaf: jax.ShapeDtypeStruct, devices: int) -> int | None:
 
 
 _WORTH_SPREADING = 1024
-"""Elements of a leaf. Below, a message costs more than the memory it saves."""
+"""Elements of a leaf, below which a message costs more than the memory that it saves."""
 
 
 _MESH, _ALL = "a jax.sharding.Mesh", "jax.make_mesh((jax.device_count(),), ('tasks',))"
 
 
 class Sharding(Placement):
-    r"""The task axis over all devices of a mesh, by JAX's own SPMD.
+    """The task axis over all devices of a mesh, by JAX's own SPMD.
 
-    Each device samples, learns and differentiates its own tasks; losses and gradients are summed
-    over the devices, so that a step is the same, up to rounding, on however many. Where they do not
-    divide the number of tasks, tasks of weight zero fill the batch up.
+    Each device samples, learns and differentiates its own tasks. Losses and gradients are summed
+    over the devices, so that a step is the same, up to rounding, on any number of devices. If the
+    number of devices does not divide the number of tasks, tasks of weight zero fill up the batch.
 
     A step sends $2 (d-1)/d$ times the bytes of meta per device (an all-reduce over $d$ devices);
-    with `largest_axis` the same bytes as a reduce-scatter of the gradients and an all-gather of the
-    meta-parameters.
-
-    - `mesh`: any mesh; all its axes together carry the tasks
-    - `meta`: which axis of each meta leaf is spread over the devices: `replicated`, `largest_axis`,
-      or a rule of your own
+    with `largest_axis`, it sends the same bytes as a reduce-scatter of the gradients and an
+    all-gather of the meta-parameters.
 
     `meta_value_and_grad(..., spread=Sharding(mesh).spread)` does the same in a loop of your own.
+
+    Args:
+        mesh: Any mesh; all its axes together carry the tasks.
+        meta: The rule for the axis of each meta leaf that is split over the devices: `replicated`,
+            `largest_axis`, or a rule of your own.
     """
 
     mesh: Mesh = instance(
@@ -150,7 +151,7 @@ class Sharding(Placement):
         return placed._replace(**parts, optimizer=inner)
 
     def _of_leaves(self, optimizer: Any, state: Any, meta: Any, put: Callable, rest: Callable):
-        """What is kept of a leaf goes where the leaf is, if of its shape; the rest everywhere."""
+        """Places optimizer state with its leaf if the shapes agree, and the rest everywhere."""
 
         def one(kept: Any, leaf: Any) -> Any:
             whole = self._named(PartitionSpec())
@@ -160,7 +161,7 @@ class Sharding(Placement):
 
     def _on_each(self, function: Callable, outs: Any, meta: PyTree, *batch: Any) -> PyTree:
         ins = (PartitionSpec(), *[self._tasks] * len(batch))
-        # The checks of what varies over devices do not know the library's own derivative rules.
+        # JAX's check of values that vary over devices does not know the library's derivative rules.
         run = jax.shard_map(function, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False)
         return run(meta, *batch)
 
@@ -202,12 +203,12 @@ class Sharding(Placement):
         return NamedSharding(self.mesh, spec)
 
     def _rows(self, tasks: int) -> np.ndarray:
-        """Each task once, then the last one as often as fills the devices."""
+        """Each task once, then the last one repeated until the devices share the rows evenly."""
         return np.minimum(np.arange(round_up(tasks, self.devices)), tasks - 1)
 
 
 def round_up(count: int, multiple: int) -> int:
-    """The least multiple of `multiple` that is no less than `count`."""
+    """The smallest multiple of `multiple` that is at least `count`."""
     return -(-count // multiple) * multiple
 
 
@@ -218,10 +219,17 @@ def round_up(count: int, multiple: int) -> int:
     ),
 )
 def placement(devices: Any) -> Placement:
-    """What `fit(devices=...)` stands for: None, `"all"`, a count, a mesh, or a `Placement`.
+    """The placement for `fit(devices=...)`: None, `"all"`, a count, a mesh, or a `Placement`.
 
-    Raises `StructureError` for anything else, for more devices than there are, and where one of
-    several processes would have no part in it.
+    Args:
+        devices: The argument of `fit`.
+
+    Returns:
+        The placement.
+
+    Raises:
+        StructureError: If `devices` is anything else, if there are fewer devices, or if one of
+            several processes has no device among them.
     """
     place = _placement(devices)
     mesh = place.mesh.devices.flat if isinstance(place, Sharding) else jax.local_devices()[:1]
@@ -258,12 +266,12 @@ def _placement(devices: Any) -> Placement:
 
 
 def _with_automatic_axes(mesh: Any) -> Mesh:
-    """Axes over which JAX itself propagates shardings; `jax.make_mesh` makes explicit ones."""
+    """The mesh with automatic axes, over which JAX propagates shardings, and not explicit ones."""
     return Mesh(mesh.devices, mesh.axis_names) if isinstance(mesh, Mesh) else mesh
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-    """Part of an array that every process has whole, where `sharding` wants it."""
+    """Places this process's part of an array that every process has whole."""
     if is_key(leaf):
         data = _put(jax.random.key_data(leaf), NamedSharding(sharding.mesh, PartitionSpec()))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))

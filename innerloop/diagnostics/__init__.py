@@ -1,4 +1,4 @@
-"""Before a run: what is wrong, what each meta-gradient costs, what fits the memory."""
+"""Checks before a run: errors in a problem, the cost of each meta-gradient, memory planning."""
 
 from innerloop.diagnostics._check import check as check
 from innerloop.diagnostics._compare import compare as compare

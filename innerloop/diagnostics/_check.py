@@ -1,4 +1,4 @@
-"""Findings before the run: nested differentiation fails silently, and this is where it is heard."""
+"""`check`: findings before a run, because nested differentiation can fail silently."""
 
 from itertools import chain
 
@@ -34,7 +34,7 @@ TRACED = (
     (unreached_leaves, overlap),
     (stopped_ways, stepped_ways),
 )
-"""Checks that run nothing, in stages: after a stage with errors the next would find them again."""
+"""Checks that only trace, in stages. Later stages are skipped after errors, which they repeat."""
 
 RUN = (
     (finite_and_not_zero, steep_at_zero, inner_loss_falls),
@@ -53,30 +53,31 @@ def check(
     *,
     run: bool = True,
 ) -> Report:
-    """Find what is wrong with a meta-learning problem, or will be.
+    """Find errors in a meta-learning problem before they cause wrong results.
 
-    A problem without faults gives no findings. A fault that does not touch the meta-gradient in use
-    is a note, as a missing derivative is under `EvolutionStrategies`. The checks cannot know
-    whether a cut that they find was meant.
+    A problem without errors gives no findings. An error that does not affect the meta-gradient in
+    use is a note, such as a missing derivative with `EvolutionStrategies`. The checks cannot know
+    whether a blocked gradient that they find is intended.
 
     Args:
-        problem: the problem
-        adaptation: how one task is learned
-        meta: meta-parameters
-        episodes: a batch of a few tasks; they are adapted on, and the gradient is taken of them
-        key: the random key of the batch
-        gradient: the meta-gradient that is going to be used; the exact one unless given. The
-            problem itself is judged by the exact one in any case.
-        run: False for the checks that only trace: no derivative (custom rules, callbacks,
-            `while_loop`), leaves without a gradient, operations that cut the way, captured state,
-            shared rows. The others compute losses and gradients a few dozen times.
+        problem: What is optimised.
+        adaptation: How a task is learned.
+        meta: The meta-parameters.
+        episodes: A batch of a few tasks, on which the losses and their gradients are computed.
+        key: The random key of the batch.
+        gradient: The meta-gradient that will be used; by default the exact one. The problem itself
+            is always checked with the exact one.
+        run: Whether to run the checks that compute losses and gradients, a few dozen times. If
+            False, only the checks that trace are made: missing derivatives (custom rules,
+            callbacks, `while_loop`), leaves without a gradient, operations that block the gradient,
+            captured state, shared rows.
 
     Returns:
         A `Report` of findings. Its `left_out` names the checks that could not be made.
 
     Raises:
-        StructureError: for parts that do not fit
-        GradientError: for a meta-gradient that does not exist after this adaptation
+        StructureError: If the parts do not fit.
+        GradientError: If the meta-gradient does not exist after this adaptation.
     """
     used = gradient or exact_gradient(adaptation)
     check_given(problem, adaptation, used, meta, episodes, key)
@@ -91,7 +92,7 @@ def check(
                 left_out.append(f"{look.__name__.replace('_', ' ')}, since {reason}")
         if any(finding.severity is Severity.ERROR for finding in chain(*found.values())):
             break
-    if found.get(finite_differences) == []:  # what was stopped has no part in the derivative
+    if found.get(finite_differences) == []:  # the stopped value does not change the derivative
         del found[stopped_ways]
     order, once = list(Severity), dict.fromkeys(chain(*found.values()))
     gravest_first = sorted(once, key=lambda finding: order.index(finding.severity))

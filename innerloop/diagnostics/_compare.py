@@ -1,4 +1,4 @@
-"""Which meta-gradient? All of them on your own problem: how far from exact, and at what cost."""
+"""`compare`: the error and the cost of meta-gradients on your own problem."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ def compare(
     draws: int = 8,
     seconds: float = 1.0,
 ) -> Comparison:
-    r"""Hold meta-gradients against the exact one: cosine, relative error, memory and time.
+    r"""Compare meta-gradients with the exact one: cosine, relative error, memory and time.
 
     Each is compiled as `jax.jit(meta_value_and_grad(problem, adaptation, gradient, chunk=chunk))`
     and gives a gradient g at `meta`, on the same episodes and keys as the exact gradient e. With
@@ -44,40 +44,37 @@ def compare(
     $$\text{cosine} = \frac{g \cdot e}{\|g\| \|e\|}, \qquad
       \text{relative error} = \frac{\|g - e\|}{\|e\|}.$$
 
-    A meta-gradient that is stochastic (whose fidelity is "unbiased", also where it is `Clipped`)
-    is drawn with each of `jax.random.split(key, draws)` and held against the exact gradient of the
-    same key; the row gives the means and their standard errors. Any other is computed with the
-    first of these keys alone.
+    A stochastic meta-gradient (whose fidelity is "unbiased", even inside `Clipped`) is drawn with
+    each of `jax.random.split(key, draws)` and compared with the exact gradient of the same key; its
+    row gives the means and their standard errors. Any other meta-gradient is computed with the
+    first of these keys alone. Cosine and relative error are NaN if the exact gradient is zero or a
+    gradient is not finite; the row's note says so.
 
     Args:
-        problem: the problem
-        adaptation: how one task is learned
-        meta: where the gradients are compared. Errors differ between the start and the end of
-            training.
-        episodes: a batch of tasks
-        key: the random key of the batch
-        gradients: the meta-gradients, or a mapping from names to them; None: one of every kind.
-            One that does not exist for the pair, or fails, gives a row that says why.
-        exact: the meta-gradient that the others are held against; `Unroll()` unless given, or
-            `Implicit()` where that does not exist. It is put first where it is not among
-            `gradients`.
-        chunk: tasks that are computed at a time, as in `meta_value_and_grad`
-        draws: keys for stochastic meta-gradients, at least 2 where there is one
-        seconds: time spent on timing each meta-gradient. They take turns, at least one call and at
-            most 100 each, after all are compiled.
-
-    Cosine and relative error are NaN where the exact gradient is zero or a gradient is not finite;
-    the row's note says so.
+        problem: What is optimised.
+        adaptation: How a task is learned.
+        meta: The meta-parameters at which the gradients are compared. Errors differ between the
+            start and the end of training.
+        episodes: A batch of tasks.
+        key: The random key of the batch.
+        gradients: The meta-gradients, or a mapping from names to them; None for one of every kind.
+            If one does not exist for the pair or fails, its row gives the reason.
+        exact: The reference meta-gradient; by default `Unroll()`, or `Implicit()` if that does not
+            exist. It becomes the first row if it is not among `gradients`.
+        chunk: How many tasks are computed at a time, as in `meta_value_and_grad`.
+        draws: The number of keys for stochastic meta-gradients, at least 2 if there is one.
+        seconds: The time to spend on timing each meta-gradient. After all are compiled, they take
+            turns, with at least one call and at most 100 calls each.
 
     Returns:
         A `Comparison`, which prints as a table.
 
     Raises:
-        StructureError: for no gradients, for anything but meta-gradients among them, for `draws` or
-            `seconds` out of range, and for a problem that fails by itself
-        GradientError: where the reference does not exist
-
-    These errors come before anything is measured, except for a reference that fails when it runs.
+        StructureError: Before anything is measured, if there are no gradients or one of them is not
+            a meta-gradient, if `draws` or `seconds` is out of range, or if the problem itself is
+            invalid.
+        GradientError: If the reference does not exist (before anything is measured), or fails when
+            it runs.
     """
     reference = exact or exact_gradient(adaptation)
     tasks = check_given(problem, adaptation, reference, meta, episodes, key)
@@ -99,7 +96,7 @@ def compare(
 
 
 def _named(gradients: Any) -> dict[str, MetaGradient]:
-    """The meta-gradients by name; those of one name are numbered."""
+    """The meta-gradients by name; equal names are numbered."""
     named: dict[str, Any] = {}
     if isinstance(gradients, Mapping):
         named = {str(name): gradient for name, gradient in gradients.items()}
@@ -144,9 +141,10 @@ def _check_draws(entries: Sequence[Entry], draws: int) -> None:
 
 
 def _require_sound(function: Callable, arguments: tuple, name: str) -> None:
-    """Trace the reference, which raises what is wrong with the problem itself.
+    """Trace the reference, which raises the errors of the problem itself.
 
-    JAX's work of a first trace is then done, and is not counted for the first meta-gradient.
+    This also does JAX's work of a first trace, so that it is not timed with the first
+    meta-gradient.
     """
     try:
         jax.eval_shape(function, *arguments)

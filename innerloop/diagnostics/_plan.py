@@ -1,4 +1,4 @@
-"""`plan`: a meta-gradient and a chunk that fit a budget of memory, before a run."""
+"""`plan`: a meta-gradient and a chunk that fit a memory budget, before a run."""
 
 import math
 import time
@@ -26,9 +26,11 @@ from innerloop.trees import abstract, tree_bytes
 class Option(NamedTuple):
     """A meta-gradient that was considered.
 
-    - `kind`: of its fidelity
-    - `tried`: `(chunk, bytes)` of the programs that were compiled for it
-    - `verdict`: whether it was chosen, and why not
+    Attributes:
+        gradient: The meta-gradient.
+        kind: The kind of its fidelity.
+        tried: `(chunk, bytes)` of each program that was compiled for it.
+        verdict: Whether it was chosen, or why not.
     """
 
     gradient: MetaGradient
@@ -46,17 +48,18 @@ class Plan:
     meta_value_and_grad(problem, adaptation, best.gradient, chunk=best.chunk)
     ```
 
-    It holds for meta-parameters and episodes of the shapes that were planned for.
+    A plan holds for meta-parameters and episodes of the shapes that it was made for.
 
-    - `gradient`: the meta-gradient that was chosen
-    - `chunk`: how many tasks are to be run at a time; None for all at once
-    - `memory`: forecast of the peak in bytes, by the compiler: arguments (meta-parameters and
-      episodes), results (gradient and aux) and everything between
-    - `budget`: bytes
-    - `tasks`: how many tasks the batch has
-    - `options`: what was considered, in the order in which it was tried
-    - `compilations`: how many programs were compiled
-    - `seconds`: the time that planning took
+    Attributes:
+        gradient: The chosen meta-gradient.
+        chunk: How many tasks to run at a time; None for all at once.
+        memory: The compiler's forecast of the peak in bytes: arguments (meta-parameters and
+            episodes), results (gradient and aux) and all temporary values.
+        budget: The budget in bytes.
+        tasks: The number of tasks in the batch.
+        options: The meta-gradients that were considered, in the order in which they were tried.
+        compilations: How many programs were compiled.
+        seconds: The time that planning took.
     """
 
     gradient: MetaGradient
@@ -69,7 +72,7 @@ class Plan:
     seconds: float
 
     def summary(self) -> str:
-        """What was chosen and what it will take, in one sentence."""
+        """The choice and its cost, in one sentence."""
         chunk = f"all {self.tasks}" if self.chunk is None else f"{self.chunk} of {self.tasks}"
         return (
             f"{gradient_name(self.gradient)}, {chunk} tasks at a time: "
@@ -98,36 +101,36 @@ def plan(
     """The first of the exact meta-gradients, from the fastest on, that fits into `memory`.
 
     Nothing is run. The candidates are compiled in a fixed order until one fits by the compiler's
-    account of its memory: `Unroll(MixedMode())` and `Unroll()`, which keep every intermediate
+    analysis of its memory: `Unroll(MixedMode())` and `Unroll()`, which keep every intermediate
     value; those that keep every state; √K of the states; beyond 16 steps about log₂ K of them;
-    `ForwardMode` for up to 32 meta-parameters; `Implicit` where no other exists. As many tasks are
-    run at a time as fit; on a CPU as many as take about 4 MiB beside arguments and results,
-    because beyond that more tasks at a time are not faster there.
+    `ForwardMode` for up to 32 meta-parameters; `Implicit` if no other exists. As many tasks are run
+    at a time as fit. On a CPU, only as many are run as take about 4 MiB beside arguments and
+    results, because beyond that more tasks at a time are not faster there.
 
-    `MixedMode` takes second derivatives to be symmetric. For losses with straight-through
+    `MixedMode` assumes that second derivatives are symmetric. For losses with straight-through
     estimators, give `gradients=[Unroll(), Unroll(loop=Segments(1))]`.
 
     Args:
-        problem: the problem
-        adaptation: how one task is learned
-        meta: arrays, or `jax.ShapeDtypeStruct`s in their places
-        episodes: likewise, the whole batch, with its task axis
-        memory: the budget, `"2GiB"`, `"512MB"` or a number of bytes. It is to hold the arguments
-            and results too, but not the program itself or constants that the losses close over.
-        chunk: how many tasks to run at a time, where that is not to be chosen
-        allow: which fidelities, in order of preference: with `("exact", "biased")` a biased
-            meta-gradient, `Truncated` or `FirstOrder`, is taken only where no exact one fits.
-        gradients: candidates in place of the built-in ones, in order of preference; then `allow`
-            does not matter
+        problem: What is optimised.
+        adaptation: How a task is learned.
+        meta: The meta-parameters, as arrays or `jax.ShapeDtypeStruct`s.
+        episodes: The whole batch with its task axis, as arrays or `jax.ShapeDtypeStruct`s.
+        memory: The budget: `"2GiB"`, `"512MB"` or a number of bytes. It includes the arguments and
+            results, but not the program itself or constants that the losses close over.
+        chunk: How many tasks to run at a time; by default `plan` chooses it.
+        allow: The allowed fidelities, in order of preference. With `("exact", "biased")`, a biased
+            meta-gradient, `Truncated` or `FirstOrder`, is chosen only if no exact one fits.
+        gradients: Candidates instead of the built-in ones, in order of preference; `allow` then has
+            no effect.
 
     Returns:
         A `Plan`, which prints as a table.
 
     Raises:
-        StructureError: for an unreadable budget, for one below the size of meta, its gradient and
-            the episodes, and where nothing fits: then it says what would.
-
-    What the losses raise while they are traced is raised where no candidate goes through.
+        StructureError: If the budget cannot be read, if it is below the size of meta, its gradient
+            and the episodes, or if nothing fits; the message then gives the memory that would be
+            enough.
+        Exception: Any error that the losses raise during tracing, if no candidate can be traced.
     """
     begin = time.perf_counter()
     budget = parse_bytes(memory)

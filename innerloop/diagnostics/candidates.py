@@ -1,4 +1,4 @@
-"""The meta-gradients that `compare` and `plan` try, and how many tasks at a time."""
+"""The meta-gradients and chunk sizes that `compare` and `plan` try."""
 
 import math
 
@@ -23,21 +23,21 @@ from innerloop.problem import Problem
 from innerloop.trees import number_count
 
 _MANY = 16
-"""Inner steps above which a fixed number of kept states can pay."""
+"""Inner steps above which keeping a fixed number of states can be worthwhile."""
 
 
 def one_of_every_kind(adaptation: Adaptation, meta: PyTree) -> list[MetaGradient]:
-    """One meta-gradient of every kind, and of `Unroll` all that differ for this number of steps.
+    """One meta-gradient of every kind, and all settings of `Unroll` that differ for this number of
+    steps.
 
-    Those that do not exist for the pair are among them: why not is worth knowing too. What is
-    computed many times over (directions, pairs) is computed one at a time, because the room for
-    more is not known.
+    The list includes those that do not exist for the pair, so that the comparison shows the reason.
+    Directions and pairs are computed one at a time, because the available memory is not known.
     """
     steps = adaptation.steps or 0
-    few = number_count(meta) <= 64  # one tangent for each is affordable
+    few = number_count(meta) <= 64  # one tangent per meta-parameter is affordable
     gradients = [
         (True, Unroll()),
-        (steps == 1, Unroll(MixedMode())),  # one step is kept whole whatever the loop
+        (steps == 1, Unroll(MixedMode())),  # every loop keeps a single step whole
         (steps > 1, Unroll(loop=Segments(1))),
         (steps > 1, Unroll(MixedMode(), Segments(1))),
         (steps > 2, Unroll(loop=Segments())),
@@ -54,13 +54,14 @@ def one_of_every_kind(adaptation: Adaptation, meta: PyTree) -> list[MetaGradient
 
 
 def exact_gradients(problem: Problem, adaptation: Adaptation, meta: PyTree) -> list[MetaGradient]:
-    """The ways to the exact meta-gradient, from the fastest on to those that keep less and less.
+    """The settings that give the exact meta-gradient, from the fastest to the one that keeps the
+    least.
 
-    `Implicit` is among them only where nothing else exists: elsewhere it is exact at an optimum
-    that need not be reached.
+    `Implicit` is included only if nothing else exists: otherwise it is exact at an optimum that
+    need not be reached.
     """
     steps = adaptation.steps or 0
-    few = number_count(meta) <= 32  # one tangent for each may be worth its time
+    few = number_count(meta) <= 32  # one tangent per meta-parameter may be fast enough
     gradients = [
         (steps > 0, Unroll(MixedMode())),
         (True, Unroll()),
@@ -83,7 +84,7 @@ def _few_states(steps: int) -> Binomial:
 
 
 def biased_gradients(problem: Problem, adaptation: Adaptation) -> list[MetaGradient]:
-    """Ways that drop something: half of the steps, a quarter ..., all second derivatives."""
+    """Meta-gradients that drop half of the steps, three quarters ..., all second derivatives."""
     steps = adaptation.steps or 0
     lasts = [steps >> halvings for halvings in range(1, steps.bit_length())]
     gradients = [*map(Truncated, lasts), *[FirstOrder()] * (steps > 0)]
@@ -93,7 +94,7 @@ def biased_gradients(problem: Problem, adaptation: Adaptation) -> list[MetaGradi
 def chunk_sizes(tasks: int) -> list[int]:
     """How many tasks to run at a time: all tasks, about half of them, about a quarter ..., one.
 
-    Sizes that divide the batch are taken where there is one near, because padding copies it.
+    A nearby size that divides the batch is preferred, because padding copies the batch.
     """
     sizes = set()
     for i in range(tasks.bit_length() + 1):

@@ -1,4 +1,4 @@
-"""What the compiler says about a program before it is run."""
+"""The compiler's information about a program before it is run."""
 
 import time
 from collections.abc import Callable
@@ -11,10 +11,11 @@ from jaxtyping import PyTree
 class Compiled(NamedTuple):
     """A program compiled for given shapes.
 
-    - `call`: runs the program
-    - `seconds`: how long tracing and compiling took
-    - `memory`: peak bytes on the device while it runs: arguments, results and everything between
-    - `temporary`: bytes of everything between
+    Attributes:
+        call: Runs the program.
+        seconds: How long tracing and compiling took.
+        memory: Peak bytes on the device while it runs: arguments, results and all temporary values.
+        temporary: Bytes of all temporary values.
     """
 
     call: Callable[..., Any]
@@ -24,11 +25,11 @@ class Compiled(NamedTuple):
 
 
 def compile_ahead(function: Callable, *args: PyTree) -> Compiled:
-    """Compile `function` for arguments like these, which may be `jax.ShapeDtypeStruct`s."""
+    """Compile `function` for arguments of these shapes, such as `jax.ShapeDtypeStruct`s."""
     begin = time.perf_counter()
     program = jax.jit(function).lower(*args).compile()
     seconds = time.perf_counter() - begin
-    sizes: Any = program.memory_analysis()  # every backend of JAX today has one
+    sizes: Any = program.memory_analysis()  # every current backend of JAX has one
     memory = (
         sizes.argument_size_in_bytes
         + sizes.output_size_in_bytes

@@ -12,18 +12,20 @@ class Severity(enum.Enum):
     ERROR = "error"
     """The meta-gradient is wrong, not finite, or does not exist."""
     WARNING = "warning"
-    """It may be wrong on other data, or training may not do what was meant."""
+    """The meta-gradient may be wrong on other data, or training may not do what was intended."""
     NOTE = "note"
-    """It is worth knowing."""
+    """It is for information only."""
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong.
+    """One problem that a check found.
 
-    - `problem`: what, in one clause
-    - `place`: where: a meta leaf's path, a primitive, `file.py:line (function)`
-    - `cause`: why it is so
-    - `cure`: what to write instead
+    Attributes:
+        severity: How much it matters.
+        problem: The problem, in one clause.
+        place: Its place: a meta leaf's path, a primitive, `file.py:line (function)`.
+        cause: Why it occurs.
+        cure: What to write instead.
     """
 
     severity: Severity
@@ -40,13 +42,15 @@ class Finding(NamedTuple):
 
 
 class NotChecked(Exception):
-    """Raised by a check that cannot be made of a problem: with the reason."""
+    """Raised, with the reason, by a check that cannot be made for a problem."""
 
 
 class Report(NamedTuple):
-    """All findings, the gravest first. It prints as text, and is true when there is a finding.
+    """All findings, the most severe first. It prints as text, and is true if there is a finding.
 
-    - `left_out`: checks that could not be made, each with the reason
+    Attributes:
+        findings: The findings.
+        left_out: The checks that could not be made, each with the reason.
     """
 
     findings: tuple[Finding, ...]
@@ -65,7 +69,7 @@ class Report(NamedTuple):
         return tuple(f for f in self.findings if f.severity is Severity.ERROR)
 
     def raise_errors(self) -> None:
-        """Raise `GradientError` with the first error, where there is one."""
+        """Raise `GradientError` with the first error, if there is one."""
         for first in self.errors:
             raise GradientError(
                 first.problem,

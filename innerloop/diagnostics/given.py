@@ -1,4 +1,4 @@
-"""Checks of the arguments of `check`, `compare` and `plan`, before anything is done."""
+"""Checks of the arguments of `check`, `compare` and `plan`."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from innerloop.problem import Episode
 
 
 def exact_gradient(adaptation: Any) -> MetaGradient:
-    """A meta-gradient that drops nothing, for this adaptation."""
-    if not isinstance(adaptation, Adaptation):  # which `check_given` refuses
+    """An exact meta-gradient for this adaptation."""
+    if not isinstance(adaptation, Adaptation):  # `check_given` raises for it
         return Unroll()
     return Implicit() if Unroll().fidelity(adaptation).kind == "undefined" else Unroll()
 
@@ -26,7 +26,7 @@ def check_given(
     episodes: Episode,
     key: PRNGKeyArray,
 ) -> int:
-    """The number of tasks. Raises as `meta_value_and_grad` does for parts that do not fit."""
+    """The number of tasks; raises as `meta_value_and_grad` does for parts that do not fit."""
     meta_objective(problem, adaptation, gradient)
     check_meta(meta)
     require(random_key(), "key", key, "check")

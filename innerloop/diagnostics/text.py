@@ -9,14 +9,17 @@ WIDTH = 100
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: int) -> str:
     """A table with a rule below its headings.
 
-    Args:
-        headings: one for each column; a line break in it starts a second line
-        rows: cells in the order of the headings
-        right: the first column that is set flush right, at least six characters wide; those before
-            it are set flush left
+    The first column is wrapped if the table would be too wide. The last column is wrapped at 40
+    characters if it is left-aligned.
 
-    The first column is folded where the table would be too wide, and a last one that is set flush
-    left at 40 characters.
+    Args:
+        headings: One for each column; a line break in it starts a second line.
+        rows: The cells, in the order of the headings.
+        right: The first right-aligned column; these columns are at least six characters wide. The
+            columns before it are left-aligned.
+
+    Returns:
+        The lines of the table.
     """
     titles = [heading.split("\n") for heading in headings]
     widths = [
@@ -40,13 +43,13 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: int) ->
 
 
 def definitions(pairs: Sequence[tuple[str, str]]) -> str:
-    """Names, each followed by what is said of it, indented."""
+    """Names, each followed by its indented text."""
     said = [f"{name}: {text}" for name, text in pairs]
     return "\n".join(textwrap.fill(each, WIDTH, subsequent_indent="    ") for each in said)
 
 
 def _lines(cells: Sequence[Sequence[str]], widths: Sequence[int], right: int) -> list[str]:
-    """The lines of a row whose cells may have several."""
+    """The lines of a row whose cells may have several lines."""
     lines = []
     for n in range(max(map(len, cells))):
         parts = [cell[n] if n < len(cell) else "" for cell in cells]

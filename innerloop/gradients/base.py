@@ -1,4 +1,4 @@
-"""What a meta-gradient is, and the objective that most of them differentiate."""
+"""The interface of meta-gradients, and the objective that most of them differentiate."""
 
 import abc
 from collections.abc import Callable
@@ -19,12 +19,13 @@ from innerloop.problem import Episode, Problem, loss_function, task_keys
 
 
 class Aux(NamedTuple):
-    """What comes back beside the meta-objective: per task, never averaged.
+    """The auxiliary output of the meta-objective: per task, never averaged.
 
-    - `metrics`: aux of the outer loss at the adapted parameters
-    - `info`: the inner steps' infos, stacked along a step axis of length K
-    - `diagnostics`: the estimator's own dictionary; `meta_value_and_grad` adds `"unreached"`, which
-      names the meta leaves that no gradient reaches
+    Attributes:
+        metrics: The aux of the outer loss at the adapted parameters.
+        info: The infos of the inner steps, stacked along a step axis of length K.
+        diagnostics: The meta-gradient's own dictionary. `meta_value_and_grad` adds `"unreached"`,
+            which names the meta leaves that no gradient reaches.
     """
 
     metrics: Any
@@ -36,32 +37,43 @@ TaskObjective = Callable[[PyTree, Episode, PRNGKeyArray], tuple[Scalar, Aux]]
 
 
 class MetaGradient(CheckedModule):
-    """A way to compute the meta-gradient. It names no algorithm and no data set.
+    """How the meta-gradient of one task is computed.
 
-    It builds, per task, a function whose value is the meta-objective and whose reverse-mode
-    derivative in `meta` is this meta-gradient.
+    A meta-gradient depends on no algorithm and no data set. For one task it builds a function whose
+    value is the meta-objective and whose reverse-mode derivative in `meta` is this meta-gradient.
     """
 
     @abc.abstractmethod
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
         """How far this gradient is from the exact one after this adaptation.
 
-        This is the one place that says whether the gradient exists: where the kind is "undefined",
-        the pair is refused with the sentence for a reason. A second derivative is refused where
+        The fidelity alone decides whether the gradient exists: a pair of kind "undefined" is
+        refused, with the fidelity's sentence as the reason. A second derivative raises an error if
         `derivatives` says that there is none.
 
         Args:
-            adaptation: how a task is learned
-            problem: the problem that it is asked for; None where it is asked for in general
+            adaptation: How a task is learned.
+            problem: The problem, or None for the fidelity on problems in general.
+
+        Returns:
+            The fidelity of the meta-gradient for this adaptation and problem.
         """
 
     @abc.abstractmethod
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
-        """The function `(meta, episode, key) -> (loss, aux)` of one task."""
+        """The objective of one task.
+
+        Args:
+            problem: What is optimised.
+            adaptation: How the task is learned.
+
+        Returns:
+            The function `(meta, episode, key) -> (loss, aux)`.
+        """
 
 
 class Outcome(NamedTuple):
-    """One task after its inner loop: the meta-objective, what comes back beside it, the state."""
+    """The result of one task: the meta-objective, its aux, and the last state of the inner loop."""
 
     loss: Scalar
     aux: Aux
@@ -79,19 +91,19 @@ def run_task(
 ) -> Outcome:
     r"""The meta-objective $\sum_t w_t L_\text{outer}(\theta_t)$ as a plain program.
 
-    `inner` and `loop` decide what is differentiable in it.
+    `inner` and `loop` decide which parts of it are differentiable.
 
     Args:
-        problem: what is optimised
-        adaptation: how the task is learned
-        meta: meta-parameters
-        episode: the task
-        key: the task's key
-        inner: what the inner gradient is, such as `Exact()`
-        loop: how the inner steps are kept, such as `StoreAll()`
+        problem: What is optimised.
+        adaptation: How the task is learned.
+        meta: The meta-parameters.
+        episode: The task.
+        key: The key of the task.
+        inner: How the inner gradient is differentiated, such as `Exact()`.
+        loop: How the inner steps are kept, such as `StoreAll()`.
 
     Returns:
-        The loss, what comes back beside it, and the state after the last inner step.
+        The loss, its aux, and the state after the last inner step.
     """
     outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="the meta-objective")
     keys = task_keys(key)
@@ -117,7 +129,17 @@ def run_task(
 def objective_after_run(
     problem: Problem, adaptation: Adaptation, inner: InnerRule, loop: Loop
 ) -> TaskObjective:
-    """`run_task` as the function of one task that a meta-gradient returns."""
+    """`run_task` as the objective of one task, which `MetaGradient.objective` returns.
+
+    Args:
+        problem: What is optimised.
+        adaptation: How the task is learned.
+        inner: How the inner gradient is differentiated.
+        loop: How the inner steps are kept.
+
+    Returns:
+        The function `(meta, episode, key) -> (loss, aux)`.
+    """
 
     def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
         loss, aux, _ = run_task(problem, adaptation, meta, episode, key, inner, loop)
@@ -127,7 +149,7 @@ def objective_after_run(
 
 
 def weights_of_steps(step_weights: Callable, steps: int, dtype: Any) -> Array:
-    """Weights of the losses after 0 ... `steps` steps. Raises `StructureError` unless so many."""
+    """The weights of the losses after 0 ... `steps` steps; checks how many there are."""
     weights = jnp.asarray(step_weights(steps), dtype)
     if weights.shape != (steps + 1,):
         raise StructureError(

@@ -1,4 +1,4 @@
-"""A bound on what each inner gradient sends back."""
+"""An inner gradient whose backward pass is bounded."""
 
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from innerloop.trees import shorten
 
 
 class Bound(InnerRule):
-    r"""Another inner gradient, where what goes back through it is shortened to a norm of c.
+    r"""Another inner gradient, with the cotangent that it passes back shortened to a norm of c.
 
     With $g_t$ the inner gradient and u the update, the backward pass through a step is
 
@@ -22,28 +22,29 @@ class Bound(InnerRule):
       \frac{c}{\lVert b \rVert}\Bigr), \qquad
       b = \nabla^2_\theta L_\text{inner}\, (\partial_g u)^\top \bar\theta_{t+1}$$
 
-    (where the optimizer is given the `value`, b has its part too). Where u reads g alone,
-    $\bar\theta$ grows by at most c per step; what an optimizer's state sends back, and what an
-    update that reads θ sends back, is left as it is. The exact product over the steps may grow by a
-    factor at each, and the gradient of a run at the edge of stability then says nothing (Metz et
-    al. 2019, arXiv 1810.10180). What the last steps do to the loss is kept as it is, while
-    `Clipped`, which shortens the sum over all steps, would make it as small as the rest is large.
-    To bound the derivatives in each step of the backward pass is Graves 2013, "Generating
-    sequences with recurrent neural networks" (arXiv 1308.0850).
+    (if the optimizer receives the `value`, b includes the derivative through it). If u reads g
+    alone, $\bar\theta$ grows by at most c per step. Cotangents that come from the optimizer's
+    state, or from an update that reads θ, are left unchanged. The exact product over the steps may
+    grow by a factor at each step; the gradient of a run at the edge of stability is then
+    uninformative (Metz et al. 2019, arXiv 1810.10180). The effect of the last steps on the loss is
+    kept as it is, whereas `Clipped`, which shortens the sum over all steps, would scale it down
+    with the rest. Graves 2013, "Generating sequences with recurrent neural networks"
+    (arXiv 1308.0850), bounds the derivatives at each step of the backward pass.
 
-    The norm is that of one task: the gradient of each task is taken by itself. It is a derivative
-    in meta alone, and has no second derivative.
+    The norm is that of one task: the gradient of each task is computed separately. It is a
+    derivative in meta alone and has no second derivative.
 
-    Fidelity: biased where a step is shortened, against what early steps do to late ones; exact
-    where none is. Small c is not `HoldConstant`: what meta does inside an inner gradient is kept.
-    Memory and time: as with `of`.
+    Fidelity: biased if a step is shortened, in the effect of early steps on later ones; exact if
+    none is. A small c is not equivalent to `HoldConstant`: the dependence of an inner gradient on
+    meta is kept. Memory and time: those of `of`.
 
     Args:
-        norm: c > 0, in the units of the derivative of the outer loss in the parameters
-        of: the inner gradient that is bounded
+        norm: The largest norm c > 0, in the units of the derivative of the outer loss in the
+            parameters.
+        of: The inner gradient that is bounded.
 
     Raises:
-        StructureError: the norm is not positive and finite, or `of` is no inner gradient.
+        StructureError: If the norm is not positive and finite, or `of` is not an inner gradient.
     """
 
     norm: float = positive()
@@ -69,7 +70,7 @@ class Bound(InnerRule):
         return operator
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
-        """Exact without inner steps."""
+        """Biased, combined with the fidelity of `of`; that of `of` alone without inner steps."""
         of = self.of.fidelity(adaptation, problem)
         if adaptation.steps == 0:
             return of

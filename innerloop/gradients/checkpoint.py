@@ -1,4 +1,4 @@
-"""What an unrolled inner loop keeps for its backward pass."""
+"""Loops that keep only some inner states and recompute the rest in the backward pass."""
 
 import math
 from functools import partial
@@ -19,28 +19,28 @@ from innerloop.gradients.loops import concatenate, store_all
 from innerloop.problem import Problem
 
 _INNER_STATE = "inner_state"
-"""Name under which the kept states are found."""
+"""Name by which the checkpointing policy finds the inner states."""
 
 
 class Segments(Loop):
-    """Keeps the inner state at the start of each segment; its steps are taken again going backward.
+    """Keeps the inner state at the start of each segment; the backward pass repeats the steps.
 
-    Memory: K/`length` states, and the intermediate values of `length` steps, which is of the order
+    Memory: K/`length` states and the intermediate values of `length` steps, which is of the order
     of √K for the default length. Time: one more forward pass.
 
     The gradient is the same up to rounding, whatever the settings.
 
     Args:
-        length: steps per segment; ⌈√K⌉ unless given. 1 keeps every state, and is best where a
-            step's intermediate values take much more room than its state, as they do in deep
+        length: Steps per segment; by default ⌈√K⌉. A length of 1 keeps every state, and is best if
+            a step's intermediate values take much more memory than its state, as they do in deep
             networks with large support sets.
-        keep_inner_gradients: keep the inner gradients too (K times the size of the parameters).
-            With `MixedMode()`, the steps that are taken again then cost no gradient.
-        offload: what is kept waits in host memory, where the backend has one apart from its own
-            (on a CPU it is the same memory).
+        keep_inner_gradients: Whether to keep the inner gradients too (K times the size of the
+            parameters). With `MixedMode()`, the repeated steps then compute no gradient.
+        offload: Whether to keep the stored values in host memory, if the backend has host memory
+            apart from its own (on a CPU it is the same memory).
 
     Raises:
-        StructureError: the length is below one.
+        StructureError: If `length` is below 1.
     """
 
     length: int | None = optional(at_least(1, such_as=4))
@@ -59,8 +59,8 @@ class Segments(Loop):
             state = jax.tree.map(lambda leaf: checkpoint_name(leaf, _INNER_STATE), state)
             return store_all(step, state, count, first)
 
-        # Inside a scan nothing is there to be shared with the recomputation, so the barriers
-        # against sharing would only cost; a scan of one turn is inlined, and needs them.
+        # Inside a scan the compiler cannot merge the recomputation with the forward pass, so the
+        # barriers against it would only cost time. A scan of one turn is inlined and needs them.
         kept = jax.checkpoint(partial(segment, length), prevent_cse=whole == 1, policy=policy)
         state, outputs = jax.lax.scan(kept, state, length * jnp.arange(whole, dtype=jnp.int32))
         outputs = jax.tree.map(lambda leaf: leaf.reshape(whole * length, *leaf.shape[2:]), outputs)
@@ -89,20 +89,21 @@ class Segments(Loop):
 
 
 class Binomial(Loop):
-    r"""Keeps a fixed number of inner states, placed anew as the backward pass goes (treeverse).
+    """Keeps a fixed number of inner states and moves them during the backward pass (treeverse).
 
     Memory: `slots` states and the intermediate values of one step, for any K. Time: with s slots,
-    K ≤ (s + r choose s) steps are each taken at most r + 1 times (Griewank 1992; the online form,
-    by Stumm and Walther 2010, is Equinox's): s ≈ log₂ K makes r ≈ log₂ K.
+    each of K ≤ (s + r choose s) steps is taken at most r + 1 times (Griewank 1992; the
+    implementation is Equinox's, of the online form by Stumm and Walther 2010). For example, s ≈
+    log₂ K slots give r ≈ log₂ K.
 
-    The meta-objective has no `jax.jvp`, and no reverse mode over reverse mode: take second
-    derivatives by `jax.hessian`.
+    The meta-objective supports neither `jax.jvp` nor reverse mode over reverse mode; use
+    `jax.hessian` for second derivatives.
 
     Args:
-        slots: number of states kept
+        slots: The number of states that are kept.
 
     Raises:
-        StructureError: there is less than one slot.
+        StructureError: If `slots` is below 1.
     """
 
     slots: int = at_least(1, such_as=10)
@@ -113,7 +114,7 @@ class Binomial(Loop):
         return eqxi.scan(step, state, times, kind="checkpointed", checkpoints=slots)
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
-        """Exact after any adaptation."""
+        """Exact after any adaptation; without forward mode if there are inner steps."""
         if adaptation.steps == 0:
             return EXACT
         return EXACT._replace(derivatives=Derivatives(forward=False))

@@ -1,4 +1,4 @@
-"""A bound on what one task has to say: its meta-gradient, shortened to a norm."""
+"""A meta-gradient whose norm is bounded for each task."""
 
 from jaxtyping import PyTree, Scalar
 
@@ -13,31 +13,34 @@ from innerloop.trees import length, shorten
 
 
 class Clipped(MetaGradient):
-    r"""Another estimator's meta-gradient of each task, shortened to a norm of at most c.
+    r"""Another meta-gradient, shortened to a norm of at most c for each task.
 
     $$g_i \leftarrow g_i \min\Bigl(1, \frac{c}{\lVert g_i \rVert}\Bigr)$$
 
-    The norm is over all meta-parameters. Through long inner runs at the edge of stability,
-    gradients of single tasks grow by orders of magnitude and drown all others in the mean over
-    tasks (Metz et al. 2019, arXiv 1810.10180); clipping the mean, as an outer optimizer may, leaves
-    it to them. What is not finite stays so.
+    The norm is over all meta-parameters. Through long inner runs at the edge of stability, the
+    gradients of single tasks grow by orders of magnitude and dominate the mean over tasks (Metz
+    et al. 2019, arXiv 1810.10180). They still dominate it if the mean is clipped, as an outer
+    optimizer may do. Numbers that are not finite stay so. `aux.diagnostics["norm"]` is the norm
+    before clipping, per task.
 
-    - `gradient`: the estimator; `norm`: c > 0
+    Fidelity: biased if a task is clipped, in the weights of the tasks; the gradient of each task
+    keeps its direction. Memory and time: those of `gradient`.
 
-    Fidelity: biased where a task is clipped, in the weights of the tasks: each has its own
-    direction. Memory and time: the estimator's. `aux.diagnostics["norm"]` is
-    the norm before, per task.
+    Args:
+        gradient: The meta-gradient that is shortened.
+        norm: The largest norm c > 0.
 
-    Raises `StructureError` for a norm that is not positive and finite, `DetachedError` where no
-    meta-parameter reaches the loss, `GradientError` when differentiated twice or in anything but
-    meta.
+    Raises:
+        StructureError: If the norm is not positive and finite.
+        DetachedError: If no meta-parameter reaches the loss.
+        GradientError: If differentiated twice or in anything but meta.
     """
 
     gradient: MetaGradient = instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")
     norm: float = positive()
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
-        """Biased, beside what the estimator itself is; undefined where that is."""
+        """Biased, in addition to the fidelity of `gradient`; undefined if that is undefined."""
         before = self.gradient.fidelity(adaptation, problem)
         if before.kind == "undefined":
             return before
@@ -47,7 +50,7 @@ class Clipped(MetaGradient):
         )
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
-        """The estimator's value, with its gradient, shortened."""
+        """The objective of `gradient`, with its gradient shortened."""
         whole = self.gradient.objective(problem, adaptation)
 
         def clip(gradient: PyTree) -> tuple[PyTree, dict[str, Scalar]]:

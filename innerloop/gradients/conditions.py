@@ -1,4 +1,4 @@
-"""What holds at the adapted parameters: the equations that `Implicit` differentiates."""
+"""The equations that hold at the adapted parameters, which `Implicit` differentiates."""
 
 from collections.abc import Callable
 
@@ -24,8 +24,13 @@ def stationarity(problem: Problem) -> Condition:
 def fixed_point(function: Condition) -> Condition:
     r"""The condition $F = \theta - T(\theta, \phi)$ of a fixed point of `function`, T.
 
-    - `function`: `(params, meta, batch, key) -> params`: an inner step, a projected or a proximal
-      one (`projected_gradient`), or any other map that the adaptation has converged under
+    Args:
+        function: `(params, meta, batch, key) -> params`, such as an inner step, a projected or a
+            proximal step (`projected_gradient`), or any other map under which the adaptation has
+            converged.
+
+    Returns:
+        The condition, `(params, meta, batch, key) -> residual`.
     """
 
     def condition(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray) -> PyTree:
@@ -39,9 +44,14 @@ def projected_gradient(
 ) -> Condition:
     r"""The condition $F = \theta - P(\theta - \alpha \nabla_\theta L_\text{inner}(\theta), \phi)$.
 
-    - `projection`: `(params, meta) -> params`: the projection onto a feasible set, or the proximal
-      operator of a penalty that is not differentiable, for the step α
-    - `rate`: α > 0; any step gives the same optimum
+    Args:
+        problem: The problem with the inner loss.
+        projection: `(params, meta) -> params`, the projection P onto a feasible set, or the
+            proximal operator of a penalty that is not differentiable, for the step α.
+        rate: The step α > 0; any step gives the same optimum.
+
+    Returns:
+        The condition, `(params, meta, batch, key) -> residual`.
     """
     gradient_at = stationarity(problem)
 
@@ -53,16 +63,23 @@ def projected_gradient(
 
 
 def proximal(problem: Problem, strength: float | Callable[[PyTree], Scalar]) -> Problem:
-    r"""The problem with a pull of the parameters to where they start (iMAML, equation 3).
+    r"""The problem with a penalty on the distance from the initial parameters (iMAML, equation 3).
 
     $$L_\text{inner}(\theta) + \frac{\lambda}{2} \|\theta - \theta_0(\phi)\|^2$$
 
-    makes the optimum depend on the initialisation, and strictly convex what is nearly flat.
+    The penalty makes the optimum depend on the initialisation, and makes an inner loss that is
+    nearly flat strictly convex.
 
-    - `strength`: λ > 0, or a function of meta that gives it
-    - `problem.init` must give the same parameters for every key and every part of the support
+    Args:
+        problem: The problem. Its `init` must give the same parameters for every key and every part
+            of the support set.
+        strength: λ > 0, or a function of meta that returns it.
 
-    Raises `StructureError` where the problem has no `init` or no `inner_loss`.
+    Returns:
+        The problem with the penalty in its inner loss.
+
+    Raises:
+        StructureError: If the problem has no `init` or no `inner_loss`.
     """
     inner_loss = loss_function("inner_loss", problem.inner_loss, needed_by="proximal")
     init = initial_params(problem, needed_by="proximal")

@@ -1,4 +1,4 @@
-"""The meta-gradient by evolution strategies: values of the meta-objective, no derivatives."""
+"""The meta-gradient by evolution strategies, from values of the meta-objective alone."""
 
 import jax
 import jax.numpy as jnp
@@ -19,19 +19,22 @@ class EvolutionStrategies(MetaGradient):
       \bigl[L(\phi + \sigma \epsilon_i) - L(\phi - \sigma \epsilon_i)\bigr]\, \epsilon_i,
       \qquad \epsilon_i \sim \mathcal{N}(0, I)$$
 
-    (arXiv 1703.03864). All pairs of a task learn with the same adaptation keys (common random
-    numbers); pair i draws from `fold_in(task_keys(key).gradient, i)`. The value is L(φ) itself.
-
-    - `pairs`: n >= 1. The variance falls as 1/n and grows with the number of meta-parameters.
-    - `sigma`: σ > 0, in the units of the meta-parameters
-    - `chunk`: pairs that are computed at a time; None for all at once
+    (arXiv 1703.03864). All pairs of a task use the same adaptation keys (common random numbers);
+    pair i uses the key `fold_in(task_keys(key).gradient, i)`. The value is L(φ) itself.
 
     Fidelity: unbiased for the smoothed objective $\mathbb{E}_\epsilon L(\phi + \sigma\epsilon)$.
-    Memory: as `2 chunk` forward passes, for any K. Needs no derivative of anything but the inner
-    gradient, and works after any adaptation.
+    Memory: that of `2 chunk` forward passes, for any K. The estimate needs no derivative other than
+    the inner gradient, and works after any adaptation.
 
-    Raises `StructureError` for less than one pair and a σ that is not positive, `GradientError`
-    when differentiated twice or in anything but meta.
+    Args:
+        pairs: The number of pairs n >= 1. The variance falls as 1/n and grows with the number of
+            meta-parameters.
+        sigma: The standard deviation σ > 0, in the units of the meta-parameters.
+        chunk: How many pairs are computed at a time; None for all at once.
+
+    Raises:
+        StructureError: If `pairs` or `chunk` is below 1, or σ is not positive.
+        GradientError: If differentiated twice or in anything but meta.
     """
 
     pairs: int = at_least(1, such_as=64)
@@ -50,7 +53,7 @@ class EvolutionStrategies(MetaGradient):
         )
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
-        """The meta-objective's value, with the estimate for a gradient."""
+        """The meta-objective's value, with the estimate as its gradient."""
 
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
@@ -80,7 +83,7 @@ class EvolutionStrategies(MetaGradient):
 
 
 def gaussian(key: PRNGKeyArray, like: PyTree) -> PyTree:
-    """Independent standard normal numbers in place of every leaf."""
+    """Independent standard normal numbers, with the structure and shapes of `like`."""
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(key, len(leaves))
     return treedef.unflatten(

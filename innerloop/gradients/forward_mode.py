@@ -1,4 +1,4 @@
-"""The meta-gradient by forward mode: tangents carried along with the inner loop."""
+"""The meta-gradient by forward mode, which carries tangents along with the inner loop."""
 
 import abc
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Slopes = Callable[[Callable[[Array], list[Array]], int], Array]
 
 
 class Directions(CheckedModule):
-    """Along which directions of meta tangents are carried, and how a gradient is made of them."""
+    """The directions of meta that tangents are carried along, and the gradient made from them."""
 
     @abc.abstractmethod
     def fidelity(self) -> Fidelity:
@@ -36,7 +36,7 @@ class Directions(CheckedModule):
 
 
 class Coordinates(Directions):
-    """Every coordinate of meta: exact."""
+    """All coordinates of meta, which give the exact gradient."""
 
     def fidelity(self) -> Fidelity:
         """See `Directions`."""
@@ -55,13 +55,15 @@ class Coordinates(Directions):
 
 
 class Basis(Directions):
-    r"""The span of given directions: the gradient's orthogonal projection onto it.
+    r"""The span of given directions: the gradient is projected onto it orthogonally.
 
     $$B^\top (B B^\top)^{-1} B\, \nabla L$$
 
-    - `vectors`: meta with one more leading axis n on every leaf: n linearly independent directions
+    Fidelity: biased, by the part of the gradient outside the span.
 
-    Biased by what lies outside the span.
+    Args:
+        vectors: A tree like meta with one more leading axis n on every leaf, which holds n linearly
+            independent directions.
     """
 
     vectors: PyTree
@@ -85,7 +87,7 @@ class Basis(Directions):
         vectors = [jnp.asarray(v, leaf.dtype) for v, leaf in zip(vectors, leaves, strict=True)]
         n = counts.pop()[0]
         along = slopes(lambda i: [v[i] for v in vectors], n)
-        # LAPACK knows no bfloat16.
+        # LAPACK has no bfloat16.
         wide = along.dtype if jnp.finfo(along.dtype).bits >= 32 else jnp.float32
         flat = [v.reshape(n, -1).astype(wide) for v in vectors]
         gram = jax.tree.reduce(jnp.add, [v @ v.T for v in flat])
@@ -96,10 +98,16 @@ class Basis(Directions):
 class RandomDirections(Directions):
     r"""Random signs $v_i$: the gradient is $\frac{1}{n} \sum_i (v_i \cdot \nabla L)\, v_i$.
 
-    Unbiased, of variance about dim(meta)/n times the squared gradient (forward gradients: Baydin et
-    al. 2022, arXiv 2202.08587). Direction i draws from `fold_in(task_keys(key).gradient, i)`.
+    Direction i uses the key `fold_in(task_keys(key).gradient, i)`.
 
-    - `count`: n >= 1
+    Fidelity: unbiased, with a variance of about dim(meta)/n times the squared gradient (forward
+    gradients: Baydin et al. 2022, arXiv 2202.08587).
+
+    Args:
+        count: The number of directions n >= 1.
+
+    Raises:
+        StructureError: If `count` is below 1.
     """
 
     count: int = at_least(1, such_as=16)
@@ -120,7 +128,7 @@ class RandomDirections(Directions):
 
         weights = slopes(direction, self.count) / self.count
 
-        def add(total, i):  # one direction at a time: drawn again, rather than kept
+        def add(total, i):  # draws each direction again, so that none is kept
             parts = zip(total, direction(i), strict=True)
             return [t + weights[i].astype(v.dtype) * v for t, v in parts], None
 
@@ -129,23 +137,26 @@ class RandomDirections(Directions):
 
 
 class ForwardMode(MetaGradient):
-    r"""Derivatives along directions of meta, computed beside the inner loop itself.
+    r"""Derivatives along directions of meta, computed together with the inner loop.
 
     $$\dot\theta_{t+1} = \frac{\partial \theta_{t+1}}{\partial \theta_t}\, \dot\theta_t
       + \frac{\partial \theta_{t+1}}{\partial \phi}\, v$$
 
-    (forward-mode hypergradients: Franceschi et al. 2017, arXiv 1703.01785). For few meta-parameters
-    and many inner steps.
+    These forward-mode hypergradients (Franceschi et al. 2017, arXiv 1703.01785) suit problems with
+    few meta-parameters and many inner steps.
 
-    - `directions`: `Coordinates()`, exact; `Basis(vectors)`, projected; `RandomDirections(n)`,
-      unbiased
-    - `chunk`: directions that are carried at a time; None for all at once
+    Fidelity: that of `directions`. Memory: `chunk` copies of a step's state, for any K. Time: that
+    of a forward pass times the number of directions.
 
-    Fidelity: that of `directions`. Memory: `chunk` copies of a step's state, for any K; time:
-    that of a forward pass times the number of directions.
+    Args:
+        directions: `Coordinates()` for the exact gradient, `Basis(vectors)` for its projection, or
+            `RandomDirections(n)` for an unbiased estimate.
+        chunk: How many directions are carried at a time; None for all at once.
 
-    Raises `GradientError` when differentiated twice or in anything but meta, or where no
-    meta-parameter reaches the loss.
+    Raises:
+        StructureError: If `directions` is something else, or `chunk` is below 1.
+        GradientError: If differentiated twice or in anything but meta, or if no meta-parameter
+            reaches the loss.
     """
 
     directions: Directions = instance(
@@ -157,11 +168,11 @@ class ForwardMode(MetaGradient):
     chunk: int | None = optional(at_least(1, such_as=8))
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
-        """The fidelity of the directions. There is none after a solver."""
+        """The fidelity of the directions; undefined after a solver."""
         return after_steps(adaptation) or self.directions.fidelity()._replace(derivatives=ESTIMATE)
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
-        """The meta-objective's value, with the gradient made of directional derivatives."""
+        """The meta-objective's value, with the gradient made from directional derivatives."""
 
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))

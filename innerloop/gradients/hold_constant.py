@@ -1,4 +1,4 @@
-"""Inner gradients as constants: the first-order meta-gradient, whole or in part."""
+"""Inner gradients as constants: the first-order meta-gradient, in whole or in part."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,23 +20,24 @@ class HoldConstant(InnerRule):
 
     With $g_t$ the inner gradient held constant, $\theta_{t+1} = \theta_t + u(g_t, \theta_t, \phi)$.
     For gradient descent from $\theta_0 = \phi$ this leaves
-    $\nabla_\phi \approx \nabla L_\text{outer}(\theta_K)$; what `meta` does outside the inner
-    gradient (an initialisation, a learned rate, a weight decay) is still differentiated. What it
-    does inside the inner loss is not, nor is the `value` that is given to the optimizer.
+    $\nabla_\phi \approx \nabla L_\text{outer}(\theta_K)$. The dependence on `meta` outside the
+    inner gradient (an initialisation, a learned rate, a weight decay) is still differentiated. The
+    dependence inside the inner loss is not, nor is the `value` that the optimizer receives.
 
-    Fidelity: biased, by the dropped second derivatives; exact where there are no inner steps.
-    Memory: as a plain forward pass, plus the K inner gradients where an update reads meta (as a
-    learned rate does); with `where`, as with `Exact()`.
+    Fidelity: biased, by the dropped second derivatives; exact if there are no inner steps.
+    Memory: that of a plain forward pass, plus the K inner gradients if an update reads meta (as a
+    learned rate does); with `where`, that of `Exact()`.
 
     Args:
-        where: `(t, params) -> bool`, or a prefix tree of params with booleans: hold constant only
-            the gradients of these steps or leaves. The others are differentiated exactly, at the
-            price of `Exact()`. t may be traced. (Steps: derivative-order annealing within the loop;
-            leaves: exact for the head, first-order for the body.)
+        where: `(t, params) -> held`, a boolean or a prefix tree of params with booleans: True holds
+            the gradient constant at this step or leaf; by default all are held constant. The others
+            are differentiated exactly, at the cost of `Exact()`. t may be traced. A choice of steps
+            is derivative-order annealing within the loop; a choice of leaves can differentiate the
+            head exactly and the body to first order.
 
     Raises:
-        StructureError: `where` does not take these arguments or, while tracing, gives anything but
-            booleans.
+        StructureError: If `where` does not take these arguments, and while tracing if it returns
+            anything but booleans.
     """
 
     where: Callable[[Any, PyTree], PyTree] | None = optional(
@@ -51,7 +52,7 @@ class HoldConstant(InnerRule):
         return named(partly_stopped_inner_gradient(lambda params: where(t, params)))
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
-        """Exact without inner steps, biased with them."""
+        """Biased; exact without inner steps."""
         if adaptation.steps == 0:
             return Fidelity("exact", "There is no inner gradient to drop.")
         which = (
@@ -67,11 +68,11 @@ class HoldConstant(InnerRule):
 
 
 def stopped_inner_gradient(loss: Loss):
-    """The same numbers as constants: no derivative of value, aux or gradient remains."""
+    """The inner gradient with value, aux and gradient as constants."""
     gradient = exact_inner_gradient(loss)
 
     def stopped(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
-        # Inputs are stopped too, so that no tangent of the backward pass is ever built; outputs,
+        # The inputs are stopped so that no tangent of the backward pass is ever built; the outputs
         # because the loss may close over values that are being differentiated.
         params, meta, batch = jax.lax.stop_gradient((params, meta, batch))
         return jax.lax.stop_gradient(gradient(params, meta, batch, key))
@@ -80,7 +81,7 @@ def stopped_inner_gradient(loss: Loss):
 
 
 def partly_stopped_inner_gradient(where: Callable[[PyTree], PyTree]) -> InnerGradient:
-    """Constants where `where(params)`, a prefix tree of booleans, is True.
+    """The inner gradient, constant where `where(params)`, a prefix tree of booleans, is True.
 
     Value and aux are constants if every leaf of the gradient is one.
     """

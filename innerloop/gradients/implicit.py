@@ -1,4 +1,4 @@
-"""The implicit meta-gradient: differentiate the optimum, not the way to it."""
+"""The implicit meta-gradient, which differentiates the optimum and not the inner steps."""
 
 import math
 from collections.abc import Callable
@@ -26,30 +26,36 @@ from innerloop.trees import add, dot, norm
 class Implicit(MetaGradient):
     r"""The implicit function theorem at the adapted parameters (iMAML: Rajeswaran et al. 2019).
 
-    Where $F(\theta^*, \phi) = 0$, by default $\nabla_\theta L_\text{inner}$ on the full support,
+    If $F(\theta^*, \phi) = 0$, where F is by default $\nabla_\theta L_\text{inner}$ on the full
+    support set, then
 
     $$\nabla_\phi = \partial_\phi L_\text{outer} - (\partial_\phi F)^\top v,
       \qquad (\partial_\theta F)^\top v = \nabla_\theta L_\text{outer}$$
 
-    (arXiv 1909.04630). The linear system is solved in the forward pass by products with vectors.
+    (arXiv 1909.04630). The linear system is solved in the forward pass by matrix-vector products.
     `aux.diagnostics` holds `inner_residual`, ‖F(θ)‖, `solve_residual`, the relative residual of the
     solve, and `solve_steps`.
 
-    - `solver`: any lineax solver, or `Neumann(terms, rate)`. By default CG for the inner loss's
-      gradient and GMRES for a given condition, to the square root of the dtype's precision.
-    - `condition`: `(params, meta, batch, key) -> residual`, as `fixed_point` makes one
-    - `damping`: λ >= 0: λI is added to the matrix
-    - `throw`: raise at run time where the solver does not converge; False lets the solution
-      through, and `solve_residual` tells
+    Fidelity: exact at the optimum; elsewhere the error is of the order of `inner_residual`, plus
+    that of the solve. Memory: one step's intermediate values, for any K. The steps themselves are
+    not differentiated: a meta-parameter that only they read, such as a learning rate, gets no
+    gradient.
 
-    Fidelity: exact at the optimum; the error is of the order of `inner_residual`, plus that of the
-    solve. Memory: one step's intermediate values, for any K. The steps themselves are not
-    differentiated: what only they read, such as a learning rate, gets no gradient.
+    Args:
+        solver: Any lineax solver, or `Neumann(terms, rate)`. By default CG for the inner loss's
+            gradient and GMRES for a given condition, to the square root of the dtype's precision.
+        condition: `(params, meta, batch, key) -> residual`, such as `fixed_point` returns; by
+            default the inner loss's gradient.
+        damping: λ >= 0; λI is added to the matrix.
+        throw: Whether to raise at run time if the solver does not converge. If False, the solution
+            is used as it is, and `solve_residual` shows its error.
 
-    Raises `GradientError` where the condition does not read meta (see `proximal`), for a problem
-    with `step_weights` (losses on the way, which is not differentiated), and when differentiated
-    twice or in anything but meta; `StructureError` while tracing for CG with a given
-    condition, which need not be symmetric, and a residual that is not shaped like the parameters.
+    Raises:
+        GradientError: If the condition does not read meta (see `proximal`), if the problem has
+            `step_weights` (whose losses depend on steps that are not differentiated), or if
+            differentiated twice or in anything but meta.
+        StructureError: While tracing, if CG is used with a given condition, which need not be
+            symmetric, or if the residual is not shaped like the parameters.
     """
 
     solver: lx.AbstractLinearSolver | Neumann | None = optional(
@@ -78,7 +84,7 @@ class Implicit(MetaGradient):
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
         """Exact at the optimum; biased by damping or a fixed number of terms.
 
-        There is none of losses on the way, nor after a procedure unless its condition is given.
+        Undefined with `step_weights`, and after a procedure unless a condition is given.
         """
         if problem is not None and problem.step_weights is not None:
             return undefined(

@@ -1,4 +1,4 @@
-"""The inner gradient itself, as an adaptation that asks for a derivative is handed it."""
+"""The plain inner gradient, as an adaptation receives it."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from innerloop.fidelity import EXACT, Fidelity
 from innerloop.problem import Loss, Problem
 
 INNER_GRADIENT = "inner_gradient"
-"""Name under which checkpointing finds the inner gradients, so that it can keep them."""
+"""Name by which the checkpointing policy finds the inner gradients."""
 
 
 class Exact(InnerRule):
-    """The gradient of the inner loss, as often differentiable as the loss is.
+    """The gradient of the inner loss, differentiable as often as the loss is.
 
-    Its backward pass is a second reverse pass over the first: all intermediate values of both are
-    kept, unless the loop takes the step again.
+    Its backward pass is a second reverse pass over the first. All intermediate values of both are
+    kept, unless the loop recomputes the step.
     """
 
     def at(self, t: Any) -> InnerGradient:
@@ -35,7 +35,7 @@ def exact_inner_gradient(loss: Loss):
 
 
 def named(inner_gradient: InnerGradient) -> InnerGradient:
-    """The same operator, its gradients named for the checkpointing that wants to keep them."""
+    """The same operator, with its gradients named for the checkpointing policy."""
 
     def operator(loss: Loss):
         gradient = inner_gradient(loss)

@@ -1,4 +1,4 @@
-"""A loop of which only the last inner steps are differentiated."""
+"""A loop that differentiates only the last inner steps."""
 
 from typing import Any
 
@@ -18,27 +18,26 @@ from innerloop.problem import Problem
 class Last(Loop):
     r"""Differentiates the last k of K inner steps (Shaban et al. 2019, arXiv 1810.10667).
 
-    The steps before them are constants, and what they pass on to the initial state $s_0$ is taken
-    as the identity: at step K − k every floating-point leaf of the state becomes
+    The steps before them are constants, and their derivative in the initial state $s_0$ is taken to
+    be the identity: at step K − k, every floating-point leaf of the state becomes
 
     $$s \leftarrow \operatorname{stop}(s) + \bigl(s_0 - \operatorname{stop}(s_0)\bigr),$$
 
-    so that a MAML initialisation still gets a gradient. With k = 0 and gradient descent that is
-    FOMAML's.
-
-    Losses before step K − k (of `step_weights`) see the bridged state too.
+    so that a MAML initialisation still gets a gradient. With k = 0 and gradient descent, the
+    gradient is that of FOMAML. The losses before step K − k (with `step_weights`) are taken at the
+    parameters of such states too.
 
     Fidelity: biased for k < K; the bias falls off as the skipped steps contract. The gradient has
     no second derivative. Memory: that of k inner steps in the loop `of`.
 
     Args:
-        k: how many steps are differentiated, at least 0. For k >= K the loop is that of `of`.
-        identity: False cuts the bridge, as in the paper: what meta does before step K − k gets no
-            gradient at all.
-        of: how the last k steps are kept
+        k: How many steps are differentiated, at least 0. For k >= K the loop is `of`.
+        identity: Whether to take the derivative of the skipped steps to be the identity. If False,
+            it is zero, as in the paper: the dependence on meta before step K − k gets no gradient.
+        of: The loop over the last k steps.
 
     Raises:
-        StructureError: k is negative, or `of` is no loop.
+        StructureError: If `k` is negative, or `of` is not a loop.
     """
 
     k: int = at_least(0, such_as=5)
@@ -66,7 +65,7 @@ class Last(Loop):
         return state, outputs
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
-        """Exact where all steps are differentiated."""
+        """Biased; that of `of` if all steps are differentiated."""
         of = self.of.fidelity(adaptation, problem)
         if self.k >= (adaptation.steps or 0):
             return combined([Fidelity("exact", "Every inner step is differentiated."), of])
@@ -75,7 +74,7 @@ class Last(Loop):
             f"All but the last {self.k} inner steps are constants; what they pass on to the "
             f"initial state is {bridge}."
         )
-        if self.k == 0:  # and `of` has no part in it
+        if self.k == 0:  # `of` is not used
             return Fidelity("biased", sentence, ESTIMATE, takes=1)
         return combined([Fidelity("biased", sentence, ESTIMATE), of])
 
@@ -84,6 +83,6 @@ class Last(Loop):
             if not self.identity or not is_floating(now):
                 return now
             link = first - jax.lax.stop_gradient(first)
-            return now + jnp.where(jnp.isfinite(first), link, 0)  # inf - inf is not zero
+            return now + jnp.where(jnp.isfinite(first), link, 0)  # inf - inf is NaN, not zero
 
         return jax.tree.map(leaf, jax.lax.stop_gradient(state), start)

@@ -1,4 +1,4 @@
-"""Linear systems over trees of parameters, the matrix given by its products with vectors."""
+"""Linear systems over trees of parameters, with matrices given by products with vectors."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,11 +19,16 @@ class Neumann(CheckedModule):
     $$v = \alpha \sum_{j=0}^{n-1} (I - \alpha H^\top)^j\, g$$
 
     (arXiv 1911.02590), which is the gradient of n more steps of gradient descent from the optimum.
-    It converges where $\|I - \alpha H\| < 1$. One term is the one-step gradient (Bolte et al. 2023,
-    arXiv 2305.13768): with a `fixed_point` condition take `rate=1`, else the inner rate.
+    The series converges if $\|I - \alpha H\| < 1$. One term is the one-step gradient (Bolte et al.
+    2023, arXiv 2305.13768): use `rate=1` with a `fixed_point` condition, and otherwise the inner
+    rate.
 
-    - `terms`: n >= 1
-    - `rate`: α > 0
+    Args:
+        terms: The number of terms n >= 1.
+        rate: The step α > 0.
+
+    Raises:
+        StructureError: If `terms` is below 1.
     """
 
     terms: int = at_least(1, such_as=20)
@@ -31,7 +36,7 @@ class Neumann(CheckedModule):
 
 
 class Solution(NamedTuple):
-    r"""Of $Av = b$: `vector` v, `residual` $\|Av - b\| / \|b\|$, and the solver's `steps`."""
+    r"""The solution v of $Av = b$, its residual $\|Av - b\| / \|b\|$, and the number of steps."""
 
     vector: PyTree
     residual: Scalar
@@ -46,10 +51,10 @@ def solve(
     symmetric: bool,
     throw: bool,
 ) -> Solution:
-    """The solution of `matrix(v) = rhs`; for a right-hand side of zeros it is zero.
+    """The solution of `matrix(v) = rhs`, which is zero for a right-hand side of zeros.
 
-    - `solver`: None is CG for a symmetric matrix and GMRES for any other
-    - `throw`: raise at run time where the solver gives up or its solution is none
+    Without a `solver`, CG solves a symmetric system and GMRES any other. With `throw`, it raises at
+    run time if the solver fails or its residual is too large.
     """
     size = norm(rhs)
     unit = scale(rhs, 1 / jnp.where(size > 0, size, 1))
@@ -58,8 +63,8 @@ def solve(
     else:
         vector, steps, failed = _lineax(solver or _default(rhs, symmetric), matrix, unit, symmetric)
     gap = norm(add(matrix(vector), unit, -1.0))
-    # Direct and least-squares solvers call a singular system solved; the residual tells. No
-    # right-hand side needs no solver, and some break down on it.
+    # Direct and least-squares solvers report success on a singular system, so the residual
+    # decides. A right-hand side of zeros needs no solver, and some solvers break down on it.
     useless = ~jnp.isfinite(gap) if isinstance(solver, Neumann) else ~(gap < _USELESS)
     vector = jax.tree.map(lambda leaf: jnp.where(size > 0, leaf, 0), vector)
     if throw:
@@ -68,7 +73,7 @@ def solve(
 
 
 _USELESS = 0.1
-"""Relative residual above which a solution is none."""
+"""Relative residual above which a solve counts as failed."""
 
 _NOT_SOLVED = (
     "the linear solve of the implicit meta-gradient did not converge. Got: a solver that gave up, "

@@ -1,4 +1,4 @@
-"""Loops over inner steps: what is stored between the forward and the backward pass."""
+"""The loop that keeps every intermediate value between forward and backward pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +13,16 @@ from innerloop.fidelity import EXACT, Fidelity
 from innerloop.problem import Problem
 
 UNROLL_UP_TO = 8
-"""Unrolling a short loop saves the copies into and out of the scan's stacked buffers; unrolling a
-long one only makes the compiler slow."""
+"""The largest number of steps that is unrolled.
+
+This saves the copies into and out of a scan's stacked buffers; longer loops compile too slowly."""
 
 
 class StoreAll(Loop):
-    """Keeps every intermediate value of every inner step. Memory: K; nothing is computed twice."""
+    """Keeps every intermediate value of every inner step.
+
+    Memory: the intermediate values of K steps. Time: nothing is computed twice.
+    """
 
     def __call__(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
         """See `Loop`."""
@@ -35,10 +39,7 @@ def store_all(
     steps: int,
     first: Any = np.int32(0),
 ) -> tuple[PyTree, Any]:
-    """Keep every intermediate value: unrolled for few steps, a scan for many. Memory grows by K.
-
-    - `first`: number of the first of the `steps` steps
-    """
+    """Runs steps `first`, `first + 1`, ...: unrolled if they are few, as a scan if many."""
     if steps > UNROLL_UP_TO:
         return jax.lax.scan(step, state, first + jnp.arange(steps, dtype=jnp.int32))
     outputs = []
@@ -49,5 +50,5 @@ def store_all(
 
 
 def concatenate(head: PyTree, tail: PyTree) -> PyTree:
-    """Two stacks of outputs, one after the other."""
+    """Two stacks of outputs, joined along the step axis."""
     return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), head, tail)

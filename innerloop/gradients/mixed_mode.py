@@ -1,4 +1,4 @@
-"""The inner gradient as one operation, whose backward pass is forward over reverse."""
+"""The inner gradient as one operation whose backward pass is forward over reverse."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,23 +17,25 @@ from innerloop.problem import Loss, Problem
 from innerloop.programs import inputs_read
 from innerloop.tangents import dense, is_zero
 
-_Read = dict[int, Any]  # arrays, and what JAX makes of literals
+_Read = dict[int, Any]  # arrays and literals
 
 
 class MixedMode(InnerRule):
-    r"""The gradient of the inner loss, differentiated by one forward pass over a reverse pass.
+    """The gradient of the inner loss, differentiated by one forward pass over a reverse pass.
 
     `Exact()` differentiates it by a second reverse pass, which needs the intermediate values of the
-    first. Here the backward pass of a step is one `jvp` of the gradient in place of it, and nothing
-    of the inner backward pass is kept (MixFlow-MG: Kemaev et al. 2025, arXiv 2505.00793). The
+    first. Here the backward pass of a step is one `jvp` of the gradient instead, and no value of
+    the inner backward pass is kept (MixFlow-MG: Kemaev et al. 2025, arXiv 2505.00793). The
     meta-gradient is the same up to rounding.
 
-    Second derivatives are taken for symmetric, which they are unless the inner loss has a custom
-    rule that is not its derivative (as straight-through estimators have). Fidelity: exact. The
-    meta-objective has no `jax.jvp`; its Hessian exists.
+    Second derivatives are assumed to be symmetric, which they are unless the inner loss has a
+    custom rule that is not its derivative (as straight-through estimators have). The meta-objective
+    has no `jax.jvp`; its Hessian exists.
+
+    Fidelity: exact.
 
     Raises:
-        GradientError: while it is differentiated, where something in the inner loss has no
+        GradientError: While it is differentiated, if an operation in the inner loss has no
             forward-mode derivative.
     """
 
@@ -49,20 +51,20 @@ class MixedMode(InnerRule):
 
 
 def mixed_mode_inner_gradient(loss: Loss):
-    r"""The gradient, differentiated by one `jvp` in place of a second reverse pass.
+    r"""The gradient, differentiated by one `jvp` instead of a second reverse pass.
 
-    The backward pass of $g = \nabla_\theta L(\theta, \phi)$ asks for $(\partial_\theta g)^\top v$
-    and $(\partial_\phi g)^\top v$. Second derivatives are symmetric, so both are the tangent of
+    The backward pass of $g = \nabla_\theta L(\theta, \phi)$ needs $(\partial_\theta g)^\top v$ and
+    $(\partial_\phi g)^\top v$. Second derivatives are symmetric, so both are the tangent of
     $\nabla_{(\theta, \phi)} L$ along $(v, 0)$: one forward-mode pass over one reverse pass, which
     stores nothing between steps but $\theta$ (MixFlow-MG: Kemaev et al. 2025, arXiv 2505.00793).
+    This does not hold for a custom rule in the loss that is not the derivative of what it computes,
+    as in a straight-through estimator.
 
-    A custom rule in the loss that is not the derivative of what it computes (a straight-through
-    estimator) has no symmetric second derivative: use the plain gradient there.
+    Of meta, batch and closed-over values, only the floating-point arrays that the loss reads are
+    differentiated, so that no dense zero cotangents are built for the others.
 
-    Of meta, batch and closed-over values, only the floating-point arrays that the loss reads take
-    part: there are no dense zero cotangents for the others.
-
-    Raises `GradientError` where the loss has no forward-mode derivative.
+    Raises:
+        GradientError: If the loss has no forward-mode derivative.
     """
 
     def value_and_gradient(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
@@ -73,8 +75,8 @@ def mixed_mode_inner_gradient(loss: Loss):
         place = slice(first, first + len(jax.tree.leaves(params)))
         program = _Program(closed, jax.tree.structure(shape), place)
         rest = {i: leaf for i, leaf in enumerate(arguments) if not place.start <= i < place.stop}
-        # Staged loops take every argument of a custom rule for one that has a derivative; what the
-        # loss does not read must not be an argument.
+        # Inside staged loops, JAX differentiates a custom rule in all its arguments, so values that
+        # the loss does not read must not be arguments.
         unread = [i for i, leaf in rest.items() if i not in program.reads and _is_inexact(leaf)]
         rest |= {i: jnp.zeros_like(jax.typeof(rest[i])) for i in unread}
         (value, aux), gradient = _operation(program)(arguments[place], rest)
@@ -84,7 +86,7 @@ def mixed_mode_inner_gradient(loss: Loss):
 
 
 class _Program:
-    """A traced loss that closes over nothing: `(parameter leaves, the rest by place) -> result`."""
+    """A traced loss without closed-over values: `(parameter leaves, rest by place) -> result`."""
 
     def __init__(self, closed: core.ClosedJaxpr, result: Any, place: slice):
         self._closed, self._result, self._place = closed, result, place
@@ -103,9 +105,9 @@ def _operation(program: _Program) -> Callable:
     gradient = lambda params, rest: jax.value_and_grad(program, has_aux=True)(params, rest)
 
     def forward(params: list, rest: dict):
-        # Which leaves are live does not depend on what is perturbed now: a traced loop is
-        # differentiated several times, with one structure of residuals. What nobody asks for is
-        # computed by nobody: the compiler drops it.
+        # The choice of live leaves must not depend on which inputs are perturbed now, because a
+        # traced loop is differentiated several times with one structure of residuals. The compiler
+        # drops cotangents that are not used.
         is_primal = lambda node: isinstance(node, CustomVJPPrimal)
         params, rest = jax.tree.map(lambda leaf: leaf.value, (params, rest), is_leaf=is_primal)
         live = {i: leaf for i, leaf in rest.items() if i in program.reads and _is_inexact(leaf)}
@@ -132,7 +134,7 @@ def _operation(program: _Program) -> Callable:
 
 
 def _through_gradient(of_loss: Callable, params, live, value_bar, gradient_bar):
-    """What value and gradient pass back: the value's first derivative comes with the second."""
+    """The cotangents through value and gradient, from one `jvp` for both."""
     both = lambda params: jax.grad(of_loss, argnums=(0, 1), has_aux=True)(params, live)[0]
     if all(is_zero(bar) for bar in gradient_bar):
         if is_zero(value_bar):
@@ -158,7 +160,7 @@ def _through_gradient(of_loss: Callable, params, live, value_bar, gradient_bar):
 
 
 def _through_aux(of_loss: Callable, params, live, aux_bar):
-    """What aux passes back; nothing, at no cost, where it is not differentiated."""
+    """The cotangents through aux; None, at no cost, if aux is not differentiated."""
     bars = jax.tree.leaves(aux_bar, is_leaf=is_zero)
     taken = [i for i, bar in enumerate(bars) if not is_zero(bar) and _is_inexact(bar)]
     if not taken:

@@ -1,4 +1,4 @@
-"""A meta-gradient as one would write it."""
+"""The name of a meta-gradient: the code that constructs it."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,14 @@ from innerloop.checks import describe
 
 
 def gradient_name(gradient: Any) -> str:
-    """A meta-gradient as one would write it, such as `Unroll(MixedMode(), Segments(1))`."""
+    """The code that constructs a meta-gradient, such as `Unroll(MixedMode(), Segments(1))`.
+
+    Args:
+        gradient: The meta-gradient.
+
+    Returns:
+        The code, without the arguments that have their default value.
+    """
     if isinstance(gradient, eqx.Module):
         return f"{type(gradient).__name__}({', '.join(_arguments(gradient))})"
     if callable(gradient):
@@ -18,9 +25,7 @@ def gradient_name(gradient: Any) -> str:
 
 
 def _arguments(module: eqx.Module) -> list[str]:
-    """Arguments at their default are left out; leading ones are written without their name where
-    they need none to be understood.
-    """
+    """The arguments that are not defaults; leading ones without a name if they are clear."""
     arguments, leading = [], True
     for i, field in enumerate(dataclasses.fields(module)):
         value = getattr(module, field.name, None)

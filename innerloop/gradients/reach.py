@@ -1,7 +1,7 @@
-"""Does a gradient arrive? JAX answers "no" with zeros; these functions make the answer visible.
+"""Checks whether a gradient reaches meta, which JAX's zeros alone do not show.
 
-JAX tracks structural zeros as symbolic ones while it traces, so nothing is computed here: each
-function is an identity whose derivative rule looks at what it was given.
+JAX tracks structural zeros symbolically while it traces, so nothing is computed here: each function
+is an identity whose derivative rule inspects the tangents or cotangents that it receives.
 """
 
 import functools
@@ -21,9 +21,9 @@ def require_reach(value: Array, meta: PyTree, error: Callable[[str], GradientErr
     """Return `value`; differentiating in `meta` raises unless some leaf of it reaches the value.
 
     Args:
-        value: What is returned.
-        meta: What is differentiated in.
-        error: From the names of the leaves that are differentiated to what is raised.
+        value: The value to return.
+        meta: The meta-parameters that are differentiated.
+        error: Maps the names of the differentiated leaves to the error to raise.
 
     Returns:
         The value.
@@ -48,7 +48,7 @@ def _require_reach_jvp(error, primals, tangents):
 
 
 def detached(leaves: str) -> DetachedError:
-    """No meta-parameter reaches the outer loss."""
+    """The error for an outer loss that no meta-parameter reaches."""
     return DetachedError(
         "the meta-gradient is identically zero: no meta-parameter reaches the outer loss",
         got=f"a detached graph for meta leaves {leaves}",
@@ -62,8 +62,9 @@ def detached(leaves: str) -> DetachedError:
 def watch_reach(meta: PyTree) -> tuple[Callable[[PyTree], PyTree], Callable[[], list[str]]]:
     """Find out which leaves of `meta` a backward pass reaches.
 
-    Returns `(mark, unreached)`: `mark(meta)` is the identity, to be applied inside the function
-    that is differentiated; after the backward pass `unreached()` names the leaves it did not reach.
+    Returns:
+        `(mark, unreached)`: `mark(meta)` is the identity, to be applied inside the function that is
+        differentiated; after the backward pass, `unreached()` names the leaves it did not reach.
     """
     treedef = jax.tree.structure(meta)
     names = leaf_names(meta)

@@ -1,4 +1,4 @@
-"""Reptile: move towards the adapted parameters."""
+"""Reptile, which moves the initial parameters towards the adapted ones."""
 
 import jax
 import jax.numpy as jnp
@@ -15,22 +15,24 @@ from innerloop.problem import Episode, Problem, initial_params, task_keys
 
 
 class Reptile(MetaGradient):
-    r"""The way from the initial to the adapted parameters, turned round (Nichol et al. 2018).
+    r"""The difference between initial and adapted parameters as a gradient (Nichol et al. 2018).
 
     $$\nabla_\phi \approx J^\top (\theta_0 - \theta_K), \qquad
       J = \frac{\partial\, \text{init}(\phi)}{\partial \phi}$$
 
-    (arXiv 1803.02999; no division by the inner rate, so the outer rate is the paper's ε). Only what
-    `init` reads is learned, and the query set gives nothing but the value.
+    (arXiv 1803.02999; there is no division by the inner rate, so the outer rate is the paper's ε).
+    Only the leaves that `init` reads are learned. The query set is used only for the value.
 
-    Fidelity: biased; another direction, not an approximation. Memory: as a plain forward pass.
+    Fidelity: biased; the gradient is another direction, not an approximation. Memory: that of a
+    plain forward pass.
 
-    Raises `GradientError` where `init` reads no part of meta, where the adapted parameters are not
-    those that `init` builds, and when differentiated twice or in anything but meta.
+    Raises:
+        GradientError: If `init` reads no part of meta, if the adapted parameters are not those that
+            `init` builds, or if differentiated twice or in anything but meta.
     """
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
-        """Biased. There is none without initial parameters."""
+        """Biased; undefined after a procedure, which has no initial parameters."""
         if adaptation.origin is Origin.PROCEDURE:
             return undefined("A procedure has no initial parameters to move.", "Unroll()")
         return Fidelity(
@@ -42,7 +44,7 @@ class Reptile(MetaGradient):
         )
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
-        """The meta-objective's value, with Reptile's direction for a gradient."""
+        """The meta-objective's value, with Reptile's direction as its gradient."""
 
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))

@@ -1,4 +1,4 @@
-"""Settings of `Unroll` that have a name of their own."""
+"""Named settings of `Unroll`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +15,10 @@ def FirstOrder(where: Callable[[Any, PyTree], PyTree] | None = None) -> Unroll:
     """The first-order meta-gradient, FOMAML: `Unroll(HoldConstant(where))`.
 
     Args:
-        where: see `HoldConstant`
+        where: See `HoldConstant`.
 
     Returns:
-        The setting of `Unroll`. Write `Unroll(HoldConstant(where), loop)` for another loop.
+        The setting of `Unroll`. For another loop, write `Unroll(HoldConstant(where), loop)`.
     """
     return Unroll(HoldConstant(where))
 
@@ -27,24 +27,24 @@ def Truncated(last: int, identity: bool = True) -> Unroll:
     """The meta-gradient of the last inner steps: `Unroll(loop=Last(last, identity))`.
 
     Args:
-        last: how many inner steps are differentiated
-        identity: see `Last`
+        last: How many inner steps are differentiated.
+        identity: See `Last`.
 
     Returns:
-        The setting of `Unroll`. Write `Unroll(MixedMode(), Last(last, of=Segments(1)))` where the
-        last steps take too much memory.
+        The setting of `Unroll`. If the last steps take too much memory, write
+        `Unroll(MixedMode(), Last(last, of=Segments(1)))`.
     """
     return Unroll(loop=Last(last, identity))
 
 
 def Bounded(norm: float) -> Unroll:
-    """A bound on what goes back through each inner gradient: `Unroll(Bound(norm))`.
+    """A bound on the cotangent that each inner gradient passes back: `Unroll(Bound(norm))`.
 
     Args:
-        norm: see `Bound`
+        norm: See `Bound`.
 
     Returns:
-        The setting of `Unroll`. Write `Unroll(Bound(norm, of=MixedMode()), Segments(1))` where
-        memory is short.
+        The setting of `Unroll`. If memory is short, write
+        `Unroll(Bound(norm, of=MixedMode()), Segments(1))`.
     """
     return Unroll(Bound(norm))

@@ -1,7 +1,7 @@
-"""Losses whose derivative is not that of their value, and the guards that keep them honest.
+"""Losses with a derivative other than that of their value, and guards against its misuse.
 
 Such a loss gives the right first derivative in meta. Any other derivative of it would be silently
-wrong, mostly zero; here it raises instead.
+wrong, mostly zero; here it raises an error instead.
 """
 
 import functools
@@ -27,9 +27,18 @@ from innerloop.trees import leaf_names
 def known_gradient(name: str, value: Scalar, gradient: list[Array | None], meta: PyTree) -> Scalar:
     r"""`value`, with derivative $\langle$`gradient`, $\mathrm{d}\phi\rangle$ in `meta`.
 
-    `gradient` holds one array per leaf of meta, None for a leaf that it does not reach. It and
-    `value` are computed from a stopped meta. Raises `GradientError` when
-    differentiated twice, or in anything but meta.
+    Args:
+        name: The name of the meta-gradient, for error messages.
+        value: The value, computed from a stopped meta.
+        gradient: One array per leaf of meta, computed from a stopped meta; None for a leaf that it
+            does not reach.
+        meta: The meta-parameters.
+
+    Returns:
+        The value.
+
+    Raises:
+        GradientError: If differentiated twice or in anything but meta.
     """
     return value
 
@@ -53,12 +62,23 @@ def own_gradient(
     objective: TaskObjective,
     finish: Callable[[PyTree], tuple[PyTree, dict[str, Any]]] = lambda gradient: (gradient, {}),
 ) -> TaskObjective:
-    """The objective with its gradient taken here, of the loss as it is and of each task alone.
+    """The objective with its gradient computed here, for each task separately.
 
-    For what depends on the gradient's length: the weight of a task, or whatever the caller does
-    with the loss, then multiplies it afterwards. `finish` gives another gradient for it, and what
-    is to be said of it in the diagnostics. Raises `DetachedError` where no leaf of meta reaches the
-    loss, and as `known_gradient` does.
+    This is for gradients that are changed depending on their length: a task's weight, or any other
+    use of the loss, multiplies the gradient only afterwards.
+
+    Args:
+        name: The name of the meta-gradient, for error messages.
+        objective: The objective of one task, `(meta, episode, key) -> (loss, aux)`.
+        finish: Maps the gradient to `(gradient, diagnostics)`: the gradient to use in its place,
+            and entries for `aux.diagnostics`.
+
+    Returns:
+        The objective of one task, which has the gradient that `finish` returns.
+
+    Raises:
+        DetachedError: If no leaf of meta reaches the loss.
+        GradientError: If differentiated twice or in anything but meta.
     """
 
     def owned(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
@@ -79,10 +99,10 @@ def own_gradient(
 
 
 def in_meta_alone(name: str, objective: TaskObjective) -> TaskObjective:
-    """The same objective; a derivative in the episode or in what it closes over raises.
+    """The same objective; differentiating it in the episode or in closed-over values raises.
 
-    For a gradient that drops a part: its derivative in anything else than meta would drop a part
-    too, and be zero where that is all of it.
+    A gradient that drops a part would drop a part of these derivatives too, and they would be zero
+    if that part is all of them.
     """
     error = _in_meta_alone(name)
 
@@ -109,7 +129,7 @@ def _once_differentiable_jvp(name, primals, tangents):
     if is_zero(value_dot):
         return value, jnp.zeros_like(value)
     # A guard on the tangent itself would be dropped by JAX's partial evaluation. This factor is
-    # computed of meta, so the rule sees whether meta is differentiated once more.
+    # computed from meta, so the rule sees whether meta is differentiated once more.
     return value, value_dot * _once(name, jnp.ones_like(value_dot), meta)
 
 

@@ -1,4 +1,4 @@
-"""Differentiation through the inner loop: an inner gradient and a loop."""
+"""Differentiation through the inner loop, by an inner gradient and a loop."""
 
 from innerloop.adaptation import Adaptation, InnerRule, Loop, Origin
 from innerloop.arguments import instance
@@ -20,41 +20,41 @@ class Unroll(MetaGradient):
       \Bigl[\prod_{t=0}^{K-1} \bigl(I - \alpha\, \nabla^2 L_\text{inner}(\theta_t)\bigr)\Bigr]
       \nabla L_\text{outer}(\theta_K),$$
 
-    by Hessian-vector products; no Hessian is formed. Two slots say how, and every inner gradient
-    goes with every loop:
+    by Hessian-vector products; no Hessian is formed. Two arguments choose how this is computed, and
+    every inner gradient works with every loop:
 
     | inner gradient | |
     |---|---|
     | `Exact()` | differentiated by a second reverse pass |
     | `MixedMode()` | differentiated by forward over reverse: the same gradient, less memory |
     | `HoldConstant(where)` | not differentiated: the first-order meta-gradient |
-    | `Bound(norm, of)` | what goes back through it is shortened to a norm |
+    | `Bound(norm, of)` | the cotangent that it passes back is shortened to a norm |
 
     | loop | |
     |---|---|
     | `StoreAll()` | keeps every intermediate value |
-    | `Segments(length)` | keeps the state after every so many steps, and takes the steps again |
+    | `Segments(length)` | keeps the state after every `length` steps, and repeats the steps |
     | `Binomial(slots)` | keeps a fixed number of states, for K in the thousands |
-    | `Last(k, of)` | differentiates the last k steps alone |
+    | `Last(k, of)` | differentiates only the last k steps |
 
-    `Unroll(MixedMode(), Segments(1))` is the right first try where memory is short. `FirstOrder`,
-    `Truncated` and `Bounded` are named settings.
+    If memory is short, try `Unroll(MixedMode(), Segments(1))` first. `FirstOrder`, `Truncated` and
+    `Bounded` are named settings.
 
-    Fidelity: exact, unless a slot drops something. Memory: every intermediate value of K inner
-    steps, unless a slot keeps less.
+    Fidelity: exact, unless an argument drops something. Memory: every intermediate value of K inner
+    steps, unless an argument keeps less.
 
-    The second derivatives of an exact setting are exact, too; only `MixedMode` in `Binomial` has
-    none. A biased setting gives a derivative
-    in meta alone, and no second derivative: they would be wrong. `jax.jvp` straight over the
-    objective does not exist with `MixedMode` and `Binomial`, and JAX says so.
+    The second derivatives of an exact setting are exact too; only `MixedMode` in `Binomial` has
+    none. A biased setting gives a derivative in meta alone and no second derivative, because the
+    others would be wrong. `jax.jvp` of the objective itself does not exist with `MixedMode` and
+    `Binomial`; JAX raises an error.
 
     Args:
-        inner: what the inner gradient is for the backward pass
-        loop: how the inner steps are kept and differentiated
+        inner: How the inner gradient is differentiated in the backward pass.
+        loop: How the inner steps are kept and differentiated.
 
     Raises:
-        StructureError: a slot is given anything else.
-        GradientError: while it is differentiated: a biased setting is differentiated twice, or in
+        StructureError: If `inner` is not an inner gradient or `loop` is not a loop.
+        GradientError: While it is differentiated, if a biased setting is differentiated twice or in
             anything but meta.
     """
 
@@ -72,22 +72,22 @@ class Unroll(MetaGradient):
     )
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
-        """The fidelities of both slots combined. There is none after a solver."""
+        """The combined fidelities of inner gradient and loop; undefined after a solver."""
         none = after_steps(adaptation)
         if none is not None:
             return none
         slots = [slot.fidelity(adaptation, problem) for slot in (self.inner, self.loop)]
         both = combined(slots)
         if self.inner.task_by_task and both.kind != "exact":
-            # The gradient is taken before the objective is differentiated, in whatever mode.
+            # The gradient is computed before the objective is differentiated, so every mode works.
             return both._replace(derivatives=ESTIMATE)
         if not any(slot.derivatives.forward for slot in slots):
-            # A loop without forward mode leaves its steps to it when it is differentiated twice.
+            # Differentiated twice, a loop without forward mode needs forward mode of its steps.
             return both._replace(derivatives=both.derivatives._replace(second=False))
         return both
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
-        """The meta-objective, differentiable as the two slots say."""
+        """The meta-objective, differentiable as inner gradient and loop define."""
         whole = objective_after_run(problem, adaptation, self.inner, self.loop)
         if self.fidelity(adaptation, problem).kind == "exact":
             return whole
@@ -96,7 +96,7 @@ class Unroll(MetaGradient):
 
 
 def after_steps(adaptation: Adaptation) -> Fidelity | None:
-    """The fidelity of a gradient by way of the inner steps, where there is none; None elsewhere."""
+    """The fidelity, undefined, of a gradient through a solver's steps; None without a solver."""
     if adaptation.origin is not Origin.SOLVER:
         return None
     return undefined(

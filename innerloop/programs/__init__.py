@@ -1,7 +1,7 @@
 """Traced programs: their operations, what their results read, and running them step by step.
 
-The only room that knows how JAX's primitives hold the programs that they run (`inside`), also where
-that differs between the versions of JAX.
+Only this package knows how JAX's primitives store the programs that they run (`inside`), and how
+this differs between versions of JAX.
 """
 
 from innerloop.programs.evaluation import evaluate as evaluate

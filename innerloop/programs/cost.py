@@ -1,6 +1,7 @@
-"""Floating-point operations of a program, counted from its trace: nothing is compiled or run.
+"""Floating-point operations of a program, counted from its trace; nothing is compiled or run.
 
-The compiler's own count takes the body of a loop once. Here a scan counts as often as it turns.
+The compiler's own count takes the body of a loop once. Here a scan counts its body as often as it
+is run.
 """
 
 from collections.abc import Callable, Hashable
@@ -15,11 +16,11 @@ from innerloop.programs.reading import operations_read
 
 
 class Cost(NamedTuple):
-    """What a program takes.
+    """The cost of a program.
 
     Args:
         flops: Floating-point operations.
-        lower_bound: Whether something in it cannot be counted: a `while` loop counts as one turn,
+        lower_bound: Whether a part of it cannot be counted: a `while` loop counts as one turn, and
             a foreign function as nothing.
     """
 
@@ -31,35 +32,35 @@ class Cost(NamedTuple):
 
 
 def flops(function: Callable, *args: Any) -> float:
-    """Floating-point operations of a function, which is traced and not run.
+    """The floating-point operations of a function, which is traced and not run.
 
     A product of matrices `(m, k)` and `(k, n)` counts 2 m k n, an elementwise operation one per
-    element of its result, a reduction one per element that it is given, a decomposition its
-    textbook count, moving data nothing. A scan counts its body times its length, a `cond` its
-    dearest branch, a `while` loop one turn: then the count is a lower bound, and `cost` says so.
-    What no result reads counts nothing, and what is computed twice from the same values counts
-    once, as compilers have it. What `jax.checkpoint` computes again counts again.
+    element of its result, a reduction one per element of its argument, a decomposition its textbook
+    count, moving data nothing. A scan counts its body times its length, a `cond` its most expensive
+    branch, a `while` loop one turn: then the count is a lower bound, and `cost` marks it as one.
+    Operations that no result reads count nothing, and those that are computed twice from the same
+    values count once, as in compiled code. Operations that `jax.checkpoint` repeats count again.
 
     Args:
-        function: What is counted.
+        function: The function to count.
         *args: Pytrees of arrays or of `jax.ShapeDtypeStruct`s.
 
     Returns:
         The number of operations.
 
     Raises:
-        Exception: What tracing the function raises.
+        Exception: Any error that tracing the function raises.
     """
     return cost(function, *args).flops
 
 
 def cost(function: Callable, *args: Any) -> Cost:
-    """As `flops`, with a mark where the count is a lower bound."""
+    """The same as `flops`, with a mark if the count is a lower bound."""
     return program_cost(jax.make_jaxpr(function)(*args))
 
 
 def program_cost(program: core.ClosedJaxpr) -> Cost:
-    """The cost of a program that is traced already."""
+    """The cost of a program that is already traced."""
     return _Count(operations_read(program.jaxpr)).of_body(program)
 
 
@@ -69,14 +70,14 @@ class _Count(NamedTuple):
     read: set[int]
 
     def of_body(self, program: core.ClosedJaxpr) -> Cost:
-        """The cost of a program whose values are known from nowhere else."""
+        """The cost of a program none of whose values is known from elsewhere."""
         jaxpr = program.jaxpr
         return self.inline(jaxpr, [object() for _ in jaxpr.invars], {})[0]
 
     def inline(self, jaxpr: core.Jaxpr, inputs: list, known: dict) -> tuple[Cost, list]:
-        """The cost of what is not known already, and the results.
+        """The cost of the operations whose results are not in `known`, and the program's results.
 
-        A value is an object that stands for it. `known` holds the results of operations.
+        Each value is represented by an object. `known` maps operations to their results.
         """
         values: dict[Any, Any] = dict(zip(jaxpr.invars, inputs, strict=True))
         read = lambda atom: _written(atom) if isinstance(atom, core.Literal) else values.get(atom)
@@ -104,7 +105,7 @@ class _Count(NamedTuple):
     def operation(self, eqn: core.JaxprEqn, form: Inside | None) -> Cost:
         if form is None:
             return Cost(primitive_flops(eqn), eqn.primitive.name in UNKNOWN)
-        if form.kind == "solve":  # what is read of its solver is not followed
+        if form.kind == "solve":  # `self.read` does not cover its solver
             return program_cost(form.programs[0])
         parts = list(map(self.of_body, form.programs))
         unknown = form.kind == "while" or any(part.lower_bound for part in parts)

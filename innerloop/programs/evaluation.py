@@ -1,4 +1,4 @@
-"""A traced program run one operation at a time."""
+"""Running a traced program one operation at a time."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,23 +9,26 @@ from jax.extend import core
 from innerloop.programs.operations import Inside, Operation, inside
 
 Record = Callable[[Operation | None, list, list], None]
-"""Is told of every operation that was run, its inputs and its outputs. None in place of an
-operation: a scan took a row of an array, or stacked rows."""
+"""Called with every operation that was run, its inputs and its outputs. The operation is None if a
+scan took a row of an array or stacked rows."""
 
 
 def evaluate(program: core.ClosedJaxpr, args: Sequence, record: Record) -> list:
-    """The results of a program, computed one operation at a time, without compiling it as a whole.
+    """Run a program one operation at a time, without compiling it as a whole.
 
     Args:
-        program: a traced program
-        args: its arguments, one for each input
-        record: called after each operation
+        program: A traced program.
+        args: Its arguments, one for each input.
+        record: Called after each operation.
+
+    Returns:
+        The results of the program.
     """
     return _Evaluation(record, ()).run(program, args)
 
 
 class _Evaluation(NamedTuple):
-    """`callers` are the calls that the evaluation is in, innermost first."""
+    """`callers` are the calls that contain the program, innermost first."""
 
     record: Record
     callers: tuple[core.JaxprEqn, ...]

@@ -1,7 +1,7 @@
 """How many floating-point operations one primitive takes: the table behind `flops`.
 
-A multiplication and an addition count one each, and so does any elementwise function, however hard
-it is to evaluate. Moving data costs nothing. Decompositions have their textbook counts.
+A multiplication and an addition count one each, and so does any elementwise function, however
+expensive it is. Moving data costs nothing. Decompositions have their textbook counts.
 """
 
 import math
@@ -11,10 +11,10 @@ from jax.extend import core
 
 Shape = tuple[int, ...]
 Rule = Callable[[dict, Sequence[Shape], Sequence[Shape]], int | float]
-"""From parameters, shapes of the inputs and shapes of the outputs."""
+"""`(parameters, input shapes, output shapes) -> count`."""
 
 UNKNOWN = ("ffi_call", "io_callback", "pallas_call", "pure_callback", "tpu_custom_call")
-"""What they compute cannot be seen: they count nothing, and the sum is a lower bound."""
+"""Primitives whose work is not visible: they count nothing, and the sum is a lower bound."""
 
 _MOVE_DATA = (
     *("all_gather", "bitcast_convert_type", "broadcast", "broadcast_in_dim", "concatenate"),
@@ -41,7 +41,7 @@ _WINDOW = (
 
 
 def primitive_flops(equation: core.JaxprEqn) -> float:
-    """The count of an equation that holds no program of its own."""
+    """The count of an equation that contains no program of its own."""
     rule = RULES.get(equation.primitive.name, _per_output)
     return float(rule(equation.params, _shapes(equation.invars), _shapes(equation.outvars)))
 

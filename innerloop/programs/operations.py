@@ -1,4 +1,4 @@
-"""The operations of a traced program, and the programs that an operation runs."""
+"""The operations of a traced program, and the programs that they run."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
@@ -6,11 +6,11 @@ from typing import Any, Literal, NamedTuple
 from jax.extend import core
 
 _CALLS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-"""Parameters under which primitives that just call a program hold it."""
+"""Names of the parameter that holds the program in primitives that only call one."""
 
 
 class Operation(NamedTuple):
-    """An operation of a traced program, and the calls that it is in, innermost first."""
+    """An operation of a traced program, and the calls that contain it, innermost first."""
 
     eqn: core.JaxprEqn
     callers: tuple[core.JaxprEqn, ...]
@@ -22,15 +22,16 @@ class Operation(NamedTuple):
 
 
 class Inside(NamedTuple):
-    """The programs that an operation runs, and how their arguments lie among its own.
+    """The programs that an operation runs, and how their arguments relate to its own.
 
-    - `kind`: `"call"` runs one program on the operation's arguments; `"scan"` a body whose
-      arguments are constants, carry and rows; `"while"` a condition and a body, each with constants
-      of its own, on one carry; `"cond"` one of several branches, chosen by the first argument;
-      `"solve"` the solver of a linear system, by a rule of JAX's own
-    - `programs`: the program called; the body; condition and body; the branches; the solver
-    - `constants`: for each of the programs, how many of its arguments stay as they are in a loop
-    - `carry`: how many values a loop hands from one turn to the next
+    Attributes:
+        kind: `"call"` runs one program on the operation's arguments; `"scan"` a body whose
+            arguments are constants, carry and rows; `"while"` a condition and a body, each with its
+            own constants, on one carry; `"cond"` one of several branches, chosen by the first
+            argument; `"solve"` the solver of a linear system, by a rule of JAX's own.
+        programs: The called program; the body; condition and body; the branches; the solver.
+        constants: For each program, how many of its arguments stay constant in a loop.
+        carry: How many values a loop carries from one turn to the next.
     """
 
     kind: Literal["call", "scan", "while", "cond", "solve"]
@@ -40,7 +41,7 @@ class Inside(NamedTuple):
 
 
 def operations(jaxpr: core.Jaxpr, callers: tuple[core.JaxprEqn, ...] = ()) -> Iterator[Operation]:
-    """All operations, each followed by those of the programs that it holds."""
+    """All operations, each followed by those of the programs that it contains."""
     for eqn in jaxpr.eqns:
         yield Operation(eqn, callers)
         for held in held_programs(eqn):
@@ -48,14 +49,14 @@ def operations(jaxpr: core.Jaxpr, callers: tuple[core.JaxprEqn, ...] = ()) -> It
 
 
 def held_programs(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
-    """All programs among the parameters of an operation, also those that it may never run."""
+    """All programs among the parameters of an operation, including those that it may never run."""
     values = [v for p in eqn.params.values() for v in (p if isinstance(p, list | tuple) else [p])]
     values = [getattr(value, "jaxpr", value) for value in values]
     return [value for value in values if isinstance(value, core.Jaxpr)]
 
 
 def inside(eqn: core.JaxprEqn) -> Inside | None:
-    """What an operation runs; None where it is a single step, or a foreign way to run programs."""
+    """The programs that an operation runs; None if it runs none or in an unknown way."""
     name, params = eqn.primitive.name, eqn.params
     if name == "scan":
         constants, carry = _scan_counts(params)
@@ -66,7 +67,7 @@ def inside(eqn: core.JaxprEqn) -> Inside | None:
         return Inside("while", (params["cond_jaxpr"], params["body_jaxpr"]), constants, carry)
     if name == "cond":
         return Inside("cond", tuple(params["branches"]))
-    if name == "custom_linear_solve":  # it also holds what it would be transposed to
+    if name == "custom_linear_solve":  # it also holds the solver of the transposed system
         return Inside("solve", (params["jaxprs"].solve,))
     for parameter in _CALLS:
         program = _closed(params.get(parameter))
@@ -86,7 +87,7 @@ def _closed(program: Any) -> core.ClosedJaxpr | None:
 
 
 def _scan_counts(params: dict) -> tuple[int, int]:
-    """How many constants and how many carried values a scan takes, before its rows."""
+    """How many constants and how many carried values precede the rows of a scan."""
     if "num_consts" in params:
         return params["num_consts"], params["num_carry"]
     constants, carry, _ = params["ft_in"].unpack()  # from jax 0.11 on

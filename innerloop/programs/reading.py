@@ -1,4 +1,4 @@
-"""Which operations of a traced program read its inputs, and which its results read."""
+"""Which operations of a traced program read its inputs, and which ones its results read."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -12,15 +12,18 @@ from innerloop.programs.operations import Inside, Operation, inside, operations
 def between(
     program: core.ClosedJaxpr, inputs: Iterable[int], outputs: Iterable[int]
 ) -> list[Operation]:
-    """The operations on the way from some inputs to some outputs, also within called programs.
+    """The operations between some inputs and some outputs, including those of called programs.
 
-    An operation counts where it reads one of the inputs and one of the outputs reads it, directly
-    or through others, whether or not a derivative flows along these reads.
+    An operation counts if it reads one of the inputs and one of the outputs reads it, directly or
+    through others, whether or not a derivative passes through these reads.
 
     Args:
-        program: a traced program
-        inputs: positions of inputs
-        outputs: positions of outputs
+        program: A traced program.
+        inputs: Positions of inputs.
+        outputs: Positions of outputs.
+
+    Returns:
+        The operations, in the order of the program.
     """
     inputs, outputs = set(inputs), set(outputs)
     walk = _Walk()
@@ -31,7 +34,7 @@ def between(
 
 
 def operations_read(jaxpr: core.Jaxpr) -> set[int]:
-    """The `id` of each equation that some result reads, also within called programs."""
+    """The `id` of each equation that some result reads, including those of called programs."""
     walk = _Walk()
     walk.read_by(jaxpr, [True] * len(jaxpr.outvars))
     return {equation for equation, results in walk.read.items() if results}
@@ -44,11 +47,11 @@ def inputs_read(jaxpr: core.Jaxpr) -> list[bool]:
 
 
 _Marking = Callable[[core.Jaxpr, Sequence[bool]], list[bool]]
-"""From marks on one side of a program to marks on the other side."""
+"""Maps marks on the inputs of a program to marks on its outputs, or the reverse."""
 
 
 class _Walk:
-    """Marks results of operations: forward, those that read the inputs; backward, those read."""
+    """Marks the results of operations that read the inputs (forward) or are read (backward)."""
 
     def __init__(self):
         self.reading: dict[int, set[int]] = defaultdict(set)
@@ -89,7 +92,7 @@ class _Walk:
         return marked
 
     def _through(self, eqn: core.JaxprEqn, marks: list[bool], walk: _Marking, onward: bool):
-        """Marks on one side of an operation as marks on its other side."""
+        """Maps marks on one side of an operation to marks on its other side."""
         match inside(eqn):
             case Inside(kind="scan") as form:
                 return _loop(form, marks, walk, onward)
@@ -98,7 +101,7 @@ class _Walk:
             case Inside(kind="call", programs=(called,)):
                 return walk(called.jaxpr, marks)
             case Inside(kind="while", programs=programs):
-                # What its condition reads decides the results: all depend on everything.
+                # The condition decides the results, so every result depends on every input.
                 for jaxpr in (program.jaxpr for program in programs):
                     walk(jaxpr, [True] * len(jaxpr.invars if onward else jaxpr.outvars))
         return [True] * len(eqn.outvars if onward else eqn.invars)
@@ -112,7 +115,7 @@ def _branches(form: Inside, marks: list[bool], walk: _Marking, onward: bool) -> 
 
 
 def _loop(form: Inside, marks: list[bool], walk: _Marking, onward: bool) -> list[bool]:
-    """What a step leaves in the carry, the next step reads."""
+    """The marks through a loop, repeated until the carry adds none, since each turn reads it."""
     (body,), (constants,) = form.programs, form.constants
     start, end = (constants, 0) if onward else (0, constants)
     while True:

@@ -1,1 +1,1 @@
-"""What is looked at, one idea per file: functions from a subject to findings."""
+"""The checks, one topic per file: functions from a subject to findings."""

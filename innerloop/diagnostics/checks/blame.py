@@ -1,4 +1,4 @@
-"""Where a number that is not finite comes from: a program run one operation at a time."""
+"""The origin of a number that is not finite, found by running a program one operation at a time."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from innerloop.programs import Operation, evaluate
 
 
 class _Executed(NamedTuple):
-    """What made `outputs` of `inputs`: an operation, None where a loop took or stacked rows."""
+    """An operation that was run, with its values; None for a loop that took or stacked rows."""
 
     operation: Operation | None
     inputs: list[Any]
@@ -19,19 +19,23 @@ class _Executed(NamedTuple):
 
 
 def origin_of_non_finite(function: Callable, *args: PyTree) -> Operation | None:
-    """The operation that made numbers that are not finite.
+    """The operation that first produced numbers that are not finite.
 
-    `function(*args)` is run. From a NaN in its result the search goes back, by whichever input is a
-    NaN too, to the operation that made a NaN of none; if that read an infinity, to what made the
-    infinity of finite numbers, unless it was written so, as in masks of `-inf`. None where
-    everything comes out finite, or what is not was given as such.
+    `function(*args)` is run. From a NaN in its result, the search follows inputs that are NaN back
+    to the operation that produced a NaN from inputs without one. If an input of that operation was
+    infinite, the search continues to the operation that produced the infinity from finite numbers,
+    unless the infinity was a constant, as in masks of `-inf`.
+
+    Returns:
+        The operation. None if all results are finite, or if the numbers that are not finite were
+        given as inputs.
     """
     closed = jax.make_jaxpr(function)(*args)
     executed: list[_Executed] = []
     keep = lambda *step: executed.append(_Executed(*step))
     results = evaluate(closed, jax.tree.leaves(args), keep)
-    # A value is known by its identity: `executed` keeps all of them alive. Where an operation hands
-    # its argument on, it did not make it.
+    # Values are identified by `id`, which is safe because `executed` keeps all of them alive. An
+    # operation that returns its own argument did not produce it.
     made_by = {
         id(value): step
         for step in executed
@@ -47,9 +51,8 @@ def origin_of_non_finite(function: Callable, *args: PyTree) -> Operation | None:
 
 
 def _trace_back(values: Sequence, made_by: dict[int, _Executed], is_bad: Callable):
-    """What made a bad value of good ones (None: nothing is bad), and whether it was given as bad.
-
-    What was written as bad is a literal or a constant, spread by operations that compute nothing.
+    """The step that produced a bad value from good ones (None if nothing is bad), and whether a bad
+    value was an input, a literal or a constant.
     """
     bad = lambda value: _is_inexact(value) and bool(jnp.any(is_bad(value)))
     suspect, origin = next(filter(bad, values), None), None

@@ -1,4 +1,4 @@
-"""Derivatives held against finite differences, in float64."""
+"""Derivatives compared with finite differences, in float64."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,7 +16,7 @@ from innerloop.programs import between
 from innerloop.trees import dot, leaf_names
 
 _STEP = 1e-5
-"""Of the leaf's own size: truncation and rounding errors are then both below 1e-9."""
+"""Relative to the leaf's size, so that truncation and rounding errors are both below 1e-9."""
 _TOLERANCE = 1e-3
 _MOST_TASKS = 4
 _MOST_LEAVES = 16
@@ -25,20 +25,21 @@ _RULES = ("custom_vjp_call", "custom_vjp_call_jaxpr", "custom_jvp_call", "stop_g
 
 
 def finite_differences(subject: Subject) -> Iterator[Finding]:
-    """First the losses by themselves, which tells where; then the whole meta-objective.
+    """Checks the losses alone, which locates an error, and then the whole meta-objective.
 
-    Raises `NotChecked` where the program cannot be had in float64: where the losses fix another
-    type, or round to one on the way, which no difference sees through.
+    Raises:
+        NotChecked: If the program cannot be run in float64, because the losses fix another type or
+            round to one in between, which finite differences cannot resolve.
     """
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         try:
             findings = list(_of_losses(subject))
-            # A solver stops somewhere within its tolerance, which differences would magnify.
+            # A solver stops within its tolerance, and finite differences would magnify that error.
             if not findings and subject.adaptation.origin is not Origin.SOLVER:
                 findings = list(_of_the_whole(subject))
         except NotChecked:
             raise
-        except Exception as error:  # of code that is right in its own types alone
+        except Exception as error:  # the code may be correct only in its own types
             raise NotChecked("the losses cannot be differentiated in float64") from error
     yield from findings
 
@@ -107,14 +108,14 @@ class _Derivative:
         self._value, self._gradient = self._run(at)
 
     def is_wrong(self, along: PyTree) -> bool:
-        """Whether the slope along a direction is not the limit of differences."""
+        """Whether the slope along a direction differs from the limit of finite differences."""
         slope, here = float(dot(self._gradient, along)), float(self._value)
         coarse = self._differences(along, 4 * _STEP)
         ahead, behind = self._differences(along, _STEP)
         fine = (ahead + behind) / 2
         gap = abs(fine - slope)
-        # Where two steps disagree, the differences are no derivative either: noise, or a jump;
-        # where the two sides do, there is a kink just here.
+        # If two step sizes disagree, noise or a jump makes the differences unreliable; if the two
+        # sides disagree, there is a kink at this point.
         doubt = 10 * max(abs(fine - sum(coarse) / 2), abs(ahead - behind))
         return gap > max(_TOLERANCE * max(abs(fine), abs(slope)), 1e-8 * (1 + abs(here)), doubt)
 
@@ -129,7 +130,7 @@ class _Derivative:
 
 
 def _directions(at: PyTree) -> PyTree:
-    """A direction that moves every number by a part of its leaf's own size."""
+    """A random direction, scaled to the size of each leaf."""
     generator = np.random.default_rng(0)
 
     def direction(leaf: np.ndarray) -> np.ndarray:
@@ -140,12 +141,12 @@ def _directions(at: PyTree) -> PyTree:
 
 
 def _beside(at: PyTree) -> PyTree:
-    """A point near by: what starts at zero often starts at a kink."""
+    """A nearby point, because values that start at zero often start at a kink."""
     return jax.tree.map(lambda x, v: np.asarray(x + 1e-3 * v), at, _directions(at))
 
 
 def _require_smooth(function: Callable, at: PyTree) -> None:
-    """Raise `NotChecked` where something on the way is rounded to a narrower type than float64."""
+    """Raise `NotChecked` if a value in between is rounded to a narrower type than float64."""
     program = jax.make_jaxpr(function)(at)
     for operation in between(program, range(len(jax.tree.leaves(at))), [0]):
         for atom in operation.eqn.outvars:
@@ -155,7 +156,7 @@ def _require_smooth(function: Callable, at: PyTree) -> None:
 
 
 def _meant(rules: str, severity: Severity) -> Severity:
-    """A difference that the user's own stop_gradient makes may be meant."""
+    """The severity, lower for the user's own stop_gradient, which may be intended."""
     stopped = "stop_gradient" in rules and "custom" not in rules
     return Severity.WARNING if stopped and severity is Severity.ERROR else severity
 
@@ -173,7 +174,7 @@ def _rules_of(value: Callable, at: PyTree) -> str:
 
 
 def _in_float64(tree: PyTree) -> PyTree:
-    """The floating-point leaves in double precision, as NumPy's: nothing is compiled for them."""
+    """The floating-point leaves in float64, as NumPy arrays, which need no compilation."""
     return jax.tree.map(
         lambda leaf: np.asarray(leaf, np.float64) if is_floating(leaf) else leaf, tree
     )

@@ -1,4 +1,4 @@
-"""The episodes: support and query sets that share rows, and batches without their task axis."""
+"""Checks of the episodes: shared rows of support and query sets, and missing task axes."""
 
 import math
 from collections import Counter
@@ -14,14 +14,14 @@ from innerloop.problem import Examples
 from innerloop.trees import is_key
 
 _Rows = list[list[bytes]]
-"""By task, the contents of its rows."""
+"""The contents of the rows of each task."""
 
 
 def overlap(subject: Subject) -> Iterator[Finding]:
-    """Rows of a task's query set that are in its support set too, mask and labels left out.
+    """Rows of a task's query set that are also in its support set, ignoring masks and labels.
 
-    Rows that repeat within a set as often as between the two are chance, as where inputs are few
-    categories.
+    Shared rows count as chance if rows repeat as often within a set, as with few categorical
+    inputs.
     """
     support, query = _rows(subject.episodes.support), _rows(subject.episodes.query)
     if support is None or query is None:
@@ -43,7 +43,7 @@ def overlap(subject: Subject) -> Iterator[Finding]:
 
 
 def task_axis(subject: Subject) -> Iterator[Finding]:
-    """Sets whose first axis is not that of tasks, as where one episode is given for a batch."""
+    """Sets whose first axis is not the task axis, such as a single episode given as a batch."""
     for name in ("support", "query"):
         batch = getattr(subject.episodes, name)
         leaves = jax.tree.leaves(batch)
@@ -67,9 +67,9 @@ def _repeats(rows: list[bytes]) -> int:
 
 
 def _rows(batch: PyTree) -> _Rows | None:
-    """Each task's rows as bytes; None where the leaves have no row axis in common.
+    """Each task's rows as bytes; None if the leaves have no common row axis.
 
-    Of a set that does not say what its inputs are, the leaf with the most numbers in a row.
+    For a set that is not `Examples`, only the leaf with the most numbers per row is used.
     """
     mask = batch.mask if isinstance(batch, Examples) else None
     content = batch.inputs if isinstance(batch, Examples) else batch

@@ -1,4 +1,4 @@
-"""Does the inner loop learn? Found by running it."""
+"""Checks that run the inner loop to see whether it learns."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,13 +18,13 @@ from innerloop.problem import task_keys
 from innerloop.trees import all_finite, norm
 
 _DIVERGED = 2.0
-"""A loss that grows by this factor over the inner loop, in the mean over tasks, is not learned."""
+"""An inner loop diverges if it increases the mean loss over tasks by this factor."""
 _STATIONARY = 0.01
-"""Inner gradient at the end relative to that at the start, below which `Implicit` is near exact."""
+"""`Implicit` is nearly exact if the inner gradient falls below this fraction of its start value."""
 
 
 def inner_loss_falls(subject: Subject) -> Iterator[Finding]:
-    """The inner loss over the inner steps, and how far the parameters go."""
+    """Checks that the inner loss does not diverge and that the parameters move."""
     if subject.problem.inner_loss is None or not subject.steps:
         return
     loss = subject.loss("inner_loss")
@@ -40,7 +40,8 @@ def inner_loss_falls(subject: Subject) -> Iterator[Finding]:
     weights = np.asarray(subject.weights, np.float64)
     losses = np.average(np.asarray(losses, np.float64)[weights > 0], 0, weights[weights > 0])
     curve = f"{losses[0]:.4g} to {losses[-1]:.4g} in {len(losses) - 1} steps"
-    last = losses[np.isfinite(losses)][-1:]  # what is not finite at once has not diverged
+    # A loss that is not finite from the start has not diverged.
+    last = losses[np.isfinite(losses)][-1:]
     if np.any(last > losses[0]) and np.any(np.abs(last) > _DIVERGED * abs(losses[0])):
         yield Finding(
             Severity.ERROR if not np.isfinite(losses[-1]) else Severity.WARNING,
@@ -60,13 +61,13 @@ def inner_loss_falls(subject: Subject) -> Iterator[Finding]:
 
 
 def _on_each_task(subject: Subject, function: Callable) -> Any:
-    """`function(meta, support, key)` of each task."""
+    """`function(meta, support, key)` for each task."""
     each = jit_quickly(jax.vmap(function, (None, 0, 0)))
     return each(subject.meta, subject.episodes.support, subject.keys)
 
 
 def stationary(subject: Subject) -> Iterator[Finding]:
-    """Where `Implicit` is asked: is the inner problem solved?"""
+    """Checks that the inner problem is solved, if `Implicit` is used."""
     gradient = subject.gradient
     if not isinstance(gradient, Implicit) or subject.adaptation.origin is not Origin.STEPS:
         return
@@ -94,7 +95,7 @@ def _residual(subject: Subject, condition: Condition, steps: int) -> float:
 
 
 class _OfSize(Exact):
-    """The same number in place of every component of the inner gradient."""
+    """An inner gradient whose components all have the same given value."""
 
     size: Array
 
@@ -111,7 +112,7 @@ class _OfSize(Exact):
 
 
 def steep_at_zero(subject: Subject) -> Iterator[Finding]:
-    """The optimizer's derivative at a gradient of zero, as behind a dead rectifier."""
+    """Checks the optimizer's derivative at a zero gradient, as of a dead ReLU unit."""
     if not subject.steps:
         return
     episode, key = subject.task()

@@ -1,4 +1,4 @@
-"""Meta leaves that get no gradient, and the operations that cut the way: found by tracing alone."""
+"""Meta leaves without a gradient and the operations that block it, found by tracing alone."""
 
 from collections.abc import Iterator
 
@@ -30,13 +30,14 @@ _STEPS = {
         {"astype", "asarray", "array", "convert_element_type", "ScalarMeta"},
     ),
 }
-"""Operations that are constant nearly everywhere, and the functions by which a user asks for them:
-JAX's own functions make use of them where no derivative is lost. Comparisons are not among them,
-because a choice between two branches by one is differentiable."""
+"""Operations that are constant almost everywhere, and the functions by which users call them.
+
+JAX's own functions use these operations where no derivative is lost. Comparisons are not included,
+because a choice between two branches by a comparison is differentiable."""
 
 
 def losses_read_params(subject: Subject) -> Iterator[Finding]:
-    """An inner loss that does not read the parameters, or an outer loss that does not."""
+    """Inner or outer losses that do not read the parameters."""
     for name, arguments in subject.given.items():
         params = range(len(jax.tree.leaves(arguments[0])))
         if not between(subject.loss_program(name), params, [0]):
@@ -59,7 +60,7 @@ def _unread_params(subject: Subject, name: str) -> Finding:
 
 
 def unreached_leaves(subject: Subject) -> Iterator[Finding]:
-    """Leaves of meta with a gradient that is zero by structure."""
+    """Leaves of meta whose gradient is structurally zero."""
     of_exact = of_used = subject.unreached
     if subject.gradient != subject.exact:
         of_used = subject.unreached_by(subject.gradient)
@@ -85,7 +86,7 @@ def stopped_ways(subject: Subject) -> Iterator[Finding]:
 
 
 def stepped_ways(subject: Subject) -> Iterator[Finding]:
-    """Operations between meta and the loss that are constant nearly everywhere."""
+    """Operations between meta and the loss that are constant almost everywhere."""
     soft = "a soft choice such as jax.nn.softmax, or EvolutionStrategies(pairs, sigma)"
     return _cut_ways(subject, False, soft)
 

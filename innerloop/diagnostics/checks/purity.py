@@ -1,4 +1,4 @@
-"""Randomness that JAX does not see: a function traced twice must be the same twice."""
+"""Randomness outside JAX: two traces of a function must be the same."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ from innerloop.trees import is_key
 
 
 def repeatable(subject: Subject) -> Iterator[Finding]:
-    """Two traces are one program, and two runs of it give the same bits."""
+    """Checks that two traces give the same program, and two runs of it the same bits."""
     first, second = subject.program, subject.trace_loss()
     place = _difference(first, second)
     if place is not None:
@@ -42,7 +42,7 @@ def repeatable(subject: Subject) -> Iterator[Finding]:
 
 
 def _difference(a: core.ClosedJaxpr, b: core.ClosedJaxpr) -> str | None:
-    """Where two programs differ in operations or in constants."""
+    """The first difference of two programs in operations or constants; None if there is none."""
     mine, others = list(operations(a.jaxpr)), list(operations(b.jaxpr))
     if [operation.name for operation in mine] != [operation.name for operation in others]:
         pairs = zip(mine, others, strict=False)

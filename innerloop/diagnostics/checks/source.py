@@ -1,4 +1,4 @@
-"""The lines of source code that operations of a traced program come from."""
+"""The lines of source code that the operations of a traced program come from."""
 
 import contextlib
 import functools
@@ -21,15 +21,15 @@ class Frame(NamedTuple):
     function: str
 
     def __str__(self) -> str:
-        if _of_a_library(self):  # whose lines move from version to version
+        if _of_a_library(self):  # its line numbers change between versions
             return f"{Path(self.file).name} of a library ({self.function.partition('.')[0]})"
         return f"{Path(self.file).name}:{self.line} ({self.function})"
 
 
 def written_at(operation: Operation) -> Frame | None:
-    """The innermost line outside the libraries that asked for an operation.
+    """The innermost line outside the libraries that led to an operation.
 
-    Where there is none, the innermost outside JAX.
+    If there is none, the innermost line outside JAX.
     """
     frames = _frames(operation)
     for ours in (_of_a_library, _of_jax):
@@ -40,10 +40,10 @@ def written_at(operation: Operation) -> Frame | None:
 
 
 def asked_for(operation: Operation) -> frozenset[str]:
-    """The names under which the user called the function of JAX that an operation is part of.
+    """The names by which the user called the JAX function that an operation is part of.
 
-    A method comes with the function behind it, an operator as `_operator_floordiv`. Empty where a
-    library other than JAX made the call.
+    For a method, this includes the function behind it; an operator is `_operator_floordiv`, for
+    instance. Empty if a library other than JAX made the call.
     """
     for eqn in (operation.eqn, *operation.callers):
         names = [str(eqn.params.get("name", eqn.primitive.name))]
@@ -57,13 +57,13 @@ def asked_for(operation: Operation) -> frozenset[str]:
 
 
 def raised_at(error: BaseException) -> Frame | None:
-    """The innermost line outside the libraries that an exception passed."""
+    """The innermost line outside the libraries in the traceback of an exception."""
     frames = [Frame(f.filename, f.lineno or 0, f.name) for f in extract_tb(error.__traceback__)]
     return next((frame for frame in reversed(frames) if not _of_a_library(frame)), None)
 
 
 def is_library(module: str) -> bool:
-    """Whether a module, by its name, is of Python itself or of a library known here."""
+    """Whether a module name belongs to Python itself or to a library that is known here."""
     root = module.partition(".")[0]
     return root in sys.stdlib_module_names - {"__main__"} or root in _PACKAGES
 
@@ -74,7 +74,10 @@ def of_the_library(frame: Frame) -> bool:
 
 
 def _frames(operation: Operation) -> list[Frame]:
-    """Innermost first. What is compiled by itself knows its own lines, its caller the rest."""
+    """The frames of an operation, innermost first.
+
+    A function that is compiled separately has only its own frames; those of its callers follow.
+    """
     return [f for eqn in (operation.eqn, *operation.callers) for f in _frames_of(eqn)]
 
 
@@ -109,5 +112,5 @@ _MACHINERY = (
     *("source_info_util.py", "partial_eval.py", "core.py", "pjit.py", "traceback_util.py"),
     *("api.py", "batching.py", "linear_util.py", "tree_util.py", "tree.py"),
 )
-"""Files of JAX by which calls pass."""
+"""Files of JAX that calls pass through."""
 _GLUE = (contextlib.__file__, functools.__file__)

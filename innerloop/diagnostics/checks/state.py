@@ -16,12 +16,12 @@ from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
 
 _MOST_OBJECTS = 10_000
-"""Looked at, by function: what is farther away is not found."""
+"""The largest number of objects that are searched per function."""
 _NUMBERS = (bool, int, float, complex, str, bytes, type(None))
 
 
 class _Held(NamedTuple):
-    """A mutable object, how the function comes to it, and what it held before."""
+    """A mutable object, the path from the function to it, and its previous contents."""
 
     name: str
     owner: Any
@@ -31,8 +31,9 @@ class _Held(NamedTuple):
 def captured_state(subject: Subject) -> Iterator[Finding]:
     """Mutable values that the user's functions hold and change while they are traced.
 
-    Looked at are closures, the globals that a function names, defaults, attributes of functions, of
-    bound methods' objects and of `functools.partial`, and what they hold in turn.
+    The search covers closures, the globals that a function names, defaults, attributes of
+    functions, of bound methods' objects and of `functools.partial`, and the contents of all of
+    these.
     """
     functions = {
         "init": subject.problem.init,
@@ -41,7 +42,7 @@ def captured_state(subject: Subject) -> Iterator[Finding]:
         **{name: getattr(subject.adaptation, name, None) for name in ("optimizer", "fn")},
     }
     held = {name: _held(function) for name, function in functions.items()}
-    with contextlib.suppress(Exception):  # why it cannot be traced is another check's to say
+    with contextlib.suppress(Exception):  # another check reports why tracing fails
         subject.trace_loss()
     for function, owners in held.items():
         for name, owner, before in owners:
@@ -65,7 +66,7 @@ def _finding(problem: str, place: str, changed: Any) -> Finding:
 
 
 def _held(function: Any) -> list[_Held]:
-    """The mutable objects that a function comes to, each with a shallow copy of what it holds."""
+    """The mutable objects that a function can reach, each with a shallow copy of its contents."""
     found: list[_Held] = []
     seen: set[int] = set()
     queue = [("", function)]
@@ -90,7 +91,7 @@ def _name(name: str, owner: Any, part: Any) -> str:
 
 
 def _inside(value: Any) -> dict[Any, Any]:
-    """What a value holds, by name: variables of a function, items, attributes."""
+    """The contents of a value by name: variables of a function, items, attributes."""
     if isinstance(value, functools.partial):
         return {".func": value.func, **value.keywords, **dict(enumerate(value.args))}
     if inspect.ismethod(value):
@@ -129,9 +130,10 @@ def _is_mutable(value: Any) -> bool:
 
 
 def _changed(owner: Any, before: dict[Any, Any]) -> dict[Any, Any]:
-    """What an object holds now and did not before, or no longer holds.
+    """The contents of an object that are new, changed or gone.
 
-    A new attribute or key that holds no tracer is a cache, as of `functools.cached_property`.
+    A new attribute or key without a tracer counts as a cache, such as `functools.cached_property`,
+    and is left out.
     """
     now = _inside(owner)
     grows = isinstance(owner, list | set)

@@ -1,4 +1,4 @@
-"""What is checked: a problem with everything that is needed to trace and to run it."""
+"""The subject of the checks: a problem with everything that is needed to trace and run it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,19 +20,18 @@ from innerloop.problem import Episode, Problem, initial_params, loss_function
 from innerloop.trees import leaf_names
 
 NO_RULE = (TypeError, ValueError, NotImplementedError)
-"""What JAX raises for a derivative that does not exist."""
+"""The errors that JAX raises for a derivative that does not exist."""
 
 jit_quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
-"""Compiling takes longer here than the few runs do. (Level 0 miscompiles a maximum.)"""
+"""Compiles fast, because the programs run only a few times. (Level 0 miscompiles a maximum.)"""
 
 
 @dataclass(eq=False)
 class Subject:
     """A problem, how it is learned, and a batch of its episodes.
 
-    - `gradient`: the meta-gradient that is going to be used
-    - `exact`: a meta-gradient that drops nothing, which tells faults of the problem from those of
-      the meta-gradient in use
+    `gradient` is the meta-gradient that will be used. `exact` drops nothing, and so separates
+    errors of the problem from those of the meta-gradient in use.
     """
 
     problem: Problem
@@ -44,21 +43,21 @@ class Subject:
 
     @cached_property
     def missing(self) -> Exception | None:
-        """What stands against the exact meta-gradient of this problem."""
+        """The error of the exact meta-gradient of this problem; None if it exists."""
         return self.failure(exact_gradient(self.adaptation))
 
     @property
     def exact(self) -> MetaGradient:
-        """The exact meta-gradient; where the losses lack its derivatives, the one in use."""
+        """The exact meta-gradient, or the one in use if the losses lack its derivatives."""
         return exact_gradient(self.adaptation) if self.missing is None else self.gradient
 
     def failure(self, gradient: MetaGradient) -> Exception | None:
-        """What tracing the meta-gradient of one task raises."""
+        """The error that tracing the meta-gradient of one task raises; None if there is none."""
         objective, task = self.objective(gradient), self.task()
         try:
             jax.eval_shape(jax.grad(lambda meta: objective(meta, *task)[0]), self.meta)
         except DetachedError:
-            return None  # which leaf is cut off, and where, is a check's to say
+            return None  # a check reports which leaf is cut off, and where
         except (InnerloopError, *NO_RULE) as error:
             return error
         return None
@@ -78,25 +77,25 @@ class Subject:
         return list(aux.diagnostics["unreached"])
 
     def severity(self, order: int, worst: Severity = Severity.ERROR) -> Severity:
-        """`worst` if the meta-gradient in use takes derivatives of this order, or else a note."""
+        """`worst` if the meta-gradient in use needs derivatives of this order, or else a note."""
         takes = self.gradient.fidelity(self.adaptation, self.problem).takes
         return worst if takes >= order else Severity.NOTE
 
     @property
     def steps(self) -> int:
-        """How many inner steps there are to differentiate; 0 where a task is learned otherwise."""
+        """The number of inner steps to differentiate; 0 if a task is learned in another way."""
         return (self.adaptation.steps or 0) if self.adaptation.origin is Origin.STEPS else 0
 
     def run(
         self, meta: PyTree, support: PyTree, key: Any, observe=None, inner=Exact(), steps=None
     ) -> tuple[PyTree, PyTree, PyTree]:
-        """`run` of the inner loop as it is, or with another rule for its gradients."""
+        """`run` of the inner loop, with its own or another rule for its gradients."""
         task = (self.problem, self.adaptation, meta, support, key)
         return run(*task, inner, StoreAll(), observe, steps=steps)
 
     @property
     def tasks(self) -> int:
-        """How many episodes there are."""
+        """The number of episodes."""
         return jnp.shape(jax.tree.leaves(self.episodes)[0])[0]
 
     @property
@@ -114,7 +113,7 @@ class Subject:
 
     @cached_property
     def program(self) -> core.ClosedJaxpr:
-        """The loss of the first task as a program of the meta leaves."""
+        """The loss of the first task as a program whose inputs are the meta leaves."""
         return self.trace_loss()
 
     def trace_loss(self) -> core.ClosedJaxpr:
@@ -123,19 +122,19 @@ class Subject:
         return jax.make_jaxpr(lambda meta: objective(meta, *task)[0])(self.meta)
 
     def loss(self, name: str) -> Callable[..., Scalar]:
-        """A loss of the problem alone: `(params, meta, batch, key) -> value`."""
+        """One of the losses of the problem: `(params, meta, batch, key) -> value`."""
         loss = loss_function(name, getattr(self.problem, name), needed_by="check")
         return lambda *arguments: loss(*arguments)[0]
 
     def loss_program(self, name: str) -> core.ClosedJaxpr:
-        """A loss as a program of the leaves that it is given."""
+        """A loss as a program whose inputs are the leaves of its arguments."""
         return jax.make_jaxpr(self.loss(name))(*self.given[name])
 
     @cached_property
     def given(self) -> dict[str, tuple]:
-        """What each loss that there is would be given, as shapes: `(params, meta, batch, key)`.
+        """The arguments of each loss that exists, as shapes: `(params, meta, batch, key)`.
 
-        Where the adaptation cannot be traced, initial parameters stand for the adapted ones.
+        If the adaptation cannot be traced, the initial parameters replace the adapted ones.
         """
         task = (self.meta, *self.task())
         try:

@@ -1,4 +1,4 @@
-"""Derivatives that do not exist: found by tracing alone."""
+"""Derivatives that do not exist, found by tracing alone."""
 
 from collections.abc import Callable, Iterator
 
@@ -30,7 +30,7 @@ _CUSTOM = ("custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
 def traceable(subject: Subject) -> Iterator[Finding]:
-    """Losses that ask a traced value for its number."""
+    """Losses that need the concrete value of a traced array."""
     try:
         _ = subject.program
     except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
@@ -43,13 +43,13 @@ def traceable(subject: Subject) -> Iterator[Finding]:
             "shapes comes from Python numbers",
         )
     except (InnerloopError, *NO_RULE):
-        return  # perhaps of a derivative that the adaptation takes: the next check finds where
+        return  # perhaps a derivative in the adaptation is missing; the next check finds where
 
 
 def missing_derivatives(subject: Subject) -> Iterator[Finding]:
-    """Operations in the losses without the derivatives that meta-gradients take.
+    """Operations in the losses that lack derivatives which meta-gradients need.
 
-    An error where the meta-gradient that is going to be used takes them, or else a note.
+    They are errors if the meta-gradient in use needs these derivatives, or else notes.
     """
     failure = subject.missing
     if failure is None:
@@ -64,10 +64,10 @@ def missing_derivatives(subject: Subject) -> Iterator[Finding]:
 
 
 def _in_loss(subject: Subject, name: str, severity: Severity) -> Iterator[Finding]:
-    """What stands against the derivatives of one loss, if it is one that does not have them."""
+    """The missing derivatives of one loss, if it lacks any."""
     arguments, value = subject.given[name], subject.loss(name)
     if _traces(jax.grad(value, argnums=(0, 1)), arguments):
-        # Reverse mode over reverse mode is what Unroll takes; the inner loss alone needs it.
+        # Unroll uses reverse mode over reverse mode, and only for the inner loss.
         gradient = jax.grad(value)
         slope = lambda params, along, rest: dot(gradient(params, *rest), along)
         second = lambda params, *rest: jax.grad(slope)(params, params, rest)
@@ -89,7 +89,7 @@ def _in_loss(subject: Subject, name: str, severity: Severity) -> Iterator[Findin
 
 
 def _on_the_way(subject: Subject, name: str) -> list[Operation]:
-    """Operations from params and meta to a loss, those that a custom rule stands for left out."""
+    """Operations from params and meta to a loss, except those inside custom rules."""
     leaves = jax.tree.leaves(subject.given[name][:2])
     read = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
     covered = ("custom_jvp_call", *_CUSTOM)

@@ -1,4 +1,4 @@
-"""Meta-gradients that are not finite, or zero by accident: found by computing them."""
+"""Meta-gradients that are not finite, or zero by accident, found by computing them."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ from innerloop.trees import leaf_names
 
 
 def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
-    """The loss and its gradient on every given task."""
+    """Checks the loss and its gradient on every given task."""
     objective = subject.objective(subject.exact)
     per_task = jax.vmap(jax.value_and_grad(objective, has_aux=True), (None, 0, 0))
     arguments = (subject.meta, subject.episodes, subject.keys)
@@ -62,7 +62,7 @@ def _raises(message: str) -> Finding:
 
 
 def _given_as_such(subject: Subject, title: str, task: int) -> Finding | None:
-    """The meta-parameters or data that were not finite to begin with."""
+    """The meta-parameters or data that are not finite as given."""
     episode, _ = subject.task(task)
     given = {"meta": subject.meta, "episodes.support": episode.support}
     given |= {"episodes.query": episode.query}
@@ -83,7 +83,7 @@ def _given_as_such(subject: Subject, title: str, task: int) -> Finding | None:
 def _not_finite(subject: Subject, title: str, task: int) -> Finding:
     objective, arguments = subject.objective(subject.exact), subject.task(task)
     loss = lambda meta: objective(meta, *arguments)[0]
-    # The forward pass first: the backward pass repeats its numbers.
+    # The forward pass is searched first, because the backward pass repeats its numbers.
     culprit = origin_of_non_finite(loss, subject.meta)
     culprit = culprit or origin_of_non_finite(jax.grad(loss), subject.meta)
     where = f"{culprit.name} at {written_at(culprit)}" if culprit else "an operation not found"
@@ -117,6 +117,6 @@ def _explained(culprit: Operation | None) -> tuple[str, str]:
 
 
 def _bad_tasks(leaf) -> np.ndarray:
-    """Which rows hold a number that is not finite."""
+    """The rows that hold a number that is not finite."""
     finite = np.asarray(jnp.isfinite(leaf))
     return np.asarray(~finite.reshape(len(finite), -1).all(axis=1))

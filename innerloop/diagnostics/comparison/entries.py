@@ -1,4 +1,4 @@
-"""Measuring one meta-gradient: compiled, held against the exact one, and timed."""
+"""The measurement of one meta-gradient: compilation, comparison with the exact one, timing."""
 
 import logging
 import re
@@ -19,18 +19,18 @@ from innerloop.errors import GradientError, InnerloopError
 from innerloop.gradients import MetaGradient
 
 _MOST_CALLS = 100
-"""Timed calls of one program: their median does not get better by more."""
+"""The largest number of timed calls of one program; more do not improve the median."""
 
 
 @dataclass(eq=False)
 class Entry:
-    """A meta-gradient under measurement.
+    """A meta-gradient that is measured.
 
     Args:
-        row: What is known of its row.
+        row: The values of its row so far.
         adaptation: How one task is learned.
-        program: The compiled meta-gradient; None before that, and where it fails.
-        distances: By draw, cosine and relative error.
+        program: The compiled meta-gradient; None before compilation and after a failure.
+        distances: Cosine and relative error of each draw.
         finite: Whether every estimate was finite.
     """
 
@@ -42,7 +42,7 @@ class Entry:
 
     @property
     def stochastic(self) -> bool:
-        """Whether it draws random numbers, so that estimates differ."""
+        """Whether the meta-gradient draws random numbers."""
         return self.row.gradient.fidelity(self.adaptation).draws
 
     def set(self, **fields: Any) -> None:
@@ -50,15 +50,16 @@ class Entry:
         self.row = self.row._replace(**fields)
 
     def refuse(self, error: Exception) -> None:
-        """Note why there is no estimate."""
+        """Record why there is no estimate."""
         self.set(refusal=reason(error))
         self.program = None
 
     def compile(self, build: Callable[[MetaGradient], Callable], arguments: tuple) -> None:
-        """Trace and compile it. An error refuses this meta-gradient, as the problem is sound.
+        """Trace and compile the meta-gradient. An error refuses it, because the problem itself is
+        valid.
 
-        That covers what other libraries raise: a custom rule without forward mode under mixed mode,
-        a program too large for the device.
+        The error may come from another library: a custom rule without forward mode in mixed mode,
+        or a program that is too large for the device.
         """
         try:
             self.program = compile_ahead(build(self.row.gradient), *arguments)
@@ -86,9 +87,10 @@ def measure_errors(
     arguments_at: Callable[[Array], tuple],
     keys: Array,
 ) -> None:
-    """Fill in cosine and relative error, on the first of the keys or, if stochastic, on all.
+    """Fill in cosine and relative error, with the first of the keys or, if stochastic, with all.
 
-    Raises `GradientError` where the reference fails when it runs.
+    Raises:
+        GradientError: If the reference fails when it runs.
     """
     main = next(entry for entry in entries if entry.row.name == reference)
     others = [entry for entry in entries if entry is not main and entry.program is not None]
@@ -117,8 +119,8 @@ def measure_errors(
 def measure_seconds(entries: Sequence[Entry], arguments: tuple, seconds: float) -> None:
     """Fill in the median time of a warm call.
 
-    The programs take turns, so that whatever else the machine does falls on all of them alike; the
-    one that begins changes.
+    The programs take turns, with a different one first in each round, so that other load on the
+    machine affects all of them equally.
     """
     entries = [entry for entry in entries if entry.program is not None]
     taken: list[list[float]] = [[] for _ in entries]
@@ -137,11 +139,11 @@ def measure_seconds(entries: Sequence[Entry], arguments: tuple, seconds: float) 
 
 
 def reason(error: Exception) -> str:
-    """An error in one line: what is wrong, and what to write instead."""
+    """An error in one line: the problem, and what to write instead."""
     if isinstance(error, InnerloopError):
         return f"{error.problem}. Write: {error.write}"
     message = str(error)
-    # A program that is compiled ahead wraps what its run-time checks raise into a traceback.
+    # A program that is compiled ahead wraps errors of its run-time checks into a traceback.
     raised = re.search(r"EquinoxRuntimeError: (.+)", message)
     if raised:
         return re.sub(r"\. Got: .* Write: ", ". Write: ", raised.group(1))
@@ -165,7 +167,7 @@ def _reference_estimate(main: Entry, arguments: tuple) -> np.ndarray:
 
 @contextmanager
 def _quiet_callbacks() -> Iterator[None]:
-    """JAX logs the traceback of a failed run-time check that is reported as a row anyway."""
+    """Stops JAX from logging the tracebacks of failed run-time checks, which become rows."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -175,7 +177,7 @@ def _quiet_callbacks() -> Iterator[None]:
 
 
 def _distance(estimate: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
-    """Cosine and relative error; NaN where they are undefined."""
+    """Cosine and relative error; NaN if they are undefined."""
     sizes = np.linalg.norm(estimate), np.linalg.norm(exact)
     if not (np.isfinite(sizes[0]) and np.isfinite(sizes[1]) and sizes[1] > 0):
         return np.nan, np.nan
@@ -197,7 +199,7 @@ def _statistics(pairs: list[tuple[float, float]], stochastic: bool) -> dict[str,
 
 
 def _note(zero: bool, reference_finite: bool, finite: bool, cosine: float | None) -> str | None:
-    """Why the cosine is undefined, where it is."""
+    """Why the cosine is undefined; None if it is defined."""
     if cosine is None or np.isfinite(cosine):
         return None
     if not reference_finite:

@@ -1,4 +1,4 @@
-"""What `compare` found: one row per meta-gradient, as a table and as data."""
+"""The result of `compare`: one row per meta-gradient, as a table and as data."""
 
 import math
 from dataclasses import dataclass
@@ -11,23 +11,24 @@ MIB = 2**20
 
 
 class ComparisonRow(NamedTuple):
-    """One meta-gradient, held against the exact one.
+    """One meta-gradient, compared with the exact one.
 
-    - `name`: how the meta-gradient is written
-    - `gradient`: the meta-gradient
-    - `fidelity`: how far it should be from exact, and why; None where it was refused
-    - `refusal`: why there is no estimate, and what to write instead; None where there is one
-    - `cosine`: cosine of the angle between estimate and exact gradient, from -1 to 1
-    - `cosine_error`: its standard error over draws; None for a deterministic estimate
-    - `relative_error`: ‖estimate - exact‖ / ‖exact‖
-    - `relative_error_error`: its standard error over draws; None for a deterministic estimate
-    - `memory`: peak bytes of the compiled program: arguments, results and everything between
-    - `compile_seconds`: how long tracing and compiling took
-    - `seconds`: the median time of a warm call
-    - `note`: why a number is undefined; None where none is
-
-    A number that was not measured is None, one that is undefined is NaN. Cosine and relative error
+    A number that was not measured is None; one that is undefined is NaN. Cosine and relative error
     of a stochastic estimate are means over draws.
+
+    Attributes:
+        name: The name of the meta-gradient.
+        gradient: The meta-gradient.
+        fidelity: How far the meta-gradient should be from exact, and why; None if it was refused.
+        refusal: Why there is no estimate, and what to write instead; None if there is one.
+        cosine: Cosine of the angle between estimate and exact gradient, from -1 to 1.
+        cosine_error: Its standard error over draws; None for a deterministic estimate.
+        relative_error: ‖estimate - exact‖ / ‖exact‖.
+        relative_error_error: Its standard error over draws; None for a deterministic estimate.
+        memory: Peak bytes of the compiled program: arguments, results and all temporary values.
+        compile_seconds: How long tracing and compiling took.
+        seconds: The median time of a warm call.
+        note: Why a number is undefined; None if none is.
     """
 
     name: str
@@ -48,11 +49,12 @@ class ComparisonRow(NamedTuple):
 class Comparison:
     """Meta-gradients side by side. `print` shows the table.
 
-    - `rows`: in the order in which the meta-gradients were given
-    - `reference`: name of the row that the others are held against
-    - `tasks`: tasks in the batch
-    - `parameters`: numbers in meta
-    - `draws`: keys that stochastic meta-gradients were drawn with
+    Attributes:
+        rows: The rows, in the order in which the meta-gradients were given.
+        reference: The name of the row that the others are compared with.
+        tasks: The number of tasks in the batch.
+        parameters: The number of meta-parameters.
+        draws: The number of keys that stochastic meta-gradients were drawn with.
     """
 
     rows: tuple[ComparisonRow, ...]
@@ -62,14 +64,14 @@ class Comparison:
     draws: int
 
     def __getitem__(self, name: str) -> ComparisonRow:
-        """The row of that name. Raises `KeyError` where there is none."""
+        """The row of that name; raises `KeyError` if there is none."""
         rows = {row.name: row for row in self.rows}
         if name in rows:
             return rows[name]
         raise KeyError(f"{name!r} is none of {', '.join(rows)}")
 
     def records(self) -> list[dict[str, Any]]:
-        """The rows as JSON-able data: bytes and seconds; None for what is missing or undefined."""
+        """The rows as JSON-able data, in bytes and seconds; None if missing or undefined."""
         return [_record(row) for row in self.rows]
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class Comparison:
         return vars(self) | {"rows": self.records()}
 
     def headline(self) -> str:
-        """What was compared, in one line."""
+        """The settings of the comparison, in one line."""
         tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
         return f"Held against {self.reference}: {tasks}, {self.parameters:,} meta-parameters"
 
@@ -112,7 +114,7 @@ def _cells(row: ComparisonRow) -> list[str]:
 
 
 def _spread(value: float | None, error: float | None, form: str) -> str:
-    """A number and its standard error, both to the first digit of the latter."""
+    """A number and its standard error, both rounded to the first digit of the error."""
     if value is None:
         return "–"
     if not math.isfinite(value):
@@ -127,7 +129,7 @@ def _spread(value: float | None, error: float | None, form: str) -> str:
 
 
 def _measure(value: int | float | None, scale: float) -> str:
-    """Three digits, without an exponent."""
+    """A number with three digits, without an exponent."""
     if value is None:
         return "–"
     value *= scale
@@ -137,7 +139,7 @@ def _measure(value: int | float | None, scale: float) -> str:
 
 def _record(row: ComparisonRow) -> dict[str, Any]:
     record = row._asdict()
-    del record["gradient"]  # its name says it
+    del record["gradient"]  # its name describes it
     known = row.fidelity
     record["fidelity"] = known and {"kind": known.kind, "sentence": known.sentence}
     undefined = lambda value: isinstance(value, float) and not math.isfinite(value)

@@ -1,4 +1,4 @@
-"""Amounts of memory, as one writes them and as one reads them."""
+"""Amounts of memory: parsing and formatting."""
 
 import re
 from typing import Any
@@ -16,8 +16,10 @@ _BY_LOWER_CASE = {unit.lower(): size for unit, size in UNITS.items()}
 def parse_bytes(memory: Any) -> int:
     """Bytes from `"2GiB"`, `"1.5 GB"`, `"512MiB"` or a number of bytes.
 
-    Upper and lower case mean the same. Raises `StructureError` for what is not an amount of memory
-    above zero.
+    Upper and lower case mean the same.
+
+    Raises:
+        StructureError: If `memory` is not an amount of memory above zero.
     """
     size = memory if isinstance(memory, int | float | np.integer) else 0
     if isinstance(memory, str):
@@ -35,7 +37,7 @@ def parse_bytes(memory: Any) -> int:
 
 
 def format_bytes(size: int | float) -> str:
-    """`1.5 GiB`: three digits and the largest unit that leaves a number of at least one."""
+    """An amount with three digits in the largest unit that makes it at least one: `1.5 GiB`."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     power = max((i for i in range(len(units)) if abs(size) >= 1024**i), default=0)
     number = size / 1024**power

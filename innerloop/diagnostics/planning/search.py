@@ -1,4 +1,4 @@
-"""The search of `plan`: candidates are compiled one after another until one fits."""
+"""The search of `plan`, which compiles candidates one after another until one fits."""
 
 import math
 from collections.abc import Sequence
@@ -17,15 +17,18 @@ from innerloop.problem import Problem
 AT_A_TIME = 2**22
 """Bytes of temporary memory up to which more tasks at a time are faster on a CPU.
 
-Beyond that, fresh memory is set up page by page in every call. An accelerator keeps its memory.
+Above it, every call on a CPU sets up new memory page by page. An accelerator keeps its memory.
 """
 
 
 class Attempt(NamedTuple):
     """A meta-gradient with a chunk that was compiled.
 
-    - `peak`: bytes of arguments, results and everything between
-    - `temporary`: bytes of everything between
+    Attributes:
+        gradient: The meta-gradient.
+        chunk: How many tasks are run at a time.
+        peak: Bytes of arguments, results and all temporary values.
+        temporary: Bytes of all temporary values.
     """
 
     gradient: MetaGradient
@@ -36,14 +39,14 @@ class Attempt(NamedTuple):
 
 @dataclass(eq=False)
 class Search:
-    """Compiles meta-gradients of one problem, and remembers what they take.
+    """Compiles meta-gradients of one problem and records their memory.
 
     Args:
         problem: The problem.
         adaptation: How one task is learned.
         arguments: Meta-parameters, episodes and a key, as shapes.
-        budget: Bytes.
-        attempts: What was compiled.
+        budget: The budget in bytes.
+        attempts: The compiled candidates.
         refused: The candidates that raised while they were traced, each with its error.
     """
 
@@ -60,12 +63,12 @@ class Search:
         """The first gradient that fits the budget, with a chunk.
 
         Args:
-            gradients: in order of preference
-            chunks: how many tasks may be run at a time, largest first
+            gradients: The candidates, in order of preference.
+            chunks: How many tasks may be run at a time, largest first.
 
         Returns:
             The gradient with the largest chunk that fits the budget and whose temporary memory is
-            about `AT_A_TIME` at most, or else with the smallest chunk. None where none fits.
+            at most about `AT_A_TIME`, or else with the smallest chunk. None if no gradient fits.
         """
         at_a_time = AT_A_TIME if jax.default_backend() == "cpu" else math.inf
         for gradient in gradients:
@@ -83,19 +86,19 @@ class Search:
         return None
 
     def least(self, gradients: Sequence[MetaGradient], chunk: int) -> Attempt | None:
-        """The gradient that takes the least memory with this chunk; None where all are refused."""
+        """The gradient that needs the least memory with this chunk; None if all are refused."""
         tried = [self.attempt(gradient, chunk) for gradient in gradients]
         known = [attempt for attempt in tried if attempt is not None]
         return min(known, key=lambda attempt: attempt.peak, default=None)
 
     def of(self, gradient: MetaGradient) -> list[Attempt]:
-        """What was compiled of a gradient."""
+        """The compiled programs of a gradient."""
         return [attempt for attempt in self.attempts if attempt.gradient is gradient]
 
     def attempt(self, gradient: MetaGradient, chunk: int) -> Attempt | None:
-        """A gradient with a chunk, compiled once; None where the gradient is refused.
+        """A gradient with a chunk, compiled once; None if the gradient is refused.
 
-        What the losses raise is a refusal, as they may go through another gradient.
+        An error in the losses refuses only this gradient, since they may work with another.
         """
         if any(refused is gradient for refused, _ in self.refused):
             return None
