@@ -27,8 +27,8 @@ class Last(Loop):
     gradient is that of FOMAML. The losses before step K − k (with `step_weights`) are taken at the
     parameters of such states too.
 
-    Fidelity: biased for k < K; the bias falls off as the skipped steps contract. The gradient has
-    no second derivative. Memory: that of k inner steps in the loop `of`.
+    Fidelity: biased for k < K; the bias shrinks exponentially with k where the last steps contract.
+    The gradient has no second derivative. Memory: that of k inner steps in the loop `of`.
 
     Args:
         k: How many steps are differentiated, at least 0. For k >= K the loop is `of`.
