@@ -4,6 +4,7 @@ What is trained on several devices is held against one device, in float64, from 
 """
 
 import json
+import sys
 import tempfile
 
 import jax
@@ -120,8 +121,14 @@ CASES = (
     (with_weights(), {"weights": 4}),
     (by(il.Unroll(il.MixedMode(), il.Segments(1))), {"checkpointed, mixed mode": 2}),
     (by(il.EvolutionStrategies(2, 0.1)), {"evolution": 2}),
-    (by(il.Truncated(1)), {"truncated": 2}),
+    (by(il.Unroll(il.MixedMode(), il.gradients.Last(1))), {"truncated, mixed mode": 2}),
+    (
+        by(il.Unroll(il.gradients.HoldConstant(), il.Segments(1))),
+        {"first order, checkpointed": "all"},
+    ),
 )
+QUICK = ("all devices", "whole tasks beside windows", "windows, then evolution")
+"""The placements of a run without `--all`."""
 
 
 def faults():
@@ -191,34 +198,34 @@ def drawn_on_each_device():
     return operations(place, place.place(KEY)) / operations(placement(None), KEY)
 
 
-def main():
-    jax.config.update("jax_enable_x64", True)
-    found = {}
-    for options, placements in CASES:
-        alone = train(None, **options)
-        for name, devices in placements.items():
-            found[name] = distance(train(devices, **options), alone)
-    evaluations = [
-        il.evaluate(
-            RECIPE.learner,
-            RECIPE.init_meta(KEY),
-            validated()["validation"].episodes,
-            KEY,
-            devices=n,
-        )
+def evaluated():
+    episodes = validated()["validation"].episodes
+    both = [
+        il.evaluate(RECIPE.learner, RECIPE.init_meta(KEY), episodes, KEY, devices=n)
         for n in (None, 3)
     ]
-    apart = np.abs(evaluations[0].mean["loss"] - evaluations[1].mean["loss"])
+    return float(np.abs(both[0].mean["loss"] - both[1].mean["loss"]).max())
+
+
+def main():
+    jax.config.update("jax_enable_x64", True)
+    is_quick = "--all" not in sys.argv
+    distances = {}
+    for options, placements in CASES:
+        chosen = {n: d for n, d in placements.items() if n in QUICK or not is_quick}
+        alone = train(None, **options) if chosen else None
+        for name, devices in chosen.items():
+            distances[name] = distance(train(devices, **options), alone)
     report = {
-        "distances": found
-        | {"evaluate": float(apart.max()), "resumed": resumed()}
-        | {"resumed in phases": resumed(estimator=one_after_the_other())},
-        "faults": faults(),
         "leaves in parts": held_in_parts(),
         "packed": packed_of_a_state_in_parts(),
         "share of the draw": drawn_on_each_device(),
     }
-    print(json.dumps(report))
+    if not is_quick:
+        distances |= {"evaluate": evaluated(), "resumed": resumed()}
+        distances["resumed in phases"] = resumed(estimator=one_after_the_other())
+        report["faults"] = faults()
+    print(json.dumps(report | {"distances": distances}))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ VALID = [
 # differ in what a meta-gradient sees of them (no steps, a state, losses on the way, drawn rows, a
 # procedure, a solver), and the exact and the first-order one after all. The cross of the slots of
 # Unroll has a file of its own. The other laws, which compile several programs each, are about
-# `objective.py`: a pair of each kind keeps them.
+# `objective.py`: a pair of each kind keeps them. `make test` takes the oracle over all estimators
+# after one adaptation and the exact one after all, `make test-all` the rest of the cross.
 _ALL_ESTIMATORS = {"sgd-12-scanned"}
 _ALL_KINDS = {"sgd-0", "adam", "multi-step-loss-scanned", "mini-batches", "procedure", "minimise"}
 _EVERYWHERE = {"unroll", "first-order"}
@@ -94,17 +95,18 @@ def _lawful(variant, estimator):
     return estimator.name in _LAWFUL.get(variant.name, ())
 
 
-def _pairs(keep):
+def _marks(variant, estimator):
     # One group per pair: its laws run in one process and share one compilation.
+    marks = [pytest.mark.xdist_group(f"{variant.name}-{estimator.name}")]
+    is_quick = variant.name in _ALL_ESTIMATORS or estimator.name == "unroll"
+    return marks if is_quick or _lawful(variant, estimator) else [*marks, pytest.mark.full]
+
+
+def _pairs(keep):
     return [
-        pytest.param(
-            variant,
-            estimator,
-            id=f"{variant.name}-{estimator.name}",
-            marks=pytest.mark.xdist_group(f"{variant.name}-{estimator.name}"),
-        )
-        for variant, estimator in VALID
-        if keep(variant, estimator)
+        pytest.param(*pair, id=f"{pair[0].name}-{pair[1].name}", marks=_marks(*pair))
+        for pair in VALID
+        if keep(*pair)
     ]
 
 
