@@ -185,7 +185,13 @@ def test_a_check_that_cannot_be_made_is_named():
     )
 
 
-@pytest.mark.parametrize("make", CLEAN.values(), ids=CLEAN)
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(make, id=name, marks=[pytest.mark.full] * (name == "transformer"))
+        for name, make in CLEAN.items()
+    ],
+)
 def test_nothing_is_said_of_a_clean_problem(make):
     recipe, meta, data = make()
     report = check(recipe.problem, recipe.adaptation, meta, data, KEY, recipe.gradient)

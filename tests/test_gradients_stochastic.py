@@ -56,7 +56,10 @@ def test_more_pairs_have_less_variance():
     "build",
     [
         lambda chunk: il.EvolutionStrategies(32, 0.1, chunk=chunk),
-        lambda chunk: il.ForwardMode(il.gradients.RandomDirections(32), chunk=chunk),
+        pytest.param(
+            lambda chunk: il.ForwardMode(il.gradients.RandomDirections(32), chunk=chunk),
+            marks=pytest.mark.full,
+        ),
     ],
     ids=["evolution", "random directions"],
 )

@@ -209,6 +209,7 @@ def second_derivatives():
         return {"plain": derivatives(MODEL), "checkpointed": derivatives(CHECKPOINTED)}
 
 
+@pytest.mark.full
 def test_second_derivatives_three_ways(second_derivatives):
     found = second_derivatives["plain"]
     close(found["reverse over reverse"], found["forward over reverse"])
@@ -218,12 +219,13 @@ def test_second_derivatives_three_ways(second_derivatives):
             assert np.any(leaf), f"no {kind} reaches {jax.tree_util.keystr(path)}"
 
 
+@pytest.mark.full
 def test_checkpointing_changes_no_number(second_derivatives):
     for kind in ("value and gradient", "reverse over reverse", "forward over reverse"):
         close(second_derivatives["plain"][kind], second_derivatives["checkpointed"][kind])
 
 
-@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("order", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_checkpointing_saves_memory(order):
     """Temporary memory of the compiled gradient, and of the gradient through an inner step."""
 

@@ -37,8 +37,10 @@ def digits():
     ("learned", "rate"),
     [
         (il.optimizers.ParameterRates(ADAM, 0.003), 0.1),
-        (il.optimizers.SmallMLP(), 0.01),
-        (il.optimizers.AdamController(STEPS, rate=0.003), 0.01),
+        pytest.param(il.optimizers.SmallMLP(), 0.01, marks=pytest.mark.full),
+        pytest.param(
+            *(il.optimizers.AdamController(STEPS, rate=0.003), 0.01), marks=pytest.mark.full
+        ),
     ],
     ids=["parameter-rates", "small-mlp", "adam-controller"],
 )
