@@ -74,7 +74,7 @@ def unreached_leaves(subject: Subject) -> Iterator[Finding]:
                 Severity.NOTE,
                 f"{kind} gives meta{name} no gradient",
                 f"meta{name}",
-                "what reads the leaf has no part in this estimator's gradient: "
+                "what reads the leaf has no part in this meta-gradient: "
                 + subject.gradient.fidelity(subject.adaptation).sentence,
                 "Unroll(), or leave the leaf out of meta",
             )
