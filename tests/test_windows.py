@@ -254,7 +254,8 @@ def test_a_run_that_diverges_is_counted_and_replaced_and_harms_no_other(name):
     bad = il.Episode(support.at[2].set(jnp.nan), carry.episode.query, weight)
     same, after = step(meta, carry._replace(episode=bad), jax.random.key(1))
     np.testing.assert_allclose([same.loss, same.grads], [alone.loss, alone.grads], rtol=1e-6)
-    assert float(same.metrics["diverged"]) == np.sum(same.aux.diagnostics["diverged"])
+    diverged = np.asarray(same.aux.diagnostics["diverged"])
+    assert float(same.metrics["diverged"]) == diverged.sum()
     found = same.aux.diagnostics
     assert np.asarray(found["diverged"]).astype(bool).tolist() == [False, False, True]
     assert found["counts"].tolist() == [True, True, False]
