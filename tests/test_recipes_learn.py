@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from quick import without
 
 import innerloop as il
 from innerloop.lab.experiments.few_shot import counted_steps, support_labels_shuffled
@@ -29,7 +30,7 @@ def small_network(classes):
     )
 
 
-@pytest.mark.parametrize("name", il.recipes.RECIPES)
+@pytest.mark.parametrize("name", without({"logistic_head", "imaml"}, il.recipes.RECIPES))
 def test_recipe_learns_and_falls_to_chance_with_shuffled_labels(name, splits):
     network = small_network(lambda: len(splits.train))
     recipe = il.recipes.named_recipe(name, network, SETTINGS.get(name, {}))
