@@ -9,6 +9,7 @@ import contextlib
 import io
 import re
 import runpy
+import tempfile
 from pathlib import Path
 
 import extras
@@ -46,6 +47,8 @@ def run_blocks(page: Path) -> dict:
     text = page.read_text()
     of_page = named_extras(" ".join(OF_PAGE.findall(text)))
     with (
+        tempfile.TemporaryDirectory() as folder,  # for the files that blocks write
+        contextlib.chdir(folder),
         jax.enable_x64(False),
         jax.numpy_dtype_promotion("standard"),
         jax.numpy_rank_promotion("allow"),
