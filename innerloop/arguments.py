@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from innerloop.checks import describe
+from innerloop.checks import describe_briefly
 from innerloop.errors import StructureError
 
 if TYPE_CHECKING:  # the metaclass has no public name
@@ -62,7 +62,7 @@ class Requirement(NamedTuple):
     what: str
     expected: str
     cure: str
-    shown: Callable[[str, Any], str] = lambda name, value: f"{name}={describe(value)}"
+    shown: Callable[[str, Any], str] = lambda name, value: f"{name}={describe_briefly(value)}"
 
     def refusal(self, name: str, value: Any, call: str) -> StructureError:
         """The error for a value that is not accepted, as the argument `name` of `call`."""
@@ -242,7 +242,7 @@ def function(*arguments: str, gives: str = "...", only: bool = False, **field: A
 
     def shown(name: str, value: Any) -> str:
         signature = _signature(value)
-        return f"{name}={describe(value)}" if signature is None else f"{name}{signature}"
+        return f"{name}={describe_briefly(value)}" if signature is None else f"{name}{signature}"
 
     cure = f"lambda {listed}: ..." if arguments else "lambda: ..."
     return Requirement(accepts, f"a function of ({listed})", f"({listed}) -> {gives}", cure, shown)

@@ -22,6 +22,12 @@ def describe(tree: PyTree) -> str:
     return eqx.tree_pformat(tree, short_arrays=True, width=10_000)
 
 
+def describe_briefly(value: Any) -> str:
+    """The same of one argument; the class alone where that would fill several lines."""
+    said = describe(value)
+    return said if len(said) <= 200 else f"a {type(value).__name__}"
+
+
 def is_floating(leaf: Any) -> bool:
     """Whether a leaf is a real floating-point number or array, and so can have a gradient."""
     dtype = getattr(leaf, "dtype", None)

@@ -520,3 +520,18 @@ def test_an_estimator_of_several_learners_needs_to_be_told_whom_to_validate():
     same = WeightedSum((recipe.estimator(POINTS, 1), 1.0), (recipe.estimator(POINTS, 2), 1.0))
     untold = Validation(HELD_OUT, every=1)
     assert il.fit(same, recipe.init_meta, validation=untold, **options).best_step == 1
+
+
+def test_meta_without_a_gradient_is_refused_before_anything_is_made_of_it():
+    estimator = point_recipe().estimator(POINTS, 2)
+    options = {"optimizer": optax.adam(0.1), "steps": 1, "key": KEY}
+    with pytest.raises(StructureError, match=r"meta\['x'\] is not a floating-point array"):
+        il.fit(estimator, {"x": jnp.arange(2)}, **options)
+
+
+def test_a_metric_that_no_validation_gives_is_named_with_those_that_are_there():
+    recipe = point_recipe()
+    validation = il.Validation(POINTS.sample(KEY, 2), every=1, metric="accuracy")
+    options = {"optimizer": optax.adam(0.1), "steps": 1, "key": KEY, "validation": validation}
+    with pytest.raises(StructureError, match=r"metric='accuracy'.*one of .*'loss'.*Write: Valid"):
+        il.fit(recipe.estimator(POINTS, 2), recipe.init_meta, **options)

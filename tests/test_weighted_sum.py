@@ -177,3 +177,14 @@ def test_a_sum_of_different_adaptations_trains():
 
     assert losses(outcome.last) < losses(META)
     assert not np.allclose(outcome.last["scale"], META["scale"])
+
+
+def test_a_name_that_two_parts_have_is_refused():
+    """Neither part is lost."""
+    with pytest.raises(il.StructureError, match=r"the same name.*Got: 0\."):
+        il.estimators.WeightedSum((sines(), 1.0), **{"0": (lines(), 1.0)})
+
+
+def test_an_error_names_what_is_long_by_its_class():
+    with pytest.raises(il.StructureError, match=r"Got: \(a WholeTasks, 0\.0\)\."):
+        il.estimators.WeightedSum((sines(), 0.0))

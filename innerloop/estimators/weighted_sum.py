@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from innerloop.checks import describe
+from innerloop.checks import describe_briefly
 from innerloop.errors import StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskSet
 from innerloop.estimators.combination import Combination, joined
@@ -42,11 +42,19 @@ class WeightedSum(Combination):
     weights: tuple[float, ...] = eqx.field(static=True)
 
     def __init__(self, *parts: tuple[Estimator, float], **named: tuple[Estimator, float]):
-        pairs = {str(i): part for i, part in enumerate(parts)} | named
+        numbered = {str(i): part for i, part in enumerate(parts)}
+        if numbered.keys() & named.keys():
+            raise StructureError(
+                "two parts of a weighted sum have the same name",
+                got=", ".join(sorted(numbered.keys() & named.keys())),
+                expected="names that are not the numbers of unnamed parts",
+                write="WeightedSum(sines=(estimator, 3.0), lines=(another, 1.0))",
+            )
+        pairs = numbered | named
         if not pairs or not all(map(_is_pair, pairs.values())):
             raise StructureError(
                 "a weighted sum is made of estimators with weights",
-                got=", ".join(map(describe, pairs.values())) or "nothing",
+                got=", ".join(map(_said, pairs.values())) or "nothing",
                 expected="pairs (estimator, weight), every weight positive and finite",
                 write="WeightedSum((estimator, 3.0), (another, 1.0))",
             )
@@ -143,6 +151,12 @@ class WeightedSum(Combination):
 
     def _keyed(self, key: PRNGKeyArray) -> list[tuple[Estimator, PRNGKeyArray]]:
         return list(zip(self.parts, jax.random.split(key, len(self.parts)), strict=True))
+
+
+def _said(part: Any) -> str:
+    if not isinstance(part, tuple):
+        return describe_briefly(part)
+    return f"({', '.join(map(describe_briefly, part))})"
 
 
 def _is_pair(part: Any) -> bool:

@@ -31,6 +31,7 @@ from innerloop.devices.processes import in_any, together
 from innerloop.devices.sharding import placement
 from innerloop.diagnostics import Plan, Severity
 from innerloop.estimators.base import SUCH_AS, Estimator
+from innerloop.objective import check_meta
 from innerloop.storage.checkpoint import Checkpoints
 from innerloop.training._evaluate import Evaluation
 from innerloop.training.keys import run_keys
@@ -182,6 +183,7 @@ def fit(
     place = placement(devices)
     init_key, step_key, validation_key = run_keys(key)
     meta = init_meta(init_key) if callable(init_meta) else init_meta
+    check_meta(meta)
     if check:
         _stop_at_faults(estimator, meta, key)
     planned, plan = estimator.on(place), None

@@ -116,7 +116,16 @@ class Validator:
         total = sum(each.weight for each in self._named.values())
         scores = []
         for name, each in self._named.items():
-            value = evaluations[name].mean[each.metric][-1]
+            mean = evaluations[name].mean
+            if each.metric not in mean:
+                raise StructureError(
+                    "the metric that decides is none of the validation's",
+                    got=f"metric={each.metric!r}",
+                    expected=f"one of {', '.join(map(repr, mean))}",
+                    write=f"Validation(..., metric={next(iter(mean))!r}), or return loss, "
+                    f"{{{each.metric!r}: ...}} in outer_loss",
+                )
+            value = mean[each.metric][-1]
             scores.append(each.weight / total * (value if each.maximise else -value))
         return float(sum(scores))
 
