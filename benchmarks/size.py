@@ -139,11 +139,13 @@ def rooms(package: Path) -> dict[str, Counts]:
 
 
 def exported(source: str) -> list[str]:
-    """The names in `__all__`."""
-    for node in ast.parse(source).body:
+    """The names in `__all__`, or those that are imported `as` themselves."""
+    body = ast.parse(source).body
+    for node in body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return ast.literal_eval(node.value)
-    raise ValueError("there is no __all__")
+    imported = [each for node in body if isinstance(node, ast.ImportFrom) for each in node.names]
+    return [each.name for each in imported if each.asname == each.name]
 
 
 def measure(checkout: Path) -> dict[str, Any]:

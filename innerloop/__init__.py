@@ -1,95 +1,45 @@
 """innerloop: meta-learning on JAX. It differentiates through learning."""
 
-from innerloop import (
-    diagnostics,
-    estimators,
-    extend,
-    gradients,
-    heads,
-    logging,
-    models,
-    optimizers,
-    recipes,
-    tasks,
-    training,
-)
-from innerloop.adaptation import GradientDescent, MiniBatches, Minimise, Procedure
-from innerloop.diagnostics import check, compare, plan
-from innerloop.errors import (
-    DataError,
-    DetachedError,
-    GradientError,
-    InnerloopError,
-    RunError,
-    StructureError,
-)
-from innerloop.estimators import WholeTasks
-from innerloop.gradients import (
-    Binomial,
-    Bounded,
-    Clipped,
-    EvolutionStrategies,
-    FirstOrder,
-    ForwardMode,
-    Implicit,
-    MixedMode,
-    Reptile,
-    Segments,
-    Truncated,
-    Unroll,
-)
-from innerloop.learner import Learner
-from innerloop.objective import adapt, meta_objective, meta_value_and_grad
-from innerloop.problem import Episode, Examples, Problem, subset
-from innerloop.training import Validation, evaluate, fit
-
-__all__ = [
-    "Binomial",
-    "Bounded",
-    "Clipped",
-    "DataError",
-    "DetachedError",
-    "Episode",
-    "EvolutionStrategies",
-    "Examples",
-    "FirstOrder",
-    "ForwardMode",
-    "GradientDescent",
-    "GradientError",
-    "Implicit",
-    "InnerloopError",
-    "Learner",
-    "MiniBatches",
-    "Minimise",
-    "MixedMode",
-    "Problem",
-    "Procedure",
-    "Reptile",
-    "RunError",
-    "Segments",
-    "StructureError",
-    "Truncated",
-    "Unroll",
-    "Validation",
-    "WholeTasks",
-    "adapt",
-    "check",
-    "compare",
-    "diagnostics",
-    "estimators",
-    "evaluate",
-    "extend",
-    "fit",
-    "gradients",
-    "heads",
-    "logging",
-    "meta_objective",
-    "meta_value_and_grad",
-    "models",
-    "optimizers",
-    "plan",
-    "recipes",
-    "subset",
-    "tasks",
-    "training",
-]
+from innerloop import diagnostics as diagnostics
+from innerloop import errors as errors
+from innerloop import estimators as estimators
+from innerloop import extend as extend
+from innerloop import gradients as gradients
+from innerloop import heads as heads
+from innerloop import logging as logging
+from innerloop import models as models
+from innerloop import optimizers as optimizers
+from innerloop import recipes as recipes
+from innerloop import tasks as tasks
+from innerloop import training as training
+from innerloop.adaptation import GradientDescent as GradientDescent
+from innerloop.adaptation import MiniBatches as MiniBatches
+from innerloop.adaptation import Minimise as Minimise
+from innerloop.adaptation import Procedure as Procedure
+from innerloop.diagnostics import check as check
+from innerloop.diagnostics import compare as compare
+from innerloop.diagnostics import plan as plan
+from innerloop.estimators import WholeTasks as WholeTasks
+from innerloop.gradients import Binomial as Binomial
+from innerloop.gradients import Bounded as Bounded
+from innerloop.gradients import Clipped as Clipped
+from innerloop.gradients import EvolutionStrategies as EvolutionStrategies
+from innerloop.gradients import FirstOrder as FirstOrder
+from innerloop.gradients import ForwardMode as ForwardMode
+from innerloop.gradients import Implicit as Implicit
+from innerloop.gradients import MixedMode as MixedMode
+from innerloop.gradients import Reptile as Reptile
+from innerloop.gradients import Segments as Segments
+from innerloop.gradients import Truncated as Truncated
+from innerloop.gradients import Unroll as Unroll
+from innerloop.learner import Learner as Learner
+from innerloop.objective import adapt as adapt
+from innerloop.objective import meta_objective as meta_objective
+from innerloop.objective import meta_value_and_grad as meta_value_and_grad
+from innerloop.problem import Episode as Episode
+from innerloop.problem import Examples as Examples
+from innerloop.problem import Problem as Problem
+from innerloop.problem import subset as subset
+from innerloop.training import Validation as Validation
+from innerloop.training import evaluate as evaluate
+from innerloop.training import fit as fit

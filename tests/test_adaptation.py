@@ -113,7 +113,7 @@ def test_steps_beyond_the_trained_number(steps):
 
 @pytest.mark.parametrize("steps", [-1, True])
 def test_an_override_is_checked(steps):
-    with pytest.raises(il.StructureError, match=r"steps must be a whole number"):
+    with pytest.raises(il.errors.StructureError, match=r"steps must be a whole number"):
         inner(LEARN, steps=steps)
 
 
@@ -162,7 +162,9 @@ def test_no_number_of_steps_means_one_call_of_step():
     assert state == 1
     np.testing.assert_array_equal(info.targets, SUPPORT.targets[None])
     np.testing.assert_array_equal(observed, [0, 1])
-    with pytest.raises(il.StructureError, match=r"no steps to count.*Write: leave steps out"):
+    with pytest.raises(
+        il.errors.StructureError, match=r"no steps to count.*Write: leave steps out"
+    ):
         inner(Rows(), steps=2)
 
 
@@ -238,7 +240,9 @@ def test_a_mini_batch_of_all_rows_is_the_whole_set():
 
 @pytest.mark.parametrize("size", [0, -1, True])
 def test_a_mini_batch_has_a_row(size):
-    with pytest.raises(il.StructureError, match=r"size must be a whole number.*Write: MiniBatches"):
+    with pytest.raises(
+        il.errors.StructureError, match=r"size must be a whole number.*Write: MiniBatches"
+    ):
         il.MiniBatches(LEARN, size)
 
 
@@ -252,7 +256,7 @@ def test_a_mini_batch_has_a_row(size):
     ],
 )
 def test_a_mini_batch_fits_its_support_set(support, message):
-    with pytest.raises(il.StructureError, match=message):
+    with pytest.raises(il.errors.StructureError, match=message):
         inner(il.MiniBatches(LEARN, size=4), support=support)
 
 
@@ -281,12 +285,12 @@ def test_procedure_is_given_the_key_of_init():
 
 def test_procedure_refuses_steps_and_other_signatures():
     learn = il.Procedure(lambda meta, support, key: meta)
-    with pytest.raises(il.StructureError, match=r"no steps to count"):
+    with pytest.raises(il.errors.StructureError, match=r"no steps to count"):
         inner(learn, steps=1)
-    with pytest.raises(il.StructureError, match=r"no inner steps"):
+    with pytest.raises(il.errors.StructureError, match=r"no inner steps"):
         learn.step(PROBLEM, META, SUPPORT, META, KEY, exact_inner_gradient)
     with pytest.raises(
-        il.StructureError,
+        il.errors.StructureError,
         match=r"fn must be a function of .meta, support, key.*Write: Procedure.*fn=lambda",
     ):
         il.Procedure(lambda support: support)

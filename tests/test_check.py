@@ -329,19 +329,21 @@ def test_the_cheap_checks_run_nothing():
 
 
 def test_errors_can_be_raised():
-    with pytest.raises(il.GradientError, match=r"cut off.*\(stopped\).*Write: a way without"):
+    with pytest.raises(
+        il.errors.GradientError, match=r"cut off.*\(stopped\).*Write: a way without"
+    ):
         checked(inner=stopped).raise_errors()
     checked().raise_errors()
 
 
 def test_broken_parts_raise_as_they_do_elsewhere():
-    with pytest.raises(il.StructureError, match="inner_loss failed"):
+    with pytest.raises(il.errors.StructureError, match="inner_loss failed"):
         checked(inner=lambda p, m, b, k: p["missing"])
-    with pytest.raises(il.GradientError, match="Implicit"):
+    with pytest.raises(il.errors.GradientError, match="Implicit"):
         checked(learn=il.Minimise(optx.BFGS(1e-6, 1e-6)), gradient=il.Unroll())
-    with pytest.raises(il.StructureError, match="floating-point"):
+    with pytest.raises(il.errors.StructureError, match="floating-point"):
         checked(meta={**META, "name": "a"})
-    with pytest.raises(il.StructureError, match="task axis"):
+    with pytest.raises(il.errors.StructureError, match="task axis"):
         checked(data=il.Episode({"x": jnp.ones((2, 3))}, {"x": jnp.ones((3, 3))}))
 
 
@@ -356,7 +358,7 @@ def trained(inner=inner, meta=META, **options):
 
 
 def test_fit_stops_at_errors_and_warns_of_the_rest():
-    with pytest.raises(il.GradientError, match=r"cut off.*\(stopped\)"):
+    with pytest.raises(il.errors.GradientError, match=r"cut off.*\(stopped\)"):
         trained(inner=stopped, check=True)
     with pytest.warns(UserWarning, match=r"nothing reads meta\['idle'\]"):
         trained(meta=UNREAD, check=True)
@@ -378,5 +380,5 @@ def test_fit_checks_every_part_of_a_weighted_sum():
     parts = (recipes[0], recipes[1]._replace(problem=cut))
     both = il.estimators.WeightedSum(*((part.estimator(sinusoids, 1), 1.0) for part in parts))
     options = {"optimizer": optax.sgd(0.1), "steps": 1, "key": KEY}
-    with pytest.raises(il.GradientError, match=r"cut off.*stop_gradient at test_check.py"):
+    with pytest.raises(il.errors.GradientError, match=r"cut off.*stop_gradient at test_check.py"):
         il.fit(both, recipes[0].init_meta, check=True, **options)

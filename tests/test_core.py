@@ -108,7 +108,7 @@ def test_what_needs_an_extra_says_which(extra, package, use, tmp_path, monkeypat
     else:
         monkeypatch.setenv("INNERLOOP_CACHE", str(tmp_path / "cache"))
     message = rf"needs the package {package}\b.*pip install 'innerloop\[{extra}\]'"
-    with extras.blocked([package]), pytest.raises(il.RunError, match=message):
+    with extras.blocked([package]), pytest.raises(il.errors.RunError, match=message):
         use(tmp_path)
 
 

@@ -107,7 +107,7 @@ def test_the_network_is_a_choice():
         init = jax.eval_shape(network.features.init, jax.random.key(0))
         out = jax.eval_shape(network.features.apply, init, images, jax.random.key(0), None)
         assert out.shape == (3, network.width)
-    with pytest.raises(il.StructureError, match="nothing remains of the image"):
+    with pytest.raises(il.errors.StructureError, match="nothing remains of the image"):
         Digits(network="max_pool").build_network()
 
 

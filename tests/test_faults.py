@@ -89,7 +89,9 @@ def assert_one_line(error):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_disk_that_fills_while_a_checkpoint_is_written(undisturbed, tmp_path):
     full = full_disk()
-    with pytest.raises(il.RunError, match=r"checkpoints cannot be written.*--resume") as caught:
+    with pytest.raises(
+        il.errors.RunError, match=r"checkpoints cannot be written.*--resume"
+    ) as caught:
         try:
             fitted(tmp_path, report=at(6, full.__enter__))
         finally:
@@ -110,7 +112,7 @@ def test_checkpoints_that_are_deleted_while_a_run_goes_on(undisturbed, tmp_path)
         while folder.exists():  # while the last save still writes to it
             shutil.rmtree(folder, ignore_errors=True)
 
-    with pytest.raises(il.RunError, match=r"cannot be written|were deleted") as caught:
+    with pytest.raises(il.errors.RunError, match=r"cannot be written|were deleted") as caught:
         fitted(folder, report=at(9, delete))
     assert_one_line(caught.value)
     assert_same(fitted(folder, resume=True), undisturbed)
@@ -129,7 +131,7 @@ def test_nothing_is_deleted_where_no_checkpoint_can_be_read(undisturbed, tmp_pat
     kept = shutil.copytree(tmp_path / "run", tmp_path / "kept")
     damage(tmp_path / "run", [3, 6])
     for _ in range(2):
-        with pytest.raises(il.RunError, match=r"no checkpoint.*begins anew"):
+        with pytest.raises(il.errors.RunError, match=r"no checkpoint.*begins anew"):
             fitted(tmp_path / "run", resume=True)
     shutil.copytree(kept, tmp_path / "run", dirs_exist_ok=True)  # the disk can be read again
     assert_same(fitted(tmp_path / "run", resume=True), undisturbed)
@@ -143,7 +145,7 @@ def test_a_lock_of_a_dead_process_does_not_block(undisturbed, tmp_path):
 def test_who_holds_the_lock_is_said(tmp_path):
     folder = CheckpointFolder(il.training.Checkpoints(tmp_path), {})
     try:
-        with pytest.raises(il.RunError, match=f"written by process {os.getpid()}"):
+        with pytest.raises(il.errors.RunError, match=f"written by process {os.getpid()}"):
             CheckpointFolder(il.training.Checkpoints(tmp_path), {})
     finally:
         folder.close()
@@ -328,7 +330,7 @@ def test_best_meta_is_what_training_kept(run):
 
 
 def test_best_meta_needs_a_run(tmp_path):
-    with pytest.raises(il.RunError, match="no run"):
+    with pytest.raises(il.errors.RunError, match="no run"):
         il.lab.best_meta(tmp_path)
 
 

@@ -56,7 +56,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 def test_settings_out_of_range_are_refused_at_once(build, named):
     config.update("jaxtyping_disable", True)  # as users see it
     try:
-        with pytest.raises(il.StructureError, match="Write: ") as caught:
+        with pytest.raises(il.errors.StructureError, match="Write: ") as caught:
             build()
     finally:
         config.update("jaxtyping_disable", False)
@@ -65,7 +65,7 @@ def test_settings_out_of_range_are_refused_at_once(build, named):
 
 @pytest.mark.parametrize("where", [lambda t, p: {"body": True}, lambda t, p: 0.5])
 def test_where_must_give_booleans_over_the_parameters(where):
-    with pytest.raises(il.StructureError, match="which inner gradients are constants"):
+    with pytest.raises(il.errors.StructureError, match="which inner gradients are constants"):
         objective(il.FirstOrder(where))(quadratic_meta())
 
 
@@ -93,7 +93,7 @@ def test_first_order_leaf_by_leaf():
 
 def test_a_basis_that_does_not_fit_meta_is_refused():
     wrong = {**BASIS, "rate": np.zeros((2,))}
-    with pytest.raises(il.StructureError, match="basis does not fit meta"):
+    with pytest.raises(il.errors.StructureError, match="basis does not fit meta"):
         objective(il.ForwardMode(il.gradients.Basis(wrong)))(quadratic_meta())
 
 
@@ -105,7 +105,7 @@ def test_forward_mode_raises_on_a_detached_graph():
         lambda params, meta, batch, key: base.inner_loss(params, stop(meta), batch, key),
         lambda params, meta, batch, key: base.outer_loss(params, stop(meta), batch, key),
     )
-    with pytest.raises(il.GradientError, match="identically zero"):
+    with pytest.raises(il.errors.GradientError, match="identically zero"):
         objective(il.ForwardMode(), problem, il.GradientDescent(optax.sgd(0.1), 2))(
             quadratic_meta()
         )
@@ -114,7 +114,7 @@ def test_forward_mode_raises_on_a_detached_graph():
 def test_reptile_without_meta_in_init_raises_and_names_what_it_leaves_out():
     base = quadratic_problem()
     blind = il.Problem(lambda meta, support, key: jnp.zeros(3), base.inner_loss, base.outer_loss)
-    with pytest.raises(il.GradientError, match="init reads no part of meta"):
+    with pytest.raises(il.errors.GradientError, match="init reads no part of meta"):
         objective(il.Reptile(), blind)(quadratic_meta())
     f = il.meta_value_and_grad(base, LEARN, il.Reptile())
     (_, aux), _ = jax.eval_shape(f, quadratic_meta(), quadratic_episodes(), KEY)
@@ -150,7 +150,7 @@ def test_mixed_dtypes_in_meta_are_kept(gradient):
 @pytest.mark.parametrize("gradient", [estimator.gradient for estimator in GRADIENTS], ids=str)
 def test_an_empty_meta_is_refused(gradient):
     f = il.meta_value_and_grad(quadratic_problem(), LEARN, gradient)
-    with pytest.raises(il.GradientError, match="meta is empty"):
+    with pytest.raises(il.errors.GradientError, match="meta is empty"):
         f({}, quadratic_episodes(), KEY)
 
 
@@ -192,7 +192,7 @@ def test_python_numbers_are_meta_parameters(gradient):
 def test_mini_batches_of_a_solver_are_refused_like_the_solver():
     solver = il.Minimise(optx.BFGS(1e-6, 1e-6))
     for adaptation in (solver, il.MiniBatches(solver, 2)):
-        with pytest.raises(il.GradientError, match="Implicit"):
+        with pytest.raises(il.errors.GradientError, match="Implicit"):
             objective(il.Unroll(), adaptation=adaptation)
 
 

@@ -39,7 +39,7 @@ def test_a_second_derivative_of_an_estimate_raises(gradient, jit):
     hessian = jax.hessian(f)
     for second in (jax.grad(total), hessian):
         second = jax.jit(second) if jit else second
-        with pytest.raises(il.GradientError, match=r"not itself differentiable.*Unroll\(\)"):
+        with pytest.raises(il.errors.GradientError, match=r"not itself differentiable.*Unroll\(\)"):
             jax.eval_shape(second, quadratic_meta())
 
 
@@ -53,7 +53,7 @@ def test_an_estimate_is_differentiated_in_meta_alone(gradient, part):
         f = il.meta_objective(quadratic_problem(), LEARN, gradient)
         return f(quadratic_meta(), moved, KEY)[0]
 
-    with pytest.raises(il.GradientError, match="derivative in meta alone"):
+    with pytest.raises(il.errors.GradientError, match="derivative in meta alone"):
         jax.eval_shape(jax.grad(of_data), getattr(one, part).inputs["x"])
 
 
@@ -68,7 +68,7 @@ def test_a_derivative_in_a_closed_over_value_raises(gradient):
         problem = il.Problem(base.init, inner, base.outer_loss)
         return objective(gradient, problem)(quadratic_meta())
 
-    with pytest.raises(il.GradientError, match="derivative in meta alone"):
+    with pytest.raises(il.errors.GradientError, match="derivative in meta alone"):
         jax.eval_shape(jax.grad(of_scale), 1.0)
 
 
@@ -108,7 +108,7 @@ def test_a_mixed_derivative_after_minimise_raises(gradient):
         moved = il.Episode((data.support[0], targets), data.query)
         return jax.grad(lambda meta: f(meta, moved, KEY)[0])(meta)["decay"]
 
-    with pytest.raises(il.GradientError, match="in meta alone"):
+    with pytest.raises(il.errors.GradientError, match="in meta alone"):
         jax.grad(slope)(data.support[1])
 
 
@@ -139,7 +139,7 @@ class Cut(il.extend.MetaGradient):
 def test_a_gradient_of_ones_own_is_refused_where_it_says_that_it_does_not_exist(wrap):
     learn = il.Procedure(lambda meta, support, key: meta["start"])
     with pytest.raises(
-        il.GradientError, match=r"Cut\(\).* does not exist after Procedure: It halves"
+        il.errors.GradientError, match=r"Cut\(\).* does not exist after Procedure: It halves"
     ):
         objective(wrap(Cut()), adaptation=learn)
     got = jax.grad(objective(wrap(Cut())))(quadratic_meta())
@@ -149,6 +149,6 @@ def test_a_gradient_of_ones_own_is_refused_where_it_says_that_it_does_not_exist(
 
 def test_a_gradient_of_ones_own_has_the_second_derivative_that_it_says_it_has():
     total = lambda f: lambda meta: jnp.sum(jax.grad(f)(meta)["start"])
-    with pytest.raises(il.GradientError, match=r"Cut\(\) is not itself differentiable"):
+    with pytest.raises(il.errors.GradientError, match=r"Cut\(\) is not itself differentiable"):
         jax.eval_shape(jax.grad(total(objective(Cut()))), quadratic_meta())
     jax.eval_shape(jax.grad(total(objective(Cut(second=True)))), quadratic_meta())

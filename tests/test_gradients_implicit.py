@@ -115,7 +115,9 @@ def test_an_optimum_that_does_not_depend_on_meta_names_the_proximal_term():
     )
     learn = il.GradientDescent(optax.sgd(0.03), 400)
     f = il.meta_objective(free, learn, il.Implicit())
-    with pytest.raises(il.GradientError, match=r"does not depend on meta.*proximal\(problem"):
+    with pytest.raises(
+        il.errors.GradientError, match=r"does not depend on meta.*proximal\(problem"
+    ):
         jax.grad(f, has_aux=True)(jnp.zeros(4), data, KEY)
 
     # iMAML on a quadratic: d theta*/d start = lambda (H + lambda I)^-1.
@@ -246,5 +248,5 @@ def test_a_solver_is_given_floating_point_parameters():
     integers = il.Problem(
         lambda meta, support, key: jnp.zeros(4, int), problem.inner_loss, problem.outer_loss
     )
-    with pytest.raises(il.StructureError, match="init must return floating"):
+    with pytest.raises(il.errors.StructureError, match="init must return floating"):
         il.adapt(integers, il.Minimise(optx.BFGS(1e-6, 1e-6)), meta, data.support, KEY)

@@ -68,7 +68,9 @@ def test_mixed_mode_names_a_loss_without_forward_mode():
     problem = il.Problem(lambda meta, support, key: meta, loss, loss)
     f = il.meta_objective(problem, il.GradientDescent(optax.sgd(0.1), 2), il.Unroll(il.MixedMode()))
     batch = il.Episode(jnp.ones(2), jnp.ones(2))
-    with pytest.raises(il.GradientError, match=r"forward-mode.*Exact\(\) in place of MixedMode"):
+    with pytest.raises(
+        il.errors.GradientError, match=r"forward-mode.*Exact\(\) in place of MixedMode"
+    ):
         jax.grad(f, has_aux=True)(jnp.zeros(2), batch, KEY)
 
 

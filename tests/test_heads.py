@@ -153,7 +153,7 @@ BAD_HEADS = {
 
 @pytest.mark.parametrize(("make", "message"), BAD_HEADS.values(), ids=BAD_HEADS)
 def test_a_head_is_refused_when_it_is_made(as_users_see_it, make, message):
-    with pytest.raises(il.StructureError, match=message):
+    with pytest.raises(il.errors.StructureError, match=message):
         make()
 
 
@@ -173,22 +173,22 @@ BAD_SUPPORTS = {
 @pytest.mark.parametrize(("support", "message"), BAD_SUPPORTS.values(), ids=BAD_SUPPORTS)
 @pytest.mark.parametrize("name", ["prototypes", "ridge-classes", "logistic"])
 def test_a_support_set_is_refused_while_tracing(as_users_see_it, name, support, message):
-    with pytest.raises(il.StructureError, match=message):
+    with pytest.raises(il.errors.StructureError, match=message):
         jax.eval_shape(lambda meta: HEADS[name][0].solve(meta, support(), KEY), META)
 
 
 @pytest.mark.parametrize("strength", [lambda meta: -1.0, lambda meta: jnp.ones(2) * meta])
 def test_a_strength_of_meta_is_one_number_above_zero(as_users_see_it, strength):
     head = il.heads.RidgeHead(FLAT, strength)
-    with pytest.raises(il.StructureError, match="finite number above 0"):
+    with pytest.raises(il.errors.StructureError, match="finite number above 0"):
         jax.eval_shape(lambda meta: head.solve(meta, examples(INPUTS, VALUES), KEY), META)
 
 
 def test_ridge_regression_needs_real_targets(as_users_see_it):
-    with pytest.raises(il.StructureError, match=r"needs real targets.*ways=5"):
+    with pytest.raises(il.errors.StructureError, match=r"needs real targets.*ways=5"):
         il.heads.RidgeHead(FLAT, 1.0).solve(META, examples(INPUTS, CLASSES), KEY)
 
 
 def test_a_head_has_no_steps(as_users_see_it):
-    with pytest.raises(il.StructureError, match="a Prototypes has no inner steps"):
+    with pytest.raises(il.errors.StructureError, match="a Prototypes has no inner steps"):
         HEADS["prototypes"][0].step(None, META, None, None, KEY, None)

@@ -136,7 +136,7 @@ def test_an_invalid_pair_is_refused_while_the_objective_is_built(estimator):
         if exists(variant, estimator):
             assert callable(build())
             continue
-        with pytest.raises(il.GradientError, match=r"does not exist.*Write: ") as caught:
+        with pytest.raises(il.errors.GradientError, match=r"does not exist.*Write: ") as caught:
             build()
         assert type(estimator.gradient).__name__ in str(caught.value)
 

@@ -89,7 +89,7 @@ def rewritten(path, change):
 )
 def test_a_file_of_another_version_says_what_to_do(change, message, tmp_path):
     path, _ = saved(tmp_path / "mine.opt", il.optimizers.ScalarRate())
-    with pytest.raises(il.DataError, match=message):
+    with pytest.raises(il.errors.DataError, match=message):
         il.optimizers.load_optimizer(rewritten(path, change))
 
 
@@ -98,19 +98,21 @@ def test_a_damaged_or_missing_file_says_what_to_do(content, tmp_path):
     path = tmp_path / "mine.opt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(il.DataError, match=r"cannot be read.*Write: save_optimizer"):
+    with pytest.raises(il.errors.DataError, match=r"cannot be read.*Write: save_optimizer"):
         il.optimizers.load_optimizer(path)
 
 
 def test_a_file_cut_short_says_what_to_do(tmp_path):
     path, _ = saved(tmp_path / "mine.opt", il.optimizers.ParameterRates())
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(il.DataError, match="cannot be read"):
+    with pytest.raises(il.errors.DataError, match="cannot be read"):
         il.optimizers.load_optimizer(path)
 
 
 def test_meta_of_another_structure_is_refused_when_it_is_saved(tmp_path):
-    with pytest.raises(il.StructureError, match="not the meta-parameters of this ScalarRate"):
+    with pytest.raises(
+        il.errors.StructureError, match="not the meta-parameters of this ScalarRate"
+    ):
         il.optimizers.save_optimizer(
             tmp_path / "x", il.optimizers.ScalarRate(), {"rate": jnp.ones(())}
         )
@@ -119,15 +121,17 @@ def test_meta_of_another_structure_is_refused_when_it_is_saved(tmp_path):
 
 def test_what_no_file_can_hold_is_refused(tmp_path):
     learned = il.optimizers.ParameterRates(lambda: optax.identity())
-    with pytest.raises(il.StructureError, match="setting direction cannot be saved"):
+    with pytest.raises(il.errors.StructureError, match="setting direction cannot be saved"):
         saved(tmp_path / "x", learned)
     named = il.tasks.SinusoidTasks(2, 2).sample(jax.random.key(0), 1).support
-    with pytest.raises(il.StructureError, match=r"container that a file cannot hold.*Examples"):
+    with pytest.raises(
+        il.errors.StructureError, match=r"container that a file cannot hold.*Examples"
+    ):
         saved(tmp_path / "x", il.optimizers.ParameterRates(), named)
 
 
 def test_a_folder_that_is_not_there_says_what_to_do(tmp_path):
-    with pytest.raises(il.RunError, match=r"cannot be written.*Write: save_optimizer"):
+    with pytest.raises(il.errors.RunError, match=r"cannot be written.*Write: save_optimizer"):
         saved(tmp_path / "none" / "x", il.optimizers.ScalarRate())
 
 
@@ -143,7 +147,7 @@ class Halved(il.optimizers.LearnedOptimizer):
 
 def test_a_class_of_ones_own_is_named_when_it_is_loaded(tmp_path):
     path, meta = saved(tmp_path / "x", Halved())
-    with pytest.raises(il.DataError, match="optimizer Halved"):
+    with pytest.raises(il.errors.DataError, match="optimizer Halved"):
         il.optimizers.load_optimizer(path)
     learned, again = il.optimizers.load_optimizer(path, kinds=[Halved])
     assert learned == Halved()

@@ -183,7 +183,7 @@ def test_a_gradient_of_other_parameters_is_refused(kind):
     optimizer = learned(learned.init(jax.random.key(0), PARAMS))
     state, wrong = optimizer.init(PARAMS), PARAMS | {"a": jnp.ones(2)}  # would be broadcast
     for gradient in (wrong, {"a": PARAMS["a"]}):
-        with pytest.raises(il.StructureError, match=r"not of these parameters.*jax\.grad"):
+        with pytest.raises(il.errors.StructureError, match=r"not of these parameters.*jax\.grad"):
             optimizer.update(gradient, state, PARAMS)
 
 
@@ -309,5 +309,5 @@ def test_the_steps_size_of_celo2_is_its_rate():
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
-    with pytest.raises(il.StructureError, match=message):
+    with pytest.raises(il.errors.StructureError, match=message):
         call()

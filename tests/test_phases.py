@@ -198,7 +198,7 @@ def test_fidelity_is_the_least_of_the_parts_and_names_them():
 def test_what_phases_cannot_be_is_refused(make, message):
     config.update("jaxtyping_disable", True)  # as users see it
     try:
-        with pytest.raises(il.StructureError, match=message):
+        with pytest.raises(il.errors.StructureError, match=message):
             make()
     finally:
         config.update("jaxtyping_disable", False)
@@ -206,7 +206,7 @@ def test_what_phases_cannot_be_is_refused(make, message):
 
 def test_a_pair_that_makes_no_sense_is_refused_before_anything_is_trained():
     recipe = RECIPE._replace(gradient=il.Implicit(), schedule=weighted)
-    with pytest.raises(il.GradientError, match="does not exist"):
+    with pytest.raises(il.errors.GradientError, match="does not exist"):
         recipe.estimator(POINTS, BATCH)
 
 
@@ -218,7 +218,7 @@ def test_what_is_looked_at_beforehand_is_the_first_step(asked):
         cut = lambda meta, support, key: jax.lax.stop_gradient(meta)
         return il.Problem(cut, point_loss, point_loss), RECIPE.adaptation
 
-    with pytest.raises(il.GradientError, match=r"cut off|detached|reach"):
+    with pytest.raises(il.errors.GradientError, match=r"cut off|detached|reach"):
         trained(RECIPE._replace(schedule=detached).estimator(POINTS, BATCH), **asked)
     trained(RECIPE.estimator(POINTS, BATCH), **asked)
 
@@ -232,5 +232,5 @@ def test_every_part_is_checked_with_its_own_gradient():
         il.estimators.WeightedSum((both[0], 1.0), (both[1], 1.0)),
         Phases(*both, until=2),
     ):
-        with pytest.raises(il.GradientError, match=r"cut off|detached|reach"):
+        with pytest.raises(il.errors.GradientError, match=r"cut off|detached|reach"):
             trained(estimator, check=True)

@@ -97,7 +97,7 @@ def test_all_of_meta_unless_told_otherwise():
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_leaf(weights, into, message):
-    with pytest.raises(il.StructureError, match=message):
+    with pytest.raises(il.errors.StructureError, match=message):
         il.recipes.pretrained(ANIL, weights, into=into)
 
 
@@ -106,7 +106,7 @@ def test_only_the_leaf_that_differs_is_named():
     leaves, treedef = jax.tree.flatten(weights)
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(weights)]
     wrong = jax.tree.unflatten(treedef, [jnp.zeros(9), *leaves[1:]])
-    with pytest.raises(il.StructureError) as caught:
+    with pytest.raises(il.errors.StructureError) as caught:
         il.recipes.pretrained(ANIL, wrong, into=body)
     assert caught.value.got == f"{names[0]}: float32[9]"
     assert all(name not in str(caught.value) for name in names[1:])
@@ -114,7 +114,7 @@ def test_only_the_leaf_that_differs_is_named():
 
 def test_another_container_is_refused():
     recipe = ANIL._replace(init_meta=lambda key: [jnp.zeros(2)])
-    with pytest.raises(il.StructureError, match=r"PyTreeDef\(\(\*,\)\)"):
+    with pytest.raises(il.errors.StructureError, match=r"PyTreeDef\(\(\*,\)\)"):
         il.recipes.pretrained(recipe, (jnp.zeros(2),))
 
 

@@ -72,7 +72,9 @@ TRANSFORMS = {
 @pytest.mark.parametrize(("problem", "gradient"), DEAD.values(), ids=DEAD)
 def test_a_dead_meta_gradient_raises(problem, gradient, transform):
     derivative = transform(il.meta_objective(problem, LEARN, gradient))
-    with pytest.raises(il.GradientError, match=r"no meta-parameter.*\['w'\].*Write: innerloop.Un"):
+    with pytest.raises(
+        il.errors.GradientError, match=r"no meta-parameter.*\['w'\].*Write: innerloop.Un"
+    ):
         jax.eval_shape(derivative, META)
 
 
@@ -80,7 +82,7 @@ def test_a_dead_meta_gradient_raises(problem, gradient, transform):
 @pytest.mark.parametrize(("problem", "gradient"), DEAD.values(), ids=DEAD)
 def test_a_dead_meta_gradient_of_a_batch_raises(problem, gradient, chunk):
     step = il.meta_value_and_grad(problem, LEARN, gradient, chunk=chunk)
-    with pytest.raises(il.GradientError, match=r"no meta-parameter"):
+    with pytest.raises(il.errors.GradientError, match=r"no meta-parameter"):
         jax.eval_shape(step, META, episodes(), KEY)
 
 
@@ -123,7 +125,9 @@ def test_adapt_has_no_derivative(argument, part, compile):
         params, info = compile(lambda m, s: il.adapt(LIVE, LEARN, m, s, KEY))(meta, support)
         return jnp.sum(params) if part == "params" else jnp.sum(info.loss)
 
-    with pytest.raises(il.GradientError, match=r"adapt has no derivative.*Write: meta_objective"):
+    with pytest.raises(
+        il.errors.GradientError, match=r"adapt has no derivative.*Write: meta_objective"
+    ):
         jax.eval_shape(jax.grad(value, argument), {"w": META["w"]}, episode().support)
 
 
@@ -175,7 +179,9 @@ def test_a_differentiable_line_search_is_refused_by_reverse_mode(gradient, chunk
     """The zoom search of L-BFGS interpolates, so its step lengths would need derivatives."""
     learn = il.GradientDescent(optax.lbfgs(), steps=2)
     step = il.meta_value_and_grad(LIVE, learn, gradient, chunk=chunk)
-    with pytest.raises(il.GradientError, match=r"loops on a condition.*Write: GradientDescent"):
+    with pytest.raises(
+        il.errors.GradientError, match=r"loops on a condition.*Write: GradientDescent"
+    ):
         jax.eval_shape(step, META, episodes(), KEY)
 
 
@@ -189,7 +195,7 @@ def test_backtracking_is_refused_or_right(x64):
     meta = jnp.array([0.5, -1.0])
     try:
         _, grads = step({"w": meta}, tasks, KEY)
-    except il.GradientError as error:
+    except il.errors.GradientError as error:
         assert "loops on a condition" in str(error)
         return
     value = lambda w: step({"w": w}, tasks, KEY)[0][0]

@@ -67,7 +67,7 @@ def test_every_hyper_parameter_has_a_value_and_can_be_given_another(name):
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
-    with pytest.raises(il.StructureError, match=message):
+    with pytest.raises(il.errors.StructureError, match=message):
         call()
 
 

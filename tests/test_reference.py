@@ -35,7 +35,7 @@ pytestmark = [
 
 def namespaces() -> dict[str, object]:
     """The modules with public names, by their path; `extend` first and the top level last."""
-    inside = [name for name in il.__all__ if inspect.ismodule(getattr(il, name))]
+    inside = [name for name, value in exported(il).items() if inspect.ismodule(value)]
     found = {"extend": il.extend}
     for name in [*inside, "lab"]:
         module = importlib.import_module(f"innerloop.{name}")
@@ -46,12 +46,12 @@ def namespaces() -> dict[str, object]:
 
 
 def exported(module) -> dict[str, object]:
-    """The names in `__all__`, or those that a namespace imports `as` themselves."""
-    imports = (
-        n for n in ast.parse(inspect.getsource(module)).body if isinstance(n, ast.ImportFrom)
-    )
-    renamed = [each.name for node in imports for each in node.names if each.asname == each.name]
-    return {name: getattr(module, name) for name in getattr(module, "__all__", renamed)}
+    """The names in `__all__`, or those that a namespace imports `as` themselves, or its classes."""
+    body = ast.parse(inspect.getsource(module)).body
+    imported = [a for n in body if isinstance(n, ast.ImportFrom) for a in n.names]
+    names = [each.name for each in imported if each.asname == each.name]
+    names = names or [node.name for node in body if isinstance(node, ast.ClassDef)]
+    return {name: getattr(module, name) for name in getattr(module, "__all__", names)}
 
 
 def is_namespace(value) -> bool:
@@ -71,7 +71,7 @@ def entries() -> dict[str, tuple[str, object]]:
         for name, value in public(module).items():
             if id(value) not in seen:
                 seen.add(id(value))
-                top = name if path != "innerloop.extend" and name in il.__all__ else None
+                top = name if path != "innerloop.extend" and name in exported(il) else None
                 found[f"innerloop.{top}" if top else f"{path}.{name}"] = path, value
     return found
 

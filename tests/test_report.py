@@ -154,7 +154,7 @@ def test_a_damaged_evaluation_is_named(damage, tmp_path):
     content = json.loads(path.read_text())
     damage(content)
     path.write_text(json.dumps(content))
-    with pytest.raises(il.RunError, match=r"optimizers-seed7-steps3-tasks5\.json"):
+    with pytest.raises(il.errors.RunError, match=r"optimizers-seed7-steps3-tasks5\.json"):
         write_report([run])
 
 
@@ -314,7 +314,7 @@ def test_an_old_report_stays_where_a_new_one_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr("innerloop.lab.report.page.render", lambda runs: "new")
     monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(il.RunError, match="Permission denied"):
+    with pytest.raises(il.errors.RunError, match="Permission denied"):
         write_report([run])
     assert (run / "report.html").read_text() == "old"
     assert not list(run.glob(".report*"))

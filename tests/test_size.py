@@ -89,6 +89,7 @@ def test_rooms_and_exported_names(size, tmp_path):
     assert {name: of.code for name, of in rooms.items()} == {"__init__": 1, "room": 3}
     assert rooms["room"].checks == 1
     assert size["exported"]((tmp_path / "__init__.py").read_text()) == ["a", "b"]
+    assert size["exported"]("from x import a as a, b as c\nimport d\n") == ["a"]
 
 
 def test_the_table_has_a_column_for_each_checkout(size, capsys):

@@ -194,15 +194,23 @@ def test_an_error_while_drawing_ends_the_run(stored):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda images: il.tasks.StreamedTasks(print, threads=0), il.StructureError, "threads=0"),
-        (lambda images: il.tasks.StoredImages(images, 1, 1, 1), il.StructureError, "ways=1"),
-        (lambda images: il.tasks.StoredImages(images, 8, 1, 1), il.DataError, "ways=8 of 7"),
-        (lambda images: il.tasks.StoredImages(images, 2, 4, 5), il.DataError, r"queries=5 of 8"),
+        (
+            lambda images: il.tasks.StreamedTasks(print, threads=0),
+            il.errors.StructureError,
+            "threads=0",
+        ),
+        (lambda images: il.tasks.StoredImages(images, 1, 1, 1), il.errors.StructureError, "ways=1"),
+        (lambda images: il.tasks.StoredImages(images, 8, 1, 1), il.errors.DataError, "ways=8 of 7"),
+        (
+            lambda images: il.tasks.StoredImages(images, 2, 4, 5),
+            il.errors.DataError,
+            r"queries=5 of 8",
+        ),
         (
             lambda images: il.tasks.evaluation_episodes(
                 il.tasks.StreamedTasks(il.tasks.StoredImages(images, 2, 1, 1)), 3, seed=0
             ),
-            il.StructureError,
+            il.errors.StructureError,
             r"drawn by the host.*outside jax\.jit",
         ),
     ],
@@ -215,5 +223,5 @@ def test_what_cannot_be_streamed_is_refused(stored, make, error, message):
 def test_without_grain_the_cure_is_named(stored, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "grain", None)
     tasks = streamed.StreamedTasks(il.tasks.StoredImages(stored, 2, 1, 1))
-    with pytest.raises(il.RunError, match=r"innerloop\[data\]"):
+    with pytest.raises(il.errors.RunError, match=r"innerloop\[data\]"):
         tasks.feed(jax.random.key(0), 0, 1, 1)

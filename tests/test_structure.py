@@ -281,7 +281,7 @@ CASES = {
 def test_is_refused_while_tracing(call, message):
     """One message with cause and cure; the inputs are as they were, and still usable."""
     given, same = inputs(), inputs()
-    with pytest.raises(il.StructureError, match=message) as caught:
+    with pytest.raises(il.errors.StructureError, match=message) as caught:
         jax.eval_shape(call, *given)
     error = caught.value
     assert error.write in str(error)
@@ -294,7 +294,7 @@ def test_is_refused_while_tracing(call, message):
 @pytest.mark.parametrize("name", ["init_does_not_match", "unequal_tasks", "empty_support"])
 def test_is_refused_under_jit(name):
     call, message = CASES[name]
-    with pytest.raises(il.StructureError, match=message):
+    with pytest.raises(il.errors.StructureError, match=message):
         jax.jit(call)(*inputs())
 
 
@@ -303,14 +303,14 @@ def test_is_refused_under_jit(name):
 def test_empty_meta_is_refused(init, chunk):
     _, episodes, key = inputs()
     step = il.meta_value_and_grad(problem(init=init), LEARN, chunk=chunk)
-    with pytest.raises(il.InnerloopError, match=r"Write: (init=|meta_objective)"):
+    with pytest.raises(il.errors.InnerloopError, match=r"Write: (init=|meta_objective)"):
         jax.eval_shape(step, {}, episodes, key)
 
 
 def test_first_order_names_the_same_cure():
     given = inputs()
     step = il.meta_value_and_grad(problem(inner_loss=None), LEARN, il.FirstOrder())
-    with pytest.raises(il.StructureError, match=r"needs inner_loss"):
+    with pytest.raises(il.errors.StructureError, match=r"needs inner_loss"):
         jax.eval_shape(step, *given)
 
 
@@ -357,7 +357,7 @@ def test_parts_in_the_wrong_order_are_named():
         "gradient must": (problem, learn, il.Unroll),
     }
     for message, parts in wrong.items():
-        with pytest.raises(il.StructureError, match=message):
+        with pytest.raises(il.errors.StructureError, match=message):
             il.meta_objective(*parts)
 
 
@@ -366,5 +366,5 @@ def test_evaluate_refuses_a_single_episode():
     problem = il.Problem(lambda meta, support, key: meta, loss, loss)
     learn = il.GradientDescent(optax.sgd(0.1), 1)
     one = il.Episode(jnp.ones(3), jnp.ones(4))
-    with pytest.raises(il.StructureError, match="one task axis"):
+    with pytest.raises(il.errors.StructureError, match="one task axis"):
         il.evaluate(il.Learner(problem, learn), jnp.zeros(()), one, jax.random.key(0))

@@ -122,5 +122,5 @@ def test_fit_takes_augmented_tasks():
     ],
 )
 def test_what_cannot_be_augmented_is_refused(make, message):
-    with pytest.raises(il.StructureError, match=message):
+    with pytest.raises(il.errors.StructureError, match=message):
         make()

@@ -113,7 +113,7 @@ def test_splits_may_share_what_rows_are_filled_up_with():
     images[:, :, 2] = 0
     il.tasks.check_disjoint(il.tasks.Splits(*(il.tasks.upright(part, [2, 2]) for part in images)))
     images[0, 0, 0] = images[2, 1, 1]
-    with pytest.raises(il.DataError, match="train and test share images"):
+    with pytest.raises(il.errors.DataError, match="train and test share images"):
         il.tasks.check_disjoint(
             il.tasks.Splits(*(il.tasks.upright(part, [2, 2]) for part in images))
         )
@@ -183,7 +183,7 @@ def test_a_padded_task_is_the_smaller_task(name, x64):
 
 def test_classes_of_another_shape_are_refused():
     examples = il.Examples(jnp.zeros((2, 1)), jnp.zeros(2, int), None, jnp.ones((2, 4), bool))
-    with pytest.raises(il.StructureError, match=r"bool\[2,4\].*Write: classes="):
+    with pytest.raises(il.errors.StructureError, match=r"bool\[2,4\].*Write: classes="):
         il.models.cross_entropy(jnp.zeros((2, 3)), examples)
 
 
@@ -195,18 +195,22 @@ def test_classes_of_another_shape_are_refused():
     [
         (
             {"ways": (3, 2)},
-            il.StructureError,
+            il.errors.StructureError,
             r"ways=\(3, 2\).*2 <= least <= most.*Write: Cl.*ways=5",
         ),
-        ({"ways": (1, 2)}, il.StructureError, r"ways=\(1, 2\)"),
-        ({"ways": (2, 7)}, il.DataError, "ways=7 of 6 classes"),
-        ({"shots": (0, 2)}, il.StructureError, r"shots=\(0, 2\)"),
+        ({"ways": (1, 2)}, il.errors.StructureError, r"ways=\(1, 2\)"),
+        ({"ways": (2, 7)}, il.errors.DataError, "ways=7 of 6 classes"),
+        ({"shots": (0, 2)}, il.errors.StructureError, r"shots=\(0, 2\)"),
         (
             {"shots": il.tasks.PerClass(3, 1)},
-            il.StructureError,
+            il.errors.StructureError,
             r"shots=PerClass\(least=3, most=1\)",
         ),
-        ({"shots": il.tasks.PerClass(1, 9)}, il.DataError, r"shots=9 \+ queries=1 of 9 examples"),
+        (
+            {"shots": il.tasks.PerClass(1, 9)},
+            il.errors.DataError,
+            r"shots=9 \+ queries=1 of 9 examples",
+        ),
     ],
 )
 def test_ranges_that_cannot_be_drawn_from_are_refused(arguments, error, message):

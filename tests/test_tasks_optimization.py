@@ -193,30 +193,34 @@ def test_several_families_train_one_optimizer():
     [
         (
             lambda: il.tasks.optimization.quadratic_family([]),
-            il.StructureError,
+            il.errors.StructureError,
             "spectrum is a list.*logspace",
         ),
         (
             lambda: il.tasks.optimization.quadratic_family([1.0, -1.0]),
-            il.StructureError,
+            il.errors.StructureError,
             "none negative",
         ),
         (
             lambda: il.tasks.optimization.TableTasks(il.tasks.optimization.wine_table(), 90),
-            il.DataError,
+            il.errors.DataError,
             "not enough rows.*rows=89",
         ),
         (
             lambda: il.tasks.optimization.TextTasks("abc" * 10, 4, 16),
-            il.DataError,
+            il.errors.DataError,
             "too short.*more than 80",
         ),
-        (lambda: il.tasks.optimization.random_families(0, 0), il.StructureError, "count must be"),
+        (
+            lambda: il.tasks.optimization.random_families(0, 0),
+            il.errors.StructureError,
+            "count must be",
+        ),
         (
             lambda: il.tasks.optimization.rescaled(
                 il.tasks.optimization.quadratic_family([1.0]), -1.0
             ),
-            il.StructureError,
+            il.errors.StructureError,
             "factor must be .* above 0.*Write: rescaled",
         ),
         (
@@ -227,7 +231,7 @@ def test_several_families_train_one_optimizer():
                 il.tasks.SinusoidTasks(2, 2),
                 scale=(2.0, 1.0),
             ),
-            il.StructureError,
+            il.errors.StructureError,
             "scale must be a range.*Write: supervised_family",
         ),
     ],

@@ -153,7 +153,7 @@ def overwrite(name, content, folder):
 )
 def test_damaged_lists_are_named_with_the_cure(listed, damage, message):
     damage(listed)
-    with pytest.raises(il.DataError, match=message):
+    with pytest.raises(il.errors.DataError, match=message):
         il.tasks.mini_imagenet(data=listed)
 
 
@@ -170,7 +170,7 @@ def test_damaged_lists_are_named_with_the_cure(listed, damage, message):
 )
 def test_damaged_pickles_are_named_with_the_cure(pickled, damage, message):
     damage(pickled)
-    with pytest.raises(il.DataError, match=message):
+    with pytest.raises(il.errors.DataError, match=message):
         il.tasks.mini_imagenet(data=pickled)
 
 
@@ -183,7 +183,7 @@ def test_a_pickle_runs_nothing(tmp_path):
 
     path = tmp_path / "trap.pkl"
     path.write_bytes(pickle.dumps({"image_data": Trap(), "class_dict": {}}))
-    with pytest.raises(il.DataError, match=r"calls pathlib\..*from where you trust"):
+    with pytest.raises(il.errors.DataError, match=r"calls pathlib\..*from where you trust"):
         load_arrays(path)
     assert not made.exists()
     pickle.loads(path.read_bytes())
@@ -192,18 +192,18 @@ def test_a_pickle_runs_nothing(tmp_path):
 
 @pytest.mark.parametrize("load", [il.tasks.mini_imagenet, il.tasks.cifar_fs])
 def test_no_folder_is_named_with_what_it_should_hold(load, tmp_path):
-    with pytest.raises(il.DataError, match=r"not downloaded.*Write: data=FOLDER"):
+    with pytest.raises(il.errors.DataError, match=r"not downloaded.*Write: data=FOLDER"):
         load()
-    with pytest.raises(il.DataError, match=r"does not exist.*mkdir -p") as error:
+    with pytest.raises(il.errors.DataError, match=r"does not exist.*mkdir -p") as error:
         load(data=tmp_path / "nowhere")
     assert "download" not in error.value.write
     with pytest.raises(
-        il.DataError, match=r"are missing.*mkdir -p .*/(mini-imagenet|cifar-fs) and"
+        il.errors.DataError, match=r"are missing.*mkdir -p .*/(mini-imagenet|cifar-fs) and"
     ):
         load(data=tmp_path)
     own = tmp_path / load.__name__.replace("_", "-")
     own.mkdir()
-    with pytest.raises(il.DataError, match=r"are missing") as error:
+    with pytest.raises(il.errors.DataError, match=r"are missing") as error:
         load(data=tmp_path)
     assert f"mkdir -p {own} and" in error.value.write  # and not one in it
 
@@ -211,7 +211,7 @@ def test_no_folder_is_named_with_what_it_should_hold(load, tmp_path):
 def test_cifar_fs_without_a_class(cifar):
     for file in (cifar / "data" / "n02").iterdir():
         file.unlink()
-    with pytest.raises(il.DataError, match=r"classes without images.*n02.*CLASS/\*\.png"):
+    with pytest.raises(il.errors.DataError, match=r"classes without images.*n02.*CLASS/\*\.png"):
         il.tasks.cifar_fs(data=cifar)
 
 
@@ -229,7 +229,7 @@ def test_a_folder_for_each_class(tmp_path):
     assert classes.counts.tolist() == [3, 5]
     assert np.asarray(classes.images[1, 4, 0, 0]).tolist() == colour("n02", 4).tolist()
     assert not classes.images[0, 3:].any()
-    with pytest.raises(il.DataError, match=r"no folders in .*notes"):
+    with pytest.raises(il.errors.DataError, match=r"no folders in .*notes"):
         il.tasks.image_folder(tmp_path / "n01" / "notes.txt", size=8)
 
 
@@ -260,38 +260,46 @@ IMAGES = np.zeros((4, 2, 2), np.float32)
     [
         (
             lambda: il.tasks.by_label(IMAGES, np.array([0.0, 1.0, 0.0, 1.0])),
-            il.StructureError,
+            il.errors.StructureError,
             r"whole numbers or text.*float64.*astype\(int\)",
         ),
-        (lambda: il.tasks.by_label(IMAGES, np.arange(3)), il.StructureError, r"shape \(3,\)"),
-        (lambda: il.tasks.by_label(IMAGES, np.eye(4, dtype=int)), il.StructureError, r"\(4, 4\)"),
-        (lambda: il.tasks.by_label(IMAGES[:0], np.arange(0)), il.DataError, "no images"),
+        (
+            lambda: il.tasks.by_label(IMAGES, np.arange(3)),
+            il.errors.StructureError,
+            r"shape \(3,\)",
+        ),
+        (
+            lambda: il.tasks.by_label(IMAGES, np.eye(4, dtype=int)),
+            il.errors.StructureError,
+            r"\(4, 4\)",
+        ),
+        (lambda: il.tasks.by_label(IMAGES[:0], np.arange(0)), il.errors.DataError, "no images"),
         (
             lambda: il.tasks.upright(np.where(np.arange(8).reshape(2, 1, 2, 2) == 5, np.nan, 0.0)),
-            il.DataError,
+            il.errors.DataError,
             r"not finite.*1 of 2 images.*images\[1, 0\].*nan_to_num",
         ),
         (
             lambda: il.tasks.upright(IMAGES[None], [5]),
-            il.StructureError,
+            il.errors.StructureError,
             "from 5 to 5.*from 1 to 4",
         ),
-        (lambda: il.tasks.upright(IMAGES[None], [0]), il.StructureError, "from 0 to 0"),
+        (lambda: il.tasks.upright(IMAGES[None], [0]), il.errors.StructureError, "from 0 to 0"),
         (
             lambda: il.tasks.ClassificationTasks(
                 il.tasks.by_label(IMAGES, np.zeros(4, int)), 2, 1, 1
             ),
-            il.DataError,
+            il.errors.DataError,
             r"ways=2 of 1 classes.*at least two classes.*Write: with_quarter_turns",
         ),
         (
             lambda: il.tasks.ClassificationTasks(
                 il.tasks.by_label(IMAGES, np.array([0, 0, 0, 1])), 2, 1, 1
             ),
-            il.DataError,
+            il.errors.DataError,
             r"shots=1 \+ queries=1 of 1 examples.*images\.with_examples\(2\)",
         ),
-        (lambda: il.tasks.upright(IMAGES[None]).with_examples(9), il.DataError, "at most 4"),
+        (lambda: il.tasks.upright(IMAGES[None]).with_examples(9), il.errors.DataError, "at most 4"),
     ],
 )
 def test_bad_images_are_refused_with_the_cure(make, error, message):
@@ -309,10 +317,10 @@ def without_type_checks():
 
 @pytest.mark.parametrize("labels", [np.array(["cat", "ant"]), np.array(["cat", 3], object)])
 def test_labels_in_words_are_refused(labels, without_type_checks):
-    with pytest.raises(il.StructureError, match=r"targets are not numbers.*numpy\.unique"):
+    with pytest.raises(il.errors.StructureError, match=r"targets are not numbers.*numpy\.unique"):
         il.Examples(np.zeros((2, 3)), labels)
     il.Examples({"x": np.zeros((2, 3)), "key": jax.random.key(0)}, np.zeros(2))
-    with pytest.raises(il.StructureError, match="inputs are not numbers"):
+    with pytest.raises(il.errors.StructureError, match="inputs are not numbers"):
         check_numbers("inputs", {"x": [labels]}, write="")
 
 
@@ -323,5 +331,5 @@ def test_labels_that_are_real_numbers_are_refused():
         il.recipes.protonet(il.models.mlp_features([3, 2]), il.models.cross_entropy, 2),
     ):
         meta = recipe.init_meta(jax.random.key(0))
-        with pytest.raises(il.StructureError, match="needs integer classes"):
+        with pytest.raises(il.errors.StructureError, match="needs integer classes"):
             il.adapt(*recipe[:2], meta, examples, jax.random.key(0))

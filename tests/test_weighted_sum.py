@@ -156,7 +156,9 @@ BAD = [
 def test_no_parts_or_weights_that_are_not_positive_are_refused(parts):
     config.update("jaxtyping_disable", True)  # as users see it
     try:
-        with pytest.raises(il.StructureError, match=r"estimators with weights.*Write: WeightedSum"):
+        with pytest.raises(
+            il.errors.StructureError, match=r"estimators with weights.*Write: WeightedSum"
+        ):
             il.estimators.WeightedSum(*parts)
     finally:
         config.update("jaxtyping_disable", False)
@@ -181,10 +183,10 @@ def test_a_sum_of_different_adaptations_trains():
 
 def test_a_name_that_two_parts_have_is_refused():
     """Neither part is lost."""
-    with pytest.raises(il.StructureError, match=r"the same name.*Got: 0\."):
+    with pytest.raises(il.errors.StructureError, match=r"the same name.*Got: 0\."):
         il.estimators.WeightedSum((sines(), 1.0), **{"0": (lines(), 1.0)})
 
 
 def test_an_error_names_what_is_long_by_its_class():
-    with pytest.raises(il.StructureError, match=r"Got: \(a WholeTasks, 0\.0\)\."):
+    with pytest.raises(il.errors.StructureError, match=r"Got: \(a WholeTasks, 0\.0\)\."):
         il.estimators.WeightedSum((sines(), 0.0))

@@ -111,7 +111,7 @@ def test_bad_input_is_refused_with_the_cure(call, message):
         return
     config.update("jaxtyping_disable", True)  # as users see it
     try:
-        with pytest.raises(il.InnerloopError, match=message) as caught:
+        with pytest.raises(il.errors.InnerloopError, match=message) as caught:
             call()
     finally:
         config.update("jaxtyping_disable", False)
@@ -145,5 +145,5 @@ def test_a_meta_parameter_that_nothing_reads_is_named_and_one_alone_is_refused()
     dead = il.Problem(lambda meta, support, key: support, HALVED.inner_loss, problem.outer_loss)
     estimator = made("TruncatedUnroll", 2, 2, problem=dead)()
     state = estimator.init(meta, jax.random.key(0))
-    with pytest.raises(il.DetachedError, match="no meta-parameter reaches"):
+    with pytest.raises(il.errors.DetachedError, match="no meta-parameter reaches"):
         stepped(estimator)(meta, state, jax.random.key(0))

@@ -85,7 +85,7 @@ def saved(tmp_path_factory):
 @pytest.mark.parametrize(("name", "changes"), CHANGED.items(), ids=CHANGED)
 def test_each_field_that_was_changed_is_refused_by_its_name(saved, name, changes):
     other = dataclasses.replace(persistent(), **changes)
-    with pytest.raises(il.RunError, match=rf"settings that it began with. Got: .*\b{name}="):
+    with pytest.raises(il.errors.RunError, match=rf"settings that it began with. Got: .*\b{name}="):
         train(other, steps=9, checkpoints=saved, resume=True)
 
 
@@ -113,7 +113,9 @@ def test_runs_that_diverge_are_counted_and_training_goes_on():
 
 
 def test_where_no_run_is_finite_the_policy_decides():
-    with pytest.raises(il.RunError, match=r"no longer finite.*task 0 with key.*task 1 with key"):
+    with pytest.raises(
+        il.errors.RunError, match=r"no longer finite.*task 0 with key.*task 1 with key"
+    ):
         blown_up(1.0, batch=2)
     outcome, reports = blown_up(1.0, batch=2, non_finite=il.training.Skip(in_a_row=10))
     assert outcome.faults == outcome.step == 6
@@ -124,7 +126,9 @@ def test_where_no_run_is_finite_the_policy_decides():
 
 @pytest.mark.parametrize("options", [{"check": True}, {"memory": "1GiB"}], ids=str)
 def test_what_is_for_whole_tasks_is_refused(options):
-    with pytest.raises(il.StructureError, match=r"fit\(.*whole tasks.*PersistentES.*WholeTasks\("):
+    with pytest.raises(
+        il.errors.StructureError, match=r"fit\(.*whole tasks.*PersistentES.*WholeTasks\("
+    ):
         train(persistent(), **options)
 
 
