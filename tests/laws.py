@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from quadratic import TASKS, quadratic_episodes, quadratic_meta
-from variants import Estimator, Variant
+from variants import GradientCase, Variant
 
 import innerloop as il
 
@@ -19,14 +19,12 @@ def _key():
 _COMPILED: dict = {}
 
 
-def batched(variant: Variant, estimator: Estimator, chunk=None):
+def batched(variant: Variant, case: GradientCase, chunk=None):
     """The jitted meta_value_and_grad of a pair, compiled once per kind of input."""
-    name = (variant.name, estimator.name, chunk)
+    name = (variant.name, case.name, chunk)
     if name not in _COMPILED:
         _COMPILED[name] = jax.jit(
-            il.meta_value_and_grad(
-                variant.problem, variant.adaptation, estimator.gradient, chunk=chunk
-            ),
+            il.meta_value_and_grad(variant.problem, variant.adaptation, case.gradient, chunk=chunk),
             compiler_options={"xla_backend_optimization_level": 1},  # most of the time is compiling
         )
     return _COMPILED[name]
@@ -54,49 +52,49 @@ def _assert_close(got, expected, tolerance=TOLERANCE):
     )
 
 
-def oracle(variant, estimator):
+def oracle(variant, case):
     """Value and gradient equal the complex-step oracle, task by task and in the mean."""
     episodes, meta = _episodes(), quadratic_meta()
-    (loss, _), grads = batched(variant, estimator)(meta, episodes, _key())
+    (loss, _), grads = batched(variant, case)(meta, episodes, _key())
     numpy_meta = {name: np.array(leaf) for name, leaf in meta.items()}
     keys = jax.random.split(_key(), TASKS)
     tasks = [variant.reference(meta, _task(episodes, i), key) for i, key in enumerate(keys)]
     _assert_close(float(loss), float(np.mean([task.loss(numpy_meta) for task in tasks])))
-    predicted = [estimator.predict(task, numpy_meta) for task in tasks]
+    predicted = [case.predict(task, numpy_meta) for task in tasks]
     expected = {name: np.mean([grads[name] for grads in predicted], axis=0) for name in meta}
     _assert_close(grads, expected)
 
 
-def one_task_at_a_time(variant, estimator):
+def one_task_at_a_time(variant, case):
     """The batch is the mean of plain jax.grad over tasks, and aux is per task, never averaged."""
     episodes, meta, key = _episodes(), quadratic_meta(), _key()
-    objective = il.meta_objective(variant.problem, variant.adaptation, estimator.gradient)
+    objective = il.meta_objective(variant.problem, variant.adaptation, case.gradient)
     single = jax.jit(jax.value_and_grad(objective, has_aux=True))
     results = [
         single(meta, _task(episodes, i), task_key)
         for i, task_key in enumerate(jax.random.split(key, TASKS))
     ]
     (losses, aux), grads = jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-    (loss, batch_aux), batch_grads = batched(variant, estimator)(meta, episodes, key)
+    (loss, batch_aux), batch_grads = batched(variant, case)(meta, episodes, key)
     _assert_close(loss, jnp.mean(losses))
     _assert_close(batch_grads, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), grads))
     _assert_close((batch_aux.metrics, batch_aux.info), (aux.metrics, aux.info))
 
 
-def chunks(variant, estimator):
+def chunks(variant, case):
     """Any chunk gives the same loss, aux and gradient, whether or not it divides the tasks."""
     episodes, meta, key = _episodes(), quadratic_meta(), _key()
-    f = batched(variant, estimator)
+    f = batched(variant, case)
     bare = quadratic_episodes()  # without weights
-    _assert_close(batched(variant, estimator, 1)(meta, bare, key), f(meta, episodes, key))
+    _assert_close(batched(variant, case, 1)(meta, bare, key), f(meta, episodes, key))
     uneven = _weighted(bare, [1.0, 0.0, 2.0, 0.5, 1.0])
-    _assert_close(batched(variant, estimator, 2)(meta, uneven, key), f(meta, uneven, key))
+    _assert_close(batched(variant, case, 2)(meta, uneven, key), f(meta, uneven, key))
     # One chunk of all tasks is the very program that runs without chunks.
-    program = lambda chunk: batched(variant, estimator, chunk).lower(meta, episodes, key).as_text()
+    program = lambda chunk: batched(variant, case, chunk).lower(meta, episodes, key).as_text()
     assert program(TASKS) == program(None)
 
 
-def closed_over_tracers(variant, estimator):
+def closed_over_tracers(variant, case):
     """Values traced by an outer transformation may be closed over by the problem."""
     episodes, meta, key = _episodes(), quadratic_meta(), _key()
     problem = variant.problem
@@ -107,26 +105,26 @@ def closed_over_tracers(variant, estimator):
             return factor * loss, metrics
 
         closed = il.Problem(problem.init, problem.inner_loss, outer_loss, problem.step_weights)
-        f = il.meta_value_and_grad(closed, variant.adaptation, estimator.gradient)
+        f = il.meta_value_and_grad(closed, variant.adaptation, case.gradient)
         (loss, _), grads = f(meta, episodes, key)
         return loss, grads
 
     factors = jnp.array([1.0, 3.0])
     losses, grads = jax.jit(jax.vmap(scaled))(factors)
-    (loss, _), expected = batched(variant, estimator)(meta, episodes, key)
+    (loss, _), expected = batched(variant, case)(meta, episodes, key)
     _assert_close(losses, factors * loss)
-    if estimator.scales is None:
+    if case.scales is None:
         _assert_close(jax.tree.map(lambda leaf: leaf[0], grads), expected)
         return
-    factor = 3 if estimator.scales else 1
+    factor = 3 if case.scales else 1
     expected = jax.tree.map(lambda leaf: jnp.stack([leaf, factor * leaf]), expected)
     _assert_close(grads, expected)
 
 
-def weights(variant, estimator):
+def weights(variant, case):
     """A weight of zero removes a task; equal weights change nothing."""
     episodes, meta, key = _episodes(), quadratic_meta(), _key()
-    f = batched(variant, estimator)
+    f = batched(variant, case)
     weighted = _weighted(episodes, [1.0, 0.0, 2.0, 0.0, 1.0])
     (loss, _), grads = f(meta, weighted, key)
     spoil = lambda targets: targets.at[1].set(1e3)
@@ -143,49 +141,49 @@ def _cast(tree, dtype):
     )
 
 
-def low_precision(variant, estimator):
+def low_precision(variant, case):
     """float32 and bfloat16 parameters keep their dtype and come near the float64 gradient."""
     episodes, meta, key = _episodes(), quadratic_meta(), _key()
-    (_, _), exact = batched(variant, estimator)(meta, episodes, key)
+    (_, _), exact = batched(variant, case)(meta, episodes, key)
     norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(exact)))
     for dtype, tolerance in ((jnp.float32, 1e-4), (jnp.bfloat16, 0.1)):
         floats = _cast(episodes, dtype)
-        (loss, _), grads = batched(variant, estimator)(quadratic_meta(dtype), floats, key)
+        (loss, _), grads = batched(variant, case)(quadratic_meta(dtype), floats, key)
         assert loss.dtype == dtype
         assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(dtype)}
-        if estimator.draws:
+        if case.draws:
             continue  # other random numbers, so another estimate
         gap = jax.tree.map(lambda a, b: a.astype(jnp.float64) - b, grads, exact)
         distance = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gap)))
         assert distance < tolerance * norm, f"{dtype}: {distance / norm}"
 
 
-def isolation(variant, estimator):
+def isolation(variant, case):
     """Meta is not changed, and one task's data has no influence on another task's aux."""
     episodes, meta, key = _episodes(), quadratic_meta(), _key()
     before = jax.tree.map(np.array, meta)
-    (_, aux), _ = batched(variant, estimator)(meta, episodes, key)
+    (_, aux), _ = batched(variant, case)(meta, episodes, key)
     jax.tree.map(np.testing.assert_array_equal, meta, before)
     change = lambda targets: targets.at[0].set(5.0)
     changed = eqx.tree_at(lambda e: e.support.targets, episodes, replace_fn=change)
-    (_, aux_changed), _ = batched(variant, estimator)(meta, changed, key)
+    (_, aux_changed), _ = batched(variant, case)(meta, changed, key)
     rest = lambda aux: jax.tree.map(lambda leaf: leaf[1:], (aux.metrics, aux.info))
     jax.tree.map(np.testing.assert_array_equal, rest(aux), rest(aux_changed))
 
 
-def determinism(variant, estimator):
+def determinism(variant, case):
     """The same key gives the same bits; another key does not."""
     episodes, meta = _episodes(), quadratic_meta()
-    f = batched(variant, estimator)
+    f = batched(variant, case)
     first, second = f(meta, episodes, _key()), f(meta, episodes, _key())
     jax.tree.map(np.testing.assert_array_equal, first, second)
     assert f(meta, episodes, jax.random.key(8))[0][0] != first[0][0]
 
 
-def same_inner_loop_as_adapt(variant, estimator):
+def same_inner_loop_as_adapt(variant, case):
     """`adapt` with the task's key returns the parameters that the objective saw."""
     episodes, meta, key = _episodes(), quadratic_meta(), _key()
-    (_, aux), _ = batched(variant, estimator)(meta, episodes, key)
+    (_, aux), _ = batched(variant, case)(meta, episodes, key)
     learn = jax.jit(lambda *args: il.adapt(variant.problem, variant.adaptation, *args))
     for i, task_key in enumerate(jax.random.split(key, TASKS)):
         params, info = learn(meta, _task(episodes, i).support, task_key)

@@ -1,4 +1,4 @@
-"""Deliberately wrong estimators, and the law that each must break: they test the tests."""
+"""Deliberately wrong meta-gradients, and the law that each must break: they test the tests."""
 
 import jax
 import jax.numpy as jnp

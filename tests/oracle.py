@@ -81,7 +81,7 @@ def adam(name="rate", b1=0.9, b2=0.999, eps=1e-8, eps_root=1e-8) -> Callable:
 
 
 class Task(NamedTuple):
-    """One task in NumPy: what the formulas of the estimators are made of.
+    """One task in NumPy: what the formulas of the meta-gradients are made of.
 
     - `loss`: `(meta, hold, last, seen) -> float`, the meta-objective. With `hold`, the inner
       gradients of the steps where `hold(t)` are constants; with `last`, only so many steps are
@@ -89,7 +89,7 @@ class Task(NamedTuple):
     - `theta`: the adapted parameters
     - `stationarity`: `(theta, meta) -> gradient` of the inner loss on the full support
     - `outer`: `(theta, meta) -> float`
-    - `key`: the estimator's own
+    - `key`: the meta-gradient's own
     """
 
     loss: Callable

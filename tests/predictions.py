@@ -1,4 +1,4 @@
-"""What each estimator's formula predicts, in NumPy: `(task, meta) -> gradient`."""
+"""What each meta-gradient's formula predicts, in NumPy: `(task, meta) -> gradient`."""
 
 import jax
 import jax.numpy as jnp
@@ -111,7 +111,7 @@ def _take_row(tree, i):
 
 
 def _draws(task, meta, sample, count):
-    """The documented draw: fold_in(estimator key, i), split over the leaves."""
+    """The documented draw: fold_in(gradient key, i), split over the leaves."""
     for i in range(count):
         keys = jax.random.split(jax.random.fold_in(task.key, i), len(meta))
         leaves = zip(sorted(meta), keys, strict=True)

@@ -70,7 +70,7 @@ def test_where_must_give_booleans_over_the_parameters(where):
 
 
 def test_first_order_leaf_by_leaf():
-    """The head exact, the body first-order: each leaf as its own estimator gives it."""
+    """The head exact, the body first-order: each leaf as its own meta-gradient gives it."""
     loss = lambda params, meta, batch, key: (
         jnp.sum((params["a"] - batch) ** 4) + jnp.sum(params["b"] ** 4)
     )
@@ -131,7 +131,7 @@ def test_a_learning_rate_under_implicit_is_unreached():
 
 
 @pytest.mark.parametrize(
-    "gradient", [estimator.gradient for estimator in GRADIENTS], ids=lambda g: str(g)[:60]
+    "gradient", [case.gradient for case in GRADIENTS], ids=lambda g: str(g)[:60]
 )
 def test_mixed_dtypes_in_meta_are_kept(gradient):
     meta = quadratic_meta()
@@ -147,7 +147,7 @@ def test_mixed_dtypes_in_meta_are_kept(gradient):
     }
 
 
-@pytest.mark.parametrize("gradient", [estimator.gradient for estimator in GRADIENTS], ids=str)
+@pytest.mark.parametrize("gradient", [case.gradient for case in GRADIENTS], ids=str)
 def test_an_empty_meta_is_refused(gradient):
     f = il.meta_value_and_grad(quadratic_problem(), LEARN, gradient)
     with pytest.raises(il.errors.GradientError, match="meta is empty"):
@@ -155,7 +155,7 @@ def test_an_empty_meta_is_refused(gradient):
 
 
 def test_fidelity_says_what_the_laws_say():
-    """An estimator whose predicted gradient is the exact one calls itself exact, and no other."""
+    """One whose predicted gradient is the exact one calls itself exact, and no other."""
     descent = next(v for v in ADAPTATIONS if v.name == "sgd-12-scanned").adaptation
     kinds = {e.name: e.gradient.fidelity(descent).kind for e in GRADIENTS}
     for e in GRADIENTS:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("x64")
     [il.EvolutionStrategies(64, 1e-3), il.ForwardMode(il.gradients.RandomDirections(64))],
     ids=["evolution", "random directions"],
 )
-def test_stochastic_estimators_are_within_four_standard_errors_of_the_exact_gradient(gradient):
+def test_stochastic_meta_gradients_are_within_four_standard_errors_of_the_exact_gradient(gradient):
     """At this width the smoothing itself changes less than a hundredth of a standard error."""
     meta, one = quadratic_meta(), episode()
     estimate = il.meta_objective(quadratic_problem(), LEARN, gradient)

@@ -1,5 +1,7 @@
 """Every law over every entry of one table; and every mutant caught by a law."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import laws
@@ -9,31 +11,26 @@ import pytest
 from laws import LAWS
 from mutants import MUTANTS
 from quadratic import quadratic_episodes, quadratic_meta
-from variants import ADAPTATIONS, GRADIENTS, Estimator, exact
+from variants import ADAPTATIONS, GRADIENTS, GradientCase, exact
 
 import innerloop as il
 
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def exists(variant, estimator):
-    fidelity = estimator.gradient.fidelity(variant.adaptation, variant.problem)
+def exists(variant, case):
+    fidelity = case.gradient.fidelity(variant.adaptation, variant.problem)
     return fidelity.kind != "undefined"
 
 
-VALID = [
-    (variant, estimator)
-    for variant in ADAPTATIONS
-    for estimator in GRADIENTS
-    if exists(variant, estimator)
-]
-# The oracle holds every estimator after one adaptation, one estimator of each kind after those that
+VALID = [pair for pair in itertools.product(ADAPTATIONS, GRADIENTS) if exists(*pair)]
+# The oracle holds every meta-gradient after one adaptation, one of each kind after those that
 # differ in what a meta-gradient sees of them (no steps, a state, losses on the way, drawn rows, a
 # procedure, a solver), and the exact and the first-order one after all. The cross of the slots of
 # Unroll has a file of its own. The other laws, which compile several programs each, are about
-# `objective.py`: a pair of each kind keeps them. `make test` takes the oracle over all estimators
-# after one adaptation and the exact one after all, `make test-all` the rest of the cross.
-_ALL_ESTIMATORS = {"sgd-12-scanned"}
+# `objective.py`: a pair of each kind keeps them. `make test` takes the oracle over every
+# meta-gradient after one adaptation and the exact one after all; `make test-all` takes the rest.
+_ALL_GRADIENTS = {"sgd-12-scanned"}
 _ALL_KINDS = {"sgd-0", "adam", "multi-step-loss-scanned", "mini-batches", "procedure", "minimise"}
 _EVERYWHERE = {"unroll", "first-order"}
 _LAWFUL = {
@@ -54,8 +51,8 @@ def _adaptation_kind(variant):
     return il.extend.DirectAdaptation if direct else type(variant.adaptation)
 
 
-def _gradient_kind(estimator):
-    gradient = estimator.gradient
+def _gradient_kind(case):
+    gradient = case.gradient
     return type(gradient.inner) if isinstance(gradient, il.Unroll) else type(gradient)
 
 
@@ -73,8 +70,8 @@ for _name in _newcomers(ADAPTATIONS, _LAWFUL, _adaptation_kind):
     _LAWFUL[_name] = {next(e.name for variant, e in VALID if variant.name == _name)}
 
 
-def _kind(estimator):
-    gradient = estimator.gradient
+def _kind(case):
+    gradient = case.gradient
     if not isinstance(gradient, il.Unroll):
         return type(gradient)
     return type(gradient.inner), isinstance(gradient.loop, il.gradients.Last)
@@ -83,23 +80,23 @@ def _kind(estimator):
 _FIRST_OF_ITS_KIND = {_kind(each): each.name for each in reversed(GRADIENTS)}.values()
 
 
-def _held_to_the_oracle(variant, estimator):
+def _held_to_the_oracle(variant, case):
     return (
-        variant.name in _ALL_ESTIMATORS
-        or estimator.name in _EVERYWHERE
-        or (variant.name in _ALL_KINDS and estimator.name in _FIRST_OF_ITS_KIND)
+        variant.name in _ALL_GRADIENTS
+        or case.name in _EVERYWHERE
+        or (variant.name in _ALL_KINDS and case.name in _FIRST_OF_ITS_KIND)
     )
 
 
-def _lawful(variant, estimator):
-    return estimator.name in _LAWFUL.get(variant.name, ())
+def _lawful(variant, case):
+    return case.name in _LAWFUL.get(variant.name, ())
 
 
-def _marks(variant, estimator):
+def _marks(variant, case):
     # One group per pair: its laws run in one process and share one compilation.
-    marks = [pytest.mark.xdist_group(f"{variant.name}-{estimator.name}")]
-    is_quick = variant.name in _ALL_ESTIMATORS or estimator.name == "unroll"
-    return marks if is_quick or _lawful(variant, estimator) else [*marks, pytest.mark.full]
+    marks = [pytest.mark.xdist_group(f"{variant.name}-{case.name}")]
+    is_quick = variant.name in _ALL_GRADIENTS or case.name == "unroll"
+    return marks if is_quick or _lawful(variant, case) else [*marks, pytest.mark.full]
 
 
 def _pairs(keep):
@@ -110,43 +107,40 @@ def _pairs(keep):
     ]
 
 
-@pytest.mark.parametrize(("variant", "estimator"), _pairs(_held_to_the_oracle))
-def test_oracle(variant, estimator):
+@pytest.mark.parametrize(("variant", "case"), _pairs(_held_to_the_oracle))
+def test_oracle(variant, case):
     """Checks by its own assertions."""
-    laws.oracle(variant, estimator)
+    laws.oracle(variant, case)
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize(
-    ("variant", "estimator"),
-    _pairs(_lawful),
-)
-def test_law(variant, estimator, law):
+@pytest.mark.parametrize(("variant", "case"), _pairs(_lawful))
+def test_law(variant, case, law):
     """Checks by its own assertions."""
-    if law is laws.low_precision and (variant.float64_only or estimator.float64_only):
+    if law is laws.low_precision and (variant.float64_only or case.float64_only):
         pytest.skip("runs in float64 only")
-    law(variant, estimator)
+    law(variant, case)
 
 
-@pytest.mark.parametrize("estimator", GRADIENTS, ids=lambda estimator: estimator.name)
-def test_an_invalid_pair_is_refused_while_the_objective_is_built(estimator):
+@pytest.mark.parametrize("case", GRADIENTS, ids=lambda case: case.name)
+def test_an_invalid_pair_is_refused_while_the_objective_is_built(case):
     """Its fidelity says which; nothing is traced, and the error names what to use instead."""
     for variant in ADAPTATIONS:
-        build = lambda: il.meta_objective(variant.problem, variant.adaptation, estimator.gradient)  # noqa: B023
-        if exists(variant, estimator):
+        build = lambda: il.meta_objective(variant.problem, variant.adaptation, case.gradient)  # noqa: B023
+        if exists(variant, case):
             assert callable(build())
             continue
         with pytest.raises(il.errors.GradientError, match=r"does not exist.*Write: ") as caught:
             build()
-        assert type(estimator.gradient).__name__ in str(caught.value)
+        assert type(case.gradient).__name__ in str(caught.value)
 
 
 def test_every_reason_against_a_pair_is_met_and_ends_in_a_cure():
     found = {
         fidelity[:4]
-        for estimator in GRADIENTS
+        for case in GRADIENTS
         for variant in ADAPTATIONS
-        for fidelity in [estimator.gradient.fidelity(variant.adaptation, variant.problem)]
+        for fidelity in [case.gradient.fidelity(variant.adaptation, variant.problem)]
         if fidelity.kind == "undefined"
     }
     assert len(found) == 4
@@ -166,11 +160,11 @@ def test_every_reason_against_a_pair_is_met_and_ends_in_a_cure():
     ],
 )
 def test_mutant_breaks_its_law(mutant, law):
-    """A wrong estimator that keeps the law against its fault would mean that the law is blind."""
+    """A law that a wrong meta-gradient keeps would be blind."""
     variant = next(variant for variant in ADAPTATIONS if variant.name == "sgd-fixed-rate")
-    estimator = Estimator(type(mutant).__name__, mutant, exact)
+    case = GradientCase(type(mutant).__name__, mutant, exact)
     with pytest.raises(AssertionError):
-        law(variant, estimator)
+        law(variant, case)
 
 
 def test_exact_gradient_of_gradient_descent_is_the_closed_form():

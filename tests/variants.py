@@ -188,7 +188,7 @@ ADAPTATIONS = [
 ]
 
 
-class Estimator(NamedTuple):
+class GradientCase(NamedTuple):
     """A meta-gradient and the gradient that its formula predicts.
 
     - `predict`: (task, meta) -> gradient, in NumPy
@@ -255,7 +255,7 @@ LOOPS = {
 }
 
 
-def unrolled(inner: str, loop: str, name: str | None = None) -> Estimator:
+def unrolled(inner: str, loop: str, name: str | None = None) -> GradientCase:
     """One setting of `Unroll`, and what the oracle makes of it."""
     one, other = INNER[inner], LOOPS[loop]
     drops = (one.drops or {}) | (other.drops or {})
@@ -263,7 +263,7 @@ def unrolled(inner: str, loop: str, name: str | None = None) -> Estimator:
         predict = bounded(one.norm, **drops)
     else:
         predict = dropped(**drops) if drops else exact
-    return Estimator(
+    return GradientCase(
         name or f"{inner}-{loop}",
         il.Unroll(one.value, other.value),
         predict,
@@ -305,33 +305,33 @@ GRADIENTS = [
     unrolled("mixed", "last-3-segments"),
     unrolled("held-2", "last-3-binomial"),
     unrolled("exact", "last-99"),
-    Estimator("forward-mode", il.ForwardMode(), exact),
-    Estimator("forward-mode-chunks", il.ForwardMode(chunk=2), exact),
-    Estimator("forward-mode-basis", il.ForwardMode(il.gradients.Basis(BASIS)), projected(BASIS)),
-    Estimator(
+    GradientCase("forward-mode", il.ForwardMode(), exact),
+    GradientCase("forward-mode-chunks", il.ForwardMode(chunk=2), exact),
+    GradientCase("forward-mode-basis", il.ForwardMode(il.gradients.Basis(BASIS)), projected(BASIS)),
+    GradientCase(
         "forward-mode-random",
         il.ForwardMode(il.gradients.RandomDirections(3)),
         random_directions(3),
         draws=True,
     ),
-    Estimator("clipped", il.Clipped(il.Unroll(), 1e-3), clipped(exact, 1e-3), scales=False),
-    Estimator("clipped-first-order", il.Clipped(il.FirstOrder(), 99.0), dropped(**_always)),
-    Estimator("reptile", il.Reptile(), reptile, scales=False),
-    Estimator("evolution", il.EvolutionStrategies(3, 0.1), evolution(3, 0.1), draws=True),
-    Estimator("evolution-chunks", il.EvolutionStrategies(3, 0.1, 2), evolution(3, 0.1), True),
-    Estimator(
+    GradientCase("clipped", il.Clipped(il.Unroll(), 1e-3), clipped(exact, 1e-3), scales=False),
+    GradientCase("clipped-first-order", il.Clipped(il.FirstOrder(), 99.0), dropped(**_always)),
+    GradientCase("reptile", il.Reptile(), reptile, scales=False),
+    GradientCase("evolution", il.EvolutionStrategies(3, 0.1), evolution(3, 0.1), draws=True),
+    GradientCase("evolution-chunks", il.EvolutionStrategies(3, 0.1, 2), evolution(3, 0.1), True),
+    GradientCase(
         "implicit",
         il.Implicit(lx.CG(1e-13, 1e-13)),
         implicit(np.linalg.solve),
         float64_only=True,
     ),
-    Estimator(
+    GradientCase(
         "implicit-damped",
         il.Implicit(lx.LU(), damping=0.5),
         implicit(lambda h, g: np.linalg.solve(h + 0.5 * np.eye(3), g)),
         float64_only=True,
     ),
-    Estimator(
+    GradientCase(
         "implicit-neumann", il.Implicit(il.gradients.Neumann(7, 0.3)), implicit(neumann(7, 0.3))
     ),
 ]
