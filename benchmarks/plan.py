@@ -9,8 +9,8 @@ The peaks: `Unroll()` on all tasks is compiled and run in a process of its own. 
 high-water mark of the process's resident memory over two calls, less what was resident before the
 arguments were there and after a first call.
 
-    python benchmarks/plan.py [--only sinusoid] [--rounds 5]
-    python benchmarks/plan.py --peaks [--only sinusoid] [--replot]
+    python benchmarks/plan.py [--only sinusoid] [--rounds 5]           # results/plan-choices.json
+    python benchmarks/plan.py --peaks [--only sinusoid] [--replot]    # results/plan.json
 """
 
 import argparse
@@ -29,6 +29,7 @@ import jax
 import numpy as np
 from overhead import machine
 from plan_problems import CASES
+from runs import RESULTS, write_json
 
 import innerloop as il
 from innerloop.diagnostics import plan
@@ -37,7 +38,6 @@ from innerloop.diagnostics.compiled import compile_ahead
 from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.objective import task_count
 
-RESULTS = Path(__file__).parent / "results" / "plan.json"
 KEY = jax.random.key(1)
 
 
@@ -98,8 +98,8 @@ def let_go() -> None:
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def search(name: str, rounds: int) -> None:
-    """Print the choices for one problem, and their ratios to the best of the search."""
+def search(name: str, rounds: int) -> list[dict]:
+    """The choices for one problem, and their ratios to the best of the search, in every round."""
     make, budgets = CASES[name]
     case = make()
     tasks = task_count(case.episodes)
@@ -118,11 +118,23 @@ def search(name: str, rounds: int) -> None:
             start = time.perf_counter()
             jax.block_until_ready(programs[order[i]].call(case.meta, case.episodes, KEY))
             seconds[order[i]].append(time.perf_counter() - start)
+    rows = []
     for budget, made in plans.items():
         fits = [pair for pair in pairs if programs[pair].memory <= parse_bytes(budget)]
         best = np.min([seconds[pair] for pair in fits], axis=0)
-        ratio = np.median(np.asarray(seconds[made.gradient, made.chunk or tasks]) / best)
+        ratios = np.asarray(seconds[made.gradient, made.chunk or tasks]) / best
+        rows.append({
+            "problem": name,
+            "budget": budget,
+            "choice": il.gradients.gradient_name(made.gradient),
+            "chunk": made.chunk or tasks,
+            "tasks": tasks,
+            "programs": len(fits),
+            "ratios": ratios.round(3).tolist(),
+        })  # fmt: skip
+        ratio = np.median(ratios)
         print(f"{name}, {budget}: {made.summary()} {ratio:.2f} times the best", flush=True)
+    return rows
 
 
 def peaks(name: str) -> dict:
@@ -156,18 +168,18 @@ def main() -> None:
         child(arguments.child)
         return
     if arguments.replot:
-        show(json.loads(RESULTS.read_text()))
+        show(json.loads((RESULTS / "plan.json").read_text()))
         return
     names = [name for name in CASES if arguments.only in name]
-    if not arguments.peaks:
-        for name in names:
-            search(name, arguments.rounds)
-        return
     command = shlex.join(["python", "benchmarks/plan.py", *sys.argv[1:]])
-    result = {"command": command, "machine": machine(), "problems": list(map(peaks, names))}
+    result = {"command": command, "machine": machine()}
+    if arguments.peaks:
+        result |= {"problems": list(map(peaks, names))}
+        show(result)
+    else:
+        result |= {"choices": [row for name in names for row in search(name, arguments.rounds)]}
     if not arguments.only:
-        RESULTS.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    show(result)
+        write_json("plan.json" if arguments.peaks else "plan-choices.json", result)
 
 
 if __name__ == "__main__":
