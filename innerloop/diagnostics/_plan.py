@@ -105,7 +105,7 @@ def plan(
     value; those that keep every state; √K of the states; beyond 16 steps about log₂ K of them;
     `ForwardMode` for up to 32 meta-parameters; `Implicit` if no other exists. As many tasks are run
     at a time as fit. On a CPU, only as many are run as take about 4 MiB beside arguments and
-    results, because beyond that more tasks at a time are not faster there.
+    results, and one if these are fewer than eight, because more are not faster there.
 
     `MixedMode` assumes that second derivatives are symmetric. For losses with straight-through
     estimators, give `gradients=[Unroll(), Unroll(loop=Segments(1))]`.

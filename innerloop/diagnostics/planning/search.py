@@ -19,6 +19,11 @@ AT_A_TIME = 2**22
 
 Above it, every call on a CPU sets up new memory page by page. An accelerator keeps its memory.
 """
+FEWEST = 8
+"""How many tasks must stay below `AT_A_TIME` for more than one at a time to be faster on a CPU.
+
+Larger tasks consist of large matrix products, and XLA's products of batches are slower there.
+"""
 
 
 class Attempt(NamedTuple):
@@ -67,16 +72,18 @@ class Search:
             chunks: How many tasks may be run at a time, largest first.
 
         Returns:
-            The gradient with the largest chunk that fits the budget and whose temporary memory is
-            at most about `AT_A_TIME`, or else with the smallest chunk. None if no gradient fits.
+            The gradient with the largest chunk that fits the budget, or else with the smallest one.
+            On a CPU, the temporary memory of the chunk is at most about `AT_A_TIME`, and the chunk
+            is the smallest if that is less than `FEWEST` tasks. None if no gradient fits.
         """
         at_a_time = AT_A_TIME if jax.default_backend() == "cpu" else math.inf
         for gradient in gradients:
             smallest = self.attempt(gradient, chunks[-1])
             if smallest is None or smallest.peak > self.budget:
                 continue
+            per_task = smallest.temporary / smallest.chunk
             for chunk in chunks[:-1]:
-                if smallest.temporary * chunk / smallest.chunk > at_a_time:
+                if per_task * max(chunk, FEWEST) > at_a_time:
                     continue
                 if not self._cannot_fit(gradient, chunk):
                     attempt = self.attempt(gradient, chunk)
