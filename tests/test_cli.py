@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 import sys
 
@@ -15,23 +16,11 @@ from innerloop.lab.run_folder import RunFolder
 # Where the groups are honoured, one worker makes the run that the tests share.
 pytestmark = pytest.mark.xdist_group("cli")
 
-SMALL = [
-    "--steps",
-    "4",
-    "--batch",
-    "2",
-    "--validate-every",
-    "2",
-    "--validation-tasks",
-    "4",
-    "--test-tasks",
-    "4",
-    "--per-call",
-    "2",
-    "--test-steps",
-    "2",
-]
-DIGITS = ["train", "digits", *SMALL, "--filters", "4", "--test-queries", "3"]
+SMALL = shlex.split(
+    "--steps 4 --batch 2 --validate-every 2 --validation-tasks 4 --test-tasks 4 --per-call 2"
+    " --test-steps 2"
+)
+DIGITS = ["train", "digits", *SMALL, "--filters", "4", "--test-queries", "3", "--inner-steps", "1"]
 FILES = {
     *("config.json", "lock", "log.jsonl", "best.eqx", "checkpoints"),
     *("result.json", "test_tasks.npz"),

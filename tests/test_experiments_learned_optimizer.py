@@ -31,7 +31,7 @@ pytestmark = pytest.mark.xdist_group("learned-optimizer")
 
 TINY = {
     "families": "quadratic noisy-quadratic",
-    "optimizer": "celo2",
+    "optimizer": "schedule",
     "estimator": "persistent_es",
     "batch": 2,
     "horizon": 10,
@@ -86,7 +86,7 @@ def test_a_run_leaves_its_results_and_the_optimizer(run):
 
 def test_any_optax_loop_takes_the_optimizer(run):
     learned, meta = il.optimizers.load_optimizer(run / "learned.opt")
-    assert isinstance(learned, il.optimizers.Celo2)
+    assert isinstance(learned, il.optimizers.LearnedSchedule)
     jax.tree.map(np.testing.assert_array_equal, meta, best_meta(run))
     optimizer, params = learned(meta), jnp.ones(3)
     updates, _ = optimizer.update(params, optimizer.init(params), params)
@@ -316,6 +316,7 @@ def test_every_family_has_its_share_and_one_task_at_least(n, weights, shares):
     assert share_out(n, weights) == shares
 
 
+@pytest.mark.full
 def test_the_default_estimator_trains_from_the_command_line(tmp_path):
     """Exact on the quadratic and bounded on the table, each kind with its own."""
     words = command(families="quadratic wine-linear", run=tmp_path / "run", steps=2, horizon=3)
