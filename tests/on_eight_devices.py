@@ -127,7 +127,7 @@ CASES = (
         {"first order, checkpointed": "all"},
     ),
 )
-QUICK = ("all devices", "whole tasks beside windows", "windows, then evolution")
+QUICK = ("all devices", "windows, then evolution")
 """The placements of a run without `--all`."""
 
 

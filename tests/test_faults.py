@@ -228,7 +228,8 @@ def test_a_disk_that_is_full_for_the_log(tmp_path, whole_run, capsys, monkeypatc
     goes_on(run, whole_run)
 
 
-@pytest.mark.parametrize("name", [pytest.param("best.eqx", marks=pytest.mark.full), "result.json"])
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["best.eqx", "result.json"])
 def test_a_disk_that_is_full_for_one_file(name, tmp_path, whole_run, capsys):
     run = tmp_path / "run"
     run.mkdir()

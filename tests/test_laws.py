@@ -107,14 +107,27 @@ def _pairs(keep):
     ]
 
 
+# These compile most. Of the estimates and of the heads, one each keeps them in `make test`.
+_SLOW = {laws.low_precision, laws.chunks, laws.closed_over_tracers}
+_SLOWEST = {"forward-mode-random", "svm-head"}
+
+
+def _laws_of_pairs():
+    """Every law for every pair, the slow ones of the slowest pairs in `make test-all` alone."""
+    for pair in _pairs(_lawful):
+        for law in LAWS:
+            is_long = law in _SLOW and not _SLOWEST.isdisjoint(each.name for each in pair.values)
+            marks = [*pair.marks, pytest.mark.full] if is_long else pair.marks
+            yield pytest.param(*pair.values, law, id=f"{pair.id}-{law.__name__}", marks=marks)
+
+
 @pytest.mark.parametrize(("variant", "case"), _pairs(_held_to_the_oracle))
 def test_oracle(variant, case):
     """Checks by its own assertions."""
     laws.oracle(variant, case)
 
 
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
-@pytest.mark.parametrize(("variant", "case"), _pairs(_lawful))
+@pytest.mark.parametrize(("variant", "case", "law"), list(_laws_of_pairs()))
 def test_law(variant, case, law):
     """Checks by its own assertions."""
     if law is laws.low_precision and (variant.float64_only or case.float64_only):
