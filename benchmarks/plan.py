@@ -29,7 +29,7 @@ import jax
 import numpy as np
 from overhead import machine
 from plan_problems import CASES
-from runs import RESULTS, write_json
+from runs import RESULTS, markdown_table, write_json
 
 import innerloop as il
 from innerloop.diagnostics import plan
@@ -146,14 +146,31 @@ def peaks(name: str) -> dict:
 
 
 def show(result: dict) -> None:
-    """The table of peaks."""
-    print("\n| `Unroll()`, all tasks | forecast | measured | ratio |\n|---|---|---|---|")
-    for problem in result["problems"]:
-        row = problem["plain"]
-        print(
-            f"| {problem['problem']} | {format_bytes(row['again_bytes'])} | "
-            f"{format_bytes(row['measured_bytes'])} | {row['forecast_ratio']:.3f} |"
-        )
+    """The table of choices or of peaks, for the documentation."""
+    if "choices" in result:
+        headings = ("problem", "memory", "chosen", "tasks at a time", "time / best")
+        rows = [
+            (
+                row["problem"],
+                row["budget"],
+                f"`{row['choice']}`",
+                f"{row['chunk']:,} of {row['tasks']:,}",
+                f"{np.median(row['ratios']):.2f}",
+            )
+            for row in result["choices"]
+        ]
+    else:
+        headings = ("`Unroll()`, all tasks", "forecast", "measured", "ratio")
+        rows = [
+            (
+                row["problem"],
+                format_bytes(row["plain"]["again_bytes"]),
+                format_bytes(row["plain"]["measured_bytes"]),
+                f"{row['plain']['forecast_ratio']:.3f}",
+            )
+            for row in result["problems"]
+        ]
+    print(markdown_table(headings, rows))
 
 
 def main() -> None:
@@ -161,25 +178,26 @@ def main() -> None:
     parser.add_argument("--only", default="", help="problems whose name holds this; writes nothing")
     parser.add_argument("--rounds", type=int, default=5, help="timed calls of each program")
     parser.add_argument("--peaks", action="store_true", help="measure the peaks instead")
-    parser.add_argument("--replot", action="store_true", help="print the recorded peaks again")
+    parser.add_argument("--replot", action="store_true", help="print what is recorded")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    file = "plan.json" if arguments.peaks else "plan-choices.json"
     if arguments.child:
         child(arguments.child)
         return
     if arguments.replot:
-        show(json.loads((RESULTS / "plan.json").read_text()))
+        show(json.loads((RESULTS / file).read_text()))
         return
     names = [name for name in CASES if arguments.only in name]
     command = shlex.join(["python", "benchmarks/plan.py", *sys.argv[1:]])
     result = {"command": command, "machine": machine()}
     if arguments.peaks:
         result |= {"problems": list(map(peaks, names))}
-        show(result)
     else:
         result |= {"choices": [row for name in names for row in search(name, arguments.rounds)]}
+    show(result)
     if not arguments.only:
-        write_json("plan.json" if arguments.peaks else "plan-choices.json", result)
+        write_json(file, result)
 
 
 if __name__ == "__main__":
