@@ -47,6 +47,11 @@ def is_key(leaf: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
+def key_numbers(leaf: Any) -> Any:
+    """An array of typed random keys as an array of numbers; any other leaf as it is."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every floating-point number in a tree is finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]

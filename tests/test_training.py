@@ -23,7 +23,7 @@ from innerloop.recipes import Recipe, maml
 from innerloop.tasks import IndependentTasks, SinusoidTasks, evaluation_episodes
 from innerloop.training import Skip, Validation, evaluate
 from innerloop.training.keys import run_keys
-from innerloop.training.step import Program, init_state, outer_steps
+from innerloop.training.outer_loop import Program, init_state, outer_steps
 
 KEY = jax.random.key(0)
 

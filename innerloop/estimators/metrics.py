@@ -41,12 +41,6 @@ def mean_metrics(metrics: PyTree, weight: Array | None) -> dict[str, Scalar]:
     return {name: weighted(leaf) for name, leaf in metrics.items()}
 
 
-def key_numbers(keys: jax.Array) -> jax.Array:
-    """Random keys as arrays of numbers."""
-    is_typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(keys) if is_typed else keys
-
-
 def is_sound(loss: Scalar, grads: PyTree) -> Bool[Array, ""]:
     """Whether a loss and its gradient are finite."""
     return all_finite((loss, grads))

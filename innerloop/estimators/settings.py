@@ -9,7 +9,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from innerloop.trees import is_key
+from innerloop.trees import key_numbers
 
 NO_SETTING = {"setting": False}
 """Metadata of a field that changes how numbers are computed, but only by rounding."""
@@ -61,8 +61,7 @@ def _plain(value: Any) -> Any:
 
 
 def _array(value: Any) -> str:
-    if is_key(value):
-        value = jax.random.key_data(value)
+    value = key_numbers(value)
     said = f"{value.dtype}{list(value.shape)}"
     if value.nbytes >= _LARGE:
         return said

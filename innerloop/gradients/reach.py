@@ -6,6 +6,7 @@ is an identity whose derivative rule inspects the tangents or cotangents that it
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,21 @@ def watch_reach(meta: PyTree) -> tuple[Callable[[PyTree], PyTree], Callable[[], 
         return jax.tree.unflatten(treedef, [mark_leaf(name, leaf) for name, leaf in leaves])
 
     return mark, lambda: [name for name in names if name not in reached]
+
+
+def watched_value_and_grad(function: Callable, meta: PyTree) -> tuple[Any, PyTree, list[str]]:
+    """`((value, aux), gradient, unreached)`, with the names of the leaves that are not reached.
+
+    Raises:
+        DetachedError: If no leaf is reached.
+    """
+    mark, unreached = watch_reach(meta)
+    of_marked = jax.value_and_grad(lambda meta: function(mark(meta)), has_aux=True)
+    result, gradient = of_marked(meta)
+    names = leaf_names(meta)
+    if unreached() == names:
+        raise detached(", ".join(names))
+    return result, gradient, unreached()
 
 
 def reached_leaves(gradient: PyTree, unreached: list[str]) -> list[Array | None]:

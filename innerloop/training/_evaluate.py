@@ -136,10 +136,9 @@ def evaluated_tasks(
             expected="a learner that predicts logits",
             write="evaluate(Learner(problem, adaptation, predict), ..., calibration=True)",
         )
-    meta, episodes, key = map(placement.place, (meta, episodes, key))
+    placed = map(placement.place, (meta, episodes, key))
     at_once = TASKS_AT_ONCE if chunk is None else chunk
-    how = (steps, at_once, calibration, placement, each_step)
-    return _all_tasks(learner, meta, episodes, key, *how)
+    return _all_tasks(learner, *placed, steps, at_once, calibration, placement, each_step)
 
 
 @eqx.filter_jit
@@ -154,6 +153,8 @@ def _all_tasks(
     placement: Placement,
     each_step: bool,
 ) -> TaskResults:
+    problem, adaptation = learner.problem, learner.adaptation
+    outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
     tasks = task_count(episodes)
     if episodes.weight is not None:
         raise StructureError(
@@ -163,46 +164,32 @@ def _all_tasks(
             write="evaluate on the tasks whose weight is not zero, as Episode(support, query)",
         )
 
-    def some_tasks(meta: PyTree, episodes: Episode, keys: Array) -> TaskResults:
-        return jax.lax.map(
-            lambda task: _one_task(learner, meta, task[0], task[1], steps, calibration, each_step),
-            (episodes, keys),
-            batch_size=min(chunk, len(keys)),
+    def one_task(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> TaskResults:
+        keys = task_keys(key)
+
+        def observe(params: PyTree, t: Any = None) -> TaskResults:
+            value, aux = outer_loss(params, meta, episode.query, keys.outer)
+            metrics = {"loss": value} | named_metrics(aux)
+            if not calibration:
+                return TaskResults(metrics, None)
+            assert learner.predict is not None
+            logits = learner.predict(params, meta, episode.query, keys.outer)
+            return TaskResults(metrics, calibration_sums(logits, episode.query))
+
+        state, _, observed = run(
+            *(problem, adaptation, meta, episode.support, keys.adapt),
+            *(Exact(), StoreAll(), observe if each_step else None),
+            steps=steps,
         )
+        if each_step:
+            return observed
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], observe(adaptation.params(state)))
+
+    def some_tasks(meta: PyTree, *batch: Any) -> TaskResults:
+        size = min(chunk, len(batch[-1]))
+        return jax.lax.map(lambda task: one_task(meta, *task), batch, batch_size=size)
 
     return placement.each(some_tasks)(meta, episodes, jax.random.split(key, tasks))
-
-
-def _one_task(
-    learner: Learner,
-    meta: PyTree,
-    episode: Episode,
-    key: PRNGKeyArray,
-    steps: int | None,
-    calibration: bool,
-    each_step: bool,
-) -> TaskResults:
-    problem, adaptation = learner.problem, learner.adaptation
-    outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
-    keys = task_keys(key)
-
-    def observe(params: PyTree, t: Any = None) -> TaskResults:
-        value, aux = outer_loss(params, meta, episode.query, keys.outer)
-        metrics = {"loss": value} | named_metrics(aux)
-        if not calibration:
-            return TaskResults(metrics, None)
-        assert learner.predict is not None
-        logits = learner.predict(params, meta, episode.query, keys.outer)
-        return TaskResults(metrics, calibration_sums(logits, episode.query))
-
-    state, _, observed = run(
-        *(problem, adaptation, meta, episode.support, keys.adapt),
-        *(Exact(), StoreAll(), observe if each_step else None),
-        steps=steps,
-    )
-    if each_step:
-        return observed
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], observe(adaptation.params(state)))
 
 
 def summarise(results: TaskResults) -> Evaluation:

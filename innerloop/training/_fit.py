@@ -1,7 +1,6 @@
 """The outer loop: update meta-parameters over many outer steps, keep the best by validation."""
 
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -9,7 +8,6 @@ from contextlib import closing
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -20,7 +18,6 @@ from innerloop.arguments import (
     at_least,
     between,
     checked,
-    either,
     instance,
     or_none,
     random_key,
@@ -36,12 +33,11 @@ from innerloop.storage.checkpoint import Checkpoints
 from innerloop.training._evaluate import Evaluation
 from innerloop.training.keys import run_keys
 from innerloop.training.non_finite import Fault, NonFinite, Stop
-from innerloop.training.outer_loop import OuterLoop
+from innerloop.training.outer_loop import OuterLoop, averaged, init_state
 from innerloop.training.saving import training_saved
-from innerloop.training.step import averaged, init_state
 from innerloop.training.system import Meter
 from innerloop.training.validation import Validation, Validator
-from innerloop.trees import leaf_shapes, tree_bytes
+from innerloop.trees import key_numbers, tree_bytes
 
 InitMeta = Callable[[PRNGKeyArray], PyTree] | PyTree
 """The initial meta-parameters, or a function of a random key that gives them."""
@@ -102,13 +98,10 @@ class Fit(NamedTuple):
     steps=at_least(1, such_as=1000),
     key=random_key(),
     validation=or_none(
-        either(
-            instance(Validation, what="a Validation", such_as="Validation(episodes, every=100)"),
-            instance(
-                Mapping,
-                what="several by name",
-                such_as="{'sines': Validation(episodes, every=100)}",
-            ),
+        instance(
+            *(Validation, Mapping),
+            what="a Validation, or several by name",
+            such_as="Validation(episodes, every=100)",
         )
     ),
     averaging=between(0, 1, below=True),
@@ -189,32 +182,22 @@ def fit(
     planned, plan = estimator.on(place), None
     if memory is not None:
         planned, plan = planned.within(memory, meta, _held(meta, optimizer))
-    loop = OuterLoop(
-        planned,
-        optimizer,
-        (jax.random.fold_in(init_key, 1), step_key),
-        averaging=averaging,
-        at_most=per_call,
-        non_finite=non_finite,
-        placement=place,
-    )
+    keys = (jax.random.fold_in(init_key, 1), step_key)
+    loop = OuterLoop(planned, optimizer, *keys, averaging, per_call, non_finite, place)
     validate = Validator(planned, validation, validation_key, place)
-    step, seconds = 0, 0.0
-    settings = _settings(estimator, averaging, key, validation)
-    with training_saved(checkpoints, settings) as saved, closing(loop):
+    settings = {"averaging": averaging, "key": np.asarray(key_numbers(key)).tolist()}
+    settings |= estimator.settings() | validate.settings()
+    with training_saved(checkpoints, settings) as saved, closing(planned):
         meter = Meter(planned.tasks_per_step)
-        if resume:
-            state, seconds = saved.resumed(lambda step: loop.begin(meta, step), validate, steps)
-            step = int(state.step)
-        else:
-            saved.require_none()
-            state = loop.begin(meta)
+        begun = lambda step=0: loop.begin(meta, step)
+        state, seconds = saved.begun(begun, validate, steps, resume)
+        step = int(state.step)
         begin = time.perf_counter() - seconds
         with meter:
             while step < steps:
-                due = (validate.steps_until_due(step), saved.steps_until_due(step))
-                boundary = loop.steps_until_boundary(step) or sys.maxsize
-                n = min(per_call, steps - step, boundary, *due)
+                due = [each - step % each for each in (validate.every, saved.every) if each]
+                due += [end - step for end in planned.boundaries if end > step]
+                n = min(per_call, steps - step, *due)
                 meter.begin()
                 state, metrics, fault = loop(state, n)
                 meter.end(len(metrics["loss"]))
@@ -260,24 +243,3 @@ def _stop_at_faults(estimator: Estimator, meta: PyTree, key: PRNGKeyArray) -> No
 def _held(meta: PyTree, optimizer: optax.GradientTransformation) -> int:
     """Bytes of the training state, before and after a step."""
     return 2 * tree_bytes(jax.eval_shape(lambda meta: init_state(meta, optimizer), meta))
-
-
-def _settings(
-    estimator: Estimator, averaging: float, key: PRNGKeyArray, validation: Any
-) -> dict[str, Any]:
-    """What the numbers of a run depend on, beside the outer optimizer."""
-    named = validation if isinstance(validation, Mapping) else {"": validation}
-    chosen_by = {
-        name: [each.every, each.metric, each.maximise, each.steps, each.weight]
-        for name, each in named.items()
-        if each is not None
-    }
-    episodes = {n: leaf_shapes(each.episodes) for n, each in named.items() if each is not None}
-    bits = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    return {
-        **estimator.settings(),
-        "averaging": averaging,
-        "key": np.asarray(bits).tolist(),
-        "validation": chosen_by,
-        "validation_episodes": episodes,
-    }

@@ -1,7 +1,6 @@
 """What `fit` saves and goes on from: the state, the best so far, and where in the run it was."""
 
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,8 +10,8 @@ from jaxtyping import PyTree
 from innerloop.devices.processes import in_any
 from innerloop.errors import RunError, StructureError
 from innerloop.storage.checkpoint import CheckpointFolder, Checkpoints
+from innerloop.training.outer_loop import TrainState, averaged
 from innerloop.training.signals import Stopped, signals_deferred
-from innerloop.training.step import TrainState, averaged
 from innerloop.training.validation import Validator
 
 
@@ -30,26 +29,26 @@ class _Saving:
         self._folder = folder
         self._stopped_by = stopped_by
         self._step = 0
+        self.every = folder.every
 
-    def steps_until_due(self, step: int) -> int:
-        return self._folder.steps_until_due(step)
-
-    def require_none(self) -> None:
-        self._folder.require_none()
-
-    def resumed(
-        self, begin: Callable[[int], TrainState], validate: Validator, steps: int
+    def begun(
+        self, begin: Callable[..., TrainState], validate: Validator, steps: int, resume: bool
     ) -> tuple[TrainState, float]:
-        """The saved state, and the seconds it took; that of a new run if nothing was saved.
+        """The state to go on from, and the seconds that it took; of a new run if none was saved.
 
         Args:
             begin: The state of a run that begins at an outer step: what is saved there is like it.
             validate: It is given the best so far.
             steps: Outer steps of the whole run.
+            resume: Whether to go on; otherwise nothing may have been saved.
 
         Raises:
-            RunError: The saved state has taken more than `steps` outer steps.
+            RunError: The saved state has taken more than `steps` outer steps, or there is one and
+                the run begins anew.
         """
+        if not resume:
+            self._folder.require_none()
+            return begin(), 0.0
 
         def like(step: int) -> _Saved:
             state = begin(step)
@@ -57,7 +56,7 @@ class _Saving:
 
         found = self._folder.load(like)
         if found is None:
-            return begin(0), 0.0
+            return begin(), 0.0
         (state, best), record = found
         self._step = int(state.step)
         if self._step > steps:
@@ -76,7 +75,7 @@ class _Saving:
         """Where it is due, at the end, and before the end that a signal asks for."""
         self._step = step = int(state.step)
         number = self._asked()
-        if last or number is not None or self._folder.is_due(step):
+        if last or number is not None or step % self.every == 0:
             best, best_step = validate.best or (averaged(state), None)
             # A score of minus infinity is no JSON number.
             record = {"best_step": best_step, "score": str(validate.score), "seconds": seconds}
@@ -99,19 +98,19 @@ class _Saving:
 class _NotSaving:
     """A run without checkpoints."""
 
-    def steps_until_due(self, step: int) -> int:
-        return sys.maxsize
+    every = None
 
-    def resumed(self, *_: Any) -> tuple[TrainState, float]:
-        raise StructureError(
-            "there is nothing to resume from without checkpoints",
-            got="fit(..., resume=True, checkpoints=None)",
-            expected="the checkpoints that the run was saved to",
-            write="fit(..., checkpoints=Checkpoints(folder), resume=True)",
-        )
-
-    def require_none(self) -> None:
-        pass
+    def begun(
+        self, begin: Callable[..., TrainState], validate: Validator, steps: int, resume: bool
+    ) -> tuple[TrainState, float]:
+        if resume:
+            raise StructureError(
+                "there is nothing to resume from without checkpoints",
+                got="fit(..., resume=True, checkpoints=None)",
+                expected="the checkpoints that the run was saved to",
+                write="fit(..., checkpoints=Checkpoints(folder), resume=True)",
+            )
+        return begin(), 0.0
 
     def save(self, *_: Any, **__: Any) -> None:
         pass

@@ -1,8 +1,7 @@
 """Validation during training: when it is due, and the best so far."""
 
-import sys
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from innerloop.estimators import Estimator
 from innerloop.learner import Learner
 from innerloop.problem import Episode
 from innerloop.training._evaluate import Evaluation, combined, evaluated_tasks, summarise
+from innerloop.trees import leaf_shapes
 
 
 @checked(
@@ -56,6 +56,7 @@ class Validator:
     """Validates when it is due, and remembers the best.
 
     Attributes:
+        every: Outer steps between validations; None if there is nothing to validate.
         best: `(meta, step)`, once there is one.
         score: Its score, of which more is better.
     """
@@ -72,7 +73,8 @@ class Validator:
         self._chunk = estimator.tasks_at_once
         self._placement, self._key = placement, placement.place(key)
         self._named = _by_name(validation)
-        self._every = _common_every(self._named)
+        self.every = _common_every(self._named)
+        self._weights = {name: each.weight for name, each in self._named.items()}
         self._learners = {
             name: placement.place(_learner(name, each, estimator))
             for name, each in self._named.items()
@@ -81,17 +83,24 @@ class Validator:
             name: placement.place(each.episodes) for name, each in self._named.items()
         }
 
-    def steps_until_due(self, step: int) -> int:
-        return sys.maxsize if self._every is None else self._every - step % self._every
+    def settings(self) -> dict[str, Any]:
+        """What the choice of the best depends on, as JSON values."""
+        named = self._named.items()
+        return {
+            "validation": {
+                name: [each.every, each.metric, each.maximise, each.steps, each.weight]
+                for name, each in named
+            },
+            "validation_episodes": {name: leaf_shapes(each.episodes) for name, each in named},
+        }
 
     def __call__(self, meta: PyTree, step: int, last: bool) -> tuple[Evaluation | None, bool]:
         """Validate if it is due: the evaluation, and whether it is the best so far."""
-        if self._every is None or not (last or step % self._every == 0):
+        if self.every is None or not (last or step % self.every == 0):
             return None, False
         evaluations = {name: self._evaluation(name, meta) for name in self._named}
         score = self._score(evaluations)
-        weights = {name: each.weight for name, each in self._named.items()}
-        evaluation = combined(evaluations, weights)
+        evaluation = combined(evaluations, self._weights)
         if self.best is not None and not score > self.score:
             return evaluation, False
         # The first is kept whatever it is, so that a run never ends without meta-parameters.
@@ -113,8 +122,7 @@ class Validator:
         return summarise(jax.device_get(results))
 
     def _score(self, evaluations: Mapping[str, Evaluation]) -> float:
-        total = sum(each.weight for each in self._named.values())
-        scores = []
+        total, scores = sum(self._weights.values()), []
         for name, each in self._named.items():
             mean = evaluations[name].mean
             if each.metric not in mean:
