@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -185,12 +186,12 @@ def fit(
     keys = (jax.random.fold_in(init_key, 1), step_key)
     loop = OuterLoop(planned, optimizer, *keys, averaging, per_call, non_finite, place)
     validate = Validator(planned, validation, validation_key, place)
+    validate.require_metrics(meta)
     settings = {"averaging": averaging, "key": np.asarray(key_numbers(key)).tolist()}
     settings |= estimator.settings() | validate.settings()
     with training_saved(checkpoints, settings) as saved, closing(planned):
         meter = Meter(planned.tasks_per_step)
-        begun = lambda step=0: loop.begin(meta, step)
-        state, seconds = saved.begun(begun, validate, steps, resume)
+        state, seconds = saved.begun(partial(loop.begin, meta), validate, steps, resume)
         step = int(state.step)
         begin = time.perf_counter() - seconds
         with meter:

@@ -62,7 +62,7 @@ class Program(eqx.Module):
             average = optax.incremental_update(wide, state.average, 1 - self.averaging)
         place = self.placement
         meta, average = place.as_state(meta), place.as_state(average)
-        optimizer_state = place.as_optimizer_state(self.optimizer, optimizer_state, meta)
+        optimizer_state = place.as_optimizer_state(optimizer_state, self.optimizer, meta)
         moved = {"meta": meta, "average": average, "optimizer": optimizer_state}
         return state._replace(**moved, step=state.step + 1, in_a_row=jnp.int32(0))
 

@@ -1,6 +1,7 @@
 """Validation during training: when it is due, and the best so far."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +10,18 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, checked, optional, positive
 from innerloop.checks import describe
-from innerloop.devices.placement import Placement
+from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.estimators import Estimator
 from innerloop.learner import Learner
 from innerloop.problem import Episode
-from innerloop.training._evaluate import Evaluation, combined, evaluated_tasks, summarise
+from innerloop.training._evaluate import (
+    Evaluation,
+    TaskResults,
+    combined,
+    evaluated_tasks,
+    summarise,
+)
 from innerloop.trees import leaf_shapes
 
 
@@ -98,7 +105,8 @@ class Validator:
         """Validate if it is due: the evaluation, and whether it is the best so far."""
         if self.every is None or not (last or step % self.every == 0):
             return None, False
-        evaluations = {name: self._evaluation(name, meta) for name in self._named}
+        results = {name: self._results(name, meta, self._placement) for name in self._named}
+        evaluations = {name: summarise(jax.device_get(each)) for name, each in results.items()}
         score = self._score(evaluations)
         evaluation = combined(evaluations, self._weights)
         if self.best is not None and not score > self.score:
@@ -107,33 +115,36 @@ class Validator:
         self.score, self.best = float(np.nan_to_num(score, nan=-np.inf)), (meta, step)
         return evaluation, True
 
-    def _evaluation(self, name: str, meta: PyTree) -> Evaluation:
+    def require_metrics(self, meta: PyTree) -> None:
+        """Raise `StructureError`, from shapes alone, if a metric that decides is not there."""
+        for name, each in self._named.items():
+            found = jax.eval_shape(partial(self._results, name, placement=OneDevice()), meta)
+            if each.metric not in found.metrics:
+                raise StructureError(
+                    "the metric that decides is none of the validation's",
+                    got=f"metric={each.metric!r}",
+                    expected=f"one of {', '.join(map(repr, found.metrics))}",
+                    write=f"Validation(..., metric={next(iter(found.metrics))!r}), or return loss, "
+                    f"{{{each.metric!r}: ...}} in outer_loss",
+                )
+
+    def _results(self, name: str, meta: PyTree, placement: Placement) -> TaskResults:
         validation = self._named[name]
-        results = evaluated_tasks(
+        return evaluated_tasks(
             self._learners[name],
             meta,
             self._episodes[name],
             self._key,
             steps=validation.steps,
             chunk=validation.chunk or self._chunk,
-            placement=self._placement,
+            placement=placement,
             each_step=False,
         )
-        return summarise(jax.device_get(results))
 
     def _score(self, evaluations: Mapping[str, Evaluation]) -> float:
         total, scores = sum(self._weights.values()), []
         for name, each in self._named.items():
-            mean = evaluations[name].mean
-            if each.metric not in mean:
-                raise StructureError(
-                    "the metric that decides is none of the validation's",
-                    got=f"metric={each.metric!r}",
-                    expected=f"one of {', '.join(map(repr, mean))}",
-                    write=f"Validation(..., metric={next(iter(mean))!r}), or return loss, "
-                    f"{{{each.metric!r}: ...}} in outer_loss",
-                )
-            value = mean[each.metric][-1]
+            value = evaluations[name].mean[each.metric][-1]
             scores.append(each.weight / total * (value if each.maximise else -value))
         return float(sum(scores))
 
