@@ -167,13 +167,10 @@ def between(low: int | float, high: int | float, *, below: bool = False, **field
 @kind
 def interval(*, above: int | float = -math.inf, point: bool = False, **field: Any) -> Any:
     """A pair `(low, high)` of finite numbers, `above < low < high`; with `point`, `low <= high`."""
+    pair = _requirement(each(number(), length=2))
 
     def accepts(value: Any) -> bool:
-        if (
-            not isinstance(value, tuple | list)
-            or len(value) != 2
-            or not all(map(_is_number, value))
-        ):
+        if not pair.accepts(value):
             return False
         low, high = value
         return above < low and (low < high or (point and low == high))

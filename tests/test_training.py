@@ -22,7 +22,7 @@ from innerloop.problem import Episode, Problem
 from innerloop.recipes import Recipe, maml
 from innerloop.tasks import IndependentTasks, SinusoidTasks, evaluation_episodes
 from innerloop.training import Skip, Validation, evaluate
-from innerloop.training.keys import run_keys
+from innerloop.training._fit import run_keys
 from innerloop.training.outer_loop import Program, init_state, outer_steps
 
 KEY = jax.random.key(0)

@@ -12,7 +12,7 @@ from innerloop.checks import is_floating
 from innerloop.estimators.online_windows import OnlineWindows, WindowResult
 from innerloop.estimators.settings import NO_SETTING
 from innerloop.estimators.window import Followed, Window
-from innerloop.gradients.evolution import gaussian
+from innerloop.trees import drawn_like
 
 
 class Particles(NamedTuple):
@@ -48,7 +48,7 @@ class AntitheticPairs(OnlineWindows):
 
     def drawn(self, key: PRNGKeyArray, meta: PyTree) -> PyTree:
         """One perturbation."""
-        return jax.tree.map(lambda draw: self.sigma * draw, gaussian(key, meta))
+        return jax.tree.map(lambda draw: self.sigma * draw, drawn_like(key, meta))
 
     def follow(self, window: Window, meta: PyTree, states: PyTree, noise: PyTree) -> Followed:
         """Run a pair, whose states are stacked, through a window."""

@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
@@ -41,15 +40,15 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         fields = (f for f in dataclasses.fields(value) if f.metadata.get("setting", True))
         return [(field.name, getattr(value, field.name)) for field in fields]
     if hasattr(value, "_fields"):  # a named tuple
-        return list(zip(value._fields, value, strict=True))
+        value = value._asdict()
     if isinstance(value, Mapping):
         return [(str(key), each) for key, each in value.items()]
     return [(str(i), each) for i, each in enumerate(value)]
 
 
 def _is_compound(value: Any) -> bool:
-    is_module = isinstance(value, eqx.Module) or dataclasses.is_dataclass(value)
-    return (is_module or isinstance(value, Mapping | tuple | list)) and not isinstance(value, type)
+    is_compound = dataclasses.is_dataclass(value) or isinstance(value, Mapping | tuple | list)
+    return is_compound and not isinstance(value, type)
 
 
 def _plain(value: Any) -> Any:

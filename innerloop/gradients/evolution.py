@@ -10,6 +10,7 @@ from innerloop.fidelity import ESTIMATE, Fidelity
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem, task_keys
+from innerloop.trees import drawn_like
 
 
 class EvolutionStrategies(MetaGradient):
@@ -68,7 +69,7 @@ class EvolutionStrategies(MetaGradient):
 
     def _estimate(self, value, meta: PyTree, key: PRNGKeyArray) -> list[Array]:
         def pair(i):
-            noise = gaussian(jax.random.fold_in(key, i), meta)
+            noise = drawn_like(jax.random.fold_in(key, i), meta)
             at = lambda sign: value(
                 jax.tree.map(
                     lambda leaf, draw: leaf + jnp.asarray(sign * self.sigma, leaf.dtype) * draw,
@@ -80,15 +81,6 @@ class EvolutionStrategies(MetaGradient):
             return [slope.astype(draw.dtype) * draw for draw in jax.tree.leaves(noise)]
 
         return sum_in_chunks(pair, self.pairs, self.chunk)
-
-
-def gaussian(key: PRNGKeyArray, like: PyTree) -> PyTree:
-    """Independent standard normal numbers, with the structure and shapes of `like`."""
-    leaves, treedef = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten(
-        jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
-    )
 
 
 def sum_in_chunks(term, count: int, chunk: int | None):

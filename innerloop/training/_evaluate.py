@@ -216,17 +216,15 @@ def combined(
     its own name too: the weighted mean, whose interval is that of independent sets of tasks.
     """
     named = lambda name, metrics: {f"{name}/{m}" if name else m: x for m, x in metrics.items()}
-    mean, interval, tasks = {}, {}, 0
-    shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
-    first, *others = evaluations.values()
-    for metric in first.mean:
-        if all(metric in each.mean for each in others):
-            parts = [(share, evaluations[name]) for name, share in shares.items()]
+    mean, interval = {}, {}
+    total = sum(weights.values())
+    parts = [(weight / total, evaluations[name]) for name, weight in weights.items()]
+    for metric in parts[0][1].mean:
+        if all(metric in each.mean for _, each in parts):
             mean[metric] = sum(share * each.mean[metric] for share, each in parts)
             squares = sum((share * each.interval[metric]) ** 2 for share, each in parts)
             interval[metric] = np.sqrt(squares)
     for name, each in evaluations.items():
         mean |= named(name, each.mean)
         interval |= named(name, each.interval)
-        tasks += each.tasks
-    return Evaluation(mean, interval, tasks)
+    return Evaluation(mean, interval, sum(each.tasks for _, each in parts))

@@ -28,11 +28,10 @@ from innerloop.devices.placement import Placement
 from innerloop.devices.processes import in_any, together
 from innerloop.devices.sharding import placement
 from innerloop.diagnostics import Plan, Severity
-from innerloop.estimators.base import SUCH_AS, Estimator
+from innerloop.estimators.base import SUCH_AS, Estimator, TaskSet
 from innerloop.objective import check_meta
 from innerloop.storage.checkpoint import Checkpoints
 from innerloop.training._evaluate import Evaluation
-from innerloop.training.keys import run_keys
 from innerloop.training.non_finite import Fault, NonFinite, Stop
 from innerloop.training.outer_loop import OuterLoop, averaged, init_state
 from innerloop.training.saving import training_saved
@@ -182,7 +181,9 @@ def fit(
         _stop_at_faults(estimator, meta, key)
     planned, plan = estimator.on(place), None
     if memory is not None:
-        planned, plan = planned.within(memory, meta, _held(meta, optimizer))
+        state = jax.eval_shape(partial(init_state, optimizer=optimizer), meta)
+        held = 2 * tree_bytes(state)  # before and after a step
+        planned, plan = planned.within(memory, meta, held)
     keys = (jax.random.fold_in(init_key, 1), step_key)
     loop = OuterLoop(planned, optimizer, *keys, averaging, per_call, non_finite, place)
     validate = Validator(planned, validation, validation_key, place)
@@ -226,6 +227,39 @@ def fit(
     return Fit(best_meta, last, step, best_step, int(state.faults), planned, plan)
 
 
+def run_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArray]:
+    """The keys of a run: for the initial meta-parameters, its steps, and its validation."""
+    init, steps, validation = jax.random.split(key, 3)
+    return init, steps, validation
+
+
+@checked(key=random_key())
+def tasks_of_step(estimator: Estimator, key: PRNGKeyArray, step: int) -> TaskSet | dict[str, Any]:
+    """The tasks that `fit(estimator, ..., key=key)` learns from at an outer step, with their keys.
+
+    With them a task is run again by hand:
+
+    ```python
+    episodes, keys = il.training.tasks_of_step(estimator, key, fault.step)
+    i = fault.tasks[0]
+    episode = jax.tree.map(lambda leaf: leaf[i], episodes)
+    il.meta_objective(problem, adaptation)(meta, episode, keys[i])
+    ```
+
+    Args:
+        estimator: The estimator that was given to `fit`.
+        key: The key that was given to `fit`.
+        step: The number of the outer step, the first being 0.
+
+    Returns:
+        A `TaskSet`, or a dictionary of them by the names of the estimator's parts.
+
+    Raises:
+        StructureError: The estimator's tasks are not drawn anew in each step.
+    """
+    return estimator.tasks_of_step(run_keys(key)[1], step)
+
+
 def _stop_at_faults(estimator: Estimator, meta: PyTree, key: PRNGKeyArray) -> None:
     """Raise `GradientError` for the first error that `check` finds by tracing; warn of the rest."""
     _, sample_key = jax.random.split(key)
@@ -239,8 +273,3 @@ def _stop_at_faults(estimator: Estimator, meta: PyTree, key: PRNGKeyArray) -> No
         for finding in found.findings:
             if finding.severity is not Severity.NOTE:
                 warnings.warn(str(finding), stacklevel=3)
-
-
-def _held(meta: PyTree, optimizer: optax.GradientTransformation) -> int:
-    """Bytes of the training state, before and after a step."""
-    return 2 * tree_bytes(jax.eval_shape(lambda meta: init_state(meta, optimizer), meta))

@@ -77,18 +77,16 @@ class Validator:
     ):
         self.best: tuple[PyTree, int] | None = None
         self.score = -np.inf
-        self._chunk = estimator.tasks_at_once
         self._placement, self._key = placement, placement.place(key)
-        self._named = _by_name(validation)
+        self._named = {
+            name: each._replace(
+                episodes=placement.place(each.episodes),
+                learner=placement.place(_learner(name, each, estimator)),
+                chunk=each.chunk or estimator.tasks_at_once,
+            )
+            for name, each in _by_name(validation).items()
+        }
         self.every = _common_every(self._named)
-        self._weights = {name: each.weight for name, each in self._named.items()}
-        self._learners = {
-            name: placement.place(_learner(name, each, estimator))
-            for name, each in self._named.items()
-        }
-        self._episodes = {
-            name: placement.place(each.episodes) for name, each in self._named.items()
-        }
 
     def settings(self) -> dict[str, Any]:
         """What the choice of the best depends on, as JSON values."""
@@ -107,8 +105,13 @@ class Validator:
             return None, False
         results = {name: self._results(name, meta, self._placement) for name in self._named}
         evaluations = {name: summarise(jax.device_get(each)) for name, each in results.items()}
-        score = self._score(evaluations)
-        evaluation = combined(evaluations, self._weights)
+        weights = {name: each.weight for name, each in self._named.items()}
+        evaluation = combined(evaluations, weights)
+        score = 0.0
+        for name, each in self._named.items():
+            value = evaluations[name].mean[each.metric][-1]
+            share = each.weight / sum(weights.values())
+            score += share * (value if each.maximise else -value)
         if self.best is not None and not score > self.score:
             return evaluation, False
         # The first is kept whatever it is, so that a run never ends without meta-parameters.
@@ -129,24 +132,15 @@ class Validator:
                 )
 
     def _results(self, name: str, meta: PyTree, placement: Placement) -> TaskResults:
-        validation = self._named[name]
+        each = self._named[name]
+        assert each.learner is not None
         return evaluated_tasks(
-            self._learners[name],
-            meta,
-            self._episodes[name],
-            self._key,
-            steps=validation.steps,
-            chunk=validation.chunk or self._chunk,
+            *(each.learner, meta, each.episodes, self._key),
+            steps=each.steps,
+            chunk=each.chunk,
             placement=placement,
             each_step=False,
         )
-
-    def _score(self, evaluations: Mapping[str, Evaluation]) -> float:
-        total, scores = sum(self._weights.values()), []
-        for name, each in self._named.items():
-            value = evaluations[name].mean[each.metric][-1]
-            scores.append(each.weight / total * (value if each.maximise else -value))
-        return float(sum(scores))
 
 
 def _by_name(validation: Validation | Mapping[str, Validation] | None) -> dict[str, Validation]:
