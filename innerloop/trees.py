@@ -66,7 +66,7 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack(parts)) if parts else jnp.bool_(True)
 
 
-def add(a: PyTree, b: PyTree, factor: float) -> PyTree:
+def add(a: PyTree, b: PyTree, factor: Any) -> PyTree:
     """`a + factor * b`."""
     return jax.tree.map(lambda x, y: x + jnp.asarray(factor, y.dtype) * y, a, b)
 

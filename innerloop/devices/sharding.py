@@ -47,6 +47,11 @@ _WORTH_SPREADING = 1024
 _MESH, _ALL = "a jax.sharding.Mesh", "jax.make_mesh((jax.device_count(),), ('tasks',))"
 
 
+def _with_automatic_axes(mesh: Any) -> Mesh:
+    """The mesh with automatic axes, over which JAX propagates shardings, and not explicit ones."""
+    return Mesh(mesh.devices, mesh.axis_names) if isinstance(mesh, Mesh) else mesh
+
+
 class Sharding(Placement):
     """The task axis over all devices of a mesh, by JAX's own SPMD.
 
@@ -67,11 +72,7 @@ class Sharding(Placement):
     """
 
     mesh: Mesh = instance(
-        Mesh,
-        what=_MESH,
-        such_as=_ALL,
-        static=True,
-        converter=lambda mesh: _with_automatic_axes(mesh),
+        Mesh, what=_MESH, such_as=_ALL, static=True, converter=_with_automatic_axes
     )
     meta: MetaRule = eqx.field(static=True, default=replicated)
 
@@ -250,11 +251,6 @@ def placement(devices: Any) -> Placement:
             write="fit(..., devices='all') (--devices all)",
         )
     return place
-
-
-def _with_automatic_axes(mesh: Any) -> Mesh:
-    """The mesh with automatic axes, over which JAX propagates shardings, and not explicit ones."""
-    return Mesh(mesh.devices, mesh.axis_names) if isinstance(mesh, Mesh) else mesh
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -12,7 +12,7 @@ from innerloop.checks import is_floating
 from innerloop.estimators.online_windows import OnlineWindows, WindowResult
 from innerloop.estimators.settings import NO_SETTING
 from innerloop.estimators.window import Followed, Window
-from innerloop.trees import drawn_like
+from innerloop.trees import add, drawn_like
 
 
 class Particles(NamedTuple):
@@ -54,10 +54,7 @@ class AntitheticPairs(OnlineWindows):
         """Run a pair, whose states are stacked, through a window."""
 
         def particle(sign, state):
-            perturbed = jax.tree.map(
-                lambda leaf, draw: leaf + sign.astype(leaf.dtype) * draw, meta, noise
-            )
-            return window.follow(perturbed, state)._replace(info=None)
+            return window.follow(add(meta, noise, sign), state)._replace(info=None)
 
         return jax.vmap(particle)(jnp.array([1.0, -1.0]), states)
 

@@ -190,9 +190,9 @@ def fit(
     validate.require_metrics(meta)
     settings = {"averaging": averaging, "key": np.asarray(key_numbers(key)).tolist()}
     settings |= estimator.settings() | validate.settings()
-    with training_saved(checkpoints, settings) as saved, closing(planned):
+    with training_saved(checkpoints, settings, resume) as saved, closing(planned):
         meter = Meter(planned.tasks_per_step)
-        state, seconds = saved.begun(partial(loop.begin, meta), validate, steps, resume)
+        state, seconds = saved.begun(partial(loop.begin, meta), validate, steps)
         step = int(state.step)
         begin = time.perf_counter() - seconds
         with meter:

@@ -25,14 +25,17 @@ class _Saved(NamedTuple):
 class _Saving:
     """The checkpoints of a run that `fit` makes."""
 
-    def __init__(self, folder: CheckpointFolder, stopped_by: Callable[[], int | None]):
+    def __init__(
+        self, folder: CheckpointFolder, resume: bool, stopped_by: Callable[[], int | None]
+    ):
         self._folder = folder
+        self._resume = resume
         self._stopped_by = stopped_by
         self._step = 0
         self.every = folder.every
 
     def begun(
-        self, begin: Callable[..., TrainState], validate: Validator, steps: int, resume: bool
+        self, begin: Callable[..., TrainState], validate: Validator, steps: int
     ) -> tuple[TrainState, float]:
         """The state to go on from, and the seconds that it took; of a new run if none was saved.
 
@@ -40,13 +43,12 @@ class _Saving:
             begin: The state of a run that begins at an outer step: what is saved there is like it.
             validate: It is given the best so far.
             steps: Outer steps of the whole run.
-            resume: Whether to go on; otherwise nothing may have been saved.
 
         Raises:
             RunError: The saved state has taken more than `steps` outer steps, or there is one and
                 the run begins anew.
         """
-        if not resume:
+        if not self._resume:
             self._folder.require_none()
             return begin(), 0.0
 
@@ -100,16 +102,7 @@ class _NotSaving:
 
     every = None
 
-    def begun(
-        self, begin: Callable[..., TrainState], validate: Validator, steps: int, resume: bool
-    ) -> tuple[TrainState, float]:
-        if resume:
-            raise StructureError(
-                "there is nothing to resume from without checkpoints",
-                got="fit(..., resume=True, checkpoints=None)",
-                expected="the checkpoints that the run was saved to",
-                write="fit(..., checkpoints=Checkpoints(folder), resume=True)",
-            )
+    def begun(self, begin: Callable[..., TrainState], *_: Any) -> tuple[TrainState, float]:
         return begin(), 0.0
 
     def save(self, *_: Any, **__: Any) -> None:
@@ -118,15 +111,22 @@ class _NotSaving:
 
 @contextmanager
 def training_saved(
-    checkpoints: Checkpoints | None, settings: dict[str, Any]
+    checkpoints: Checkpoints | None, settings: dict[str, Any], resume: bool
 ) -> Iterator[_Saving | _NotSaving]:
     """Open the checkpoints of a run, if it has any; close them however the run ends."""
+    if checkpoints is None and resume:
+        raise StructureError(
+            "there is nothing to resume from without checkpoints",
+            got="fit(..., resume=True, checkpoints=None)",
+            expected="the checkpoints that the run was saved to",
+            write="fit(..., checkpoints=Checkpoints(folder), resume=True)",
+        )
     if checkpoints is None:
         yield _NotSaving()
         return
     with signals_deferred() as stopped_by:
         folder = CheckpointFolder(checkpoints, settings)
-        saving = _Saving(folder, stopped_by)
+        saving = _Saving(folder, resume, stopped_by)
         try:
             yield saving
         finally:
