@@ -36,12 +36,8 @@ def require_reach(value: Array, meta: PyTree, error: Callable[[str], GradientErr
 def _require_reach_jvp(error, primals, tangents):
     (value, meta), (value_tangent, meta_tangents) = primals, tangents
     if is_zero(value_tangent):
-        names = leaf_names(meta)
-        differentiated = [
-            name
-            for name, tangent in zip(names, tangent_leaves(meta_tangents), strict=True)
-            if not is_zero(tangent)
-        ]
+        tangents = zip(leaf_names(meta), tangent_leaves(meta_tangents), strict=True)
+        differentiated = [name for name, tangent in tangents if not is_zero(tangent)]
         if differentiated:
             raise error(", ".join(differentiated))
         value_tangent = jnp.zeros_like(value)
