@@ -111,7 +111,9 @@ class Sharding(Placement):
     def each(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         def run(meta: PyTree, *batch: Any):
             tasks = jax.tree.leaves(batch)[0].shape[0]
-            padded = jax.tree.map(lambda leaf: leaf[self._rows(tasks)], batch)
+            # Each task once, then the last one again until the devices share the rows evenly.
+            rows = np.minimum(np.arange(round_up(tasks, self.devices)), tasks - 1)
+            padded = jax.tree.map(lambda leaf: leaf[rows], batch)
             results = self._on_each(function, self._tasks, meta, *padded)
             return self.whole(jax.tree.map(lambda leaf: leaf[:tasks], results))
 
@@ -194,10 +196,6 @@ class Sharding(Placement):
 
     def _named(self, spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(self.mesh, spec)
-
-    def _rows(self, tasks: int) -> np.ndarray:
-        """Each task once, then the last one repeated until the devices share the rows evenly."""
-        return np.minimum(np.arange(round_up(tasks, self.devices)), tasks - 1)
 
 
 def round_up(count: int, multiple: int) -> int:

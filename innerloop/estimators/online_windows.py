@@ -14,6 +14,7 @@ from innerloop.adaptation import Origin
 from innerloop.arguments import at_least, each, either, number, or_none, with_methods
 from innerloop.checks import describe
 from innerloop.devices.placement import Placement
+from innerloop.devices.sharding import round_up
 from innerloop.errors import GradientError, StructureError
 from innerloop.estimators.base import Apart, Estimate, TaskFaults
 from innerloop.estimators.horizons import Horizon, as_tuple, check_windows, lengths_of
@@ -120,7 +121,7 @@ class OnlineWindows(LearningEstimator):
                 "the devices cannot share the inner runs evenly",
                 got=f"batch={self.batch} on {devices} devices",
                 expected="a multiple of the number of devices",
-                write=f"{type(self).__name__}(..., batch={-(-self.batch // devices) * devices})",
+                write=f"{type(self).__name__}(..., batch={round_up(self.batch, devices)})",
             )
         return dataclasses.replace(self, placement=placement)
 

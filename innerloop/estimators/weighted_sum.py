@@ -13,7 +13,7 @@ from innerloop.checks import describe_briefly
 from innerloop.errors import StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskSet
 from innerloop.estimators.combination import Combination, joined
-from innerloop.estimators.metrics import is_sound
+from innerloop.trees import all_finite
 
 
 class WeightedSum(Combination):
@@ -102,7 +102,7 @@ class WeightedSum(Combination):
         results = [part.step(meta, held, fed, own, outer_step) for part, own, held, fed in parts]
         estimates, after = zip(*results, strict=True)
         losses = jnp.stack([each.loss for each in estimates])
-        sound = jnp.stack([is_sound(each.loss, each.grads) for each in estimates])
+        sound = jnp.stack([all_finite((each.loss, each.grads)) for each in estimates])
         weights = jnp.where(sound, jnp.asarray(self.shares, losses.dtype), 0)
         weights = weights / jnp.sum(weights)  # NaN if no part is finite
         grads = [

@@ -1,7 +1,6 @@
 """The estimator of whole tasks: each outer step learns a batch of fresh tasks."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,12 +12,13 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, instance, with_methods
 from innerloop.devices.placement import OneDevice, Placement
+from innerloop.devices.sharding import round_up
 from innerloop.diagnostics import Plan, plan
 from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.errors import StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, TaskFaults, TaskSet
 from innerloop.estimators.learning import LearningEstimator
-from innerloop.estimators.metrics import is_sound, mean_metrics
+from innerloop.estimators.metrics import mean_metrics
 from innerloop.gradients import Implicit, MetaGradient
 from innerloop.gradients.base import Fidelity
 from innerloop.learner import Learner
@@ -26,7 +26,7 @@ from innerloop.objective import SumOverTasks, meta_value_and_grad, task_count
 from innerloop.problem import Episode
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.tasks.streamed import on_device
-from innerloop.trees import key_numbers, shorten, tree_bytes
+from innerloop.trees import all_finite, key_numbers, shorten, tree_bytes
 
 
 class WholeTasks(LearningEstimator):
@@ -167,7 +167,7 @@ class WholeTasks(LearningEstimator):
 
 def _filled(episodes: Episode, devices: int) -> Episode:
     tasks = task_count(episodes)
-    rows = math.ceil(tasks / devices) * devices
+    rows = round_up(tasks, devices)
     if rows == tasks:
         return episodes
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
@@ -196,7 +196,7 @@ def _task_by_task(norm: float) -> Callable[[SumOverTasks], SumOverTasks]:
         def run(meta: PyTree, episodes: PyTree, keys: jax.Array, weights: jax.Array):
             def add(total: PyTree, task: PyTree):
                 loss, aux, grads = sums(meta, *jax.tree.map(lambda leaf: leaf[None], task))
-                sound = is_sound(loss, grads)
+                sound = all_finite((loss, grads))
                 short = shorten(grads, task[-1] * norm)
                 clipped = jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0), short)
                 total = jax.tree.map(jnp.add, total, clipped)

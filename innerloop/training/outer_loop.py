@@ -13,9 +13,8 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.estimators import Estimator
 from innerloop.estimators.base import TaskFaults
-from innerloop.estimators.metrics import is_sound
 from innerloop.training.non_finite import Fault, NonFinite
-from innerloop.trees import length
+from innerloop.trees import all_finite, length
 
 
 class TrainState(NamedTuple):
@@ -70,7 +69,7 @@ class Program(eqx.Module):
         """One outer step: `(state, metrics, sound)`. A step that is not sound changes nothing."""
         estimate, after = self.estimator.step(state.meta, state.estimator, data, key, state.step)
         norm = length(estimate.grads)
-        sound = is_sound(estimate.loss, estimate.grads)
+        sound = all_finite((estimate.loss, estimate.grads))
         moved = lambda state, grads, after: self.update(state, grads)._replace(estimator=after)
         state = jax.lax.cond(sound, moved, lambda state, *_: state, state, estimate.grads, after)
         metrics = {"loss": estimate.loss, "gradient_norm": norm} | estimate.metrics
