@@ -136,9 +136,10 @@ def evaluated_tasks(
             expected="a learner that predicts logits",
             write="evaluate(Learner(problem, adaptation, predict), ..., calibration=True)",
         )
-    placed = map(placement.place, (meta, episodes, key))
+    meta, episodes, key = map(placement.place, (meta, episodes, key))
     at_once = TASKS_AT_ONCE if chunk is None else chunk
-    return _all_tasks(learner, *placed, steps, at_once, calibration, placement, each_step)
+    how = (steps, at_once, calibration, placement, each_step)
+    return _all_tasks(learner, meta, episodes, key, *how)
 
 
 @eqx.filter_jit
