@@ -531,7 +531,15 @@ def test_meta_without_a_gradient_is_refused_before_anything_is_made_of_it():
 
 def test_a_metric_that_no_validation_gives_is_named_with_those_that_are_there():
     recipe = point_recipe()
-    validation = il.Validation(POINTS.sample(KEY, 2), every=1, metric="accuracy")
-    options = {"optimizer": optax.adam(0.1), "steps": 1, "key": KEY, "validation": validation}
+    validation = il.Validation(POINTS.sample(KEY, 2), every=2, metric="accuracy")
+    options = {
+        "optimizer": optax.adam(0.1),
+        "steps": 2,
+        "per_call": 1,
+        "key": KEY,
+        "validation": validation,
+    }
+    reports = []
     with pytest.raises(StructureError, match=r"metric='accuracy'.*one of .*'loss'.*Write: Valid"):
-        il.fit(recipe.estimator(POINTS, 2), recipe.init_meta, **options)
+        il.fit(recipe.estimator(POINTS, 2), recipe.init_meta, report=reports.append, **options)
+    assert not reports, "it is said before the first step"
