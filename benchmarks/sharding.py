@@ -26,7 +26,7 @@ import innerloop as il
 from innerloop.devices.sharding import placement
 from innerloop.lab.run_folder import environment
 from innerloop.programs.cost import flops
-from innerloop.training.step import Program, init_state, outer_steps
+from innerloop.training.outer_loop import Program, init_state, outer_steps
 
 RESULTS = Path(__file__).parent / "results" / "sharding.json"
 STEPS, BATCH = 100, 24

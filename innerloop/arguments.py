@@ -32,7 +32,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from innerloop.checks import describe_briefly
 from innerloop.errors import StructureError
@@ -168,13 +167,10 @@ def between(low: int | float, high: int | float, *, below: bool = False, **field
 @kind
 def interval(*, above: int | float = -math.inf, point: bool = False, **field: Any) -> Any:
     """A pair `(low, high)` of finite numbers, `above < low < high`; with `point`, `low <= high`."""
+    pair = _requirement(each(number(), length=2))
 
     def accepts(value: Any) -> bool:
-        if (
-            not isinstance(value, tuple | list)
-            or len(value) != 2
-            or not all(map(_is_number, value))
-        ):
+        if not pair.accepts(value):
             return False
         low, high = value
         return above < low and (low < high or (point and low == high))
@@ -263,14 +259,6 @@ def random_key(**field: Any) -> Any:
 
 
 @kind
-def optimizer(**field: Any) -> Any:
-    """An optax transformation."""
-    accepts = lambda value: isinstance(value, optax.GradientTransformation)
-    what, expected = "an optax transformation", "optax.GradientTransformation"
-    return Requirement(accepts, what, expected, "optax.sgd(0.1)")
-
-
-@kind
 def each(kind: Any, *, least: int = 1, length: int | None = None, **field: Any) -> Any:
     """A tuple or list of at least `least` entries of the kind, or of exactly `length`."""
     entry = _requirement(kind)
@@ -356,7 +344,6 @@ def _signature(value: Any) -> inspect.Signature | None:
         with_methods,
         function,
         random_key,
-        optimizer,
         each,
         either,
         or_none,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import ContextDecorator
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +14,6 @@ from innerloop.adaptation import Adaptation, run
 from innerloop.arguments import at_least, checked, instance, optional, random_key
 from innerloop.checks import describe, is_floating
 from innerloop.errors import GradientError, InnerloopError, StructureError
-from innerloop.fidelity import Fidelity
 from innerloop.gradients import Aux, MetaGradient, Unroll
 from innerloop.gradients.base import TaskObjective
 from innerloop.gradients.inner import Exact
@@ -99,7 +99,15 @@ def meta_objective(
             reaches the loss.
     """
     gradient = Unroll() if gradient is None else gradient
-    derivatives = _require_gradient(problem, adaptation, gradient).derivatives
+    fidelity = gradient.fidelity(adaptation, problem)
+    if fidelity.kind == "undefined":
+        name, learn = gradient_name(gradient), type(adaptation).__name__
+        raise GradientError(
+            f"{name} does not exist after {learn}: {fidelity.sentence.rstrip('.')}",
+            got=f"{name} with {learn}",
+            expected="a pair with a meta-gradient",
+            write=fidelity.write,
+        )
     task_objective = gradient.objective(problem, adaptation)
 
     @checked(key=random_key())
@@ -108,25 +116,11 @@ def meta_objective(
         _check_episode(episode)
         loss, aux = task_objective(meta, episode, key)
         loss = require_reach(loss, meta, detached)
-        if not derivatives.second:
+        if not fidelity.derivatives.second:
             loss = once_differentiable(gradient_name(gradient), loss, meta)
         return loss, aux
 
     return objective
-
-
-def _require_gradient(problem: Problem, adaptation: Adaptation, gradient: MetaGradient) -> Fidelity:
-    """The fidelity of a meta-gradient; raises `GradientError` if it is undefined for the pair."""
-    fidelity = gradient.fidelity(adaptation, problem)
-    if fidelity.kind != "undefined":
-        return fidelity
-    name, learn = gradient_name(gradient), type(adaptation).__name__
-    raise GradientError(
-        f"{name} does not exist after {learn}: {fidelity.sentence.rstrip('.')}",
-        got=f"{name} with {learn}",
-        expected="a pair with a meta-gradient",
-        write=fidelity.write,
-    )
 
 
 @checked(chunk=optional(at_least(1)))
@@ -204,13 +198,12 @@ def sum_over_tasks(
     unreached: list[str],
 ) -> SumOverTasks:
     """The weighted sum over tasks; tracing it writes the unreached leaves to `unreached`."""
+    at_once = partial(_weighted_sum, objective, unreached)
 
     def sums(meta: PyTree, episodes: PyTree, keys: Array, weights: Array):
-        tasks = len(weights)
-        if chunk is None or chunk >= tasks:
-            return _weighted_sum(objective, unreached, meta, episodes, keys, weights)
-        batch = (episodes, keys, weights)
-        return _chunked_sum(objective, unreached, meta, batch, tasks, chunk)
+        if chunk is None or chunk >= len(weights):
+            return at_once(meta, episodes, keys, weights)
+        return _chunked_sum(at_once, chunk, meta, episodes, keys, weights)
 
     return sums
 
@@ -246,8 +239,9 @@ def _weighted_sum(objective: Callable, unreached: list[str], meta, episodes, key
     return value, aux, grads
 
 
-def _chunked_sum(objective: Callable, unreached: list[str], meta, batch, tasks: int, chunk: int):
+def _chunked_sum(at_once: SumOverTasks, chunk: int, meta, *batch):
     """The same sums over chunks of tasks, with the gradients accumulated in the loop's carry."""
+    tasks = len(batch[-1])
     chunks = math.ceil(tasks / chunk)
     size = math.ceil(tasks / chunks)
     if chunks * size > tasks:  # only if needed, because it copies the batch
@@ -261,7 +255,7 @@ def _chunked_sum(objective: Callable, unreached: list[str], meta, batch, tasks: 
     def body(grads, part):
         if size == 1:  # an axis of size 1 outside the loop would copy the batch
             part = jax.tree.map(lambda leaf: leaf[None], part)
-        total, aux, part_grads = _weighted_sum(objective, unreached, meta, *part)
+        total, aux, part_grads = at_once(meta, *part)
         return jax.tree.map(jnp.add, grads, part_grads), (total, aux)
 
     grads, (totals, aux) = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, meta), batch)

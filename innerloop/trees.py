@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, PyTree, Scalar
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.checks import is_floating
 
@@ -47,6 +47,18 @@ def is_key(leaf: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
+def key_numbers(leaf: Any) -> Any:
+    """An array of typed random keys as an array of numbers; any other leaf as it is."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def drawn_like(key: PRNGKeyArray, like: PyTree, sampler: Any = jax.random.normal) -> PyTree:
+    """Independent random numbers `sampler(key, shape, dtype)`, shaped like the leaves of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    pairs = zip(jax.random.split(key, len(leaves)), leaves, strict=True)
+    return treedef.unflatten(sampler(own, leaf.shape, leaf.dtype) for own, leaf in pairs)
+
+
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every floating-point number in a tree is finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
@@ -54,7 +66,7 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack(parts)) if parts else jnp.bool_(True)
 
 
-def add(a: PyTree, b: PyTree, factor: float) -> PyTree:
+def add(a: PyTree, b: PyTree, factor: Any) -> PyTree:
     """`a + factor * b`."""
     return jax.tree.map(lambda x, y: x + jnp.asarray(factor, y.dtype) * y, a, b)
 

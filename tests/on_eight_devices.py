@@ -161,7 +161,7 @@ def held_in_parts():
     """The spec of each leaf of the state, while it is trained."""
     place = placement(IN_PARTS)
     optimizer = optax.adam(1e-2)
-    from innerloop.training.step import init_state
+    from innerloop.training.outer_loop import init_state
 
     meta = RECIPE.init_meta(KEY)
     state = place.place_state(init_state(meta, optimizer), optimizer)

@@ -32,7 +32,6 @@ from innerloop.arguments import (
     interval,
     number,
     one_of,
-    optimizer,
     optional,
     or_none,
     positive,
@@ -122,7 +121,11 @@ KINDS = {
         st.sampled_from([jax.random.key(1), jax.random.PRNGKey(1)]),
         ANYTHING | st.just(jax.random.split(jax.random.key(0), 2)),
     ),
-    "optimizer": (optimizer(), st.just(optax.adam(0.1)), ANYTHING | st.just(optax.adam)),
+    "optimizer": (
+        instance(optax.GradientTransformation, what="a rule", such_as="optax.sgd(0.1)"),
+        st.just(optax.adam(0.1)),
+        ANYTHING | st.just(optax.adam),
+    ),
     "each": (
         each(at_least(1), least=2),
         st.lists(st.integers(1, 9), min_size=2) | st.just((1, 2)),

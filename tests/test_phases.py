@@ -12,7 +12,7 @@ from quick import without
 from test_training import KEY, POINTS, assert_same_bits, point_loss, point_recipe
 
 import innerloop as il
-from innerloop.training.keys import run_keys
+from innerloop.training._fit import run_keys
 
 RATE, STEPS, BATCH = 0.1, 7, 3
 RECIPE = point_recipe(steps=2)

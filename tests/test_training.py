@@ -22,8 +22,8 @@ from innerloop.problem import Episode, Problem
 from innerloop.recipes import Recipe, maml
 from innerloop.tasks import IndependentTasks, SinusoidTasks, evaluation_episodes
 from innerloop.training import Skip, Validation, evaluate
-from innerloop.training.keys import run_keys
-from innerloop.training.step import Program, init_state, outer_steps
+from innerloop.training._fit import run_keys
+from innerloop.training.outer_loop import Program, init_state, outer_steps
 
 KEY = jax.random.key(0)
 
@@ -531,7 +531,15 @@ def test_meta_without_a_gradient_is_refused_before_anything_is_made_of_it():
 
 def test_a_metric_that_no_validation_gives_is_named_with_those_that_are_there():
     recipe = point_recipe()
-    validation = il.Validation(POINTS.sample(KEY, 2), every=1, metric="accuracy")
-    options = {"optimizer": optax.adam(0.1), "steps": 1, "key": KEY, "validation": validation}
+    validation = il.Validation(POINTS.sample(KEY, 2), every=2, metric="accuracy")
+    options = {
+        "optimizer": optax.adam(0.1),
+        "steps": 2,
+        "per_call": 1,
+        "key": KEY,
+        "validation": validation,
+    }
+    reports = []
     with pytest.raises(StructureError, match=r"metric='accuracy'.*one of .*'loss'.*Write: Valid"):
-        il.fit(recipe.estimator(POINTS, 2), recipe.init_meta, **options)
+        il.fit(recipe.estimator(POINTS, 2), recipe.init_meta, report=reports.append, **options)
+    assert not reports, "it is said before the first step"

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import PyTree
 
 from innerloop.adaptation.base import Adaptation, Info, Origin
-from innerloop.arguments import at_least, either, function, optimizer
+from innerloop.arguments import at_least, either, function, instance
 from innerloop.checks import describe, failures_explained
 from innerloop.errors import StructureError
 from innerloop.problem import initial_params, loss_function
@@ -48,7 +48,10 @@ class GradientDescent(Adaptation):
 
     # `only` tells `lambda meta: ...` from a factory such as `optax.adam` that was not called.
     optimizer: optax.GradientTransformation | MetaOptimizer = either(
-        optimizer(), function("meta", gives="optax transformation", only=True)
+        instance(
+            optax.GradientTransformation, what="an optax transformation", such_as="optax.sgd(0.1)"
+        ),
+        function("meta", gives="optax transformation", only=True),
     )
     steps: int = at_least(0, such_as=5)
     origin: Origin = eqx.field(default=Origin.STEPS, init=False, static=True)

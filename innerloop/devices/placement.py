@@ -41,7 +41,7 @@ class Placement(CheckedModule):
 
     @abc.abstractmethod
     def as_optimizer_state(
-        self, optimizer: optax.GradientTransformation, state: PyTree, meta: PyTree
+        self, state: PyTree, optimizer: optax.GradientTransformation, meta: PyTree
     ) -> PyTree:
         """Inside a compiled function: places the optimizer's state of each leaf with that leaf."""
 
@@ -81,10 +81,5 @@ class OneDevice(Placement):
     def devices(self) -> int:
         return 1
 
-    spread = each = by_task = whole = as_state = gathered = _as_it_is
+    spread = each = by_task = whole = as_state = as_optimizer_state = gathered = _as_it_is
     place = place_by_task = place_state = _as_it_is
-
-    def as_optimizer_state(
-        self, optimizer: optax.GradientTransformation, state: PyTree, meta: PyTree
-    ) -> PyTree:
-        return state

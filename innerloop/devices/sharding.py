@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from innerloop.arguments import at_least, checked, either, instance, one_of, or_none
 from innerloop.checks import describe
@@ -47,6 +47,11 @@ _WORTH_SPREADING = 1024
 _MESH, _ALL = "a jax.sharding.Mesh", "jax.make_mesh((jax.device_count(),), ('tasks',))"
 
 
+def _with_automatic_axes(mesh: Any) -> Mesh:
+    """The mesh with automatic axes, over which JAX propagates shardings, and not explicit ones."""
+    return Mesh(mesh.devices, mesh.axis_names) if isinstance(mesh, Mesh) else mesh
+
+
 class Sharding(Placement):
     """The task axis over all devices of a mesh, by JAX's own SPMD.
 
@@ -67,11 +72,7 @@ class Sharding(Placement):
     """
 
     mesh: Mesh = instance(
-        Mesh,
-        what=_MESH,
-        such_as=_ALL,
-        static=True,
-        converter=lambda mesh: _with_automatic_axes(mesh),
+        Mesh, what=_MESH, such_as=_ALL, static=True, converter=_with_automatic_axes
     )
     meta: MetaRule = eqx.field(static=True, default=replicated)
 
@@ -83,30 +84,36 @@ class Sharding(Placement):
         names = self.mesh.axis_names
 
         def run(meta: PyTree, *batch: Any):
-            self._require_even(len(batch[-1]))
-            axes = [self._axis(leaf) for leaf in jax.tree.leaves(meta)]
-            structure = jax.tree.structure(meta)
+            tasks, parts = len(batch[-1]), jax.tree.map(self._part, meta)
+            if tasks % self.devices:
+                raise StructureError(
+                    "the devices cannot share the tasks evenly",
+                    got=f"{tasks} tasks on {self.devices} devices",
+                    expected="a multiple of the number of devices",
+                    write=f"tasks.sample(key, {round_up(tasks, self.devices)}), or "
+                    "fit(devices=...), which fills a batch up",
+                )
+
+            def summed(leaf: Array, part: PartitionSpec) -> Array:
+                if not len(part):
+                    return jax.lax.psum(leaf, names)
+                axis = len(part) - 1
+                return jax.lax.psum_scatter(leaf, names, scatter_dimension=axis, tiled=True)
 
             def one_device(meta: PyTree, *batch: Any):
                 total, aux, grads = sums(meta, *batch)
-                parts = [
-                    jax.lax.psum(leaf, names)
-                    if axis is None
-                    else jax.lax.psum_scatter(leaf, names, scatter_dimension=axis, tiled=True)
-                    for leaf, axis in zip(jax.tree.leaves(grads), axes, strict=True)
-                ]
-                return jax.lax.psum(total, names), aux, jax.tree.unflatten(structure, parts)
+                return jax.lax.psum(total, names), aux, jax.tree.map(summed, grads, parts)
 
-            parts = jax.tree.unflatten(structure, [self._part(axis) for axis in axes])
-            outs = (PartitionSpec(), self._tasks, parts)
-            return self._on_each(one_device, outs, meta, *batch)
+            return self._on_each(one_device, (PartitionSpec(), self._tasks, parts), meta, *batch)
 
         return run
 
     def each(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         def run(meta: PyTree, *batch: Any):
             tasks = jax.tree.leaves(batch)[0].shape[0]
-            padded = jax.tree.map(lambda leaf: leaf[self._rows(tasks)], batch)
+            # Each task once, then the last one again until the devices share the rows evenly.
+            rows = np.minimum(np.arange(round_up(tasks, self.devices)), tasks - 1)
+            padded = jax.tree.map(lambda leaf: leaf[rows], batch)
             results = self._on_each(function, self._tasks, meta, *padded)
             return self.whole(jax.tree.map(lambda leaf: leaf[:tasks], results))
 
@@ -123,7 +130,7 @@ class Sharding(Placement):
         return jax.tree.map(lambda leaf: constrained(leaf, self._sharding(leaf)), meta)
 
     def as_optimizer_state(
-        self, optimizer: optax.GradientTransformation, state: PyTree, meta: PyTree
+        self, state: PyTree, optimizer: optax.GradientTransformation, meta: PyTree
     ) -> PyTree:
         put = jax.lax.with_sharding_constraint
         return self._of_leaves(optimizer, state, meta, put, self.whole)
@@ -165,25 +172,18 @@ class Sharding(Placement):
         run = jax.shard_map(function, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False)
         return run(meta, *batch)
 
-    def _require_even(self, tasks: int) -> None:
-        if tasks % self.devices:
-            raise StructureError(
-                "the devices cannot share the tasks evenly",
-                got=f"{tasks} tasks on {self.devices} devices",
-                expected="a multiple of the number of devices",
-                write=f"tasks.sample(key, {round_up(tasks, self.devices)}), or fit(devices=...), "
-                "which fills a batch up",
-            )
-
     @property
     def _tasks(self) -> PartitionSpec:
         return PartitionSpec(self.mesh.axis_names)
 
-    def _axis(self, leaf: Any) -> int | None:
+    def _part(self, leaf: Any) -> PartitionSpec:
+        """The axis of a leaf of meta that is split over the devices, if there is one."""
         shape, devices = jnp.shape(leaf), self.devices
         axis = self.meta(jax.ShapeDtypeStruct(shape, leaf.dtype), devices)
-        if axis is None or (axis in range(len(shape)) and shape[axis] % devices == 0):
-            return axis
+        if axis is None:
+            return PartitionSpec()
+        if axis in range(len(shape)) and shape[axis] % devices == 0:
+            return PartitionSpec(*[None] * axis, self.mesh.axis_names)
         raise StructureError(
             "a leaf of meta cannot be spread along the axis that the rule gives",
             got=f"axis {axis!r} of a leaf of shape {shape}, on {devices} devices",
@@ -191,20 +191,11 @@ class Sharding(Placement):
             write="Sharding(mesh, largest_axis)",
         )
 
-    def _part(self, axis: int | None) -> PartitionSpec:
-        if axis is None:
-            return PartitionSpec()
-        return PartitionSpec(*[None] * axis, self.mesh.axis_names)
-
     def _sharding(self, leaf: Any) -> NamedSharding:
-        return self._named(self._part(self._axis(leaf)))
+        return self._named(self._part(leaf))
 
     def _named(self, spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(self.mesh, spec)
-
-    def _rows(self, tasks: int) -> np.ndarray:
-        """Each task once, then the last one repeated until the devices share the rows evenly."""
-        return np.minimum(np.arange(round_up(tasks, self.devices)), tasks - 1)
 
 
 def round_up(count: int, multiple: int) -> int:
@@ -231,7 +222,23 @@ def placement(devices: Any) -> Placement:
         StructureError: If `devices` is anything else, if there are fewer devices, or if one of
             several processes has no device among them.
     """
-    place = _placement(devices)
+    place = devices
+    if devices is None:
+        place = OneDevice()
+    elif isinstance(devices, Mesh):
+        place = Sharding(devices)
+    elif not isinstance(devices, Placement):
+        found = jax.devices()
+        count = len(found) if devices == "all" else devices
+        if count > len(found):
+            raise StructureError(
+                "there are not so many devices",
+                got=f"devices={count} of {len(found)} ({found[0].platform})",
+                expected=f"at most {len(found)}",
+                write=f"devices={len(found)}, or XLA_FLAGS=--xla_force_host_platform_device_count="
+                f"{count} for as many on the host's processor",
+            )
+        place = Sharding(Mesh(np.asarray(found[:count]), ("tasks",)))
     mesh = place.mesh.devices.flat if isinstance(place, Sharding) else jax.local_devices()[:1]
     without = set(range(jax.process_count())) - {device.process_index for device in mesh}
     if without:
@@ -242,32 +249,6 @@ def placement(devices: Any) -> Placement:
             write="fit(..., devices='all') (--devices all)",
         )
     return place
-
-
-def _placement(devices: Any) -> Placement:
-    if devices is None:
-        return OneDevice()
-    if isinstance(devices, Placement):
-        return devices
-    if isinstance(devices, Mesh):
-        return Sharding(devices)
-    found = jax.devices()
-    if devices == "all":
-        return Sharding(Mesh(np.asarray(found), ("tasks",)))
-    if devices > len(found):
-        raise StructureError(
-            "there are not so many devices",
-            got=f"devices={devices} of {len(found)} ({found[0].platform})",
-            expected=f"at most {len(found)}",
-            write=f"devices={len(found)}, or XLA_FLAGS=--xla_force_host_platform_device_count="
-            f"{devices} for as many on the host's processor",
-        )
-    return Sharding(Mesh(np.asarray(found[:devices]), ("tasks",)))
-
-
-def _with_automatic_axes(mesh: Any) -> Mesh:
-    """The mesh with automatic axes, over which JAX propagates shardings, and not explicit ones."""
-    return Mesh(mesh.devices, mesh.axis_names) if isinstance(mesh, Mesh) else mesh
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -69,7 +69,7 @@ def lengths_of(horizon: Horizon, window: int, overlap: int, problem: Problem) ->
 
 def as_tuple(horizon: Horizon) -> tuple[int, ...]:
     """The horizons as a tuple."""
-    return horizon if isinstance(horizon, tuple) else (horizon,)
+    return (horizon,) if isinstance(horizon, int | np.integer) else tuple(horizon)
 
 
 def check_windows(window: Any, horizon: Any, overlap: Any, name: str) -> None:
@@ -81,11 +81,8 @@ def check_windows(window: Any, horizon: Any, overlap: Any, name: str) -> None:
             expected="0 <= overlap < window",
             write=f"{name}(window={overlap + 1}, ..., overlap={overlap}), or a smaller overlap",
         )
-    if not as_tuple(horizon):
-        require(at_least(window), "horizon", horizon, name)
     stride = window - overlap
     for length in as_tuple(horizon):
-        require(at_least(1), "horizon", length, name)
         if length >= window and (length - overlap) % stride == 0:
             continue
         near = overlap + stride * max(1, round((length - overlap) / stride))

@@ -4,10 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree, Scalar
+from jaxtyping import Array, PyTree, Scalar
 
 from innerloop.errors import StructureError
-from innerloop.trees import all_finite
 
 
 def named_metrics(aux: Any) -> dict[str, Any]:
@@ -39,14 +38,3 @@ def mean_metrics(metrics: PyTree, weight: Array | None) -> dict[str, Scalar]:
         return jnp.sum(jnp.where(weights != 0, weights * leaf, 0)) / jnp.sum(weights)
 
     return {name: weighted(leaf) for name, leaf in metrics.items()}
-
-
-def key_numbers(keys: jax.Array) -> jax.Array:
-    """Random keys as arrays of numbers."""
-    is_typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(keys) if is_typed else keys
-
-
-def is_sound(loss: Scalar, grads: PyTree) -> Bool[Array, ""]:
-    """Whether a loss and its gradient are finite."""
-    return all_finite((loss, grads))

@@ -2,65 +2,36 @@
 
 import abc
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Origin
-from innerloop.arguments import at_least, number, or_none, with_methods
+from innerloop.arguments import at_least, each, either, number, or_none, with_methods
 from innerloop.checks import describe
 from innerloop.devices.placement import Placement
+from innerloop.devices.sharding import round_up
 from innerloop.errors import GradientError, StructureError
 from innerloop.estimators.base import Apart, Estimate, TaskFaults
-from innerloop.estimators.horizons import Horizon, Lengths, check_windows, lengths_of
+from innerloop.estimators.horizons import Horizon, as_tuple, check_windows, lengths_of
 from innerloop.estimators.learning import LearningEstimator
-from innerloop.estimators.metrics import key_numbers, mean_metrics
-from innerloop.estimators.window import (
-    InnerRun,
-    Window,
-    choose,
-    drawn_horizon,
-    task_of_run,
-)
+from innerloop.estimators.metrics import mean_metrics
+from innerloop.estimators.window import Followed, InnerRun, Window, choose, task_of_run
 from innerloop.gradients.base import Aux
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.learner import Learner
 from innerloop.objective import check_meta, sum_over_tasks
-from innerloop.problem import Problem
 from innerloop.tasks import StreamedTasks, TaskDistribution
-from innerloop.trees import all_finite, leaf_shapes
+from innerloop.trees import all_finite, key_numbers, leaf_shapes
 
-
-class WindowResult(NamedTuple):
-    """What an estimator makes of one window of one inner run.
-
-    Attributes:
-        loss: The loss of the window.
-        gradient: Its gradient as leaves, None for a leaf that is not reached.
-        state: What is carried to the next window.
-        metrics: As in `Aux`.
-        info: As in `Aux`.
-        diverged: How many of the run's particles are no longer finite.
-        alive: Whether any particle is finite.
-    """
-
-    loss: Scalar
-    gradient: list[Array | None]
-    state: PyTree
-    metrics: PyTree
-    info: PyTree
-    diverged: Int[Array, ""]
-    alive: Bool[Array, ""]
-
-
-class _Found(NamedTuple):
-    """What comes back of one inner run, beside its loss."""
-
-    aux: Aux
-    run: InnerRun
-    counts: Bool[Array, ""]
+WindowResult = tuple[Followed, list[Array | None], Int[Array, ""]]
+"""What an estimator makes of one window of one inner run: the window, with what is carried to the
+next one as its state; its gradient as leaves, None for a leaf that is not reached; and how many of
+the run's particles are no longer finite."""
 
 
 class OnlineWindows(LearningEstimator):
@@ -99,7 +70,7 @@ class OnlineWindows(LearningEstimator):
         "sample", what="a task distribution", such_as="tasks.SinusoidTasks(5, 5)"
     )
     window: int = at_least(1, such_as=20)
-    horizon: Horizon
+    horizon: Horizon = either(at_least(1, such_as=100), each(at_least(1)))
     batch: int = at_least(1, such_as=8)
     clip: float | None = or_none(number(such_as=10.0), default=None, kw_only=True)
 
@@ -110,18 +81,30 @@ class OnlineWindows(LearningEstimator):
 
     def __check_init__(self):
         name = type(self).__name__
-        self._check_steps(name)
+        if isinstance(self.tasks, StreamedTasks):
+            raise StructureError(
+                "inner runs draw their tasks on the device, when another run has ended",
+                got=f"{name} with StreamedTasks",
+                expected="a task distribution",
+                write=f"{name}(..., tasks, ...) with tasks from data that the device holds",
+            )
+        if self.adaptation.origin is not Origin.STEPS or self.adaptation.steps is None:
+            raise GradientError(
+                f"{name} runs a window of steps at a time, and there are no steps to stop between",
+                got=f"{type(self.adaptation).__name__}: {self.adaptation.origin.value}",
+                expected="an adaptation by steps",
+                write="GradientDescent(optimizer, steps=1); the estimator's horizon says how many "
+                "steps are taken. Or WholeTasks, with a meta-gradient for this adaptation",
+            )
         check_windows(self.window, self.horizon, self.overlap, name)
 
-    @abc.abstractmethod
     def begin(self, state: PyTree, meta: PyTree) -> PyTree:
-        """What is carried of a run whose inner state is `state`."""
+        """What is carried of a run whose inner state is `state`: by default that state alone."""
+        return state
 
     @abc.abstractmethod
-    def estimate(
-        self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray
-    ) -> WindowResult:
-        """The next window of one run, from what was carried of it."""
+    def estimate(self, window: Window, meta: PyTree, key: PRNGKeyArray) -> WindowResult:
+        """The next window of one run; `window.run.state` is what was carried of it."""
 
     @property
     def learner(self) -> Learner:
@@ -138,7 +121,7 @@ class OnlineWindows(LearningEstimator):
                 "the devices cannot share the inner runs evenly",
                 got=f"batch={self.batch} on {devices} devices",
                 expected="a multiple of the number of devices",
-                write=f"{type(self).__name__}(..., batch={-(-self.batch // devices) * devices})",
+                write=f"{type(self).__name__}(..., batch={round_up(self.batch, devices)})",
             )
         return dataclasses.replace(self, placement=placement)
 
@@ -152,7 +135,7 @@ class OnlineWindows(LearningEstimator):
         come to their end in the same outer step ever after.
         """
         check_meta(meta)
-        begun = self._begins(outer_step, meta)
+        begun = partial(self._begun, self._windows(outer_step), meta)
         runs = jax.vmap(begun)(jax.random.split(key, self.batch))
         stride = self.window - self.overlap
         windows = (runs.end - self.overlap) // stride
@@ -162,25 +145,21 @@ class OnlineWindows(LearningEstimator):
     def step(self, meta, state, data, key, outer_step) -> tuple[Estimate, InnerRun]:
         check_meta(meta)
         key = jax.random.fold_in(key, outer_step)
-        begun = self._begins(outer_step, meta)
-        self._check_state(state, begun, key)
+        windows = self._windows(outer_step)
+        self._check_state(state, partial(self._begun, windows, meta), key)
         batch = len(state.step)
         weights = jnp.ones(batch) if state.episode.weight is None else state.episode.weight
-        problem, adaptation = self.at(outer_step)
-        lengths = self._lengths(problem)
 
         def next_window(meta: PyTree, run: InnerRun, key: PRNGKeyArray):
             noise_key, new_key = jax.random.split(key)
-            loss, found = self._next_window(problem, adaptation, lengths, meta, run, noise_key)
-            fresh = self._begun(problem, adaptation, lengths, meta, new_key)
-            replaced = found.aux.diagnostics["replaced"]
-            return loss, found._replace(run=choose(replaced, fresh, found.run))
+            loss, aux, after = self._next_window(windows(run), meta, noise_key)
+            fresh = self._begun(windows, meta, new_key)
+            return loss, (aux, choose(aux.diagnostics["replaced"], fresh, after))
 
         unreached: list[str] = []
         sums = self.placement.spread(sum_over_tasks(next_window, self.chunk, unreached))
-        total, found, grads = sums(meta, state, jax.random.split(key, batch), weights)
-        estimate = _mean(total, found, grads, weights, state.episode.weight, unreached)
-        return estimate, self.placement.by_task(found.run)
+        total, (aux, runs), grads = sums(meta, state, jax.random.split(key, batch), weights)
+        return _mean(total, aux, grads, weights, unreached), self.placement.by_task(runs)
 
     def apart(self, meta, state, data, key, outer_step, norm) -> Apart:
         """Runs are kept apart in every step; a step is not finite only if no run is."""
@@ -189,68 +168,45 @@ class OnlineWindows(LearningEstimator):
         nothing = jax.tree.map(jnp.zeros_like, estimate.grads)
         return Apart(nothing, after, {"": TaskFaults(jnp.zeros(len(keys), bool), keys)})
 
-    def _lengths(self, problem: Problem) -> Lengths:
-        return lengths_of(self.horizon, self.window, self.overlap, problem)
-
-    def _begins(self, outer_step: Any, meta: PyTree):
-        """The function `key -> run` that begins a run."""
+    def _windows(self, outer_step: Any) -> Callable[[InnerRun], Window]:
+        """The function `run -> window` that gives the next window of a run at an outer step."""
         problem, adaptation = self.at(outer_step)
-        lengths = self._lengths(problem)
-        return lambda key: self._begun(problem, adaptation, lengths, meta, key)
+        lengths = lengths_of(self.horizon, self.window, self.overlap, problem)
+        size = (self.window, self.overlap, self.clip)
+        return lambda run: Window(problem, adaptation, lengths, run, *size)
 
-    def _begun(self, problem, adaptation, lengths: Lengths, meta: PyTree, key) -> InnerRun:
+    def _begun(self, windows: Callable[[InnerRun], Window], meta: PyTree, key: Any) -> InnerRun:
         """A run that has not taken a step yet.
 
         Its state is a placeholder; the first window initialises it, with the meta-parameters that
         the window is run with.
         """
         episode, _ = task_of_run(self.tasks, key)
-        horizon = drawn_horizon(lengths, key)
-        end = jnp.asarray(lengths.lengths)[horizon]
-        run = InnerRun(key, episode, horizon, end, jnp.int32(0), None)
-        state = self._window(problem, adaptation, lengths, run).begin(meta)
-        return run._replace(state=self.begin(state, meta))
+        lengths = jnp.asarray(as_tuple(self.horizon), jnp.int32)
+        horizon = jax.random.randint(jax.random.split(key, 3)[2], (), 0, len(lengths), jnp.int32)
+        run = InnerRun(key, episode, horizon, lengths[horizon], jnp.int32(0), None)
+        return run._replace(state=self.begin(windows(run).begin(meta), meta))
 
-    def _window(self, problem, adaptation, lengths: Lengths, run: InnerRun) -> Window:
-        return Window(problem, adaptation, lengths, run, self.window, self.overlap, self.clip)
-
-    def _next_window(self, problem, adaptation, lengths: Lengths, meta, run: InnerRun, key):
+    def _next_window(self, window: Window, meta: PyTree, key: PRNGKeyArray):
+        """Loss, aux and the run after a window."""
         fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
-        window = self._window(problem, adaptation, lengths, run)
-        result = self.estimate(window, fixed, run.state, key)
-        sound = jnp.isfinite(result.loss) & all_finite(result.gradient)
-        counts = sound if self.clip is None else jnp.isfinite(result.loss)
-        gradient = [None if leaf is None else jnp.where(sound, leaf, 0) for leaf in result.gradient]
-        loss = jnp.where(counts, result.loss, 0)
+        found, gradient, diverged = self.estimate(window, fixed, key)
+        sound = jnp.isfinite(found.loss) & all_finite(gradient)
+        counts = sound if self.clip is None else jnp.isfinite(found.loss)
+        gradient = [None if leaf is None else jnp.where(sound, leaf, 0) for leaf in gradient]
+        loss = jnp.where(counts, found.loss, 0)
         loss = known_gradient(f"{type(self).__name__}()", loss, gradient, meta)
-        last = run.step + self.window
+        run, last = window.run, window.run.step + self.window
         diagnostics = {
             "step": last,
-            "horizon": jnp.asarray(lengths.lengths)[run.horizon],
+            "horizon": jnp.asarray(window.lengths.lengths)[run.horizon],
             "key": run.key,
-            "diverged": result.diverged,
-            "replaced": (last >= run.end) | ~sound | ~result.alive,
+            "diverged": diverged,
+            "replaced": (last >= run.end) | ~sound | ~found.finite,
             "counts": counts,
         }
-        after = run._replace(step=last - self.overlap, state=result.state)
-        return loss, _Found(Aux(result.metrics, result.info, diagnostics), after, counts)
-
-    def _check_steps(self, name: str) -> None:
-        if isinstance(self.tasks, StreamedTasks):
-            raise StructureError(
-                "inner runs draw their tasks on the device, when another run has ended",
-                got=f"{name} with StreamedTasks",
-                expected="a task distribution",
-                write=f"{name}(..., tasks, ...) with tasks from data that the device holds",
-            )
-        if self.adaptation.origin is not Origin.STEPS or self.adaptation.steps is None:
-            raise GradientError(
-                f"{name} runs a window of steps at a time, and there are no steps to stop between",
-                got=f"{type(self.adaptation).__name__}: {self.adaptation.origin.value}",
-                expected="an adaptation by steps",
-                write="GradientDescent(optimizer, steps=1); the estimator's horizon says how many "
-                "steps are taken. Or WholeTasks, with a meta-gradient for this adaptation",
-            )
+        after = run._replace(step=last - self.overlap, state=found.state)
+        return loss, Aux(found.metrics, found.info, diagnostics), after
 
     def _check_state(self, state: Any, begun: Any, key: PRNGKeyArray) -> None:
         """Raise `StructureError` unless the state holds runs of this estimator and this meta."""
@@ -275,16 +231,14 @@ def _shapes(runs: PyTree) -> dict[str, str]:
     return leaf_shapes(one)
 
 
-def _mean(
-    total: Scalar, found: _Found, grads: PyTree, weights: Array, weight: Any, unreached: list[str]
-) -> Estimate:
+def _mean(total: Scalar, aux: Aux, grads: PyTree, weights: Array, unreached: list[str]) -> Estimate:
     """Over the runs that count: NaN and zeros if no run does."""
-    counted = jnp.sum(jnp.where(found.counts, weights, 0))
+    judged = jnp.where(aux.diagnostics["counts"], weights, 0)
+    counted = jnp.sum(judged)
     mean = lambda leaf: jnp.where(counted > 0, leaf / counted.astype(leaf.dtype), 0)
     marks = {name: jnp.ones(len(weights), bool) for name in unreached}
-    aux = found.aux._replace(diagnostics=found.aux.diagnostics | {"unreached": marks})
+    aux = aux._replace(diagnostics=aux.diagnostics | {"unreached": marks})
     loss = total / counted.astype(total.dtype)
-    judged = jnp.where(aux.diagnostics["counts"], 1.0 if weight is None else weight, 0.0)
     diverged = jnp.sum(aux.diagnostics["diverged"]).astype(loss.dtype)
     metrics = {"diverged": diverged} | mean_metrics(aux.metrics, judged)
     return Estimate(loss, jax.tree.map(mean, grads), metrics, aux)

@@ -5,14 +5,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.arguments import at_least, or_none, positive
 from innerloop.checks import is_floating
 from innerloop.estimators.online_windows import OnlineWindows, WindowResult
 from innerloop.estimators.settings import NO_SETTING
 from innerloop.estimators.window import Followed, Window
-from innerloop.gradients.evolution import gaussian
+from innerloop.trees import add, drawn_like
 
 
 class Particles(NamedTuple):
@@ -26,20 +26,6 @@ class Particles(NamedTuple):
 
     states: PyTree
     noise: PyTree
-
-
-class PairLoss(NamedTuple):
-    r"""The losses of a pair in a window.
-
-    Attributes:
-        slope: $(L_+ - L_-) / 2\sigma^2$.
-        mean: The mean of the two losses.
-        finite: Whether both particles are finite.
-    """
-
-    slope: Scalar
-    mean: Scalar
-    finite: Bool[Array, "..."]
 
 
 class AntitheticPairs(OnlineWindows):
@@ -62,30 +48,26 @@ class AntitheticPairs(OnlineWindows):
 
     def drawn(self, key: PRNGKeyArray, meta: PyTree) -> PyTree:
         """One perturbation."""
-        return jax.tree.map(lambda draw: self.sigma * draw, gaussian(key, meta))
+        return jax.tree.map(lambda draw: self.sigma * draw, drawn_like(key, meta))
 
-    def follow(
-        self, window: Window, meta: PyTree, states: PyTree, noise: PyTree
-    ) -> tuple[Followed, PairLoss]:
+    def follow(self, window: Window, meta: PyTree, states: PyTree, noise: PyTree) -> Followed:
         """Run a pair, whose states are stacked, through a window."""
 
         def particle(sign, state):
-            perturbed = jax.tree.map(
-                lambda leaf, draw: leaf + sign.astype(leaf.dtype) * draw, meta, noise
-            )
-            return window.follow(perturbed, state)._replace(info=None)
+            return window.follow(add(meta, noise, sign), state)._replace(info=None)
 
-        both = jax.vmap(particle)(jnp.array([1.0, -1.0]), states)
-        plus, minus = both.loss
-        slope = (plus - minus) / (2 * self.sigma**2)
-        return both, PairLoss(slope, (plus + minus) / 2, jnp.all(both.finite))
+        return jax.vmap(particle)(jnp.array([1.0, -1.0]), states)
 
-    def gradient(self, losses: PairLoss, noise: PyTree) -> tuple[Scalar, list[Array | None]]:
+    def gradient(
+        self, losses: Float[Array, "pairs 2"], noise: PyTree
+    ) -> tuple[Scalar, list[Array | None]]:
         """Loss and estimate, as means over the pairs whose losses are finite; NaN if none is."""
-        usable = jnp.isfinite(losses.slope) & jnp.isfinite(losses.mean)
-        count = jnp.sum(usable.astype(losses.mean.dtype))
-        loss = jnp.sum(jnp.where(usable, losses.mean, 0)) / count
-        slopes = jnp.where(usable, losses.slope, 0) / count
+        plus, minus = losses[:, 0], losses[:, 1]
+        slopes, means = (plus - minus) / (2 * self.sigma**2), (plus + minus) / 2
+        usable = jnp.isfinite(slopes) & jnp.isfinite(means)
+        count = jnp.sum(usable.astype(means.dtype))
+        loss = jnp.sum(jnp.where(usable, means, 0)) / count
+        slopes = jnp.where(usable, slopes, 0) / count
         leaves = jax.tree.leaves(noise)
         return loss, [jnp.tensordot(slopes.astype(leaf.dtype), leaf, 1) for leaf in leaves]
 
@@ -111,28 +93,20 @@ class CarriedPairs(AntitheticPairs):
         noise = lambda leaf: jnp.zeros((self.pairs, *jnp.shape(leaf)), jnp.result_type(leaf))
         return Particles(jax.tree.map(stacked, state), jax.tree.map(noise, meta))
 
-    def estimate(
-        self, window: Window, meta: PyTree, state: Particles, key: PRNGKeyArray
-    ) -> WindowResult:
+    def estimate(self, window: Window, meta: PyTree, key: PRNGKeyArray) -> WindowResult:
         """Losses of every pair, credited to its perturbations."""
 
         def pair(states: PyTree, noise: PyTree, key: PRNGKeyArray):
             applied, credited = self.perturb(noise, self.drawn(key, meta), window.begins)
-            both, losses = self.follow(window, meta, states, applied)
-            return Particles(both.state, credited), losses, both
+            return self.follow(window, meta, states, applied), credited
 
         keys = jax.random.split(key, self.pairs)
-        particles, losses, followed = self.each_pair(pair, state.states, state.noise, keys)
-        loss, gradient = self.gradient(losses, particles.noise)
-        return WindowResult(
-            loss=loss,
-            gradient=gradient,
-            state=particles,
-            metrics=mean_of_finite(followed.metrics, followed.finite),
-            info=None,
-            diverged=jnp.sum(~followed.finite, dtype=jnp.int32),
-            alive=jnp.any(losses.finite),
-        )
+        both, noise = self.each_pair(pair, *window.run.state, keys)
+        loss, gradient = self.gradient(both.loss, noise)
+        metrics = mean_of_finite(both.metrics, both.finite)
+        alive = jnp.any(jnp.all(both.finite, axis=1))
+        followed = Followed(loss, metrics, Particles(both.state, noise), None, alive)
+        return followed, gradient, jnp.sum(~both.finite, dtype=jnp.int32)
 
 
 def mean_of_finite(metrics: PyTree, finite: Bool[Array, "pairs 2"]) -> PyTree:

@@ -5,11 +5,10 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
-from innerloop.trees import is_key
+from innerloop.trees import key_numbers
 
 NO_SETTING = {"setting": False}
 """Metadata of a field that changes how numbers are computed, but only by rounding."""
@@ -24,46 +23,36 @@ def settings_of(value: Any, name: str = "") -> dict[str, Any]:
     A module is described by its class, a function by its qualified name, an array by its type,
     shape and checksum. Fields whose metadata is `NO_SETTING` are left out.
     """
-    found: dict[str, Any] = {}
-    if name:
-        found[name] = type(value).__name__
-    for field, each in _parts(value):
-        dotted = f"{name}.{field}" if name else field
-        if _is_compound(each):
-            found |= settings_of(each, dotted)
-        else:
-            found[dotted] = _plain(each)
+    parts = _parts(value)
+    if parts is None:
+        return {name: _plain(value)}
+    found: dict[str, Any] = {name: type(value).__name__} if name else {}
+    for part, each in parts.items():
+        found |= settings_of(each, f"{name}.{part}" if name else part)
     return found
 
 
-def _parts(value: Any) -> list[tuple[str, Any]]:
+def _parts(value: Any) -> dict[str, Any] | None:
+    """What a module, a mapping or a tuple is made of; None for anything else."""
+    if isinstance(value, type):
+        return None
     if dataclasses.is_dataclass(value):
         fields = (f for f in dataclasses.fields(value) if f.metadata.get("setting", True))
-        return [(field.name, getattr(value, field.name)) for field in fields]
+        return {field.name: getattr(value, field.name) for field in fields}
     if hasattr(value, "_fields"):  # a named tuple
-        return list(zip(value._fields, value, strict=True))
-    if isinstance(value, Mapping):
-        return [(str(key), each) for key, each in value.items()]
-    return [(str(i), each) for i, each in enumerate(value)]
-
-
-def _is_compound(value: Any) -> bool:
-    is_module = isinstance(value, eqx.Module) or dataclasses.is_dataclass(value)
-    return (is_module or isinstance(value, Mapping | tuple | list)) and not isinstance(value, type)
+        return value._asdict()
+    if isinstance(value, tuple | list):
+        value = dict(enumerate(value))
+    return {str(key): each for key, each in value.items()} if isinstance(value, Mapping) else None
 
 
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _array(value)
-    return getattr(value, "__qualname__", type(value).__name__)
-
-
-def _array(value: Any) -> str:
-    if is_key(value):
-        value = jax.random.key_data(value)
-    said = f"{value.dtype}{list(value.shape)}"
-    if value.nbytes >= _LARGE:
+    if not isinstance(value, np.ndarray | np.generic | jax.Array):
+        return getattr(value, "__qualname__", type(value).__name__)
+    numbers = key_numbers(value)
+    said = f"{numbers.dtype}{list(numbers.shape)}"
+    if numbers.nbytes >= _LARGE:
         return said
-    return f"{said} {zlib.crc32(np.ascontiguousarray(value).tobytes()):08x}"
+    return f"{said} {zlib.crc32(np.ascontiguousarray(numbers).tobytes()):08x}"

@@ -57,30 +57,18 @@ class TruncatedES(AntitheticPairs):
             "state at which it begins is dropped.",
         )
 
-    def begin(self, state: PyTree, meta: PyTree) -> PyTree:
-        """The inner state that all particles begin a window with."""
-        return state
-
-    def estimate(
-        self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray
-    ) -> WindowResult:
+    def estimate(self, window: Window, meta: PyTree, key: PRNGKeyArray) -> WindowResult:
         """Losses of every pair, credited to its perturbation, and the run itself."""
+        state = window.run.state
         both = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (2, *leaf.shape)), state)
 
         def pair(key: PRNGKeyArray):
             noise = self.drawn(key, meta)
-            followed, losses = self.follow(window, meta, both, noise)
-            return losses, noise, followed.finite
+            followed = self.follow(window, meta, both, noise)
+            return followed.loss, noise, followed.finite
 
         losses, noise, finite = self.each_pair(pair, jax.random.split(key, self.pairs))
         _, gradient = self.gradient(losses, noise)
         centre = window.follow(meta, state)
-        return WindowResult(
-            loss=centre.loss,
-            gradient=gradient,
-            state=centre.state,
-            metrics=centre.metrics,
-            info=centre.info,
-            diverged=jnp.sum(~finite, dtype=jnp.int32) + jnp.where(centre.finite, 0, 1),
-            alive=centre.finite,
-        )
+        diverged = jnp.sum(~finite, dtype=jnp.int32) + jnp.where(centre.finite, 0, 1)
+        return centre, gradient, diverged

@@ -1,6 +1,5 @@
 """Truncated backpropagation: differentiate one window, take what came before as given."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
@@ -12,9 +11,8 @@ from innerloop.estimators.window import Window
 from innerloop.fidelity import Fidelity, combined
 from innerloop.gradients.last import Last
 from innerloop.gradients.names import gradient_name
-from innerloop.gradients.reach import detached, reached_leaves, watch_reach
+from innerloop.gradients.reach import reached_leaves, watched_value_and_grad
 from innerloop.gradients.unroll import Unroll
-from innerloop.trees import leaf_names
 
 
 class TruncatedUnroll(OnlineWindows):
@@ -74,30 +72,14 @@ class TruncatedUnroll(OnlineWindows):
         )
         return combined([truncated, self.unroll.fidelity(self.adaptation, self.problem)])
 
-    def begin(self, state: PyTree, meta: PyTree) -> PyTree:
-        """The inner state."""
-        return state
-
-    def estimate(
-        self, window: Window, meta: PyTree, state: PyTree, key: PRNGKeyArray
-    ) -> WindowResult:
+    def estimate(self, window: Window, meta: PyTree, key: PRNGKeyArray) -> WindowResult:
         """Loss and gradient of the window."""
-        mark, unreached = watch_reach(meta)
 
         def loss(meta: PyTree):
-            result = window.follow(mark(meta), state, self.unroll.inner, self.unroll.loop)
-            return result.loss, result
+            state = window.run.state
+            followed = window.follow(meta, state, self.unroll.inner, self.unroll.loop)
+            return followed.loss, followed
 
-        (_, result), gradient = jax.value_and_grad(loss, has_aux=True)(meta)
-        leaves = reached_leaves(gradient, unreached())
-        if all(leaf is None for leaf in leaves):
-            raise detached(", ".join(leaf_names(meta)))
-        return WindowResult(
-            loss=result.loss,
-            gradient=leaves,
-            state=result.state,
-            metrics=result.metrics,
-            info=result.info,
-            diverged=jnp.where(result.finite, 0, 1).astype(jnp.int32),
-            alive=result.finite,
-        )
+        (_, followed), gradient, unreached = watched_value_and_grad(loss, meta)
+        diverged = (~followed.finite).astype(jnp.int32)
+        return followed, reached_leaves(gradient, unreached), diverged

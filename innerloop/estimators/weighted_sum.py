@@ -1,7 +1,7 @@
 """The weighted sum of estimators: a mixture of kinds of tasks, or of ways to learn them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +13,7 @@ from innerloop.checks import describe_briefly
 from innerloop.errors import StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskSet
 from innerloop.estimators.combination import Combination, joined
-from innerloop.estimators.metrics import is_sound
+from innerloop.trees import all_finite
 
 
 class WeightedSum(Combination):
@@ -43,10 +43,11 @@ class WeightedSum(Combination):
 
     def __init__(self, *parts: tuple[Estimator, float], **named: tuple[Estimator, float]):
         numbered = {str(i): part for i, part in enumerate(parts)}
-        if numbered.keys() & named.keys():
+        twice = numbered.keys() & named.keys()
+        if twice:
             raise StructureError(
                 "two parts of a weighted sum have the same name",
-                got=", ".join(sorted(numbered.keys() & named.keys())),
+                got=", ".join(sorted(twice)),
                 expected="names that are not the numbers of unnamed parts",
                 write="WeightedSum(sines=(estimator, 3.0), lines=(another, 1.0))",
             )
@@ -87,8 +88,8 @@ class WeightedSum(Combination):
         return tuple(part.init(meta, own, outer_step) for part, own in self._keyed(key))
 
     def enter(self, state: PyTree, meta: PyTree, key: PRNGKeyArray, outer_step: int) -> PyTree:
-        parts = zip(self._keyed(key), state, strict=True)
-        return tuple(part.enter(held, meta, own, outer_step) for (part, own), held in parts)
+        parts = self._keyed(key, state)
+        return tuple(part.enter(held, meta, own, outer_step) for part, own, held in parts)
 
     def per_task(self, state: PyTree) -> PyTree:
         return tuple(part.per_task(held) for part, held in zip(self.parts, state, strict=True))
@@ -97,60 +98,48 @@ class WeightedSum(Combination):
         return tuple(part.feed(own, first_step, n) for part, own in self._keyed(key))
 
     def step(self, meta, state, data, key, outer_step) -> tuple[Estimate, PyTree]:
-        given = zip(self._keyed(key), state, data, strict=True)
-        results = [
-            part.step(meta, held, own, own_key, outer_step) for (part, own_key), held, own in given
-        ]
-        found = dict(zip(self.names, (estimate for estimate, _ in results), strict=True))
-        losses = jnp.stack([each.loss for each in found.values()])
-        sound = jnp.stack([is_sound(each.loss, each.grads) for each in found.values()])
+        parts = self._keyed(key, state, data)
+        results = [part.step(meta, held, fed, own, outer_step) for part, own, held, fed in parts]
+        estimates, after = zip(*results, strict=True)
+        losses = jnp.stack([each.loss for each in estimates])
+        sound = jnp.stack([all_finite((each.loss, each.grads)) for each in estimates])
         weights = jnp.where(sound, jnp.asarray(self.shares, losses.dtype), 0)
         weights = weights / jnp.sum(weights)  # NaN if no part is finite
         grads = [
             jax.tree.map(lambda leaf, ok=ok: jnp.where(ok, leaf, 0), each.grads)
-            for ok, each in zip(sound, found.values(), strict=True)
+            for ok, each in zip(sound, estimates, strict=True)
         ]
         loss = _weighted(weights, *jnp.where(sound, losses, 0))
-        metrics = {
-            f"{name}/{metric}": value
-            for name, each in found.items()
-            for metric, value in ({"loss": each.loss} | each.metrics).items()
-        }
+        metrics = self._joined([{"loss": each.loss} | each.metrics for each in estimates])
         mean = jax.tree.map(lambda *leaves: _weighted(weights, *leaves), *grads)
-        aux = {name: each.aux for name, each in found.items()}
-        return Estimate(loss, mean, metrics, aux), tuple(after for _, after in results)
+        aux = dict(zip(self.names, (each.aux for each in estimates), strict=True))
+        return Estimate(loss, mean, metrics, aux), after
 
     def apart(self, meta, state, data, key, outer_step, norm) -> Apart:
-        given = zip(self._keyed(key), state, data, strict=True)
+        parts = self._keyed(key, state, data)
         results = [
-            part.apart(meta, held, own, own_key, outer_step, norm)
-            for (part, own_key), held, own in given
+            part.apart(meta, held, fed, own, outer_step, norm) for part, own, held, fed in parts
         ]
+        grads, after, faults = zip(*results, strict=True)
         weights = jnp.asarray(self.shares)
-        grads = jax.tree.map(
-            lambda *leaves: _weighted(weights, *leaves), *(each.grads for each in results)
-        )
-        named = zip(self.names, results, strict=True)
-        faults = {joined(name, inner): f for name, r in named for inner, f in r.faults.items()}
-        return Apart(grads, tuple(each.state for each in results), faults)
+        mean = jax.tree.map(lambda *leaves: _weighted(weights, *leaves), *grads)
+        return Apart(mean, after, self._joined(faults))
 
     def tasks_of_step(self, key: PRNGKeyArray, outer_step: int) -> dict[str, TaskSet]:
-        found: dict[str, TaskSet] = {}
-        for name, (part, own) in zip(self.names, self._keyed(key), strict=True):
-            tasks = part.tasks_of_step(own, outer_step)
-            inner = {"": tasks} if isinstance(tasks, TaskSet) else tasks
-            found |= {joined(name, part_name): each for part_name, each in inner.items()}
-        return found
+        found = [part.tasks_of_step(own, outer_step) for part, own in self._keyed(key)]
+        return self._joined([{"": each} if isinstance(each, TaskSet) else each for each in found])
 
     def checked_parts(self, key: PRNGKeyArray) -> dict[str, CheckedPart]:
-        return {
-            joined(name, inner): checked
-            for name, (part, own) in zip(self.names, self._keyed(key), strict=True)
-            for inner, checked in part.checked_parts(own).items()
-        }
+        return self._joined([part.checked_parts(own) for part, own in self._keyed(key)])
 
-    def _keyed(self, key: PRNGKeyArray) -> list[tuple[Estimator, PRNGKeyArray]]:
-        return list(zip(self.parts, jax.random.split(key, len(self.parts)), strict=True))
+    def _keyed(self, key: PRNGKeyArray, *more: Any) -> Iterator[tuple]:
+        """Each part with its key, and with its entry of each of `more`."""
+        return zip(self.parts, jax.random.split(key, len(self.parts)), *more, strict=True)
+
+    def _joined(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """What was found of each part by name, under the part's name."""
+        named = zip(self.names, found, strict=True)
+        return {joined(name, inner): each for name, parts in named for inner, each in parts.items()}
 
 
 def _said(part: Any) -> str:

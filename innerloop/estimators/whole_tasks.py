@@ -1,7 +1,6 @@
 """The estimator of whole tasks: each outer step learns a batch of fresh tasks."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,19 +12,21 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, instance, with_methods
 from innerloop.devices.placement import OneDevice, Placement
+from innerloop.devices.sharding import round_up
+from innerloop.diagnostics import Plan, plan
+from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.errors import StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, TaskFaults, TaskSet
 from innerloop.estimators.learning import LearningEstimator
-from innerloop.estimators.metrics import is_sound, key_numbers, mean_metrics
-from innerloop.estimators.planning import planned
-from innerloop.gradients import MetaGradient
+from innerloop.estimators.metrics import mean_metrics
+from innerloop.gradients import Implicit, MetaGradient
 from innerloop.gradients.base import Fidelity
 from innerloop.learner import Learner
 from innerloop.objective import SumOverTasks, meta_value_and_grad, task_count
 from innerloop.problem import Episode
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.tasks.streamed import on_device
-from innerloop.trees import shorten, tree_bytes
+from innerloop.trees import all_finite, key_numbers, shorten, tree_bytes
 
 
 class WholeTasks(LearningEstimator):
@@ -110,14 +111,40 @@ class WholeTasks(LearningEstimator):
         episodes, task_key = self.drawn(of_step, key, outer_step, OneDevice())
         return TaskSet(episodes, jax.random.split(task_key, task_count(episodes)))
 
-    def within(self, memory: Any, meta: PyTree, held: int) -> tuple["WholeTasks", Any]:
+    def within(self, memory: Any, meta: PyTree, held: int) -> tuple["WholeTasks", Plan]:
+        """See `Estimator`.
+
+        An exact meta-gradient may be replaced by another exact one. A biased or a stochastic one is
+        kept, and `Implicit` too, and only the chunk is planned.
+        """
+        if self.chunk is not None:
+            raise StructureError(
+                "a chunk is chosen either by hand or by a budget",
+                got=f"WholeTasks(..., chunk={self.chunk}) and fit(..., memory=...)",
+                expected="one of the two",
+                write="fit(..., memory='2GiB') with WholeTasks(...) alone, or WholeTasks(..., "
+                f"chunk={self.chunk}) without a budget",
+            )
         here = -(-self.batch // self.placement.devices)
         like = jax.eval_shape(lambda: jax.random.key(0))
         episodes = jax.eval_shape(lambda key: self.tasks.sample(key, here), like)
         held += tree_bytes(eqx.filter(self.tasks, eqx.is_array))
-        plan = planned(*self.at(0), self.gradient, meta, episodes, memory, self.chunk, held)
-        chunk = plan.chunk or self.batch
-        return dataclasses.replace(self, gradient=plan.gradient, chunk=chunk), plan
+        budget = parse_bytes(memory)
+        rest = budget - held + tree_bytes(meta)  # which the plan counts itself
+        if rest <= 0:
+            raise StructureError(
+                "the budget does not hold what the trainer keeps",
+                got=f"memory={format_bytes(budget)}",
+                expected=f"more than {format_bytes(held)}: meta-parameters, their average and the "
+                "optimizer's state, before and after a step, and the tasks' own arrays",
+                write="fit(..., memory='2GiB')",
+            )
+        problem, adaptation = self.at(0)
+        exact = self.gradient.fidelity(adaptation, problem).kind == "exact"
+        kept = None if exact and not isinstance(self.gradient, Implicit) else [self.gradient]
+        found = plan(problem, adaptation, meta, episodes, rest, gradients=kept)
+        chunk = found.chunk or self.batch
+        return dataclasses.replace(self, gradient=found.gradient, chunk=chunk), found
 
     def checked_parts(self, key: PRNGKeyArray) -> dict[str, CheckedPart]:
         learner = Learner(*self.at(0))
@@ -140,7 +167,7 @@ class WholeTasks(LearningEstimator):
 
 def _filled(episodes: Episode, devices: int) -> Episode:
     tasks = task_count(episodes)
-    rows = math.ceil(tasks / devices) * devices
+    rows = round_up(tasks, devices)
     if rows == tasks:
         return episodes
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
@@ -169,7 +196,7 @@ def _task_by_task(norm: float) -> Callable[[SumOverTasks], SumOverTasks]:
         def run(meta: PyTree, episodes: PyTree, keys: jax.Array, weights: jax.Array):
             def add(total: PyTree, task: PyTree):
                 loss, aux, grads = sums(meta, *jax.tree.map(lambda leaf: leaf[None], task))
-                sound = is_sound(loss, grads)
+                sound = all_finite((loss, grads))
                 short = shorten(grads, task[-1] * norm)
                 clipped = jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0), short)
                 total = jax.tree.map(jnp.add, total, clipped)

@@ -44,9 +44,9 @@ class Followed(NamedTuple):
     Attributes:
         loss: Its weighted losses, scaled to the meta-objective.
         metrics: The aux of its last outer loss.
-        state: The inner state at which the next window begins.
+        state: The inner state at which the next window begins, or what else an estimator carries.
         info: The inner steps' infos, stacked.
-        finite: Whether the parameters are finite.
+        finite: Whether the parameters are finite; of pairs, whether those of any pair are.
     """
 
     loss: Scalar
@@ -68,11 +68,6 @@ def task_of_run(tasks: TaskDistribution, key: PRNGKeyArray) -> tuple[Episode, PR
     """
     sample_key, task_key, _ = jax.random.split(key, 3)
     return jax.tree.map(lambda leaf: leaf[0], tasks.sample(sample_key, 1)), task_key
-
-
-def drawn_horizon(lengths: Lengths, key: PRNGKeyArray) -> Int[Array, ""]:
-    """The index of the horizon of an inner run with this key."""
-    return jax.random.randint(jax.random.split(key, 3)[2], (), 0, len(lengths.lengths), jnp.int32)
 
 
 @dataclass(frozen=True, eq=False)

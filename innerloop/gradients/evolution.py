@@ -10,6 +10,7 @@ from innerloop.fidelity import ESTIMATE, Fidelity
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem, task_keys
+from innerloop.trees import add, drawn_like
 
 
 class EvolutionStrategies(MetaGradient):
@@ -58,37 +59,18 @@ class EvolutionStrategies(MetaGradient):
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
             outcome = lambda meta: run_task(problem, adaptation, meta, episode, key)
-            draws = task_keys(key).gradient
-            gradient = self._estimate(lambda meta: outcome(meta).loss, fixed, draws)
+
+            def pair(i: Array) -> list[Array]:
+                noise = drawn_like(jax.random.fold_in(task_keys(key).gradient, i), fixed)
+                at = lambda sign: outcome(add(fixed, noise, sign * self.sigma)).loss
+                slope = (at(1) - at(-1)) / (2 * self.sigma * self.pairs)
+                return [slope.astype(draw.dtype) * draw for draw in jax.tree.leaves(noise)]
+
+            gradient = sum_in_chunks(pair, self.pairs, self.chunk)
             loss, aux, _ = outcome(fixed)
-            loss = known_gradient("EvolutionStrategies()", loss, gradient, meta)
-            return loss, aux
+            return known_gradient("EvolutionStrategies()", loss, gradient, meta), aux
 
         return objective
-
-    def _estimate(self, value, meta: PyTree, key: PRNGKeyArray) -> list[Array]:
-        def pair(i):
-            noise = gaussian(jax.random.fold_in(key, i), meta)
-            at = lambda sign: value(
-                jax.tree.map(
-                    lambda leaf, draw: leaf + jnp.asarray(sign * self.sigma, leaf.dtype) * draw,
-                    meta,
-                    noise,
-                )
-            )
-            slope = (at(1) - at(-1)) / (2 * self.sigma * self.pairs)
-            return [slope.astype(draw.dtype) * draw for draw in jax.tree.leaves(noise)]
-
-        return sum_in_chunks(pair, self.pairs, self.chunk)
-
-
-def gaussian(key: PRNGKeyArray, like: PyTree) -> PyTree:
-    """Independent standard normal numbers, with the structure and shapes of `like`."""
-    leaves, treedef = jax.tree.flatten(like)
-    keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten(
-        jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
-    )
 
 
 def sum_in_chunks(term, count: int, chunk: int | None):

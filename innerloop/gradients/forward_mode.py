@@ -18,6 +18,7 @@ from innerloop.gradients.reach import detached, require_reach
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.gradients.unroll import after_steps
 from innerloop.problem import Episode, Problem, task_keys
+from innerloop.trees import add, drawn_like
 
 Slopes = Callable[[Callable[[Array], list[Array]], int], Array]
 """`slopes(direction, n)`: the n derivatives of the meta-objective along `direction(i)`."""
@@ -122,18 +123,14 @@ class RandomDirections(Directions):
         """See `Directions`."""
 
         def direction(i):
-            keys = jax.random.split(jax.random.fold_in(key, i), len(leaves))
-            pairs = zip(keys, leaves, strict=True)
-            return [jax.random.rademacher(k, leaf.shape, leaf.dtype) for k, leaf in pairs]
+            return drawn_like(jax.random.fold_in(key, i), leaves, jax.random.rademacher)
 
         weights = slopes(direction, self.count) / self.count
 
-        def add(total, i):  # draws each direction again, so that none is kept
-            parts = zip(total, direction(i), strict=True)
-            return [t + weights[i].astype(v.dtype) * v for t, v in parts], None
-
+        # Each direction is drawn again, so that none is kept.
+        added = lambda total, i: (add(total, direction(i), weights[i]), None)
         zeros = [jnp.zeros_like(leaf) for leaf in leaves]
-        return jax.lax.scan(add, zeros, jnp.arange(self.count, dtype=jnp.int32))[0]
+        return jax.lax.scan(added, zeros, jnp.arange(self.count, dtype=jnp.int32))[0]
 
 
 class ForwardMode(MetaGradient):

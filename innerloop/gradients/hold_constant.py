@@ -106,15 +106,12 @@ def _leaf_by_leaf(held: PyTree, params: PyTree) -> list:
     """A prefix tree of booleans as one boolean per leaf of `params`."""
     try:
         flags = jax.tree.leaves(jax.tree.broadcast(held, params))
-    except ValueError as error:
-        raise _not_booleans(held) from error
-    if all(jnp.result_type(flag) == jnp.bool_ and jnp.shape(flag) == () for flag in flags):
+    except ValueError:  # it is no prefix of params
+        flags = None
+    is_boolean = lambda flag: jnp.result_type(flag) == jnp.bool_ and jnp.shape(flag) == ()
+    if flags is not None and all(map(is_boolean, flags)):
         return flags
-    raise _not_booleans(held)
-
-
-def _not_booleans(held: PyTree) -> StructureError:
-    return StructureError(
+    raise StructureError(
         "where must say which inner gradients are constants",
         got=f"where(t, params) = {held!r}",
         expected="a boolean, or a tree of booleans that is a prefix of params",

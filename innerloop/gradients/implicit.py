@@ -17,7 +17,7 @@ from innerloop.gradients.conditions import Condition, stationarity
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.linear_solve import Neumann, solve
 from innerloop.gradients.loops import StoreAll
-from innerloop.gradients.reach import reached_leaves, require_reach, watch_reach
+from innerloop.gradients.reach import reached_leaves, require_reach, watched_value_and_grad
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem, loss_function, task_keys
 from innerloop.trees import add, dot, norm
@@ -130,22 +130,21 @@ class Implicit(MetaGradient):
             matrix = self._matrix(lambda params: residual(params, fixed), params)
             symmetric = self.condition is None
             solution = solve(self.solver, matrix, rhs, symmetric=symmetric, throw=self.throw)
-            mark, unreached = watch_reach(fixed)
 
             def lagrangian(meta: PyTree):
-                meta = mark(meta)
                 loss, metrics = outer(params, meta)
                 force = residual(params, meta)
                 pull = require_reach(dot(solution.vector, force), meta, _not_read)
                 return loss - pull.astype(loss.dtype), (loss, metrics, norm(force))
 
-            grads, (loss, metrics, inner_residual) = jax.grad(lagrangian, has_aux=True)(fixed)
+            (_, aux), grads, unreached = watched_value_and_grad(lagrangian, fixed)
+            loss, metrics, inner_residual = aux
             diagnostics = {
                 "inner_residual": inner_residual,
                 "solve_residual": solution.residual,
                 "solve_steps": solution.steps,
             }
-            loss = known_gradient("Implicit()", loss, reached_leaves(grads, unreached()), meta)
+            loss = known_gradient("Implicit()", loss, reached_leaves(grads, unreached), meta)
             return loss, Aux(metrics, info, diagnostics)
 
         return objective

@@ -6,6 +6,7 @@ is an identity whose derivative rule inspects the tangents or cotangents that it
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,12 +36,8 @@ def require_reach(value: Array, meta: PyTree, error: Callable[[str], GradientErr
 def _require_reach_jvp(error, primals, tangents):
     (value, meta), (value_tangent, meta_tangents) = primals, tangents
     if is_zero(value_tangent):
-        names = leaf_names(meta)
-        differentiated = [
-            name
-            for name, tangent in zip(names, tangent_leaves(meta_tangents), strict=True)
-            if not is_zero(tangent)
-        ]
+        tangents = zip(leaf_names(meta), tangent_leaves(meta_tangents), strict=True)
+        differentiated = [name for name, tangent in tangents if not is_zero(tangent)]
         if differentiated:
             raise error(", ".join(differentiated))
         value_tangent = jnp.zeros_like(value)
@@ -89,6 +86,21 @@ def watch_reach(meta: PyTree) -> tuple[Callable[[PyTree], PyTree], Callable[[], 
         return jax.tree.unflatten(treedef, [mark_leaf(name, leaf) for name, leaf in leaves])
 
     return mark, lambda: [name for name in names if name not in reached]
+
+
+def watched_value_and_grad(function: Callable, meta: PyTree) -> tuple[Any, PyTree, list[str]]:
+    """`((value, aux), gradient, unreached)`, with the names of the leaves that are not reached.
+
+    Raises:
+        DetachedError: If no leaf is reached.
+    """
+    mark, unreached = watch_reach(meta)
+    of_marked = jax.value_and_grad(lambda meta: function(mark(meta)), has_aux=True)
+    result, gradient = of_marked(meta)
+    names = leaf_names(meta)
+    if unreached() == names:
+        raise detached(", ".join(names))
+    return result, gradient, unreached()
 
 
 def reached_leaves(gradient: PyTree, unreached: list[str]) -> list[Array | None]:

@@ -17,10 +17,9 @@ from innerloop.adaptation.constant import closed_values_fixed
 from innerloop.checks import is_floating
 from innerloop.errors import GradientError
 from innerloop.gradients.base import Aux, TaskObjective
-from innerloop.gradients.reach import detached, reached_leaves, watch_reach
+from innerloop.gradients.reach import reached_leaves, watched_value_and_grad
 from innerloop.problem import Episode
 from innerloop.tangents import dense, is_zero, refuse_derivative, tangent_leaves
-from innerloop.trees import leaf_names
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -83,17 +82,11 @@ def own_gradient(
 
     def owned(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
         fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
-        mark, unreached = watch_reach(fixed)
-        differentiated = jax.value_and_grad(
-            lambda meta: objective(mark(meta), episode, key), has_aux=True
-        )
-        (loss, aux), gradient = differentiated(fixed)
+        of_task = lambda meta: objective(meta, episode, key)
+        (loss, aux), gradient, unreached = watched_value_and_grad(of_task, fixed)
         gradient, said = finish(gradient)
-        leaves = reached_leaves(gradient, unreached())
-        if all(leaf is None for leaf in leaves):
-            raise detached(", ".join(leaf_names(meta)))
         aux = aux._replace(diagnostics=aux.diagnostics | said)
-        return known_gradient(name, loss, leaves, meta), aux
+        return known_gradient(name, loss, reached_leaves(gradient, unreached), meta), aux
 
     return owned
 

@@ -19,7 +19,7 @@ from innerloop.errors import RunError
 from innerloop.storage.files import writing
 from innerloop.storage.lock import locked
 from innerloop.storage.packing import checksums, pack, stored_arrays, unpack
-from innerloop.trees import is_key, leaf_names, leaf_shapes
+from innerloop.trees import is_key, key_numbers, leaf_names, leaf_shapes
 
 FORMAT = 4
 """The number of the format in which checkpoints are written. No other format is read."""
@@ -53,13 +53,16 @@ class CheckpointFolder:
         checkpoints: Where and how often to save.
         settings: The settings that a resumed run must share with the run that was interrupted.
 
+    Attributes:
+        every: Outer steps between two saves.
+
     Raises:
         RunError: If the folder cannot be written, or another process writes to it.
     """
 
     def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any]):
         self._path = Path(checkpoints.folder).absolute()
-        self._every = checkpoints.every
+        self.every = checkpoints.every
         self._settings = json.loads(json.dumps(settings))
         # Imported here: it takes a second, and a run without checkpoints does not need it.
         ocp = optional_package("orbax.checkpoint", "saving checkpoints", extra="checkpoints")
@@ -83,14 +86,6 @@ class CheckpointFolder:
                 expected="a folder without checkpoints, or resume=True",
                 write="fit(..., resume=True) to go on, or Checkpoints(another_folder)",
             )
-
-    def steps_until_due(self, step: int) -> int:
-        """The number of outer steps until the next save."""
-        return self._every - step % self._every
-
-    def is_due(self, step: int) -> bool:
-        """Whether the state is saved at this step."""
-        return step % self._every == 0
 
     def save(self, step: int, state: PyTree, record: dict[str, Any]) -> None:
         """Save in the background. An earlier checkpoint of the same step is kept."""
@@ -251,5 +246,4 @@ def _shapes(state: PyTree) -> list[list[str]]:
 
 def _named_leaves(state: PyTree) -> dict[str, Array]:
     """The leaves by name; random keys as their data, which can be saved."""
-    leaves = (jax.random.key_data(x) if is_key(x) else x for x in jax.tree.leaves(state))
-    return dict(zip(leaf_names(state), leaves, strict=True))
+    return dict(zip(leaf_names(state), map(key_numbers, jax.tree.leaves(state)), strict=True))

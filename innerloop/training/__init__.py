@@ -9,7 +9,7 @@ from innerloop.training._evaluate import evaluate as evaluate
 from innerloop.training._fit import Fit as Fit
 from innerloop.training._fit import Progress as Progress
 from innerloop.training._fit import fit as fit
-from innerloop.training.keys import tasks_of_step as tasks_of_step
+from innerloop.training._fit import tasks_of_step as tasks_of_step
 from innerloop.training.non_finite import Clip as Clip
 from innerloop.training.non_finite import Fault as Fault
 from innerloop.training.non_finite import NonFinite as NonFinite

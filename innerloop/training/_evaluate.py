@@ -154,6 +154,8 @@ def _all_tasks(
     placement: Placement,
     each_step: bool,
 ) -> TaskResults:
+    problem, adaptation = learner.problem, learner.adaptation
+    outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
     tasks = task_count(episodes)
     if episodes.weight is not None:
         raise StructureError(
@@ -163,46 +165,32 @@ def _all_tasks(
             write="evaluate on the tasks whose weight is not zero, as Episode(support, query)",
         )
 
-    def some_tasks(meta: PyTree, episodes: Episode, keys: Array) -> TaskResults:
-        return jax.lax.map(
-            lambda task: _one_task(learner, meta, task[0], task[1], steps, calibration, each_step),
-            (episodes, keys),
-            batch_size=min(chunk, len(keys)),
+    def one_task(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> TaskResults:
+        keys = task_keys(key)
+
+        def observe(params: PyTree, t: Any = None) -> TaskResults:
+            value, aux = outer_loss(params, meta, episode.query, keys.outer)
+            metrics = {"loss": value} | named_metrics(aux)
+            if not calibration:
+                return TaskResults(metrics, None)
+            assert learner.predict is not None
+            logits = learner.predict(params, meta, episode.query, keys.outer)
+            return TaskResults(metrics, calibration_sums(logits, episode.query))
+
+        state, _, observed = run(
+            *(problem, adaptation, meta, episode.support, keys.adapt),
+            *(Exact(), StoreAll(), observe if each_step else None),
+            steps=steps,
         )
+        if each_step:
+            return observed
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], observe(adaptation.params(state)))
+
+    def some_tasks(meta: PyTree, *batch: Any) -> TaskResults:
+        size = min(chunk, len(batch[-1]))
+        return jax.lax.map(lambda task: one_task(meta, *task), batch, batch_size=size)
 
     return placement.each(some_tasks)(meta, episodes, jax.random.split(key, tasks))
-
-
-def _one_task(
-    learner: Learner,
-    meta: PyTree,
-    episode: Episode,
-    key: PRNGKeyArray,
-    steps: int | None,
-    calibration: bool,
-    each_step: bool,
-) -> TaskResults:
-    problem, adaptation = learner.problem, learner.adaptation
-    outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
-    keys = task_keys(key)
-
-    def observe(params: PyTree, t: Any = None) -> TaskResults:
-        value, aux = outer_loss(params, meta, episode.query, keys.outer)
-        metrics = {"loss": value} | named_metrics(aux)
-        if not calibration:
-            return TaskResults(metrics, None)
-        assert learner.predict is not None
-        logits = learner.predict(params, meta, episode.query, keys.outer)
-        return TaskResults(metrics, calibration_sums(logits, episode.query))
-
-    state, _, observed = run(
-        *(problem, adaptation, meta, episode.support, keys.adapt),
-        *(Exact(), StoreAll(), observe if each_step else None),
-        steps=steps,
-    )
-    if each_step:
-        return observed
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], observe(adaptation.params(state)))
 
 
 def summarise(results: TaskResults) -> Evaluation:
@@ -229,17 +217,15 @@ def combined(
     its own name too: the weighted mean, whose interval is that of independent sets of tasks.
     """
     named = lambda name, metrics: {f"{name}/{m}" if name else m: x for m, x in metrics.items()}
-    mean, interval, tasks = {}, {}, 0
-    shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
-    first, *others = evaluations.values()
-    for metric in first.mean:
-        if all(metric in each.mean for each in others):
-            parts = [(share, evaluations[name]) for name, share in shares.items()]
+    mean, interval = {}, {}
+    total = sum(weights.values())
+    parts = [(weight / total, evaluations[name]) for name, weight in weights.items()]
+    for metric in parts[0][1].mean:
+        if all(metric in each.mean for _, each in parts):
             mean[metric] = sum(share * each.mean[metric] for share, each in parts)
             squares = sum((share * each.interval[metric]) ** 2 for share, each in parts)
             interval[metric] = np.sqrt(squares)
     for name, each in evaluations.items():
         mean |= named(name, each.mean)
         interval |= named(name, each.interval)
-        tasks += each.tasks
-    return Evaluation(mean, interval, tasks)
+    return Evaluation(mean, interval, sum(each.tasks for _, each in parts))

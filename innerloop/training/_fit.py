@@ -1,15 +1,14 @@
 """The outer loop: update meta-parameters over many outer steps, keep the best by validation."""
 
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -20,7 +19,6 @@ from innerloop.arguments import (
     at_least,
     between,
     checked,
-    either,
     instance,
     or_none,
     random_key,
@@ -30,18 +28,16 @@ from innerloop.devices.placement import Placement
 from innerloop.devices.processes import in_any, together
 from innerloop.devices.sharding import placement
 from innerloop.diagnostics import Plan, Severity
-from innerloop.estimators.base import SUCH_AS, Estimator
+from innerloop.estimators.base import SUCH_AS, Estimator, TaskSet
 from innerloop.objective import check_meta
 from innerloop.storage.checkpoint import Checkpoints
 from innerloop.training._evaluate import Evaluation
-from innerloop.training.keys import run_keys
 from innerloop.training.non_finite import Fault, NonFinite, Stop
-from innerloop.training.outer_loop import OuterLoop
+from innerloop.training.outer_loop import OuterLoop, averaged, init_state
 from innerloop.training.saving import training_saved
-from innerloop.training.step import averaged, init_state
 from innerloop.training.system import Meter
 from innerloop.training.validation import Validation, Validator
-from innerloop.trees import leaf_shapes, tree_bytes
+from innerloop.trees import key_numbers, tree_bytes
 
 InitMeta = Callable[[PRNGKeyArray], PyTree] | PyTree
 """The initial meta-parameters, or a function of a random key that gives them."""
@@ -102,13 +98,10 @@ class Fit(NamedTuple):
     steps=at_least(1, such_as=1000),
     key=random_key(),
     validation=or_none(
-        either(
-            instance(Validation, what="a Validation", such_as="Validation(episodes, every=100)"),
-            instance(
-                Mapping,
-                what="several by name",
-                such_as="{'sines': Validation(episodes, every=100)}",
-            ),
+        instance(
+            *(Validation, Mapping),
+            what="a Validation, or several by name",
+            such_as="Validation(episodes, every=100)",
         )
     ),
     averaging=between(0, 1, below=True),
@@ -175,7 +168,8 @@ def fit(
         The best meta-parameters and what was found on the way.
 
     Raises:
-        StructureError: An argument is of another kind or out of range, or a budget cannot be met.
+        StructureError: An argument is of another kind or out of range, a budget cannot be met, or
+            the metric that decides is none of a validation's; all before the first step.
         GradientError: `check` found an error.
         RunError: `non_finite` ends the run; or the checkpoints are not this run's, have come
             further than `steps`, cannot be written, or are written by another process.
@@ -188,33 +182,25 @@ def fit(
         _stop_at_faults(estimator, meta, key)
     planned, plan = estimator.on(place), None
     if memory is not None:
-        planned, plan = planned.within(memory, meta, _held(meta, optimizer))
-    loop = OuterLoop(
-        planned,
-        optimizer,
-        (jax.random.fold_in(init_key, 1), step_key),
-        averaging=averaging,
-        at_most=per_call,
-        non_finite=non_finite,
-        placement=place,
-    )
+        state = jax.eval_shape(partial(init_state, optimizer=optimizer), meta)
+        held = 2 * tree_bytes(state)  # before and after a step
+        planned, plan = planned.within(memory, meta, held)
+    keys = (jax.random.fold_in(init_key, 1), step_key)
+    loop = OuterLoop(planned, optimizer, *keys, averaging, per_call, non_finite, place)
     validate = Validator(planned, validation, validation_key, place)
-    step, seconds = 0, 0.0
-    settings = _settings(estimator, averaging, key, validation)
-    with training_saved(checkpoints, settings) as saved, closing(loop):
+    validate.require_metrics(meta)
+    settings = {"averaging": averaging, "key": np.asarray(key_numbers(key)).tolist()}
+    settings |= estimator.settings() | validate.settings()
+    with training_saved(checkpoints, settings, resume) as saved, closing(planned):
         meter = Meter(planned.tasks_per_step)
-        if resume:
-            state, seconds = saved.resumed(lambda step: loop.begin(meta, step), validate, steps)
-            step = int(state.step)
-        else:
-            saved.require_none()
-            state = loop.begin(meta)
+        state, seconds = saved.begun(partial(loop.begin, meta), validate, steps)
+        step = int(state.step)
         begin = time.perf_counter() - seconds
         with meter:
             while step < steps:
-                due = (validate.steps_until_due(step), saved.steps_until_due(step))
-                boundary = loop.steps_until_boundary(step) or sys.maxsize
-                n = min(per_call, steps - step, boundary, *due)
+                due = [each - step % each for each in (validate.every, saved.every) if each]
+                due += [end - step for end in planned.boundaries if end > step]
+                n = min(per_call, steps - step, *due)
                 meter.begin()
                 state, metrics, fault = loop(state, n)
                 meter.end(len(metrics["loss"]))
@@ -242,6 +228,39 @@ def fit(
     return Fit(best_meta, last, step, best_step, int(state.faults), planned, plan)
 
 
+def run_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArray]:
+    """The keys of a run: for the initial meta-parameters, its steps, and its validation."""
+    init, steps, validation = jax.random.split(key, 3)
+    return init, steps, validation
+
+
+@checked(key=random_key())
+def tasks_of_step(estimator: Estimator, key: PRNGKeyArray, step: int) -> TaskSet | dict[str, Any]:
+    """The tasks that `fit(estimator, ..., key=key)` learns from at an outer step, with their keys.
+
+    With them a task is run again by hand:
+
+    ```python
+    episodes, keys = il.training.tasks_of_step(estimator, key, fault.step)
+    i = fault.tasks[0]
+    episode = jax.tree.map(lambda leaf: leaf[i], episodes)
+    il.meta_objective(problem, adaptation)(meta, episode, keys[i])
+    ```
+
+    Args:
+        estimator: The estimator that was given to `fit`.
+        key: The key that was given to `fit`.
+        step: The number of the outer step, the first being 0.
+
+    Returns:
+        A `TaskSet`, or a dictionary of them by the names of the estimator's parts.
+
+    Raises:
+        StructureError: The estimator's tasks are not drawn anew in each step.
+    """
+    return estimator.tasks_of_step(run_keys(key)[1], step)
+
+
 def _stop_at_faults(estimator: Estimator, meta: PyTree, key: PRNGKeyArray) -> None:
     """Raise `GradientError` for the first error that `check` finds by tracing; warn of the rest."""
     _, sample_key = jax.random.split(key)
@@ -255,29 +274,3 @@ def _stop_at_faults(estimator: Estimator, meta: PyTree, key: PRNGKeyArray) -> No
         for finding in found.findings:
             if finding.severity is not Severity.NOTE:
                 warnings.warn(str(finding), stacklevel=3)
-
-
-def _held(meta: PyTree, optimizer: optax.GradientTransformation) -> int:
-    """Bytes of the training state, before and after a step."""
-    return 2 * tree_bytes(jax.eval_shape(lambda meta: init_state(meta, optimizer), meta))
-
-
-def _settings(
-    estimator: Estimator, averaging: float, key: PRNGKeyArray, validation: Any
-) -> dict[str, Any]:
-    """What the numbers of a run depend on, beside the outer optimizer."""
-    named = validation if isinstance(validation, Mapping) else {"": validation}
-    chosen_by = {
-        name: [each.every, each.metric, each.maximise, each.steps, each.weight]
-        for name, each in named.items()
-        if each is not None
-    }
-    episodes = {n: leaf_shapes(each.episodes) for n, each in named.items() if each is not None}
-    bits = jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key
-    return {
-        **estimator.settings(),
-        "averaging": averaging,
-        "key": np.asarray(bits).tolist(),
-        "validation": chosen_by,
-        "validation_episodes": episodes,
-    }

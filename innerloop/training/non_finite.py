@@ -3,13 +3,9 @@
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
-import numpy as np
-from jaxtyping import PRNGKeyArray
 
 from innerloop.arguments import CheckedModule, at_least, positive
 from innerloop.errors import RunError
-from innerloop.training.step import Program, TrainState
 
 
 class NonFinite(CheckedModule):
@@ -95,39 +91,3 @@ class Fault(NamedTuple):
             "fit(..., non_finite=Skip(in_a_row=100)) (--non-finite skip); "
             f"tasks_of_step(estimator, key, {self.step}) gives these tasks again",
         )
-
-
-def treated(
-    program: Program,
-    policy: NonFinite,
-    state: TrainState,
-    data: Any,
-    key: PRNGKeyArray,
-    loss: float,
-) -> tuple[TrainState, Fault]:
-    """The state after a faulty step, or as it was if the run ends, and what was found.
-
-    It is compiled when the first such step comes, and not before.
-    """
-    after, found = _treated(program, policy, state, data, key)
-    goes_on = int(state.in_a_row) < policy.in_a_row
-    tasks, keys = [], []
-    for part, (finite, numbers) in jax.tree.map(np.asarray, found).items():
-        for i in np.flatnonzero(~finite).tolist():
-            tasks.append((part, i) if part else i)
-            keys.append(numbers[i].tolist())
-    name = type(policy).__name__.lower()
-    fault = Fault(int(state.step), loss, tuple(tasks), tuple(keys), name, not goes_on)
-    return (after if goes_on else state), fault
-
-
-@eqx.filter_jit
-def _treated(program: Program, policy: NonFinite, state: TrainState, data: Any, key: PRNGKeyArray):
-    norm = 1.0 if policy.norm is None else policy.norm
-    apart = program.estimator.apart(state.meta, state.estimator, data, key, state.step, norm)
-    after = state._replace(step=state.step + 1)
-    if policy.norm is not None:
-        after = program.update(state, apart.grads)
-    counts = {"faults": state.faults + 1, "in_a_row": state.in_a_row + 1}
-    after = after._replace(**counts, estimator=apart.state)
-    return after, program.placement.whole(apart.faults)

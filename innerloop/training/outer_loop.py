@@ -1,71 +1,214 @@
-"""The outer loop, call by call: steps, and what is done about one that is not finite."""
+"""The outer loop: many steps in one call to the device, and what is done about faulty ones."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from innerloop.devices.placement import Placement
+from innerloop.devices.placement import OneDevice, Placement
 from innerloop.estimators import Estimator
-from innerloop.training.non_finite import Fault, NonFinite, treated
-from innerloop.training.step import Program, TrainState, definite, init_state, outer_steps
+from innerloop.estimators.base import TaskFaults
+from innerloop.training.non_finite import Fault, NonFinite
+from innerloop.trees import all_finite, length
 
 
+class TrainState(NamedTuple):
+    """All that the next outer step needs.
+
+    Attributes:
+        meta: The meta-parameters.
+        average: The exponential moving average of `meta`. It holds the values in float32 at least:
+            a step of a narrower type would be too coarse for it to move. The same values as `meta`
+            if no average is asked for.
+        optimizer: The outer optimizer's state.
+        step: The number of outer steps taken.
+        faults: How many of them had a loss or a meta-gradient that was not finite.
+        in_a_row: How many since the last step that was finite.
+        estimator: The estimator's state.
+    """
+
+    meta: PyTree
+    average: PyTree
+    optimizer: PyTree
+    step: Int[Array, ""]
+    faults: Int[Array, ""]
+    in_a_row: Int[Array, ""]
+    estimator: PyTree = ()
+
+
+class Program(eqx.Module):
+    """What is compiled: the outer step of an estimator, an optimizer and a placement.
+
+    It is an argument of the compiled functions, so its arrays are no constants of them.
+    """
+
+    estimator: Estimator
+    optimizer: optax.GradientTransformation
+    averaging: float = eqx.field(static=True)
+    placement: Placement = OneDevice()
+
+    def update(self, state: TrainState, grads: PyTree) -> TrainState:
+        """What a finite meta-gradient does to the state."""
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            updates, optimizer_state = self.optimizer.update(grads, state.optimizer, state.meta)
+            meta = optax.apply_updates(state.meta, updates)
+            wide = jax.tree.map(_widened, meta)
+            average = optax.incremental_update(wide, state.average, 1 - self.averaging)
+        place = self.placement
+        meta, average = place.as_state(meta), place.as_state(average)
+        optimizer_state = place.as_optimizer_state(optimizer_state, self.optimizer, meta)
+        moved = {"meta": meta, "average": average, "optimizer": optimizer_state}
+        return state._replace(**moved, step=state.step + 1, in_a_row=jnp.int32(0))
+
+    def step(self, state: TrainState, data: Any, key: PRNGKeyArray):
+        """One outer step: `(state, metrics, sound)`. A step that is not sound changes nothing."""
+        estimate, after = self.estimator.step(state.meta, state.estimator, data, key, state.step)
+        norm = length(estimate.grads)
+        sound = all_finite((estimate.loss, estimate.grads))
+        moved = lambda state, grads, after: self.update(state, grads)._replace(estimator=after)
+        state = jax.lax.cond(sound, moved, lambda state, *_: state, state, estimate.grads, after)
+        metrics = {"loss": estimate.loss, "gradient_norm": norm} | estimate.metrics
+        return state, self.placement.whole(metrics), sound
+
+    @eqx.filter_jit
+    def step_apart(
+        self, policy: NonFinite, state: TrainState, data: Any, key: PRNGKeyArray
+    ) -> tuple[TrainState, dict[str, TaskFaults]]:
+        """A faulty step again, its tasks one by one: the state after it, and what was found."""
+        norm = 1.0 if policy.norm is None else policy.norm
+        apart = self.estimator.apart(state.meta, state.estimator, data, key, state.step, norm)
+        after = state._replace(step=state.step + 1)
+        if policy.norm is not None:
+            after = self.update(state, apart.grads)
+        counts = {"faults": state.faults + 1, "in_a_row": state.in_a_row + 1}
+        after = after._replace(**counts, estimator=apart.state)
+        return after, self.placement.whole(apart.faults)
+
+
+def init_state(
+    meta: PyTree, optimizer: optax.GradientTransformation, estimator: PyTree = ()
+) -> TrainState:
+    """The state before the first outer step.
+
+    Its leaves are arrays of a definite dtype, as they come back from a checkpoint: numbers and
+    weakly typed arrays in an optimizer's state would promote otherwise after a restart.
+    """
+    meta = jax.tree.map(definite, meta)
+    average = jax.tree.map(_widened, meta)
+    zero = jnp.int32(0)
+    optimizer_state = jax.tree.map(definite, optimizer.init(meta))
+    return TrainState(meta, average, optimizer_state, zero, zero, zero, estimator)
+
+
+def averaged(state: TrainState) -> PyTree:
+    """The average as meta-parameters: what is validated, kept and returned."""
+    return jax.tree.map(lambda leaf, mean: mean.astype(leaf.dtype), state.meta, state.average)
+
+
+@eqx.filter_jit(donate="none")
+def outer_steps(
+    program: Program,
+    state: TrainState,
+    data: Any,
+    key: PRNGKeyArray,
+    n: Int[Array, ""],
+    at_most: int,
+) -> tuple[TrainState, dict[str, Any], Int[Array, ""]]:
+    """Take n <= `at_most` outer steps, or end at the first whose loss or gradient is not finite.
+
+    n is a traced number: all n have the same compiled program.
+
+    Args:
+        program: What a step does.
+        state: The state before the first step.
+        data: What the host gave for these steps, leaves `(at_most, ...)`.
+        key: The run's key.
+        n: How many steps are wanted.
+        at_most: The size of the arrays of metrics.
+
+    Returns:
+        The state, the metrics, and the number of steps that were finite. A step that is not finite
+        leaves the state as it was. The metrics are arrays of length `at_most`, whose rows are
+        filled up to and with that step.
+    """
+    of_step = lambda i: jax.tree.map(lambda leaf: leaf[i], data)
+    shapes = eqx.filter_eval_shape(program.step, state, of_step(0), key)[1]
+    empty = jax.tree.map(lambda leaf: jnp.full(at_most, jnp.nan, leaf.dtype), shapes)
+
+    def goes_on(carry):
+        _, _, i, sound = carry
+        return (i < n) & sound
+
+    def body(carry):
+        state, filled, i, _ = carry
+        state, metrics, sound = program.step(state, of_step(i), key)
+        filled = jax.tree.map(lambda row, x: row.at[i].set(x), filled, metrics)
+        return state, filled, i + sound.astype(i.dtype), sound
+
+    start = (state, empty, jnp.int32(0), jnp.bool_(True))
+    state, filled, taken, _ = jax.lax.while_loop(goes_on, body, start)
+    return state, filled, taken
+
+
+def definite(leaf: Any) -> Array:
+    """The leaf as an array whose dtype is not weak; a random key as it is."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    return jnp.asarray(leaf, jnp.result_type(leaf))
+
+
+def _widened(leaf: Array) -> Array:
+    return leaf.astype(jnp.float32) if jnp.finfo(leaf.dtype).bits < 32 else leaf
+
+
+@dataclass
 class OuterLoop:
     """The outer steps of a run: `state, metrics, fault = loop(state, n)`.
 
     Args:
-        estimator: The estimator whose gradient each step follows.
+        estimator: The estimator whose gradient each step follows, on its devices.
         optimizer: The outer optimizer.
-        keys: The keys of the estimator's state and of the steps.
+        init_key: The key of the estimator's state.
+        step_key: The key of the steps.
         averaging: The decay of the average of the meta-parameters.
         at_most: The most steps of a call.
         non_finite: The policy for steps that are not finite.
         placement: The devices.
     """
 
-    def __init__(
-        self,
-        estimator: Estimator,
-        optimizer: optax.GradientTransformation,
-        keys: tuple[PRNGKeyArray, PRNGKeyArray],
-        *,
-        averaging: float,
-        at_most: int,
-        non_finite: NonFinite,
-        placement: Placement,
-    ):
-        self._host = estimator.on(placement)
-        self._program = Program(placement.place(self._host), optimizer, averaging, placement)
-        self._init_key, self._host_key = keys
-        self._key = placement.place(self._host_key)
-        self._at_most, self._policy, self._placement = at_most, non_finite, placement
+    estimator: Estimator
+    optimizer: optax.GradientTransformation
+    init_key: PRNGKeyArray
+    step_key: PRNGKeyArray
+    averaging: float
+    at_most: int
+    non_finite: NonFinite
+    placement: Placement
+
+    def __post_init__(self):
+        placed = self.placement.place(self.estimator)
+        self._program = Program(placed, self.optimizer, self.averaging, self.placement)
+        self._key = self.placement.place(self.step_key)
 
     def begin(self, meta: PyTree, step: int = 0) -> TrainState:
         """The state before the outer step `step`, from these meta-parameters."""
-        state = init_state(meta, self._program.optimizer, self._begun(meta, step))
-        return self._placed(state)
+        state = self.placement.place_state(init_state(meta, self.optimizer), self.optimizer)
+        held = _init(self.estimator, meta, self.init_key, step)
+        return state._replace(estimator=self._placed(held))
 
     def enter(self, state: TrainState) -> TrainState:
         """The state, its estimator's state renewed where an outer step asks for that."""
         step = int(state.step)
-        if step not in self._host.boundaries:
+        if step not in self.estimator.boundaries:
             return state
-        meta = self._placement.gathered(state.meta)
-        held = self._host.enter(state.estimator, meta, self._init_key, step)
-        return state._replace(estimator=self._placed_estimator(held))
-
-    def steps_until_boundary(self, step: int) -> int | None:
-        """Outer steps to the next boundary of the estimator; None if there is none."""
-        later = [end - step for end in self._host.boundaries if end > step]
-        return min(later, default=None)
-
-    def close(self) -> None:
-        """Draw no more data ahead."""
-        self._host.close()
+        meta = self.placement.gathered(state.meta)
+        held = self.estimator.enter(state.estimator, meta, self.init_key, step)
+        return state._replace(estimator=self._placed(held))
 
     def __call__(
         self, state: TrainState, n: int
@@ -75,34 +218,39 @@ class OuterLoop:
         The metrics have a row for each step that the state has taken: if the policy ends the run,
         the state is the one before the fault, and the metrics end there too.
         """
-        data = self._data(int(state.step), n)
-        count = self._placement.place(np.int32(n))
+        data = self.estimator.feed(self.step_key, int(state.step), n)
+        rows = np.minimum(np.arange(self.at_most), n - 1)  # filled up to the largest call
+        data = self.placement.place(jax.tree.map(lambda leaf: leaf[rows], data))
+        count = self.placement.place(np.int32(n))
         state, filled, sound = outer_steps(
-            self._program, state, data, self._key, count, self._at_most
+            self._program, state, data, self._key, count, self.at_most
         )
         taken, fault = int(sound), None
         if taken < n:
             loss = float(filled["loss"][taken])
             of_step = jax.tree.map(lambda leaf: leaf[taken], data)
-            state, fault = treated(self._program, self._policy, state, of_step, self._key, loss)
+            state, fault = self._treated(state, of_step, loss)
             taken += not fault.ends
         return state, {name: np.asarray(leaf)[:taken] for name, leaf in filled.items()}, fault
 
-    def _data(self, step: int, n: int) -> Any:
-        """What the host gives for n steps, filled up to the size of the largest call."""
-        data = self._host.feed(self._host_key, step, n)
-        rows = np.minimum(np.arange(self._at_most), n - 1)
-        return self._placement.place(jax.tree.map(lambda leaf: leaf[rows], data))
+    def _treated(self, state: TrainState, data: Any, loss: float) -> tuple[TrainState, Fault]:
+        """The state after a faulty step, or as it was if the run ends, and what was found.
 
-    def _begun(self, meta: PyTree, step: int) -> PyTree:
-        return _init(self._host, meta, self._init_key, step)
+        It is compiled when the first such step comes, and not before.
+        """
+        after, found = self._program.step_apart(self.non_finite, state, data, self._key)
+        goes_on = int(state.in_a_row) < self.non_finite.in_a_row
+        tasks, keys = [], []
+        for part, (finite, numbers) in jax.tree.map(np.asarray, found).items():
+            for i in np.flatnonzero(~finite).tolist():
+                tasks.append((part, i) if part else i)
+                keys.append(numbers[i].tolist())
+        name = type(self.non_finite).__name__.lower()
+        fault = Fault(int(state.step), loss, tuple(tasks), tuple(keys), name, not goes_on)
+        return (after if goes_on else state), fault
 
-    def _placed(self, state: TrainState) -> TrainState:
-        placed = self._placement.place_state(state._replace(estimator=()), self._program.optimizer)
-        return placed._replace(estimator=self._placed_estimator(state.estimator))
-
-    def _placed_estimator(self, state: PyTree) -> PyTree:
-        return self._placement.place_by_task(state, self._host.per_task(state))
+    def _placed(self, state: PyTree) -> PyTree:
+        return self.placement.place_by_task(state, self.estimator.per_task(state))
 
 
 @eqx.filter_jit

@@ -1,7 +1,6 @@
 """What `fit` saves and goes on from: the state, the best so far, and where in the run it was."""
 
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,8 +10,8 @@ from jaxtyping import PyTree
 from innerloop.devices.processes import in_any
 from innerloop.errors import RunError, StructureError
 from innerloop.storage.checkpoint import CheckpointFolder, Checkpoints
+from innerloop.training.outer_loop import TrainState, averaged
 from innerloop.training.signals import Stopped, signals_deferred
-from innerloop.training.step import TrainState, averaged
 from innerloop.training.validation import Validator
 
 
@@ -26,21 +25,19 @@ class _Saved(NamedTuple):
 class _Saving:
     """The checkpoints of a run that `fit` makes."""
 
-    def __init__(self, folder: CheckpointFolder, stopped_by: Callable[[], int | None]):
+    def __init__(
+        self, folder: CheckpointFolder, resume: bool, stopped_by: Callable[[], int | None]
+    ):
         self._folder = folder
+        self._resume = resume
         self._stopped_by = stopped_by
         self._step = 0
+        self.every = folder.every
 
-    def steps_until_due(self, step: int) -> int:
-        return self._folder.steps_until_due(step)
-
-    def require_none(self) -> None:
-        self._folder.require_none()
-
-    def resumed(
-        self, begin: Callable[[int], TrainState], validate: Validator, steps: int
+    def begun(
+        self, begin: Callable[..., TrainState], validate: Validator, steps: int
     ) -> tuple[TrainState, float]:
-        """The saved state, and the seconds it took; that of a new run if nothing was saved.
+        """The state to go on from, and the seconds that it took; of a new run if none was saved.
 
         Args:
             begin: The state of a run that begins at an outer step: what is saved there is like it.
@@ -48,8 +45,12 @@ class _Saving:
             steps: Outer steps of the whole run.
 
         Raises:
-            RunError: The saved state has taken more than `steps` outer steps.
+            RunError: The saved state has taken more than `steps` outer steps, or there is one and
+                the run begins anew.
         """
+        if not self._resume:
+            self._folder.require_none()
+            return begin(), 0.0
 
         def like(step: int) -> _Saved:
             state = begin(step)
@@ -57,7 +58,7 @@ class _Saving:
 
         found = self._folder.load(like)
         if found is None:
-            return begin(0), 0.0
+            return begin(), 0.0
         (state, best), record = found
         self._step = int(state.step)
         if self._step > steps:
@@ -76,7 +77,7 @@ class _Saving:
         """Where it is due, at the end, and before the end that a signal asks for."""
         self._step = step = int(state.step)
         number = self._asked()
-        if last or number is not None or self._folder.is_due(step):
+        if last or number is not None or step % self.every == 0:
             best, best_step = validate.best or (averaged(state), None)
             # A score of minus infinity is no JSON number.
             record = {"best_step": best_step, "score": str(validate.score), "seconds": seconds}
@@ -99,19 +100,10 @@ class _Saving:
 class _NotSaving:
     """A run without checkpoints."""
 
-    def steps_until_due(self, step: int) -> int:
-        return sys.maxsize
+    every = None
 
-    def resumed(self, *_: Any) -> tuple[TrainState, float]:
-        raise StructureError(
-            "there is nothing to resume from without checkpoints",
-            got="fit(..., resume=True, checkpoints=None)",
-            expected="the checkpoints that the run was saved to",
-            write="fit(..., checkpoints=Checkpoints(folder), resume=True)",
-        )
-
-    def require_none(self) -> None:
-        pass
+    def begun(self, begin: Callable[..., TrainState], *_: Any) -> tuple[TrainState, float]:
+        return begin(), 0.0
 
     def save(self, *_: Any, **__: Any) -> None:
         pass
@@ -119,15 +111,22 @@ class _NotSaving:
 
 @contextmanager
 def training_saved(
-    checkpoints: Checkpoints | None, settings: dict[str, Any]
+    checkpoints: Checkpoints | None, settings: dict[str, Any], resume: bool
 ) -> Iterator[_Saving | _NotSaving]:
     """Open the checkpoints of a run, if it has any; close them however the run ends."""
+    if checkpoints is None and resume:
+        raise StructureError(
+            "there is nothing to resume from without checkpoints",
+            got="fit(..., resume=True, checkpoints=None)",
+            expected="the checkpoints that the run was saved to",
+            write="fit(..., checkpoints=Checkpoints(folder), resume=True)",
+        )
     if checkpoints is None:
         yield _NotSaving()
         return
     with signals_deferred() as stopped_by:
         folder = CheckpointFolder(checkpoints, settings)
-        saving = _Saving(folder, stopped_by)
+        saving = _Saving(folder, resume, stopped_by)
         try:
             yield saving
         finally:

@@ -1,8 +1,8 @@
 """Validation during training: when it is due, and the best so far."""
 
-import sys
 from collections.abc import Mapping
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,12 +10,19 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, checked, optional, positive
 from innerloop.checks import describe
-from innerloop.devices.placement import Placement
+from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.estimators import Estimator
 from innerloop.learner import Learner
 from innerloop.problem import Episode
-from innerloop.training._evaluate import Evaluation, combined, evaluated_tasks, summarise
+from innerloop.training._evaluate import (
+    Evaluation,
+    TaskResults,
+    combined,
+    evaluated_tasks,
+    summarise,
+)
+from innerloop.trees import leaf_shapes
 
 
 @checked(
@@ -56,6 +63,7 @@ class Validator:
     """Validates when it is due, and remembers the best.
 
     Attributes:
+        every: Outer steps between validations; None if there is nothing to validate.
         best: `(meta, step)`, once there is one.
         score: Its score, of which more is better.
     """
@@ -69,65 +77,70 @@ class Validator:
     ):
         self.best: tuple[PyTree, int] | None = None
         self.score = -np.inf
-        self._chunk = estimator.tasks_at_once
         self._placement, self._key = placement, placement.place(key)
-        self._named = _by_name(validation)
-        self._every = _common_every(self._named)
-        self._learners = {
-            name: placement.place(_learner(name, each, estimator))
-            for name, each in self._named.items()
+        self._named = {
+            name: each._replace(
+                episodes=placement.place(each.episodes),
+                learner=placement.place(_learner(name, each, estimator)),
+                chunk=each.chunk or estimator.tasks_at_once,
+            )
+            for name, each in _by_name(validation).items()
         }
-        self._episodes = {
-            name: placement.place(each.episodes) for name, each in self._named.items()
-        }
+        self.every = _common_every(self._named)
 
-    def steps_until_due(self, step: int) -> int:
-        return sys.maxsize if self._every is None else self._every - step % self._every
+    def settings(self) -> dict[str, Any]:
+        """What the choice of the best depends on, as JSON values."""
+        named = self._named.items()
+        return {
+            "validation": {
+                name: [each.every, each.metric, each.maximise, each.steps, each.weight]
+                for name, each in named
+            },
+            "validation_episodes": {name: leaf_shapes(each.episodes) for name, each in named},
+        }
 
     def __call__(self, meta: PyTree, step: int, last: bool) -> tuple[Evaluation | None, bool]:
         """Validate if it is due: the evaluation, and whether it is the best so far."""
-        if self._every is None or not (last or step % self._every == 0):
+        if self.every is None or not (last or step % self.every == 0):
             return None, False
-        evaluations = {name: self._evaluation(name, meta) for name in self._named}
-        score = self._score(evaluations)
+        results = {name: self._results(name, meta, self._placement) for name in self._named}
+        evaluations = {name: summarise(jax.device_get(each)) for name, each in results.items()}
         weights = {name: each.weight for name, each in self._named.items()}
         evaluation = combined(evaluations, weights)
+        score = 0.0
+        for name, each in self._named.items():
+            value = evaluations[name].mean[each.metric][-1]
+            share = each.weight / sum(weights.values())
+            score += share * (value if each.maximise else -value)
         if self.best is not None and not score > self.score:
             return evaluation, False
         # The first is kept whatever it is, so that a run never ends without meta-parameters.
         self.score, self.best = float(np.nan_to_num(score, nan=-np.inf)), (meta, step)
         return evaluation, True
 
-    def _evaluation(self, name: str, meta: PyTree) -> Evaluation:
-        validation = self._named[name]
-        results = evaluated_tasks(
-            self._learners[name],
-            meta,
-            self._episodes[name],
-            self._key,
-            steps=validation.steps,
-            chunk=validation.chunk or self._chunk,
-            placement=self._placement,
-            each_step=False,
-        )
-        return summarise(jax.device_get(results))
-
-    def _score(self, evaluations: Mapping[str, Evaluation]) -> float:
-        total = sum(each.weight for each in self._named.values())
-        scores = []
+    def require_metrics(self, meta: PyTree) -> None:
+        """Raise `StructureError`, from shapes alone, if a metric that decides is not there."""
         for name, each in self._named.items():
-            mean = evaluations[name].mean
-            if each.metric not in mean:
+            found = jax.eval_shape(partial(self._results, name, placement=OneDevice()), meta)
+            if each.metric not in found.metrics:
                 raise StructureError(
                     "the metric that decides is none of the validation's",
                     got=f"metric={each.metric!r}",
-                    expected=f"one of {', '.join(map(repr, mean))}",
-                    write=f"Validation(..., metric={next(iter(mean))!r}), or return loss, "
+                    expected=f"one of {', '.join(map(repr, found.metrics))}",
+                    write=f"Validation(..., metric={next(iter(found.metrics))!r}), or return loss, "
                     f"{{{each.metric!r}: ...}} in outer_loss",
                 )
-            value = mean[each.metric][-1]
-            scores.append(each.weight / total * (value if each.maximise else -value))
-        return float(sum(scores))
+
+    def _results(self, name: str, meta: PyTree, placement: Placement) -> TaskResults:
+        each = self._named[name]
+        assert each.learner is not None
+        return evaluated_tasks(
+            *(each.learner, meta, each.episodes, self._key),
+            steps=each.steps,
+            chunk=each.chunk,
+            placement=placement,
+            each_step=False,
+        )
 
 
 def _by_name(validation: Validation | Mapping[str, Validation] | None) -> dict[str, Validation]:
