@@ -9,7 +9,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.errors import StructureError
 from innerloop.problem import subset
-from innerloop.recipes.base import Recipe
+from innerloop.recipes.base import InitMeta, Recipe
 from innerloop.trees import leaf_shapes
 
 
@@ -37,10 +37,8 @@ def pretrained(
 
 
 def started_from(
-    init_meta: Callable[[PRNGKeyArray], PyTree],
-    weights: PyTree,
-    into: Callable[[PyTree], PyTree] = lambda meta: meta,
-) -> Callable[[PRNGKeyArray], PyTree]:
+    init_meta: InitMeta, weights: PyTree, into: Callable[[PyTree], PyTree] = lambda meta: meta
+) -> InitMeta:
     """As `pretrained`, of the function that makes the initial meta-parameters alone."""
     # Not jnp.asarray, which would make float32 of float64 without a word.
     array = lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
