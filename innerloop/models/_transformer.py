@@ -133,7 +133,10 @@ def transformer(
         body = params["body"]
         tokens = blank_rows(_tokens(inputs, length), mask)
         rows, positions = tokens.shape
-        embedded = _embed(body["tokens"], tokens) + body["positions"][None, :positions]
+        # NaN for a token outside of the table, negative ones too.
+        table = body["tokens"].at[tokens]
+        embedded = table.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        embedded = embedded + body["positions"][None, :positions]
         causal = jnp.tril(jnp.ones((positions, positions), jnp.bool_))
 
         def block(x: Array, params: PyTree[Array]) -> tuple[Array, None]:
@@ -180,13 +183,6 @@ def _layer_norm(
     variance = jnp.mean(jnp.square(centred), axis=1, keepdims=True)
     normalised = (centred * lax.rsqrt(variance + EPSILON)).astype(x.dtype)
     return normalised * params["scale"][None] + params["shift"][None]
-
-
-def _embed(
-    table: Float[Array, "vocabulary width"], tokens: Integer[Array, "rows positions"]
-) -> Float[Array, "rows positions width"]:
-    """The table's row for each token; NaN for a token outside of the table, negative ones too."""
-    return table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def _tokens(inputs: ArrayLike, length: int) -> Integer[Array, "rows positions"]:
