@@ -26,7 +26,6 @@ from innerloop.tasks import (
 from innerloop.tasks.known_files import KnownFile
 
 module = import_module("innerloop.tasks._omniglot")  # not the function of that name
-one_shot_module = import_module("innerloop.tasks._omniglot_one_shot")
 
 BACKGROUND = {"Greek": 8, "Alphabet_of_the_Magi": 4}
 EVALUATION = {"Tengwar": 3}
@@ -175,7 +174,7 @@ def write_one_shot(path, classes=3):
 
 def test_one_shot_runs_are_episodes_ordered_by_class(monkeypatch, tmp_path):
     archive = write_one_shot(tmp_path / "all_runs.zip")
-    monkeypatch.setattr(one_shot_module, "ONE_SHOT", archive)
+    monkeypatch.setattr(module, "ONE_SHOT", archive)
     runs = omniglot_one_shot(size=105, data=tmp_path)
     np.testing.assert_array_equal(runs.support.targets, [[0, 1, 2]] * 2)
     np.testing.assert_array_equal(runs.query.targets, [[0, 1, 2]] * 2)
@@ -201,7 +200,7 @@ def test_one_shot_runs_are_downloaded_from_their_own_folder(monkeypatch, tmp_pat
         yield tmp_path / "all_runs.zip"
 
     monkeypatch.setattr(omniglot_files, "downloaded", downloaded)
-    monkeypatch.setattr(one_shot_module, "ONE_SHOT", write_one_shot(tmp_path / "all_runs.zip"))
+    monkeypatch.setattr(module, "ONE_SHOT", write_one_shot(tmp_path / "all_runs.zip"))
     assert omniglot_one_shot().query.inputs.shape == (2, 3, 28, 28, 1)
     assert asked == ["one-shot-classification/all_runs.zip"]
 

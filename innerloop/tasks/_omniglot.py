@@ -1,20 +1,28 @@
 """Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings of each."""
 
+import zipfile
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from innerloop.arguments import at_least, checked
+from innerloop.problem import Episode, Examples
 from innerloop.tasks.image_classes import ImageClasses, with_quarter_turns
-from innerloop.tasks.known_files import Folder
+from innerloop.tasks.images import as_unit_interval
+from innerloop.tasks.known_files import Folder, KnownFile, cached_array
 from innerloop.tasks.omniglot_files import (
     BACKGROUND,
     EVALUATION,
     SMALL_1,
     SMALL_2,
+    UPSTREAM,
     alphabets,
     drawings,
+    find,
+    read_drawing,
 )
 from innerloop.tasks.splits import Splits
 
@@ -23,6 +31,9 @@ MakeClasses = Callable[[np.ndarray], ImageClasses]
 
 SIZE = at_least(1, at_most=105, such_as=28)
 """Pixels per side; the original drawings have 105."""
+
+_MD5 = "e8996daecdf12afeeb4a53a179f06b19"
+ONE_SHOT = tuple(KnownFile(name, _MD5) for name in ("all_runs.zip", "one_shot_all_runs.zip"))
 
 _SEED = 1
 _TRAIN, _VALIDATION = 1100, 100
@@ -117,8 +128,7 @@ def omniglot_small1(
     One of the authors' two small sets, for learning from as many alphabets as an adult may know.
     File: `images_background_small1.zip`. Arguments, images, errors and source as in `omniglot`.
     """
-    images = drawings(SMALL_1, size, data)
-    return Alphabets(classes(images), alphabets(SMALL_1, data))
+    return Alphabets(classes(drawings(SMALL_1, size, data)), alphabets(SMALL_1, data))
 
 
 @checked(size=SIZE)
@@ -130,10 +140,62 @@ def omniglot_small2(
     The other small set (see `omniglot_small1`), which shares Greek and Latin with the first. File:
     `images_background_small2.zip`. Arguments, images, errors and source as in `omniglot`.
     """
-    images = drawings(SMALL_2, size, data)
-    return Alphabets(classes(images), alphabets(SMALL_2, data))
+    return Alphabets(classes(drawings(SMALL_2, size, data)), alphabets(SMALL_2, data))
+
+
+@checked(size=SIZE)
+def omniglot_one_shot(*, size: int = 28, data: Folder = None) -> Episode:
+    """The 20 runs of 20-way one-shot classification within an alphabet: a batch of 20 episodes.
+
+    The classes of a run are 20 characters of one of the evaluation alphabets. Support: one drawing
+    of each by one drawer; query: one of each by another. Inputs are `(20, 20, size, size, 1)`, real
+    numbers from 0 (paper) to 1 (ink), targets int32 `(20, 20)`; row i of both is of class i.
+
+    The published number is the share of the 400 query drawings that are classified wrongly.
+
+    Source: Lake, Salakhutdinov and Tenenbaum 2015, "Human-level concept learning through
+    probabilistic program induction".
+
+    Args:
+        size: See `omniglot`.
+        data: See `omniglot`. The file is `all_runs.zip`, also known as `one_shot_all_runs.zip`; it
+            is downloaded if no folder is named.
+
+    Raises:
+        DataError: See `omniglot`.
+        StructureError: See `omniglot`.
+    """
+    file, source = find(ONE_SHOT, data, f"{UPSTREAM}one-shot-classification/")
+
+    def read() -> np.ndarray:
+        with source as path, zipfile.ZipFile(path) as content:
+            return _read(content, size)
+
+    images = jnp.asarray(cached_array(f"omniglot-one-shot-{file.md5}-{size}px", read))
+    inputs = as_unit_interval(images)[..., None]
+    targets = jnp.broadcast_to(jnp.arange(images.shape[2], dtype=jnp.int32), images.shape[:3])
+    support, query = (Examples(inputs[:, part], targets[:, part]) for part in (0, 1))
+    return Episode(support, query)
 
 
 def _permutation(count: int) -> np.ndarray:
     # RandomState, not default_rng: its stream is frozen, so a split is the same in every numpy
     return np.random.RandomState(_SEED).permutation(count)
+
+
+def _read(content: zipfile.ZipFile, size: int) -> np.ndarray:
+    """uint8 `(runs, support or query, classes, size, size)`.
+
+    `runNN/class_labels.txt` has a line for each test drawing, and the training drawing beside it
+    that is of the same character.
+    """
+    names = {PurePosixPath(name) for name in content.namelist()}
+    lists = sorted(name for name in names if name.name == "class_labels.txt")
+    runs = []
+    for name in lists:
+        lines = content.read(str(name)).decode().splitlines()
+        pairs = sorted(line.split()[::-1] for line in lines if line.strip())
+        runs.append(
+            [[read_drawing(content, pair[part], size) for pair in pairs] for part in (0, 1)]
+        )
+    return np.array(runs)

@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 
 from innerloop.checks import optional_package
-from innerloop.tasks.array_cache import cached_array
-from innerloop.tasks.known_files import Folder, KnownFile, data_folder, downloaded, local_file
+from innerloop.tasks.known_files import (
+    Folder,
+    KnownFile,
+    cached_array,
+    data_folder,
+    downloaded,
+    local_file,
+)
 
 UPSTREAM = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
 
