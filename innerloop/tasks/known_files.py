@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -143,6 +143,24 @@ def local_file(choices: Sequence[KnownFile], folder: Path) -> tuple[KnownFile, P
         write=f"put {choices[0].name} into {folder}; or unset {DATA_VARIABLE} and leave out data= "
         "to download it",
     )
+
+
+def find(
+    choices: Sequence[KnownFile], project: str, base_url: str, data: Folder
+) -> tuple[KnownFile, AbstractContextManager[Path]]:
+    """The file to read, and a context for its path. Entering the context starts a download.
+
+    Args:
+        choices: Equivalent files; the first of them is the one to download.
+        project: The name of the data set.
+        base_url: The address to which the name of the file is added.
+        data: The folder of the files, if the user named one; see `data_folder`.
+    """
+    folder = data_folder(data, project)
+    if folder is None:
+        return choices[0], downloaded(choices[0], base_url)
+    file, path = local_file(choices, folder)
+    return file, nullcontext(path)
 
 
 @contextmanager
