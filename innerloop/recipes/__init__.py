@@ -13,8 +13,8 @@ from innerloop.recipes._maml import reptile as reptile
 from innerloop.recipes._partly_adapted import anil as anil
 from innerloop.recipes._partly_adapted import boil as boil
 from innerloop.recipes._partly_adapted import cavia as cavia
-from innerloop.recipes._pretrain_finetune import pretrain_classifier as pretrain_classifier
-from innerloop.recipes._pretrain_finetune import pretrain_finetune as pretrain_finetune
+from innerloop.recipes._pretrained import pretrain_classifier as pretrain_classifier
+from innerloop.recipes._pretrained import pretrain_finetune as pretrain_finetune
 from innerloop.recipes._pretrained import pretrained as pretrained
 from innerloop.recipes._similarity import matching as matching
 from innerloop.recipes._similarity import nearest_neighbour as nearest_neighbour

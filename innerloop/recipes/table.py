@@ -12,7 +12,7 @@ from innerloop.recipes._cnp import cnp
 from innerloop.recipes._linear_heads import logistic_head, r2d2, svm_head
 from innerloop.recipes._maml import fomaml, imaml, maml, maml_plus_plus, meta_sgd, reptile
 from innerloop.recipes._partly_adapted import anil, boil, cavia
-from innerloop.recipes._pretrain_finetune import pretrain_classifier, pretrain_finetune
+from innerloop.recipes._pretrained import pretrain_classifier, pretrain_finetune
 from innerloop.recipes._similarity import matching, nearest_neighbour, protonet
 from innerloop.recipes.base import ExamplesLoss, Recipe
 

@@ -3,8 +3,6 @@
 import hashlib
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -211,9 +209,6 @@ def _md5(path: Path) -> str:
         return hashlib.file_digest(content, "md5").hexdigest()
 
 
-_UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-
-
 def cached_array(name: str, build: Callable[[], np.ndarray]) -> np.ndarray:
     """The array `name` from the cache folder, or the result of `build()`, which is then cached.
 
@@ -222,7 +217,7 @@ def cached_array(name: str, build: Callable[[], np.ndarray]) -> np.ndarray:
     """
     path = cache_folder() / f"{name}.npz"
     # opened here, as numpy leaves a file open when it turns out to be no archive
-    with suppress(*_UNREADABLE), path.open("rb") as content, np.load(content) as arrays:
+    with suppress(Exception), path.open("rb") as content, np.load(content) as arrays:
         return arrays["array"]
     array = build()
     with suppress(OSError):
