@@ -152,7 +152,8 @@ def _table(images: ArrayLike, turns: Sequence[int]) -> np.ndarray:
 
 
 def _with_channels(images: ArrayLike) -> ArrayLike:
-    shape, dtype = np.shape(images), jnp.result_type(images)
+    shape = np.shape(images)
+    dtype = images.dtype if isinstance(images, jax.Array) else np.asarray(images).dtype
     known = dtype in (jnp.uint8, jnp.bool_) or jnp.issubdtype(dtype, jnp.floating)
     if len(shape) not in (4, 5) or not known:
         raise StructureError(
@@ -186,7 +187,7 @@ def _check_table(table: np.ndarray, shape: tuple[int, ...]) -> None:
     wrong = outside.any(axis=1) | (count > 1)
     if wrong.any():
         got = f"class {distinct[wrong][0].tolist()} {count[wrong][0]} times"
-        raise StructureError("no such class, or one twice", got=got, expected=expected, write=write)
+        raise StructureError("not a table of classes", got=got, expected=expected, write=write)
     if np.any(table[:, 1]) and height != width:
         raise StructureError(
             "only square images can be turned",

@@ -81,15 +81,16 @@ def require_enough(ways: int, classes: int, shots: int, queries: int, fewest: in
             "there are not enough classes",
             got=f"ways={ways} of {classes} classes",
             expected=f"at most {classes} ways, and at least two classes",
-            write="fewer ways, or an ImageClasses with_quarter_turns(images), four times as many",
+            write="fewer ways; or ClassificationTasks(with_quarter_turns(images), ...), four times "
+            "as many classes",
         )
     if shots + queries > fewest:
         raise DataError(
             "there are not enough examples of each class",
             got=f"shots={shots} + queries={queries} of {fewest} examples",
             expected=f"shots + queries of at most {fewest}",
-            write="fewer shots or queries, or of an ImageClasses those that have enough: "
-            f"images.with_examples({shots + queries})",
+            write="fewer shots or queries; or ClassificationTasks(images.with_examples("
+            f"{shots + queries}), ...), the classes that have enough",
         )
 
 
