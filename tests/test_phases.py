@@ -48,7 +48,9 @@ def by_hand(recipe, estimator, gradient_of_step):
     meta = recipe.init_meta(run_keys(KEY)[0])
     for step in range(STEPS):
         episodes, keys = il.training.tasks_of_step(estimator, KEY, step)
-        objective = il.meta_objective(*recipe.at(step), gradient_of_step(step))
+        objective = il.meta_objective(
+            *recipe.estimator(POINTS, BATCH).at(step), gradient_of_step(step)
+        )
         tasks = [jax.tree.map(lambda leaf, i=i: leaf[i], episodes) for i in range(BATCH)]
         grads = [
             jax.grad(objective, has_aux=True)(meta, task, key)[0]

@@ -31,7 +31,7 @@ def task_mean(f, meta, episodes):
 
 
 def result(recipe, meta, episodes):
-    value_and_grad = meta_value_and_grad(*recipe.at(0), recipe.gradient)
+    value_and_grad = meta_value_and_grad(*recipe[:3])
     (value, _), grads = jax.jit(value_and_grad)(meta, episodes, jax.random.key(2))
     return value, grads
 

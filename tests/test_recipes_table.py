@@ -10,7 +10,7 @@ import pytest
 from test_recipes_by_hand import BY_HAND, FEATURES, LOSS, MODEL, WAYS, WIDTH
 
 import innerloop as il
-from innerloop.recipes._maml_plus_plus import annealed_weights
+from innerloop.recipes._maml import annealed_weights
 from innerloop.recipes.table import RecipeName, RegressionRecipe, hyper_parameters
 
 

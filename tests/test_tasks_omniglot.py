@@ -16,8 +16,8 @@ from PIL import Image
 from innerloop.errors import DataError, StructureError
 from innerloop.tasks import (
     check_disjoint,
+    known_files,
     omniglot,
-    omniglot_files,
     omniglot_official,
     omniglot_one_shot,
     omniglot_small1,
@@ -26,7 +26,6 @@ from innerloop.tasks import (
 from innerloop.tasks.known_files import KnownFile
 
 module = import_module("innerloop.tasks._omniglot")  # not the function of that name
-one_shot_module = import_module("innerloop.tasks._omniglot_one_shot")
 
 BACKGROUND = {"Greek": 8, "Alphabet_of_the_Magi": 4}
 EVALUATION = {"Tengwar": 3}
@@ -175,7 +174,7 @@ def write_one_shot(path, classes=3):
 
 def test_one_shot_runs_are_episodes_ordered_by_class(monkeypatch, tmp_path):
     archive = write_one_shot(tmp_path / "all_runs.zip")
-    monkeypatch.setattr(one_shot_module, "ONE_SHOT", archive)
+    monkeypatch.setattr(module, "ONE_SHOT", archive)
     runs = omniglot_one_shot(size=105, data=tmp_path)
     np.testing.assert_array_equal(runs.support.targets, [[0, 1, 2]] * 2)
     np.testing.assert_array_equal(runs.query.targets, [[0, 1, 2]] * 2)
@@ -197,11 +196,11 @@ def test_one_shot_runs_are_downloaded_from_their_own_folder(monkeypatch, tmp_pat
 
     @contextmanager
     def downloaded(file, base_url):
-        asked.append((base_url + file.name).removeprefix(omniglot_files.UPSTREAM))
+        asked.append((base_url + file.name).removeprefix(module.UPSTREAM))
         yield tmp_path / "all_runs.zip"
 
-    monkeypatch.setattr(omniglot_files, "downloaded", downloaded)
-    monkeypatch.setattr(one_shot_module, "ONE_SHOT", write_one_shot(tmp_path / "all_runs.zip"))
+    monkeypatch.setattr(known_files, "downloaded", downloaded)
+    monkeypatch.setattr(module, "ONE_SHOT", write_one_shot(tmp_path / "all_runs.zip"))
     assert omniglot_one_shot().query.inputs.shape == (2, 3, 28, 28, 1)
     assert asked == ["one-shot-classification/all_runs.zip"]
 
@@ -268,7 +267,7 @@ def test_official_archives_are_downloaded_where_no_folder_is_named(archives, mon
         asked.append(base_url + file.name)
         yield archives / file.name
 
-    monkeypatch.setattr(omniglot_files, "downloaded", downloaded)
+    monkeypatch.setattr(known_files, "downloaded", downloaded)
     assert_same(omniglot_official(), omniglot_official(data=archives))
     assert len(omniglot_small1().names) == 12
     upstream = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
@@ -278,7 +277,7 @@ def test_official_archives_are_downloaded_where_no_folder_is_named(archives, mon
 
 def test_second_start_reads_no_archive(archives, monkeypatch):
     first = omniglot_official(data=archives)
-    monkeypatch.setattr(omniglot_files, "_READERS", {})
+    monkeypatch.setattr(module, "_READERS", {})
     assert_same(first, omniglot_official(data=archives))
     with pytest.raises(KeyError):  # another size is other data
         omniglot_official(data=archives, size=14)

@@ -133,7 +133,10 @@ def transformer(
         body = params["body"]
         tokens = blank_rows(_tokens(inputs, length), mask)
         rows, positions = tokens.shape
-        embedded = _embed(body["tokens"], tokens) + body["positions"][None, :positions]
+        # NaN for a token outside of the table, negative ones too.
+        table = body["tokens"].at[tokens]
+        embedded = table.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        embedded = embedded + body["positions"][None, :positions]
         causal = jnp.tril(jnp.ones((positions, positions), jnp.bool_))
 
         def block(x: Array, params: PyTree[Array]) -> tuple[Array, None]:
@@ -182,28 +185,17 @@ def _layer_norm(
     return normalised * params["scale"][None] + params["shift"][None]
 
 
-def _embed(
-    table: Float[Array, "vocabulary width"], tokens: Integer[Array, "rows positions"]
-) -> Float[Array, "rows positions width"]:
-    """The table's row for each token; NaN for a token outside of the table, negative ones too."""
-    return table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-
-
 def _tokens(inputs: ArrayLike, length: int) -> Integer[Array, "rows positions"]:
     """The inputs as an array, after a check of their type and shape."""
     tokens = jnp.asarray(inputs)
-    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+    fits = tokens.ndim == 2 and 1 <= tokens.shape[1] <= length
+    if not fits or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise StructureError(
-            "the transformer's inputs are not tokens",
+            "the inputs are not tokens that this transformer takes",
             got=describe(tokens),
-            expected="integers from 0 to vocabulary - 1",
-            write="inputs.astype(jnp.int32)",
-        )
-    if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= length:
-        raise StructureError(
-            "the tokens do not fit the transformer",
-            got=describe(tokens),
-            expected=f"shape (rows, positions) with 1 to {length} positions",
-            write="tokens[None] for a single row, or transformer(length=...) as your rows are",
+            expected="integers from 0 to vocabulary - 1, of shape (rows, positions) with 1 to "
+            f"{length} positions",
+            write="inputs.astype(jnp.int32); tokens[None] for a single row; or "
+            "transformer(length=...) as your rows are",
         )
     return tokens

@@ -100,9 +100,9 @@ def conv_as_matmul(
     """
     _check_conv(weights, x, stride)
     size_h, size_w, inputs, outputs = weights.shape
-    out_h, pad_h = _same(x.shape[1], size_h, stride)
-    out_w, pad_w = _same(x.shape[2], size_w, stride)
-    padded = jnp.pad(x, ((0, 0), pad_h, pad_w, (0, 0)))
+    out_h, out_w = (-(-size // stride) for size in x.shape[1:3])
+    same = lax.padtype_to_pads(x.shape[1:3], (size_h, size_w), (stride, stride), "SAME")
+    padded = jnp.pad(x, ((0, 0), *same, (0, 0)))
     # Rows and positions as one axis: under vmap, products with several contracted axes are slow.
     positions = x.shape[0] * out_h * out_w
 
@@ -137,13 +137,6 @@ def max_pool(x: Float[Array, "..."]) -> Float[Array, "rows half_height half_widt
     # A reshape and a reduction: derivatives of any order are selections, under vmap too.
     windows = x[:, : 2 * half_h, : 2 * half_w].reshape(rows, half_h, 2, half_w, 2, channels)
     return jnp.max(windows, axis=(2, 4))
-
-
-def _same(size: int, kernel: int, stride: int) -> tuple[int, tuple[int, int]]:
-    """Output size and (low, high) zero padding of XLA's SAME convention along one axis."""
-    outputs = -(-size // stride)
-    padding = max((outputs - 1) * stride + kernel - size, 0)
-    return outputs, (padding // 2, padding - padding // 2)
 
 
 @checked("conv", stride=at_least(1))

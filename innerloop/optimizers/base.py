@@ -100,11 +100,8 @@ def scale_by_scheduled_rates(
 
 
 def _scaled(rates: PyTree, updates: PyTree) -> PyTree:
-    def below(rate: Array, part: PyTree) -> PyTree:
-        return jax.tree.map(lambda update: _times(rate, update), part)
-
     try:
-        return jax.tree.map(below, rates, updates)
+        return jax.tree.map(_times, jax.tree.broadcast(rates, updates), updates)
     except ValueError as error:
         raise StructureError(
             "the learned rates do not fit the parameters",

@@ -1,13 +1,12 @@
 """Learned optimizers in one file, which any program with innerloop can load."""
 
 import functools
+import io
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +14,13 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from innerloop.errors import DataError, InnerloopError, StructureError
+from innerloop.errors import DataError, StructureError
 from innerloop.optimizers.base import LearnedOptimizer
 from innerloop.optimizers.table import OPTIMIZERS
 from innerloop.storage.files import write_whole, writing
 
 FORMAT = 1
 _HEADER = "header"
-_DAMAGES = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, EOFError),
-    *(zipfile.BadZipFile, zlib.error),
-)
 
 
 def save_optimizer(path: Path | str, learned: LearnedOptimizer, meta: PyTree[Array]) -> Path:
@@ -51,9 +46,11 @@ def save_optimizer(path: Path | str, learned: LearnedOptimizer, meta: PyTree[Arr
         "meta": _outline(meta, leaves),
     }
     arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)}
+    content, save = io.BytesIO(), cast(Callable[..., None], np.savez)
+    save(content, **{_HEADER: np.array(json.dumps(header))}, **arrays)
     path = Path(path)
     with writing("the optimizer", path, write="save_optimizer(ANOTHER/FILE, learned, meta)"):
-        return write_whole(path, lambda temporary: _write(temporary, header, arrays))
+        return write_whole(path, lambda temporary: temporary.write_bytes(content.getvalue()))
 
 
 def load_optimizer(
@@ -69,62 +66,43 @@ def load_optimizer(
         DataError: If the file is missing, damaged, or of another version of the format, or the
             optimizer is unknown to this version.
     """
-    header, arrays = _read(Path(path))
     named = {kind.__name__: kind for kind in kinds}
-    kind = named.get(header["optimizer"])
-    if kind is None:
-        raise _of_another_version(path, header, f"the optimizer {header['optimizer']}")
-    unknown = set(header["settings"]) - set(kind.__dataclass_fields__)
-    if unknown:
-        raise _of_another_version(path, header, f"the settings {sorted(unknown)}")
     try:
-        settings = {name: _from_json(value) for name, value in header["settings"].items()}
-        learned, meta = kind(**settings), _filled(header["meta"], arrays)
-        learned(meta)
-    except (InnerloopError, *_DAMAGES) as error:
-        raise _unreadable(path, error) from error
-    return learned, meta
-
-
-def _write(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    with path.open("wb") as file:  # numpy would add its own suffix to a name
-        save: Callable[..., Any] = np.savez
-        save(file, **{_HEADER: np.array(json.dumps(header))}, **arrays)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as content:
             arrays = dict(content)
         header = json.loads(str(arrays.pop(_HEADER)))
-        saved = header["format"]
-        fields = header["optimizer"], header["settings"].items(), header["meta"]
-    except _DAMAGES as error:
-        raise _unreadable(path, error) from error
-    del fields
-    if saved != FORMAT:
-        raise _of_another_version(path, header, f"format {saved}")
-    return header, arrays
-
-
-def _unreadable(path: Path | str, error: Exception) -> DataError:
-    return DataError(
-        "the optimizer cannot be read",
-        got=f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
-        expected="a file as save_optimizer writes it",
-        write="save_optimizer(path, learned, meta) anew, or another path",
-    )
-
-
-def _of_another_version(path: Path | str, header: dict[str, Any], what: str) -> DataError:
+        unknown = _unknown(header, named)
+        if unknown is None:
+            settings = {name: _from_json(value) for name, value in header["settings"].items()}
+            learned = named[header["optimizer"]](**settings)
+            meta = _filled(header["meta"], arrays)
+            learned(meta)
+            return learned, meta
+    except Exception as error:  # what a damaged file makes NumPy, JSON or JAX raise is of any kind
+        raise DataError(
+            "the optimizer cannot be read",
+            got=f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            expected="a file as save_optimizer writes it",
+            write="save_optimizer(path, learned, meta) anew, or another path",
+        ) from error
     saved_by = header.get("innerloop", "unknown")
-    return DataError(
+    raise DataError(
         "this optimizer was saved by another version of innerloop",
-        got=f"{path}: {what}, saved by innerloop {saved_by}",
+        got=f"{path}: {unknown}, saved by innerloop {saved_by}",
         expected=f"format {FORMAT} and an optimizer that innerloop {version('innerloop')} knows",
         write=f"pip install innerloop=={saved_by}, or load_optimizer(path, kinds=[YourOptimizer]) "
         "where it is of your own class",
     )
+
+
+def _unknown(header: dict[str, Any], kinds: dict[str, type[LearnedOptimizer]]) -> str | None:
+    """The part of a header that this version does not know, or None."""
+    if header["format"] != FORMAT:
+        return f"format {header['format']}"
+    if header["optimizer"] not in kinds:
+        return f"the optimizer {header['optimizer']}"
+    settings = header["settings"].keys() - kinds[header["optimizer"]].__dataclass_fields__.keys()
+    return f"the settings {sorted(settings)}" if settings else None
 
 
 def _outline(tree: PyTree, leaves: list[Any]) -> Any:

@@ -1,11 +1,14 @@
-"""ANIL and BOIL: only the head is adapted, or only the body."""
+"""ANIL, BOIL and CAVIA: only the head is adapted, only the body, or only a small context."""
 
 from collections.abc import Callable
 
+import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import GradientDescent
+from innerloop.errors import StructureError
 from innerloop.models import Model
 from innerloop.problem import subset
 from innerloop.recipes.base import ExamplesLoss, Recipe, learned_start
@@ -60,3 +63,46 @@ def partly_adapted(
     start = lambda meta, support, key: subset(meta, where)[0]
     learn = GradientDescent(optax.sgd(rate), steps)
     return learned_start(start, learn, model.init, predict, loss)
+
+
+def cavia(model: Model, loss: ExamplesLoss, rate: float = 1.0, steps: int = 2) -> Recipe:
+    r"""CAVIA (Zintgraf, Shiarlis, Kurin, Hofmann and Whiteson 2019, arXiv 1810.03642).
+
+    $$\min_\phi \; \mathbb{E}\, L_\text{query}(c_K, \phi), \qquad c_0 = 0, \quad
+      c_{t+1} = c_t - \alpha \nabla_c L_\text{support}(c_t, \phi)$$
+
+    `model` keeps the context c as `params["context"]` (see `film`); the rest of its parameters is
+    φ. The defaults are those of the paper's miniImageNet.
+
+    Departs from the paper: `film` lets the context scale and shift the features before the head,
+    where the paper's network has it after the third convolution, or among the inputs for sinusoids.
+
+    Args:
+        model: A network whose parameters have a context.
+        loss: The loss of the predictions.
+        rate: α, the inner learning rate.
+        steps: K, the number of inner steps.
+
+    Raises:
+        StructureError: If the model has no context.
+    """
+    parameters = jax.eval_shape(model.init, jax.random.key(0))
+    if not isinstance(parameters, dict) or "context" not in parameters:
+        raise StructureError(
+            "cavia needs a model with a context",
+            got=f"parameters {jax.tree.structure(parameters)}",
+            expected="a dict with 'context' in it",
+            write="cavia(film(features, width=64, head=mlp([64, 64, 5]), context=100), loss)",
+        )
+    context = parameters["context"]
+
+    def init_meta(key: PRNGKeyArray) -> PyTree:
+        return {name: part for name, part in model.init(key).items() if name != "context"}
+
+    def predict(params, meta, batch, key):
+        return model.apply({**meta, "context": params}, batch.inputs, key, batch.mask)
+
+    dtype_of = lambda meta: jnp.result_type(*jax.tree.leaves(meta))
+    start = lambda meta, support, key: jnp.zeros(context.shape, dtype_of(meta))
+    learn = GradientDescent(optax.sgd(rate), steps)
+    return learned_start(start, learn, init_meta, predict, loss)

@@ -69,7 +69,7 @@ def matching(features: Model, loss: ExamplesLoss, ways: int, scale: float = 10.0
         return {"features": features.init(key), "log_scale": log_scale}
 
     def predict(params, meta, batch, key):
-        cosines = _cosine_similarities(embed(meta, batch, key), params.features)
+        cosines = _unit(embed(meta, batch, key)) @ _unit(params.features).T
         similar = jnp.exp(meta["log_scale"]).astype(cosines.dtype) * cosines
         attention = jax.nn.softmax(jnp.where(params.present[None, :], similar, -jnp.inf), axis=1)
         share = attention @ params.classes
@@ -138,14 +138,8 @@ def _squared_distances(
     return jnp.sum(jnp.square(x[:, None, :] - y[None, :, :]), axis=2)
 
 
-def _cosine_similarities(
-    x: Float[Array, "rows width"], y: Float[Array, "others width"]
-) -> Float[Array, "rows others"]:
-    """Cosines of the angles; 0, with a zero derivative, where a vector is zero."""
-    return _unit(x) @ _unit(y).T
-
-
-def _unit(x: Array) -> Array:
+def _unit(x: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
+    """Each row divided by its length; zeros, with a zero derivative, where it is zero."""
     square = jnp.sum(jnp.square(x), axis=1, keepdims=True)
     # The root is not taken at zero, where its derivative is infinite.
     safe = jnp.where(square > 0, square, 1)

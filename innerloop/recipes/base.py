@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.estimators import Estimator, WholeTasks
@@ -50,12 +49,6 @@ class Recipe(NamedTuple):
     def learner(self) -> Learner:
         """The learner of new tasks."""
         return self.tested or Learner(self.problem, self.adaptation, self.predict)
-
-    def at(self, outer_step: int | Int[Array, ""]) -> tuple[Problem, Adaptation]:
-        """Problem and adaptation of an outer step."""
-        if self.schedule is None:
-            return self.problem, self.adaptation
-        return self.schedule(jnp.asarray(outer_step, jnp.int32))
 
     def estimator(
         self, tasks: TaskDistribution | StreamedTasks, batch: int, chunk: int | None = None

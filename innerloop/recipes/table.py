@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from innerloop.errors import StructureError
 from innerloop.models import Model, film, mlp
-from innerloop.recipes._cavia import cavia
 from innerloop.recipes._cnp import cnp
-from innerloop.recipes._imaml import imaml
 from innerloop.recipes._linear_heads import logistic_head, r2d2, svm_head
-from innerloop.recipes._maml import fomaml, maml
-from innerloop.recipes._maml_plus_plus import maml_plus_plus
-from innerloop.recipes._meta_sgd import meta_sgd
-from innerloop.recipes._partly_adapted import anil, boil
-from innerloop.recipes._pretrain_finetune import pretrain_classifier, pretrain_finetune
-from innerloop.recipes._reptile import reptile
+from innerloop.recipes._maml import fomaml, imaml, maml, maml_plus_plus, meta_sgd, reptile
+from innerloop.recipes._partly_adapted import anil, boil, cavia
+from innerloop.recipes._pretrained import pretrain_classifier, pretrain_finetune
 from innerloop.recipes._similarity import matching, nearest_neighbour, protonet
 from innerloop.recipes.base import ExamplesLoss, Recipe
 

@@ -7,9 +7,9 @@ from innerloop.tasks._mini_imagenet import mini_imagenet as mini_imagenet
 from innerloop.tasks._omniglot import Alphabets as Alphabets
 from innerloop.tasks._omniglot import omniglot as omniglot
 from innerloop.tasks._omniglot import omniglot_official as omniglot_official
+from innerloop.tasks._omniglot import omniglot_one_shot as omniglot_one_shot
 from innerloop.tasks._omniglot import omniglot_small1 as omniglot_small1
 from innerloop.tasks._omniglot import omniglot_small2 as omniglot_small2
-from innerloop.tasks._omniglot_one_shot import omniglot_one_shot as omniglot_one_shot
 from innerloop.tasks.augmentation import Augmented as Augmented
 from innerloop.tasks.augmentation import Compose as Compose
 from innerloop.tasks.augmentation import RandomAffine as RandomAffine

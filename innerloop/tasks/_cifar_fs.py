@@ -1,10 +1,8 @@
 """CIFAR-FS: the hundred classes of CIFAR-100, 600 images of each, for few-shot learning."""
 
-from pathlib import Path
-
 from innerloop.tasks.image_files import image_folder
-from innerloop.tasks.known_files import Folder, needed_folder, read_text
-from innerloop.tasks.splits import Splits, checked_names
+from innerloop.tasks.known_files import Folder, needed_folder, read_lines
+from innerloop.tasks.splits import Splits, require_disjoint
 
 SIZE = 32
 
@@ -28,10 +26,7 @@ def cifar_fs(*, data: Folder = None) -> Splits:
     """
     expected = "data/CLASS/*.png and splits/bertinetto/*.txt"
     folder = needed_folder(data, "cifar-fs", expected, ("splits",))
-    names = checked_names({part: _classes(folder, part) for part in ("train", "val", "test")})
+    lists = folder / "splits" / "bertinetto"
+    names = {part: read_lines(lists / f"{part}.txt") for part in ("train", "val", "test")}
+    require_disjoint(names, "classes")
     return Splits(*(image_folder(folder / "data", SIZE, names=names[part]) for part in names))
-
-
-def _classes(folder: Path, part: str) -> list[str]:
-    lines = read_text(folder / "splits" / "bertinetto" / f"{part}.txt").splitlines()
-    return [line.strip() for line in lines if line.strip()]

@@ -1,20 +1,21 @@
 """miniImageNet: a hundred classes of ImageNet, 600 images of each, scaled to 84 × 84 pixels."""
 
 import csv
-from collections.abc import Callable
+import importlib
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from innerloop.errors import DataError
-from innerloop.tasks.image_classes import ImageClasses, by_label
+from innerloop.tasks.image_classes import by_label
 from innerloop.tasks.image_files import classes_of_files
-from innerloop.tasks.known_files import Folder, needed_folder, read_text
-from innerloop.tasks.numpy_pickle import load_arrays
-from innerloop.tasks.splits import Splits, checked_names
+from innerloop.tasks.known_files import Folder, needed_folder, read_lines, reading
+from innerloop.tasks.splits import Splits, require_disjoint
 
 SIZE = 84
 _PARTS = ("train", "val", "test")
+_PICKLE = "mini-imagenet-cache-{}.pkl"
 _EXPECTED = "train.csv, val.csv, test.csv and images/, or mini-imagenet-cache-{train,val,test}.pkl"
 
 
@@ -41,59 +42,64 @@ def mini_imagenet(*, data: Folder = None) -> Splits:
     Raises:
         DataError: If the folder or a file is missing, cannot be read, or a class is in two splits.
     """
-    pickles = [f"mini-imagenet-cache-{part}.pkl" for part in _PARTS]
-    folder = needed_folder(data, "mini-imagenet", _EXPECTED, ("train.csv", pickles[0]))
+    one_of = ("train.csv", _PICKLE.format("train"))
+    folder = needed_folder(data, "mini-imagenet", _EXPECTED, one_of)
     if (folder / "train.csv").exists():
-        return _splits([_listed(folder, part) for part in _PARTS])
-    return _splits([_pickled(folder / name) for name in pickles])
+        listed = {part: _listed(folder, part) for part in _PARTS}
+        require_disjoint(listed, "classes")
+        return Splits(*(classes_of_files(files, SIZE) for files in listed.values()))
+    pickled = {part: _pickled(folder / _PICKLE.format(part)) for part in _PARTS}
+    require_disjoint({part: labels for part, (_, labels) in pickled.items()}, "classes")
+    return Splits(*(by_label(images, labels) for images, labels in pickled.values()))
 
 
-_Part = tuple[list[str], Callable[[], ImageClasses]]
-"""The names of the classes of a part, and a function that makes the classes."""
-
-
-def _splits(parts: list[_Part]) -> Splits:
-    checked_names({part: names for part, (names, _) in zip(_PARTS, parts, strict=True)})
-    return Splits(*(classes() for _, classes in parts))
-
-
-def _listed(folder: Path, part: str) -> _Part:
+def _listed(folder: Path, part: str) -> dict[str, list[Path]]:
+    """The image files of each class."""
     path = folder / f"{part}.csv"
+    lines = read_lines(path)
     by_class: dict[str, list[Path]] = {}
-    for row in csv.DictReader(read_text(path).splitlines()):
-        if not (row.get("filename") and row.get("label")):
-            raise DataError(
-                f"{path} is not a list of images",
-                got=f"a row {dict(row)}",
-                expected="a first line filename,label, and a file name and a class in every other",
-                write="the files of the split as they are published",
-            )
-        by_class.setdefault(row["label"], []).append(folder / "images" / row["filename"])
-    return list(by_class), lambda: classes_of_files(by_class, SIZE)
+    with reading(path, "a first line filename,label, and a file name and a class in every other"):
+        for row in csv.DictReader(lines):
+            if not (row["filename"] and row["label"]):
+                raise ValueError(f"a row {row}")
+            by_class.setdefault(row["label"], []).append(folder / "images" / row["filename"])
+    return by_class
 
 
-def _pickled(path: Path) -> _Part:
-    if not path.exists():
-        raise DataError(
-            f"{path.name} is missing",
-            got=f"no such file in {path.parent}",
-            expected=_EXPECTED,
-            write=f"put {path.name} into {path.parent}",
-        )
-    content = load_arrays(path)
-    try:
+def _pickled(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images, and the class of each, from a pickle of Python 2 or 3."""
+    expected = (
+        "a pickle of a dict with image_data, uint8 (images, height, width, 3), and class_dict, in "
+        "which each image is a row of some class; from where you trust, as a pickle of anything "
+        "but arrays, containers, numbers and text may run any program"
+    )
+    with reading(path, expected):
+        with path.open("rb") as file:
+            content = _ArraysOnly(file, encoding="latin1").load()
         images, by_class = content["image_data"], content["class_dict"]
         labels = np.full(len(images), None)
         for name, rows in by_class.items():
             labels[np.asarray(rows)] = str(name)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or None in labels:
             raise ValueError(f"image_data {images.dtype}{list(images.shape)}")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise DataError(
-            f"{path} does not hold classes of images",
-            got=repr(error),
-            expected="a dict with image_data, uint8 (images, height, width, 3), and class_dict, in "
-            "which each image is a row of some class",
-            write=f"rm {path} and download it again",
-        ) from error
-    return list(map(str, by_class)), lambda: by_label(images, labels)
+    return images, labels
+
+
+# What NumPy writes into a pickle of its arrays, in Python 2 and 3. Nothing here does anything but
+# build an array, a number or bytes.
+_HARMLESS = {
+    "numpy": ("ndarray", "dtype"),
+    "numpy._core.multiarray": ("_reconstruct", "scalar"),
+    "numpy._core.numeric": ("_frombuffer",),
+    "_codecs": ("encode",),
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """A pickle may call any function with any arguments; this reader allows only these."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy.core", "numpy._core")  # NumPy's name before version 2
+        if name not in _HARMLESS.get(module, ()):
+            raise pickle.UnpicklingError(f"it calls {module}.{name}")
+        return getattr(importlib.import_module(module), name)

@@ -1,21 +1,20 @@
 """Omniglot: 1,623 handwritten characters of 50 alphabets, 20 drawings of each."""
 
+import io
+import zipfile
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from innerloop.arguments import at_least, checked
+from innerloop.checks import optional_package
+from innerloop.problem import Episode, Examples
 from innerloop.tasks.image_classes import ImageClasses, with_quarter_turns
-from innerloop.tasks.known_files import Folder
-from innerloop.tasks.omniglot_files import (
-    BACKGROUND,
-    EVALUATION,
-    SMALL_1,
-    SMALL_2,
-    alphabets,
-    drawings,
-)
+from innerloop.tasks.images import as_unit_interval
+from innerloop.tasks.known_files import Folder, KnownFile, cached_array, find
 from innerloop.tasks.splits import Splits
 
 MakeClasses = Callable[[np.ndarray], ImageClasses]
@@ -23,6 +22,25 @@ MakeClasses = Callable[[np.ndarray], ImageClasses]
 
 SIZE = at_least(1, at_most=105, such_as=28)
 """Pixels per side; the original drawings have 105."""
+
+UPSTREAM = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"
+
+Archive = tuple[KnownFile, ...]
+"""Files with the same drawings in the same order; the official one, which is downloaded, first."""
+
+BACKGROUND: Archive = (
+    KnownFile("images_background.zip", "68d2efa1b9178cc56df9314c21c6e718"),
+    KnownFile("images_background.npz", "042c0a3e1688c4f4dc9d7213db63ee80"),
+)
+EVALUATION: Archive = (
+    KnownFile("images_evaluation.zip", "6b91aef0f799c5bb55b94e3f2daec811"),
+    KnownFile("images_evaluation.npz", "a6277b6770b9241c6906fa797456e652"),
+)
+SMALL_1: Archive = (KnownFile("images_background_small1.zip", "e704a628b5459e08445c13499850abc4"),)
+SMALL_2: Archive = (KnownFile("images_background_small2.zip", "b75a71a51d3b13f821f212756fe481fd"),)
+
+_MD5 = "e8996daecdf12afeeb4a53a179f06b19"
+ONE_SHOT = tuple(KnownFile(name, _MD5) for name in ("all_runs.zip", "one_shot_all_runs.zip"))
 
 _SEED = 1
 _TRAIN, _VALIDATION = 1100, 100
@@ -117,8 +135,7 @@ def omniglot_small1(
     One of the authors' two small sets, for learning from as many alphabets as an adult may know.
     File: `images_background_small1.zip`. Arguments, images, errors and source as in `omniglot`.
     """
-    images = drawings(SMALL_1, size, data)
-    return Alphabets(classes(images), alphabets(SMALL_1, data))
+    return Alphabets(classes(drawings(SMALL_1, size, data)), alphabets(SMALL_1, data))
 
 
 @checked(size=SIZE)
@@ -130,10 +147,129 @@ def omniglot_small2(
     The other small set (see `omniglot_small1`), which shares Greek and Latin with the first. File:
     `images_background_small2.zip`. Arguments, images, errors and source as in `omniglot`.
     """
-    images = drawings(SMALL_2, size, data)
-    return Alphabets(classes(images), alphabets(SMALL_2, data))
+    return Alphabets(classes(drawings(SMALL_2, size, data)), alphabets(SMALL_2, data))
+
+
+@checked(size=SIZE)
+def omniglot_one_shot(*, size: int = 28, data: Folder = None) -> Episode:
+    """The 20 runs of 20-way one-shot classification within an alphabet: a batch of 20 episodes.
+
+    The classes of a run are 20 characters of one of the evaluation alphabets. Support: one drawing
+    of each by one drawer; query: one of each by another. Inputs are `(20, 20, size, size, 1)`, real
+    numbers from 0 (paper) to 1 (ink), targets int32 `(20, 20)`; row i of both is of class i.
+
+    The published number is the share of the 400 query drawings that are classified wrongly.
+
+    Source: Lake, Salakhutdinov and Tenenbaum 2015, "Human-level concept learning through
+    probabilistic program induction".
+
+    Args:
+        size: See `omniglot`.
+        data: See `omniglot`. The file is `all_runs.zip`, also known as `one_shot_all_runs.zip`; it
+            is downloaded if no folder is named.
+
+    Raises:
+        DataError: See `omniglot`.
+        StructureError: See `omniglot`.
+    """
+    folder = f"{UPSTREAM}one-shot-classification/"
+    images = jnp.asarray(drawings(ONE_SHOT, size, data, _read_runs, folder))
+    inputs = as_unit_interval(images)[..., None]
+    targets = jnp.broadcast_to(jnp.arange(images.shape[2], dtype=jnp.int32), images.shape[:3])
+    support, query = (Examples(inputs[:, part], targets[:, part]) for part in (0, 1))
+    return Episode(support, query)
 
 
 def _permutation(count: int) -> np.ndarray:
     # RandomState, not default_rng: its stream is frozen, so a split is the same in every numpy
     return np.random.RandomState(_SEED).permutation(count)
+
+
+def drawings(
+    archive: Archive,
+    size: int,
+    data: Folder,
+    read: Callable[[Path, int], np.ndarray] | None = None,
+    base_url: str = UPSTREAM,
+) -> np.ndarray:
+    """All drawings of an archive, uint8 `(characters, 20, size, size)`, ink 255 and paper 0.
+
+    Characters are in the order of their alphabets' names, then of their numbers. Kept in the cache
+    folder under the md5 of the file and the size, so reading and scaling happen once.
+    """
+    file, source = find(archive, "omniglot", base_url, data)
+
+    def from_file() -> np.ndarray:
+        with source as path:
+            return (read or _READERS[path.suffix])(path, size)
+
+    return cached_array(f"omniglot-{file.md5}-{size}px", from_file)
+
+
+def alphabets(archive: Archive, data: Folder) -> tuple[str, ...]:
+    """The alphabet of each character of an official archive, in the order of `drawings`."""
+    _, source = find(archive, "omniglot", UPSTREAM, data)
+    with source as path, zipfile.ZipFile(path) as content:
+        return tuple(folder.parent.name for folder in _characters(content))
+
+
+def _read_zip(path: Path, size: int) -> np.ndarray:
+    with zipfile.ZipFile(path) as content:
+        characters = _characters(content).values()
+        return np.array(
+            [[read_drawing(content, name, size) for name in names] for names in characters]
+        )
+
+
+def read_drawing(content: zipfile.ZipFile, name: str, size: int) -> np.ndarray:
+    """An image of an archive, uint8 `(size, size)`, ink 255 and paper 0."""
+    with _pillow().open(io.BytesIO(content.read(name))) as paper:
+        return _scaled(np.asarray(paper, dtype=bool), size)
+
+
+def _characters(content: zipfile.ZipFile) -> dict[PurePosixPath, list[str]]:
+    """Image names by folder: `images_background/Greek/character01/0394_01.png`, all sorted."""
+    characters: dict[PurePosixPath, list[str]] = {}
+    for name in sorted(content.namelist()):
+        path = PurePosixPath(name)
+        if path.suffix == ".png" and not path.name.startswith("."):  # no files of file managers
+            characters.setdefault(path.parent, []).append(name)
+    return characters
+
+
+def _read_npz(path: Path, size: int) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as arrays:
+        papers = arrays["images"]  # bool (characters, 20, 105, 105), True is paper
+    return np.array([[_scaled(paper, size) for paper in character] for character in papers])
+
+
+def _scaled(paper: np.ndarray, size: int) -> np.ndarray:
+    """Bool `(105, 105)`, True is paper, to uint8 `(size, size)`, 255 is ink."""
+    Image = _pillow()
+    # in eight bits: Pillow scales one-bit images without antialiasing, whatever filter is asked for
+    ink = Image.fromarray(np.where(paper, np.uint8(0), np.uint8(255)))
+    return np.asarray(ink.resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _pillow() -> Any:
+    return optional_package("PIL.Image", "reading drawings", extra="data")
+
+
+def _read_runs(path: Path, size: int) -> np.ndarray:
+    """uint8 `(runs, support or query, classes, size, size)`.
+
+    `runNN/class_labels.txt` has a line for each test drawing, and the training drawing beside it
+    that is of the same character.
+    """
+    runs = []
+    with zipfile.ZipFile(path) as content:
+        for name in sorted(content.namelist()):
+            if name.endswith("/class_labels.txt"):
+                lines = content.read(name).decode().splitlines()
+                pairs = sorted(line.split()[::-1] for line in lines if line.strip())
+                drawn = [[read_drawing(content, one, size) for one in pair] for pair in pairs]
+                runs.append(list(zip(*drawn, strict=True)))
+    return np.array(runs)
+
+
+_READERS = {".zip": _read_zip, ".npz": _read_npz}

@@ -1,15 +1,18 @@
-"""Data files known by their md5: found in a folder that the user names, or downloaded."""
+"""Files of data sets: found in a folder or downloaded, read, and kept as processed arrays."""
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from innerloop.checks import optional_package
 from innerloop.errors import DataError
+from innerloop.storage.files import write_whole
 
 Folder = str | os.PathLike[str] | None
 """The folder of the files of a data set; None for the one that `DATA_VARIABLE` names."""
@@ -82,17 +85,26 @@ def needed_folder(data: Folder, project: str, files: str, one_of: Sequence[str])
     return folder
 
 
-def read_text(path: Path) -> str:
-    """The content of a text file. Raises `DataError` if it is missing or is not text."""
+@contextmanager
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """A context in which a file that is missing, or not the `expected` one, raises `DataError`."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        yield
+    except Exception as error:  # what a decoder raises on a damaged file may be of any kind
+        missing = isinstance(error, FileNotFoundError)
         raise DataError(
-            f"{path.name} is missing" if not path.exists() else f"{path} cannot be read",
-            got=f"no such file in {path.parent}" if not path.exists() else repr(error),
-            expected=f"{path}",
-            write=f"put {path.name} of the published files into {path.parent}",
+            f"{path.name} is missing" if missing else f"{path} cannot be read",
+            got=f"{type(error).__name__}: {error}",
+            expected=expected,
+            write=f"put {path.name} into {path.parent}, a complete copy",
         ) from error
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank. Raises `DataError` if there is no such file."""
+    with reading(path, "a text file"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def cache_folder() -> Path:
@@ -129,6 +141,24 @@ def local_file(choices: Sequence[KnownFile], folder: Path) -> tuple[KnownFile, P
         write=f"put {choices[0].name} into {folder}; or unset {DATA_VARIABLE} and leave out data= "
         "to download it",
     )
+
+
+def find(
+    choices: Sequence[KnownFile], project: str, base_url: str, data: Folder
+) -> tuple[KnownFile, AbstractContextManager[Path]]:
+    """The file to read, and a context for its path. Entering the context starts a download.
+
+    Args:
+        choices: Equivalent files; the first of them is the one to download.
+        project: The name of the data set.
+        base_url: The address to which the name of the file is added.
+        data: The folder of the files, if the user named one; see `data_folder`.
+    """
+    folder = data_folder(data, project)
+    if folder is None:
+        return choices[0], downloaded(choices[0], base_url)
+    file, path = local_file(choices, folder)
+    return file, nullcontext(path)
 
 
 @contextmanager
@@ -177,3 +207,20 @@ def _is_writable(folder: Path) -> bool:
 def _md5(path: Path) -> str:
     with path.open("rb") as content:
         return hashlib.file_digest(content, "md5").hexdigest()
+
+
+def cached_array(name: str, build: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array `name` from the cache folder, or the result of `build()`, which is then cached.
+
+    `name` must encode everything that the array depends on. If the file cannot be read, the array
+    is built again; if the folder cannot be written, it is built on every start.
+    """
+    path = cache_folder() / f"{name}.npz"
+    # opened here, as numpy leaves a file open when it turns out to be no archive
+    with suppress(Exception), path.open("rb") as content, np.load(content) as arrays:
+        return arrays["array"]
+    array = build()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, lambda temporary: np.savez(temporary, array=array))
+    return array

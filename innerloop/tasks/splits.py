@@ -24,17 +24,11 @@ def check_disjoint(splits: Splits) -> None:
     Runs on the host and reads every image: for tests and for new data, not for every start.
     """
     images = {name: _images(classes) for name, classes in splits._asdict().items()}
-    write = "split by character, before turning and before drawing examples"
-    _require_disjoint(images, "images", write)
+    require_disjoint(images, "images")
 
 
-def checked_names(names: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Returns the classes of each split unchanged. Raises `DataError` if two splits share one."""
-    _require_disjoint(names, "classes", "the files of the split as they are published")
-    return names
-
-
-def _require_disjoint(parts: Mapping[str, Iterable], what: str, write: str) -> None:
+def require_disjoint(parts: Mapping[str, Iterable], what: str) -> None:
+    """Raises `DataError` if two parts share an entry."""
     for (first, one), (second, other) in combinations(parts.items(), 2):
         shared = sorted(set(one) & set(other))
         if shared:
@@ -43,7 +37,8 @@ def _require_disjoint(parts: Mapping[str, Iterable], what: str, write: str) -> N
                 f"{first} and {second} share {what}",
                 got=f"{len(shared)} {what} in both{named}",
                 expected=f"{what} that no other split has",
-                write=write,
+                write="the published files of the split; or split by character, before turning "
+                "and before drawing examples",
             )
 
 

@@ -13,10 +13,9 @@ from jaxtyping import PRNGKeyArray
 
 from innerloop.arguments import at_least, checked
 from innerloop.checks import optional_package
-from innerloop.errors import DataError, StructureError
+from innerloop.errors import StructureError
 from innerloop.problem import Episode, Examples
-from innerloop.tasks.images import as_unit_interval, labelled
-from innerloop.trees import is_key
+from innerloop.tasks.images import as_unit_interval, labelled, require_enough
 
 _NO_SETTING = {"setting": False}
 
@@ -135,7 +134,7 @@ _LAST = 2**31 - 1
 
 
 def _numbers(key: PRNGKeyArray) -> list[int]:
-    return np.asarray(jax.random.key_data(key) if is_key(key) else key).ravel().tolist()
+    return np.asarray(jax.random.key_data(key)).ravel().tolist()
 
 
 @checked(ways=at_least(2, such_as=5), shots=at_least(1), queries=at_least(1, such_as=15))
@@ -168,15 +167,7 @@ class StoredImages:
     def __post_init__(self):
         classes, examples = self.images.shape[:2]
         fewest = min(self.counts or (examples,))
-        if self.ways > classes or self.shots + self.queries > fewest:
-            raise DataError(
-                "there are not enough classes, or not enough examples of each",
-                got=f"ways={self.ways} of {classes}, "
-                f"shots={self.shots} + queries={self.queries} of {fewest}",
-                expected=f"at most {classes} ways, and shots + queries of at most {fewest}",
-                write="fewer ways, shots or queries, as StoredImages(images, ways=5, shots=1, "
-                "queries=15)",
-            )
+        require_enough(self.ways, classes, self.shots, self.queries, fewest)
 
     def __call__(self, rng: np.random.Generator) -> Episode:
         """One task."""

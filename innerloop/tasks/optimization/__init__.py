@@ -10,10 +10,10 @@ from innerloop.tasks.optimization.data_sets import digits_table as digits_table
 from innerloop.tasks.optimization.data_sets import tokens as tokens
 from innerloop.tasks.optimization.data_sets import wine_table as wine_table
 from innerloop.tasks.optimization.family import Family as Family
+from innerloop.tasks.optimization.family import Quadratics as Quadratics
+from innerloop.tasks.optimization.family import quadratic_family as quadratic_family
 from innerloop.tasks.optimization.family import rescaled as rescaled
 from innerloop.tasks.optimization.family import supervised_family as supervised_family
-from innerloop.tasks.optimization.quadratic import Quadratics as Quadratics
-from innerloop.tasks.optimization.quadratic import quadratic_family as quadratic_family
 from innerloop.tasks.optimization.suite import ACTIVATIONS as ACTIVATIONS
 from innerloop.tasks.optimization.suite import conv_family as conv_family
 from innerloop.tasks.optimization.suite import held_out_families as held_out_families

@@ -27,8 +27,7 @@ from innerloop.tasks.optimization.data_sets import (
     digits_table,
     wine_table,
 )
-from innerloop.tasks.optimization.family import Family, supervised_family
-from innerloop.tasks.optimization.quadratic import quadratic_family
+from innerloop.tasks.optimization.family import Family, quadratic_family, supervised_family
 
 Activation = Callable[[jax.Array], jax.Array]
 
