@@ -151,7 +151,7 @@ def test_the_run_is_held_until_its_last_figure(tmp_path, monkeypatch):
     def draw(folder, *rest):
         config = json.loads((folder.path / "config.json").read_text())
         with pytest.raises(RunError, match="another process writes to this run"):
-            RunFolder.resume(folder.path, config, may_change=())
+            RunFolder.begin(folder.path, config, may_change=())
         drawn.append(folder.path)
 
     monkeypatch.setattr("innerloop.lab.experiments.train.draw_curves", draw)

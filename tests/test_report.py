@@ -28,7 +28,7 @@ def make_run(path, *, seed=0, losses=60, tasks=75, faults=(), result=(), **setti
     config = {"seed": seed, "steps": losses, "batch": 8, "inner_steps": 1, "run": str(path)}
     config["inner_rate"] = 0.4
     begun = {"experiment": "digits", "config": config | settings, "metric": "accuracy"}
-    folder = RunFolder.create(path, begun)
+    folder = RunFolder.begin(path, begun)
     folder.close()
     random = np.random.default_rng(seed)
     accuracy = random.integers(0, 76, (tasks, 4)) / 75
@@ -240,7 +240,7 @@ def test_validations_of_which_none_is_finite(tmp_path):
 
 def test_a_run_that_has_only_begun_says_so(tmp_path):
     config = {"experiment": "digits", "config": {"steps": 300}, "metric": "accuracy"}
-    RunFolder.create(tmp_path / "run", config).close()
+    RunFolder.begin(tmp_path / "run", config).close()
     (tmp_path / "run/log.jsonl").write_text('[1]\n{"step": 20, "seco')  # as a kill leaves it
     text = text_of(write_report([tmp_path / "run"]))
     for missing in (

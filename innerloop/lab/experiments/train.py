@@ -23,7 +23,7 @@ from innerloop.lab.experiments.evaluation import pooled, summary, test_episodes,
 from innerloop.lab.experiments.progress import BestMeta, ProgressBar
 from innerloop.lab.experiments.ranges import check_ranges
 from innerloop.lab.experiments.table import best_meta, experiment_name
-from innerloop.lab.run_folder import CHECKPOINTS, LOG, RESULT, TEST_TASKS, RunFolder, environment
+from innerloop.lab.run_folder import LOG, RESULT, TEST_TASKS, RunFolder, environment
 from innerloop.logging import JsonLines, Logger, Loggers, TensorBoard, WeightsAndBiases
 from innerloop.logging.records import evaluation_record
 from innerloop.recipes._pretrained import started_from
@@ -87,7 +87,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
                 key=jax.random.key(experiment.seed),
                 validation=validation,
                 non_finite=_NON_FINITE[experiment.non_finite],
-                checkpoints=Checkpoints(run / CHECKPOINTS, experiment.save_every),
+                checkpoints=Checkpoints(run / "checkpoints", experiment.save_every),
                 report=log,
                 **{name: getattr(experiment, name) for name in _FIT},
                 **experiment.fit_options(),
@@ -173,11 +173,9 @@ def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFol
     """The run's folder, new or resumed. Of several processes the first writes to it."""
     if not is_first():
         return RunFolder(run)
-    if not experiment.resume:
-        return RunFolder.create(run, config)
     may_change = (*_MAY_CHANGE, *(["steps"] if not experiment.cosine else []))
-    may_change = tuple(name for name in may_change if name in config["config"])
-    return RunFolder.resume(run, config, may_change=may_change)
+    known = tuple(name for name in may_change if name in config["config"])
+    return RunFolder.begin(run, config, may_change=known if experiment.resume else None)
 
 
 def _chosen_loggers(experiment: Experiment, run: Path) -> list[Logger]:
