@@ -139,10 +139,10 @@ def test_the_run_is_held_until_its_last_figure(tmp_path, monkeypatch):
     drawn = []
 
     def draw(folder, *rest):
-        config = json.loads((folder.path / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
         with pytest.raises(RunError, match="another process writes to this run"):
-            RunFolder.resume(folder.path, config, may_change=())
-        drawn.append(folder.path)
+            RunFolder.begin(folder, config, may_change=())
+        drawn.append(folder)
 
     monkeypatch.setattr("innerloop.lab.experiments.train.draw_curves", draw)
     main([*SINUSOID, "--run", str(tmp_path / "run")])

@@ -10,7 +10,7 @@ import pytest
 
 import innerloop as il
 from innerloop.lab.experiments.learned_optimizer import OptimizerTraining
-from innerloop.lab.experiments.optimizer_trials import learned_trial
+from innerloop.lab.experiments.optimizer_trials import area, last, learned_trial
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -153,9 +153,9 @@ def test_the_published_optimizer_gives_the_published_losses(family):
     trial = learned_trial(found, learned, meta, steps=100, tasks=60, seed=2)
     published = measured("learned-optimizer.json")["groups"]
     published = published["new tasks of the training families"][family]["learned"]
-    np.testing.assert_allclose(np.median(trial.area()), published["area"][1], rtol=0.05)
+    np.testing.assert_allclose(np.median(area(trial.by_area)), published["area"][1], rtol=0.05)
     if family != "quadratic":  # whose last loss is a millionth
-        np.testing.assert_allclose(np.median(trial.final()), published["final"][1], rtol=0.1)
+        np.testing.assert_allclose(np.median(last(trial.losses)), published["final"][1], rtol=0.1)
 
 
 def test_what_exact_and_bounded_gradients_say():

@@ -15,7 +15,7 @@ import pytest
 import innerloop as il
 import innerloop.lab
 from innerloop.lab.cli import main
-from innerloop.lab.experiments import optimizer_record, optimizer_trials
+from innerloop.lab.experiments import optimizer_trials
 from innerloop.lab.experiments.learned_optimizer import (
     ESTIMATORS,
     OptimizerName,
@@ -127,7 +127,9 @@ def test_evaluate_holds_it_against_tuned_optimizers(evaluated):
         )
         settings = record["settings"]
         trial = optimizer_trials.learned_trial(family, learned, meta, **settings)
-        np.testing.assert_allclose(found["learned"]["final"][1], np.median(trial.final()))
+        np.testing.assert_allclose(
+            found["learned"]["final"][1], np.median(optimizer_trials.last(trial.losses))
+        )
         assert found[optimizer_trials.PER_TASK]["final"][1] <= found["Adam"]["final"][1]
         assert found["Adam"]["rates"][0] in (0.01, 0.1, 1.0)
 
@@ -135,13 +137,12 @@ def test_evaluate_holds_it_against_tuned_optimizers(evaluated):
 @pytest.mark.parametrize("given", [1, 7])
 def test_an_optimizer_that_knows_the_end_of_a_run_is_told_it(given, monkeypatch):
     seen = []
-    monkeypatch.setattr(optimizer_record, "seconds_per_step", lambda *args, steps: 0.0)
+    monkeypatch.setattr(optimizer_trials, "seconds_per_step", lambda *args, steps: 0.0)
     note = lambda family, learned, meta, **settings: seen.append((family.name, learned.horizon))
-    monkeypatch.setattr(optimizer_record, "family_record", note)
+    monkeypatch.setattr(optimizer_trials, "family_record", note)
     held_out = ("ill-conditioned-quadratic", "quadratic")
-    name, _ = optimizer_record.optimizer_record(
-        OptimizerTraining(horizon=5), None, steps=given, families=held_out
-    )
+    trained = OptimizerTraining(horizon=given)
+    name, _ = optimizer_trials.optimizer_record(trained, None, families=held_out)
     assert seen == [(each, given) for each in held_out]
     assert "-2-families-" in name
 

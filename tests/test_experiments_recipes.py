@@ -10,13 +10,12 @@ import pytest
 import innerloop as il
 from innerloop.errors import StructureError
 from innerloop.lab.cli import main
-from innerloop.lab.experiments import before_training
 from innerloop.lab.experiments.digits import Digits
 from innerloop.lab.experiments.omniglot import Omniglot
 from innerloop.lab.experiments.photographs import MiniImageNet
 from innerloop.lab.experiments.sinusoid import Sinusoid
 from innerloop.lab.experiments.table import EXPERIMENTS
-from innerloop.lab.experiments.train import outer_optimizer
+from innerloop.lab.experiments.train import on_tasks, outer_optimizer
 from innerloop.recipes import RECIPES
 from innerloop.tasks import ClassificationTasks, LabelledImages
 
@@ -146,7 +145,7 @@ def test_what_is_known_before_training_is_of_the_first_step():
     """MAML++ begins with a loss after each step, and ends with the last alone."""
     experiment = Digits(recipe="maml_plus_plus", filters=4, batch=1)
     assert experiment.build_recipe().problem.step_weights is None
-    problem, *_ = before_training._on_tasks(experiment, 1, None)
+    problem, *_ = on_tasks(experiment, 1, None)
     np.testing.assert_allclose(problem.step_weights(5), [0, *[0.2] * 5], rtol=1e-6)
 
 

@@ -1,6 +1,5 @@
 """Figures: a readable PNG of each, written in one move, without pyplot."""
 
-import json
 import subprocess
 import sys
 
@@ -11,11 +10,9 @@ from PIL import Image
 
 from innerloop.errors import StructureError
 from innerloop.lab import plots
-from innerloop.lab.experiments.curves import draw_curves
+from innerloop.lab.experiments.curves import draw_curves, read_evaluation, series
 from innerloop.lab.plots.curves import _running_mean
 from innerloop.lab.plots.episodes import EpisodePanel
-from innerloop.lab.run_folder import RunFolder
-from innerloop.training import Evaluation
 
 
 def _curve(path, n=60, m=3, **changes):
@@ -117,7 +114,7 @@ def test_importing_it_does_not_import_matplotlib():
         {"losses": np.zeros(60)},
         {"validation": np.full(3, np.nan)},
         {"metric": "mean squared error", "validation": np.array([3.0, np.nan, 1.0])},
-        {"metric": "return", "higher_is_better": True},
+        {"metric": "return"},
         {"validation_steps": [20], "validation": [0.5]},
         {"steps": [0], "losses": [1.0]},
     ],
@@ -138,18 +135,15 @@ def test_the_curves_of_a_run_whose_log_was_lost(lines, steps, validated, tmp_pat
         return curve(path, **arrays)
 
     monkeypatch.setattr(plots, "learning_curve", watched)
-    folder = RunFolder(tmp_path / "run")
-    folder.path.mkdir()
-    validation = {"mean": {"accuracy": [0.2, 0.5]}}
+    accuracy, interval = {"accuracy": [0.2, 0.5]}, {"accuracy": [0.1, 0.1]}
+    validation = {"mean": accuracy, "interval_95": interval, "tasks": 5}
     written = [
         {"step": 6, "seconds": 2.0, "losses": [1.0, "NaN"], "validation": validation},
         {"step": 8, "seconds": 3.0, "losses": [0.5, 0.4]},
     ]
-    text = "".join(json.dumps(line) + "\n" for line in written[2 - lines :])
-    (folder.path / "log.jsonl").write_text(text)
-    test = Evaluation({"accuracy": np.array([0.2, 0.5])}, {"accuracy": np.array([0.1, 0.1])}, 5)
-    draw_curves(folder, "accuracy", test, "digits", 1)
-    assert len(list(folder.path.glob("*.png"))) == (3 if lines else 1)
+    log, test = series(written[2 - lines :], "accuracy"), read_evaluation(validation)
+    draw_curves(tmp_path, "digits", log, "accuracy", test, 1)
+    assert len(list(tmp_path.glob("*.png"))) == (3 if lines else 1)
     if lines:
         assert given["steps"].tolist() == steps
         assert given["validation_steps"].tolist() == validated

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from innerloop.lab.cli import main
-from innerloop.lab.experiments import omniglot, protocols
+from innerloop.lab.experiments import omniglot
 from innerloop.tasks import ClassificationTasks, Splits, upright
 
 SMALL = [
@@ -27,7 +27,7 @@ def small_omniglot(monkeypatch, tmp_path):
     splits = Splits(*map(upright, drawings))
     monkeypatch.setattr(omniglot, "omniglot", lambda data: splits)
     episodes = ClassificationTasks(splits.test, 20, 1, 1).sample(jax.random.key(0), 2)
-    monkeypatch.setattr(protocols, "omniglot_one_shot", lambda data: episodes)
+    monkeypatch.setattr(omniglot, "omniglot_one_shot", lambda data: episodes)
 
 
 def trained(recipe, run, *flags):

@@ -12,9 +12,13 @@ import innerloop as il
 from innerloop.lab.experiments.printing import shown_steps
 from innerloop.lab.report import write_report
 from innerloop.lab.report.figures import _edges
-from innerloop.lab.report.runs import read_runs
+from innerloop.lab.report.runs import (
+    differing,
+    half_interval,
+    read_runs,
+    same_but_for_the_seed,
+)
 from innerloop.lab.report.sections import SECTIONS
-from innerloop.lab.report.seeds import differing, over_seeds, same_but_for_the_seed
 from innerloop.lab.report.text import duration, operations, plus_minus
 from innerloop.lab.run_folder import RunFolder
 from innerloop.storage.files import strict_json
@@ -28,7 +32,7 @@ def make_run(path, *, seed=0, losses=60, tasks=75, faults=(), result=(), **setti
     config = {"seed": seed, "steps": losses, "batch": 8, "inner_steps": 1, "run": str(path)}
     config["inner_rate"] = 0.4
     begun = {"experiment": "digits", "config": config | settings, "metric": "accuracy"}
-    folder = RunFolder.create(path, begun)
+    folder = RunFolder.begin(path, begun)
     folder.close()
     random = np.random.default_rng(seed)
     accuracy = random.integers(0, 76, (tasks, 4)) / 75
@@ -123,8 +127,10 @@ def test_what_is_referred_to_is_there_once(page):
 
 def test_every_section_is_there_in_order_and_linked(page):
     headings = re.findall(r"<h2>(.*?)</h2>", page)
-    assert headings == [section.title for section in SECTIONS]
-    assert re.findall(r'<a href="#(.*?)">', page) == [section.anchor for section in SECTIONS]
+    assert headings == list(SECTIONS)
+    links = re.findall(r'<a href="#(.*?)">(.*?)</a>', page)
+    assert links == [(heading.lower().replace(" ", "-"), heading) for heading in SECTIONS]
+    assert re.findall(r'<section id="(.*?)">', page) == [anchor for anchor, _ in links]
 
 
 def test_a_learned_optimizer_stands_beside_tuned_ones(tmp_path):
@@ -240,7 +246,7 @@ def test_validations_of_which_none_is_finite(tmp_path):
 
 def test_a_run_that_has_only_begun_says_so(tmp_path):
     config = {"experiment": "digits", "config": {"steps": 300}, "metric": "accuracy"}
-    RunFolder.create(tmp_path / "run", config).close()
+    RunFolder.begin(tmp_path / "run", config).close()
     (tmp_path / "run/log.jsonl").write_text('[1]\n{"step": 20, "seco')  # as a kill leaves it
     text = text_of(write_report([tmp_path / "run"]))
     for missing in (
@@ -324,10 +330,19 @@ def test_an_old_report_stays_where_a_new_one_fails(tmp_path, monkeypatch):
 
 
 def test_the_interval_over_seeds_is_students():
-    together = over_seeds([1.0, 3.0])
-    assert (together.mean, together.low, together.high) == (2.0, 1.0, 3.0)
-    assert together.deviation == pytest.approx(2**0.5)
-    assert together.half == pytest.approx(12.706, rel=1e-4)  # t(0.975, 1) * sqrt(2) / sqrt(2)
+    half = half_interval(np.array([1.0, 3.0]))
+    assert half == pytest.approx(12.706, rel=1e-4)  # t(0.975, 1) * sqrt(2) / sqrt(2)
+
+
+def test_the_table_over_seeds_has_deviation_and_range(tmp_path):
+    means = {seed: {"mean": {"accuracy": [end, end]}} for seed, end in enumerate((0.25, 0.75))}
+    test = {"interval_95": {"accuracy": [0.1, 0.1]}, "tasks": 9}
+    runs = [
+        make_run(tmp_path / f"{seed}", seed=seed, result={"test": test | mean})
+        for seed, mean in means.items()
+    ]
+    text = text_of(write_report(runs, tmp_path / "page.html"))
+    assert "0 50.0 ± 317.7% 35.4% 25.0% to 75.0%" in text.replace("\xa0", " ")
 
 
 def test_only_what_makes_another_experiment_differs(tmp_path):

@@ -18,7 +18,7 @@ META = {"body": [jnp.arange(200.0)], "head": jnp.ones((2, 3))}
 @pytest.fixture
 def folder(tmp_path):
     config = {"experiment": "digits", "config": {"seed": 1}}
-    with closing(RunFolder.create(tmp_path / "run", config)) as folder:
+    with closing(RunFolder.begin(tmp_path / "run", config)) as folder:
         yield folder
 
 
@@ -37,7 +37,7 @@ def test_what_is_written_is_read(folder):
 
 def test_other_settings_are_refused_and_those_that_may_change_are_kept(folder):
     folder.close()
-    go_on = lambda **settings: RunFolder.resume(
+    go_on = lambda **settings: RunFolder.begin(
         folder.path, {"experiment": "digits", "config": settings}, may_change=("chunk",)
     )
     with pytest.raises(RunError, match=r"--seed 2.*Expected: --seed 1"):
@@ -49,14 +49,14 @@ def test_other_settings_are_refused_and_those_that_may_change_are_kept(folder):
 def test_a_folder_that_holds_a_run_is_refused_and_left_alone(folder):
     before = contents(folder)
     with pytest.raises(RunError, match="already holds a run") as caught:
-        RunFolder.create(folder.path, {"experiment": "digits"})
+        RunFolder.begin(folder.path, {"experiment": "digits"})
     assert str(folder.path) in str(caught.value)
     assert contents(folder) == before
 
 
 def test_a_run_of_another_experiment_is_not_gone_on_with(folder):
     other, before = {"experiment": "sinusoid", "config": {}}, contents(folder)
-    for begin in (RunFolder.create, functools.partial(RunFolder.resume, may_change=())):
+    for begin in (RunFolder.begin, functools.partial(RunFolder.begin, may_change=())):
         with pytest.raises(RunError, match=r"another experiment.*sinusoid in .*: digits") as caught:
             begin(folder.path, other)
         assert "--resume" not in caught.value.write
@@ -65,14 +65,14 @@ def test_a_run_of_another_experiment_is_not_gone_on_with(folder):
 
 def test_steps_of_a_falling_rate_are_told_apart(tmp_path):
     config = lambda steps: {"experiment": "x", "config": {"steps": steps, "rate": None}}
-    RunFolder.create(tmp_path, config(1)).close()
+    RunFolder.begin(tmp_path, config(1)).close()
     with pytest.raises(RunError, match=r"Got: --steps 2\. Expected: --steps 1\..*--no-cosine"):
-        RunFolder.resume(tmp_path, config(2), may_change=("minutes",))
+        RunFolder.begin(tmp_path, config(2), may_change=("minutes",))
 
 
 def test_an_existing_folder_without_a_run_is_taken(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    RunFolder.create(tmp_path, {}).close()
+    RunFolder.begin(tmp_path, {}).close()
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -81,7 +81,7 @@ def test_a_file_in_the_way_is_a_run_error(tmp_path, below):
     file = tmp_path / "file"
     file.write_text("mine")
     with pytest.raises(RunError, match="cannot be written"):
-        RunFolder.create(file / below, {})
+        RunFolder.begin(file / below, {})
     with pytest.raises(RunError, match="no run"):
         RunFolder.open(file / below)
     assert file.read_text() == "mine"
@@ -180,7 +180,7 @@ def test_a_config_that_cannot_be_written_leaves_no_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(RunError, match="Permission denied"):
-        RunFolder.create(tmp_path / "run", {})
+        RunFolder.begin(tmp_path / "run", {})
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
 
 
@@ -204,10 +204,10 @@ def test_numbers_that_are_not_finite_leave_strict_json(folder):
 
 def test_a_refused_process_changes_nothing(tmp_path):
     config = lambda minutes: {"experiment": "x", "config": {"minutes": minutes}}
-    folder = RunFolder.create(tmp_path, config(1))
+    folder = RunFolder.begin(tmp_path, config(1))
     with pytest.raises(RunError, match=f"another process writes to this run. Got: {tmp_path}, "):
-        RunFolder.resume(tmp_path, config(2), may_change=("minutes",))
+        RunFolder.begin(tmp_path, config(2), may_change=("minutes",))
     assert folder.read_config()["config"] == {"minutes": 1}
     folder.close()
-    RunFolder.resume(tmp_path, config(2), may_change=("minutes",)).close()
+    RunFolder.begin(tmp_path, config(2), may_change=("minutes",)).close()
     assert folder.read_config()["config"] == {"minutes": 2}

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import logging
 import os
 import re
@@ -18,9 +17,10 @@ import jax
 import tyro
 from rich.console import Console
 
+from innerloop import diagnostics
 from innerloop.devices.processes import is_first, join
 from innerloop.errors import InnerloopError, RunError, StructureError
-from innerloop.lab.experiments import before_training, evaluation
+from innerloop.lab.experiments import evaluation
 from innerloop.lab.experiments import train as training
 from innerloop.lab.experiments.base import Experiment
 from innerloop.lab.experiments.few_shot import FewShot
@@ -126,9 +126,20 @@ def _train(experiment: Experiment) -> None:
         print(f"  {figure}")
 
 
-@functools.wraps(evaluation.evaluate)
-def evaluate(*args: Any, **settings: Any) -> None:  # noqa: D103
-    record = evaluation.evaluate(*args, **settings)
+def evaluate(
+    run: tyro.conf.Positional[Path],
+    asked: Annotated[evaluation.Asked, tyro.conf.arg(name="")],
+) -> None:
+    """Evaluate a run on its meta-test tasks; a learned optimizer against tuned ones.
+
+    The results are printed and written into a file in the run's folder. Evaluations with another
+    seed or other numbers have other files.
+
+    Args:
+        run: Folder of the run.
+        asked: What is done otherwise than at the end of the run.
+    """
+    record = evaluation.evaluate(run, asked)
     if "families" in record:
         print_trials(record)
     else:
@@ -161,7 +172,8 @@ def check(
         trained: Run whose meta-parameters are checked; the initial ones by default.
     """
     with Console(stderr=True).status("checking …"):
-        found = before_training.check_experiment(experiment, tasks, not trace_only, trained)
+        parts = training.on_tasks(experiment, tasks, trained)
+        found = diagnostics.check(*parts, run=not trace_only)
     print(found)
     if found.errors:
         raise SystemExit(1)
@@ -180,7 +192,8 @@ def compare(
         figure: File for a figure of error against memory and time.
     """
     with Console(stderr=True).status("comparing …"):
-        comparison = before_training.compare_experiment(experiment, trained)
+        *parts, _ = training.on_tasks(experiment, experiment.batch, trained)
+        comparison = diagnostics.compare(*parts, chunk=experiment.chunk)
     print(comparison)
     if figure is not None:
         print(error_against_cost(figure, comparison.records(), title=comparison.headline()))
@@ -194,7 +207,9 @@ def plan(experiment: _FewShotExperiment) -> None:  # pyright: ignore[reportInval
             default.
     """
     with Console(stderr=True).status("planning …"):
-        chosen = before_training.plan_experiment(experiment)
+        *parts, _, _ = training.on_tasks(experiment, experiment.batch, None)
+        memory = experiment.memory or "2GiB"
+        chosen = diagnostics.plan(*parts, memory, chunk=experiment.chunk)
     print(chosen)
 
 
@@ -220,8 +235,7 @@ def _later(command: Callable[..., None]) -> Callable[..., Any]:
         return functools.partial(command, *args, **kwargs)
 
     # tyro breaks a line of help where a line of the docstring ends.
-    documented = inspect.unwrap(command)
-    documented.__doc__ = re.sub(r"\n {12}", " ", documented.__doc__ or "")
+    command.__doc__ = re.sub(r"\n {12}", " ", command.__doc__ or "")
     return bound
 
 

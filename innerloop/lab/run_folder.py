@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
-from zipfile import BadZipFile
 
 import equinox as eqx
 import jax
@@ -21,13 +20,7 @@ from innerloop.storage.files import read_json_lines, strict_json, write_whole, w
 from innerloop.storage.lock import locked
 
 CONFIG, LOG, META, RESULT = "config.json", "log.jsonl", "best.eqx", "result.json"
-CHECKPOINTS, TEST_TASKS = "checkpoints", "test_tasks.npz"
-
-# What reading a damaged file, or looking into its content, may raise.
-_DAMAGE = (
-    *(ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
-    *(EOFError, SyntaxError, BadZipFile),
-)
+TEST_TASKS = "test_tasks.npz"
 
 
 class RunFolder:
@@ -49,58 +42,40 @@ class RunFolder:
         self._lock: TextIO | None = None
 
     @staticmethod
-    def create(path: Path, config: dict[str, Any]) -> "RunFolder":
-        """Start a run, which holds the folder until it is closed.
-
-        Raises:
-            RunError: If the folder is unwritable, holds a run already, or another process writes to
-                it.
-        """
-        folder = RunFolder(path)
-        if os.path.exists(path / CONFIG):  # Unlike Path.exists, False without permission to look.
-            folder._refuse_another(config)
-            raise RunError(
-                "this folder already holds a run",
-                got=str(path),
-                expected="a folder without a run",
-                write=f"--resume to go on with it, or --run {path}-2 for another",
-            )
-        folder._begin(config)
-        return folder
-
-    @staticmethod
-    def resume(path: Path, config: dict[str, Any], *, may_change: tuple[str, ...]) -> "RunFolder":
-        """Resume a run, or start it if there is none.
+    def begin(
+        path: Path, config: dict[str, Any], *, may_change: tuple[str, ...] | None = None
+    ) -> "RunFolder":
+        """Start a run, or resume one. The run holds the folder until it is closed.
 
         Args:
             path: The folder.
             config: The name of the experiment, and its settings under `"config"`.
-            may_change: The settings that may differ from those that the run began with.
+            may_change: To resume the run in the folder, if there is one: the settings that may
+                differ from those that it began with.
 
         Raises:
-            RunError: If the folder holds a run of another experiment or of other settings.
+            RunError: If the folder is unwritable, holds a run that is not to be resumed, or one of
+                another experiment or of other settings, or if another process writes to it.
         """
-        if not os.path.exists(path / CONFIG):
-            return RunFolder.create(path, config)
         folder = RunFolder(path)
-        before = folder.read_config()["config"]
-        folder._refuse_another(config)
-        changed = {
-            name: value
-            for name, value in json.loads(strict_json(config))["config"].items()
-            if name not in may_change and before.get(name) != value
-        }
-        if changed:
-            schedule = "; --steps too, where the outer rate does not fall (--no-cosine)"
-            raise RunError(
-                "a run goes on with the settings that it began with",
-                got=" ".join(as_flag(name, value) for name, value in changed.items()),
-                expected=" ".join(as_flag(name, before.get(name)) for name in changed),
-                write="the settings as they were; these may change without harm: "
-                + ", ".join(f"--{name.replace('_', '-')}" for name in may_change)
-                + schedule * ("steps" in changed),
-            )
-        folder._begin(config)  # Writes the changed settings too, because others read them.
+        if os.path.exists(path / CONFIG):  # Unlike Path.exists, False without permission to look.
+            folder._refuse_another(config)
+            if may_change is None:
+                raise RunError(
+                    "this folder already holds a run",
+                    got=str(path),
+                    expected="a folder without a run",
+                    write=f"--resume to go on with it, or --run {path}-2 for another",
+                )
+            folder._refuse_changes(config, may_change)
+        with folder.writing():
+            path.mkdir(parents=True, exist_ok=True)
+            folder._lock = locked(path)  # Before anything is written: another process may write.
+        try:
+            folder.write_json(CONFIG, config)  # Of a resumed run too: others read the changes.
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     @staticmethod
@@ -127,16 +102,23 @@ class RunFolder:
                 write=f"--run {self.path}-2",
             )
 
-    def _begin(self, config: dict[str, Any]) -> None:
-        """Lock the folder before anything is written: another process may write to it."""
-        with self.writing():
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = locked(self.path)
-        try:
-            self.write_json(CONFIG, config)
-        except BaseException:
-            self.close()
-            raise
+    def _refuse_changes(self, config: dict[str, Any], may_change: tuple[str, ...]) -> None:
+        before = self.read_config()["config"]
+        changed = {
+            name: value
+            for name, value in json.loads(strict_json(config))["config"].items()
+            if name not in may_change and before.get(name) != value
+        }
+        if changed:
+            schedule = "; --steps too, where the outer rate does not fall (--no-cosine)"
+            raise RunError(
+                "a run goes on with the settings that it began with",
+                got=" ".join(as_flag(name, value) for name, value in changed.items()),
+                expected=" ".join(as_flag(name, before.get(name)) for name in changed),
+                write="the settings as they were; these may change without harm: "
+                + ", ".join(f"--{name.replace('_', '-')}" for name in may_change)
+                + schedule * ("steps" in changed),
+            )
 
     def close(self) -> None:
         """Let other processes write to the folder."""
@@ -214,7 +196,7 @@ class RunFolder:
             yield
         except InnerloopError:
             raise
-        except _DAMAGE as error:
+        except Exception as error:  # A damaged file may raise anything.
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise RunError(
                 "the run cannot be read",

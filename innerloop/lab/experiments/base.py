@@ -3,7 +3,7 @@
 import abc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
@@ -41,19 +41,19 @@ class Parts(NamedTuple):
         estimator: The estimator that an outer step follows.
         held_out: The tasks of validation and test, by name. A single kind has an empty name;
             otherwise the names are prefixes of the metrics' names.
+        trained_steps: Inner steps in training; 0 if there are none to count.
+        normalisation: The name of the model's policy.
         metric: The metric by which results are judged.
         maximise: Whether more of it is better.
-        normalisation: The name of the model's policy.
-        trained_steps: Inner steps in training; 0 if there are none to count.
         calibration: Whether the learners predict logits, whose calibration is measured.
     """
 
     estimator: Estimator
     held_out: dict[str, HeldOut]
-    metric: str
-    maximise: bool
-    normalisation: str
     trained_steps: int
+    normalisation: str = "none"
+    metric: str = "loss"
+    maximise: bool = False
     calibration: bool = False
 
 
@@ -108,10 +108,6 @@ class Experiment(abc.ABC):
     non_finite: Literal["stop", "skip", "clip"] = "stop"
     """What happens at a step whose loss or gradient is not finite: the run ends, the step is left
     out, or it follows the mean of the tasks' gradients, each clipped to norm 1."""
-
-    @abc.abstractmethod
-    def fit_options(self) -> dict[str, Any]:
-        """Further keyword arguments of `fit`."""
 
     @abc.abstractmethod
     def init_meta(self, key: PRNGKeyArray) -> PyTree:

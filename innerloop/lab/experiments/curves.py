@@ -1,44 +1,102 @@
-"""The figures that every run has: the learning curves, and the adaptation to test tasks."""
+"""The series in the log of a run, and the figures that every run has."""
 
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from innerloop.lab import plots
-from innerloop.lab.run_folder import RunFolder
+from innerloop.lab.experiments.cost import training_cost
+from innerloop.lab.experiments.printing import overall
 from innerloop.training import Evaluation
 
 
+class Log(NamedTuple):
+    """The series in the log of a run.
+
+    Attributes:
+        outer_steps: Outer steps, as far as the log goes.
+        seconds: Seconds, as far as the log goes.
+        cost: The figures of `training_cost`.
+        steps: `(n,)`, the outer steps whose loss is in the log; its first lines may be lost.
+        losses: `(n,)`, the loss of each of these outer steps.
+        norms: `(2, calls)`, by call to the device: its last outer step, and the mean norm of the
+            meta-gradient.
+        validations: `(4, m)`, by validation: the outer step, the minutes since the run began, the
+            metric, and half the width of its 95% interval.
+        faults: The outer steps whose gradient was not finite.
+    """
+
+    outer_steps: int
+    seconds: float
+    cost: dict[str, float]
+    steps: np.ndarray
+    losses: np.ndarray
+    norms: np.ndarray
+    validations: np.ndarray
+    faults: list[dict[str, Any]]
+
+
+def series(records: Sequence[dict[str, Any]], metric: str) -> Log:
+    """The series in the lines of a log, of the metric by which the run is judged."""
+    numbers = lambda values: np.asarray(values, float)  # Also of the strings "NaN" and "Infinity".
+    losses = [numbers(record.get("losses", [])) for record in records]
+    ends = [record["step"] for record in records]
+    steps = [np.arange(end - len(x), end) + 1 for end, x in zip(ends, losses, strict=True)]
+    norms = [(x["step"], x["gradient_norm"]) for x in records if "gradient_norm" in x]
+    validations = []
+    for record in (record for record in records if "validation" in record):
+        test = read_evaluation(record["validation"])
+        score = (test.mean[metric][-1], test.interval[metric][-1])
+        validations.append((record["step"], record["seconds"] / 60, *score))
+    return Log(
+        outer_steps=int(ends[-1]) if records else 0,
+        seconds=float(records[-1]["seconds"]) if records else 0.0,
+        cost=training_cost(records),
+        steps=np.concatenate([np.zeros(0), *steps]),
+        losses=np.concatenate([np.zeros(0), *losses]),
+        norms=numbers(norms).reshape(-1, 2).T,
+        validations=numbers(validations).reshape(-1, 4).T,
+        faults=[dict(fault) for record in records for fault in record.get("faults", [])],
+    )
+
+
+def read_evaluation(record: dict[str, Any]) -> Evaluation:
+    """The evaluation in an `evaluation_record`, in the metrics of all its tasks."""
+    mean = {name: np.asarray(record["mean"][name], float) for name in overall(record["mean"])}
+    interval = {name: np.asarray(record["interval_95"][name], float) for name in mean}
+    ece = np.asarray(record["ece"], float) if "ece" in record else None
+    calibration = [] if ece is None else [ece]
+    shapes = {array.shape for array in (*mean.values(), *interval.values(), *calibration)}
+    if len(shapes) != 1 or len(shapes.pop()) != 1:
+        raise ValueError("an evaluation is lists of one length")
+    return Evaluation(mean, interval, int(record["tasks"]), ece)
+
+
 def draw_curves(
-    folder: RunFolder, metric: str, test: Evaluation, name: str, trained_steps: int
+    folder: Path, name: str, log: Log, metric: str, test: Evaluation, trained_steps: int
 ) -> None:
     """Draw the curves of a run. Without a log, there are no learning curves."""
-    records, path = folder.read_log(), folder.path
-    if records:
-        # As floats, because numbers that are not finite are strings in the log.
-        losses = [np.asarray(record["losses"], float) for record in records]
-        ends = [record["step"] for record in records]  # The first lines may be lost.
-        steps = [np.arange(end - len(x), end) + 1 for end, x in zip(ends, losses, strict=True)]
-        validated = [record for record in records if "validation" in record]
-        column = lambda key: np.asarray([record[key] for record in validated])
-        values = [record["validation"]["mean"][metric][-1] for record in validated]
-        common: dict[str, Any] = {"validation": np.asarray(values, float), "metric": metric}
+    validated, minutes, scores, _ = log.validations
+    common: dict[str, Any] = {"validation": scores, "metric": metric}
+    if len(log.losses):
         plots.learning_curve(
-            path / "learning_curve.png",
-            steps=np.concatenate(steps),
-            losses=np.concatenate(losses),
-            validation_steps=column("step"),
+            folder / "learning_curve.png",
+            steps=log.steps,
+            losses=log.losses,
+            validation_steps=validated,
             title=f"{name}: meta-training",
             **common,
         )
         plots.validation_over_time(
-            path / "validation_over_time.png",
-            minutes=column("seconds") / 60,
+            folder / "validation_over_time.png",
+            minutes=minutes,
             title=f"{name}: validation against wall-clock",
             **common,
         )
     plots.adaptation_curve(
-        path / "adaptation_curve.png",
+        folder / "adaptation_curve.png",
         mean=test.mean[metric],
         interval=test.interval[metric],
         metric=metric,

@@ -1,25 +1,28 @@
 """The common part of few-shot experiments: a recipe, and the inner steps on new tasks."""
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Origin, run
-from innerloop.errors import StructureError
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
 from innerloop.lab.experiments.base import Experiment, HeldOut, Parts
 from innerloop.lab.experiments.ranges import PositiveInt, Rate, Steps
 from innerloop.learner import Learner
 from innerloop.problem import Episode, task_keys
-from innerloop.recipes import Recipe
+from innerloop.recipes import Network, Recipe
 from innerloop.recipes.table import RecipeName
 from innerloop.tasks import TaskDistribution, evaluation_episodes
+
+ThreeTasks = tuple[TaskDistribution, TaskDistribution, TaskDistribution]
+"""The tasks of meta-training, meta-validation and meta-test."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class FewShot(Experiment, abc.ABC):
     """Fields that every few-shot experiment has."""
 
     usual_test_steps: ClassVar[int] = 10
+    judged: ClassVar[tuple[str, bool, bool]] = ("loss", False, False)
+    """How results are judged: `metric`, `maximise` and `calibration` of `Parts`."""
 
     recipe: RecipeName = "maml"
     """The algorithm; Few-shot learning in the documentation has a paragraph on each."""
@@ -49,9 +54,9 @@ class FewShot(Experiment, abc.ABC):
         """The recipe's hyper-parameters that are flags; None if the flag is not given."""
         return {"rate": self.inner_rate, "steps": self.inner_steps}
 
-    def fit_options(self) -> dict[str, Any]:
-        """The budget, and whether to look for faults."""
-        return {"memory": self.memory, "check": self.check}
+    @abc.abstractmethod
+    def build_network(self) -> Network:
+        """The network, for the tasks of the test."""
 
     @abc.abstractmethod
     def build_recipe(self) -> Recipe:
@@ -61,15 +66,14 @@ class FewShot(Experiment, abc.ABC):
         """The initial meta-parameters of the recipe."""
         return self.build_recipe().init_meta(key)
 
-    def parts_of(self, recipe: Recipe, tasks: Sequence[TaskDistribution], **judged: Any) -> Parts:
-        """The parts of a recipe.
+    @abc.abstractmethod
+    def build_tasks(self) -> ThreeTasks:
+        """The tasks of meta-training, meta-validation and meta-test."""
 
-        Args:
-            recipe: The recipe that is trained.
-            tasks: The tasks of meta-training, meta-validation and meta-test.
-            **judged: The other fields of `Parts`.
-        """
-        train, validation, test = tasks
+    def parts(self) -> Parts:
+        """The parts of the recipe, with the experiment's tasks."""
+        recipe = self.build_recipe()
+        train, validation, test = self.build_tasks()
         learner = recipe.learner
         own = max(self.usual_test_steps, learner.adaptation.steps or 0)
         steps = counted_steps(learner, own if self.test_steps is None else self.test_steps)
@@ -77,18 +81,15 @@ class FewShot(Experiment, abc.ABC):
         return Parts(
             recipe.estimator(train, self.batch, self.chunk),
             {"": held_out},
-            trained_steps=recipe.adaptation.steps or 0,
-            **judged,
+            recipe.adaptation.steps or 0,
+            self.build_network().model.normalisation,
+            *self.judged,
         )
 
 
 def learned_tasks(
-    held_out: HeldOut,
-    meta: PyTree,
-    n: int,
-    seed: int,
-    observe: Callable[[PyTree, PRNGKeyArray], PyTree] = lambda params, key: None,
-) -> Iterator[tuple[Episode, PRNGKeyArray, PyTree, PyTree]]:
+    held_out: HeldOut, meta: PyTree, n: int, seed: int
+) -> Iterator[tuple[Episode, np.ndarray]]:
     """Learn n test tasks, for a figure.
 
     Args:
@@ -96,42 +97,32 @@ def learned_tasks(
         meta: The meta-parameters.
         n: The number of tasks.
         seed: The seed of the tasks.
-        observe: `(params, key) -> observation`, called after 0, 1, … inner steps.
 
     Yields:
-        `(episode, key, params, observations)`: the task, its key, its parameters after the last
-        step, and the stacked observations.
+        `(episode, predictions)`: the task, and the predictions of its query set after 0, 1, … inner
+        steps, `(steps + 1, rows, outputs)`.
     """
     learner, episodes = held_out.learner, evaluation_episodes(held_out.test, n, seed, "figures")
+    assert learner.predict is not None
 
     @jax.jit
     def learn(episode, key):
-        state, _, observed = run(
+        predict = lambda params, t: learner.predict(params, meta, episode.query, key)
+        _, _, predictions = run(
             *(learner.problem, learner.adaptation, meta, episode.support, task_keys(key).adapt),
-            *(Exact(), StoreAll(), lambda params, t: observe(params, key)),
+            *(Exact(), StoreAll(), predict),
             steps=held_out.steps,
         )
-        return learner.adaptation.params(state), observed
+        return predictions
 
     for i, key in enumerate(map(jax.random.key, range(n))):
-        episode = jax.tree.map(lambda leaf, i=i: leaf[i], episodes)
-        yield episode, key, *learn(episode, key)
+        episode = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), episodes)
+        yield episode, np.asarray(learn(episode, key))
 
 
 def counted_steps(learner: Learner, steps: int) -> int | None:
     """`steps`, or None for a learner that learns new tasks in one go."""
     return steps if learner.adaptation.origin is Origin.STEPS else None
-
-
-def require_steps(name: str, learner: Learner) -> None:
-    """Raise `StructureError` for a recipe's learner that takes no inner steps to be counted."""
-    if counted_steps(learner, 0) is None:
-        raise StructureError(
-            f"{name} learns a task in one go",
-            got="--steps",
-            expected="no number of inner steps",
-            write="innerloop evaluate RUN, without --steps",
-        )
 
 
 def support_labels_shuffled(episodes: Episode, key: PRNGKeyArray) -> Episode:

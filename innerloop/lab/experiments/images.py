@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 from innerloop import models
 from innerloop.errors import StructureError
 from innerloop.lab.experiments.base import Parts
-from innerloop.lab.experiments.few_shot import FewShot, learned_tasks
+from innerloop.lab.experiments.few_shot import FewShot, ThreeTasks, learned_tasks
 from innerloop.lab.experiments.ranges import PositiveInt, Ways
 from innerloop.lab.plots import episodes_with_predictions
 from innerloop.models.normalisation import per_example, transductive
@@ -43,6 +43,7 @@ class FewShotImages(FewShot, abc.ABC):
     channels: ClassVar[int] = 1
     settings: ClassVar[dict[str, dict[str, Any]]] = SETTINGS
     """Hyper-parameters by recipe, where those of its paper are for other data."""
+    judged: ClassVar[tuple[str, bool, bool]] = ("accuracy", True, True)
     augmentation: ClassVar[Augment] = RandomAffine(degrees=10, shift=2)
 
     ways: Ways = 5
@@ -82,14 +83,9 @@ class FewShotImages(FewShot, abc.ABC):
         pooled = self.image if self.network == "max_pool" else None
         features = models.conv_features(**sizes, pooled=pooled)
         width = self.filters if pooled is None else models.pooled_width(pooled, self.filters)
-        return Network(
-            model=models.linear_head(features, width, ways),
-            features=features,
-            width=width,
-            outputs=ways,
-            loss=models.cross_entropy,
-            classes=lambda: len(self.splits().train),
-        )
+        model = models.linear_head(features, width, ways)
+        classes = lambda: len(self.splits().train)
+        return Network(model, features, width, ways, models.cross_entropy, classes)
 
     def build_recipe(self) -> Recipe:
         """The recipe for the network."""
@@ -121,41 +117,30 @@ class FewShotImages(FewShot, abc.ABC):
         """The recipe's hyper-parameters that differ from its own defaults."""
         return self.settings.get(self.recipe, {})
 
-    def parts(self) -> Parts:
+    def build_tasks(self) -> ThreeTasks:
         """Tasks drawn from disjoint classes."""
-        recipe, splits = self.build_recipe(), self.splits()
-        ways = self.ways if self.train_ways is None else self.train_ways
+        splits, ways = self.splits(), self.train_ways or self.ways
         train = ClassificationTasks(splits.train, ways, self._shots_in_training(), self.queries)
         if self.recipe == "pretrain_finetune":  # Of all classes at once.
             train = LabelledImages(splits.train, rows=ways * self.queries)
         if self.augment:
             train = Augmented(train, self.augmentation)
-        held_out = [
-            ClassificationTasks(classes, self.ways, self.shots, self.test_queries)
-            for classes in (splits.validation, splits.test)
-        ]
-        return self.parts_of(
-            recipe,
-            (train, *held_out),
-            metric="accuracy",
-            maximise=True,
-            normalisation=self.build_network().model.normalisation,
-            calibration=True,
-        )
+        sizes = (self.ways, self.shots, self.test_queries)
+        validation = ClassificationTasks(splits.validation, *sizes)
+        return train, validation, ClassificationTasks(splits.test, *sizes)
 
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
         """Three test episodes, with the predictions of the query images after the last step."""
         (held_out,) = parts.held_out.values()
         shown = []
-        for episode, key, params, _ in learned_tasks(held_out, meta, 3, self.seed):
-            logits = held_out.learner.predict(params, meta, episode.query, key)  # pyright: ignore[reportOptionalCall]
-            probability = np.asarray(jax.nn.softmax(logits))
+        for episode, logits in learned_tasks(held_out, meta, 3, self.seed):
+            probability = np.asarray(jax.nn.softmax(logits[-1]))
             shown.append(
                 {
-                    "support_images": np.asarray(episode.support.inputs),
-                    "support_labels": np.asarray(episode.support.targets),
-                    "query_images": np.asarray(episode.query.inputs),
-                    "query_labels": np.asarray(episode.query.targets),
+                    "support_images": episode.support.inputs,
+                    "support_labels": episode.support.targets,
+                    "query_images": episode.query.inputs,
+                    "query_labels": episode.query.targets,
                     "predictions": probability.argmax(axis=1),
                     "probability": probability.max(axis=1),
                 }

@@ -4,10 +4,11 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
@@ -32,9 +33,6 @@ EstimatorName = Literal[
     "truncated_unroll",
     "evolution_strategies",
 ]
-LEARNED = "learned.opt"
-"""The file of a run's folder that `load_optimizer` reads."""
-
 FLOOR = 1e-4
 """Added to a loss before its logarithm: a loss far below this counts as solved."""
 
@@ -104,10 +102,6 @@ class OptimizerTraining(Experiment):
         """The families to learn on. Raises `StructureError` for unknown names."""
         return training_families() if self.families is None else named_families(self.families)
 
-    def fit_options(self) -> dict[str, Any]:
-        """None: budgets and checks are not for runs that span several outer steps."""
-        return {}
-
     def init_meta(self, key: PRNGKeyArray) -> PyTree:
         """The initial meta-parameters of the optimizer."""
         return self.learned().init(key, self.training_families()[0].params(key))
@@ -136,18 +130,11 @@ class OptimizerTraining(Experiment):
             estimators[family.name] = (estimator, weight)
             sets = (family.tasks, validation, family.tasks, test)
             held_out[family.name] = HeldOut(learner, *sets, self.horizon)
-        return Parts(
-            WeightedSum(**estimators),
-            held_out,
-            metric="loss",
-            maximise=False,
-            normalisation="none",
-            trained_steps=self.horizon,
-        )
+        return Parts(WeightedSum(**estimators), held_out, self.horizon)
 
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
-        """The optimizer as one file."""
-        return [optimizers.save_optimizer(folder / LEARNED, self.learned(), meta)]
+        """The optimizer as one file, which `load_optimizer` reads."""
+        return [optimizers.save_optimizer(folder / "learned.opt", self.learned(), meta)]
 
 
 def named_families(names: tuple[str, ...]) -> list[Family]:
@@ -195,12 +182,11 @@ def half_at_the_end(steps: int) -> jax.Array:
 def share_out(n: int, weights: Sequence[float]) -> list[int]:
     """Whole numbers that sum to n, at least 1 each; the rest by weight and largest remainder."""
     spare = n - len(weights)
-    shares = [spare * (weight / sum(weights)) for weight in weights]
-    counts = [int(share) for share in shares]
-    by_remainder = sorted(range(len(weights)), key=lambda i: counts[i] - shares[i])
-    for i in by_remainder[: spare - sum(counts)]:
-        counts[i] += 1
-    return [count + 1 for count in counts]
+    shares = spare * (np.asarray(weights) / sum(weights))
+    counts = np.floor(shares).astype(int)
+    by_remainder = np.argsort(counts - shares, kind="stable")
+    counts[by_remainder[: spare - counts.sum()]] += 1
+    return (counts + 1).tolist()
 
 
 Build = Callable[["OptimizerTraining", Family, Learner, int], Estimator]

@@ -1,11 +1,19 @@
 """Few-shot classification of Omniglot characters: the field's standard benchmark."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import equinox as eqx
+
+from innerloop.errors import RunError
+from innerloop.lab.experiments.few_shot import FewShot
 from innerloop.lab.experiments.images import FewShotImages
-from innerloop.tasks import Splits, omniglot, omniglot_official
+from innerloop.problem import Episode
+from innerloop.tasks import Splits, omniglot, omniglot_official, omniglot_one_shot
+
+ProtocolName = Literal["omniglot-one-shot"]
+"""Tests that the authors of a data set fixed: the tasks, and their number of classes."""
 
 
 @dataclass(frozen=True)
@@ -38,3 +46,36 @@ class Omniglot(FewShotImages):
             return omniglot(data=self.data)
         background = "full" if self.split == "official" else self.split
         return omniglot_official(background=background, data=self.data)
+
+
+def one_shot_protocol(run: Path, experiment: FewShot) -> tuple[Omniglot, Episode]:
+    """The 20 runs of within-alphabet 20-way one-shot classification, `omniglot-one-shot`.
+
+    Args:
+        run: The folder of a run, for errors.
+        experiment: The experiment of the run.
+
+    Returns:
+        The experiment as the protocol asks for it, and the protocol's tasks.
+
+    Raises:
+        RunError: If the run is of other data, or its network has another number of outputs.
+    """
+    if not isinstance(experiment, Omniglot):
+        raise RunError(
+            "omniglot-one-shot is a test of Omniglot",
+            got=f"a run of {type(experiment).__name__.lower()}",
+            expected="a run of omniglot",
+            write="innerloop train omniglot --run RUN, then innerloop evaluate RUN "
+            "--protocol omniglot-one-shot",
+        )
+    tested = replace(experiment, ways=20, train_ways=None, shots=1)
+    if not eqx.tree_equal(experiment.meta_shapes(), tested.meta_shapes()):
+        raise RunError(
+            "the protocol has tasks of 20 classes, and the run's network has other outputs",
+            got=f"{run}, trained with --recipe {experiment.recipe} --ways {experiment.ways}",
+            expected="a run with --ways 20, or of a recipe whose network has no outputs of its "
+            "own, such as protonet",
+            write=f"innerloop train omniglot --recipe {experiment.recipe} --ways 20 ...",
+        )
+    return tested, omniglot_one_shot(data=experiment.data)

@@ -1,6 +1,7 @@
 """Learned optimizers against tuned ones: loss curves over tasks, and their statistics."""
 
-import time
+import timeit
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation.gradient_descent import MetaOptimizer
+from innerloop.lab.experiments.learned_optimizer import OptimizerTraining, named_families
 from innerloop.learner import Learner
 from innerloop.problem import Episode
 from innerloop.tasks import evaluation_episodes
@@ -32,6 +34,9 @@ depends on the length of the run, as a learned optimizer may.
 """
 
 PER_TASK, LEARNED = "Adam, tuned per task", "learned"
+TASKS = 20
+"""The default number of tasks of each family."""
+TIMED_RATE = 0.01
 
 
 def baselines(steps: int) -> dict[str, MetaOptimizer]:
@@ -55,14 +60,6 @@ class OptimizerTrial(NamedTuple):
     by_area: np.ndarray
     rates: tuple[float, float] | None = None
     at_the_edge: bool = False
-
-    def final(self) -> np.ndarray:
-        """The last loss of each task."""
-        return last(self.losses)
-
-    def area(self) -> np.ndarray:
-        """The area under each task's curve: the mean of its losses after 1 … K steps."""
-        return area(self.by_area)
 
 
 def last(losses: np.ndarray) -> np.ndarray:
@@ -148,13 +145,10 @@ def seconds_per_step(
     learner = Learner(family.problem, family.adaptation(optimizer, steps))
     episodes = evaluation_episodes(family.tasks, 1, 0, "seconds")
 
-    def once() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready(evaluated_tasks(learner, meta, episodes, jax.random.key(0)))
-        return time.perf_counter() - start
-
+    learn = lambda: evaluated_tasks(learner, meta, episodes, jax.random.key(0))
+    once = lambda: jax.block_until_ready(learn())
     once()  # Compiles.
-    return min(once() for _ in range(repeats)) / steps
+    return min(timeit.repeat(once, number=1, repeat=repeats)) / steps
 
 
 def quartiles(values: np.ndarray) -> list:
@@ -164,11 +158,53 @@ def quartiles(values: np.ndarray) -> list:
 
 def trial_record(trial: OptimizerTrial) -> dict[str, Any]:
     """A trial as JSON: quartiles over tasks of last loss, area and curve, and each task's own."""
+    final, mean = last(trial.losses), area(trial.by_area)
     tuning = {} if trial.rates is None else {"rates": trial.rates, "at_the_edge": trial.at_the_edge}
     return {
-        "final": quartiles(trial.final()),
-        "area": quartiles(trial.area()),
+        "final": quartiles(final),
+        "area": quartiles(mean),
         "curve": quartiles(trial.losses),
-        "tasks": {"final": trial.final().tolist(), "area": trial.area().tolist()},
+        "tasks": {"final": final.tolist(), "area": mean.tolist()},
         **tuning,
+    }
+
+
+def optimizer_record(
+    experiment: OptimizerTraining,
+    meta: PyTree,
+    tasks: int | None = None,
+    families: tuple[str, ...] | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """Evaluate a learned optimizer and tuned ones, on new tasks of families.
+
+    Args:
+        experiment: The experiment that the optimizer was learned by. Its horizon is the number of
+            inner steps, which an optimizer may know, and its seed is that of the tasks.
+        meta: The meta-parameters of the optimizer.
+        tasks: Tasks of each family, `TASKS` by default.
+        families: Names of training and held-out families; those it was trained on by default.
+
+    Returns:
+        The name of the file for it, and the record: `"settings"`, the three numbers; `"families"`,
+        by family and by optimizer what `trial_record` gives; and `"seconds_per_step"` on the first
+        family, by optimizer.
+    """
+    chosen = experiment.training_families() if families is None else named_families(families)
+    steps, learned = experiment.horizon, experiment.learned()
+    count = TASKS if tasks is None else tasks
+    settings = {"steps": steps, "tasks": count, "seed": experiment.seed}
+    found = {each.name: family_record(each, learned, meta, **settings) for each in chosen}
+    rate = jnp.asarray(TIMED_RATE)
+    timed = {LEARNED: (learned, meta)} | {name: (of, rate) for name, of in baselines(steps).items()}
+    name = "optimizers-seed{seed}-steps{steps}-tasks{tasks}".format(**settings)
+    if families is not None:  # The names of all could be too long for a file name.
+        names = " ".join(family.name for family in chosen)
+        name += f"-{len(chosen)}-families-{zlib.crc32(names.encode()):08x}"
+    return name, {
+        "optimizer": repr(learned),
+        "settings": settings,
+        "families": found,
+        "seconds_per_step": {
+            name: seconds_per_step(chosen[0], *each, steps=steps) for name, each in timed.items()
+        },
     }

@@ -42,9 +42,7 @@ def print_trials(record: dict[str, Any]) -> None:
         "Area: mean loss over the run. A tuned rate is the best for the last loss."
     )
     median = lambda quartiles: f"{float(quartiles[1]):.3g}"
-    families = record["families"].items()
-    rows = [[family, *row] for family, found in families for row in trial_rows(found, median)]
-    print(table(["family", "optimizer", "last loss", "area", "rate"], rows, 2))
+    print(table(TRIALS, trial_rows(record["families"], median), 2))
 
 
 def median_and_quartiles(quartiles: Sequence[Any]) -> str:
@@ -53,18 +51,23 @@ def median_and_quartiles(quartiles: Sequence[Any]) -> str:
     return f"{middle} ({low} to {high})"
 
 
+TRIALS = ["family", "optimizer", "last loss", "area", "rate"]
+"""The headings of `trial_rows`."""
+
+
 def trial_rows(
-    found: dict[str, dict[str, Any]], shown: Callable[[Sequence[Any]], str]
+    families: dict[str, dict[str, dict[str, Any]]], shown: Callable[[Sequence[Any]], str]
 ) -> list[list[str]]:
-    """Optimizer, last loss, area and rate, of the trials of one family.
+    """The trials of each optimizer on each family.
 
     Args:
-        found: By optimizer, what `trial_record` gives.
+        families: By family and by optimizer, what `trial_record` gives.
         shown: The text for three quartiles.
     """
     rates = lambda each: f"{each['rates'][0]:.2g}" if "rates" in each else ""
     edge = lambda each: " (at the edge)" * each.get("at_the_edge", False)
     return [
-        [name, shown(each["final"]), shown(each["area"]), rates(each) + edge(each)]
+        [family, name, shown(each["final"]), shown(each["area"]), rates(each) + edge(each)]
+        for family, found in families.items()
         for name, each in found.items()
     ]

@@ -2,51 +2,40 @@
 
 import inspect
 import math
-import sys
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple, get_args
+from typing import Annotated, Any, get_args
 
+from innerloop.arguments import at_least, between, requirement_of
 from innerloop.diagnostics.planning.amounts import parse_bytes
 from innerloop.errors import StructureError
 
-
-class Range(NamedTuple):
-    """The numbers from `least` to `most`; whole numbers if `least` is an int."""
-
-    least: float
-    most: float = math.inf
-
-    def holds(self, value: Any) -> bool:
-        """Whether the value is one of the numbers."""
-        kinds = (int,) if isinstance(self.least, int) else (int, float)
-        return type(value) in kinds and self.least <= value <= self.most
-
-    def __str__(self) -> str:
-        what = "whole number" if isinstance(self.least, int) else "finite number"
-        if self.most >= 2**31:
-            return f"a {what} of at least {self.least:g}"
-        return f"a {what} from {self.least:g} to {self.most}"
-
-
-COUNT, SEEDS = Range(1), Range(0, 2**31 - 1)
+COUNT = at_least(1)
 
 PositiveInt = Annotated[int, COUNT]
-Ways = Annotated[int, Range(2)]
-Steps = Annotated[int, Range(0)]
-Seed = Annotated[int, SEEDS]
-Rate = Annotated[float, Range(0.0, sys.float_info.max)]
-Share = Annotated[float, Range(0.0, 1)]
+Ways = Annotated[int, at_least(2)]
+Steps = Annotated[int, at_least(0, such_as=0)]
+Seed = Annotated[int, at_least(0, at_most=2**31 - 1, such_as=0)]
+Rate = Annotated[float, between(0, math.inf)]
+Share = Annotated[float, between(0, 1)]
 
 
-def refuse_out_of_range(name: str, value: Any, allowed: Range, usual: Any = None) -> None:
-    """Raise `StructureError` for a value out of range; `usual` is a value to write instead."""
-    if not allowed.holds(value):
+def refuse_out_of_range(name: str, value: Any, declared: Any, usual: Any = None) -> None:
+    """Raise `StructureError` for a value out of range.
+
+    Args:
+        name: The name of the setting.
+        value: Its value.
+        declared: A kind of `innerloop.arguments`. Anything else allows every value.
+        usual: A value to write instead.
+    """
+    allowed = requirement_of(declared)
+    if allowed is not None and not allowed.accepts(value):
         raise StructureError(
             f"{name} is out of range",
             got=f"{name}={value!r}",
-            expected=str(allowed),
-            write=f"--{name.replace('_', '-')} {usual or f'{allowed.least:g}'}",
+            expected=allowed.what,
+            write=f"--{name.replace('_', '-')} {usual or allowed.cure}",
         )
 
 
@@ -60,11 +49,14 @@ def check_ranges(experiment: Any, flags: Mapping[str, str] = MappingProxyType({}
     Raises:
         StructureError: If a setting is out of range.
     """
-    for name, (allowed, others) in _declared(type(experiment)).items():
-        value = getattr(experiment, name)
-        if value not in others:
-            usual = getattr(type(experiment), name, None)
-            refuse_out_of_range(flags.get(name, name), value, allowed, usual)
+    kind = type(experiment)
+    for each in reversed(kind.__mro__):  # A new default, `steps: int = 300`, keeps the range.
+        for name, hint in inspect.get_annotations(each, eval_str=True).items():
+            ways, value = [hint, *get_args(hint)], getattr(experiment, name)
+            parts = [part for way in ways for part in get_args(way)]
+            others = [None] * (type(None) in ways) + [x for x in parts if isinstance(x, str)]
+            for part in () if value in others else parts:
+                refuse_out_of_range(flags.get(name, name), value, part, getattr(kind, name, None))
     memory, chunk = getattr(experiment, "memory", None), experiment.chunk
     if memory is not None:
         parse_bytes(memory)
@@ -75,17 +67,3 @@ def check_ranges(experiment: Any, flags: Mapping[str, str] = MappingProxyType({}
             expected="one of the two",
             write=f"--memory {memory}",
         )
-
-
-def _declared(kind: type) -> dict[str, tuple[Range, list[Any]]]:
-    """By field, the range that the class or a base declares, and the other values allowed."""
-    declared = {}
-    for each in reversed(kind.__mro__):  # A new default, `steps: int = 300`, keeps the range.
-        for name, hint in inspect.get_annotations(each, eval_str=True).items():
-            parts = [hint, *get_args(hint)]
-            ranges = [x for part in parts for x in get_args(part) if isinstance(x, Range)]
-            if ranges:
-                others: list[Any] = [None] if type(None) in parts else []
-                words = [x for part in parts for x in get_args(part) if isinstance(x, str)]
-                declared[name] = (ranges[0], others + words)
-    return declared

@@ -4,16 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from innerloop.lab.experiments.base import Parts
-from innerloop.lab.experiments.few_shot import FewShot, learned_tasks
+from innerloop.lab.experiments.few_shot import FewShot, ThreeTasks, learned_tasks
 from innerloop.lab.experiments.ranges import PositiveInt
 from innerloop.lab.plots import sinusoid_fits
 from innerloop.models import mean_squared_error, mlp, mlp_features
-from innerloop.problem import Examples
 from innerloop.recipes import Network, Recipe, named_recipe
 from innerloop.recipes.table import RegressionRecipe
 from innerloop.tasks import SinusoidTasks
@@ -45,7 +43,7 @@ class Sinusoid(FewShot):
     width: PositiveInt = 40
     """Units in each of the two hidden layers."""
 
-    def network(self) -> Network:
+    def build_network(self) -> Network:
         """A network of two hidden layers."""
         sizes = [1, self.width, self.width]
         return Network(
@@ -55,36 +53,27 @@ class Sinusoid(FewShot):
     def build_recipe(self) -> Recipe:
         """The recipe for the network; MAML with a multi-step loss."""
         defaults = _SETTINGS.get(self.recipe, {})
-        return named_recipe(self.recipe, self.network(), defaults, **self.inner_settings())
+        return named_recipe(self.recipe, self.build_network(), defaults, **self.inner_settings())
 
-    def parts(self) -> Parts:
-        """Sinusoids."""
+    def build_tasks(self) -> ThreeTasks:
+        """Sinusoids: with as many query points as support points in training, and 100 at test."""
         test = SinusoidTasks(self.shots, 100)
         points = self.shots if self.train_shots is None else self.train_shots
-        return self.parts_of(
-            self.build_recipe(),
-            (SinusoidTasks(points, points), test, test),
-            metric="loss",
-            maximise=False,
-            normalisation=self.network().model.normalisation,
-        )
+        return SinusoidTasks(points, points), test, test
 
     def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
         """Four test tasks: true function, support points, and the fits after some steps."""
         (held_out,) = parts.held_out.values()
-        predict, grid = held_out.learner.predict, jnp.linspace(-5, 5, 200)[:, None]
-        points = Examples(grid, jnp.zeros_like(grid))
         shown = [step for step in (0, 1, 5, 10) if step <= (held_out.steps or 0)]
-        observe = lambda params, key: predict(params, meta, points, key)[:, 0]  # pyright: ignore[reportOptionalCall]
         tasks = [
             {
-                "x": np.asarray(grid[:, 0]),
-                "truth": _true_curve(episode.query, grid),
-                "support_x": np.asarray(episode.support.inputs[:, 0]),
-                "support_y": np.asarray(episode.support.targets[:, 0]),
-                "fits": {step: np.asarray(fits[step]) for step in shown},
+                "x": episode.query.inputs[:, 0],
+                "truth": episode.query.targets[:, 0],  # They have no noise.
+                "support_x": episode.support.inputs[:, 0],
+                "support_y": episode.support.targets[:, 0],
+                "fits": {step: fits[step, :, 0] for step in shown},
             }
-            for episode, _, _, fits in learned_tasks(held_out, meta, 4, self.seed, observe)
+            for episode, fits in learned_tasks(held_out, meta, 4, self.seed)
         ]
         return [sinusoid_fits(folder / "fits.png", tasks, shown)]
 
@@ -110,11 +99,3 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "imaml": {"rate": 0.005},
     "reptile": {"rate": 0.005, "steps": 10, "rows": 10},
 }
-
-
-def _true_curve(query, grid) -> np.ndarray:
-    """The sinusoid through the noiseless query points: A sin(x - p) is linear in (sin x, cos x)."""
-    x, y = np.asarray(query.inputs[:, 0]), np.asarray(query.targets[:, 0])
-    basis = lambda x: np.stack([np.sin(x), np.cos(x)], axis=1)
-    coefficients, *_ = np.linalg.lstsq(basis(x), y, rcond=None)
-    return basis(np.asarray(grid[:, 0])) @ coefficients

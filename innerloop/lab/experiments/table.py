@@ -57,9 +57,4 @@ def best_meta(run: str | os.PathLike[str]) -> PyTree:
         RunError: If the folder holds no run, or a damaged one.
     """
     folder = RunFolder.open(Path(run))
-    return load_best_meta(folder, read_experiment(folder))
-
-
-def load_best_meta(folder: RunFolder, experiment: Experiment) -> PyTree:
-    """The best meta-parameters of a run whose experiment is known."""
-    return folder.load_meta(experiment.meta_shapes())
+    return folder.load_meta(read_experiment(folder).meta_shapes())

@@ -1,36 +1,36 @@
-"""A run of an experiment: train, choose by validation, test once, draw."""
+"""A run of an experiment: train, choose by validation, test once, draw. What it begins with."""
 
 import dataclasses
 import os
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 import optax
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import PyTree
 
 from innerloop.devices.processes import is_first, together
 from innerloop.devices.sharding import placement
 from innerloop.errors import RunError, StructureError
 from innerloop.lab.experiments.base import Experiment, Parts
-from innerloop.lab.experiments.cost import outer_step_record, training_cost
-from innerloop.lab.experiments.curves import draw_curves
+from innerloop.lab.experiments.cost import outer_step_record
+from innerloop.lab.experiments.curves import draw_curves, series
 from innerloop.lab.experiments.evaluation import pooled, summary, test_episodes, test_evaluation
+from innerloop.lab.experiments.few_shot import FewShot
 from innerloop.lab.experiments.progress import BestMeta, ProgressBar
-from innerloop.lab.experiments.ranges import check_ranges
-from innerloop.lab.experiments.table import best_meta, experiment_name
-from innerloop.lab.run_folder import CHECKPOINTS, LOG, RESULT, TEST_TASKS, RunFolder, environment
+from innerloop.lab.experiments.ranges import COUNT, check_ranges, refuse_out_of_range
+from innerloop.lab.experiments.table import best_meta, experiment_name, read_experiment
+from innerloop.lab.run_folder import LOG, RESULT, TEST_TASKS, RunFolder, as_flag, environment
 from innerloop.logging import JsonLines, Logger, Loggers, TensorBoard, WeightsAndBiases
 from innerloop.logging.records import evaluation_record
 from innerloop.recipes._pretrained import started_from
+from innerloop.recipes.base import InitMeta
 from innerloop.tasks import evaluation_episodes
 from innerloop.training import Checkpoints, Clip, Fit, NonFinite, Skip, Stop, Validation, fit
-
-InitMeta = Callable[[PRNGKeyArray], PyTree]
 
 _MAY_CHANGE = (
     *("run", "resume", "minutes", "per_call", "save_every", "check", "test_tasks"),
@@ -41,8 +41,8 @@ _MAY_CHANGE = (
 The number of steps may change too, if the outer rate does not fall along it.
 """
 
-_FIT = ("steps", "devices", "resume", "averaging", "per_call", "minutes")
-"""Settings that `fit` takes as they are."""
+_FIT = ("steps", "devices", "resume", "averaging", "per_call", "minutes", "memory", "check")
+"""Settings that `fit` takes as they are, if the experiment has them."""
 
 _NON_FINITE: dict[str, NonFinite] = {"stop": Stop(), "skip": Skip(), "clip": Clip()}
 
@@ -87,10 +87,9 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
                 key=jax.random.key(experiment.seed),
                 validation=validation,
                 non_finite=_NON_FINITE[experiment.non_finite],
-                checkpoints=Checkpoints(run / CHECKPOINTS, experiment.save_every),
+                checkpoints=Checkpoints(run / "checkpoints", experiment.save_every),
                 report=log,
-                **{name: getattr(experiment, name) for name in _FIT},
-                **experiment.fit_options(),
+                **{name: value for name, value in vars(experiment).items() if name in _FIT},
             )
         return _tested(experiment, parts, config, folder, outcome, begin)
 
@@ -136,9 +135,9 @@ def _tested(
     begin: float,
 ) -> dict[str, Any]:
     """The content of `result.json`. Also writes it and the figures."""
-    log = folder.read_log()
+    log = series(folder.read_log(), parts.metric)
     # The log also counts the time before the run was resumed.
-    seconds = max([time.perf_counter() - begin, *(record["seconds"] for record in log[-1:])])
+    seconds = max(time.perf_counter() - begin, log.seconds)
     experiment = dataclasses.replace(experiment, chunk=outcome.estimator.tasks_at_once)
     results = test_evaluation(experiment, parts, outcome.meta, test_episodes(experiment, parts))
     test, per_task = summary(results), pooled(results)
@@ -153,7 +152,7 @@ def _tested(
         "seconds": seconds,
         "chunk": experiment.chunk,
         "plan": None if outcome.plan is None else outcome.plan.summary(),
-        "cost": training_cost(log) | outer_step_record(outcome.estimator, experiment.init_meta),
+        "cost": log.cost | outer_step_record(outcome.estimator, experiment.init_meta),
         "test": evaluation_record(test),
     }
     if is_first():
@@ -162,8 +161,8 @@ def _tested(
         folder.write_arrays(TEST_TASKS, metrics)
         folder.write_json(RESULT, result)
         with folder.writing():
-            name = experiment_name(experiment)
-            draw_curves(folder, parts.metric, test, name, parts.trained_steps)
+            judged = (log, parts.metric, test, parts.trained_steps)
+            draw_curves(folder.path, config["experiment"], *judged)
             meta = jax.device_put(jax.device_get(outcome.meta))
             experiment.write_learned(parts, meta, folder.path)
     return result
@@ -173,11 +172,9 @@ def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFol
     """The run's folder, new or resumed. Of several processes the first writes to it."""
     if not is_first():
         return RunFolder(run)
-    if not experiment.resume:
-        return RunFolder.create(run, config)
     may_change = (*_MAY_CHANGE, *(["steps"] if not experiment.cosine else []))
-    may_change = tuple(name for name in may_change if name in config["config"])
-    return RunFolder.resume(run, config, may_change=may_change)
+    known = tuple(name for name in may_change if name in config["config"])
+    return RunFolder.begin(run, config, may_change=known if experiment.resume else None)
 
 
 def _chosen_loggers(experiment: Experiment, run: Path) -> list[Logger]:
@@ -215,3 +212,41 @@ def initial_meta(experiment: Experiment) -> InitMeta:
             expected=error.expected,
             write="--pretrained with a run of the same network",
         ) from error
+
+
+def on_tasks(experiment: FewShot, tasks: int, trained: Path | None) -> tuple[Any, ...]:
+    """The arguments of `check` for a number of training tasks.
+
+    Args:
+        experiment: The experiment.
+        tasks: The number of tasks.
+        trained: The run whose meta-parameters are used; the initial ones by default.
+    """
+    check_ranges(dataclasses.replace(experiment, memory=None))
+    refuse_out_of_range("tasks", tasks, COUNT)
+    estimator = dataclasses.replace(experiment, batch=tasks).parts().estimator
+    init_key, sample_key, key = jax.random.split(jax.random.key(experiment.seed), 3)
+    meta = _trained_meta(experiment, init_key, trained)
+    (learner, gradient, episodes), *_ = estimator.checked_parts(sample_key).values()
+    return learner.problem, learner.adaptation, meta, episodes, key, gradient
+
+
+def _trained_meta(experiment: FewShot, key: Any, trained: Path | None) -> PyTree:
+    if trained is None:
+        return initial_meta(experiment)(key)
+    folder = RunFolder.open(trained)
+    other = read_experiment(folder)
+    like = experiment.meta_shapes()
+    if type(other) is not type(experiment) or not eqx.tree_equal(like, other.meta_shapes()):
+        mine, theirs = dataclasses.asdict(experiment), dataclasses.asdict(other)
+        different = [name for name in mine if theirs.get(name) != mine[name] and name != "run"]
+        flags = " ".join(as_flag(name, theirs.get(name)) for name in different)
+        kind = experiment_name(other)
+        raise RunError(
+            "the run was trained with other settings than those given",
+            got=f"{trained}, a run of {kind}, with {flags or 'the same settings'}",
+            expected=f"a run of {experiment_name(experiment)} with meta-parameters of the same "
+            "shapes",
+            write=f"innerloop check {kind} {flags} --trained {trained}",
+        )
+    return folder.load_meta(like)

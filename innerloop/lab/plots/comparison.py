@@ -50,7 +50,6 @@ def error_against_cost(
         left, right = figure.subplots(1, 2, sharey=True)
         figure.suptitle(title)
         left.set_ylabel("relative error of the meta-gradient")
-        _legend(figure, shown, styles)
         row = _error_axis(left, shown)
         memory = [record["memory"] / 2**20 for record in shown]
         milliseconds = [1e3 * record["seconds"] for record in shown]
@@ -62,6 +61,7 @@ def error_against_cost(
             axes.axhspan(lowest, row * math.sqrt(row / lowest), color="#F4F6F8", zorder=0)
             for cost, record, style in zip(costs, shown, styles, strict=True):
                 _point(axes, cost, record, row, style)
+        _legend(figure, left, shown)
         return done()
 
 
@@ -104,7 +104,7 @@ def _point(axes, cost: float, record: Mapping[str, Any], row: float, style: dict
         # The lower end stays above zero, where a logarithmic axis ends.
         reach = [[min(2 * spread, 0.9 * error)], [2 * spread]]
         axes.errorbar(cost, error, yerr=reach, color=style["color"], linewidth=1.2, capsize=3)
-    axes.plot(cost, row if _is_exact(record) else error, **style, zorder=5)
+    axes.plot(cost, row if _is_exact(record) else error, **style, label=record["name"], zorder=5)
 
 
 def _styles(records) -> list[dict[str, Any]]:
@@ -119,17 +119,15 @@ def _styles(records) -> list[dict[str, Any]]:
     ]
 
 
-def _legend(figure, records, styles) -> None:
-    """The names, under a heading for each kind."""
+def _legend(figure, axes, records) -> None:
+    """The names of the points in `axes`, under a heading for each kind."""
     from matplotlib.lines import Line2D
 
+    points = list(zip(*axes.get_legend_handles_labels(), strict=True))
     entries = []
     for kind, heading in _LEGEND.items():
-        named = [
-            (Line2D([], [], **style), record["name"])
-            for record, style in zip(records, styles, strict=True)
-            if record["fidelity"]["kind"] == kind
-        ]
+        kinds = [record["fidelity"]["kind"] for record in records]
+        named = [point for point, of in zip(points, kinds, strict=True) if of == kind]
         entries += [(Line2D([], [], linestyle="none"), heading), *named] if named else []
     legend = figure.legend(*zip(*entries, strict=True), loc="outside right center", fontsize=9)
     for text in legend.get_texts():

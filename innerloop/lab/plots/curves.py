@@ -18,13 +18,13 @@ def learning_curve(
     validation: ArrayLike,
     metric: str,
     title: str,
-    higher_is_better: bool | None = None,
 ) -> Path:
     """Draw the training loss and the validation metric over outer steps, side by side.
 
     The losses are drawn raw and as the mean of the latest fiftieth of the points, on a logarithmic
     axis if all losses are positive and span more than a decade. Losses that are not finite are left
-    out. The best validation is marked; without validations there is no second panel.
+    out. The best validation is marked: the highest accuracy, the lowest value of another metric.
+    Without validations there is no second panel.
 
     Args:
         path: The PNG file to write. Missing folders are made.
@@ -34,7 +34,6 @@ def learning_curve(
         validation: The metric at each validation, `(m,)`.
         metric: The name of the metric. If it contains "accuracy", it is shown in per cent.
         title: The title of the figure.
-        higher_is_better: Whether the best validation is the highest; by default only for accuracy.
 
     Returns:
         `path`.
@@ -62,7 +61,7 @@ def learning_curve(
         style.spread_axis(left, y)
         left.set(xlabel="outer step", ylabel="training loss")
         for axes in right:
-            _validation_panel(axes, at, scores, metric, higher_is_better)
+            _validation_panel(axes, at, scores, metric)
         style.step_axis(left)
         return done()
 
@@ -162,21 +161,18 @@ def validation_line(axes, at, scores, metric, *, along, color=style.ORANGE, **li
     style.metric_axis(axes.yaxis, metric)
 
 
-def _validation_panel(
-    axes, at, scores, metric, higher_is_better=None, *, along="outer step", where="step {:,.0f}"
-):
+def _validation_panel(axes, at, scores, metric, *, along="outer step", where="step {:,.0f}"):
     """Draw the metric, and write at the best point its value and `where` it is."""
     validation_line(axes, at, scores, metric, along=along)
     axes.margins(y=0.2)  # Room for the label, on the side where no other point can be.
-    if higher_is_better is None:
-        higher_is_better = style.is_fraction(metric)
+    higher_is_better = style.is_fraction(metric)
     usable = np.flatnonzero(np.isfinite(scores))
     if not len(usable):
         return
     best = usable[np.argmax(scores[usable] if higher_is_better else -scores[usable])]
     point = (at[best], scores[best])
     axes.plot(*point, marker="o", markersize=11, color=style.INK, fillstyle="none", zorder=5)
-    value = f"{point[1]:.1%}" if style.is_fraction(metric) else f"{point[1]:.4g}"
+    value = f"{point[1]:.1%}" if higher_is_better else f"{point[1]:.4g}"
     low, high = axes.get_xlim()
     place = (point[0] - low) / (high - low)
     side, shift = ("left", -6) if place < 0.25 else ("right", 6) if place > 0.75 else ("center", 0)

@@ -107,8 +107,8 @@ class EpisodePanel:
         for place, i in enumerate(self.support_shown):
             row, column = divmod(place, self.support_columns)
             corner = _MARGIN + column * _CELL, top + row * (_IMAGE + _LABEL)
-            _image(canvas, self.support[i], *corner, scale, edgecolor="#BBBBBB", linewidth=0.8)
-            _caption(canvas, *corner, f"class {self.support_labels[i]}")
+            frame = {"edgecolor": "#BBBBBB", "linewidth": 0.8}
+            _cell(canvas, *corner, self.support[i], f"class {self.support_labels[i]}", scale, frame)
         top += self.support_height
 
         _row_label(canvas, top, "queries", "prediction")
@@ -116,11 +116,11 @@ class EpisodePanel:
             row, column = divmod(place, self.query_columns)
             corner = _MARGIN + column * _CELL, top + row * (_IMAGE + _VERDICT)
             colour, sign = (GREEN, "✓") if right[i] else (RED, "✗")
-            _image(canvas, self.queries[i], *corner, scale, edgecolor=colour, linewidth=2.6)
             verdict = f"{sign} {self.predictions[i]} ({self.probability[i]:.0%})"
             if not right[i]:
                 verdict += f"\ntruth: {self.labels[i]}"
-            _caption(canvas, *corner, verdict)
+            frame = {"edgecolor": colour, "linewidth": 2.6}
+            _cell(canvas, *corner, self.queries[i], verdict, scale, frame)
 
 
 def _drawable(images: ArrayLike) -> np.ndarray:
@@ -143,14 +143,11 @@ def _row_label(canvas, top, text, below):
     canvas.text(_EDGE, top + _IMAGE + 0.05, below, va="top", **style)
 
 
-def _image(canvas, image, x, y, scale, **frame):
+def _cell(canvas, x, y, image, caption, scale, frame):
     from matplotlib.patches import Rectangle
 
     place = {"extent": (x, x + _IMAGE, y + _IMAGE, y), "aspect": "auto"}
     canvas.imshow(image, cmap="gray", interpolation="nearest", **place, **scale)
     canvas.add_patch(Rectangle((x, y), _IMAGE, _IMAGE, fill=False, **frame))
-
-
-def _caption(canvas, x, y, text):
     style = {"fontsize": 9, "color": INK, "ha": "center", "va": "top", "linespacing": 1.1}
-    canvas.text(x + _IMAGE / 2, y + _IMAGE + 0.05, text, **style)
+    canvas.text(x + _IMAGE / 2, y + _IMAGE + 0.05, caption, **style)

@@ -50,10 +50,9 @@ class Note(NamedTuple):
 
 
 class Missing(NamedTuple):
-    """What these runs did not record."""
+    """What some runs did not record."""
 
     what: str
-    runs: Sequence[Run]
 
 
 Content = Facts | Pairs | TextTable | Figures | Picture | Note | Missing

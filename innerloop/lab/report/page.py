@@ -66,11 +66,11 @@ def render(runs: list[Run]) -> str:
     )
     experiments = " and ".join(dict.fromkeys(run.experiment for run in runs))
     several = f"{len(runs)} runs of {experiments}"
-    filled = [(section, list(section.blocks(runs))) for section in SECTIONS]
+    sections = [(heading, list(blocks(runs))) for heading, blocks in SECTIONS.items()]
     return templates.get_template("page.html").render(
         title=several if len(runs) > 1 else f"{experiments}: {runs[0].name}",
         runs=runs,
-        sections=[(section, blocks) for section, blocks in filled if blocks],
+        sections=[(heading, blocks) for heading, blocks in sections if blocks],
         dashes=run_dashes,
         version=version("innerloop"),
     )

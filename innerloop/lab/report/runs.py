@@ -2,17 +2,17 @@
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from innerloop.lab.experiments.cost import training_cost
-from innerloop.lab.experiments.printing import overall
-from innerloop.lab.report.trials import Trials, read_trials
+from innerloop.lab.experiments.curves import Log, read_evaluation, series
+from innerloop.lab.experiments.optimizer_trials import LEARNED
 from innerloop.lab.run_folder import CONFIG, LOG, RESULT, TEST_TASKS, RunFolder
+from innerloop.training import Evaluation
 
 PICTURES = {
     "fits.png": "Fits of four test tasks, by inner step",
@@ -20,37 +20,10 @@ PICTURES = {
 }
 """The figures of a run that show single tasks, and their titles."""
 
+_AMOUNTS = ("seconds_per_step", "compile_seconds", "peak_memory_bytes", "flops_per_step")
 
-class Results(NamedTuple):
-    """An evaluation over all tasks: `mean` and `interval` map a metric to `(inner steps + 1,)`.
-
-    `ece` has the same shape, or is None if it was not recorded.
-    """
-
-    mean: dict[str, np.ndarray]
-    interval: dict[str, np.ndarray]
-    tasks: int
-    ece: np.ndarray | None = None
-
-
-class Validations(NamedTuple):
-    """The steps and minutes of validations, the metric, and half its 95% interval: each `(n,)`."""
-
-    steps: np.ndarray
-    minutes: np.ndarray
-    values: np.ndarray
-    intervals: np.ndarray
-
-
-class RunCost(NamedTuple):
-    """The figures of `training_cost` and `outer_step_record`; None is not recorded."""
-
-    seconds_per_step: float | None
-    compile_seconds: float | None
-    peak_memory_bytes: float | None
-    flops_per_step: float | None
-    flops_are_lower_bound: bool
-    unreached: list[str] | None
+_PLACE_AND_SEED = ("run", "resume", "seed")
+"""Runs of one setting may differ in their folder, in whether they were resumed, and in the seed."""
 
 
 class Picture(NamedTuple):
@@ -60,6 +33,33 @@ class Picture(NamedTuple):
     address: str
     width: int
     height: int
+
+
+class Trials(NamedTuple):
+    """An evaluation of a learned optimizer against tuned ones.
+
+    Attributes:
+        tasks: Tasks of each family.
+        steps: Inner steps.
+        seed: The seed of the tasks.
+        families: By family and by optimizer, what `trial_record` gives.
+    """
+
+    tasks: int
+    steps: int
+    seed: int
+    families: dict[str, dict[str, dict[str, Any]]]
+
+    def wins(self) -> str:
+        """The number of families on which the learned optimizer has the lower median than Adam."""
+        known = [found for found in self.families.values() if {LEARNED, "Adam"} <= set(found)]
+        parts = []
+        for what, name in (("last loss", "final"), ("area", "area")):
+            medians = [[float(found[of][name][1]) for of in (LEARNED, "Adam")] for found in known]
+            better = sum(learned < adam for learned, adam in medians)
+            parts.append(f"{better} of {len(known)} by {what}")
+        what = "Families on which the learned one is below tuned Adam"
+        return f"{what}: {', '.join(parts)} (medians)."
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,8 @@ class Run:
         config: The settings.
         batch: Tasks per outer step.
         metric: The metric by which the run is judged.
-        outer_steps: Outer steps, as far as the log goes.
-        minutes: Minutes, as far as the log goes.
-        losses: The loss of every outer step, `(outer_steps,)`.
-        norms: `(steps, values)`, the norm of the meta-gradient, a mean over each call to the
-            device.
-        faults: The outer steps whose gradient was not finite.
-        validations: The validations.
-        cost: Time, memory and operations.
+        log: The series in its log.
+        cost: The figures of `training_cost` and `outer_step_record` that it recorded.
         trained_steps: Inner steps in training.
         normalisation: The model's policy.
         best_step: The outer step of the best validation.
@@ -88,7 +82,7 @@ class Run:
         test: The evaluation at the end.
         per_task: By metric, `(tasks, inner steps + 1)`.
         pictures: Pictures of single tasks.
-        trials: Evaluations of a learned optimizer against tuned ones.
+        trials: Evaluations of a learned optimizer against tuned ones, shorter runs first.
     """
 
     name: str
@@ -97,18 +91,13 @@ class Run:
     config: dict[str, Any]
     batch: int | None
     metric: str
-    outer_steps: int
-    minutes: float
-    losses: np.ndarray
-    norms: tuple[np.ndarray, np.ndarray]
-    faults: list[dict[str, Any]]
-    validations: Validations
-    cost: RunCost
+    log: Log
+    cost: dict[str, Any]
     trained_steps: int | None
     normalisation: str | None
     best_step: int | None
     environment: dict[str, str]
-    test: Results
+    test: Evaluation
     per_task: dict[str, np.ndarray]
     pictures: list[Picture]
     trials: list[Trials]
@@ -133,84 +122,59 @@ def _read(folder: RunFolder, name: str, place: int) -> Run:
     with folder.reading(CONFIG):
         metric, batch = str(begun["metric"]), _known(int, begun["config"].get("batch"))
     with folder.reading(LOG):
-        log, measured = _log(records, metric), training_cost(records)
-    ended = folder.read_json(RESULT) if folder.has(RESULT) else {}
-    with folder.reading(RESULT):
-        result = _result(ended, measured, metric)
+        log = series(records, metric)
     arrays = folder.read_arrays(TEST_TASKS) if folder.has(TEST_TASKS) else {}
     with folder.reading(TEST_TASKS):
         if any(array.ndim != 2 or array.dtype.kind != "f" for array in arrays.values()):
             raise ValueError("not numbers by task and inner step")
-    return Run(
-        name=name,
-        place=place,
-        experiment=begun["experiment"],
-        config=begun["config"],
-        batch=batch,
-        metric=metric,
-        per_task={name: array.astype(float) for name, array in arrays.items()},
-        pictures=[_picture(folder, name) for name in PICTURES if folder.has(name)],
-        trials=read_trials(folder),
-        **log,
-        **result,
-    )
+    trials = [_trials(folder, path.name) for path in sorted(folder.path.glob("optimizers-*.json"))]
+    ended = folder.read_json(RESULT) if folder.has(RESULT) else {}
+    with folder.reading(RESULT):
+        test = read_evaluation(ended["test"]) if "test" in ended else Evaluation({}, {}, 0)
+        if test.mean and metric not in test.mean:
+            raise ValueError(f"no {metric}")
+        cost = log.cost | dict(ended.get("cost", {}))
+        amounts = {each: float(cost[each]) for each in _AMOUNTS if cost.get(each) is not None}
+        unreached = _known(lambda names: list(map(str, names)), cost.get("unreached"))
+        lower_bound = bool(cost.get("flops_are_lower_bound"))
+        environment = dict(ended.get("environment", {}))
+        environment |= environment.pop("versions", {})
+        return Run(
+            name=name,
+            place=place,
+            experiment=begun["experiment"],
+            config=begun["config"],
+            batch=batch,
+            metric=metric,
+            log=log,
+            cost={**amounts, "flops_are_lower_bound": lower_bound, "unreached": unreached},
+            trained_steps=_known(int, ended.get("trained_steps")),
+            normalisation=_known(str, ended.get("normalisation")),
+            best_step=_known(int, ended.get("best_step")),
+            environment={each: str(value) for each, value in environment.items()},
+            test=test,
+            per_task={each: array.astype(float) for each, array in arrays.items()},
+            pictures=[_picture(folder, each) for each in PICTURES if folder.has(each)],
+            trials=sorted(trials, key=lambda each: each.steps),
+        )
 
 
 def _known(kind: Callable[[Any], Any], value: Any) -> Any:
     return None if value is None else kind(value)
 
 
-def _log(records: list[dict], metric: str) -> dict[str, Any]:
-    numbers = lambda values: np.asarray(values, float)  # Also of the strings "NaN" and "Infinity".
-    normed = [record for record in records if "gradient_norm" in record]
-    validated = [record for record in records if "validation" in record]
-    losses = [numbers(record.get("losses", [])) for record in records]
-    scores = [_results(record["validation"]) for record in validated]
-    return {
-        "outer_steps": int(records[-1]["step"]) if records else 0,
-        "minutes": float(records[-1]["seconds"]) / 60 if records else 0.0,
-        "losses": np.concatenate([np.zeros(0), *losses]),
-        "faults": [dict(fault) for record in records for fault in record.get("faults", [])],
-        "norms": tuple(numbers([each[of] for each in normed]) for of in ("step", "gradient_norm")),
-        "validations": Validations(
-            numbers([record["step"] for record in validated]),
-            numbers([record["seconds"] for record in validated]) / 60,
-            numbers([score.mean[metric][-1] for score in scores]),
-            numbers([score.interval[metric][-1] for score in scores]),
-        ),
-    }
-
-
-def _result(ended: dict[str, Any], measured: dict[str, float], metric: str) -> dict[str, Any]:
-    cost = measured | dict(ended.get("cost", {}))
-    test = _results(ended["test"]) if "test" in ended else Results({}, {}, 0)
-    if test.mean and metric not in test.mean:
-        raise ValueError(f"no {metric}")
-    environment = dict(ended.get("environment", {}))
-    environment |= environment.pop("versions", {})
-    return {
-        "cost": RunCost(
-            *(_known(float, cost.get(name)) for name in RunCost._fields[:4]),
-            flops_are_lower_bound=bool(cost.get("flops_are_lower_bound")),
-            unreached=_known(lambda names: list(map(str, names)), cost.get("unreached")),
-        ),
-        "trained_steps": _known(int, ended.get("trained_steps")),
-        "normalisation": _known(str, ended.get("normalisation")),
-        "best_step": _known(int, ended.get("best_step")),
-        "environment": {name: str(value) for name, value in environment.items()},
-        "test": test,
-    }
-
-
-def _results(record: dict[str, Any]) -> Results:
-    mean = {name: np.asarray(record["mean"][name], float) for name in overall(record["mean"])}
-    interval = {name: np.asarray(record["interval_95"][name], float) for name in mean}
-    ece = np.asarray(record["ece"], float) if "ece" in record else None
-    calibration = [] if ece is None else [ece]
-    shapes = {array.shape for array in (*mean.values(), *interval.values(), *calibration)}
-    if len(shapes) != 1 or len(shapes.pop()) != 1:
-        raise ValueError("an evaluation is lists of one length")
-    return Results(mean, interval, int(record["tasks"]), ece)
+def _trials(folder: RunFolder, name: str) -> Trials:
+    content = folder.read_json(name)
+    with folder.reading(name):
+        numbers = (int(content["settings"][each]) for each in ("tasks", "steps", "seed"))
+        trials = Trials(*numbers, content["families"])
+        shapes = {"final": (3,), "area": (3,), "curve": (3, trials.steps + 1)}
+        for trial in (trial for found in trials.families.values() for trial in found.values()):
+            for each, shape in shapes.items():
+                if np.shape(np.asarray(trial[each], float)) != shape:
+                    raise ValueError(f"{each} is not of shape {shape}: three quartiles")
+            np.asarray(trial.get("rates", [0]), float)[0]
+    return trials
 
 
 def _picture(folder: RunFolder, name: str) -> Picture:
@@ -223,3 +187,33 @@ def _picture(folder: RunFolder, name: str) -> Picture:
             image.verify()
     address = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     return Picture(PICTURES[name], address, *size)
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """The config without the fields that runs of one setting may differ in."""
+    kept = {name: value for name, value in run.config.items() if name not in _PLACE_AND_SEED}
+    return {"experiment": run.experiment} | kept
+
+
+def differing(runs: Sequence[Run]) -> Iterator[tuple[str, list[Any]]]:
+    """The names of the config fields in which the runs differ, with the value of each run."""
+    configs = [settings(run) | {"seed": run.config.get("seed")} for run in runs]
+    for name in dict.fromkeys(name for config in configs for name in config):
+        values = [config.get(name) for config in configs]
+        if any(value != values[0] for value in values):
+            yield name, values
+
+
+def same_but_for_the_seed(runs: Sequence[Run]) -> list[list[Run]]:
+    """Groups of at least two finished runs of one setting and different seeds."""
+    finished = [run for run in runs if run.finished]
+    groups = [[run for run in finished if settings(run) == settings(one)] for one in finished]
+    distinct = [group for i, group in enumerate(groups) if group not in groups[:i]]
+    return [group for group in distinct if len({run.config.get("seed") for run in group}) > 1]
+
+
+def half_interval(values: np.ndarray) -> float:
+    """Half the width of the 95% interval of the mean of at least two numbers, by Student's t."""
+    from scipy.stats import sem, t
+
+    return float(t.ppf(0.975, len(values) - 1) * sem(values))

@@ -1,18 +1,17 @@
 """The sections of a report: one table, with a function per entry."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from innerloop.diagnostics.planning.amounts import format_bytes
 from innerloop.lab.experiments.optimizer_trials import PER_TASK
-from innerloop.lab.experiments.printing import median_and_quartiles, shown_steps, trial_rows
-from innerloop.lab.report import figures, optimizers, text
+from innerloop.lab.experiments.printing import TRIALS, median_and_quartiles, shown_steps, trial_rows
+from innerloop.lab.report import figures, text
 from innerloop.lab.report.blocks import Content, Facts, Figures, Missing, Note, Pairs, TextTable
-from innerloop.lab.report.runs import Run
-from innerloop.lab.report.seeds import differing, over_seeds, same_but_for_the_seed
+from innerloop.lab.report.runs import Run, differing, half_interval, same_but_for_the_seed
 
 _NONE = "not recorded"
 _CALIBRATION = "calibration error"
@@ -41,7 +40,7 @@ def _outcome(run: Run) -> dict[str, tuple[str, str]]:
         reached = (text.plus_minus(mean[-1], half[-1], run.metric), remark)
         if run.test.ece is not None:
             calibration = {_CALIBRATION: (f"{run.test.ece[-1]:.1%}", "expected, 15 bins")}
-    progress = f"{run.outer_steps:,}"
+    progress = f"{run.log.outer_steps:,}"
     if not run.finished:
         progress += f" of {run.config.get('steps')}"
     return {
@@ -74,30 +73,25 @@ def against_tuned(runs: list[Run]) -> Iterator[Content]:
             f"{trials.seed}){of_run}. Every tuned optimizer has the best of its rates for the "
             f"family, found on other tasks; “{PER_TASK}” has the best rate for each single task, "
             "which no method could know. The curves are medians over tasks, with the quartiles of "
-            f"the learned one and of Adam. {optimizers.wins(trials)}"
+            f"the learned one and of Adam. {trials.wins()}"
         )
         title = f"in {trials.steps} steps{of_run}"
-        curves = trials.curves.items()
-        yield Figures([], [optimizers.curves(family, found, title) for family, found in curves])
-        rows = [
-            [family, *row]
-            for family, found in trials.families.items()
-            for row in trial_rows(found, median_and_quartiles)
-        ]
+        curves = [figures.tuned_curves(*found, title) for found in trials.families.items()]
+        yield Figures([], curves)
         caption = (
             "Median over tasks (first to third quartile). Area: the mean loss over the run. Rate: "
             "the best for the last loss."
         )
-        yield TextTable(["family", "optimizer", "last loss", "area", "rate"], rows, caption)
+        yield TextTable(TRIALS, trial_rows(trials.families, median_and_quartiles), caption)
 
 
 def learning(runs: list[Run]) -> Iterator[Content]:
     """Training loss and validation over outer steps and over time."""
-    begun = yield from _having(runs, lambda run: len(run.losses), "the log of outer steps")
-    validated = yield from _having(runs, lambda run: len(run.validations.steps), "validation")
+    begun = yield from _having(runs, lambda run: len(run.log.losses), "the log of outer steps")
+    validated = yield from _having(runs, lambda run: run.log.validations.size, "validation")
     drawn = [figures.training_loss(begun)] if begun else []
-    for same in _by_metric(validated):
-        drawn += [figures.validation_by_step(same), figures.validation_by_time(same)]
+    for metric, same in _by_metric(validated):
+        drawn += [figures.validation(same, metric, along) for along in ("outer step", "minutes")]
     if drawn:
         yield Figures(runs, drawn)
 
@@ -106,73 +100,70 @@ def adaptation(runs: list[Run]) -> Iterator[Content]:
     """The metrics of the test tasks after each inner step."""
     tested = yield from _having(runs, lambda run: run.finished, "the test evaluation")
     if tested:
-        drawn = [figures.adaptation(same, name) for name, same in _by_name(tested)]
-        yield Figures(runs, drawn)
+        named = _by_name(tested, lambda run: run.test.mean)
+        yield Figures(runs, [figures.adaptation(same, name) for name, same in named])
 
 
 def intervals(runs: list[Run]) -> Iterator[Content]:
     """Means with intervals over tasks, and over seeds where runs differ in the seed only."""
     tested = yield from _having(runs, lambda run: run.finished, "the test evaluation")
     if len(tested) == 1:
-        (run,) = tested
-        names = [*run.test.mean, *[_CALIBRATION] * (run.test.ece is not None)]
-        caption = f"Mean over {run.test.tasks:,} test tasks ± 95% interval over tasks"
-        yield _by_step(names, [_means(run, name) for name in names], caption)
+        caption = f"Mean over {tested[0].test.tasks:,} test tasks ± 95% interval over tasks"
+        yield _by_step(_means(tested[0]), caption)
     else:
-        for name, same in _by_name(tested):
-            caption = f"{name}: mean over test tasks ± 95% interval over tasks"
-            yield _by_step([run.name for run in same], [_means(run, name) for run in same], caption)
-        calibrated = [run for run in tested if run.test.ece is not None]
-        if calibrated:
-            caption = f"Expected {_CALIBRATION} of all predictions, 15 bins of confidence"
-            columns = [_means(run, _CALIBRATION) for run in calibrated]
-            yield _by_step([run.name for run in calibrated], columns, caption)
+        calibrated = f"Expected {_CALIBRATION} of all predictions, 15 bins of confidence"
+        for name, same in _by_name(tested, _means):
+            averaged = f"{name}: mean over test tasks ± 95% interval over tasks"
+            columns = {run.name: _means(run)[name] for run in same}
+            yield _by_step(columns, calibrated if name == _CALIBRATION else averaged)
     for group in same_but_for_the_seed(runs):
-        yield _seeds_table(group)
+        yield _over_seeds(group)
 
 
-def _by_step(names: list[str], columns: list[list[str]], caption: str) -> TextTable:
+def _by_step(columns: dict[str, list[str]], caption: str) -> TextTable:
     """Rows by inner step; only some of many steps."""
-    cells = list(zip_longest(*columns, fillvalue=""))
+    cells = list(zip_longest(*columns.values(), fillvalue=""))
     rows = [[f"{step:,}", *cells[step]] for step in shown_steps(len(cells) - 1)]
-    return TextTable(["inner steps", *names], rows, caption)
+    return TextTable(["inner steps", *columns], rows, caption)
 
 
-def _means(run: Run, name: str) -> list[str]:
-    if name == _CALIBRATION:
-        return [f"{error:.1%}" for error in run.test.ece]  # pyright: ignore[reportOptionalIterable]
-    pairs = zip(run.test.mean[name], run.test.interval[name], strict=True)
-    return [text.plus_minus(*pair, name) for pair in pairs]
+def _means(run: Run) -> dict[str, list[str]]:
+    """By metric, the mean of the test with its interval after each inner step."""
+    test = run.test
+    pairs = {name: zip(test.mean[name], test.interval[name], strict=True) for name in test.mean}
+    means = {name: [text.plus_minus(*x, name) for x in each] for name, each in pairs.items()}
+    errors = {} if test.ece is None else {_CALIBRATION: [f"{error:.1%}" for error in test.ece]}
+    return means | errors
 
 
-def _seeds_table(group: list[Run]) -> TextTable:
-    metric = group[0].metric
-    names = [name for name in group[0].test.mean if all(name in run.test.mean for run in group)]
-    rows = []
-    for step in shown_steps(len(group[0].test.mean[metric]) - 1):
-        at = {name: over_seeds([run.test.mean[name][step] for run in group]) for name in names}
-        cells = [text.plus_minus(each.mean, each.half, name) for name, each in at.items()]
-        shown = [text.value(number, metric) for number in at[metric][2:]]
-        rows.append([str(step), *cells, shown[0], f"{shown[1]} to {shown[2]}"])
+def _over_seeds(group: list[Run]) -> TextTable:
+    metric, tests = group[0].metric, [run.test.mean for run in group]
+    names = [name for name in tests[0] if all(name in test for test in tests)]
+    by_step = {name: np.stack([test[name] for test in tests], axis=1) for name in names}
+    averaged = lambda x, name: text.plus_minus(x.mean(), half_interval(x), name)
+    shown = lambda number: text.value(number, metric)
+    columns = {name: [averaged(x, name) for x in values] for name, values in by_step.items()}
+    columns[f"{metric}, standard deviation"] = [shown(x.std(ddof=1)) for x in by_step[metric]]
+    ranges = [f"{shown(x.min())} to {shown(x.max())}" for x in by_step[metric]]
+    columns[f"{metric}, least to most"] = ranges
     seeds = ", ".join(str(run.config["seed"]) for run in group)
-    headings = [f"{metric}, {what}" for what in ("standard deviation", "least to most")]
     caption = (
         f"Over seeds {seeds}, all else the same: mean of {len(group)} runs ± 95% interval over "
         "seeds (Student's t)"
     )
-    return TextTable(["inner steps", *names, *headings], rows, caption)
+    return _by_step(columns, caption)
 
 
 def spread(runs: list[Run]) -> Iterator[Content]:
     """The distribution over single test tasks."""
     what = "the metrics of single test tasks"
     known = yield from _having(runs, lambda run: run.metric in run.per_task, what)
-    for same in _by_metric(known):
-        metric = same[0].metric
+    for metric, same in _by_metric(known):
         drawn = [run for run in same if len(_ends(run))]
         if drawn:
-            both = [figures.histogram(drawn, metric), figures.quantiles(drawn, metric)]
-            yield Figures(runs, both)
+            yield Figures(
+                runs, [figures.histogram(drawn, metric), figures.quantiles(drawn, metric)]
+            )
         yield Note(f"{metric} after the last inner step:")
         yield _by_run(same, _quantiles)
 
@@ -201,23 +192,23 @@ def examples(runs: list[Run]) -> Iterator[Content]:
 def gradient(runs: list[Run]) -> Iterator[Content]:
     """The norm, the steps that are not finite, and the leaves that no gradient reaches."""
     what = "the norm of the meta-gradient"
-    normed = yield from _having(runs, lambda run: len(run.norms[0]), what)
+    normed = yield from _having(runs, lambda run: run.log.norms.size, what)
     if normed:
         yield Figures(runs, [figures.gradient_norm(normed)])
-    for run in (run for run in runs if run.faults):
-        names = list(dict.fromkeys(name for fault in run.faults for name in fault))
-        first = run.faults[:_FAULTS]
-        rows = [[text.setting(fault.get(name)) for name in names] for fault in first]
-        shown = f", the first {_FAULTS} of {len(run.faults):,}" * (len(run.faults) > _FAULTS)
+    for run in (run for run in runs if run.log.faults):
+        faults = run.log.faults
+        names = list(dict.fromkeys(name for fault in faults for name in fault))
+        rows = [[text.setting(fault.get(name)) for name in names] for fault in faults[:_FAULTS]]
+        shown = f", the first {_FAULTS} of {len(faults):,}" * (len(faults) > _FAULTS)
         caption = f"Outer steps that were not finite{_of_runs([run], runs)}{shown}"
         yield TextTable(names, rows, caption)
-    sound = [run for run in runs if not run.faults]
+    sound = [run for run in runs if not run.log.faults]
     if sound:
         yield Note(f"Outer steps that were not finite: none in the log{_of_runs(sound, runs)}.")
     what = "which meta-parameters a gradient reaches"
-    told = yield from _having(runs, lambda run: run.cost.unreached is not None, what)
+    told = yield from _having(runs, lambda run: run.cost["unreached"] is not None, what)
     for run in told:
-        leaves = ", ".join(run.cost.unreached or ()) or "none"
+        leaves = ", ".join(run.cost["unreached"]) or "none"
         yield Note(f"Meta-parameters that no gradient reaches: {leaves}{_of_runs([run], runs)}.")
 
 
@@ -231,18 +222,19 @@ def cost(runs: list[Run]) -> Iterator[Content]:
 
 
 def _cost_cells(run: Run) -> dict[str, str]:
-    cost, seconds = run.cost, run.cost.seconds_per_step
+    cost = run.cost
+    seconds, flops = cost.get("seconds_per_step"), cost.get("flops_per_step")
     per_second = lambda amount: amount / seconds if amount and seconds else None
     rate = lambda amount: f"{text.operations(amount)}/s"
-    at_least = "at least " * (cost.flops_are_lower_bound and cost.flops_per_step is not None)
+    at_least = "at least " * (cost["flops_are_lower_bound"] and flops is not None)
     return {
         "wall time": _wall_time(run),
         "time per outer step": _known(text.duration, seconds),
         "tasks per second": _known("{:,.0f}".format, per_second(run.batch)),
-        "compilation": _known(text.duration, cost.compile_seconds),
-        "peak memory": _known(format_bytes, cost.peak_memory_bytes),
-        "operations per outer step": at_least + _known(text.operations, cost.flops_per_step),
-        "operations per second": at_least + _known(rate, per_second(cost.flops_per_step)),
+        "compilation": _known(text.duration, cost.get("compile_seconds")),
+        "peak memory": _known(format_bytes, cost.get("peak_memory_bytes")),
+        "operations per outer step": at_least + _known(text.operations, flops),
+        "operations per second": at_least + _known(rate, per_second(flops)),
     }
 
 
@@ -259,33 +251,21 @@ def environment(runs: list[Run]) -> Iterator[Content]:
         yield _by_run(known, lambda run: run.environment)
 
 
-class Section(NamedTuple):
-    """A heading, and the function that fills it. A section without blocks is left out."""
-
-    title: str
-    blocks: Callable[[list[Run]], Iterable[Content]]
-
-    @property
-    def anchor(self) -> str:
-        """The id that links refer to."""
-        return self.title.lower().replace(" ", "-")
-
-
-SECTIONS = (
-    Section("Results", results),
-    Section("Differences", differences),
-    Section("Against tuned optimizers", against_tuned),
-    Section("Learning", learning),
-    Section("Adaptation", adaptation),
-    Section("Intervals", intervals),
-    Section("Distribution", spread),
-    Section("Examples", examples),
-    Section("Meta-gradient", gradient),
-    Section("Cost", cost),
-    Section("Configuration", configuration),
-    Section("Environment", environment),
-)
-"""The sections in the order of the page. A new section is a new entry."""
+SECTIONS: Mapping[str, Callable[[list[Run]], Iterable[Content]]] = {
+    "Results": results,
+    "Differences": differences,
+    "Against tuned optimizers": against_tuned,
+    "Learning": learning,
+    "Adaptation": adaptation,
+    "Intervals": intervals,
+    "Distribution": spread,
+    "Examples": examples,
+    "Meta-gradient": gradient,
+    "Cost": cost,
+    "Configuration": configuration,
+    "Environment": environment,
+}
+"""The sections in the order of the page, by title. A section without blocks is left out."""
 
 
 def _having(
@@ -294,7 +274,7 @@ def _having(
     """Returns the runs that have something, and yields a note about those that do not."""
     missing = [run for run in runs if not has(run)]
     if missing:
-        yield Missing(what, missing)
+        yield Missing(f"{what}{_of_runs(missing, runs)}")
     return [run for run in runs if has(run)]
 
 
@@ -308,16 +288,17 @@ def _by_run(runs: Sequence[Run], entries: Callable[[Run], dict[str, str]]) -> Pa
     return TextTable(["", *(run.name for run in runs)], rows)
 
 
-def _by_metric(runs: Sequence[Run]) -> list[list[Run]]:
-    """Groups of runs that are judged by one metric and so can share axes."""
-    metrics = dict.fromkeys(run.metric for run in runs)
-    return [[run for run in runs if run.metric == metric] for metric in metrics]
+def _by_name(
+    runs: Sequence[Run], names: Callable[[Run], Iterable[str]]
+) -> list[tuple[str, list[Run]]]:
+    """Each of the names, and the runs that have it."""
+    known = dict.fromkeys(name for run in runs for name in names(run))
+    return [(name, [run for run in runs if name in names(run)]) for name in known]
 
 
-def _by_name(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """Each metric of the tests, and the runs whose test has it."""
-    names = dict.fromkeys(name for run in runs for name in run.test.mean)
-    return [(name, [run for run in runs if name in run.test.mean]) for name in names]
+def _by_metric(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Each metric by which runs are judged, and its runs, which can share axes."""
+    return _by_name(runs, lambda run: [run.metric])
 
 
 def _of_runs(some: Sequence[Run], runs: Sequence[Run]) -> str:
@@ -330,4 +311,4 @@ def _known(show: Callable[[Any], str], value: Any) -> str:
 
 
 def _wall_time(run: Run) -> str:
-    return text.duration(60 * run.minutes) if run.outer_steps else _NONE
+    return text.duration(run.log.seconds) if run.log.outer_steps else _NONE
