@@ -32,9 +32,9 @@ from plan_problems import CASES
 
 import innerloop as il
 from innerloop.diagnostics import plan
+from innerloop.diagnostics.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.candidates import exact_gradients
 from innerloop.diagnostics.compiled import compile_ahead
-from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.objective import task_count
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"

@@ -6,7 +6,7 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.diagnostics import Plan, plan
-from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
+from innerloop.diagnostics.amounts import format_bytes, parse_bytes
 from innerloop.errors import StructureError
 from innerloop.gradients import Implicit, MetaGradient
 from innerloop.problem import Episode, Problem

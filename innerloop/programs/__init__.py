@@ -1,4 +1,4 @@
-"""Traced programs: operations, what their results read, and the origin of numbers that are not finite.
+"""Traced programs: operations, what their results read, and where a NaN or infinity comes from.
 
 Only this package knows how JAX's primitives store the programs that they run (`inside`), and how
 this differs between versions of JAX.

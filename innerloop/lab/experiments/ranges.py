@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple, get_args
 
-from innerloop.diagnostics.planning.amounts import parse_bytes
+from innerloop.diagnostics.amounts import parse_bytes
 from innerloop.errors import StructureError
 
 
