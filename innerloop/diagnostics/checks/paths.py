@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from innerloop.adaptation import Origin
-from innerloop.diagnostics.checks.source import asked_for, written_at
+from innerloop.diagnostics.checks.source import asked_for, named_places, written_at
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.gradients import gradient_name
@@ -113,8 +113,8 @@ def _unreached_finding(subject: Subject, name: str, operations: list[Operation])
             "neither init, the losses nor the adaptation makes use of it, so its gradient is zero",
             "leave it out of meta, or read it in a loss",
         )
-    cuts = [f"{operation.name} at {written_at(operation)}" for operation, _ in _cuts(operations)]
-    where = ", ".join(dict.fromkeys(cuts)) or "operations with a derivative of zero"
+    cuts = (operation for operation, _ in _cuts(operations))
+    where = named_places(cuts, "operations with a derivative of zero")
     return Finding(
         subject.severity(1),
         f"meta{name} is read, but its gradient is cut off",

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from traceback import extract_tb
@@ -31,12 +32,19 @@ def written_at(operation: Operation) -> Frame | None:
 
     If there is none, the innermost line outside JAX.
     """
-    frames = _frames(operation)
+    # A function that is compiled separately has only its own frames; its callers' frames follow.
+    frames = [frame for eqn in (operation.eqn, *operation.callers) for frame in _frames_of(eqn)]
     for ours in (_of_a_library, _of_jax):
         for frame in frames:
             if not ours(frame):
                 return frame
     return None
+
+
+def named_places(operations: Iterable[Operation], otherwise: str) -> str:
+    """Each operation with its line, such as `sign at file.py:3 (loss)`; `otherwise` without any."""
+    found = (f"{op.name.removesuffix('_call')} at {written_at(op)}" for op in operations)
+    return ", ".join(dict.fromkeys(found)) or otherwise
 
 
 def asked_for(operation: Operation) -> frozenset[str]:
@@ -73,14 +81,6 @@ def of_the_library(frame: Frame) -> bool:
     return frame.file.startswith(_folders("innerloop"))
 
 
-def _frames(operation: Operation) -> list[Frame]:
-    """The frames of an operation, innermost first.
-
-    A function that is compiled separately has only its own frames; those of its callers follow.
-    """
-    return [f for eqn in (operation.eqn, *operation.callers) for f in _frames_of(eqn)]
-
-
 def _frames_of(eqn: core.JaxprEqn) -> list[Frame]:
     traceback = eqn.source_info.traceback
     frames = traceback.frames if traceback is not None else ()
@@ -95,13 +95,9 @@ def _of_a_library(frame: Frame) -> bool:
     return frame.file.startswith((*_LIBRARIES, "<")) or frame.file in _GLUE
 
 
-def _folder(package: str) -> str | None:
-    spec = find_spec(package)
-    return str(Path(spec.origin).parent) + "/" if spec and spec.origin else None
-
-
 def _folders(*packages: str) -> tuple[str, ...]:
-    return tuple(folder for folder in map(_folder, packages) if folder is not None)
+    specs = map(find_spec, packages)
+    return tuple(f"{Path(spec.origin).parent}/" for spec in specs if spec and spec.origin)
 
 
 _OF_JAX = ("jax", "jaxlib", "equinox", "jaxtyping", "beartype")

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.diagnostics.comparison.result import ComparisonRow
@@ -72,45 +72,53 @@ class Entry:
             compile_seconds=self.program.seconds,
         )
 
-    def estimate(self, arguments: tuple) -> np.ndarray:
-        """The meta-gradient as one vector in float64."""
-        assert self.program is not None
-        with _quiet_callbacks():
-            _, grads = self.program.call(*arguments)
-            leaves = map(np.asarray, jax.tree.leaves(grads))
-            return np.concatenate([leaf.astype(np.float64).ravel() for leaf in leaves])
+    def estimate(self, *arguments: PyTree) -> np.ndarray | None:
+        """The meta-gradient as one vector in float64; None if it is refused or fails now."""
+        if self.program is None:
+            return None
+        try:
+            with _quiet_callbacks():
+                _, grads = self.program.call(*arguments)
+                leaves = map(np.asarray, jax.tree.leaves(grads))
+                return np.concatenate([leaf.astype(np.float64).ravel() for leaf in leaves])
+        except Exception as error:
+            self.refuse(error)
 
 
-def measure_errors(
-    entries: Sequence[Entry],
-    reference: str,
-    arguments_at: Callable[[Array], tuple],
-    keys: Array,
-) -> None:
+def measure_errors(entries: Sequence[Entry], reference: str, given: tuple, keys: Array) -> None:
     """Fill in cosine and relative error, with the first of the keys or, if stochastic, with all.
+
+    Args:
+        entries: The meta-gradients.
+        reference: The name of the one that the others are compared with.
+        given: Meta-parameters and episodes.
+        keys: The keys of the draws.
 
     Raises:
         GradientError: If the reference fails when it runs.
     """
     main = next(entry for entry in entries if entry.row.name == reference)
-    others = [entry for entry in entries if entry is not main and entry.program is not None]
     zero = False
-    draws = len(keys) if any(entry.stochastic for entry in [*others, main]) else 1
+    draws = len(keys) if any(entry.program and entry.stochastic for entry in entries) else 1
     for i, key in enumerate(keys[:draws]):
-        arguments = arguments_at(key)
-        exact = _reference_estimate(main, arguments)
+        exact = main.estimate(*given, key)
+        if exact is None:
+            raise GradientError(
+                f"the reference {main.row.name} fails: {main.row.refusal}",
+                got=f"exact={main.row.name}",
+                expected="a meta-gradient that gives a gradient here",
+                write="compare(..., exact=...) with another reference, or a meta at which this one "
+                "works",
+            )
         zero = zero or not np.any(exact)
-        for entry in [main, *others]:
-            if entry.program is None or (i and not entry.stochastic):
+        for entry in entries:
+            if i and not entry.stochastic:
                 continue
-            try:
-                estimate = exact if entry is main else entry.estimate(arguments)
-            except Exception as error:
-                entry.refuse(error)
-                continue
-            entry.finite &= bool(np.all(np.isfinite(estimate)))
-            entry.distances.append(_distance(estimate, exact))
-    for entry in [main, *others]:
+            estimate = exact if entry is main else entry.estimate(*given, key)
+            if estimate is not None:
+                entry.finite &= bool(np.all(np.isfinite(estimate)))
+                entry.distances.append(_distance(estimate, exact))
+    for entry in entries:
         if entry.program is not None:
             entry.set(**_statistics(entry.distances, entry.stochastic))
             entry.set(note=_note(zero, main.finite, entry.finite, entry.row.cosine))
@@ -149,20 +157,6 @@ def reason(error: Exception) -> str:
         return re.sub(r"\. Got: .* Write: ", ". Write: ", raised.group(1))
     first = next((line.strip() for line in message.splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first}"[:300]
-
-
-def _reference_estimate(main: Entry, arguments: tuple) -> np.ndarray:
-    if main.program is not None:
-        try:
-            return main.estimate(arguments)
-        except Exception as error:
-            main.refuse(error)
-    raise GradientError(
-        f"the reference {main.row.name} fails: {main.row.refusal}",
-        got=f"exact={main.row.name}",
-        expected="a meta-gradient that gives a gradient here",
-        write="compare(..., exact=...) with another reference, or a meta at which this one works",
-    )
 
 
 @contextmanager
