@@ -82,8 +82,10 @@ def compare(
     tasks = task_count(episodes)
     given = one_of_every_kind(adaptation, meta) if gradients is None else gradients
     named, main = _with_reference(_named(given), reference)
-    rows = [ComparisonRow(name, gradient) for name, gradient in named.items()]
-    entries = [Entry(row, adaptation) for row in rows]
+    entries = [
+        Entry(ComparisonRow(name, gradient), gradient.fidelity(adaptation))
+        for name, gradient in named.items()
+    ]
     _check_draws(entries, draws)
     keys = jax.random.split(key, draws)
     arguments = (meta, episodes, keys[0])
@@ -131,7 +133,7 @@ def _with_reference(
 
 
 def _check_draws(entries: Sequence[Entry], draws: int) -> None:
-    stochastic = [entry.row.name for entry in entries if entry.stochastic]
+    stochastic = [entry.row.name for entry in entries if entry.fidelity.draws]
     if stochastic and draws < 2:
         raise StructureError(
             "a stochastic meta-gradient needs draws to tell its standard error",

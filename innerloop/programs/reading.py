@@ -9,10 +9,8 @@ from jax.extend import core
 from innerloop.programs.operations import Inside, Operation, inside, operations
 
 
-def between(
-    program: core.ClosedJaxpr, inputs: Iterable[int], outputs: Iterable[int]
-) -> list[Operation]:
-    """The operations between some inputs and some outputs, including those of called programs.
+def between(program: core.ClosedJaxpr, inputs: Iterable[int]) -> list[Operation]:
+    """The operations between some inputs and the outputs, including those of called programs.
 
     An operation counts if it reads one of the inputs and one of the outputs reads it, directly or
     through others, whether or not a derivative passes through these reads.
@@ -20,16 +18,15 @@ def between(
     Args:
         program: A traced program.
         inputs: Positions of inputs.
-        outputs: Positions of outputs.
 
     Returns:
         The operations, in the order of the program.
     """
-    inputs, outputs = set(inputs), set(outputs)
+    inputs = set(inputs)
     onward, back = _Walk(onward=True), _Walk(onward=False)
     jaxpr = program.jaxpr
     onward.through(jaxpr, [i in inputs for i in range(len(jaxpr.invars))])
-    back.through(jaxpr, [i in outputs for i in range(len(jaxpr.outvars))])
+    back.through(jaxpr, [True] * len(jaxpr.outvars))
     return [op for op in operations(jaxpr) if onward.results[id(op.eqn)] & back.results[id(op.eqn)]]
 
 

@@ -145,7 +145,7 @@ def _beside(at: PyTree) -> PyTree:
 def _require_smooth(function: Callable, at: PyTree) -> None:
     """Raise `NotChecked` if a value in between is rounded to a narrower type than float64."""
     program = jax.make_jaxpr(function)(at)
-    for operation in between(program, range(len(jax.tree.leaves(at))), [0]):
+    for operation in between(program, range(len(jax.tree.leaves(at)))):
         for atom in operation.eqn.outvars:
             dtype = getattr(atom.aval, "dtype", None)
             if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 8:
@@ -162,7 +162,7 @@ def _rules_of(value: Callable, at: PyTree) -> str:
     program = jax.make_jaxpr(value)(at)
     rules = [
         operation
-        for operation in between(program, range(len(jax.tree.leaves(at))), [0])
+        for operation in between(program, range(len(jax.tree.leaves(at))))
         if operation.name in _RULES and (line := written_at(operation)) is not None
         if not of_the_library(line)
         if operation.name != "stop_gradient" or "stop_gradient" in asked_for(operation)

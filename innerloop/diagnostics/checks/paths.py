@@ -40,7 +40,7 @@ def losses_read_params(subject: Subject) -> Iterator[Finding]:
     """Inner or outer losses that do not read the parameters."""
     for name, arguments in subject.given.items():
         params = range(len(jax.tree.leaves(arguments[0])))
-        if not between(subject.loss_program(name), params, [0]):
+        if not between(subject.loss_program(name), params):
             yield _unread_params(subject, name)
 
 
@@ -65,7 +65,7 @@ def unreached_leaves(subject: Subject) -> Iterator[Finding]:
     if subject.gradient != subject.exact:
         of_used = subject.unreached_by(subject.gradient)
     for name in dict.fromkeys(of_exact + of_used):
-        operations = between(subject.program, [leaf_names(subject.meta).index(name)], [0])
+        operations = between(subject.program, [leaf_names(subject.meta).index(name)])
         if not operations or (name in of_exact and subject.missing is None):
             yield _unreached_finding(subject, name, operations)
         else:
@@ -93,7 +93,7 @@ def stepped_ways(subject: Subject) -> Iterator[Finding]:
 
 def _cut_ways(subject: Subject, stopped: bool, cure: str) -> Iterator[Finding]:
     leaves = range(len(jax.tree.leaves(subject.meta)))
-    for operation, what in _cuts(between(subject.program, leaves, [0])):
+    for operation, what in _cuts(between(subject.program, leaves)):
         if (operation.name == "stop_gradient") == stopped:
             yield Finding(
                 subject.severity(1, Severity.WARNING),

@@ -22,7 +22,7 @@ class Frame(NamedTuple):
     function: str
 
     def __str__(self) -> str:
-        if _of_a_library(self):  # its line numbers change between versions
+        if self.file.startswith(_LIBRARIES):  # its line numbers change between versions
             return f"{Path(self.file).name} of a library ({self.function.partition('.')[0]})"
         return f"{Path(self.file).name}:{self.line} ({self.function})"
 
@@ -34,11 +34,8 @@ def written_at(operation: Operation) -> Frame | None:
     """
     # A function that is compiled separately has only its own frames; its callers' frames follow.
     frames = [frame for eqn in (operation.eqn, *operation.callers) for frame in _frames_of(eqn)]
-    for ours in (_of_a_library, _of_jax):
-        for frame in frames:
-            if not ours(frame):
-                return frame
-    return None
+    outside = (_outside(libraries, frames) for libraries in (_LIBRARIES, _JAX))
+    return next(filter(None, outside), None)
 
 
 def named_places(operations: Iterable[Operation], otherwise: str) -> str:
@@ -56,9 +53,9 @@ def asked_for(operation: Operation) -> frozenset[str]:
     for eqn in (operation.eqn, *operation.callers):
         names = [str(eqn.params.get("name", eqn.primitive.name))]
         for frame in _frames_of(eqn):
-            if not _of_jax(frame):
+            if not frame.file.startswith(_JAX):
                 called = frozenset(name.split(".")[0].lstrip("_") for name in names[-2:])
-                return frozenset() if _of_a_library(frame) else called
+                return frozenset() if frame.file.startswith(_LIBRARIES) else called
             if Path(frame.file).name not in _MACHINERY:
                 names.append(frame.function)
     return frozenset()
@@ -67,7 +64,7 @@ def asked_for(operation: Operation) -> frozenset[str]:
 def raised_at(error: BaseException) -> Frame | None:
     """The innermost line outside the libraries in the traceback of an exception."""
     frames = [Frame(f.filename, f.lineno or 0, f.name) for f in extract_tb(error.__traceback__)]
-    return next((frame for frame in reversed(frames) if not _of_a_library(frame)), None)
+    return _outside(_LIBRARIES, reversed(frames))
 
 
 def is_library(module: str) -> bool:
@@ -87,12 +84,9 @@ def _frames_of(eqn: core.JaxprEqn) -> list[Frame]:
     return [Frame(frame.file_name, frame.line_num, frame.function_name) for frame in frames]
 
 
-def _of_jax(frame: Frame) -> bool:
-    return frame.file.startswith((*_JAX, "<")) or frame.file in _GLUE
-
-
-def _of_a_library(frame: Frame) -> bool:
-    return frame.file.startswith((*_LIBRARIES, "<")) or frame.file in _GLUE
+def _outside(libraries: tuple[str, ...], frames: Iterable[Frame]) -> Frame | None:
+    """The first frame outside some libraries."""
+    return next((frame for frame in frames if not frame.file.startswith(libraries)), None)
 
 
 def _folders(*packages: str) -> tuple[str, ...]:
@@ -102,11 +96,12 @@ def _folders(*packages: str) -> tuple[str, ...]:
 
 _OF_JAX = ("jax", "jaxlib", "equinox", "jaxtyping", "beartype")
 _PACKAGES = (*_OF_JAX, "optax", "lineax", "optimistix", "innerloop", "numpy", "scipy")
-_JAX = _folders(*_OF_JAX)
-_LIBRARIES = _folders(*_PACKAGES)
+_GLUE = ("<", contextlib.__file__, functools.__file__)
+"""Generated code, and files of Python that JAX's own calls pass through."""
+_JAX = (*_GLUE, *_folders(*_OF_JAX))
+_LIBRARIES = (*_GLUE, *_folders(*_PACKAGES))
 _MACHINERY = (
     *("source_info_util.py", "partial_eval.py", "core.py", "pjit.py", "traceback_util.py"),
     *("api.py", "batching.py", "linear_util.py", "tree_util.py", "tree.py"),
 )
 """Files of JAX that calls pass through."""
-_GLUE = (contextlib.__file__, functools.__file__)

@@ -95,7 +95,7 @@ def _on_the_way(subject: Subject, name: str) -> list[Operation]:
     covered = ("custom_jvp_call", _CUSTOM)
     return [
         operation
-        for operation in between(subject.loss_program(name), read, [0])
+        for operation in between(subject.loss_program(name), read)
         if not any(caller.primitive.name in covered for caller in operation.callers)
     ]
 

@@ -3,8 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +11,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from innerloop.adaptation import Adaptation
 from innerloop.diagnostics.comparison.result import ComparisonRow
 from innerloop.diagnostics.compiled import Compiled, compile_ahead
 from innerloop.errors import GradientError, InnerloopError
+from innerloop.fidelity import Fidelity
 from innerloop.gradients import MetaGradient
 
 _MOST_CALLS = 100
@@ -28,22 +27,17 @@ class Entry:
 
     Args:
         row: The values of its row so far.
-        adaptation: How one task is learned.
+        fidelity: The fidelity of the meta-gradient.
         program: The compiled meta-gradient; None before compilation and after a failure.
         distances: Cosine and relative error of each draw.
         finite: Whether every estimate was finite.
     """
 
     row: ComparisonRow
-    adaptation: Adaptation
+    fidelity: Fidelity
     program: Compiled | None = None
     distances: list[tuple[float, float]] = field(default_factory=list)
     finite: bool = True
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether the meta-gradient draws random numbers."""
-        return self.row.gradient.fidelity(self.adaptation).draws
 
     def set(self, **fields: Any) -> None:
         """Fill in fields of the row."""
@@ -67,7 +61,7 @@ class Entry:
             self.refuse(error)
             return
         self.set(
-            fidelity=self.row.gradient.fidelity(self.adaptation),
+            fidelity=self.fidelity,
             memory=self.program.memory,
             compile_seconds=self.program.seconds,
         )
@@ -76,13 +70,16 @@ class Entry:
         """The meta-gradient as one vector in float64; None if it is refused or fails now."""
         if self.program is None:
             return None
+        level = logging.root.manager.disable
+        logging.disable(logging.ERROR)  # JAX logs the tracebacks of failed run-time checks
         try:
-            with _quiet_callbacks():
-                _, grads = self.program.call(*arguments)
-                leaves = map(np.asarray, jax.tree.leaves(grads))
-                return np.concatenate([leaf.astype(np.float64).ravel() for leaf in leaves])
+            _, grads = self.program.call(*arguments)
+            leaves = map(np.asarray, jax.tree.leaves(grads))
+            return np.concatenate([leaf.astype(np.float64).ravel() for leaf in leaves])
         except Exception as error:
             self.refuse(error)
+        finally:
+            logging.disable(level)
 
 
 def measure_errors(entries: Sequence[Entry], reference: str, given: tuple, keys: Array) -> None:
@@ -99,7 +96,7 @@ def measure_errors(entries: Sequence[Entry], reference: str, given: tuple, keys:
     """
     main = next(entry for entry in entries if entry.row.name == reference)
     zero = False
-    draws = len(keys) if any(entry.program and entry.stochastic for entry in entries) else 1
+    draws = len(keys) if any(entry.program and entry.fidelity.draws for entry in entries) else 1
     for i, key in enumerate(keys[:draws]):
         exact = main.estimate(*given, key)
         if exact is None:
@@ -112,7 +109,7 @@ def measure_errors(entries: Sequence[Entry], reference: str, given: tuple, keys:
             )
         zero = zero or not np.any(exact)
         for entry in entries:
-            if i and not entry.stochastic:
+            if i and not entry.fidelity.draws:
                 continue
             estimate = exact if entry is main else entry.estimate(*given, key)
             if estimate is not None:
@@ -120,7 +117,7 @@ def measure_errors(entries: Sequence[Entry], reference: str, given: tuple, keys:
                 entry.distances.append(_distance(estimate, exact))
     for entry in entries:
         if entry.program is not None:
-            entry.set(**_statistics(entry.distances, entry.stochastic))
+            entry.set(**_statistics(entry.distances, entry.fidelity.draws))
             entry.set(note=_note(zero, main.finite, entry.finite, entry.row.cosine))
 
 
@@ -157,17 +154,6 @@ def reason(error: Exception) -> str:
         return re.sub(r"\. Got: .* Write: ", ". Write: ", raised.group(1))
     first = next((line.strip() for line in message.splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first}"[:300]
-
-
-@contextmanager
-def _quiet_callbacks() -> Iterator[None]:
-    """Stops JAX from logging the tracebacks of failed run-time checks, which become rows."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _distance(estimate: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
