@@ -77,7 +77,7 @@ def compare(
     """
     reference = exact or exact_gradient(adaptation)
     build = lambda gradient: meta_value_and_grad(problem, adaptation, gradient, chunk=chunk)
-    objective = build(reference)
+    function = build(reference)
     check_meta(meta)
     tasks = task_count(episodes)
     given = one_of_every_kind(adaptation, meta) if gradients is None else gradients
@@ -89,7 +89,7 @@ def compare(
     _check_draws(entries, draws)
     keys = jax.random.split(key, draws)
     arguments = (meta, episodes, keys[0])
-    _require_sound(objective, arguments, main)
+    _require_sound(function, arguments, main)
 
     for entry in entries:
         entry.compile(build, arguments)

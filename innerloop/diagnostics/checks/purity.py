@@ -39,9 +39,7 @@ def captured_state(subject: Subject) -> Iterator[Finding]:
     these.
     """
     functions = {
-        "init": subject.problem.init,
-        "inner_loss": subject.problem.inner_loss,
-        "outer_loss": subject.problem.outer_loss,
+        **{name: getattr(subject.problem, name) for name in ("init", "inner_loss", "outer_loss")},
         **{name: getattr(subject.adaptation, name, None) for name in ("optimizer", "fn")},
     }
     held = {name: _held(function) for name, function in functions.items()}
