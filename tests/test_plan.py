@@ -12,9 +12,9 @@ from quadratic import LEARN, assert_close, quadratic_episodes, quadratic_meta, q
 
 import innerloop as il
 from innerloop.diagnostics._plan import plan
+from innerloop.diagnostics.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.candidates import chunk_sizes
 from innerloop.diagnostics.compiled import compile_ahead
-from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
 from innerloop.errors import GradientError, StructureError
 from innerloop.trees import tree_bytes
 
@@ -77,7 +77,7 @@ def test_a_larger_budget_never_goes_further_down_the_order():
 def test_more_tasks_at_a_time_stop_where_they_are_not_faster(monkeypatch):
     asked, limit = network(), planned(1_000_000)
     assert limit.chunk is None
-    monkeypatch.setattr("innerloop.diagnostics.planning.search.AT_A_TIME", 1)
+    monkeypatch.setattr("innerloop.diagnostics._plan.AT_A_TIME", 1)
     assert plan(*asked, "1GiB").chunk == 1
 
 
@@ -238,7 +238,7 @@ def test_a_budget_below_the_arguments_is_refused_without_compiling(monkeypatch):
     def compiled(*args):
         raise AssertionError("it compiled")
 
-    monkeypatch.setattr("innerloop.diagnostics.planning.search.compile_ahead", compiled)
+    monkeypatch.setattr("innerloop.diagnostics._plan.compile_ahead", compiled)
     with pytest.raises(StructureError, match="what goes in and what comes out"):
         plan(*network(), "4KiB")
 

@@ -193,12 +193,12 @@ def test_several_families_train_one_optimizer():
     [
         (
             lambda: il.tasks.optimization.quadratic_family([]),
-            il.StructureError,
+            il.errors.StructureError,
             r"spectrum must be .*at least 1 entry.*Write: quadratic_family",
         ),
         (
             lambda: il.tasks.optimization.quadratic_family([1.0, -1.0]),
-            il.StructureError,
+            il.errors.StructureError,
             r"spectrum must be .*at least 0.*-1\.0",
         ),
         (

@@ -195,7 +195,7 @@ def test_a_pickle_runs_nothing(tmp_path):
 
     path = tmp_path / "trap.pkl"
     path.write_bytes(pickle.dumps({"image_data": Trap(), "class_dict": {}}))
-    with pytest.raises(il.DataError, match=r"calls pathlib\..*from where you trust"):
+    with pytest.raises(il.errors.DataError, match=r"calls pathlib\..*from where you trust"):
         _pickled(path)
     assert not made.exists()
     pickle.loads(path.read_bytes())
@@ -272,7 +272,7 @@ IMAGES = np.zeros((4, 2, 2), np.float32)
     [
         (
             lambda: il.tasks.by_label(IMAGES, np.array([0.0, 1.0, 0.0, 1.0])),
-            il.StructureError,
+            il.errors.StructureError,
             r"float64.*whole numbers or text.*astype\(int\)",
         ),
         (
@@ -301,7 +301,7 @@ IMAGES = np.zeros((4, 2, 2), np.float32)
             lambda: il.tasks.ClassificationTasks(
                 il.tasks.by_label(IMAGES, np.zeros(4, int)), 2, 1, 1
             ),
-            il.DataError,
+            il.errors.DataError,
             r"ways=2 of 1 classes.*at least two classes.*Write: .*with_quarter_turns",
         ),
         (

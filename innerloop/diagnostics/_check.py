@@ -7,42 +7,34 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.diagnostics.checks.derivatives import finite_differences
+from innerloop.arguments import checked, random_key
+from innerloop.diagnostics.candidates import exact_gradient
+from innerloop.diagnostics.checks import derivatives, inner_loop, paths, purity, tracing, values
 from innerloop.diagnostics.checks.episodes import overlap, task_axis
-from innerloop.diagnostics.checks.inner_loop import inner_loss_falls, stationary, steep_at_zero
-from innerloop.diagnostics.checks.paths import (
-    losses_read_params,
-    stepped_ways,
-    stopped_ways,
-    unreached_leaves,
-)
-from innerloop.diagnostics.checks.purity import repeatable
-from innerloop.diagnostics.checks.state import captured_state
 from innerloop.diagnostics.checks.subject import Subject
-from innerloop.diagnostics.checks.tracing import missing_derivatives, traceable
-from innerloop.diagnostics.checks.values import finite_and_not_zero
 from innerloop.diagnostics.findings import NotChecked, Report, Severity
-from innerloop.diagnostics.given import check_given, exact_gradient
 from innerloop.gradients import MetaGradient
+from innerloop.objective import check_meta, meta_objective, task_count
 from innerloop.problem import Episode, Problem
 
 TRACED = (
-    (captured_state, task_axis),
-    (traceable,),
-    (missing_derivatives,),
-    (losses_read_params,),
-    (unreached_leaves, overlap),
-    (stopped_ways, stepped_ways),
+    (purity.captured_state, task_axis),
+    (tracing.traceable,),
+    (tracing.missing_derivatives,),
+    (paths.losses_read_params,),
+    (paths.unreached_leaves, overlap),
+    (paths.stopped_ways, paths.stepped_ways),
 )
 """Checks that only trace, in stages. Later stages are skipped after errors, which they repeat."""
 
 RUN = (
-    (finite_and_not_zero, steep_at_zero, inner_loss_falls),
-    (repeatable, stationary),
-    (finite_differences,),
+    (values.finite_and_not_zero, inner_loop.steep_at_zero, inner_loop.inner_loss_falls),
+    (purity.repeatable, inner_loop.stationary),
+    (derivatives.finite_differences,),
 )
 
 
+@checked(key=random_key())
 def check(
     problem: Problem,
     adaptation: Adaptation,
@@ -80,7 +72,9 @@ def check(
         GradientError: If the meta-gradient does not exist after this adaptation.
     """
     used = gradient or exact_gradient(adaptation)
-    check_given(problem, adaptation, used, meta, episodes, key)
+    meta_objective(problem, adaptation, used)  # raises where the parts do not fit
+    check_meta(meta)
+    task_count(episodes)
     meta = jax.tree.map(jnp.asarray, meta)
     subject = Subject(problem, adaptation, meta, episodes, key, used)
     found, left_out = {}, []
@@ -92,8 +86,8 @@ def check(
                 left_out.append(f"{look.__name__.replace('_', ' ')}, since {reason}")
         if any(finding.severity is Severity.ERROR for finding in chain(*found.values())):
             break
-    if found.get(finite_differences) == []:  # the stopped value does not change the derivative
-        del found[stopped_ways]
+    if found.get(derivatives.finite_differences) == []:  # no stopped value changes the derivative
+        del found[paths.stopped_ways]
     order, once = list(Severity), dict.fromkeys(chain(*found.values()))
     gravest_first = sorted(once, key=lambda finding: order.index(finding.severity))
     return Report(tuple(gravest_first), tuple(left_out))

@@ -9,19 +9,18 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.arguments import at_least, between, checked
-from innerloop.diagnostics.candidates import one_of_every_kind
+from innerloop.arguments import at_least, between, checked, random_key
+from innerloop.diagnostics.candidates import exact_gradient, one_of_every_kind
 from innerloop.diagnostics.comparison.entries import Entry, measure_errors, measure_seconds, reason
 from innerloop.diagnostics.comparison.result import Comparison, ComparisonRow
-from innerloop.diagnostics.given import check_given, exact_gradient
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.gradients import MetaGradient, gradient_name
-from innerloop.objective import meta_value_and_grad
+from innerloop.objective import check_meta, meta_value_and_grad, task_count
 from innerloop.problem import Episode, Problem
 from innerloop.trees import number_count
 
 
-@checked(draws=at_least(1, such_as=8), seconds=between(0, math.inf))
+@checked(key=random_key(), draws=at_least(1, such_as=8), seconds=between(0, math.inf))
 def compare(
     problem: Problem,
     adaptation: Adaptation,
@@ -77,20 +76,24 @@ def compare(
             it runs.
     """
     reference = exact or exact_gradient(adaptation)
-    tasks = check_given(problem, adaptation, reference, meta, episodes, key)
     build = lambda gradient: meta_value_and_grad(problem, adaptation, gradient, chunk=chunk)
+    function = build(reference)
+    check_meta(meta)
+    tasks = task_count(episodes)
     given = one_of_every_kind(adaptation, meta) if gradients is None else gradients
     named, main = _with_reference(_named(given), reference)
-    rows = [ComparisonRow(name, gradient) for name, gradient in named.items()]
-    entries = [Entry(row, adaptation) for row in rows]
+    entries = [
+        Entry(ComparisonRow(name, gradient), gradient.fidelity(adaptation))
+        for name, gradient in named.items()
+    ]
     _check_draws(entries, draws)
     keys = jax.random.split(key, draws)
     arguments = (meta, episodes, keys[0])
-    _require_sound(build(reference), arguments, main)
+    _require_sound(function, arguments, main)
 
     for entry in entries:
         entry.compile(build, arguments)
-    measure_errors(entries, main, lambda key: (meta, episodes, key), keys)
+    measure_errors(entries, main, (meta, episodes), keys)
     measure_seconds(entries, arguments, seconds)
     return Comparison(tuple(entry.row for entry in entries), main, tasks, number_count(meta), draws)
 
@@ -130,7 +133,7 @@ def _with_reference(
 
 
 def _check_draws(entries: Sequence[Entry], draws: int) -> None:
-    stochastic = [entry.row.name for entry in entries if entry.stochastic]
+    stochastic = [entry.row.name for entry in entries if entry.fidelity.draws]
     if stochastic and draws < 2:
         raise StructureError(
             "a stochastic meta-gradient needs draws to tell its standard error",

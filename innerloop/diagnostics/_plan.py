@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -11,16 +11,27 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.arguments import at_least, checked, each, one_of, optional
+from innerloop.diagnostics.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.candidates import biased_gradients, chunk_sizes, exact_gradients
-from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
-from innerloop.diagnostics.planning.search import Attempt, Search
+from innerloop.diagnostics.compiled import Compiled, compile_ahead
 from innerloop.diagnostics.text import table
-from innerloop.errors import StructureError
+from innerloop.errors import InnerloopError, StructureError
 from innerloop.fidelity import Kind
 from innerloop.gradients import MetaGradient, gradient_name
-from innerloop.objective import check_meta, task_count
+from innerloop.objective import check_meta, meta_value_and_grad, task_count
 from innerloop.problem import Episode, Problem
 from innerloop.trees import abstract, tree_bytes
+
+AT_A_TIME = 2**22
+"""Bytes of temporary memory up to which more tasks at a time are faster on a CPU.
+
+Above it, every call on a CPU sets up new memory page by page. An accelerator keeps its memory.
+"""
+FEWEST = 8
+"""How many tasks must stay below `AT_A_TIME` for more than one at a time to be faster on a CPU.
+
+Larger tasks consist of large matrix products, and XLA's products of batches are slower there.
+"""
 
 
 class Option(NamedTuple):
@@ -148,47 +159,117 @@ def plan(
         )
     chunks = chunk_sizes(tasks) if chunk is None else [min(chunk, tasks)]
     arguments = abstract((meta, episodes, jax.random.key(0)))
-    search = Search(problem, adaptation, arguments, budget)
+
+    def candidate(gradient: MetaGradient) -> _Candidate:
+        build = lambda chunk: meta_value_and_grad(problem, adaptation, gradient, chunk=chunk)
+        return _Candidate(gradient, build, arguments)
+
     built_in = {
         "exact": lambda: exact_gradients(problem, adaptation, meta),
         "biased": lambda: biased_gradients(problem, adaptation),
     }
     ways = [built_in[kind] for kind in allow] if gradients is None else [lambda: list(gradients)]
-    considered: list[MetaGradient] = []
+    considered: list[_Candidate] = []
     for way in ways:
-        group = way()
+        group = [candidate(gradient) for gradient in way()]
         considered += group
-        chosen = search.first_that_fits(group, chunks)
-        if chosen is not None:
+        fitting = ((one, size) for one in group if (size := one.chunk_within(budget, chunks)))
+        choice = next(fitting, None)
+        if choice is not None:
             break
     else:
         biased = [] if "biased" in allow else biased_gradients(problem, adaptation)
-        raise _nothing_fits(search, considered, biased, chunks[-1], budget)
+        others = [candidate(gradient) for gradient in [*biased[:1], *biased[1:][-1:]]]
+        raise _nothing_fits(considered, others, chunks[-1], budget)
+    chosen, size = choice
     return Plan(
         gradient=chosen.gradient,
-        chunk=None if chosen.chunk == tasks else chosen.chunk,
-        memory=chosen.peak,
+        chunk=None if size == tasks else size,
+        memory=chosen.programs[size].memory,
         budget=budget,
         tasks=tasks,
         options=tuple(
-            _option(search, gradient, gradient.fidelity(adaptation, problem).kind, chosen)
-            for gradient in considered
+            one.option(one.gradient.fidelity(adaptation, problem).kind, one is chosen)
+            for one in considered
         ),
-        compilations=len(search.attempts),
+        compilations=sum(len(one.programs) for one in considered),
         seconds=time.perf_counter() - begin,
     )
 
 
-def _option(search: Search, gradient: MetaGradient, kind: Kind, chosen: Attempt) -> Option:
-    tried = tuple((attempt.chunk, attempt.peak) for attempt in search.of(gradient))
-    errors = [error for refused, error in search.refused if refused is gradient]
-    if gradient is chosen.gradient:
-        verdict = "chosen"
-    elif errors:
-        verdict = getattr(errors[0], "problem", str(errors[0]).partition("\n")[0])
-    else:
-        verdict = "does not fit" if tried else "not needed"
-    return Option(gradient, kind, tried, verdict)
+@dataclass(eq=False)
+class _Candidate:
+    """A meta-gradient, and the memory of its programs.
+
+    Args:
+        gradient: The meta-gradient.
+        build: Maps a chunk to the function that is compiled.
+        arguments: Meta-parameters, episodes and a key, as shapes.
+        programs: The compiled programs by their chunk.
+        error: What the meta-gradient raised while it was traced, and so is refused for.
+    """
+
+    gradient: MetaGradient
+    build: Callable[[int], Callable]
+    arguments: tuple
+    programs: dict[int, Compiled] = field(default_factory=dict)
+    error: Exception | None = None
+
+    def compiled(self, chunk: int) -> Compiled | None:
+        """The program for a chunk, compiled once; None if the meta-gradient is refused.
+
+        An error in the losses refuses only this meta-gradient, since they may work with another.
+        """
+        if self.error is None and chunk not in self.programs:
+            function = self.build(chunk)
+            try:
+                self.programs[chunk] = compile_ahead(function, *self.arguments)
+            except (InnerloopError, TypeError, ValueError, NotImplementedError) as error:
+                self.error = error
+        return self.programs.get(chunk)
+
+    def chunk_within(self, budget: int, chunks: Sequence[int]) -> int | None:
+        """How many tasks to run at a time; None if even the smallest chunk exceeds the budget.
+
+        Args:
+            budget: The budget in bytes.
+            chunks: How many tasks may be run at a time, largest first.
+
+        Returns:
+            The largest chunk that fits the budget, or else the smallest one. On a CPU, the
+            temporary memory of the chunk is at most about `AT_A_TIME`, and the chunk is the
+            smallest if that is less than `FEWEST` tasks.
+        """
+        at_a_time = AT_A_TIME if jax.default_backend() == "cpu" else math.inf
+        smallest = self.compiled(chunks[-1])
+        if smallest is None or smallest.memory > budget:
+            return None
+        for chunk in chunks[:-1]:
+            slow = smallest.temporary / chunks[-1] * max(chunk, FEWEST) > at_a_time
+            if not slow and self._can_fit(chunk, budget):
+                program = self.compiled(chunk)
+                if program is not None and program.memory <= budget:
+                    return chunk
+        return chunks[-1]
+
+    def _can_fit(self, chunk: int, budget: int) -> bool:
+        """Fewer tasks at a time take at least their share of the memory that more tasks took."""
+        return all(
+            more.memory - more.temporary + more.temporary * chunk / tasks <= budget
+            for tasks, more in self.programs.items()
+            if tasks >= chunk
+        )
+
+    def option(self, kind: Kind, chosen: bool) -> Option:
+        """The candidate as `Plan` shows it."""
+        tried = tuple((chunk, program.memory) for chunk, program in self.programs.items())
+        if chosen:
+            verdict = "chosen"
+        elif self.error is not None:
+            verdict = getattr(self.error, "problem", str(self.error).partition("\n")[0])
+        else:
+            verdict = "does not fit" if tried else "not needed"
+        return Option(self.gradient, kind, tried, verdict)
 
 
 def _cells(option: Option, tasks: int) -> tuple[str, ...]:
@@ -200,29 +281,25 @@ def _cells(option: Option, tasks: int) -> tuple[str, ...]:
 
 
 def _nothing_fits(
-    search: Search,
-    exact: Sequence[MetaGradient],
-    biased: Sequence[MetaGradient],
-    chunk: int,
-    budget: int,
+    considered: Sequence[_Candidate], biased: Sequence[_Candidate], chunk: int, budget: int
 ) -> Exception:
-    least = search.least(exact, chunk)
-    if least is None:
-        return search.refused[0][1]
-    others = [search.attempt(gradient, chunk) for gradient in [*biased[:1], *biased[1:][-1:]]]
-    said = "".join(f"; biased: {_needs(other)}" for other in others if other is not None)
-    enough = least.peak if least.peak < 2**20 else f"'{math.ceil(least.peak / 2**20)}MiB'"
+    needed = lambda one: one.programs[chunk].memory
+    shown = lambda one: (
+        f"{gradient_name(one.gradient)} with chunk={chunk}: {format_bytes(needed(one))}"
+    )
+    known = [one for one in considered if one.compiled(chunk)]
+    if not known:
+        return next(one.error for one in considered if one.error)
+    best = min(known, key=needed)
+    least = needed(best)
+    said = "".join(f"; biased: {shown(one)}" for one in biased if one.compiled(chunk))
+    enough = least if least < 2**20 else f"'{math.ceil(least / 2**20)}MiB'"
     ways = [f"plan(..., memory={enough})"]
     if said:
         ways.append("plan(..., allow=('exact', 'biased')) for a biased one")
     return StructureError(
         "no meta-gradient that was to be considered fits the budget",
-        got=f"memory={format_bytes(budget)}; the least is {_needs(least)}{said}",
-        expected=f"at least {format_bytes(least.peak)}",
+        got=f"memory={format_bytes(budget)}; the least is {shown(best)}{said}",
+        expected=f"at least {format_bytes(least)}",
         write=", or ".join(ways),
     )
-
-
-def _needs(attempt: Attempt) -> str:
-    name = gradient_name(attempt.gradient)
-    return f"{name} with chunk={attempt.chunk}: {format_bytes(attempt.peak)}"

@@ -1,6 +1,7 @@
 """The meta-gradients and chunk sizes that `compare` and `plan` try."""
 
 import math
+from typing import Any
 
 from jaxtyping import PyTree
 
@@ -24,6 +25,12 @@ from innerloop.trees import number_count
 
 _MANY = 16
 """Inner steps above which keeping a fixed number of states can be worthwhile."""
+
+
+def exact_gradient(adaptation: Any) -> MetaGradient:
+    """An exact meta-gradient for this adaptation; `Unroll()` for what is no adaptation."""
+    solved = isinstance(adaptation, Adaptation) and not _exists(Unroll(), None, adaptation)
+    return Implicit() if solved else Unroll()
 
 
 def one_of_every_kind(adaptation: Adaptation, meta: PyTree) -> list[MetaGradient]:
@@ -104,5 +111,5 @@ def chunk_sizes(tasks: int) -> list[int]:
     return sorted(sizes, reverse=True)
 
 
-def _exists(gradient: MetaGradient, problem: Problem, adaptation: Adaptation) -> bool:
+def _exists(gradient: MetaGradient, problem: Problem | None, adaptation: Adaptation) -> bool:
     return gradient.fidelity(adaptation, problem).kind != "undefined"

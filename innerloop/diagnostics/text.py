@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from itertools import zip_longest
 
 WIDTH = 100
 
@@ -33,12 +34,9 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: int) ->
     heads = [[""] * (height - len(title)) + title for title in titles]
     lines = _lines(heads, widths, right)
     lines.append("─" * (sum(widths) + len(widths) - 1))
+    wrap = lambda cell, width: textwrap.wrap(cell, width, break_on_hyphens=False)
     for row in rows:
-        pairs = zip(row, widths, strict=True)
-        cells = [
-            textwrap.wrap(cell, width, break_on_hyphens=False) or [""] for cell, width in pairs
-        ]
-        lines += _lines(cells, widths, right)
+        lines += _lines([wrap(*cell) for cell in zip(row, widths, strict=True)], widths, right)
     return "\n".join(lines)
 
 
@@ -50,12 +48,6 @@ def definitions(pairs: Sequence[tuple[str, str]]) -> str:
 
 def _lines(cells: Sequence[Sequence[str]], widths: Sequence[int], right: int) -> list[str]:
     """The lines of a row whose cells may have several lines."""
-    lines = []
-    for n in range(max(map(len, cells))):
-        parts = [cell[n] if n < len(cell) else "" for cell in cells]
-        aligned = [
-            part.rjust(width) if i >= right else part.ljust(width)
-            for i, (part, width) in enumerate(zip(parts, widths, strict=True))
-        ]
-        lines.append(" ".join(aligned).rstrip())
-    return lines
+    align = lambda part, i: part.rjust(widths[i]) if i >= right else part.ljust(widths[i])
+    rows = zip_longest(*cells, fillvalue="")
+    return [" ".join(map(align, parts, range(len(widths)))).rstrip() for parts in rows]

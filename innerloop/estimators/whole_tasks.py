@@ -14,7 +14,7 @@ from innerloop.arguments import at_least, instance, with_methods
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import round_up
 from innerloop.diagnostics import Plan, plan
-from innerloop.diagnostics.planning.amounts import format_bytes, parse_bytes
+from innerloop.diagnostics.amounts import format_bytes, parse_bytes
 from innerloop.errors import StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, TaskFaults, TaskSet
 from innerloop.estimators.learning import LearningEstimator

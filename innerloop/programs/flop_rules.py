@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 
 from jax.extend import core
 
+from innerloop.programs.operations import shapes
+
 Shape = tuple[int, ...]
 Rule = Callable[[dict, Sequence[Shape], Sequence[Shape]], int | float]
 """`(parameters, input shapes, output shapes) -> count`."""
@@ -43,11 +45,7 @@ _WINDOW = (
 def primitive_flops(equation: core.JaxprEqn) -> float:
     """The count of an equation that contains no program of its own."""
     rule = RULES.get(equation.primitive.name, _per_output)
-    return float(rule(equation.params, _shapes(equation.invars), _shapes(equation.outvars)))
-
-
-def _shapes(atoms: Sequence) -> list[Shape]:
-    return [getattr(atom.aval, "shape", ()) for atom in atoms]
+    return float(rule(equation.params, shapes(equation.invars), shapes(equation.outvars)))
 
 
 def _per_output(params: dict, inputs: Sequence[Shape], outputs: Sequence[Shape]) -> int:

@@ -41,18 +41,14 @@ class Inside(NamedTuple):
 
 
 def operations(jaxpr: core.Jaxpr, callers: tuple[core.JaxprEqn, ...] = ()) -> Iterator[Operation]:
-    """All operations, each followed by those of the programs that it contains."""
+    """All operations, each followed by those of the programs that it holds and may run."""
     for eqn in jaxpr.eqns:
         yield Operation(eqn, callers)
-        for held in held_programs(eqn):
-            yield from operations(held, (eqn, *callers))
-
-
-def held_programs(eqn: core.JaxprEqn) -> list[core.Jaxpr]:
-    """All programs among the parameters of an operation, including those that it may never run."""
-    values = [v for p in eqn.params.values() for v in (p if isinstance(p, list | tuple) else [p])]
-    values = [getattr(value, "jaxpr", value) for value in values]
-    return [value for value in values if isinstance(value, core.Jaxpr)]
+        for param in eqn.params.values():
+            for value in param if isinstance(param, list | tuple) else [param]:
+                held = getattr(value, "jaxpr", value)
+                if isinstance(held, core.Jaxpr):
+                    yield from operations(held, (eqn, *callers))
 
 
 def inside(eqn: core.JaxprEqn) -> Inside | None:
@@ -71,13 +67,14 @@ def inside(eqn: core.JaxprEqn) -> Inside | None:
         return Inside("solve", (params["jaxprs"].solve,))
     for parameter in _CALLS:
         program = _closed(params.get(parameter))
-        if program is not None and _shapes(program.jaxpr.invars) == _shapes(eqn.invars):
+        if program is not None and shapes(program.jaxpr.invars) == shapes(eqn.invars):
             return Inside("call", (program,))
     return None
 
 
-def _shapes(atoms: Sequence) -> list[tuple[int, ...] | None]:
-    return [getattr(atom.aval, "shape", None) for atom in atoms]
+def shapes(atoms: Sequence) -> list[tuple[int, ...]]:
+    """The shapes of values; those that have none, such as tokens, count as scalars."""
+    return [getattr(atom.aval, "shape", ()) for atom in atoms]
 
 
 def _closed(program: Any) -> core.ClosedJaxpr | None:

@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Origin
 from innerloop.checks import is_floating
-from innerloop.diagnostics.checks.source import asked_for, of_the_library, written_at
+from innerloop.diagnostics.checks.source import asked_for, named_places, of_the_library, written_at
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, NotChecked, Severity
 from innerloop.programs import between
@@ -21,7 +21,7 @@ _TOLERANCE = 1e-3
 _MOST_TASKS = 4
 _MOST_LEAVES = 16
 
-_RULES = ("custom_vjp_call", "custom_vjp_call_jaxpr", "custom_jvp_call", "stop_gradient")
+_RULES = ("custom_vjp_call", "custom_jvp_call", "stop_gradient")
 
 
 def finite_differences(subject: Subject) -> Iterator[Finding]:
@@ -105,28 +105,25 @@ class _Derivative:
         _require_smooth(function, at)
         self._at = at
         self._run = jit_quickly(jax.value_and_grad(function))
-        self._value, self._gradient = self._run(at)
+        value, self._gradient = self._run(at)
+        self._here = float(value)
 
     def is_wrong(self, along: PyTree) -> bool:
         """Whether the slope along a direction differs from the limit of finite differences."""
-        slope, here = float(dot(self._gradient, along)), float(self._value)
+        slope = float(dot(self._gradient, along))
         coarse = self._differences(along, 4 * _STEP)
         ahead, behind = self._differences(along, _STEP)
         fine = (ahead + behind) / 2
-        gap = abs(fine - slope)
         # If two step sizes disagree, noise or a jump makes the differences unreliable; if the two
         # sides disagree, there is a kink at this point.
         doubt = 10 * max(abs(fine - sum(coarse) / 2), abs(ahead - behind))
-        return gap > max(_TOLERANCE * max(abs(fine), abs(slope)), 1e-8 * (1 + abs(here)), doubt)
+        rounding = 1e-8 * (1 + abs(self._here))
+        return abs(fine - slope) > max(_TOLERANCE * max(abs(fine), abs(slope)), rounding, doubt)
 
     def _differences(self, along: PyTree, step: float) -> tuple[float, float]:
-        here = float(self._value)
-        ahead = jax.tree.map(lambda x, v: x + step * v, self._at, along)
-        behind = jax.tree.map(lambda x, v: x - step * v, self._at, along)
-        return (
-            (float(self._run(ahead)[0]) - here) / step,
-            (here - float(self._run(behind)[0])) / step,
-        )
+        moved = lambda by: jax.tree.map(lambda x, v: x + by * v, self._at, along)
+        ahead, behind = (float(self._run(moved(by))[0]) for by in (step, -step))
+        return (ahead - self._here) / step, (self._here - behind) / step
 
 
 def _directions(at: PyTree) -> PyTree:
@@ -148,7 +145,7 @@ def _beside(at: PyTree) -> PyTree:
 def _require_smooth(function: Callable, at: PyTree) -> None:
     """Raise `NotChecked` if a value in between is rounded to a narrower type than float64."""
     program = jax.make_jaxpr(function)(at)
-    for operation in between(program, range(len(jax.tree.leaves(at))), [0]):
+    for operation in between(program, range(len(jax.tree.leaves(at)))):
         for atom in operation.eqn.outvars:
             dtype = getattr(atom.aval, "dtype", None)
             if dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 8:
@@ -163,18 +160,17 @@ def _meant(rules: str, severity: Severity) -> Severity:
 
 def _rules_of(value: Callable, at: PyTree) -> str:
     program = jax.make_jaxpr(value)(at)
-    found = [
-        f"{operation.name.removesuffix('_call')} at {line}"
-        for operation in between(program, range(len(jax.tree.leaves(at))), [0])
+    rules = [
+        operation
+        for operation in between(program, range(len(jax.tree.leaves(at))))
         if operation.name in _RULES and (line := written_at(operation)) is not None
         if not of_the_library(line)
         if operation.name != "stop_gradient" or "stop_gradient" in asked_for(operation)
     ]
-    return ", ".join(dict.fromkeys(found)) or "no custom rule on the way"
+    return named_places(rules, "no custom rule on the way")
 
 
 def _in_float64(tree: PyTree) -> PyTree:
     """The floating-point leaves in float64, as NumPy arrays, which need no compilation."""
-    return jax.tree.map(
-        lambda leaf: np.asarray(leaf, np.float64) if is_floating(leaf) else leaf, tree
-    )
+    wide = lambda leaf: np.asarray(leaf, np.float64) if is_floating(leaf) else leaf
+    return jax.tree.map(wide, tree)

@@ -13,9 +13,6 @@ from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.problem import Examples
 from innerloop.trees import is_key
 
-_Rows = list[list[bytes]]
-"""The contents of the rows of each task."""
-
 
 def overlap(subject: Subject) -> Iterator[Finding]:
     """Rows of a task's query set that are also in its support set, ignoring masks and labels.
@@ -66,7 +63,7 @@ def _repeats(rows: list[bytes]) -> int:
     return sum(math.comb(n, 2) for n in Counter(rows).values())
 
 
-def _rows(batch: PyTree) -> _Rows | None:
+def _rows(batch: PyTree) -> list[list[bytes]] | None:
     """Each task's rows as bytes; None if the leaves have no common row axis.
 
     For a set that is not `Examples`, only the leaf with the most numbers per row is used.

@@ -100,15 +100,8 @@ class _OfSize(Exact):
     size: Array
 
     def at(self, t):
-        def operator(loss):
-            def value_and_gradient(params, meta, batch, key):
-                return loss(params, meta, batch, key), jax.tree.map(
-                    lambda leaf: jnp.full_like(leaf, 1) * self.size.astype(leaf.dtype), params
-                )
-
-            return value_and_gradient
-
-        return operator
+        gradient = lambda params: jax.tree.map(lambda leaf: jnp.full_like(leaf, self.size), params)
+        return lambda loss: lambda params, *rest: (loss(params, *rest), gradient(params))
 
 
 def steep_at_zero(subject: Subject) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from innerloop.adaptation import Origin
-from innerloop.diagnostics.checks.source import asked_for, written_at
+from innerloop.diagnostics.checks.source import asked_for, named_places, written_at
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.gradients import gradient_name
@@ -40,7 +40,7 @@ def losses_read_params(subject: Subject) -> Iterator[Finding]:
     """Inner or outer losses that do not read the parameters."""
     for name, arguments in subject.given.items():
         params = range(len(jax.tree.leaves(arguments[0])))
-        if not between(subject.loss_program(name), params, [0]):
+        if not between(subject.loss_program(name), params):
             yield _unread_params(subject, name)
 
 
@@ -65,7 +65,7 @@ def unreached_leaves(subject: Subject) -> Iterator[Finding]:
     if subject.gradient != subject.exact:
         of_used = subject.unreached_by(subject.gradient)
     for name in dict.fromkeys(of_exact + of_used):
-        operations = between(subject.program, [leaf_names(subject.meta).index(name)], [0])
+        operations = between(subject.program, [leaf_names(subject.meta).index(name)])
         if not operations or (name in of_exact and subject.missing is None):
             yield _unreached_finding(subject, name, operations)
         else:
@@ -93,7 +93,7 @@ def stepped_ways(subject: Subject) -> Iterator[Finding]:
 
 def _cut_ways(subject: Subject, stopped: bool, cure: str) -> Iterator[Finding]:
     leaves = range(len(jax.tree.leaves(subject.meta)))
-    for operation, what in _cuts(between(subject.program, leaves, [0])):
+    for operation, what in _cuts(between(subject.program, leaves)):
         if (operation.name == "stop_gradient") == stopped:
             yield Finding(
                 subject.severity(1, Severity.WARNING),
@@ -113,8 +113,8 @@ def _unreached_finding(subject: Subject, name: str, operations: list[Operation])
             "neither init, the losses nor the adaptation makes use of it, so its gradient is zero",
             "leave it out of meta, or read it in a loss",
         )
-    cuts = [f"{operation.name} at {written_at(operation)}" for operation, _ in _cuts(operations)]
-    where = ", ".join(dict.fromkeys(cuts)) or "operations with a derivative of zero"
+    cuts = (operation for operation, _ in _cuts(operations))
+    where = named_places(cuts, "operations with a derivative of zero")
     return Finding(
         subject.severity(1),
         f"meta{name} is read, but its gradient is cut off",

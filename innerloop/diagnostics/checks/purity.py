@@ -1,17 +1,59 @@
-"""Randomness outside JAX: two traces of a function must be the same."""
+"""Functions that are not pure: they change Python state, or draw random numbers outside JAX."""
 
+import contextlib
+import functools
+import inspect
+import types
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core
 
-from innerloop.diagnostics.checks.source import written_at
+from innerloop.diagnostics.checks.source import is_library, written_at
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.programs import operations
 from innerloop.trees import is_key
+
+_MOST_OBJECTS = 10_000
+"""The largest number of objects that are searched per function."""
+_NUMBERS = (bool, int, float, complex, str, bytes, type(None))
+
+
+class _Held(NamedTuple):
+    """A mutable object, the path from the function to it, and its previous contents."""
+
+    name: str
+    owner: Any
+    before: dict[Any, Any]
+
+
+def captured_state(subject: Subject) -> Iterator[Finding]:
+    """Mutable values that the user's functions hold and change while they are traced.
+
+    The search covers closures, the globals that a function names, defaults, attributes of
+    functions, of bound methods' objects and of `functools.partial`, and the contents of all of
+    these.
+    """
+    functions = {
+        **{name: getattr(subject.problem, name) for name in ("init", "inner_loss", "outer_loss")},
+        **{name: getattr(subject.adaptation, name, None) for name in ("optimizer", "fn")},
+    }
+    held = {name: _held(function) for name, function in functions.items()}
+    with contextlib.suppress(Exception):  # another check reports why tracing fails
+        subject.trace_loss()
+    for function, owners in held.items():
+        for name, owner, before in owners:
+            changed = _changed(owner, before)
+            if changed:
+                what = name
+                if not isinstance(owner, list | dict | set | np.ndarray):
+                    what = ", ".join(_name(name, owner, part) for part in changed)
+                place = f"{function}, {type(owner).__name__}"
+                yield _finding(f"{function} changes {what}", place, list(changed.values()))
 
 
 def repeatable(subject: Subject) -> Iterator[Finding]:
@@ -41,16 +83,113 @@ def repeatable(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def _finding(problem: str, place: str, changed: Any) -> Finding:
+    severity, effect = Severity.WARNING, "not at every step"
+    cure = "jax.debug.callback to count or to log, or the value in aux"
+    if _has_tracer(changed):
+        severity, effect = Severity.ERROR, "and leaves tracers in them"
+        cure = "the value as a part of params, meta or aux, returned in place of stored"
+    cause = "a function is traced once and then run as compiled: what it does to Python objects "
+    return Finding(severity, problem, place, f"{cause}happens at tracing alone, {effect}", cure)
+
+
+def _held(function: Any) -> list[_Held]:
+    """The mutable objects that a function can reach, each with a shallow copy of its contents."""
+    found: list[_Held] = []
+    seen: set[int] = set()
+    queue = [("", function)]
+    while queue and len(seen) < _MOST_OBJECTS:
+        name, value = queue.pop(0)
+        if id(value) in seen or isinstance(value, (*_NUMBERS, jax.Array, types.ModuleType, type)):
+            continue
+        seen.add(id(value))
+        inside = _inside(value)
+        if _is_mutable(value):
+            found.append(_Held(name, value, inside))
+        queue += [(_name(name, value, part), each) for part, each in inside.items()]
+    return found
+
+
+def _name(name: str, owner: Any, part: Any) -> str:
+    if isinstance(part, str) and (part.startswith(".") or inspect.isfunction(owner)):
+        return (name + part if part.startswith(".") else part).removeprefix(".")
+    if not name:
+        return f"argument {part}"
+    return f"{name}[{part!r}]"
+
+
+def _inside(value: Any) -> dict[Any, Any]:
+    """The contents of a value by name: variables of a function, items, attributes."""
+    if isinstance(value, functools.partial):
+        return {".func": value.func, **value.keywords, **dict(enumerate(value.args))}
+    if inspect.ismethod(value):
+        return {".self": value.__self__, ".function": value.__func__}
+    if inspect.isfunction(value):
+        return _variables(value)
+    if isinstance(value, dict):
+        return dict(dict.items(value))
+    if isinstance(value, list | tuple | set | frozenset):
+        return dict(enumerate(value))
+    if isinstance(value, np.ndarray):
+        return {"bytes": value.tobytes()} if value.dtype != object else {}
+    if is_library(type(value).__module__):
+        return {}
+    return {f".{name}": each for name, each in getattr(value, "__dict__", {}).items()}
+
+
+def _variables(function: types.FunctionType) -> dict[str, Any]:
+    if is_library(function.__module__ or ""):
+        return {}
+    variables = {f".{name}": value for name, value in vars(function).items()}
+    names = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    for name, cell in names:
+        with contextlib.suppress(ValueError):  # a variable that has no value yet
+            variables[name] = cell.cell_contents
+    for name in function.__code__.co_names:
+        if name in function.__globals__:
+            variables[name] = function.__globals__[name]
+    return variables | dict(enumerate(function.__defaults__ or ()))  # pyright: ignore
+
+
+def _is_mutable(value: Any) -> bool:
+    if isinstance(value, tuple | frozenset | functools.partial | types.MethodType):
+        return False
+    return isinstance(value, list | dict | set | np.ndarray) or hasattr(value, "__dict__")
+
+
+def _changed(owner: Any, before: dict[Any, Any]) -> dict[Any, Any]:
+    """The contents of an object that are new, changed or gone.
+
+    A new attribute or key without a tracer counts as a cache, such as `functools.cached_property`,
+    and is left out.
+    """
+    now = _inside(owner)
+    grows = isinstance(owner, list | set)
+    changed = {
+        name: value
+        for name, value in now.items()
+        if (name in before and not _same(value, before[name]))
+        or (name not in before and (grows or _has_tracer(value)))
+    }
+    return changed | dict.fromkeys(before.keys() - now.keys())
+
+
+def _same(one: Any, two: Any) -> bool:
+    return one is two or (isinstance(one, _NUMBERS) and type(one) is type(two) and one == two)
+
+
+def _has_tracer(value: Any) -> bool:
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
+
+
 def _difference(a: core.ClosedJaxpr, b: core.ClosedJaxpr) -> str | None:
     """The first difference of two programs in operations or constants; None if there is none."""
     mine, others = list(operations(a.jaxpr)), list(operations(b.jaxpr))
-    if [operation.name for operation in mine] != [operation.name for operation in others]:
-        pairs = zip(mine, others, strict=False)
-        different = (one for one, other in pairs if one.name != other.name)
-        return str(written_at(next(different, (mine or others)[-1])))
-    for one, other in zip(mine, others, strict=True):
-        if not all(map(_same_atom, one.eqn.invars, other.eqn.invars)):
+    for one, other in zip(mine, others, strict=False):
+        if one.name != other.name or not all(map(_same_atom, one.eqn.invars, other.eqn.invars)):
             return str(written_at(one))
+    if len(mine) != len(others):
+        return str(written_at((mine or others)[-1]))
     constants = zip(a.jaxpr.constvars, a.consts, b.consts, strict=False)
     for variable, one, two in constants:
         if not _equal(one, two):
@@ -60,9 +199,8 @@ def _difference(a: core.ClosedJaxpr, b: core.ClosedJaxpr) -> str | None:
 
 
 def _same_atom(one: Any, two: Any) -> bool:
-    if not isinstance(one, core.Literal) or not isinstance(two, core.Literal):
-        return True
-    return _equal(one.val, two.val)
+    literals = isinstance(one, core.Literal) and isinstance(two, core.Literal)
+    return not literals or _equal(one.val, two.val)
 
 
 def _equal(one: Any, two: Any) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from traceback import extract_tb
@@ -21,7 +22,7 @@ class Frame(NamedTuple):
     function: str
 
     def __str__(self) -> str:
-        if _of_a_library(self):  # its line numbers change between versions
+        if self.file.startswith(_LIBRARIES):  # its line numbers change between versions
             return f"{Path(self.file).name} of a library ({self.function.partition('.')[0]})"
         return f"{Path(self.file).name}:{self.line} ({self.function})"
 
@@ -31,12 +32,16 @@ def written_at(operation: Operation) -> Frame | None:
 
     If there is none, the innermost line outside JAX.
     """
-    frames = _frames(operation)
-    for ours in (_of_a_library, _of_jax):
-        for frame in frames:
-            if not ours(frame):
-                return frame
-    return None
+    # A function that is compiled separately has only its own frames; its callers' frames follow.
+    frames = [frame for eqn in (operation.eqn, *operation.callers) for frame in _frames_of(eqn)]
+    outside = (_outside(libraries, frames) for libraries in (_LIBRARIES, _JAX))
+    return next(filter(None, outside), None)
+
+
+def named_places(operations: Iterable[Operation], otherwise: str) -> str:
+    """Each operation with its line, such as `sign at file.py:3 (loss)`; `otherwise` without any."""
+    found = (f"{op.name.removesuffix('_call')} at {written_at(op)}" for op in operations)
+    return ", ".join(dict.fromkeys(found)) or otherwise
 
 
 def asked_for(operation: Operation) -> frozenset[str]:
@@ -48,9 +53,9 @@ def asked_for(operation: Operation) -> frozenset[str]:
     for eqn in (operation.eqn, *operation.callers):
         names = [str(eqn.params.get("name", eqn.primitive.name))]
         for frame in _frames_of(eqn):
-            if not _of_jax(frame):
+            if not frame.file.startswith(_JAX):
                 called = frozenset(name.split(".")[0].lstrip("_") for name in names[-2:])
-                return frozenset() if _of_a_library(frame) else called
+                return frozenset() if frame.file.startswith(_LIBRARIES) else called
             if Path(frame.file).name not in _MACHINERY:
                 names.append(frame.function)
     return frozenset()
@@ -59,7 +64,7 @@ def asked_for(operation: Operation) -> frozenset[str]:
 def raised_at(error: BaseException) -> Frame | None:
     """The innermost line outside the libraries in the traceback of an exception."""
     frames = [Frame(f.filename, f.lineno or 0, f.name) for f in extract_tb(error.__traceback__)]
-    return next((frame for frame in reversed(frames) if not _of_a_library(frame)), None)
+    return _outside(_LIBRARIES, reversed(frames))
 
 
 def is_library(module: str) -> bool:
@@ -73,44 +78,30 @@ def of_the_library(frame: Frame) -> bool:
     return frame.file.startswith(_folders("innerloop"))
 
 
-def _frames(operation: Operation) -> list[Frame]:
-    """The frames of an operation, innermost first.
-
-    A function that is compiled separately has only its own frames; those of its callers follow.
-    """
-    return [f for eqn in (operation.eqn, *operation.callers) for f in _frames_of(eqn)]
-
-
 def _frames_of(eqn: core.JaxprEqn) -> list[Frame]:
     traceback = eqn.source_info.traceback
     frames = traceback.frames if traceback is not None else ()
     return [Frame(frame.file_name, frame.line_num, frame.function_name) for frame in frames]
 
 
-def _of_jax(frame: Frame) -> bool:
-    return frame.file.startswith((*_JAX, "<")) or frame.file in _GLUE
-
-
-def _of_a_library(frame: Frame) -> bool:
-    return frame.file.startswith((*_LIBRARIES, "<")) or frame.file in _GLUE
-
-
-def _folder(package: str) -> str | None:
-    spec = find_spec(package)
-    return str(Path(spec.origin).parent) + "/" if spec and spec.origin else None
+def _outside(libraries: tuple[str, ...], frames: Iterable[Frame]) -> Frame | None:
+    """The first frame outside some libraries."""
+    return next((frame for frame in frames if not frame.file.startswith(libraries)), None)
 
 
 def _folders(*packages: str) -> tuple[str, ...]:
-    return tuple(folder for folder in map(_folder, packages) if folder is not None)
+    specs = map(find_spec, packages)
+    return tuple(f"{Path(spec.origin).parent}/" for spec in specs if spec and spec.origin)
 
 
 _OF_JAX = ("jax", "jaxlib", "equinox", "jaxtyping", "beartype")
 _PACKAGES = (*_OF_JAX, "optax", "lineax", "optimistix", "innerloop", "numpy", "scipy")
-_JAX = _folders(*_OF_JAX)
-_LIBRARIES = _folders(*_PACKAGES)
+_GLUE = ("<", contextlib.__file__, functools.__file__)
+"""Generated code, and files of Python that JAX's own calls pass through."""
+_JAX = (*_GLUE, *_folders(*_OF_JAX))
+_LIBRARIES = (*_GLUE, *_folders(*_PACKAGES))
 _MACHINERY = (
     *("source_info_util.py", "partial_eval.py", "core.py", "pjit.py", "traceback_util.py"),
     *("api.py", "batching.py", "linear_util.py", "tree_util.py", "tree.py"),
 )
 """Files of JAX that calls pass through."""
-_GLUE = (contextlib.__file__, functools.__file__)

@@ -11,11 +11,11 @@ from jax.extend import core
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, Origin, run
+from innerloop.diagnostics.candidates import exact_gradient
 from innerloop.diagnostics.findings import Severity
-from innerloop.diagnostics.given import exact_gradient
 from innerloop.errors import DetachedError, InnerloopError
 from innerloop.gradients import Exact, MetaGradient, StoreAll
-from innerloop.objective import adapt, meta_objective, meta_value_and_grad
+from innerloop.objective import adapt, meta_objective, meta_value_and_grad, task_count
 from innerloop.problem import Episode, Problem, initial_params, loss_function
 from innerloop.trees import leaf_names
 
@@ -96,7 +96,7 @@ class Subject:
     @property
     def tasks(self) -> int:
         """The number of episodes."""
-        return jnp.shape(jax.tree.leaves(self.episodes)[0])[0]
+        return task_count(self.episodes)
 
     @property
     def keys(self) -> Array:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from innerloop.checks import is_floating
-from innerloop.diagnostics.checks.source import raised_at, written_at
+from innerloop.diagnostics.checks.source import named_places, raised_at, written_at
 from innerloop.diagnostics.checks.subject import NO_RULE, Subject
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.errors import GradientError, InnerloopError, StructureError
@@ -26,7 +26,7 @@ _MISSING = {
     ),
 }
 """Operations without a derivative: the problem, its cause, and the cure."""
-_CUSTOM = ("custom_vjp_call", "custom_vjp_call_jaxpr")
+_CUSTOM = "custom_vjp_call"
 
 
 def traceable(subject: Subject) -> Iterator[Finding]:
@@ -75,7 +75,7 @@ def _in_loss(subject: Subject, name: str, severity: Severity) -> Iterator[Findin
             yield Finding(
                 severity,
                 "inner_loss has no second derivative",
-                f"{name}, {_places(subject, name, _CUSTOM)}",
+                _custom_rules(subject, name),
                 "the backward pass of a custom_vjp is itself not differentiable",
                 "jax.custom_jvp, or a backward pass in jax.numpy; FirstOrder() needs none",
             )
@@ -92,17 +92,17 @@ def _on_the_way(subject: Subject, name: str) -> list[Operation]:
     """Operations from params and meta to a loss, except those inside custom rules."""
     leaves = jax.tree.leaves(subject.given[name][:2])
     read = [i for i, leaf in enumerate(leaves) if is_floating(leaf)]
-    covered = ("custom_jvp_call", *_CUSTOM)
+    covered = ("custom_jvp_call", _CUSTOM)
     return [
         operation
-        for operation in between(subject.loss_program(name), read, [0])
+        for operation in between(subject.loss_program(name), read)
         if not any(caller.primitive.name in covered for caller in operation.callers)
     ]
 
 
-def _places(subject: Subject, name: str, kinds: tuple[str, ...]) -> str:
-    found = [str(written_at(op)) for op in _on_the_way(subject, name) if op.name in kinds]
-    return ", ".join(dict.fromkeys(found)) or "an operation not found"
+def _custom_rules(subject: Subject, name: str) -> str:
+    rules = [operation for operation in _on_the_way(subject, name) if operation.name == _CUSTOM]
+    return f"{name}, {named_places(rules, 'an operation not found')}"
 
 
 def _without_forward_mode(subject: Subject) -> Iterator[Finding]:
@@ -114,7 +114,7 @@ def _without_forward_mode(subject: Subject) -> Iterator[Finding]:
         yield Finding(
             Severity.NOTE,
             "inner_loss has no forward-mode derivative",
-            f"inner_loss, {_places(subject, 'inner_loss', _CUSTOM)}",
+            _custom_rules(subject, "inner_loss"),
             "jax.custom_vjp defines reverse mode alone; ForwardMode(), Implicit() and mixed mode "
             "take forward mode",
             "jax.custom_jvp in its place, or Unroll()",

@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from innerloop.checks import is_floating
-from innerloop.diagnostics.checks.blame import origin_of_non_finite
 from innerloop.diagnostics.checks.source import asked_for, written_at
 from innerloop.diagnostics.checks.subject import NO_RULE, Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
-from innerloop.programs import Operation
+from innerloop.programs import Operation, origin_of_non_finite
 from innerloop.trees import leaf_names
 
 

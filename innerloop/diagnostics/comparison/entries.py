@@ -3,19 +3,18 @@
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
-from innerloop.adaptation import Adaptation
 from innerloop.diagnostics.comparison.result import ComparisonRow
 from innerloop.diagnostics.compiled import Compiled, compile_ahead
 from innerloop.errors import GradientError, InnerloopError
+from innerloop.fidelity import Fidelity
 from innerloop.gradients import MetaGradient
 
 _MOST_CALLS = 100
@@ -28,22 +27,17 @@ class Entry:
 
     Args:
         row: The values of its row so far.
-        adaptation: How one task is learned.
+        fidelity: The fidelity of the meta-gradient.
         program: The compiled meta-gradient; None before compilation and after a failure.
         distances: Cosine and relative error of each draw.
         finite: Whether every estimate was finite.
     """
 
     row: ComparisonRow
-    adaptation: Adaptation
+    fidelity: Fidelity
     program: Compiled | None = None
     distances: list[tuple[float, float]] = field(default_factory=list)
     finite: bool = True
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether the meta-gradient draws random numbers."""
-        return self.row.gradient.fidelity(self.adaptation).draws
 
     def set(self, **fields: Any) -> None:
         """Fill in fields of the row."""
@@ -67,52 +61,63 @@ class Entry:
             self.refuse(error)
             return
         self.set(
-            fidelity=self.row.gradient.fidelity(self.adaptation),
+            fidelity=self.fidelity,
             memory=self.program.memory,
             compile_seconds=self.program.seconds,
         )
 
-    def estimate(self, arguments: tuple) -> np.ndarray:
-        """The meta-gradient as one vector in float64."""
-        assert self.program is not None
-        with _quiet_callbacks():
+    def estimate(self, *arguments: PyTree) -> np.ndarray | None:
+        """The meta-gradient as one vector in float64; None if it is refused or fails now."""
+        if self.program is None:
+            return None
+        level = logging.root.manager.disable
+        logging.disable(logging.ERROR)  # JAX logs the tracebacks of failed run-time checks
+        try:
             _, grads = self.program.call(*arguments)
             leaves = map(np.asarray, jax.tree.leaves(grads))
             return np.concatenate([leaf.astype(np.float64).ravel() for leaf in leaves])
+        except Exception as error:
+            self.refuse(error)
+        finally:
+            logging.disable(level)
 
 
-def measure_errors(
-    entries: Sequence[Entry],
-    reference: str,
-    arguments_at: Callable[[Array], tuple],
-    keys: Array,
-) -> None:
+def measure_errors(entries: Sequence[Entry], reference: str, given: tuple, keys: Array) -> None:
     """Fill in cosine and relative error, with the first of the keys or, if stochastic, with all.
+
+    Args:
+        entries: The meta-gradients.
+        reference: The name of the one that the others are compared with.
+        given: Meta-parameters and episodes.
+        keys: The keys of the draws.
 
     Raises:
         GradientError: If the reference fails when it runs.
     """
     main = next(entry for entry in entries if entry.row.name == reference)
-    others = [entry for entry in entries if entry is not main and entry.program is not None]
     zero = False
-    draws = len(keys) if any(entry.stochastic for entry in [*others, main]) else 1
+    draws = len(keys) if any(entry.program and entry.fidelity.draws for entry in entries) else 1
     for i, key in enumerate(keys[:draws]):
-        arguments = arguments_at(key)
-        exact = _reference_estimate(main, arguments)
+        exact = main.estimate(*given, key)
+        if exact is None:
+            raise GradientError(
+                f"the reference {main.row.name} fails: {main.row.refusal}",
+                got=f"exact={main.row.name}",
+                expected="a meta-gradient that gives a gradient here",
+                write="compare(..., exact=...) with another reference, or a meta at which this one "
+                "works",
+            )
         zero = zero or not np.any(exact)
-        for entry in [main, *others]:
-            if entry.program is None or (i and not entry.stochastic):
+        for entry in entries:
+            if i and not entry.fidelity.draws:
                 continue
-            try:
-                estimate = exact if entry is main else entry.estimate(arguments)
-            except Exception as error:
-                entry.refuse(error)
-                continue
-            entry.finite &= bool(np.all(np.isfinite(estimate)))
-            entry.distances.append(_distance(estimate, exact))
-    for entry in [main, *others]:
+            estimate = exact if entry is main else entry.estimate(*given, key)
+            if estimate is not None:
+                entry.finite &= bool(np.all(np.isfinite(estimate)))
+                entry.distances.append(_distance(estimate, exact))
+    for entry in entries:
         if entry.program is not None:
-            entry.set(**_statistics(entry.distances, entry.stochastic))
+            entry.set(**_statistics(entry.distances, entry.fidelity.draws))
             entry.set(note=_note(zero, main.finite, entry.finite, entry.row.cosine))
 
 
@@ -149,31 +154,6 @@ def reason(error: Exception) -> str:
         return re.sub(r"\. Got: .* Write: ", ". Write: ", raised.group(1))
     first = next((line.strip() for line in message.splitlines() if line.strip()), "")
     return f"{type(error).__name__}: {first}"[:300]
-
-
-def _reference_estimate(main: Entry, arguments: tuple) -> np.ndarray:
-    if main.program is not None:
-        try:
-            return main.estimate(arguments)
-        except Exception as error:
-            main.refuse(error)
-    raise GradientError(
-        f"the reference {main.row.name} fails: {main.row.refusal}",
-        got=f"exact={main.row.name}",
-        expected="a meta-gradient that gives a gradient here",
-        write="compare(..., exact=...) with another reference, or a meta at which this one works",
-    )
-
-
-@contextmanager
-def _quiet_callbacks() -> Iterator[None]:
-    """Stops JAX from logging the tracebacks of failed run-time checks, which become rows."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _distance(estimate: np.ndarray, exact: np.ndarray) -> tuple[float, float]:

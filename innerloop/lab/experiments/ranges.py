@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, get_args
 
 from innerloop.arguments import at_least, between, requirement_of
-from innerloop.diagnostics.planning.amounts import parse_bytes
+from innerloop.diagnostics.amounts import parse_bytes
 from innerloop.errors import StructureError
 
 COUNT = at_least(1)

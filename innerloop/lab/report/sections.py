@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from innerloop.diagnostics.planning.amounts import format_bytes
+from innerloop.diagnostics.amounts import format_bytes
 from innerloop.lab.experiments.optimizer_trials import PER_TASK
 from innerloop.lab.experiments.printing import TRIALS, median_and_quartiles, shown_steps, trial_rows
 from innerloop.lab.report import figures, text
