@@ -14,7 +14,7 @@ import innerloop as il
 from innerloop.__main__ import main
 from innerloop.storage.checkpoint import CheckpointFolder
 from innerloop.tasks._omniglot import read_drawing
-from innerloop.tasks.known_files import KnownFile, cache_folder, downloaded
+from innerloop.tasks.files import KnownFile, cache_folder, downloaded
 
 PROGRAM = """
 import sys

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from innerloop.tasks import known_files
-from innerloop.tasks.known_files import cached_array
+from innerloop.tasks import files
+from innerloop.tasks.files import cached_array
 
 ARRAY = np.arange(10_000, dtype=np.uint8).reshape(100, 100)
 
@@ -65,7 +65,7 @@ def test_an_interrupted_write_leaves_nothing_behind(cache, monkeypatch):
         content.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(known_files.np, "savez", full_disk)
+    monkeypatch.setattr(files.np, "savez", full_disk)
     np.testing.assert_array_equal(cached_array("name", Build()), ARRAY)
     assert list(cache.iterdir()) == []
 

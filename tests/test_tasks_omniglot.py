@@ -16,14 +16,14 @@ from PIL import Image
 from innerloop.errors import DataError, StructureError
 from innerloop.tasks import (
     check_disjoint,
-    known_files,
+    files,
     omniglot,
     omniglot_official,
     omniglot_one_shot,
     omniglot_small1,
     upright,
 )
-from innerloop.tasks.known_files import KnownFile
+from innerloop.tasks.files import KnownFile
 
 module = import_module("innerloop.tasks._omniglot")  # not the function of that name
 
@@ -199,7 +199,7 @@ def test_one_shot_runs_are_downloaded_from_their_own_folder(monkeypatch, tmp_pat
         asked.append((base_url + file.name).removeprefix(module.UPSTREAM))
         yield tmp_path / "all_runs.zip"
 
-    monkeypatch.setattr(known_files, "downloaded", downloaded)
+    monkeypatch.setattr(files, "downloaded", downloaded)
     monkeypatch.setattr(module, "ONE_SHOT", write_one_shot(tmp_path / "all_runs.zip"))
     assert omniglot_one_shot().query.inputs.shape == (2, 3, 28, 28, 1)
     assert asked == ["one-shot-classification/all_runs.zip"]
@@ -267,7 +267,7 @@ def test_official_archives_are_downloaded_where_no_folder_is_named(archives, mon
         asked.append(base_url + file.name)
         yield archives / file.name
 
-    monkeypatch.setattr(known_files, "downloaded", downloaded)
+    monkeypatch.setattr(files, "downloaded", downloaded)
     assert_same(omniglot_official(), omniglot_official(data=archives))
     assert len(omniglot_small1().names) == 12
     upstream = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/"

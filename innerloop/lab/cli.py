@@ -28,7 +28,7 @@ from innerloop.lab.experiments.printing import print_test, print_trials
 from innerloop.lab.experiments.table import EXPERIMENTS, experiment_name
 from innerloop.lab.plots import error_against_cost
 from innerloop.lab.report import write_report
-from innerloop.tasks.known_files import cache_folder
+from innerloop.tasks.files import cache_folder
 from innerloop.training import Stopped
 from innerloop.training.signals import Terminated, own_process
 

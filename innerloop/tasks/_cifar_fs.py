@@ -1,7 +1,7 @@
 """CIFAR-FS: the hundred classes of CIFAR-100, 600 images of each, for few-shot learning."""
 
+from innerloop.tasks.files import Folder, needed_folder, read_lines
 from innerloop.tasks.image_files import image_folder
-from innerloop.tasks.known_files import Folder, needed_folder, read_lines
 from innerloop.tasks.splits import Splits, require_disjoint
 
 SIZE = 32

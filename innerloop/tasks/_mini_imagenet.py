@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from innerloop.tasks.files import Folder, needed_folder, read_lines, reading
 from innerloop.tasks.image_classes import by_label
 from innerloop.tasks.image_files import classes_of_files
-from innerloop.tasks.known_files import Folder, needed_folder, read_lines, reading
 from innerloop.tasks.splits import Splits, require_disjoint
 
 SIZE = 84

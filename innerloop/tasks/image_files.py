@@ -11,8 +11,8 @@ import numpy as np
 from innerloop.arguments import at_least, checked
 from innerloop.checks import optional_package
 from innerloop.errors import DataError
+from innerloop.tasks.files import cached_array, reading
 from innerloop.tasks.image_classes import ImageClasses, by_label
-from innerloop.tasks.known_files import cached_array, reading
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 

@@ -8,8 +8,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from innerloop.errors import DataError
-from innerloop.tasks import known_files
-from innerloop.tasks.known_files import KnownFile, cache_folder, data_folder, downloaded, local_file
+from innerloop.tasks import files
+from innerloop.tasks.files import KnownFile, cache_folder, data_folder, downloaded, local_file
 
 CONTENT = b"drawings"
 FILE = KnownFile("images.zip", hashlib.md5(CONTENT).hexdigest())
@@ -172,7 +172,7 @@ def test_without_a_writable_cache_a_download_is_not_kept(upstream, monkeypatch, 
 def test_a_file_in_a_cache_that_cannot_be_written_is_used(upstream, cache, monkeypatch):
     cache.mkdir()
     (cache / FILE.name).write_bytes(CONTENT)
-    monkeypatch.setattr(known_files, "_is_writable", lambda folder: False)
+    monkeypatch.setattr(files, "_is_writable", lambda folder: False)
     assert read(upstream.url) == CONTENT
     assert upstream.requests == []
 
