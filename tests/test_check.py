@@ -196,6 +196,11 @@ FAULTS = {
         ERROR,
         r"not finite on 3 of 3.*test_check.py:\d+ \(with_norm\).*root or norm",
     ),
+    "norm at zero in a scan": (
+        {"inner": with_norm, "learn": il.GradientDescent(optax.sgd(0.1), 12)},
+        ERROR,
+        r"not finite on 3 of 3.*test_check.py:\d+ \(with_norm\).*root or norm",
+    ),
     "diverging rate": (
         {"learn": il.GradientDescent(optax.sgd(2.0), 5)},
         WARNING,

@@ -112,7 +112,8 @@ class _Evaluation(NamedTuple):
         rows = []
         for i in reversed(order) if params["reverse"] else order:
             row = [x[i] for x in xs]
-            self.executed += [_Step(None, [x], [taken]) for x, taken in zip(xs, row, strict=True)]
+            taken = zip(xs, row, strict=True)
+            self.executed.extend(_Step(None, [x], [value]) for x, value in taken)
             out = self.run(body, [*constants, *carry, *row])
             carry = out[: form.carry]
             rows.append(out[form.carry :])
@@ -121,7 +122,7 @@ class _Evaluation(NamedTuple):
         columns = [list(column) for column in zip(*rows, strict=True)]
         stacked = [jnp.stack(column) for column in columns]
         pairs = zip(columns, stacked, strict=True)
-        self.executed += [_Step(None, column, [stack]) for column, stack in pairs]
+        self.executed.extend(_Step(None, column, [stack]) for column, stack in pairs)
         return [*carry, *stacked]
 
     def loop(self, form: Inside, args: list) -> list:
