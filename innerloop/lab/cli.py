@@ -207,9 +207,12 @@ def plan(experiment: _FewShotExperiment) -> None:  # pyright: ignore[reportInval
             default.
     """
     with Console(stderr=True).status("planning …"):
-        *parts, _, _ = training.on_tasks(experiment, experiment.batch, None)
+        parts = training.on_tasks(experiment, experiment.batch, None)
+        problem, adaptation, meta, episodes, *_ = parts
         memory = experiment.memory or "2GiB"
-        chosen = diagnostics.plan(*parts, memory, chunk=experiment.chunk)
+        chosen = diagnostics.plan(
+            problem, adaptation, meta, episodes, memory, chunk=experiment.chunk
+        )
     print(chosen)
 
 

@@ -103,11 +103,12 @@ def learned_tasks(
         steps, `(steps + 1, rows, outputs)`.
     """
     learner, episodes = held_out.learner, evaluation_episodes(held_out.test, n, seed, "figures")
-    assert learner.predict is not None
+    predicted = learner.predict
+    assert predicted is not None
 
     @jax.jit
     def learn(episode, key):
-        predict = lambda params, t: learner.predict(params, meta, episode.query, key)
+        predict = lambda params, t: predicted(params, meta, episode.query, key)
         _, _, predictions = run(
             *(learner.problem, learner.adaptation, meta, episode.support, task_keys(key).adapt),
             *(Exact(), StoreAll(), predict),
