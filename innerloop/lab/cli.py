@@ -209,7 +209,7 @@ def plan(experiment: _FewShotExperiment) -> None:  # pyright: ignore[reportInval
     with Console(stderr=True).status("planning …"):
         *parts, _, _ = training.on_tasks(experiment, experiment.batch, None)
         memory = experiment.memory or "2GiB"
-        chosen = diagnostics.plan(*parts, memory, chunk=experiment.chunk)
+        chosen = diagnostics.plan(*parts, memory=memory, chunk=experiment.chunk)
     print(chosen)
 
 
