@@ -210,9 +210,7 @@ def plan(experiment: _FewShotExperiment) -> None:  # pyright: ignore[reportInval
         parts = training.on_tasks(experiment, experiment.batch, None)
         problem, adaptation, meta, episodes, *_ = parts
         memory = experiment.memory or "2GiB"
-        chosen = diagnostics.plan(
-            problem, adaptation, meta, episodes, memory, chunk=experiment.chunk
-        )
+        chosen = diagnostics.plan(*parts, memory=memory, chunk=experiment.chunk)
     print(chosen)
 
 

@@ -103,15 +103,15 @@ def learned_tasks(
         steps, `(steps + 1, rows, outputs)`.
     """
     learner, episodes = held_out.learner, evaluation_episodes(held_out.test, n, seed, "figures")
-    predicted = learner.predict
-    assert predicted is not None
+    predict = learner.predict
+    assert predict is not None
 
     @jax.jit
     def learn(episode, key):
-        predict = lambda params, t: predicted(params, meta, episode.query, key)
+        observe = lambda params, t: predict(params, meta, episode.query, key)
         _, _, predictions = run(
             *(learner.problem, learner.adaptation, meta, episode.support, task_keys(key).adapt),
-            *(Exact(), StoreAll(), predict),
+            *(Exact(), StoreAll(), observe),
             steps=held_out.steps,
         )
         return predictions

@@ -166,8 +166,8 @@ def _known(kind: Callable[[Any], Any], value: Any) -> Any:
 def _trials(folder: RunFolder, name: str) -> Trials:
     content = folder.read_json(name)
     with folder.reading(name):
-        tasks, steps, seed = (int(content["settings"][each]) for each in ("tasks", "steps", "seed"))
-        trials = Trials(tasks, steps, seed, content["families"])
+        numbers = (int(content["settings"][each]) for each in ("tasks", "steps", "seed"))
+        trials = Trials(*numbers, families=content["families"])
         shapes = {"final": (3,), "area": (3,), "curve": (3, trials.steps + 1)}
         for trial in (trial for found in trials.families.values() for trial in found.values()):
             for each, shape in shapes.items():
