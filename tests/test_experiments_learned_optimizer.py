@@ -89,7 +89,8 @@ def test_any_optax_loop_takes_the_optimizer(run):
     assert isinstance(learned, il.optimizers.LearnedSchedule)
     jax.tree.map(np.testing.assert_array_equal, meta, best_meta(run))
     optimizer, params = learned(meta), jnp.ones(3)
-    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    with jax.numpy_dtype_promotion("standard"):  # optax promotes by itself
+        updates, _ = optimizer.update(params, optimizer.init(params), params)
     assert np.all(np.isfinite(optax.apply_updates(params, updates)))
 
 
@@ -127,9 +128,8 @@ def test_evaluate_holds_it_against_tuned_optimizers(evaluated):
         )
         settings = record["settings"]
         trial = optimizer_trials.learned_trial(family, learned, meta, **settings)
-        np.testing.assert_allclose(
-            found["learned"]["final"][1], np.median(optimizer_trials.last(trial.losses))
-        )
+        median = np.median(optimizer_trials.last(trial.losses))
+        np.testing.assert_allclose(found["learned"]["final"][1], median, rtol=1e-5)  # six digits
         assert found[optimizer_trials.PER_TASK]["final"][1] <= found["Adam"]["final"][1]
         assert found["Adam"]["rates"][0] in (0.01, 0.1, 1.0)
 

@@ -207,8 +207,7 @@ def plan(experiment: _FewShotExperiment) -> None:  # pyright: ignore[reportInval
             default.
     """
     with Console(stderr=True).status("planning …"):
-        parts = training.on_tasks(experiment, experiment.batch, None)
-        problem, adaptation, meta, episodes, *_ = parts
+        *parts, _, _ = training.on_tasks(experiment, experiment.batch, None)
         memory = experiment.memory or "2GiB"
         chosen = diagnostics.plan(*parts, memory=memory, chunk=experiment.chunk)
     print(chosen)
