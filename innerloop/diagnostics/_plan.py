@@ -10,7 +10,7 @@ import jax
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.arguments import at_least, checked, each, one_of, optional
+from innerloop.arguments import at_least, checked, each, instance, one_of, optional
 from innerloop.diagnostics.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.candidates import biased_gradients, chunk_sizes, exact_gradients
 from innerloop.diagnostics.compiled import Compiled, compile_ahead
@@ -97,7 +97,11 @@ class Plan:
         return f"{self.summary()}\n\n{table(headings, rows, right=len(headings))}"
 
 
-@checked(chunk=optional(at_least(1)), allow=each(one_of("exact", "biased")))
+@checked(
+    chunk=optional(at_least(1)),
+    allow=each(one_of("exact", "biased")),
+    gradients=optional(each(instance(MetaGradient, what="a meta-gradient", such_as="Unroll()"))),
+)
 def plan(
     problem: Problem,
     adaptation: Adaptation,
