@@ -25,6 +25,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import sys
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
 
@@ -115,7 +116,7 @@ def kind(requirement: F) -> F:
         if isinstance(default, int | float | tuple) and accepts(default):
             made = made._replace(cure=repr(default))
         metadata = {REQUIREMENT: made, **options.pop("metadata", {})}
-        return eqx.field(metadata=metadata, **options)
+        return eqx.field(metadata=metadata, **{"converter": _of_python, **options})
 
     return field  # pyright: ignore[reportReturnType]
 
@@ -202,7 +203,7 @@ def instance(*classes: type, what: str, such_as: str, **field: Any) -> Any:
         such_as: Python source of an instance, which the error shows.
         **field: The keywords `default`, `static` and `kw_only` of a field.
     """
-    names = " | ".join(f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in classes)
+    names = " | ".join(map(_public_name, classes))
     return Requirement(lambda value: isinstance(value, classes), what, names, such_as)
 
 
@@ -306,11 +307,24 @@ def optional(kind: Any, *, default: Any = None, **field: Any) -> Any:
     return or_none(kind, default=default, **field)
 
 
+def _public_name(cls: type) -> str:
+    """The name of a class behind its package, or behind its module of the standard library."""
+    package, _, _ = cls.__module__.partition(".")
+    return f"{cls.__module__ if package in sys.stdlib_module_names else package}.{cls.__name__}"
+
+
 def _requirement(kind: Any) -> Requirement:
     requirement = requirement_of(kind)
     if requirement is None:
         raise TypeError(f"{kind!r} is none of the kinds of innerloop.arguments")
     return requirement
+
+
+def _of_python(value: Any) -> Any:
+    """NumPy's numbers as Python's: Equinox would take them for arrays, which are traced."""
+    if type(value) in (tuple, list):
+        return type(value)(map(_of_python, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _is_whole(value: Any) -> bool:

@@ -40,7 +40,7 @@ from innerloop.arguments import (
     requirement_of,
     with_methods,
 )
-from innerloop.checks import describe
+from innerloop.checks import describe_briefly
 from innerloop.errors import StructureError
 
 NO_NUMBERS = st.one_of(
@@ -198,7 +198,7 @@ def test_what_does_not_fit_is_refused_by_name_and_value_with_a_cure_that_works(n
         require(kind, "given", value, "call")
     error = caught.value
     assert error.problem.startswith("given must be ")
-    shown = "given(" if "given(" in error.got else f"given={describe(value)}"
+    shown = "given(" if "given(" in error.got else f"given={describe_briefly(value)}"
     assert error.got.startswith(shown)
     (call,) = ast.parse(error.write).body
     assert call.value.keywords[0].arg == "given"

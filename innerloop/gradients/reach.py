@@ -98,7 +98,7 @@ def watched_value_and_grad(function: Callable, meta: PyTree) -> tuple[Any, PyTre
     of_marked = jax.value_and_grad(lambda meta: function(mark(meta)), has_aux=True)
     result, gradient = of_marked(meta)
     names = leaf_names(meta)
-    if unreached() == names:
+    if names and unreached() == names:
         raise detached(", ".join(names))
     return result, gradient, unreached()
 

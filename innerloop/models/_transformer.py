@@ -188,14 +188,19 @@ def _layer_norm(
 def _tokens(inputs: ArrayLike, length: int) -> Integer[Array, "rows positions"]:
     """The inputs as an array, after a check of their type and shape."""
     tokens = jnp.asarray(inputs)
-    fits = tokens.ndim == 2 and 1 <= tokens.shape[1] <= length
-    if not fits or not jnp.issubdtype(tokens.dtype, jnp.integer):
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise StructureError(
-            "the inputs are not tokens that this transformer takes",
+            "the transformer's inputs are not tokens",
             got=describe(tokens),
-            expected="integers from 0 to vocabulary - 1, of shape (rows, positions) with 1 to "
-            f"{length} positions",
-            write="inputs.astype(jnp.int32); tokens[None] for a single row; or "
-            "transformer(length=...) as your rows are",
+            expected="integers from 0 to vocabulary - 1",
+            write="inputs.astype(jnp.int32)",
+        )
+    if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= length:
+        raise StructureError(
+            "the tokens do not fit the transformer",
+            got=describe(tokens),
+            expected=f"shape (rows, positions) with 1 to {length} positions",
+            write="tokens[None] for a single row, or transformer(length=...) with the length of "
+            "your rows",
         )
     return tokens

@@ -63,6 +63,8 @@ def _listed(folder: Path, part: str) -> dict[str, list[Path]]:
             if not (row["filename"] and row["label"]):
                 raise ValueError(f"a row {row}")
             by_class.setdefault(row["label"], []).append(folder / "images" / row["filename"])
+        if not by_class:
+            raise ValueError("no rows")
     return by_class
 
 

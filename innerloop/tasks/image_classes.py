@@ -115,14 +115,19 @@ def by_label(images: ArrayLike, labels: ArrayLike | Sequence[str]) -> ImageClass
     pixels, names = np.asarray(images), np.asarray(labels)
     if names.dtype == object and all(isinstance(name, str) for name in names.flat):
         names = names.astype(str)
-    fits = pixels.ndim in (3, 4) and names.shape == pixels.shape[:1]
-    if not fits or names.dtype.kind not in "biuUS":
+    if pixels.ndim not in (3, 4) or names.shape != pixels.shape[:1]:
         raise StructureError(
             "these are not images with a label for each",
-            got=f"images {describe(pixels)}, labels of shape {names.shape} and type {names.dtype}",
-            expected="images (images, height, width) or (…, channels), and labels (images,) that "
-            "are whole numbers or text",
-            write="by_label(images, labels), or labels.astype(int) if each is a whole number",
+            got=f"images {describe(pixels)}, labels of shape {names.shape}",
+            expected="images (images, height, width) or (…, channels), and labels (images,)",
+            write="by_label(images, labels) with labels of shape (images,)",
+        )
+    if names.dtype.kind not in "biuUS":
+        raise StructureError(
+            "labels must be whole numbers or text",
+            got=f"labels of type {names.dtype}",
+            expected="integers or strings, equal for images of one class",
+            write="by_label(images, labels.astype(int)), if each is a whole number",
         )
     _, label, counts = np.unique(names, return_inverse=True, return_counts=True)
     rows = np.zeros((len(counts), counts.max(initial=0), *pixels.shape[1:]), pixels.dtype)
@@ -154,15 +159,19 @@ def _table(images: ArrayLike, turns: Sequence[int]) -> np.ndarray:
 def _with_channels(images: ArrayLike) -> ArrayLike:
     shape = np.shape(images)
     dtype = images.dtype if isinstance(images, jax.Array) else np.asarray(images).dtype
-    known = dtype in (jnp.uint8, jnp.bool_) or jnp.issubdtype(dtype, jnp.floating)
-    if len(shape) not in (4, 5) or not known:
+    if dtype not in (jnp.uint8, jnp.bool_) and not jnp.issubdtype(dtype, jnp.floating):
         raise StructureError(
-            "these are not images by class",
+            "images have a type whose range is unknown",
             got=f"shape {shape}, type {dtype}",
-            expected="(characters, examples, height, width) or (…, channels), as uint8 (0 … 255), "
-            "bool, or floating point",
-            write="images.reshape(characters, examples, height, width), or "
-            "images.astype(numpy.uint8)",
+            expected="uint8 (0 … 255), bool, or floating point",
+            write="images.astype(numpy.uint8)",
+        )
+    if len(shape) not in (4, 5):
+        raise StructureError(
+            "images have the wrong number of axes",
+            got=f"shape {shape}, type {dtype}",
+            expected="(characters, examples, height, width) or (…, channels)",
+            write="images.reshape(characters, examples, height, width)",
         )
     if 0 in shape:
         raise DataError(
@@ -182,12 +191,14 @@ def _check_table(table: np.ndarray, shape: tuple[int, ...]) -> None:
     if not well_formed or len(table) == 0:
         got = describe(table)
         raise StructureError("not a table of classes", got=got, expected=expected, write=write)
+    outside = ((table < 0) | (table >= np.array([characters, TURNS]))).any(axis=1)
+    if outside.any():
+        got = f"class {table[outside][0].tolist()}"
+        raise StructureError("no such row or turn", got=got, expected=expected, write=write)
     distinct, count = np.unique(table, axis=0, return_counts=True)
-    outside = (distinct < 0) | (distinct >= np.array([characters, TURNS]))
-    wrong = outside.any(axis=1) | (count > 1)
-    if wrong.any():
-        got = f"class {distinct[wrong][0].tolist()} {count[wrong][0]} times"
-        raise StructureError("not a table of classes", got=got, expected=expected, write=write)
+    if (count > 1).any():
+        got = f"class {distinct[count > 1][0].tolist()} {count.max()} times"
+        raise StructureError("a class is listed twice", got=got, expected=expected, write=write)
     if np.any(table[:, 1]) and height != width:
         raise StructureError(
             "only square images can be turned",

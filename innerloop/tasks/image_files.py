@@ -91,9 +91,16 @@ def _read(files: Sequence[Path], size: int) -> np.ndarray:
 def _digest(files: Sequence[Path]) -> str:
     """A digest of everything that the pixels depend on, without reading them."""
     digest = hashlib.md5(usedforsecurity=False)
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise DataError(
+            "image files are missing",
+            got=f"{len(missing)} of {len(files)} files missing, the first of them {missing[0]}",
+            expected="every file that the split names",
+            write="unpack the data again, all of it, into that folder",
+        )
     for file in files:
-        with reading(file, "an image, as every file that the split names"):
-            status = file.stat()
+        status = file.stat()
         about = (file.parent.name, file.name, status.st_size, status.st_mtime_ns)
         digest.update(repr(about).encode())
     return digest.hexdigest()

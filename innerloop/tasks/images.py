@@ -74,26 +74,6 @@ def draw_count(key: PRNGKeyArray, count: Count | PerClass, classes: int) -> Int[
     return jnp.broadcast_to(drawn, (classes,))
 
 
-def require_enough(ways: int, classes: int, shots: int, queries: int, fewest: int) -> None:
-    """Raise `DataError` if a task needs more classes, or examples of one, than there are."""
-    if ways > classes:
-        raise DataError(
-            "there are not enough classes",
-            got=f"ways={ways} of {classes} classes",
-            expected=f"at most {classes} ways, and at least two classes",
-            write="fewer ways; or ClassificationTasks(with_quarter_turns(images), ...), four times "
-            "as many classes",
-        )
-    if shots + queries > fewest:
-        raise DataError(
-            "there are not enough examples of each class",
-            got=f"shots={shots} + queries={queries} of {fewest} examples",
-            expected=f"shots + queries of at most {fewest}",
-            write="fewer shots or queries; or ClassificationTasks(images.with_examples("
-            f"{shots + queries}), ...), the classes that have enough",
-        )
-
-
 class ClassificationTasks(OneByOne):
     """`ways`-way, `shots`-shot classification of images.
 
@@ -138,7 +118,26 @@ class ClassificationTasks(OneByOne):
 
     def __check_init__(self):
         ways, shots = ends(self.ways)[1], ends(self.shots)[1]
-        require_enough(ways, len(self.images), shots, self.queries, self.images.fewest)
+        classes, fewest, needed = len(self.images), self.images.fewest, shots + self.queries
+        if ways > classes:
+            turned = "with_quarter_turns(images) for four times the classes"
+            raise DataError(
+                "there are not enough classes",
+                got=f"ways={ways} of {classes} classes",
+                expected=f"at most {classes} ways" if classes > 1 else "at least two classes",
+                write=f"ways={classes}, or {turned}" if classes > 1 else f"{turned}, or more data",
+            )
+        if needed > fewest:
+            counts = self.images.counts
+            enough = f"; or images.with_examples({needed}), the classes that have enough"
+            raise DataError(
+                "there are not enough examples of each class",
+                got=f"shots={shots} + queries={self.queries} of {fewest} examples",
+                expected=f"shots + queries of at most {fewest}",
+                write=f"shots={min(shots, max(fewest - 1, 1))}, "
+                f"queries={max(fewest - shots, 1)}"
+                + (enough if counts is not None and max(counts) >= needed else ""),
+            )
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One task."""

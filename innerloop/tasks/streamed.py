@@ -13,9 +13,9 @@ from jaxtyping import PRNGKeyArray
 
 from innerloop.arguments import at_least, checked
 from innerloop.checks import optional_package
-from innerloop.errors import StructureError
+from innerloop.errors import DataError, StructureError
 from innerloop.problem import Episode, Examples
-from innerloop.tasks.images import as_unit_interval, labelled, require_enough
+from innerloop.tasks.images import as_unit_interval, labelled
 
 _NO_SETTING = {"setting": False}
 
@@ -167,7 +167,15 @@ class StoredImages:
     def __post_init__(self):
         classes, examples = self.images.shape[:2]
         fewest = min(self.counts or (examples,))
-        require_enough(self.ways, classes, self.shots, self.queries, fewest)
+        if self.ways > classes or self.shots + self.queries > fewest:
+            raise DataError(
+                "there are not enough classes, or not enough examples of each",
+                got=f"ways={self.ways} of {classes}, "
+                f"shots={self.shots} + queries={self.queries} of {fewest}",
+                expected=f"at most {classes} ways, and shots + queries of at most {fewest}",
+                write="fewer ways, shots or queries, as StoredImages(images, ways=5, shots=1, "
+                "queries=15)",
+            )
 
     def __call__(self, rng: np.random.Generator) -> Episode:
         """One task."""

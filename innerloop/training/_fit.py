@@ -8,6 +8,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import numpy as np
 import optax
@@ -176,7 +177,8 @@ def fit(
     """
     place = placement(devices)
     init_key, step_key, validation_key = run_keys(key)
-    meta = init_meta(init_key) if callable(init_meta) else init_meta
+    is_tree = isinstance(init_meta, eqx.Module)  # a network is callable too, and is none to call
+    meta = init_meta if is_tree or not callable(init_meta) else init_meta(init_key)
     check_meta(meta)
     if check:
         _stop_at_faults(estimator, meta, key)
@@ -189,8 +191,8 @@ def fit(
     loop = OuterLoop(planned, optimizer, *keys, averaging, per_call, non_finite, place)
     validate = Validator(planned, validation, validation_key, place)
     validate.require_metrics(meta)
-    settings = {"averaging": averaging, "key": np.asarray(key_numbers(key)).tolist()}
-    settings |= estimator.settings() | validate.settings()
+    own = {"averaging": averaging, "key": np.asarray(key_numbers(key)).tolist()}
+    settings = estimator.settings() | own | validate.settings()  # a field may have such a name
     with training_saved(checkpoints, settings, resume) as saved, closing(planned):
         meter = Meter(planned.tasks_per_step)
         state, seconds = saved.begun(partial(loop.begin, meta), validate, steps)

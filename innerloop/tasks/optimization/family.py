@@ -13,7 +13,8 @@ from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, GradientDescent, MiniBatches
 from innerloop.adaptation.gradient_descent import MetaOptimizer
-from innerloop.arguments import between, checked, each, interval, positive, require
+from innerloop.arguments import checked, interval, positive
+from innerloop.errors import StructureError
 from innerloop.models import ExamplesLoss, Model, supervised_loss
 from innerloop.precision import default_float
 from innerloop.problem import Episode, Problem
@@ -160,8 +161,14 @@ def quadratic_family(
     Raises:
         StructureError: If the spectrum is empty, negative or infinite.
     """
-    values = np.asarray(spectrum, float).tolist()
-    require(each(between(0.0, math.inf)), "spectrum", values, "quadratic_family")
+    values = np.asarray(spectrum, float)
+    if values.ndim != 1 or not values.size or not np.all(np.isfinite(values) & (values >= 0)):
+        raise StructureError(
+            "a spectrum is a list of eigenvalues",
+            got=f"spectrum={spectrum!r}",
+            expected="at least one number, none negative, all finite",
+            write="quadratic_family(np.logspace(-2, 0, 20))",
+        )
 
     def init(meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
         return jax.random.normal(key, support["centre"].shape, support["centre"].dtype)
@@ -177,4 +184,4 @@ def quadratic_family(
         return value(params, batch) + force @ (params - batch["centre"])
 
     outer_loss = lambda params, meta, batch, key: value(params, batch)
-    return Family(name, Problem(init, inner_loss, outer_loss), Quadratics(tuple(values)))
+    return Family(name, Problem(init, inner_loss, outer_loss), Quadratics(tuple(values.tolist())))
