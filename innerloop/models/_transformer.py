@@ -196,6 +196,6 @@ def _tokens(inputs: ArrayLike, length: int) -> Integer[Array, "rows positions"]:
             expected="integers from 0 to vocabulary - 1, of shape (rows, positions) with 1 to "
             f"{length} positions",
             write="inputs.astype(jnp.int32); tokens[None] for a single row; or "
-            "transformer(length=...) as your rows are",
+            "transformer(length=...) with the length of your rows",
         )
     return tokens
