@@ -23,7 +23,7 @@ def describe(tree: PyTree) -> str:
 
 
 def describe_briefly(value: Any) -> str:
-    """The same of one argument; the class alone where that would fill several lines."""
+    """As `describe`, but only the class if the text would have more than 200 characters."""
     said = describe(value)
     return said if len(said) <= 200 else f"a {type(value).__name__}"
 

@@ -239,7 +239,7 @@ def test_a_budget_below_the_arguments_is_refused_without_compiling(monkeypatch):
         raise AssertionError("it compiled")
 
     monkeypatch.setattr("innerloop.diagnostics._plan.compile_ahead", compiled)
-    with pytest.raises(StructureError, match="what goes in and what comes out"):
+    with pytest.raises(StructureError, match="smaller than the arguments and results"):
         plan(*network(), "4KiB")
 
 

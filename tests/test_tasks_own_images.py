@@ -195,7 +195,7 @@ def test_a_pickle_runs_nothing(tmp_path):
 
     path = tmp_path / "trap.pkl"
     path.write_bytes(pickle.dumps({"image_data": Trap(), "class_dict": {}}))
-    with pytest.raises(il.errors.DataError, match=r"calls pathlib\..*from where you trust"):
+    with pytest.raises(il.errors.DataError, match=r"calls pathlib\..*from a source that you trust"):
         _pickled(path)
     assert not made.exists()
     pickle.loads(path.read_bytes())

@@ -90,7 +90,7 @@ CASES = {
     "no_tasks": (refused(tasks=None), "tasks must be a task distribution.*None"),
     "streamed": (
         refused(tasks=il.tasks.StreamedTasks(print)),
-        "draw their tasks on the device.*StreamedT",
+        "draw new tasks on the device.*StreamedT",
     ),
     "chunk_0": (refused(chunk=0), "chunk must be a whole number"),
     "devices": (

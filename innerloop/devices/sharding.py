@@ -91,7 +91,7 @@ class Sharding(Placement):
                     got=f"{tasks} tasks on {self.devices} devices",
                     expected="a multiple of the number of devices",
                     write=f"tasks.sample(key, {round_up(tasks, self.devices)}), or "
-                    "fit(devices=...), which fills a batch up",
+                    "fit(devices=...), which pads the batch",
                 )
 
             def summed(leaf: Array, part: PartitionSpec) -> Array:
@@ -232,7 +232,7 @@ def placement(devices: Any) -> Placement:
         count = len(found) if devices == "all" else devices
         if count > len(found):
             raise StructureError(
-                "there are not so many devices",
+                "there are fewer devices than asked for",
                 got=f"devices={count} of {len(found)} ({found[0].platform})",
                 expected=f"at most {len(found)}",
                 write=f"devices={len(found)}, or XLA_FLAGS=--xla_force_host_platform_device_count="

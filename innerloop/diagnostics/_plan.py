@@ -28,9 +28,9 @@ AT_A_TIME = 2**22
 Above it, every call on a CPU sets up new memory page by page. An accelerator keeps its memory.
 """
 FEWEST = 8
-"""How many tasks must stay below `AT_A_TIME` for more than one at a time to be faster on a CPU.
+"""The smallest number of tasks within `AT_A_TIME` for which more than one at a time is faster.
 
-Larger tasks consist of large matrix products, and XLA's products of batches are slower there.
+Larger tasks consist of large matrix products, and XLA's products of batches are slower on a CPU.
 """
 
 
@@ -119,8 +119,8 @@ def plan(
     analysis of its memory: `Unroll(MixedMode())` and `Unroll()`, which keep every intermediate
     value; those that keep every state; √K of the states; beyond 16 steps about log₂ K of them;
     `ForwardMode` for up to 32 meta-parameters; `Implicit` if no other exists. As many tasks are run
-    at a time as fit. On a CPU, only as many are run as take about 4 MiB beside arguments and
-    results, and one if these are fewer than eight, because more are not faster there.
+    at a time as fit. On a CPU, the chunk is also limited to about 4 MiB beside arguments and
+    results, and to one task if fewer than eight fit into them, because larger chunks are slower.
 
     `MixedMode` assumes that second derivatives are symmetric. For losses with straight-through
     estimators, give `gradients=[Unroll(), Unroll(loop=Segments(1))]`.
@@ -154,7 +154,7 @@ def plan(
     floor = 2 * tree_bytes(meta) + tree_bytes(episodes)
     if budget < floor:
         raise StructureError(
-            "the budget does not hold what goes in and what comes out",
+            "the budget is smaller than the arguments and results",
             got=f"memory={format_bytes(budget)}, where meta takes "
             f"{format_bytes(tree_bytes(meta))}, its gradient as much again, and the episodes "
             f"{format_bytes(tree_bytes(episodes))}",
@@ -210,7 +210,7 @@ class _Candidate:
         build: Maps a chunk to the function that is compiled.
         arguments: Meta-parameters, episodes and a key, as shapes.
         programs: The compiled programs by their chunk.
-        error: What the meta-gradient raised while it was traced, and so is refused for.
+        error: The error that tracing the meta-gradient raised, for which it is refused.
     """
 
     gradient: MetaGradient
@@ -257,7 +257,7 @@ class _Candidate:
         return chunks[-1]
 
     def _can_fit(self, chunk: int, budget: int) -> bool:
-        """Fewer tasks at a time take at least their share of the memory that more tasks took."""
+        """Whether a chunk may fit: it needs at least its share of the memory of a larger chunk."""
         return all(
             more.memory - more.temporary + more.temporary * chunk / tasks <= budget
             for tasks, more in self.programs.items()

@@ -89,7 +89,7 @@ class Estimator(CheckedModule):
     An estimator draws its tasks, learns them and returns an `Estimate`. What it needs from one
     outer step to the next (inner runs that are not finished, control variates) is its state, a
     pytree that `fit` carries, checkpoints and resumes. The estimator itself is an argument of the
-    compiled program, so arrays in its fields are no constants of the program.
+    compiled program, so arrays in its fields are not constants in the program.
 
     `key` is the same in all steps of a run. A step derives its own randomness from `key` and
     `outer_step`, so that a run that is resumed repeats the steps of one that was never interrupted.

@@ -29,9 +29,9 @@ from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.trees import all_finite, key_numbers, leaf_shapes
 
 WindowResult = tuple[Followed, list[Array | None], Int[Array, ""]]
-"""What an estimator makes of one window of one inner run: the window, with what is carried to the
-next one as its state; its gradient as leaves, None for a leaf that is not reached; and how many of
-the run's particles are no longer finite."""
+"""The result of one window of one inner run: the window, whose state is carried to the next one;
+the leaves of the gradient, None for a leaf that is not reached; and the number of particles that
+are no longer finite."""
 
 
 class OnlineWindows(LearningEstimator):
@@ -83,7 +83,7 @@ class OnlineWindows(LearningEstimator):
         name = type(self).__name__
         if isinstance(self.tasks, StreamedTasks):
             raise StructureError(
-                "inner runs draw their tasks on the device, when another run has ended",
+                "inner runs draw new tasks on the device whenever a run ends",
                 got=f"{name} with StreamedTasks",
                 expected="a task distribution",
                 write=f"{name}(..., tasks, ...) with tasks from data that the device holds",
@@ -99,12 +99,12 @@ class OnlineWindows(LearningEstimator):
         check_windows(self.window, self.horizon, self.overlap, name)
 
     def begin(self, state: PyTree, meta: PyTree) -> PyTree:
-        """What is carried of a run whose inner state is `state`: by default that state alone."""
+        """The state that a run carries from its first inner state on; by default, that state."""
         return state
 
     @abc.abstractmethod
     def estimate(self, window: Window, meta: PyTree, key: PRNGKeyArray) -> WindowResult:
-        """The next window of one run; `window.run.state` is what was carried of it."""
+        """Run the next window of one run, whose carried state is `window.run.state`."""
 
     @property
     def learner(self) -> Learner:
@@ -132,7 +132,7 @@ class OnlineWindows(LearningEstimator):
         """`batch` inner runs at their beginning.
 
         The ends of these first runs are spread evenly over their horizons. Otherwise all runs would
-        come to their end in the same outer step ever after.
+        always end in the same outer step.
         """
         check_meta(meta)
         begun = partial(self._begun, self._windows(outer_step), meta)
@@ -232,7 +232,7 @@ def _shapes(runs: PyTree) -> dict[str, str]:
 
 
 def _mean(total: Scalar, aux: Aux, grads: PyTree, weights: Array, unreached: list[str]) -> Estimate:
-    """Over the runs that count: NaN and zeros if no run does."""
+    """The estimate over the runs that count: NaN and zeros if no run does."""
     judged = jnp.where(aux.diagnostics["counts"], weights, 0)
     counted = jnp.sum(judged)
     mean = lambda leaf: jnp.where(counted > 0, leaf / counted.astype(leaf.dtype), 0)

@@ -137,7 +137,7 @@ class WeightedSum(Combination):
         return zip(self.parts, jax.random.split(key, len(self.parts)), *more, strict=True)
 
     def _joined(self, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """What was found of each part by name, under the part's name."""
+        """One dictionary of what was found of each part, with the part's name before each name."""
         named = zip(self.names, found, strict=True)
         return {joined(name, inner): each for name, parts in named for inner, each in parts.items()}
 

@@ -133,7 +133,7 @@ class WholeTasks(LearningEstimator):
         rest = budget - held + tree_bytes(meta)  # which the plan counts itself
         if rest <= 0:
             raise StructureError(
-                "the budget does not hold what the trainer keeps",
+                "the budget is smaller than what the trainer keeps",
                 got=f"memory={format_bytes(budget)}",
                 expected=f"more than {format_bytes(held)}: meta-parameters, their average and the "
                 "optimizer's state, before and after a step, and the tasks' own arrays",
@@ -172,7 +172,7 @@ def _filled(episodes: Episode, devices: int) -> Episode:
         return episodes
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
         raise StructureError(
-            "the keys of a batch that is filled up would be others than those of the batch",
+            "padding the batch for the devices would change the keys of its tasks",
             got=f"{tasks} tasks on {devices} devices, with jax_threefry_partitionable=False",
             expected="JAX's default, with which the first keys of a larger split are the same",
             write="jax.config.update('jax_threefry_partitionable', True), or a multiple of "

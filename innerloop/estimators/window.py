@@ -44,9 +44,10 @@ class Followed(NamedTuple):
     Attributes:
         loss: Its weighted losses, scaled to the meta-objective.
         metrics: The aux of its last outer loss.
-        state: The inner state at which the next window begins, or what else an estimator carries.
+        state: The inner state at which the next window begins, or whatever else the estimator
+            carries.
         info: The inner steps' infos, stacked.
-        finite: Whether the parameters are finite; of pairs, whether those of any pair are.
+        finite: Whether the parameters are finite; for pairs, whether any pair is finite.
     """
 
     loss: Scalar

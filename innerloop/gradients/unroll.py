@@ -100,6 +100,6 @@ def after_steps(adaptation: Adaptation) -> Fidelity | None:
     if adaptation.origin is not Origin.SOLVER:
         return None
     return undefined(
-        "The way of a solver that runs to convergence is not differentiated.",
+        "The path of a solver that runs to convergence is not differentiated.",
         "Implicit(), which differentiates the solution",
     )

@@ -132,12 +132,12 @@ def evaluate(
 ) -> None:
     """Evaluate a run on its meta-test tasks; a learned optimizer against tuned ones.
 
-    The results are printed and written into a file in the run's folder. Evaluations with another
-    seed or other numbers have other files.
+    The results are printed and written into a file in the run's folder. Evaluations with a
+    different seed or different numbers go into different files.
 
     Args:
         run: Folder of the run.
-        asked: What is done otherwise than at the end of the run.
+        asked: How the evaluation differs from the run's own test.
     """
     record = evaluation.evaluate(run, asked)
     if "families" in record:

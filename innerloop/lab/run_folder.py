@@ -50,8 +50,8 @@ class RunFolder:
         Args:
             path: The folder.
             config: The name of the experiment, and its settings under `"config"`.
-            may_change: To resume the run in the folder, if there is one: the settings that may
-                differ from those that it began with.
+            may_change: The settings that a resumed run may change; None to refuse a folder that
+                holds a run.
 
         Raises:
             RunError: If the folder is unwritable, holds a run that is not to be resumed, or one of
@@ -72,7 +72,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             folder._lock = locked(path)  # Before anything is written: another process may write.
         try:
-            folder.write_json(CONFIG, config)  # Of a resumed run too: others read the changes.
+            folder.write_json(CONFIG, config)  # A resumed run may have changed some settings.
         except BaseException:
             folder.close()
             raise

@@ -78,7 +78,7 @@ def load_optimizer(
             meta = _filled(header["meta"], arrays)
             learned(meta)
             return learned, meta
-    except Exception as error:  # what a damaged file makes NumPy, JSON or JAX raise is of any kind
+    except Exception as error:  # NumPy, JSON and JAX may raise anything on a damaged file
         raise DataError(
             "the optimizer cannot be read",
             got=f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
@@ -91,7 +91,7 @@ def load_optimizer(
         got=f"{path}: {unknown}, saved by innerloop {saved_by}",
         expected=f"format {FORMAT} and an optimizer that innerloop {version('innerloop')} knows",
         write=f"pip install innerloop=={saved_by}, or load_optimizer(path, kinds=[YourOptimizer]) "
-        "where it is of your own class",
+        "if it is a class of your own",
     )
 
 

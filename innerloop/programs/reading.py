@@ -97,7 +97,7 @@ class _Walk:
         return [marks[0] or mark for mark in either] if self.onward else [True, *either]
 
     def _loop(self, form: Inside, marks: list[bool]) -> list[bool]:
-        """The marks through a loop, repeated until the carry adds none: each turn reads it."""
+        """Marks through a loop: each iteration reads the carry, so repeat until it gains none."""
         (body,), (constants,) = form.programs, form.constants
         start, end = self._ends(constants, 0)
         while True:
@@ -111,7 +111,7 @@ class _Walk:
 
 
 def _chosen(atoms: Sequence, marks: Sequence[bool]) -> set:
-    """The marked variables; literals are none."""
+    """The marked variables, without the literals."""
     pairs = zip(atoms, marks, strict=True)
     return {atom for atom, mark in pairs if mark and not isinstance(atom, core.Literal)}
 

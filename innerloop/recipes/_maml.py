@@ -126,9 +126,8 @@ def reptile(
     affects the value only. The paper's outer step is `optax.sgd` with ε falling linearly from 1
     to 0.
 
-    Reptile learns more than a start that fits the support set quickly only because the gradients of
-    a task are those of different rows. With one shot in training there is almost nothing of this:
-    train with more shots than at test.
+    Reptile learns to generalise only if the steps on a task use different rows. With one shot in
+    training, they hardly differ: train with more shots than at test.
 
     Departs from the paper: Adam's state starts anew with each task.
 
@@ -181,9 +180,9 @@ def meta_sgd(model: Model, loss: ExamplesLoss, rate: float = 0.05, steps: int = 
 def annealed_weights(
     steps: int, outer_step: Int[Array, ""], over: int
 ) -> Float[Array, " steps_plus_one"]:
-    """Weights of the outer losses after 0 ... K steps: equal from the first on, then the last's 1.
+    """Weights of the outer losses after 0 ... K steps: from equal ones to the last step alone.
 
-    They change linearly with the outer step and have arrived at the step `over`.
+    The weight of step 0 is zero. The others change linearly until the outer step `over`.
     """
     early = jnp.maximum(0, 1 - outer_step / max(over, 1)) / steps
     return jnp.full(steps + 1, early).at[0].set(0).at[-1].set(1 - (steps - 1) * early)
@@ -244,6 +243,6 @@ def maml_plus_plus(
 
 
 def _of_each_step(rates: PyTree) -> optax.GradientTransformation:
-    """The step's own rate for each array; the last one after the last step."""
+    """Scales each array's update by its rate of this step; later steps use the last rate."""
     at = lambda step: jax.tree.map(lambda rate: rate[jnp.minimum(step, len(rate) - 1)], rates)
     return scale_by_scheduled_rates(at)

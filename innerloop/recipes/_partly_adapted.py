@@ -74,8 +74,9 @@ def cavia(model: Model, loss: ExamplesLoss, rate: float = 1.0, steps: int = 2) -
     `model` keeps the context c as `params["context"]` (see `film`); the rest of its parameters is
     φ. The defaults are those of the paper's miniImageNet.
 
-    Departs from the paper: `film` lets the context scale and shift the features before the head,
-    where the paper's network has it after the third convolution, or among the inputs for sinusoids.
+    Departs from the paper: `film` lets the context scale and shift the features before the head.
+    The paper's network does so after the third convolution; for sinusoids, the context is an
+    additional input.
 
     Args:
         model: A network whose parameters have a context.

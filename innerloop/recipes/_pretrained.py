@@ -54,8 +54,8 @@ def pretrain_classifier(
     $$\min_{\phi, W} \; \mathbb{E}\, \ell(f_\phi(x) W, y), \qquad \text{at test:} \quad
       W'_{t+1} = W'_t - \alpha \nabla_{W'} \frac1n \sum_i \ell(f_\phi(x_i) W'_t, y_i), \; W'_0 = 0$$
 
-    (arXiv 1904.04232). It is meta-trained on tasks whose labels say which of all `classes` an image
-    is (`LabelledImages`), and learns tasks of `ways` classes at test (`recipe.tested`).
+    (arXiv 1904.04232). It is meta-trained on tasks whose labels number all `classes`
+    (`LabelledImages`), and learns tasks of `ways` classes at test (`recipe.tested`).
 
     Departs from the paper: the new head starts from zero, and gradient descent on the whole support
     set trains it without momentum and weight decay, at a rate of our choice.
@@ -113,8 +113,8 @@ def pretrained(
 def started_from(
     init_meta: InitMeta, weights: PyTree, into: Callable[[PyTree], PyTree] = lambda meta: meta
 ) -> InitMeta:
-    """As `pretrained`, of the function that makes the initial meta-parameters alone."""
-    # Not jnp.asarray, which would make float32 of float64 without a word.
+    """Like `pretrained`, but for `init_meta` alone."""
+    # Not jnp.asarray, which would silently make float32 of float64.
     array = lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
     weights = jax.tree.map(array, weights)
     like = jax.eval_shape(init_meta, jax.eval_shape(lambda: jax.random.key(0)))

@@ -72,8 +72,8 @@ def _pickled(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images, and the class of each, from a pickle of Python 2 or 3."""
     expected = (
         "a pickle of a dict with image_data, uint8 (images, height, width, 3), and class_dict, in "
-        "which each image is a row of some class; from where you trust, as a pickle of anything "
-        "but arrays, containers, numbers and text may run any program"
+        "which each image is a row of some class; from a source that you trust, because a pickle "
+        "of anything but arrays, containers, numbers and text may run any program"
     )
     with reading(path, expected):
         with path.open("rb") as file:

@@ -154,9 +154,10 @@ def omniglot_small2(
 def omniglot_one_shot(*, size: int = 28, data: Folder = None) -> Episode:
     """The 20 runs of 20-way one-shot classification within an alphabet: a batch of 20 episodes.
 
-    The classes of a run are 20 characters of one of the evaluation alphabets. Support: one drawing
-    of each by one drawer; query: one of each by another. Inputs are `(20, 20, size, size, 1)`, real
-    numbers from 0 (paper) to 1 (ink), targets int32 `(20, 20)`; row i of both is of class i.
+    The classes of a run are 20 characters of one of the evaluation alphabets. The support set has
+    one drawing of each by one person, the query set one of each by another. Inputs are
+    `(20, 20, size, size, 1)`, real numbers from 0 (paper) to 1 (ink), targets int32 `(20, 20)`; row
+    i of both is of class i.
 
     The published number is the share of the 400 query drawings that are classified wrongly.
 
@@ -194,8 +195,9 @@ def drawings(
 ) -> np.ndarray:
     """All drawings of an archive, uint8 `(characters, 20, size, size)`, ink 255 and paper 0.
 
-    Characters are in the order of their alphabets' names, then of their numbers. Kept in the cache
-    folder under the md5 of the file and the size, so reading and scaling happen once.
+    Characters are in the order of their alphabets' names, then of their numbers. The drawings
+    are kept in the cache folder under the md5 of the file and the size, so reading and scaling
+    happen once.
     """
     file, source = find(archive, "omniglot", base_url, data)
 
@@ -258,8 +260,8 @@ def _pillow() -> Any:
 def _read_runs(path: Path, size: int) -> np.ndarray:
     """uint8 `(runs, support or query, classes, size, size)`.
 
-    `runNN/class_labels.txt` has a line for each test drawing, and the training drawing beside it
-    that is of the same character.
+    Each line of `runNN/class_labels.txt` names a test drawing and the training drawing of the same
+    character.
     """
     runs = []
     with zipfile.ZipFile(path) as content:

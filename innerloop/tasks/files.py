@@ -90,13 +90,13 @@ def reading(path: Path, expected: str) -> Iterator[None]:
     """A context in which a file that is missing, or not the `expected` one, raises `DataError`."""
     try:
         yield
-    except Exception as error:  # what a decoder raises on a damaged file may be of any kind
+    except Exception as error:  # a decoder may raise anything on a damaged file
         missing = isinstance(error, FileNotFoundError)
         raise DataError(
             f"{path.name} is missing" if missing else f"{path} cannot be read",
             got=f"{type(error).__name__}: {error}",
             expected=expected,
-            write=f"put {path.name} into {path.parent}, a complete copy",
+            write=f"put a complete copy of {path.name} into {path.parent}",
         ) from error
 
 

@@ -169,11 +169,11 @@ def fit(
         The best meta-parameters and what was found on the way.
 
     Raises:
-        StructureError: An argument is of another kind or out of range, a budget cannot be met, or
-            the metric that decides is none of a validation's; all before the first step.
+        StructureError: An argument is of the wrong kind or out of range, a budget cannot be met, or
+            a validation does not have the metric that decides; all before the first step.
         GradientError: `check` found an error.
-        RunError: `non_finite` ends the run; or the checkpoints are not this run's, have come
-            further than `steps`, cannot be written, or are written by another process.
+        RunError: `non_finite` ends the run; or the checkpoints are not this run's, have taken
+            more than `steps` steps, cannot be written, or are written by another process.
     """
     place = placement(devices)
     init_key, step_key, validation_key = run_keys(key)

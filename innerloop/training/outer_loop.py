@@ -22,9 +22,8 @@ class TrainState(NamedTuple):
 
     Attributes:
         meta: The meta-parameters.
-        average: The exponential moving average of `meta`. It holds the values in float32 at least:
-            a step of a narrower type would be too coarse for it to move. The same values as `meta`
-            if no average is asked for.
+        average: The exponential moving average of `meta`. It is float32 at least, because a
+            narrower type would round its small changes away. Without averaging it equals `meta`.
         optimizer: The outer optimizer's state.
         step: The number of outer steps taken.
         faults: How many of them had a loss or a meta-gradient that was not finite.
@@ -44,7 +43,7 @@ class TrainState(NamedTuple):
 class Program(eqx.Module):
     """What is compiled: the outer step of an estimator, an optimizer and a placement.
 
-    It is an argument of the compiled functions, so its arrays are no constants of them.
+    It is an argument of the compiled functions, so its arrays are not constants in them.
     """
 
     estimator: Estimator
@@ -96,7 +95,7 @@ def init_state(
     """The state before the first outer step.
 
     Its leaves are arrays of a definite dtype, as they come back from a checkpoint: numbers and
-    weakly typed arrays in an optimizer's state would promote otherwise after a restart.
+    weakly typed arrays in an optimizer's state would be promoted differently after a restart.
     """
     meta = jax.tree.map(definite, meta)
     average = jax.tree.map(_widened, meta)
@@ -121,7 +120,7 @@ def outer_steps(
 ) -> tuple[TrainState, dict[str, Any], Int[Array, ""]]:
     """Take n <= `at_most` outer steps, or end at the first whose loss or gradient is not finite.
 
-    n is a traced number: all n have the same compiled program.
+    n is a traced number: one compiled program serves every n.
 
     Args:
         program: What a step does.
@@ -134,7 +133,7 @@ def outer_steps(
     Returns:
         The state, the metrics, and the number of steps that were finite. A step that is not finite
         leaves the state as it was. The metrics are arrays of length `at_most`, whose rows are
-        filled up to and with that step.
+        filled up to and including that step.
     """
     of_step = lambda i: jax.tree.map(lambda leaf: leaf[i], data)
     shapes = eqx.filter_eval_shape(program.step, state, of_step(0), key)[1]
@@ -202,7 +201,7 @@ class OuterLoop:
         return state._replace(estimator=self._placed(held))
 
     def enter(self, state: TrainState) -> TrainState:
-        """The state, its estimator's state renewed where an outer step asks for that."""
+        """The state, with the estimator's part replaced at one of the estimator's boundaries."""
         step = int(state.step)
         if step not in self.estimator.boundaries:
             return state

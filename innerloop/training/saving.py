@@ -37,16 +37,16 @@ class _Saving:
     def begun(
         self, begin: Callable[..., TrainState], validate: Validator, steps: int
     ) -> tuple[TrainState, float]:
-        """The state to go on from, and the seconds that it took; of a new run if none was saved.
+        """The state to continue from and the seconds spent so far; a new run's if none was saved.
 
         Args:
-            begin: The state of a run that begins at an outer step: what is saved there is like it.
-            validate: It is given the best so far.
+            begin: Makes the state of a run at an outer step, in the structure of the saved one.
+            validate: Receives the best meta-parameters so far and their score.
             steps: Outer steps of the whole run.
 
         Raises:
-            RunError: The saved state has taken more than `steps` outer steps, or there is one and
-                the run begins anew.
+            RunError: The saved state has taken more than `steps` outer steps, or there is one
+                although `resume` is False.
         """
         if not self._resume:
             self._folder.require_none()
@@ -63,7 +63,7 @@ class _Saving:
         self._step = int(state.step)
         if self._step > steps:
             raise RunError(
-                "the run has come further than it is to go",
+                "the run has already taken more steps than asked for",
                 got=f"steps={steps}, and a checkpoint at outer step {self._step}",
                 expected="as many steps as were taken, or more",
                 write=f"fit(..., steps={self._step}, resume=True) (--steps {self._step}), or the "
@@ -74,7 +74,7 @@ class _Saving:
         return state, record["seconds"]
 
     def save(self, state: TrainState, validate: Validator, seconds: float, last: bool) -> None:
-        """Where it is due, at the end, and before the end that a signal asks for."""
+        """Save if it is due, at the end of the run, and before a signal ends the run."""
         self._step = step = int(state.step)
         number = self._asked()
         if last or number is not None or step % self.every == 0:

@@ -124,7 +124,7 @@ class Validator:
             found = jax.eval_shape(partial(self._results, name, placement=OneDevice()), meta)
             if each.metric not in found.metrics:
                 raise StructureError(
-                    "the metric that decides is none of the validation's",
+                    "the validation does not have the metric that decides",
                     got=f"metric={each.metric!r}",
                     expected=f"one of {', '.join(map(repr, found.metrics))}",
                     write=f"Validation(..., metric={next(iter(found.metrics))!r}), or return loss, "

@@ -34,7 +34,7 @@ def overlap(subject: Subject) -> Iterator[Finding]:
             f"support and query sets share rows in {np.count_nonzero(shared)} of "
             f"{len(shared)} tasks",
             f"task {int(np.argmax(shared))}: {max(shared)} rows",
-            "the outer loss judges what the inner loop has seen, so it rewards learning by heart",
+            "the outer loss is computed on rows of the inner loop, so it rewards memorisation",
             "disjoint rows, as tasks.sample draws them",
         )
 

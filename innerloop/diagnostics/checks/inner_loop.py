@@ -76,7 +76,7 @@ def stationary(subject: Subject) -> Iterator[Finding]:
     if residual > _STATIONARY * start:
         yield Finding(
             Severity.WARNING,
-            "Implicit() is asked where the inner problem is not solved",
+            "Implicit() is used although the inner problem is not solved",
             "aux.diagnostics['inner_residual']",
             f"the residual is {residual:.2g} after all steps and {start:.2g} after the first; the "
             "error of the meta-gradient is of its order",

@@ -54,7 +54,9 @@ def _unread_params(subject: Subject, name: str) -> Finding:
         cure = "a loss that reads params, the result of the procedure"
     else:
         problem = "outer_loss does not depend on the adapted params"
-        cause = "the inner loop has no part in the meta-objective: what it learns is not judged"
+        cause = (
+            "the inner loop has no effect on the meta-objective: what it learns is not evaluated"
+        )
         cure = "a loss of params on the query set; meta holds what they started from"
     return Finding(Severity.ERROR, problem, f"{name}, params", cause, cure)
 
@@ -97,7 +99,7 @@ def _cut_ways(subject: Subject, stopped: bool, cure: str) -> Iterator[Finding]:
         if (operation.name == "stop_gradient") == stopped:
             yield Finding(
                 subject.severity(1, Severity.WARNING),
-                f"{operation.name} cuts a way from meta to the loss",
+                f"{operation.name} cuts a path from meta to the loss",
                 str(written_at(operation)),
                 f"{what} has a derivative of zero",
                 cure,
@@ -119,8 +121,8 @@ def _unreached_finding(subject: Subject, name: str, operations: list[Operation])
         subject.severity(1),
         f"meta{name} is read, but its gradient is cut off",
         f"meta{name}: {where}",
-        "every way from the leaf to the loss passes an operation with a derivative of zero",
-        "a way without it, or EvolutionStrategies(pairs, sigma), which needs no derivative",
+        "every path from the leaf to the loss has an operation whose derivative is zero",
+        "a path without it, or EvolutionStrategies(pairs, sigma), which needs no derivative",
     )
 
 

@@ -63,9 +63,9 @@ def repeatable(subject: Subject) -> Iterator[Finding]:
     if place is not None:
         yield Finding(
             Severity.ERROR,
-            "the losses are another function each time they are traced",
+            "the losses are a different function each time they are traced",
             place,
-            "a number of the host is drawn or read while tracing, and stays as it was then in "
+            "a number from the host is drawn or read during tracing, and is then a constant of "
             "the compiled program",
             "jax.random with the key that the function is given",
         )
@@ -75,7 +75,7 @@ def repeatable(subject: Subject) -> Iterator[Finding]:
     if values[0].tobytes() != values[1].tobytes():
         yield Finding(
             Severity.ERROR,
-            "the same key gives another loss each time",
+            "the same key gives a different loss each time",
             "the meta-objective",
             f"{values[0]} and then {values[1]}: a callback to the host draws random numbers or "
             "keeps state",
@@ -88,9 +88,9 @@ def _finding(problem: str, place: str, changed: Any) -> Finding:
     cure = "jax.debug.callback to count or to log, or the value in aux"
     if _has_tracer(changed):
         severity, effect = Severity.ERROR, "and leaves tracers in them"
-        cure = "the value as a part of params, meta or aux, returned in place of stored"
+        cure = "the value as a part of params, meta or aux, returned instead of stored"
     cause = "a function is traced once and then run as compiled: what it does to Python objects "
-    return Finding(severity, problem, place, f"{cause}happens at tracing alone, {effect}", cure)
+    return Finding(severity, problem, place, f"{cause}happens only during tracing, {effect}", cure)
 
 
 def _held(function: Any) -> list[_Held]:

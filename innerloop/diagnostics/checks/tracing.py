@@ -21,8 +21,8 @@ _MISSING = {
     "io_callback": ("io_callback has no derivative", *_ON_HOST),
     "while": (
         "while_loop has no reverse-mode derivative",
-        "how often it goes round is not known beforehand, so nothing can be stored",
-        "jax.lax.scan, or jax.lax.fori_loop with a fixed number of turns",
+        "the number of iterations is not known beforehand, so nothing can be stored",
+        "jax.lax.scan, or jax.lax.fori_loop with a fixed number of iterations",
     ),
 }
 """Operations without a derivative: the problem, its cause, and the cure."""

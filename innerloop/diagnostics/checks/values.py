@@ -31,7 +31,7 @@ def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
         names = ["the loss", *(f"the gradient of meta{n}" for n in leaf_names(subject.meta))]
         what = [name for name, marks in zip(names, bad, strict=True) if marks.any()]
         what[2:] = [f"{len(what) - 2} other gradients"] if len(what) > 3 else what[2:]
-        title = f"{', '.join(what)} not finite on {len(tasks)} of {subject.tasks} tasks"
+        title = f"not finite on {len(tasks)} of {subject.tasks} tasks: {', '.join(what)}"
         finding = _given_as_such(subject, title, int(tasks[0]))
         yield finding or _not_finite(subject, title, int(tasks[0]))
         return
@@ -73,7 +73,7 @@ def _given_as_such(subject: Subject, title: str, task: int) -> Finding | None:
                     Severity.ERROR,
                     title,
                     where,
-                    "it holds NaN or infinity as it was given",
+                    "the given values already hold NaN or infinity",
                     "finite numbers; jnp.where(mask, x, 0) for what is missing, and a mask",
                 )
     return None

@@ -81,7 +81,7 @@ class Comparison:
     def headline(self) -> str:
         """The settings of the comparison, in one line."""
         tasks = "1 task" if self.tasks == 1 else f"{self.tasks} tasks"
-        return f"Held against {self.reference}: {tasks}, {self.parameters:,} meta-parameters"
+        return f"Compared with {self.reference}: {tasks}, {self.parameters:,} meta-parameters"
 
     def __str__(self) -> str:
         """The table, what each meta-gradient drops, and why some are refused."""

@@ -40,7 +40,7 @@ class Log(NamedTuple):
 
 def series(records: Sequence[dict[str, Any]], metric: str) -> Log:
     """The series in the lines of a log, of the metric by which the run is judged."""
-    numbers = lambda values: np.asarray(values, float)  # Also of the strings "NaN" and "Infinity".
+    numbers = lambda values: np.asarray(values, float)  # Reads "NaN" and "Infinity" as well.
     losses = [numbers(record.get("losses", [])) for record in records]
     ends = [record["step"] for record in records]
     steps = [np.arange(end - len(x), end) + 1 for end, x in zip(ends, losses, strict=True)]
@@ -63,7 +63,7 @@ def series(records: Sequence[dict[str, Any]], metric: str) -> Log:
 
 
 def read_evaluation(record: dict[str, Any]) -> Evaluation:
-    """The evaluation in an `evaluation_record`, in the metrics of all its tasks."""
+    """The evaluation in an `evaluation_record`, with the metrics over all of its tasks only."""
     mean = {name: np.asarray(record["mean"][name], float) for name in overall(record["mean"])}
     interval = {name: np.asarray(record["interval_95"][name], float) for name in mean}
     ece = np.asarray(record["ece"], float) if "ece" in record else None

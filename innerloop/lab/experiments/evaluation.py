@@ -28,12 +28,13 @@ from innerloop.training import _evaluate as evaluation
 
 @dataclass(frozen=True)
 class Asked:
-    """What an evaluation does otherwise than the test of the run."""
+    """The options in which an evaluation differs from the run's own test."""
 
     tasks: int | None = None
-    """Test tasks, for a learned optimizer of each family; the experiment's own by default."""
+    """Number of test tasks: the run's own by default. For a learned optimizer, tasks of each
+    family, 20 by default."""
     steps: int | None = None
-    """Inner steps. There are results after each of 0 to this many."""
+    """Inner steps; results are given after 0, 1, … and this many."""
     seed: int | None = None
     """Seed of the test set; the run's own by default."""
     shots: int | None = None
@@ -52,13 +53,13 @@ def evaluate(run: Path, asked: Asked) -> dict[str, Any]:
 
     Args:
         run: The folder of the run.
-        asked: What is done otherwise than at the end of the run.
+        asked: How the evaluation differs from the run's own test.
 
     Returns:
         A record of the results and what they depend on, and the `"file"` that holds it. Evaluations
-        with another seed or other numbers have other files. For few-shot learning the record has an
-        entry like the `"test"` of `result.json`, for a learned optimizer the entries of
-        `optimizer_record`.
+        with a different seed or different numbers go into different files. For few-shot learning
+        the record has an entry like the `"test"` of `result.json`, for a learned optimizer the
+        entries of `optimizer_record`.
 
     Raises:
         RunError: If the folder holds no run, is damaged or cannot be written.
@@ -68,7 +69,7 @@ def evaluate(run: Path, asked: Asked) -> dict[str, Any]:
     folder.require_writable()  # Before minutes of work.
     trained = read_experiment(folder)
     if isinstance(trained, FewShot):
-        problem = "families are of learned optimizers, not of few-shot tasks"
+        problem = "families apply to learned optimizers, not to few-shot tasks"
         expected = "a run of innerloop train learned-optimizer, or no families"
         _refuse(asked, ("families",), problem, expected)
         name, record = _few_shot_record(folder, trained, asked)
@@ -98,7 +99,7 @@ def _few_shot_record(
         name = f"seed{experiment.seed}-steps{{}}-tasks{experiment.test_tasks}"
         name += "" if asked.shots is None else f"-shots{asked.shots}"
     else:
-        problem = f"{asked.protocol} has its own tasks, each once"
+        problem = f"{asked.protocol} has its own tasks, each used once"
         _refuse(asked, ("tasks", "seed", "shots"), problem, "no tasks, no seed and no shots")
         experiment, episodes = one_shot_protocol(folder.path, experiment)
         parts = experiment.parts()

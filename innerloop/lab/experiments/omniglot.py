@@ -13,7 +13,7 @@ from innerloop.problem import Episode
 from innerloop.tasks import Splits, omniglot, omniglot_official, omniglot_one_shot
 
 ProtocolName = Literal["omniglot-one-shot"]
-"""Tests that the authors of a data set fixed: the tasks, and their number of classes."""
+"""Names of the tests whose tasks the authors of a data set fixed."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def one_shot_protocol(run: Path, experiment: FewShot) -> tuple[Omniglot, Episode
     tested = replace(experiment, ways=20, train_ways=None, shots=1)
     if not eqx.tree_equal(experiment.meta_shapes(), tested.meta_shapes()):
         raise RunError(
-            "the protocol has tasks of 20 classes, and the run's network has other outputs",
+            "the protocol has tasks of 20 classes, but the run's network has other outputs",
             got=f"{run}, trained with --recipe {experiment.recipe} --ways {experiment.ways}",
             expected="a run with --ways 20, or of a recipe whose network has no outputs of its "
             "own, such as protonet",

@@ -178,16 +178,16 @@ def optimizer_record(
     """Evaluate a learned optimizer and tuned ones, on new tasks of families.
 
     Args:
-        experiment: The experiment that the optimizer was learned by. Its horizon is the number of
-            inner steps, which an optimizer may know, and its seed is that of the tasks.
+        experiment: The experiment that trained the optimizer. Its horizon is the number of inner
+            steps, which an optimizer may know, and its seed draws the tasks.
         meta: The meta-parameters of the optimizer.
         tasks: Tasks of each family, `TASKS` by default.
         families: Names of training and held-out families; those it was trained on by default.
 
     Returns:
-        The name of the file for it, and the record: `"settings"`, the three numbers; `"families"`,
-        by family and by optimizer what `trial_record` gives; and `"seconds_per_step"` on the first
-        family, by optimizer.
+        The name of the record's file, and the record: `"optimizer"`; `"settings"` (steps, tasks and
+        seed); `"families"`, by family and by optimizer what `trial_record` gives; and
+        `"seconds_per_step"` on the first family, by optimizer.
     """
     chosen = experiment.training_families() if families is None else named_families(families)
     steps, learned = experiment.horizon, experiment.learned()

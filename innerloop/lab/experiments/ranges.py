@@ -44,7 +44,7 @@ def check_ranges(experiment: Any, flags: Mapping[str, str] = MappingProxyType({}
 
     Args:
         experiment: The experiment.
-        flags: By field, the name of the flag if it is another.
+        flags: The name of the flag, for each field whose flag has a different name.
 
     Raises:
         StructureError: If a setting is out of range.

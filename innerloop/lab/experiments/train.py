@@ -1,4 +1,4 @@
-"""A run of an experiment: train, choose by validation, test once, draw. What it begins with."""
+"""A run of an experiment: train, choose by validation, test once, draw. Its initial values."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""The figures of a report: one quantity of every run, or optimizer, in one set of axes each."""
+"""The figures of a report, each of one quantity, with a line for every run or optimizer."""
 
 import math
 from collections.abc import Sequence
@@ -198,7 +198,7 @@ def _edges(values: np.ndarray) -> np.ndarray:
 
 
 def _thinned(log: Log) -> tuple[np.ndarray, ...]:
-    """The last steps of parts of the losses, and mean, least and most of their finite values."""
+    """Parts of the losses: their last steps, and mean, minimum and maximum of the finite losses."""
     n = min(len(log.losses), _POINTS)
     ends = np.array([part[-1] for part in np.array_split(log.steps, n)])
     parts = np.array_split(log.losses, n)

@@ -217,7 +217,7 @@ def cost(runs: list[Run]) -> Iterator[Content]:
     yield _by_run(runs, _cost_cells)
     yield Note(
         "The time of an outer step is the median over calls to the device, without tracing and "
-        "compilation. Operations are those of the meta-gradient, counted from the program."
+        "compilation. Operations are those of the estimator's step, counted from the program."
     )
 
 
