@@ -154,15 +154,26 @@ def number(*, such_as: int | float = 1.0, **field: Any) -> Any:
 
 
 @kind
-def between(low: int | float, high: int | float, *, below: bool = False, **field: Any) -> Any:
-    """A finite number from `low` to `high`, both included; with `below`, `high` is excluded."""
+def between(
+    low: int | float,
+    high: int | float,
+    *,
+    below: bool = False,
+    such_as: int | float | None = None,
+    **field: Any,
+) -> Any:
+    """A finite number from `low` to `high`, both included; with `below`, `high` is excluded.
+
+    The error shows `such_as`, by default `low`.
+    """
     below = below or high == math.inf
     accepts = lambda value: (
         _is_number(value) and low <= value and (value < high if below else value <= high)
     )
     span = f"of at least {low} and below {high}" if below else f"from {low} to {high}"
     relation = "<" if below else "<="
-    return Requirement(accepts, f"a number {span}", f"{low} <= number {relation} {high}", repr(low))
+    cure = repr(low if such_as is None else such_as)
+    return Requirement(accepts, f"a number {span}", f"{low} <= number {relation} {high}", cure)
 
 
 @kind
@@ -308,8 +319,10 @@ def optional(kind: Any, *, default: Any = None, **field: Any) -> Any:
 
 
 def _public_name(cls: type) -> str:
-    """The name of a class behind its package, or behind its module of the standard library."""
+    """The name of a class, behind the package that it comes from if that is another one."""
     package, _, _ = cls.__module__.partition(".")
+    if package == __name__.partition(".")[0]:
+        return cls.__name__
     return f"{cls.__module__ if package in sys.stdlib_module_names else package}.{cls.__name__}"
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-import equinox as eqx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
+from innerloop.arguments import CheckedModule, instance
 from innerloop.problem import Examples, Problem
 
 Predict = Callable[[PyTree, PyTree, Examples, PRNGKeyArray], Array]
@@ -13,7 +13,7 @@ Predict = Callable[[PyTree, PyTree, Examples, PRNGKeyArray], Array]
 """
 
 
-class Learner(eqx.Module):
+class Learner(CheckedModule):
     """A problem, the adaptation that learns its tasks, and the predictions after it.
 
     Args:
@@ -21,8 +21,15 @@ class Learner(eqx.Module):
         adaptation: How one task is learned.
         predict: `(params, meta, batch, key) -> predictions` of the adapted parameters, such as
             the logits of a classifier. None if the outer loss says all there is to say.
+
+    Raises:
+        StructureError: A part is of another kind.
     """
 
-    problem: Problem
-    adaptation: Adaptation
+    problem: Problem = instance(
+        Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"
+    )
+    adaptation: Adaptation = instance(
+        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.01), 5)"
+    )
     predict: Predict | None = None

@@ -110,7 +110,7 @@ def meta_objective(
         )
     task_objective = gradient.objective(problem, adaptation)
 
-    @checked(key=random_key())
+    @checked("meta_objective(...)", key=random_key())
     def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
         check_meta(meta)
         _check_episode(episode)
@@ -166,7 +166,7 @@ def meta_value_and_grad(
         )
     objective = meta_objective(problem, adaptation, gradient)
 
-    @checked(key=random_key())
+    @checked("meta_value_and_grad(...)", key=random_key())
     def value_and_grad(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
         check_meta(meta)
         if not jax.tree.leaves(meta):
@@ -280,11 +280,14 @@ def check_meta(meta: PyTree) -> None:
 def _check_episode(episode: Episode) -> None:
     if isinstance(episode, Episode):
         return
+    draws = hasattr(episode, "sample")
     raise StructureError(
         "a task comes as an Episode",
         got=type(episode).__name__,
-        expected="Episode(support, query)",
-        write="Episode(support=Examples(x, y), query=Examples(x2, y2))",
+        expected="Episode(support, query); a batch of them has the task axis first in every array",
+        write="tasks.evaluation_episodes(distribution, 100, seed=1), which draws them"
+        if draws
+        else "Episode(support=Examples(x, y), query=Examples(x2, y2))",
     )
 
 

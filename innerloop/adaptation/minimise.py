@@ -87,7 +87,7 @@ class Minimise(Adaptation):
 
 
 _NO_DERIVATIVE = GradientError(
-    "the way of a solver to its solution has no derivative",
+    "the path of a solver to its solution has no derivative",
     got="a derivative through Minimise, in an episode or in a value that the problem closes over",
     expected="a derivative of the meta-objective in meta alone",
     write="meta_objective(problem, Minimise(solver), Implicit()), and what is to be differentiated "

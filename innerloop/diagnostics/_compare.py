@@ -20,7 +20,7 @@ from innerloop.problem import Episode, Problem
 from innerloop.trees import number_count
 
 
-@checked(key=random_key(), draws=at_least(1, such_as=8), seconds=between(0, math.inf))
+@checked(key=random_key(), draws=at_least(1, such_as=8), seconds=between(0, math.inf, such_as=0.5))
 def compare(
     problem: Problem,
     adaptation: Adaptation,

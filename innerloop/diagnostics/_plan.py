@@ -291,6 +291,13 @@ def _nothing_fits(
     shown = lambda one: (
         f"{gradient_name(one.gradient)} with chunk={chunk}: {format_bytes(needed(one))}"
     )
+    if not considered:
+        return StructureError(
+            "no meta-gradient of the allowed fidelity is known for this adaptation",
+            got="no candidates, as none is biased after 0 steps or after a solver",
+            expected="an adaptation by steps, or exact candidates too",
+            write="plan(..., allow=('exact', 'biased'))",
+        )
     known = [one for one in considered if one.compiled(chunk)]
     if not known:
         return next(one.error for one in considered if one.error)
@@ -299,7 +306,7 @@ def _nothing_fits(
     said = "".join(f"; biased: {shown(one)}" for one in biased if one.compiled(chunk))
     enough = least if least < 2**20 else f"'{math.ceil(least / 2**20)}MiB'"
     ways = [f"plan(..., memory={enough})"]
-    if said:
+    if any(needed(one) <= budget for one in biased if one.compiled(chunk)):
         ways.append("plan(..., allow=('exact', 'biased')) for a biased one")
     return StructureError(
         "no meta-gradient that was to be considered fits the budget",

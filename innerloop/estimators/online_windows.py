@@ -67,7 +67,7 @@ class OnlineWindows(LearningEstimator):
     """
 
     tasks: TaskDistribution = with_methods(
-        "sample", what="a task distribution", such_as="tasks.SinusoidTasks(5, 5)"
+        "sample", what="a task distribution", such_as="tasks.IndependentTasks(sample_one)"
     )
     window: int = at_least(1, such_as=20)
     horizon: Horizon = either(at_least(1, such_as=100), each(at_least(1)))

@@ -57,7 +57,7 @@ class WholeTasks(LearningEstimator):
 
     gradient: MetaGradient = instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")
     tasks: TaskDistribution | StreamedTasks = with_methods(
-        "sample", what="a task distribution", such_as="tasks.SinusoidTasks(5, 5)"
+        "sample", what="a task distribution", such_as="tasks.IndependentTasks(sample_one)"
     )
     batch: int = at_least(1, such_as=8)
     tested: Learner | None = eqx.field(default=None, kw_only=True)
@@ -162,6 +162,13 @@ class WholeTasks(LearningEstimator):
         sample_key, task_key = jax.random.split(jax.random.fold_in(key, outer_step))
         streamed = data is not None
         episodes = on_device(data) if streamed else self.tasks.sample(sample_key, self.batch)
+        if task_count(episodes) != self.batch:
+            raise StructureError(
+                "the task distribution gives another number of tasks than it is asked for",
+                got=f"{task_count(episodes)} tasks from {type(self.tasks).__name__}",
+                expected=f"{self.batch} tasks, one for each of batch={self.batch}",
+                write="sample(key, n) that gives n tasks, or tasks.IndependentTasks(sample_one)",
+            )
         return placement.by_task(_filled(episodes, placement.devices)), task_key
 
 

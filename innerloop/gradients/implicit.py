@@ -164,8 +164,8 @@ def _not_read(leaves: str) -> GradientError:
         "the inner optimum does not depend on meta, so its implicit meta-gradient is zero",
         got=f"an inner condition that reads none of the meta leaves {leaves}",
         expected="an inner loss that reads meta",
-        write="Implicit() after proximal(problem, strength), which pulls the parameters to where "
-        "they start (iMAML); or Unroll()",
+        write="Implicit() after gradients.proximal(problem, strength), which pulls the parameters "
+        "to where they start (iMAML); or Unroll()",
     )
 
 

@@ -70,7 +70,9 @@ def one_hot(support: Examples, ways: int, dtype: DTypeLike) -> Float[Array, "row
             "a classifier needs integer classes",
             got=f"targets {describe(targets)}",
             expected=f"integers from 0 to {ways - 1}, shape (rows,)",
-            write="Examples(inputs, jnp.argmax(one_hot_targets, axis=-1))",
+            write="Examples(inputs, jnp.argmax(one_hot_targets, axis=-1))"
+            if targets.ndim == 2
+            else "Examples(inputs, targets.reshape(-1).astype(int))",
         )
     return blank_rows(jax.nn.one_hot(targets, ways, dtype=dtype), support.mask)
 

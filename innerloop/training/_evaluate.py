@@ -19,7 +19,7 @@ from innerloop.estimators.metrics import named_metrics
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
 from innerloop.learner import Learner
-from innerloop.objective import task_count
+from innerloop.objective import check_meta, task_count
 from innerloop.problem import Episode, loss_function, task_keys
 from innerloop.training.calibration import calibration_sums, expected_calibration_error
 
@@ -156,6 +156,7 @@ def _all_tasks(
 ) -> TaskResults:
     problem, adaptation = learner.problem, learner.adaptation
     outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
+    check_meta(meta)
     tasks = task_count(episodes)
     if episodes.weight is not None:
         raise StructureError(

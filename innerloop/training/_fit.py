@@ -107,7 +107,7 @@ class Fit(NamedTuple):
     ),
     averaging=between(0, 1, below=True),
     per_call=at_least(1, such_as=50),
-    minutes=or_none(between(0, math.inf)),
+    minutes=or_none(between(0, math.inf, such_as=10)),
     non_finite=instance(NonFinite, what="a policy", such_as="training.Skip()"),
     checkpoints=or_none(
         instance(Checkpoints, what="Checkpoints", such_as="training.Checkpoints(folder, every=500)")

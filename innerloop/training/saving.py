@@ -119,7 +119,7 @@ def training_saved(
             "there is nothing to resume from without checkpoints",
             got="fit(..., resume=True, checkpoints=None)",
             expected="the checkpoints that the run was saved to",
-            write="fit(..., checkpoints=Checkpoints(folder), resume=True)",
+            write="fit(..., checkpoints=training.Checkpoints(folder), resume=True)",
         )
     if checkpoints is None:
         yield _NotSaving()

@@ -95,7 +95,7 @@ class Experiment(abc.ABC):
     pretrained: Path | None = None
     """Run folder whose best meta-parameters training starts from."""
     resume: bool = False
-    """Resume the run in the folder --run from its last checkpoint."""
+    """Resume the run in the folder --run from its last checkpoint; begin it if there is none."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard, into the run's folder (needs innerloop[tensorboard])."""
     wandb: str | None = None
