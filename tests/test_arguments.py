@@ -150,7 +150,7 @@ class ReaderTasks:
     """A task distribution of the reader's, and the namespace of the library's."""
 
     sample = il.tasks.SinusoidTasks(5, 5).sample
-    SinusoidTasks = il.tasks.SinusoidTasks
+    IndependentTasks = il.tasks.IndependentTasks
 
 
 @functools.cache
@@ -173,6 +173,7 @@ def reader():
         "adaptation": adaptation,
         "folder": "run",
         "tasks": ReaderTasks(),
+        "sample_one": lambda key: il.Episode(jax.random.normal(key), jax.random.normal(key)),
         "episodes": il.Episode(np.ones((2, 1)), np.ones((2, 1))),
     }
 

@@ -165,8 +165,11 @@ BAD_SUPPORTS = {
     ),
     "rows": (lambda: examples(INPUTS[:4], CLASSES), "one vector of real numbers per row"),
     "a tuple": (lambda: (INPUTS, CLASSES), "learns from Examples.*tuple.*Procedure"),
-    "real classes": (lambda: examples(INPUTS, CLASSES / 2), "needs integer classes.*argmax"),
-    "one-hot": (lambda: examples(INPUTS, np.eye(3)[CLASSES]), "needs integer classes"),
+    "real classes": (
+        lambda: examples(INPUTS, CLASSES / 2),
+        r"needs integer classes.*astype\(int\)",
+    ),
+    "one-hot": (lambda: examples(INPUTS, np.eye(3)[CLASSES]), "needs integer classes.*argmax"),
 }
 
 

@@ -31,7 +31,8 @@ def task_mean(f, meta, episodes):
 
 
 def result(recipe, meta, episodes):
-    value_and_grad = meta_value_and_grad(*recipe[:3])
+    at_first = recipe.schedule(jnp.int32(0)) if recipe.schedule else recipe[:2]
+    value_and_grad = meta_value_and_grad(*at_first, recipe.gradient)
     (value, _), grads = jax.jit(value_and_grad)(meta, episodes, jax.random.key(2))
     return value, grads
 

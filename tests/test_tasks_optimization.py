@@ -194,12 +194,12 @@ def test_several_families_train_one_optimizer():
         (
             lambda: il.tasks.optimization.quadratic_family([]),
             il.errors.StructureError,
-            r"spectrum must be .*at least 1 entry.*Write: quadratic_family",
+            r"spectrum is a list.*logspace",
         ),
         (
             lambda: il.tasks.optimization.quadratic_family([1.0, -1.0]),
             il.errors.StructureError,
-            r"spectrum must be .*at least 0.*-1\.0",
+            "none negative",
         ),
         (
             lambda: il.tasks.optimization.TableTasks(il.tasks.optimization.wine_table(), 90),
