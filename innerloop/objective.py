@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
 from innerloop.arguments import at_least, checked, instance, optional, random_key
@@ -23,7 +23,7 @@ from innerloop.gradients.reach import detached, require_reach, watch_reach
 from innerloop.gradients.surrogate import once_differentiable
 from innerloop.problem import Episode, Problem, task_keys
 from innerloop.tangents import refuse_derivative
-from innerloop.trees import leaf_names
+from innerloop.trees import cast_like, leaf_names, widened
 
 MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
 """`(meta, episodes, key) -> ((loss, aux), grads)`, over a batch of tasks."""
@@ -151,7 +151,8 @@ def meta_value_and_grad(
     Returns:
         `f(meta, episodes, key) -> ((loss, aux), grads)`: the mean of the loss over the task axis,
         weighted by `episodes.weight` if it is given, `aux` per task, and the gradient in `meta`.
-        One key per task is split from `key`.
+        One key per task is split from `key`. A task of weight zero is not learned: its `aux` is
+        that of another task. If no task counts, the loss is NaN and the gradient zero.
 
     Raises:
         StructureError: While tracing, if the parts do not fit.
@@ -178,13 +179,19 @@ def meta_value_and_grad(
             )
         tasks = task_count(episodes)
         keys = jax.random.split(key, tasks)
-        weights = jnp.ones(tasks) if episodes.weight is None else episodes.weight
+        weights = jnp.ones(tasks)
+        batch = (Episode(episodes.support, episodes.query), keys)
+        if episodes.weight is not None:
+            weights = _task_weights(episodes.weight, tasks)
+            batch = _with_stand_ins(batch, weights != 0)
         unreached: list[str] = []
         sums = sum_over_tasks(objective, chunk, unreached)
-        batch = (Episode(episodes.support, episodes.query), keys, weights)
-        total, aux, grads = (spread(sums) if spread else sums)(meta, *batch)
+        total, aux, grads = (spread(sums) if spread else sums)(meta, *batch, weights)
         scale = 1 / jnp.sum(weights)
-        grads = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), grads)
+        mean = lambda leaf: leaf * scale.astype(leaf.dtype)
+        if episodes.weight is not None:  # where no task counts, the loss alone is NaN
+            mean = lambda leaf: jnp.where(scale != jnp.inf, leaf * scale.astype(leaf.dtype), 0)
+        grads = jax.tree.map(mean, grads)
         marks = {name: jnp.ones(tasks, bool) for name in unreached}
         aux = aux._replace(diagnostics=aux.diagnostics | {"unreached": marks})
         return (total * scale.astype(total.dtype), aux), grads
@@ -218,7 +225,9 @@ def _weighted_sum(objective: Callable, unreached: list[str], meta, episodes, key
             result = objective(mark(meta), *task)
             loss, aux = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], result)
         else:
-            loss, aux = jax.vmap(objective, (None, 0, 0))(mark(meta), episodes, keys)
+            own, axes = _for_each_task(mark(meta), len(weights))
+            loss, aux = jax.vmap(objective, (axes, 0, 0))(own, episodes, keys)
+        loss = widened(loss)
         return jnp.sum(weights.astype(loss.dtype) * loss), aux
 
     try:
@@ -239,6 +248,24 @@ def _weighted_sum(objective: Callable, unreached: list[str], meta, episodes, key
     return value, aux, grads
 
 
+def _for_each_task(meta: PyTree, tasks: int) -> tuple[PyTree, PyTree]:
+    """Meta as the tasks read it, and its task axes.
+
+    A narrow leaf is given to each task of its own, so that the tasks' gradients are summed in
+    float32 and not in the leaf's type, where a sum of many terms stops growing.
+    """
+    narrow = jax.tree.map(lambda leaf: jnp.result_type(leaf).itemsize < 4, meta)
+    axes = jax.tree.map(lambda is_narrow: 0 if is_narrow else None, narrow)
+
+    def own(leaf: Array, is_narrow: bool) -> Array:
+        if not is_narrow:
+            return leaf
+        wide = leaf.astype(jnp.float32)
+        return jnp.broadcast_to(wide, (tasks, *leaf.shape)).astype(leaf.dtype)
+
+    return jax.tree.map(own, meta, narrow), axes
+
+
 def _chunked_sum(at_once: SumOverTasks, chunk: int, meta, *batch):
     """The same sums over chunks of tasks, with the gradients accumulated in the loop's carry."""
     tasks = len(batch[-1])
@@ -256,11 +283,41 @@ def _chunked_sum(at_once: SumOverTasks, chunk: int, meta, *batch):
         if size == 1:  # an axis of size 1 outside the loop would copy the batch
             part = jax.tree.map(lambda leaf: leaf[None], part)
         total, aux, part_grads = at_once(meta, *part)
-        return jax.tree.map(jnp.add, grads, part_grads), (total, aux)
+        return jax.tree.map(jnp.add, grads, widened(part_grads)), (total, aux)
 
-    grads, (totals, aux) = jax.lax.scan(body, jax.tree.map(jnp.zeros_like, meta), batch)
+    zeros = widened(jax.tree.map(jnp.zeros_like, meta))
+    grads, (totals, aux) = jax.lax.scan(body, zeros, batch)
     aux = jax.tree.map(lambda leaf: leaf.reshape(chunks * size, *leaf.shape[2:])[:tasks], aux)
-    return jnp.sum(totals), aux, grads
+    return jnp.sum(totals), aux, cast_like(grads, meta)
+
+
+def _task_weights(weight: Any, tasks: int) -> Array:
+    """The weights of a batch, `(tasks,)`."""
+    dtype = getattr(weight, "dtype", None)
+    is_real = dtype is not None and (jnp.issubdtype(dtype, jnp.floating) or dtype.kind in "iub")
+    if not is_real or weight.shape != (tasks,):
+        raise StructureError(
+            "the weights of a batch are one real number for each task",
+            got=f"weight of {describe(weight)} for {tasks} tasks",
+            expected=f"an array of shape ({tasks},)",
+            write=f"Episode(support, query, weight=jax.numpy.ones({tasks}))",
+        )
+    return weight if is_floating(weight) else weight.astype(jnp.result_type(float))
+
+
+def _with_stand_ins(batch: PyTree, counts: Bool[Array, " tasks"]) -> PyTree:
+    """The batch with a copy of the first task that counts in place of each that does not.
+
+    Zero times a derivative that is not finite is NaN, so a task of weight zero must not be learned
+    from its own data.
+    """
+    first = jnp.argmax(counts)
+
+    def replaced(leaf: Array) -> Array:
+        of_task = counts.reshape(-1, *(1,) * (leaf.ndim - 1))
+        return jnp.where(of_task, leaf, leaf[first])
+
+    return jax.tree.map(replaced, batch)
 
 
 def check_meta(meta: PyTree) -> None:

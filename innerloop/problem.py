@@ -30,8 +30,8 @@ class Episode(eqx.Module):
     Args:
         support: Pytree of arrays, read by the inner loop.
         query: Pytree of arrays, read by the outer loss.
-        weight: Scalar, this task's weight in the mean over tasks; None counts as 1. A weight of 0
-            masks a padded task, whose data must still give a finite loss.
+        weight: Scalar, this task's weight in the mean over tasks; None counts as 1. In a batch, a
+            task of weight 0 is not learned, whatever its data.
     """
 
     support: PyTree[Array | np.ndarray]

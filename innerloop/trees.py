@@ -71,6 +71,16 @@ def add(a: PyTree, b: PyTree, factor: Any) -> PyTree:
     return jax.tree.map(lambda x, y: x + jnp.asarray(factor, y.dtype) * y, a, b)
 
 
+def widened(tree: PyTree) -> PyTree:
+    """The tree in float32 at least, for sums of many terms: a narrower sum would stop growing."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+
+
+def cast_like(tree: PyTree, like: PyTree) -> PyTree:
+    """The tree in the dtypes of another."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(jnp.result_type(other)), tree, like)
+
+
 def scale(tree: PyTree, factor: Any) -> PyTree:
     """`factor * tree`."""
     return jax.tree.map(lambda leaf: leaf * jnp.asarray(factor).astype(leaf.dtype), tree)

@@ -26,7 +26,7 @@ from innerloop.objective import SumOverTasks, meta_value_and_grad, task_count
 from innerloop.problem import Episode
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.tasks.streamed import on_device
-from innerloop.trees import all_finite, key_numbers, shorten, tree_bytes
+from innerloop.trees import all_finite, cast_like, key_numbers, shorten, tree_bytes, widened
 
 
 class WholeTasks(LearningEstimator):
@@ -206,14 +206,14 @@ def _task_by_task(norm: float) -> Callable[[SumOverTasks], SumOverTasks]:
                 sound = all_finite((loss, grads))
                 short = shorten(grads, task[-1] * norm)
                 clipped = jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0), short)
-                total = jax.tree.map(jnp.add, total, clipped)
+                total = jax.tree.map(jnp.add, total, widened(clipped))
                 return total, (jnp.where(sound, loss, 0), aux, sound)
 
-            zero = jax.tree.map(jnp.zeros_like, meta)
+            zero = widened(jax.tree.map(jnp.zeros_like, meta))
             grads, (losses, aux, sound) = jax.lax.scan(add, zero, (episodes, keys, weights))
             aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
             diagnostics = aux.diagnostics | {_FAULTS: (sound, key_numbers(keys))}
-            return jnp.sum(losses), aux._replace(diagnostics=diagnostics), grads
+            return jnp.sum(losses), aux._replace(diagnostics=diagnostics), cast_like(grads, meta)
 
         return run
 

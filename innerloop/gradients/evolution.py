@@ -10,7 +10,7 @@ from innerloop.fidelity import ESTIMATE, Fidelity
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem, task_keys
-from innerloop.trees import add, drawn_like
+from innerloop.trees import add, cast_like, drawn_like, widened
 
 
 class EvolutionStrategies(MetaGradient):
@@ -66,7 +66,8 @@ class EvolutionStrategies(MetaGradient):
                 slope = (at(1) - at(-1)) / (2 * self.sigma * self.pairs)
                 return [slope.astype(draw.dtype) * draw for draw in jax.tree.leaves(noise)]
 
-            gradient = sum_in_chunks(pair, self.pairs, self.chunk)
+            total = sum_in_chunks(pair, self.pairs, self.chunk)
+            gradient = cast_like(total, jax.tree.leaves(fixed))
             loss, aux, _ = outcome(fixed)
             return known_gradient("EvolutionStrategies()", loss, gradient, meta), aux
 
@@ -74,13 +75,13 @@ class EvolutionStrategies(MetaGradient):
 
 
 def sum_in_chunks(term, count: int, chunk: int | None):
-    """The sum of `term(i)` over i = 0 ... count - 1, `chunk` terms at a time."""
+    """The sum of `term(i)` over i = 0 ... count - 1, `chunk` at a time, in float32 at least."""
     size = min(chunk or count, count)
     whole, rest = divmod(count, size)
 
     def block(first, size):
         terms = jax.vmap(term)(first + jnp.arange(size, dtype=jnp.int32))
-        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), terms)
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), widened(terms))
 
     total = block(jnp.int32(0), size)
     if whole > 1:

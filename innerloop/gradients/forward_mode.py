@@ -18,7 +18,7 @@ from innerloop.gradients.reach import detached, require_reach
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.gradients.unroll import after_steps
 from innerloop.problem import Episode, Problem, task_keys
-from innerloop.trees import add, drawn_like
+from innerloop.trees import add, cast_like, drawn_like, widened
 
 Slopes = Callable[[Callable[[Array], list[Array]], int], Array]
 """`slopes(direction, n)`: the n derivatives of the meta-objective along `direction(i)`."""
@@ -128,9 +128,10 @@ class RandomDirections(Directions):
         weights = slopes(direction, self.count) / self.count
 
         # Each direction is drawn again, so that none is kept.
-        added = lambda total, i: (add(total, direction(i), weights[i]), None)
-        zeros = [jnp.zeros_like(leaf) for leaf in leaves]
-        return jax.lax.scan(added, zeros, jnp.arange(self.count, dtype=jnp.int32))[0]
+        added = lambda total, i: (add(total, widened(direction(i)), weights[i]), None)
+        zeros = widened([jnp.zeros_like(leaf) for leaf in leaves])
+        total, _ = jax.lax.scan(added, zeros, jnp.arange(self.count, dtype=jnp.int32))
+        return cast_like(total, leaves)
 
 
 class ForwardMode(MetaGradient):

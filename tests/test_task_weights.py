@@ -1,0 +1,114 @@
+"""The weights of a batch of tasks: what they may be, and what does not count does no harm."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import innerloop as il
+
+KEY, META = jax.random.key(0), {"scale": jnp.array(1.5)}
+LEARN = il.GradientDescent(optax.sgd(0.1), 2)
+
+
+def length(params, meta, batch, key):
+    """Its derivative is infinite where all numbers are zero."""
+    noise = jax.random.uniform(batch["key"], (), batch["x"].dtype)
+    return jnp.sqrt(jnp.sum((params["scale"] * batch["x"]) ** 2)) + 0 * noise, None
+
+
+def batch_of(rows, weight=None):
+    data = {"x": jnp.array(rows), "key": jax.random.split(KEY, len(rows))}
+    return il.Episode(data, data, weight)
+
+
+PROBLEM = il.Problem(lambda meta, support, key: meta, length, length)
+ROWS = [[0.0, 0.0], [1.0, 2.0], [np.nan, 0.0], [3.0, 1.0], [np.inf, 1.0]]
+COUNTED = [0.0, 1.0, 0.0, 2.0, 0.0]
+
+GRADIENTS = [
+    il.Unroll(),
+    il.Unroll(il.MixedMode(), il.Segments(1)),
+    il.FirstOrder(),
+    il.Truncated(1),
+    il.ForwardMode(),
+    il.Reptile(),
+    il.Clipped(il.Unroll(), 1.0),
+]
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 2])
+@pytest.mark.parametrize("gradient", GRADIENTS, ids=str)
+def test_a_task_that_does_not_count_does_no_harm(gradient, chunk):
+    """Its own derivative is infinite or NaN, and zero times that is NaN."""
+    f = jax.jit(il.meta_value_and_grad(PROBLEM, LEARN, gradient, chunk=chunk))
+    (loss, _), grads = f(META, batch_of(ROWS, jnp.array(COUNTED)), KEY)
+    (expected, _), right = f(META, batch_of([ROWS[1], ROWS[3]], jnp.array([1.0, 2.0])), KEY)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(grads["scale"], right["scale"], rtol=1e-6)
+
+
+def test_if_no_task_counts_the_loss_is_nan_and_the_gradient_zero():
+    f = il.meta_value_and_grad(PROBLEM, LEARN)
+    (loss, _), grads = f(META, batch_of(ROWS, jnp.zeros(5)), KEY)
+    assert np.isnan(loss) and grads["scale"] == 0
+
+
+@pytest.mark.parametrize("weight", [np.array([0, 1, 0, 2, 0]), jnp.array(COUNTED, bool)], ids=str)
+def test_whole_numbers_and_truth_values_are_weights(weight):
+    f = il.meta_value_and_grad(PROBLEM, LEARN)
+    result = f(META, batch_of(ROWS, weight), KEY)
+    expected = f(META, batch_of(ROWS, jnp.array(weight, float)), KEY)
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        np.ones((5, 1), np.float32),
+        np.ones((5, 5), np.float32),
+        np.ones(5, np.complex64),
+        {"a": np.ones(5, np.float32)},
+        [np.float32(1.0)] * 5,
+    ],
+    ids=str,
+)
+def test_weights_of_another_form_are_refused(weight):
+    f = il.meta_value_and_grad(PROBLEM, LEARN)
+    with pytest.raises(il.errors.StructureError, match=r"task.*Write: ") as caught:
+        f(META, batch_of(ROWS, weight), KEY)
+    if "one real number for each task" in str(caught.value):
+        cure = eval(caught.value.write, {"Episode": il.Episode, "jax": jax}, vars(batch_of(ROWS)))
+        assert cure.weight.shape == (5,)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 7])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sums_over_many_tasks_are_kept_in_a_wide_type(dtype, chunk):
+    """2,000 equal gradients: a sum in bfloat16 stops growing at 512."""
+    product = lambda params, meta, batch, key: (params["w"] * batch, None)
+    problem = il.Problem(lambda meta, support, key: meta, product, product)
+    numbers = jnp.full((2000,), 1.9296875, dtype)
+    f = il.meta_value_and_grad(problem, il.GradientDescent(optax.sgd(0.0), 1), chunk=chunk)
+    meta = {"w": jnp.array(1.0, dtype)}
+    (loss, _), grads = f(meta, il.Episode(numbers, numbers), KEY)
+    assert grads["w"].dtype == dtype
+    np.testing.assert_allclose(np.float32(loss), 1.9296875, rtol=1e-5)
+    np.testing.assert_allclose(np.float32(grads["w"]), 1.9296875, rtol=5e-3)
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_sums_over_pairs_and_directions_are_kept_in_a_wide_type(chunk):
+    line = lambda params, meta, batch, key: (params["w"] * batch, None)
+    problem = il.Problem(lambda meta, support, key: meta, line, line)
+    episode = il.Episode(jnp.ones(1, jnp.bfloat16), jnp.ones(1, jnp.bfloat16))
+    meta = {"w": jnp.array(1.0, jnp.bfloat16)}
+    learn = il.GradientDescent(optax.sgd(0.0), 1)
+    directions = il.gradients.RandomDirections(1000)
+    for gradient in (
+        il.ForwardMode(directions, chunk=chunk),
+        il.EvolutionStrategies(1000, 0.5, chunk=chunk),
+    ):
+        _, grads = il.meta_value_and_grad(problem, learn, gradient)(meta, episode, KEY)
+        assert 0.85 < np.float32(grads["w"]) < 1.15
