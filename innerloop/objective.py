@@ -302,7 +302,7 @@ def _task_weights(weight: Any, tasks: int) -> Array:
             expected=f"an array of shape ({tasks},)",
             write=f"Episode(support, query, weight=jax.numpy.ones({tasks}))",
         )
-    return weight if is_floating(weight) else weight.astype(jnp.result_type(float))
+    return jnp.asarray(weight, weight.dtype if is_floating(weight) else float)
 
 
 def _with_stand_ins(batch: PyTree, counts: Bool[Array, " tasks"]) -> PyTree:

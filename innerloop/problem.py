@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, Shaped
 
 from innerloop.arguments import CheckedModule, function, optional, or_none
 from innerloop.checks import (
@@ -36,7 +36,7 @@ class Episode(eqx.Module):
 
     support: PyTree[Array | np.ndarray]
     query: PyTree[Array | np.ndarray]
-    weight: Float[Array, "..."] | None = None
+    weight: Shaped[Array | np.ndarray, "..."] | None = None
 
 
 class Examples(eqx.Module):

@@ -73,7 +73,8 @@ def add(a: PyTree, b: PyTree, factor: Any) -> PyTree:
 
 def widened(tree: PyTree) -> PyTree:
     """The tree in float32 at least, for sums of many terms: a narrower sum would stop growing."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)), tree)
+    wide = lambda leaf: leaf.astype(jnp.float32) if jnp.finfo(leaf.dtype).bits < 32 else leaf
+    return jax.tree.map(wide, tree)
 
 
 def cast_like(tree: PyTree, like: PyTree) -> PyTree:
