@@ -151,8 +151,9 @@ def meta_value_and_grad(
     Returns:
         `f(meta, episodes, key) -> ((loss, aux), grads)`: the mean of the loss over the task axis,
         weighted by `episodes.weight` if it is given, `aux` per task, and the gradient in `meta`.
-        One key per task is split from `key`. A task of weight zero is not learned: its `aux` is
-        that of another task. If no task counts, the loss is NaN and the gradient zero.
+        One key per task is split from `key`. Sums over tasks are kept in float32 at least, and so
+        is the loss. A task of weight zero is not learned: its `aux` is that of another task. If no
+        task counts, the loss is NaN and the gradient zero.
 
     Raises:
         StructureError: While tracing, if the parts do not fit.

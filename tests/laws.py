@@ -142,14 +142,14 @@ def _cast(tree, dtype):
 
 
 def low_precision(variant, case):
-    """float32 and bfloat16 parameters keep their dtype and come near the float64 gradient."""
+    """Gradients have the dtype of meta, the mean loss float32, and both come near float64's."""
     episodes, meta, key = _episodes(), quadratic_meta(), _key()
     (_, _), exact = batched(variant, case)(meta, episodes, key)
     norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(exact)))
     for dtype, tolerance in ((jnp.float32, 1e-4), (jnp.bfloat16, 0.1)):
         floats = _cast(episodes, dtype)
         (loss, _), grads = batched(variant, case)(quadratic_meta(dtype), floats, key)
-        assert loss.dtype == dtype
+        assert loss.dtype == jnp.float32
         assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype(dtype)}
         if case.draws:
             continue  # other random numbers, so another estimate

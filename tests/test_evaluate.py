@@ -76,6 +76,15 @@ def test_aux_without_names_is_refused(aux):
         evaluate(recipe.learner, {"x": jnp.zeros(2)}, HELD_OUT, KEY)
 
 
+@pytest.mark.parametrize("name", ["loss", "gradient_norm", "diverged"])
+def test_an_aux_with_the_name_of_a_metric_of_training_is_refused(name):
+    """It would take the place of the real one, also where the best is chosen."""
+    loss = lambda params, meta, batch, key: (jnp.sum(params["x"]), {name: jnp.float32(0)})
+    recipe = point_recipe(loss)
+    with pytest.raises(StructureError, match=f"name of a metric.*my_{name}"):
+        evaluate(recipe.learner, {"x": jnp.zeros(2)}, HELD_OUT, KEY)
+
+
 def test_a_loss_without_aux_can_be_evaluated():
     loss = lambda params, meta, batch, key: jnp.sum(jnp.square(params["x"] - batch))
     recipe = point_recipe(loss)

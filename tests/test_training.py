@@ -482,7 +482,7 @@ def test_several_validations_decide_together_by_their_weights():
     far = jax.tree.map(lambda leaf: leaf + 1, HELD_OUT)
     named = {
         "near": Validation(HELD_OUT, every=1, weight=3.0),
-        "far": Validation(far, every=1, learner=learner, metric="distance"),
+        "far": Validation(far, every=1, learner=learner, metric="distance", maximise=False),
     }
     outcome, reports = train(validation=named)
     key = run_keys(KEY)[2]
@@ -543,3 +543,9 @@ def test_a_metric_that_no_validation_gives_is_named_with_those_that_are_there():
     with pytest.raises(StructureError, match=r"metric='accuracy'.*one of .*'loss'.*Write: Valid"):
         il.fit(recipe.estimator(POINTS, 2), recipe.init_meta, report=reports.append, **options)
     assert not reports, "it is said before the first step"
+
+
+def test_whether_more_of_a_metric_is_better_must_be_said():
+    """By default the smallest accuracy would be kept."""
+    with pytest.raises(StructureError, match=r"'distance' without maximise.*maximise=True"):
+        train(validation=Validation(HELD_OUT, every=1, metric="distance"))

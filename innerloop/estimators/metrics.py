@@ -8,12 +8,27 @@ from jaxtyping import Array, PyTree, Scalar
 
 from innerloop.errors import StructureError
 
+RESERVED = ("loss", "gradient_norm", "diverged")
+"""The metrics that training reports itself."""
+
 
 def named_metrics(aux: Any) -> dict[str, Any]:
-    """An outer loss's aux as metrics. Raises `StructureError` unless it is a dict of scalars."""
+    """An outer loss's aux as metrics.
+
+    Raises:
+        StructureError: It is no dict of scalars, or has a name that training uses itself.
+    """
     if aux is None:
         return {}
     if isinstance(aux, dict) and all(jnp.shape(leaf) == () for leaf in aux.values()):
+        taken = [name for name in RESERVED if name in aux]
+        if taken:
+            raise StructureError(
+                "the outer loss's aux has an entry with the name of a metric of training itself",
+                got=f"aux with {', '.join(map(repr, aux))}",
+                expected=f"other names than {', '.join(map(repr, RESERVED))}",
+                write=f"return loss, {{'my_{taken[0]}': ...}} in outer_loss",
+            )
         return aux
     raise StructureError(
         "training and evaluation report the outer loss's aux by name",

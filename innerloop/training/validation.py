@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.arguments import at_least, checked, optional, positive
+from innerloop.arguments import at_least, checked, instance, optional, positive
 from innerloop.checks import describe
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
@@ -30,6 +30,7 @@ from innerloop.trees import leaf_shapes
     steps=optional(at_least(0)),
     chunk=optional(at_least(1)),
     weight=positive(),
+    maximise=optional(instance(bool, what="True or False", such_as="True")),
 )
 class Validation(NamedTuple):
     """How the best meta-parameters are chosen.
@@ -43,7 +44,7 @@ class Validation(NamedTuple):
         every: Outer steps between validations.
         learner: The learner that learns the episodes; the estimator's own unless given.
         metric: The metric that decides, after `steps` inner steps; nothing is judged before.
-        maximise: Whether more of it is better.
+        maximise: Whether more of it is better. It must be given for any metric but the loss.
         steps: Inner steps at validation; those of the adaptation unless given.
         chunk: Tasks that are computed at a time; as many as in training unless given, or 100.
         weight: The weight of this validation among several.
@@ -53,7 +54,7 @@ class Validation(NamedTuple):
     every: int
     learner: Learner | None = None
     metric: str = "loss"
-    maximise: bool = False
+    maximise: bool | None = None
     steps: int | None = None
     chunk: int | None = None
     weight: float = 1.0
@@ -119,7 +120,7 @@ class Validator:
         return evaluation, True
 
     def require_metrics(self, meta: PyTree) -> None:
-        """Raise `StructureError`, from shapes alone, if a metric that decides is not there."""
+        """Raise `StructureError`, from shapes alone, if it is not clear what decides."""
         for name, each in self._named.items():
             found = jax.eval_shape(partial(self._results, name, placement=OneDevice()), meta)
             if each.metric not in found.metrics:
@@ -129,6 +130,13 @@ class Validator:
                     expected=f"one of {', '.join(map(repr, found.metrics))}",
                     write=f"Validation(..., metric={next(iter(found.metrics))!r}), or return loss, "
                     f"{{{each.metric!r}: ...}} in outer_loss",
+                )
+            if each.maximise is None and each.metric != "loss":
+                raise StructureError(
+                    "a validation does not say whether more of its metric is better",
+                    got=f"metric={each.metric!r} without maximise",
+                    expected="maximise=True for an accuracy, maximise=False for an error",
+                    write=f"Validation(..., metric={each.metric!r}, maximise=True)",
                 )
 
     def _results(self, name: str, meta: PyTree, placement: Placement) -> TaskResults:
