@@ -180,14 +180,13 @@ def meta_value_and_grad(
             )
         tasks = task_count(episodes)
         keys = jax.random.split(key, tasks)
-        weights = jnp.ones(tasks)
-        batch = (Episode(episodes.support, episodes.query), keys)
+        weights, data = jnp.ones(tasks), Episode(episodes.support, episodes.query)
         if episodes.weight is not None:
             weights = _task_weights(episodes.weight, tasks)
-            batch = _with_stand_ins(batch, weights != 0)
+            data, keys = _with_stand_ins((data, keys), weights != 0)
         unreached: list[str] = []
         sums = sum_over_tasks(objective, chunk, unreached)
-        total, aux, grads = (spread(sums) if spread else sums)(meta, *batch, weights)
+        total, aux, grads = (spread(sums) if spread else sums)(meta, data, keys, weights)
         scale = 1 / jnp.sum(weights)
         mean = lambda leaf: leaf * scale.astype(leaf.dtype)
         if episodes.weight is not None:  # where no task counts, the loss alone is NaN

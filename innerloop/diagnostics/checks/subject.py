@@ -158,4 +158,4 @@ class Subject:
     def weights(self) -> Array:
         """The weight of each task."""
         weight = self.episodes.weight
-        return jnp.ones(self.tasks) if weight is None else weight
+        return jnp.ones(self.tasks) if weight is None else jnp.asarray(weight)
