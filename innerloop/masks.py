@@ -3,10 +3,19 @@
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from innerloop.checks import describe
 from innerloop.errors import StructureError
+
+
+def padding_rows(count: int, rows: int) -> np.ndarray:
+    """The indices 0 ... count - 1, and then the last one again, up to `rows` of them.
+
+    What is filled up in this way is as sound as the data itself.
+    """
+    return np.minimum(np.arange(rows), count - 1)
 
 
 def row_mask(values: Shaped[Array, "..."], mask: Array) -> Bool[Array, "..."]:

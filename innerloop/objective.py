@@ -21,6 +21,7 @@ from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.names import gradient_name
 from innerloop.gradients.reach import detached, require_reach, watch_reach
 from innerloop.gradients.surrogate import once_differentiable
+from innerloop.masks import padding_rows
 from innerloop.problem import Episode, Problem, task_keys
 from innerloop.tangents import refuse_derivative
 from innerloop.trees import cast_like, leaf_names, widened
@@ -272,8 +273,7 @@ def _chunked_sum(at_once: SumOverTasks, chunk: int, meta, *batch):
     chunks = math.ceil(tasks / chunk)
     size = math.ceil(tasks / chunks)
     if chunks * size > tasks:  # only if needed, because it copies the batch
-        # Padding repeats the last task with weight zero, because its data is valid.
-        rows = jnp.minimum(jnp.arange(chunks * size), tasks - 1)
+        rows = padding_rows(tasks, chunks * size)
         episodes, keys, weights = jax.tree.map(lambda leaf: leaf[rows], batch)
         batch = (episodes, keys, jnp.where(jnp.arange(chunks * size) < tasks, weights, 0))
     if size > 1:

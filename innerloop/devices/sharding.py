@@ -15,6 +15,7 @@ from innerloop.arguments import at_least, checked, either, instance, one_of, or_
 from innerloop.checks import describe
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
+from innerloop.masks import padding_rows
 from innerloop.objective import SumOverTasks
 from innerloop.trees import is_key
 
@@ -111,8 +112,7 @@ class Sharding(Placement):
     def each(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         def run(meta: PyTree, *batch: Any):
             tasks = jax.tree.leaves(batch)[0].shape[0]
-            # Each task once, then the last one again until the devices share the rows evenly.
-            rows = np.minimum(np.arange(round_up(tasks, self.devices)), tasks - 1)
+            rows = padding_rows(tasks, round_up(tasks, self.devices))
             padded = jax.tree.map(lambda leaf: leaf[rows], batch)
             results = self._on_each(function, self._tasks, meta, *padded)
             return self.whole(jax.tree.map(lambda leaf: leaf[:tasks], results))

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +28,20 @@ from innerloop.objective import check_meta, sum_over_tasks
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.trees import all_finite, key_numbers, leaf_shapes
 
-WindowResult = tuple[Followed, list[Array | None], Int[Array, ""]]
-"""The result of one window of one inner run: the window, whose state is carried to the next one;
-the leaves of the gradient, None for a leaf that is not reached; and the number of particles that
-are no longer finite."""
+
+class WindowResult(NamedTuple):
+    """What an estimator makes of one window of one inner run.
+
+    Attributes:
+        followed: The window after it was run; its state is carried to the next one, and the run is
+            given up if it is not finite.
+        gradient: The gradient as leaves, None for a leaf that is not reached.
+        diverged: The number of the run's particles that are no longer finite.
+    """
+
+    followed: Followed
+    gradient: list[Array | None]
+    diverged: Int[Array, ""]
 
 
 class OnlineWindows(LearningEstimator):
@@ -99,12 +109,26 @@ class OnlineWindows(LearningEstimator):
         check_windows(self.window, self.horizon, self.overlap, name)
 
     def begin(self, state: PyTree, meta: PyTree) -> PyTree:
-        """The state that a run carries from its first inner state on; by default, that state."""
+        """The state that a run carries, made of its first inner state; by default, that state.
+
+        Args:
+            state: The inner state before the first step.
+            meta: The meta-parameters.
+        """
         return state
 
     @abc.abstractmethod
     def estimate(self, window: Window, meta: PyTree, key: PRNGKeyArray) -> WindowResult:
-        """Run the next window of one run, whose carried state is `window.run.state`."""
+        """Run the next window of one run.
+
+        Args:
+            window: The window; `window.run.state` is the state that the run carries.
+            meta: The meta-parameters, without a derivative.
+            key: A random key of this window.
+
+        Returns:
+            The window, its gradient and how many particles diverged.
+        """
 
     @property
     def learner(self) -> Learner:

@@ -106,7 +106,7 @@ class CarriedPairs(AntitheticPairs):
         metrics = mean_of_finite(both.metrics, both.finite)
         alive = jnp.any(jnp.all(both.finite, axis=1))
         followed = Followed(loss, metrics, Particles(both.state, noise), None, alive)
-        return followed, gradient, jnp.sum(~both.finite, dtype=jnp.int32)
+        return WindowResult(followed, gradient, jnp.sum(~both.finite, dtype=jnp.int32))
 
 
 def mean_of_finite(metrics: PyTree, finite: Bool[Array, "pairs 2"]) -> PyTree:

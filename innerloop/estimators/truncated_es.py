@@ -71,4 +71,4 @@ class TruncatedES(AntitheticPairs):
         _, gradient = self.gradient(losses, noise)
         centre = window.follow(meta, state)
         diverged = jnp.sum(~finite, dtype=jnp.int32) + jnp.where(centre.finite, 0, 1)
-        return centre, gradient, diverged
+        return WindowResult(centre, gradient, diverged)

@@ -82,4 +82,4 @@ class TruncatedUnroll(OnlineWindows):
 
         (_, followed), gradient, unreached = watched_value_and_grad(loss, meta)
         diverged = (~followed.finite).astype(jnp.int32)
-        return followed, reached_leaves(gradient, unreached), diverged
+        return WindowResult(followed, reached_leaves(gradient, unreached), diverged)

@@ -1,13 +1,13 @@
 """The estimator of whole tasks: each outer step learns a batch of fresh tasks."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, instance, with_methods
@@ -22,6 +22,7 @@ from innerloop.estimators.metrics import mean_metrics
 from innerloop.gradients import Implicit, MetaGradient
 from innerloop.gradients.base import Fidelity
 from innerloop.learner import Learner
+from innerloop.masks import padding_rows
 from innerloop.objective import SumOverTasks, meta_value_and_grad, task_count
 from innerloop.problem import Episode
 from innerloop.tasks import StreamedTasks, TaskDistribution
@@ -137,7 +138,7 @@ class WholeTasks(LearningEstimator):
                 got=f"memory={format_bytes(budget)}",
                 expected=f"more than {format_bytes(held)}: meta-parameters, their average and the "
                 "optimizer's state, before and after a step, and the tasks' own arrays",
-                write="fit(..., memory='2GiB')",
+                write=f"fit(..., memory='{math.ceil(2 * held / 2**20)}MiB') (--memory)",
             )
         problem, adaptation = self.at(0)
         exact = self.gradient.fidelity(adaptation, problem).kind == "exact"
@@ -185,7 +186,7 @@ def _filled(episodes: Episode, devices: int) -> Episode:
             write="jax.config.update('jax_threefry_partitionable', True), or a multiple of "
             f"{devices} tasks",
         )
-    repeated = np.minimum(np.arange(rows), tasks - 1)
+    repeated = padding_rows(tasks, rows)
     weight = jnp.ones(tasks) if episodes.weight is None else episodes.weight
     support, query, weight = jax.tree.map(
         lambda leaf: leaf[repeated], (episodes.support, episodes.query, weight)

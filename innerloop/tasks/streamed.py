@@ -16,6 +16,7 @@ from innerloop.checks import optional_package
 from innerloop.errors import DataError, StructureError
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.images import as_unit_interval, labelled
+from innerloop.trees import key_numbers
 
 _NO_SETTING = {"setting": False}
 
@@ -134,7 +135,7 @@ _LAST = 2**31 - 1
 
 
 def _numbers(key: PRNGKeyArray) -> list[int]:
-    return np.asarray(jax.random.key_data(key)).ravel().tolist()
+    return np.asarray(key_numbers(key)).ravel().tolist()
 
 
 @checked(ways=at_least(2, such_as=5), shots=at_least(1), queries=at_least(1, such_as=15))

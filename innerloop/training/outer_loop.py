@@ -13,8 +13,9 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.estimators import Estimator
 from innerloop.estimators.base import TaskFaults
+from innerloop.masks import padding_rows
 from innerloop.training.non_finite import Fault, NonFinite
-from innerloop.trees import all_finite, length
+from innerloop.trees import all_finite, is_key, length, widened
 
 
 class TrainState(NamedTuple):
@@ -56,7 +57,7 @@ class Program(eqx.Module):
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             updates, optimizer_state = self.optimizer.update(grads, state.optimizer, state.meta)
             meta = optax.apply_updates(state.meta, updates)
-            wide = jax.tree.map(_widened, meta)
+            wide = widened(meta)
             average = optax.incremental_update(wide, state.average, 1 - self.averaging)
         place = self.placement
         meta, average = place.as_state(meta), place.as_state(average)
@@ -98,7 +99,7 @@ def init_state(
     weakly typed arrays in an optimizer's state would be promoted differently after a restart.
     """
     meta = jax.tree.map(definite, meta)
-    average = jax.tree.map(_widened, meta)
+    average = widened(meta)
     zero = jnp.int32(0)
     optimizer_state = jax.tree.map(definite, optimizer.init(meta))
     return TrainState(meta, average, optimizer_state, zero, zero, zero, estimator)
@@ -156,13 +157,7 @@ def outer_steps(
 
 def definite(leaf: Any) -> Array:
     """The leaf as an array whose dtype is not weak; a random key as it is."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return leaf
-    return jnp.asarray(leaf, jnp.result_type(leaf))
-
-
-def _widened(leaf: Array) -> Array:
-    return leaf.astype(jnp.float32) if jnp.finfo(leaf.dtype).bits < 32 else leaf
+    return leaf if is_key(leaf) else jnp.asarray(leaf, jnp.result_type(leaf))
 
 
 @dataclass
@@ -218,7 +213,7 @@ class OuterLoop:
         the state is the one before the fault, and the metrics end there too.
         """
         data = self.estimator.feed(self.step_key, int(state.step), n)
-        rows = np.minimum(np.arange(self.at_most), n - 1)  # filled up to the largest call
+        rows = padding_rows(n, self.at_most)
         data = self.placement.place(jax.tree.map(lambda leaf: leaf[rows], data))
         count = self.placement.place(np.int32(n))
         state, filled, sound = outer_steps(

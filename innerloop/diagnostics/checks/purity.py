@@ -16,7 +16,7 @@ from innerloop.diagnostics.checks.source import is_library, written_at
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.programs import operations
-from innerloop.trees import is_key
+from innerloop.trees import key_numbers
 
 _MOST_OBJECTS = 10_000
 """The largest number of objects that are searched per function."""
@@ -204,6 +204,5 @@ def _same_atom(one: Any, two: Any) -> bool:
 
 
 def _equal(one: Any, two: Any) -> bool:
-    if is_key(one):
-        one, two = jax.random.key_data(one), jax.random.key_data(two)
+    one, two = map(key_numbers, (one, two))
     return np.asarray(one).tobytes() == np.asarray(two).tobytes()
