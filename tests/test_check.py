@@ -73,6 +73,12 @@ def dead_unit(params, meta, batch, key):
     return inner(params * jnp.array([1.0, 1.0, 0.0]), meta, batch, key)
 
 
+def labelled_from_one(params, meta, batch, key):
+    """Three classes, and the labels 1 ... 3."""
+    examples = il.Examples(jnp.zeros(3), jnp.array([1, 2, 3]))
+    return il.models.cross_entropy(jnp.stack([params] * 3), examples)[0]
+
+
 def with_norm(params, meta, batch, key):
     return inner(params, meta, batch, key) + jnp.linalg.norm(params - meta["w"])
 
@@ -170,6 +176,11 @@ ADAM = il.GradientDescent(optax.adam(0.1), 2)
 ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
 FAULTS = {
+    "a label that is no class": (
+        {"inner": labelled_from_one},
+        Severity.ERROR,
+        r"index outside the array, such as a label.*numpy\.unique",
+    ),
     "stop_gradient": ({"inner": stopped}, ERROR, r"\['scale'\].*test_check.py:\d+ \(stopped\)"),
     "stop_gradient in part": (
         {"inner": half_stopped},

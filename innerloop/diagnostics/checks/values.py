@@ -107,6 +107,10 @@ def _explained(culprit: Operation | None) -> tuple[str, str]:
             "jnp.sqrt(x + 1e-12) for jnp.sqrt(x) and norms, eps_root=1e-8 for optax.adam, or "
             "jnp.where on the argument of the function as well as on its result",
         )
+    if kind == "gather":
+        cause = "an index outside the array, such as a label that is no class: it reads NaN"
+        cure = "labels from 0 to classes - 1, as numpy.unique(labels, return_inverse=True)[1]"
+        return cause, cure
     if kind in ("lu", "triangular_solve", "cholesky", "custom_linear_solve"):
         cause = "a linear system that is singular, or not positive definite"
         return cause, "a ridge: matrix + 1e-3 * jnp.eye(n)"
