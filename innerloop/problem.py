@@ -179,6 +179,15 @@ def subset(
             expected=f"a part of {jax.tree.structure(tree)} with at least one array",
             write="subset(meta, lambda meta: meta['head'])",
         )
+    numbered = jax.tree.unflatten(jax.tree.structure(tree), range(len(jax.tree.leaves(tree))))
+    chosen = jax.tree.leaves(where(numbered))
+    if len(set(chosen)) < len(chosen):
+        raise StructureError(
+            "where selects a leaf twice, so it would be two parameters",
+            got=f"{len(chosen)} leaves, {len(set(chosen))} of them different",
+            expected="subtrees without a common leaf",
+            write="subset(meta, lambda meta: meta['head'])",
+        )
 
     def merge(new: PyTree) -> PyTree:
         return eqx.tree_at(where, tree, new)

@@ -66,6 +66,12 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack(parts)) if parts else jnp.bool_(True)
 
 
+def differ(a: PyTree, b: PyTree) -> Bool[Array, ""]:
+    """Whether any number of two trees differs."""
+    parts = jax.tree.map(lambda x, y: jnp.any(x != y), a, b)
+    return jax.tree.reduce(jnp.logical_or, parts)
+
+
 def add(a: PyTree, b: PyTree, factor: Any) -> PyTree:
     """`a + factor * b`."""
     return jax.tree.map(lambda x, y: x + jnp.asarray(factor, y.dtype) * y, a, b)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
@@ -78,8 +79,19 @@ class GradientDescent(Adaptation):
                 # through the hook, so that the meta-gradient decides about this derivative too
                 value_fn=lambda params: value_and_gradient(params, meta, support, key)[0][0],
             )
+            self._require_real(updates, params)
             params = optax.apply_updates(params, updates)
         return GradientDescentState(params, optimizer), Info(value, aux)
+
+    def _require_real(self, updates: PyTree, params: PyTree) -> None:
+        complex_of = lambda tree: [jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree)]
+        if any(complex_of(updates)) and not any(complex_of(params)):
+            raise StructureError(
+                "the optimizer makes complex updates of real parameters",
+                got=describe(updates),
+                expected="updates of the parameters' type",
+                write="GradientDescent(optax.sgd(0.1), steps=5), with real numbers as its rates",
+            )
 
     def params(self, state: GradientDescentState) -> PyTree:
         """The parameters after the steps taken so far."""

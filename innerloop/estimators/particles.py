@@ -12,7 +12,7 @@ from innerloop.checks import is_floating
 from innerloop.estimators.online_windows import OnlineWindows, WindowResult
 from innerloop.estimators.settings import NO_SETTING
 from innerloop.estimators.window import Followed, Window
-from innerloop.trees import add, drawn_like
+from innerloop.trees import add, differ, drawn_like
 
 
 class Particles(NamedTuple):
@@ -56,7 +56,10 @@ class AntitheticPairs(OnlineWindows):
         def particle(sign, state):
             return window.follow(add(meta, noise, sign), state)._replace(info=None)
 
-        return jax.vmap(particle)(jnp.array([1.0, -1.0]), states)
+        both = jax.vmap(particle)(jnp.array([1.0, -1.0]), states)
+        # A perturbation below the precision of meta is no slope of zero.
+        moves = differ(add(meta, noise, 1), add(meta, noise, -1))
+        return both._replace(loss=jnp.where(moves, both.loss, jnp.nan))
 
     def gradient(
         self, losses: Float[Array, "pairs 2"], noise: PyTree

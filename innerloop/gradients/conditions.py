@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
+from innerloop.arguments import checked, either, function, instance, positive
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.problem import Problem, initial_params, loss_function
 from innerloop.trees import add, dot
@@ -62,7 +63,14 @@ def projected_gradient(
     return fixed_point(step)
 
 
-def proximal(problem: Problem, strength: float | Callable[[PyTree], Scalar]) -> Problem:
+@checked(
+    strength=either(
+        positive(such_as=1.0),
+        function("meta", gives="scalar"),
+        instance(jax.Array, what="a scalar array", such_as="jax.numpy.array(1.0)"),
+    )
+)
+def proximal(problem: Problem, strength: float | Scalar | Callable[[PyTree], Scalar]) -> Problem:
     r"""The problem with a penalty on the distance from the initial parameters (iMAML, equation 3).
 
     $$L_\text{inner}(\theta) + \frac{\lambda}{2} \|\theta - \theta_0(\phi)\|^2$$
@@ -79,7 +87,8 @@ def proximal(problem: Problem, strength: float | Callable[[PyTree], Scalar]) -> 
         The problem with the penalty in its inner loss.
 
     Raises:
-        StructureError: If the problem has no `init` or no `inner_loss`.
+        StructureError: If the problem has no `init` or no `inner_loss`, or λ is a number that is
+            not positive.
     """
     inner_loss = loss_function("inner_loss", problem.inner_loss, needed_by="proximal")
     init = initial_params(problem, needed_by="proximal")

@@ -10,7 +10,7 @@ from innerloop.fidelity import ESTIMATE, Fidelity
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.problem import Episode, Problem, task_keys
-from innerloop.trees import add, cast_like, drawn_like, widened
+from innerloop.trees import add, cast_like, differ, drawn_like, widened
 
 
 class EvolutionStrategies(MetaGradient):
@@ -26,6 +26,8 @@ class EvolutionStrategies(MetaGradient):
     Fidelity: unbiased for the smoothed objective $\mathbb{E}_\epsilon L(\phi + \sigma\epsilon)$.
     Memory: that of `2 chunk` forward passes, for any K. The estimate needs no derivative other than
     the inner gradient, and works after any adaptation.
+
+    If σ is below the precision of the meta-parameters, the estimate is NaN and not zero.
 
     Args:
         pairs: The number of pairs n >= 1. The variance falls as 1/n and grows with the number of
@@ -62,8 +64,12 @@ class EvolutionStrategies(MetaGradient):
 
             def pair(i: Array) -> list[Array]:
                 noise = drawn_like(jax.random.fold_in(task_keys(key).gradient, i), fixed)
-                at = lambda sign: outcome(add(fixed, noise, sign * self.sigma)).loss
-                slope = (at(1) - at(-1)) / (2 * self.sigma * self.pairs)
+                plus, minus = (add(fixed, noise, sign * self.sigma) for sign in (1, -1))
+                rise = outcome(plus).loss - outcome(minus).loss
+                # Below the precision of meta, a perturbation changes nothing and the loss not
+                # either: that is no slope of zero.
+                rise = jnp.where(differ(plus, minus), rise, jnp.nan)
+                slope = rise / (2 * self.sigma * self.pairs)
                 return [slope.astype(draw.dtype) * draw for draw in jax.tree.leaves(noise)]
 
             total = sum_in_chunks(pair, self.pairs, self.chunk)

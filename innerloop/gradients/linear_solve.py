@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree, Scalar
 
-from innerloop.arguments import CheckedModule, at_least
+from innerloop.arguments import CheckedModule, at_least, positive
 from innerloop.trees import add, norm, scale
 
 
@@ -28,11 +28,11 @@ class Neumann(CheckedModule):
         rate: The step α > 0.
 
     Raises:
-        StructureError: If `terms` is below 1.
+        StructureError: If `terms` is below 1, or α is not positive.
     """
 
     terms: int = at_least(1, such_as=20)
-    rate: float = 1.0
+    rate: float = positive(default=1.0)
 
 
 class Solution(NamedTuple):

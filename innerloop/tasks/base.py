@@ -84,7 +84,7 @@ def evaluation_key(seed: int, purpose: str) -> PRNGKeyArray:
     return jax.random.fold_in(stream, zlib.crc32(purpose.encode()))
 
 
-@checked(n=at_least(1, such_as=600))
+@checked(n=at_least(1, such_as=600), seed=at_least(0, at_most=2**32 - 1, such_as=0))
 def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str = "test") -> Any:
     """A fixed evaluation set: `n` episodes that depend on `tasks`, `seed` and `purpose` alone.
 
@@ -93,7 +93,7 @@ def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str
     another `purpose`.
 
     Raises:
-        StructureError: If `n` is not an integer of at least 1.
+        StructureError: If `n` is not an integer of at least 1, or `seed` none from 0 to 2³² - 1.
     """
     return _sample(tasks, evaluation_key(seed, purpose), n)
 
