@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -289,6 +292,7 @@ def test_compare_tells_and_draws(own_run, tmp_path, capsys):
             "--inner-steps 0",
         ),
         (("train", "--chunk", "1", "--memory", "1GiB"), "--chunk 1 --memory 1GiB"),
+        (("train", "--clip-norm", "0"), "--clip-norm"),
     ],
 )
 def test_settings_out_of_range_are_named_by_their_flags(tmp_path, capsys, arguments, named):
@@ -355,6 +359,17 @@ def test_evaluate_finds_out_before_it_works_that_it_cannot_write(own_run, capsys
     monkeypatch.setattr("innerloop.lab.experiments.evaluation.test_evaluation", too_late)
     (own_run / "probe.tmp").mkdir()  # a file system that refuses, even for root
     assert "cannot be written" in refused(capsys, own_run, "evaluate", own_run)
+
+
+def test_a_reader_that_has_gone_ends_the_command_quietly():
+    """As `head` does; a shell then reports SIGPIPE."""
+    command = [sys.executable, "-m", "innerloop", "plan", "sinusoid", "--width", "5"]
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes) as output:
+        result = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 128 + signal.SIGPIPE
+    assert "Traceback" not in result.stderr and "Exception" not in result.stderr
 
 
 # --- bad input ----------------------------------------------------------------------------------

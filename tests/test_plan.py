@@ -236,6 +236,18 @@ def test_a_biased_one_is_taken_only_if_allowed_and_needed():
     assert {option.kind for option in made.options} == {"exact", "biased"}
 
 
+def test_what_the_losses_close_over_is_counted():
+    """A matrix of 4 MiB does not fit into 1 MiB because it is not an argument."""
+    matrix = jnp.ones((1024, 1024))
+    loss = lambda params, meta, batch, key: jnp.mean((matrix @ params - batch) ** 2)
+    problem = il.Problem(lambda meta, support, key: meta, loss, loss)
+    episodes = il.Episode(jnp.zeros((2, 1)), jnp.zeros((2, 1)))
+    asked = (problem, il.GradientDescent(optax.sgd(0.1), 1), jnp.ones(1024), episodes)
+    with pytest.raises(StructureError, match="fits the budget"):
+        plan(*asked, "1MiB")
+    assert plan(*asked, "16MiB").memory > 2**22
+
+
 def test_a_budget_below_the_arguments_is_refused_without_compiling(monkeypatch):
     def compiled(*args):
         raise AssertionError("it compiled")

@@ -131,7 +131,7 @@ def plan(
         meta: The meta-parameters, as arrays or `jax.ShapeDtypeStruct`s.
         episodes: The whole batch with its task axis, as arrays or `jax.ShapeDtypeStruct`s.
         memory: The budget: `"2GiB"`, `"512MB"` or a number of bytes. It includes the arguments and
-            results, but not the program itself or constants that the losses close over.
+            results and the arrays that the losses close over, but not the program itself.
         chunk: How many tasks to run at a time; by default `plan` chooses it.
         allow: The allowed fidelities, in order of preference. With `("exact", "biased")`, a biased
             meta-gradient, `Truncated` or `FirstOrder`, is chosen only if no exact one fits.

@@ -256,7 +256,13 @@ def main(arguments: list[str] | None = None) -> None:
         own_process(f"innerloop: ended at once by a second signal{goes_on}")
     try:
         command()
+        sys.stdout.flush()
         return
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+        if not own:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except (InnerloopError, KeyboardInterrupt) as error:
         message, status = _last_words(error, goes_on)
     if own:
@@ -272,7 +278,7 @@ def _last_words(error: BaseException, goes_on: str) -> tuple[str, int]:
     if isinstance(error, Stopped):
         message = f"innerloop: stopped {error}; --run and --resume go on with it"
         return message, 128 + error.signal
-    number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+    number = error.signal if isinstance(error, Terminated) else signal.SIGINT
     return f"innerloop: stopped{goes_on}", 128 + number
 
 

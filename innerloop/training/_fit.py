@@ -158,8 +158,8 @@ def fit(
             `Skip()` or `Clip(norm)`.
         devices: The devices that share the tasks of a step: `"all"`, how many, a mesh, or
             `Sharding(mesh, largest_axis)` for meta-parameters in parts; None for one.
-        checkpoints: Where the training state is saved. With them, SIGTERM and Ctrl-C finish the
-            call to the device, save, and raise `Stopped`.
+        checkpoints: Where the training state is saved. With them, SIGTERM, SIGHUP and Ctrl-C finish
+            the call to the device, save, and raise `Stopped`.
         resume: Go on from the last checkpoint, to the bits of a run that was never interrupted;
             begin if there is none. `steps`, `minutes` and `per_call` may differ from before;
             another chunk gives the same up to rounding.

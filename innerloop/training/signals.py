@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step is finished and saved before the run ends."""
+"""SIGTERM, SIGHUP and Ctrl-C: the step is finished and saved before the run ends."""
 
 import os
 import signal
@@ -7,11 +7,19 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # the last comes when a terminal is closed
+_SIGNALS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, where nothing holds it back; Ctrl-C is a plain `KeyboardInterrupt`."""
+    """SIGTERM or SIGHUP, where nothing holds it back; Ctrl-C is a plain `KeyboardInterrupt`.
+
+    - `signal`: the signal's number
+    """
+
+    def __init__(self, number: int = signal.SIGTERM):
+        super().__init__(f"by signal {number}")
+        self.signal = number
 
 
 class Stopped(KeyboardInterrupt):
@@ -28,23 +36,23 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def signals_deferred() -> Iterator[Callable[[], int | None]]:
-    """Hold SIGINT and SIGTERM back; yields a function that tells which has come.
+    """Hold the signals back that end a run; yields a function that tells which has come.
 
-    A second one is not held back. Outside the main thread, where Python lets no handler be set,
-    nothing is held back.
+    A second one is not held back, and one that is ignored (`nohup`) stays ignored. Outside the main
+    thread, where Python lets no handler be set, nothing is held back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: signal.getsignal(number) for number in _heeded()}
 
     def note(number, frame):
         came.append(number)
         for each, handler in before.items():
             signal.signal(each, handler)
 
-    for number in _SIGNALS:
+    for number in before:
         signal.signal(number, note)
     try:
         yield lambda: came[0] if came else None
@@ -53,18 +61,24 @@ def signals_deferred() -> Iterator[Callable[[], int | None]]:
             signal.signal(number, handler)
 
 
+def _heeded() -> list[int]:
+    return [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def own_process(message: str) -> None:
-    """For the command line, whose process is its own: SIGTERM raises `Terminated`, and the second
-    signal prints `message` and ends the process at once.
+    """For the command line, whose process is its own: SIGTERM and SIGHUP raise `Terminated`, and
+    the second signal prints `message` and ends the process at once.
 
     Python runs its handlers between two of its own instructions, so not during a compilation or a
     call to the device. What arrives is therefore read from the wakeup file by a thread.
     """
 
     def terminate(number, frame):
-        raise Terminated
+        raise Terminated(number)
 
-    signal.signal(signal.SIGTERM, terminate)
+    for heeded in _heeded():
+        if heeded != signal.SIGINT:
+            signal.signal(heeded, terminate)
     came, arrives = os.pipe()
     os.set_blocking(arrives, False)
     signal.set_wakeup_fd(arrives, warn_on_full_buffer=False)

@@ -9,7 +9,7 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.estimators import Estimator
-from innerloop.lab.experiments.ranges import PositiveInt, Rate, Seed, Share
+from innerloop.lab.experiments.ranges import Norm, PositiveInt, Rate, Seed, Share
 from innerloop.learner import Learner
 from innerloop.tasks import TaskDistribution
 
@@ -71,7 +71,7 @@ class Experiment(abc.ABC):
     """Tasks per outer step."""
     outer_rate: Rate = 1e-3
     """Learning rate of the outer Adam."""
-    clip_norm: Rate | None = None
+    clip_norm: Norm | None = None
     """The largest norm of a meta-gradient, to which a larger one is scaled; None for no limit."""
     weight_decay: Rate = 0.0
     """Decoupled decay of the meta-parameters, as in AdamW: each step subtracts the outer rate

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, get_args
 
-from innerloop.arguments import at_least, between, requirement_of
+from innerloop.arguments import at_least, between, positive, requirement_of
 from innerloop.diagnostics.amounts import parse_bytes
 from innerloop.errors import StructureError
 
@@ -17,6 +17,7 @@ Ways = Annotated[int, at_least(2)]
 Steps = Annotated[int, at_least(0, such_as=0)]
 Seed = Annotated[int, at_least(0, at_most=2**31 - 1, such_as=0)]
 Rate = Annotated[float, between(0, math.inf)]
+Norm = Annotated[float, positive()]
 Share = Annotated[float, between(0, 1)]
 
 
