@@ -127,7 +127,7 @@ CASES = (
         {"first order, checkpointed": "all"},
     ),
 )
-QUICK = ("all devices", "windows, then evolution")
+QUICK = ("all devices",)
 """The placements of a run without `--all`."""
 
 

@@ -177,7 +177,7 @@ ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
 
 FAULTS = {
     "a label that is no class": (
-        {"inner": labelled_from_one},
+        {"inner": labelled_from_one, "outer": labelled_from_one},
         Severity.ERROR,
         r"index outside the array, such as a label.*numpy\.unique",
     ),

@@ -188,7 +188,11 @@ def test_a_check_that_cannot_be_made_is_named():
 @pytest.mark.parametrize(
     "make",
     [
-        pytest.param(make, id=name, marks=[pytest.mark.full] * (name in ("digits", "transformer")))
+        pytest.param(
+            make,
+            id=name,
+            marks=[pytest.mark.full] * (name in ("sinusoid", "digits", "transformer")),
+        )
         for name, make in CLEAN.items()
     ],
 )

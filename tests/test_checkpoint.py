@@ -89,23 +89,31 @@ def test_a_shorter_run_goes_on_to_the_same_bits(undisturbed, tmp_path, steps):
     assert_same(train(tmp_path, resume=True, per_call=11), undisturbed)
 
 
+@contextmanager
+def hangup(action):
+    """SIGHUP is handled so: the tests themselves may run under `nohup`."""
+    before = signal.signal(signal.SIGHUP, action)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_finishes_the_call_and_saves(undisturbed, tmp_path, number):
-    with pytest.raises(Stopped, match="outer step 30, which is saved") as stopped:
+    stopping = pytest.raises(Stopped, match="outer step 30, which is saved")
+    with hangup(signal.SIG_DFL), stopping as stopped:
         train(tmp_path, report=stop_after(25, number))
     assert stopped.value.signal == number
     assert saved_steps(tmp_path)[-1] == stopped.value.step == 30
     assert_same(train(tmp_path, resume=True), undisturbed)
 
 
-def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
-    """As SIGHUP is under `nohup`."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+def test_a_hangup_that_is_ignored_stays_ignored(tmp_path):
+    """As under `nohup`."""
+    with hangup(signal.SIG_IGN):
         train(tmp_path, report=stop_after(25, signal.SIGHUP))
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
     assert saved_steps(tmp_path)[-1] == 60
 
 

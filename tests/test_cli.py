@@ -137,6 +137,7 @@ def test_digits_leaves_config_log_meta_result_and_figures(tmp_path, capsys):
     assert record["test"]["mean"]["loss"] != test["mean"]["loss"]
 
 
+@pytest.mark.full
 def test_the_run_is_held_until_its_last_figure(tmp_path, monkeypatch):
     """A second process that resumes it would write the same files, while it is tested and drawn."""
     drawn = []
@@ -265,7 +266,7 @@ def test_check_exits_with_1_where_it_finds_an_error(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["check", "sinusoid", "--inner-rate", "1e30", "--tasks", "2", "--width", "5"])
     assert caught.value.code == 1
-    assert "error: the loss, the gradient" in capsys.readouterr().out
+    assert "error: not finite on 2 of 2 tasks: the loss, the gradient" in capsys.readouterr().out
 
 
 def test_compare_tells_and_draws(own_run, tmp_path, capsys):

@@ -94,6 +94,7 @@ def test_any_optax_loop_takes_the_optimizer(run):
     assert np.all(np.isfinite(optax.apply_updates(params, updates)))
 
 
+@pytest.mark.full
 def test_a_run_that_goes_on_is_the_same_to_the_bit(run, tmp_path):
     path = tmp_path / "run"
     main(command(run=path, steps=2))

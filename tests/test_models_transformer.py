@@ -255,6 +255,7 @@ def test_weights_per_task_under_vmap_equal_a_loop(x64, model):
         close(together[task], alone)
 
 
+@pytest.mark.full
 def test_meta_gradient_through_learning(x64):
     """MAML over tasks of different sentences, as the library runs it."""
     support, query = (

@@ -43,6 +43,7 @@ def refused(capsys, *arguments):
     return capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_recipe_without_outputs_of_its_own_is_tested_on_twenty_classes(tmp_path, capsys):
     run = trained("protonet", tmp_path / "run")
     main(["evaluate", run, "--protocol", "omniglot-one-shot"])

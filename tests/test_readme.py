@@ -16,6 +16,7 @@ import extras
 import jax
 import numpy as np
 import pytest
+from quick import without
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -64,16 +65,15 @@ def run_blocks(page: Path) -> dict:
     return namespace
 
 
-def with_code(pages: list[Path]) -> list[Path]:
-    return [page for page in pages if "```python" in page.read_text()]
+# The README and the other pages have the like of what is left to `make test-all`.
+SLOW = {"index", "choose", "learned-optimizers", "long-horizons"}
+RUN = {page.stem: page for page in PAGES if "```python" in page.read_text() and page != README}
 
 
-@pytest.mark.parametrize(
-    "page", with_code([page for page in PAGES if page != README]), ids=lambda page: page.stem
-)
+@pytest.mark.parametrize("page", without(SLOW, RUN))
 def test_page_runs(page):
     """And prints what it says it prints."""
-    run_blocks(page)
+    run_blocks(RUN[page])
 
 
 def test_readme_runs():

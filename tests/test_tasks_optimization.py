@@ -163,6 +163,7 @@ def test_random_families_are_those_of_their_seed():
         assert [100 <= len(layer["bias"]) <= 110 for layer in body] == [True, True]
 
 
+@pytest.mark.full
 def test_several_families_train_one_optimizer():
     """By the mean of what each would make of it."""
     learned = il.optimizers.ScalarRate()

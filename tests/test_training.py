@@ -388,6 +388,7 @@ def test_sinusoids_are_learned_to_be_learned():
 # --- fit: a budget of memory --------------------------------------------------------------------
 
 
+@pytest.mark.full
 def test_a_budget_gives_what_its_plan_gives_by_hand():
     recipe = maml(mlp([1, 16, 1]), mean_squared_error, 0.01, 2)
     tasks, options = SinusoidTasks(5, 5), {"batch": 8, "steps": 2}

@@ -38,8 +38,8 @@ class Stopped(KeyboardInterrupt):
 def signals_deferred() -> Iterator[Callable[[], int | None]]:
     """Hold the signals back that end a run; yields a function that tells which has come.
 
-    A second one is not held back, and one that is ignored (`nohup`) stays ignored. Outside the main
-    thread, where Python lets no handler be set, nothing is held back.
+    A second one is not held back, and a SIGHUP that is ignored (`nohup`) stays ignored. Outside the
+    main thread, where Python lets no handler be set, nothing is held back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -62,7 +62,10 @@ def signals_deferred() -> Iterator[Callable[[], int | None]]:
 
 
 def _heeded() -> list[int]:
-    return [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    """Without SIGHUP where it is ignored: the run is to outlive the terminal."""
+    hangup = getattr(signal, "SIGHUP", None)
+    outlives = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
+    return [number for number in _SIGNALS if not (outlives and number == hangup)]
 
 
 def own_process(message: str) -> None:
