@@ -337,7 +337,9 @@ def _of_python(value: Any) -> Any:
     """NumPy's numbers as Python's: Equinox would take them for arrays, which are traced."""
     if type(value) in (tuple, list):
         return type(value)(map(_of_python, value))
-    return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, np.floating):
+        return float(value)
+    return value.item() if isinstance(value, np.integer | np.bool_) else value
 
 
 def _is_whole(value: Any) -> bool:
@@ -439,13 +441,14 @@ def checked(called: str | None = None, /, **kinds: Any) -> Callable[[T], T]:
         def outer(*args: Any, **kwargs: Any) -> Any:
             __tracebackhide__ = True
             try:
-                given = signature.bind(*args, **kwargs).arguments
+                bound = signature.bind(*args, **kwargs)
             except TypeError:
-                given = {}  # the function says itself what is missing
+                return inner(*args, **kwargs)  # the function says itself what is missing
             for argument, kind in kinds.items():
-                if argument in given:
-                    require(kind, argument, given[argument], call)
-            return inner(*args, **kwargs)
+                if argument in bound.arguments:
+                    value = bound.arguments[argument] = _of_python(bound.arguments[argument])
+                    require(kind, argument, value, call)
+            return inner(*bound.args, **bound.kwargs)
 
         return outer
 

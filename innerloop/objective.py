@@ -185,13 +185,16 @@ def meta_value_and_grad(
         if episodes.weight is not None:
             weights = _task_weights(episodes.weight, tasks)
             data, keys = _with_stand_ins((data, keys), weights != 0)
+        if any(jnp.result_type(leaf).itemsize < 4 for leaf in jax.tree.leaves(meta)):
+            weights = _normalised(weights)  # a sum may be beyond the range of a narrow type
         unreached: list[str] = []
         sums = sum_over_tasks(objective, chunk, unreached)
         total, aux, grads = (spread(sums) if spread else sums)(meta, data, keys, weights)
         scale = 1 / jnp.sum(weights)
         mean = lambda leaf: leaf * scale.astype(leaf.dtype)
         if episodes.weight is not None:  # where no task counts, the loss alone is NaN
-            mean = lambda leaf: jnp.where(scale != jnp.inf, leaf * scale.astype(leaf.dtype), 0)
+            counts = jnp.any(weights != 0)
+            mean = lambda leaf: jnp.where(counts, leaf * scale.astype(leaf.dtype), 0)
         grads = jax.tree.map(mean, grads)
         marks = {name: jnp.ones(tasks, bool) for name in unreached}
         aux = aux._replace(diagnostics=aux.diagnostics | {"unreached": marks})
@@ -293,8 +296,8 @@ def _chunked_sum(at_once: SumOverTasks, chunk: int, meta, *batch):
 
 def _task_weights(weight: Any, tasks: int) -> Array:
     """The weights of a batch, `(tasks,)`."""
-    dtype = getattr(weight, "dtype", None)
-    is_real = dtype is not None and (jnp.issubdtype(dtype, jnp.floating) or dtype.kind in "iub")
+    dtype, real = getattr(weight, "dtype", None), (jnp.floating, jnp.integer, jnp.bool_)
+    is_real = dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in real)
     if not is_real or weight.shape != (tasks,):
         raise StructureError(
             "the weights of a batch are one real number for each task",
@@ -302,7 +305,14 @@ def _task_weights(weight: Any, tasks: int) -> Array:
             expected=f"an array of shape ({tasks},)",
             write=f"Episode(support, query, weight=jax.numpy.ones({tasks}))",
         )
-    return jnp.asarray(weight, weight.dtype if is_floating(weight) else float)
+    weight = jnp.asarray(weight)
+    return widened(weight if is_floating(weight) else weight.astype(float))
+
+
+def _normalised(weights: Array) -> Array:
+    """The weights, scaled to the sum 1; zeros if no task counts."""
+    total = jnp.sum(weights)
+    return jnp.where(jnp.any(weights != 0), weights / total, 0)
 
 
 def _with_stand_ins(batch: PyTree, counts: Bool[Array, " tasks"]) -> PyTree:
@@ -313,7 +323,8 @@ def _with_stand_ins(batch: PyTree, counts: Bool[Array, " tasks"]) -> PyTree:
     """
     first = jnp.argmax(counts)
 
-    def replaced(leaf: Array) -> Array:
+    def replaced(leaf: Any) -> Array:
+        leaf = jnp.asarray(leaf)  # NumPy takes no traced index
         of_task = counts.reshape(-1, *(1,) * (leaf.ndim - 1))
         return jnp.where(of_task, leaf, leaf[first])
 

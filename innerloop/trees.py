@@ -69,7 +69,7 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 def differ(a: PyTree, b: PyTree) -> Bool[Array, ""]:
     """Whether any number of two trees differs."""
     parts = jax.tree.map(lambda x, y: jnp.any(x != y), a, b)
-    return jax.tree.reduce(jnp.logical_or, parts)
+    return jax.tree.reduce(jnp.logical_or, parts, jnp.bool_(False))
 
 
 def add(a: PyTree, b: PyTree, factor: Any) -> PyTree:

@@ -88,6 +88,36 @@ def test_weights_of_another_form_are_refused(weight):
         assert cure.weight.shape == (5,)
 
 
+def test_weights_may_be_traced_where_the_data_are_numpys():
+    rows = np.array(ROWS, np.float32)
+    key = np.asarray(jax.random.key_data(jax.random.split(KEY, 5)))
+    loss = lambda params, meta, batch, key: (length(params, meta, batch, key)[0], None)
+    data = {"x": rows, "key": key}
+    f = il.meta_value_and_grad(il.Problem(PROBLEM.init, loss, loss), LEARN)
+    (value, _), _ = jax.jit(lambda w: f(META, il.Episode(data, data, w), KEY))(jnp.array(COUNTED))
+    assert np.isfinite(value)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_narrow_weights_are_summed_in_a_wide_type(dtype):
+    f = il.meta_value_and_grad(PROBLEM, LEARN)
+    batch = batch_of([ROWS[1]] * 3, jnp.full(3, 3e4, dtype))
+    (loss, _), grads = f(META, batch, KEY)
+    (expected, _), right = f(META, batch_of([ROWS[1]] * 3), KEY)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(grads["scale"], right["scale"], rtol=1e-6)
+
+
+def test_a_mean_in_float16_is_finite_where_the_sum_is_not():
+    product = lambda params, meta, batch, key: (params["w"] * batch, None)
+    problem = il.Problem(lambda meta, support, key: meta, product, product)
+    numbers = jnp.full((2000,), 100.0, jnp.float16)
+    for chunk in (None, 7):
+        f = il.meta_value_and_grad(problem, il.GradientDescent(optax.sgd(0.0), 1), chunk=chunk)
+        _, grads = f({"w": jnp.array(1.0, jnp.float16)}, il.Episode(numbers, numbers), KEY)
+        np.testing.assert_allclose(np.float32(grads["w"]), 100, rtol=1e-3)
+
+
 @pytest.mark.parametrize("chunk", [None, 1, 7])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_sums_over_many_tasks_are_kept_in_a_wide_type(dtype, chunk):

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
+from innerloop.checks import is_floating
 from innerloop.errors import StructureError
+from innerloop.trees import widened
 
 RESERVED = ("loss", "gradient_norm", "diverged")
 """The metrics that training reports itself."""
@@ -46,10 +48,11 @@ def mean_metrics(metrics: PyTree, weight: Array | None) -> dict[str, Scalar]:
     if weight is None:
         return {name: jnp.mean(leaf) for name, leaf in metrics.items()}
 
+    wide = widened(weight if is_floating(weight) else weight.astype(float))
+
     def weighted(leaf: Array) -> Scalar:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            leaf = leaf.astype(weight.dtype)
-        weights = weight.astype(leaf.dtype)
+        leaf = widened(leaf) if is_floating(leaf) else leaf.astype(wide.dtype)
+        weights = wide.astype(leaf.dtype)
         return jnp.sum(jnp.where(weights != 0, weights * leaf, 0)) / jnp.sum(weights)
 
     return {name: weighted(leaf) for name, leaf in metrics.items()}

@@ -208,7 +208,8 @@ def _task_by_task(norm: float) -> Callable[[SumOverTasks], SumOverTasks]:
                 short = shorten(grads, task[-1] * norm)
                 clipped = jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0), short)
                 total = jax.tree.map(jnp.add, total, widened(clipped))
-                return total, (jnp.where(sound, loss, 0), aux, sound)
+                # What does not count is another task's copy, and is not to blame.
+                return total, (jnp.where(sound, loss, 0), aux, sound | (task[-1] == 0))
 
             zero = widened(jax.tree.map(jnp.zeros_like, meta))
             grads, (losses, aux, sound) = jax.lax.scan(add, zero, (episodes, keys, weights))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.arguments import checked, either, function, instance, positive
@@ -67,7 +68,7 @@ def projected_gradient(
     strength=either(
         positive(such_as=1.0),
         function("meta", gives="scalar"),
-        instance(jax.Array, what="a scalar array", such_as="jax.numpy.array(1.0)"),
+        instance(jax.Array, np.ndarray, what="a scalar array", such_as="jax.numpy.array(1.0)"),
     )
 )
 def proximal(problem: Problem, strength: float | Scalar | Callable[[PyTree], Scalar]) -> Problem:

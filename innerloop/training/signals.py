@@ -65,7 +65,8 @@ def _heeded() -> list[int]:
     """Without SIGHUP where it is ignored: the run is to outlive the terminal."""
     hangup = getattr(signal, "SIGHUP", None)
     outlives = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
-    return [number for number in _SIGNALS if not (outlives and number == hangup)]
+    ours = [number for number in _SIGNALS if not (outlives and number == hangup)]
+    return [number for number in ours if signal.getsignal(number) is not None]  # not Python's own
 
 
 def own_process(message: str) -> None:
