@@ -11,6 +11,7 @@ from pathlib import Path
 
 import extras
 import jax
+import jaxtyping
 import pytest
 
 # XLA's optimiser and LLVM's would take most of the suite's time, for programs that run once. The
@@ -89,6 +90,14 @@ def x64():
     """Double precision for the duration of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def as_users_see_it():
+    """The tests' type checker off: users do not run it, so our own messages must do."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ import numpy as np
 import optimistix as optx
 import pytest
 from heads import features, strength
-from jaxtyping import config
 from quadratic import quadratic_meta
 
 import innerloop as il
@@ -106,14 +105,6 @@ def test_a_solver_that_does_not_converge_says_so():
         jax.block_until_ready(head.solve(META, support, KEY))
     quiet = il.heads.ConvexHead(FLAT, 0.5, il.heads.logistic, 3, max_steps=1, throw=False)
     assert quiet.solve(META, support, KEY).shape == (7, 3)
-
-
-@pytest.fixture
-def as_users_see_it():
-    """The tests' type checker off: users do not run it, so our own messages must do."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 BAD_HEADS = {

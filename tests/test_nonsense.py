@@ -1,5 +1,8 @@
 """What once gave zeros or other nonsense without a word: it is refused, or NaN."""
 
+import signal
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +11,9 @@ import pytest
 
 import innerloop as il
 from innerloop.gradients import Neumann, proximal
+from innerloop.training.signals import signals_deferred
+
+pytestmark = pytest.mark.usefixtures("as_users_see_it")
 
 KEY, META = jax.random.key(0), {"w": jnp.ones(3), "b": jnp.zeros(2)}
 
@@ -26,15 +32,22 @@ class Three:
         return il.Episode(jnp.zeros((3, 3)), jnp.zeros((3, 3)))
 
 
+def learner(steps):
+    return il.GradientDescent(optax.sgd(0.1), steps)
+
+
 def of_a_rate(rate):
     learn = il.GradientDescent(optax.sgd(rate), 2)
     return il.meta_value_and_grad(PROBLEM, learn)(META, EPISODES, KEY)
 
 
-def trained(tasks):
-    learn = il.GradientDescent(optax.sgd(0.1), 1)
-    estimator = il.WholeTasks(PROBLEM, learn, il.Unroll(), tasks, batch=2)
-    return il.fit(estimator, META, optimizer=optax.sgd(0.1), steps=1, key=KEY)
+def planned(steps=2, **options):
+    return il.plan(PROBLEM, learner(steps), META, EPISODES, "1MiB", **options)
+
+
+def trained(tasks, **options):
+    estimator = il.WholeTasks(PROBLEM, learner(1), il.Unroll(), tasks, batch=2)
+    return il.fit(estimator, META, optimizer=optax.sgd(0.1), steps=1, key=KEY, **options)
 
 
 REFUSED = {
@@ -47,6 +60,20 @@ REFUSED = {
     "a leaf twice": (lambda: il.subset(META, lambda m: (m, m["w"])), "selects a leaf twice"),
     "a seed that wraps": (lambda: il.tasks.evaluation_episodes(SINES, 2, 2**32), "seed must be"),
     "another number of tasks": (lambda: trained(Three()), "3 tasks from Three"),
+    "no candidates": (lambda: planned(gradients=[]), "gradients must be"),
+    "nothing biased": (
+        lambda: planned(allow=("biased",), steps=0),
+        "no meta-gradient of the allowed",
+    ),
+    "a distribution in place of tasks": (
+        lambda: il.evaluate(il.Learner(PROBLEM, learner(1)), META, SINES, KEY),
+        r"a task comes as an Episode.*evaluation_episodes\(",
+    ),
+    "whole numbers as meta": (
+        lambda: il.evaluate(il.Learner(PROBLEM, learner(1)), {"w": 1}, EPISODES, KEY),
+        r"meta\['w'\] is not a floating-point array",
+    ),
+    "a time that is text": (lambda: trained(Three(), minutes="5"), "minutes must be.*minutes=10"),
     "parts in the wrong order": (
         lambda: il.Learner(il.GradientDescent(optax.sgd(0.1), 1), PROBLEM),
         "problem must be a Problem",
@@ -56,12 +83,14 @@ REFUSED = {
 
 @pytest.mark.parametrize(("call", "message"), REFUSED.values(), ids=REFUSED)
 def test_is_refused(call, message):
-    with pytest.raises(il.errors.StructureError, match=f"{message}.*Write: "):
+    with pytest.raises(il.errors.StructureError, match=message) as caught:
         call()
+    assert "Write: " in str(caught.value)
 
 
 def test_what_is_nearly_refused_is_not():
-    assert proximal(PROBLEM, lambda meta: 1.0) and proximal(PROBLEM, jnp.array(0.5))
+    for strength in (lambda meta: 1.0, jnp.array(0.5), np.float32(0.5), np.array(0.5, np.float32)):
+        assert proximal(PROBLEM, strength)
     part, merge = il.subset(META, lambda meta: (meta["w"], meta["b"]))
     jax.tree.map(np.testing.assert_array_equal, merge(part), META)
     seeds = [il.tasks.evaluation_episodes(SINES, 2, seed) for seed in (0, 2**32 - 1)]
@@ -81,3 +110,87 @@ def test_a_perturbation_below_the_precision_gives_nan_and_not_zero(sigma):
     runs = il.estimators.PersistentES(*parts, **sizes, sigma=sigma)
     estimate, _ = runs.step(meta, runs.init(meta, KEY), None, KEY, jnp.int32(0))
     assert np.isfinite(estimate.loss) == (sigma > 1e-7)
+
+
+@pytest.mark.parametrize(
+    "gradient", [il.Unroll(), il.Implicit(), il.EvolutionStrategies(2, 0.1)], ids=str
+)
+def test_an_empty_meta_has_a_value(gradient):
+    problem = il.Problem(lambda meta, support, key: {"w": jnp.ones(3)}, loss, loss)
+    objective = il.meta_objective(problem, learner(2), gradient)
+    value, _ = objective({}, il.Episode(jnp.zeros(3), jnp.zeros(3)), KEY)
+    assert 0 < value < 1
+
+
+def test_numpys_numbers_are_numbers(tmp_path):
+    """In fields, in arguments that become static, and in what is written as JSON."""
+    learn = il.GradientDescent(optax.sgd(0.1), np.int64(2))
+    assert type(learn.steps) is int
+    of_learner = il.Learner(PROBLEM, learn)
+    evaluation = il.evaluate(of_learner, META, EPISODES, KEY, steps=np.int64(2), chunk=np.int64(2))
+    assert len(evaluation.mean["loss"]) == 3
+    one = il.Episode(jnp.zeros(3), jnp.zeros(3))
+    estimator = il.WholeTasks(
+        PROBLEM, learn, il.Unroll(), il.tasks.IndependentTasks(lambda key: one), np.int64(2)
+    )
+    outcome = il.fit(
+        estimator,
+        META,
+        optimizer=optax.sgd(0.1),
+        steps=np.int64(2),
+        key=KEY,
+        per_call=np.int64(1),
+        averaging=np.float32(0.5),
+        minutes=np.float32(5),
+        validation=il.Validation(EPISODES, np.int64(1), steps=np.int64(1), weight=np.float32(1)),
+        checkpoints=il.training.Checkpoints(tmp_path, every=1),
+    )
+    assert outcome.step == 2
+
+
+def test_a_network_as_meta_is_not_called():
+    """It is callable, and it is no function of a key."""
+
+    class Network(eqx.Module):
+        w: jax.Array
+
+        def __call__(self, inputs):
+            raise AssertionError("called")
+
+    of_network = lambda params, meta, batch, key: jnp.mean((params.w - batch) ** 2)
+    problem = il.Problem(lambda meta, support, key: meta, of_network, of_network)
+    one = il.tasks.IndependentTasks(lambda key: il.Episode(jnp.zeros(3), jnp.zeros(3)))
+    estimator = il.WholeTasks(problem, learner(1), il.Unroll(), one, batch=2)
+    outcome = il.fit(estimator, Network(jnp.ones(3)), optimizer=optax.sgd(0.1), steps=1, key=KEY)
+    assert isinstance(outcome.meta, Network)
+
+
+def test_a_field_called_key_does_not_hide_the_runs_own(tmp_path):
+    """A run that is resumed with another key is another run, whatever the fields are called."""
+
+    class Keyed(il.extend.Estimator):
+        key: int = 3
+
+        def init(self, meta, key, outer_step=0):
+            return ()
+
+        def step(self, meta, state, data, key, outer_step):
+            return il.extend.Estimate(jnp.float32(1), meta, {}), state
+
+        def fidelity(self):
+            return il.extend.Fidelity("exact", "Nothing is dropped.")
+
+    saved = il.training.Checkpoints(tmp_path, every=1)
+    options = {"optimizer": optax.sgd(0.1), "steps": 2, "checkpoints": saved}
+    il.fit(Keyed(), META, key=KEY, **options)
+    with pytest.raises(il.errors.RunError, match="key"):
+        il.fit(Keyed(), META, key=jax.random.key(1), resume=True, **options)
+
+
+def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch):
+    """`getsignal` gives None for it, which cannot be set again."""
+    before = signal.getsignal(signal.SIGTERM)
+    found = signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda n: None if n == signal.SIGTERM else found(n))
+    with signals_deferred():
+        assert found(signal.SIGTERM) is before

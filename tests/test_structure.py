@@ -5,19 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxtyping import config
 
 import innerloop as il
 
 LEARN = il.GradientDescent(optax.sgd(0.1), steps=2)
 
 
-@pytest.fixture(autouse=True)
-def as_users_see_it():
-    """The tests' type checker off: users do not run it, so our own messages must do."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
+pytestmark = pytest.mark.usefixtures("as_users_see_it")
 
 
 def loss(params, meta, batch, key):

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import innerloop as il
+from innerloop.estimators.metrics import mean_metrics
 
 KEY, META = jax.random.key(0), {"scale": jnp.array(1.5)}
 LEARN = il.GradientDescent(optax.sgd(0.1), 2)
@@ -60,7 +61,11 @@ def test_if_no_task_counts_the_loss_is_nan_and_the_gradient_zero():
     assert np.isnan(loss) and grads["scale"] == 0
 
 
-@pytest.mark.parametrize("weight", [np.array([0, 1, 0, 2, 0]), jnp.array(COUNTED, bool)], ids=str)
+@pytest.mark.parametrize(
+    "weight",
+    [np.array([0, 1, 0, 2, 0]), jnp.array(COUNTED, bool), np.array(COUNTED, np.float64)],
+    ids=["whole", "truth", "float64"],
+)
 def test_whole_numbers_and_truth_values_are_weights(weight):
     f = il.meta_value_and_grad(PROBLEM, LEARN)
     result = f(META, batch_of(ROWS, weight), KEY)
@@ -74,6 +79,7 @@ def test_whole_numbers_and_truth_values_are_weights(weight):
         np.ones((5, 1), np.float32),
         np.ones((5, 5), np.float32),
         np.ones(5, np.complex64),
+        jax.random.split(KEY, 5),
         {"a": np.ones(5, np.float32)},
         [np.float32(1.0)] * 5,
     ],
@@ -86,6 +92,43 @@ def test_weights_of_another_form_are_refused(weight):
     if "one real number for each task" in str(caught.value):
         cure = eval(caught.value.write, {"Episode": il.Episode, "jax": jax}, vars(batch_of(ROWS)))
         assert cure.weight.shape == (5,)
+
+
+def test_weights_that_cancel_give_no_silent_zero():
+    f = il.meta_value_and_grad(PROBLEM, LEARN)
+    batch = batch_of([ROWS[1], ROWS[3], ROWS[1]], jnp.array([1.0, -1.0, 0.0]))
+    (loss, _), grads = f(META, batch, KEY)
+    assert not np.isfinite(loss) and not np.isfinite(grads["scale"])
+
+
+@pytest.mark.parametrize(
+    ("leaf", "weight", "mean"),
+    [
+        (jnp.array([3, 5, 7, 9]), jnp.array([True, True, False, True]), 17 / 3),
+        (jnp.full(1000, 100.0, jnp.float16), jnp.ones(1000), 100),
+        (jnp.ones(3, jnp.float16), jnp.full(3, 1e-9), 1),
+        (jnp.array([1.0, np.nan]), jnp.array([2.0, 0.0]), 1),
+    ],
+    ids=["truth values", "many in float16", "small weights", "one without weight"],
+)
+def test_metrics_are_weighted_in_a_wide_type(leaf, weight, mean):
+    np.testing.assert_allclose(mean_metrics({"m": leaf}, weight)["m"], mean, rtol=1e-6)
+
+
+def test_a_task_without_weight_is_not_blamed_for_its_stand_in():
+    """Task 1 alone counts and is not finite; task 0 was computed on its data."""
+    rows = jnp.array([[1.0, 1.0], [jnp.nan, 1.0]])
+
+    class Two(eqx.Module):
+        rows: jax.Array
+
+        def sample(self, key, n):
+            data = {"x": self.rows, "key": jax.random.split(key, n)}
+            return il.Episode(data, data, jnp.array([0.0, 1.0]))
+
+    estimator = il.WholeTasks(PROBLEM, LEARN, il.Unroll(), Two(rows), batch=2)
+    with pytest.raises(il.errors.RunError, match="caused by task 1 with"):
+        il.fit(estimator, META, optimizer=optax.sgd(0.1), steps=1, key=KEY)
 
 
 def test_weights_may_be_traced_where_the_data_are_numpys():
