@@ -13,7 +13,7 @@ from innerloop.errors import StructureError
 def padding_rows(count: int, rows: int) -> np.ndarray:
     """The indices 0 ... count - 1, and then the last one again, up to `rows` of them.
 
-    What is filled up in this way is as sound as the data itself.
+    Rows that are padded in this way are as valid as the data itself.
     """
     return np.minimum(np.arange(rows), count - 1)
 

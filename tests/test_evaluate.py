@@ -81,7 +81,7 @@ def test_an_aux_with_the_name_of_a_metric_of_training_is_refused(name):
     """It would take the place of the real one, also where the best is chosen."""
     loss = lambda params, meta, batch, key: (jnp.sum(params["x"]), {name: jnp.float32(0)})
     recipe = point_recipe(loss)
-    with pytest.raises(StructureError, match=f"name of a metric.*my_{name}"):
+    with pytest.raises(StructureError, match=f"training reserves.*my_{name}"):
         evaluate(recipe.learner, {"x": jnp.zeros(2)}, HELD_OUT, KEY)
 
 

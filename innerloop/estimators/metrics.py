@@ -26,7 +26,7 @@ def named_metrics(aux: Any) -> dict[str, Any]:
         taken = [name for name in RESERVED if name in aux]
         if taken:
             raise StructureError(
-                "the outer loss's aux has an entry with the name of a metric of training itself",
+                "the outer loss's aux has an entry with a name that training reserves",
                 got=f"aux with {', '.join(map(repr, aux))}",
                 expected=f"other names than {', '.join(map(repr, RESERVED))}",
                 write=f"return loss, {{'my_{taken[0]}': ...}} in outer_loss",

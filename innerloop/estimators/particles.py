@@ -57,7 +57,7 @@ class AntitheticPairs(OnlineWindows):
             return window.follow(add(meta, noise, sign), state)._replace(info=None)
 
         both = jax.vmap(particle)(jnp.array([1.0, -1.0]), states)
-        # A perturbation below the precision of meta is no slope of zero.
+        # A perturbation below the precision of meta says nothing about the slope.
         moves = differ(add(meta, noise, 1), add(meta, noise, -1))
         return both._replace(loss=jnp.where(moves, both.loss, jnp.nan))
 

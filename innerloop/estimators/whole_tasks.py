@@ -165,7 +165,7 @@ class WholeTasks(LearningEstimator):
         episodes = on_device(data) if streamed else self.tasks.sample(sample_key, self.batch)
         if task_count(episodes) != self.batch:
             raise StructureError(
-                "the task distribution gives another number of tasks than it is asked for",
+                "the task distribution returns a different number of tasks than it was asked for",
                 got=f"{task_count(episodes)} tasks from {type(self.tasks).__name__}",
                 expected=f"{self.batch} tasks, one for each of batch={self.batch}",
                 write="sample(key, n) that gives n tasks, or tasks.IndependentTasks(sample_one)",
@@ -208,7 +208,7 @@ def _task_by_task(norm: float) -> Callable[[SumOverTasks], SumOverTasks]:
                 short = shorten(grads, task[-1] * norm)
                 clipped = jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0), short)
                 total = jax.tree.map(jnp.add, total, widened(clipped))
-                # What does not count is another task's copy, and is not to blame.
+                # A task of weight zero was computed on another's data, and is not to blame.
                 return total, (jnp.where(sound, loss, 0), aux, sound | (task[-1] == 0))
 
             zero = widened(jax.tree.map(jnp.zeros_like, meta))

@@ -66,8 +66,8 @@ class EvolutionStrategies(MetaGradient):
                 noise = drawn_like(jax.random.fold_in(task_keys(key).gradient, i), fixed)
                 plus, minus = (add(fixed, noise, sign * self.sigma) for sign in (1, -1))
                 rise = outcome(plus).loss - outcome(minus).loss
-                # Below the precision of meta, a perturbation changes nothing and the loss not
-                # either: that is no slope of zero.
+                # A perturbation below the precision of meta changes neither meta nor the loss,
+                # which does not mean that the slope is zero.
                 rise = jnp.where(differ(plus, minus), rise, jnp.nan)
                 slope = rise / (2 * self.sigma * self.pairs)
                 return [slope.astype(draw.dtype) * draw for draw in jax.tree.leaves(noise)]

@@ -177,7 +177,7 @@ def fit(
     """
     place = placement(devices)
     init_key, step_key, validation_key = run_keys(key)
-    is_tree = isinstance(init_meta, eqx.Module)  # a network is callable too, and is none to call
+    is_tree = isinstance(init_meta, eqx.Module)  # a network is callable, but is meta itself
     meta = init_meta if is_tree or not callable(init_meta) else init_meta(init_key)
     check_meta(meta)
     if check:

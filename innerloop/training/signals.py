@@ -62,7 +62,10 @@ def signals_deferred() -> Iterator[Callable[[], int | None]]:
 
 
 def _heeded() -> list[int]:
-    """Without SIGHUP where it is ignored: the run is to outlive the terminal."""
+    """The signals that end a run.
+
+    SIGHUP is left out if it is ignored, because the run is then to outlive its terminal.
+    """
     hangup = getattr(signal, "SIGHUP", None)
     outlives = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
     ours = [number for number in _SIGNALS if not (outlives and number == hangup)]
