@@ -13,7 +13,7 @@ each PATH, and `--write` keeps everything in `results/size.json`.
 - *raise and checks* are the code lines of `raise` statements, of the conditions of an `if` or
   `elif` that does nothing but raise, of definitions and calls of functions named `check_...`,
   `require_...` or `refuse_...` (with or without an underscore in front), of the methods
-  `__check_init__`, and of the files `checks.py` and `arguments.py`, which only hold checks.
+  `__check_init__`, and of the rooms `checks` and `arguments`, which only hold checks.
 - A file *branches on single or tuple* if it calls `isinstance(x, T)` where T is or contains
   `tuple` or a class whose name ends in `Mixture`.
 - A *room* is a folder or a file directly in the package.
@@ -43,7 +43,7 @@ NO_CODE = {
 IMPORT = f"import time; import {PACKAGE}; print(time.process_time())"
 REPETITIONS = 5
 CHECK = re.compile("_?(check|require|refuse)_|__check_init__")
-FILES_OF_CHECKS = ("checks.py", "arguments.py")
+ROOMS_OF_CHECKS = ("checks", "arguments")
 
 
 class Counts(NamedTuple):
@@ -131,9 +131,9 @@ def rooms(package: Path) -> dict[str, Counts]:
     found: dict[str, Counts] = {}
     for path in sorted(package.rglob("*.py")):
         of_file = counts(path.read_text())
-        if path.name in FILES_OF_CHECKS:
-            of_file = of_file._replace(checks=of_file.code)
         room = path.relative_to(package).parts[0].removesuffix(".py")
+        if room in ROOMS_OF_CHECKS:
+            of_file = of_file._replace(checks=of_file.code)
         found[room] = found.get(room, Counts()) + of_file
     return found
 

@@ -84,10 +84,15 @@ def test_rooms_and_exported_names(size, tmp_path):
     (tmp_path / "room").mkdir()
     (tmp_path / "__init__.py").write_text('__all__ = ["a", "b"]\n')
     (tmp_path / "room" / "one.py").write_text("x = 1\ny = 2\n")
-    (tmp_path / "room" / "arguments.py").write_text("z = 3\n")
+    (tmp_path / "arguments").mkdir()
+    (tmp_path / "arguments" / "kinds.py").write_text("z = 3\n")
     rooms = size["rooms"](tmp_path)
-    assert {name: of.code for name, of in rooms.items()} == {"__init__": 1, "room": 3}
-    assert rooms["room"].checks == 1
+    assert {name: of.code for name, of in rooms.items()} == {
+        "__init__": 1,
+        "room": 2,
+        "arguments": 1,
+    }
+    assert (rooms["room"].checks, rooms["arguments"].checks) == (0, 1)
     assert size["exported"]((tmp_path / "__init__.py").read_text()) == ["a", "b"]
     assert size["exported"]("from x import a as a, b as c\nimport d\n") == ["a"]
 

@@ -1,25 +1,4 @@
-"""What an argument must be, declared in one line; errors are written from the declaration.
-
-A field of a module says it where other fields have their default:
-
-```python
-class EvolutionStrategies(MetaGradient):  # a CheckedModule
-    pairs: int = at_least(1)
-    sigma: float = positive()
-    chunk: int | None = optional(at_least(1))
-```
-
-An argument of a function, or a field of a named tuple or dataclass, says it in a decorator:
-
-```python
-@checked(steps=at_least(1), chunk=optional(at_least(1)))
-def train(problem, steps, chunk=None): ...
-```
-
-A value of another kind raises `StructureError`, which names the argument, its value, what it must
-be, and a call that works. Every kind takes the keywords `default`, `static` and `kw_only` of a
-field; without a default the argument is required. `optional` has the default None.
-"""
+"""What a value must be: the kinds of arguments, and the error that is written from each."""
 
 import dataclasses
 import functools
@@ -27,7 +6,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -37,12 +16,6 @@ import numpy as np
 from innerloop.checks import describe_briefly
 from innerloop.errors import StructureError
 
-if TYPE_CHECKING:  # the metaclass has no public name
-    from equinox._module._module import _ModuleMeta as ModuleMeta
-else:
-    ModuleMeta = type(eqx.Module)
-
-T = TypeVar("T")
 REQUIREMENT = "innerloop.requirement"
 """Key of a field's requirement in its metadata."""
 
@@ -116,7 +89,7 @@ def kind(requirement: F) -> F:
         if isinstance(default, int | float | tuple) and accepts(default):
             made = made._replace(cure=repr(default))
         metadata = {REQUIREMENT: made, **options.pop("metadata", {})}
-        return eqx.field(metadata=metadata, **{"converter": _of_python, **options})
+        return eqx.field(metadata=metadata, **{"converter": of_python, **options})
 
     return field  # pyright: ignore[reportReturnType]
 
@@ -333,10 +306,10 @@ def _requirement(kind: Any) -> Requirement:
     return requirement
 
 
-def _of_python(value: Any) -> Any:
+def of_python(value: Any) -> Any:
     """NumPy's numbers as Python's: Equinox would take them for arrays, which are traced."""
     if type(value) in (tuple, list):
-        return type(value)(map(_of_python, value))
+        return type(value)(map(of_python, value))
     if isinstance(value, np.floating):
         return float(value)
     return value.item() if isinstance(value, np.integer | np.bool_) else value
@@ -356,108 +329,3 @@ def _signature(value: Any) -> inspect.Signature | None:
         return inspect.signature(value)
     except (TypeError, ValueError):
         return None
-
-
-# Where the checks are made.
-
-
-@dataclass_transform(
-    field_specifiers=(
-        at_least,
-        positive,
-        number,
-        between,
-        interval,
-        one_of,
-        instance,
-        with_methods,
-        function,
-        random_key,
-        each,
-        either,
-        or_none,
-        eqx.field,
-    )
-)
-class CheckedMeta(ModuleMeta):
-    """Tells type checkers that the kinds are fields."""
-
-
-class CheckedModule(eqx.Module, metaclass=CheckedMeta):
-    """An Equinox module that checks its fields against their declarations.
-
-    The fields are checked before every `__check_init__` of a subclass, which can rely on them.
-    """
-
-    def __init_subclass__(cls, **kwargs: Any):
-        super().__init_subclass__(**kwargs)
-        if "__check_init__" in vars(cls):
-            cls.__check_init__ = _after_fields(cls.__check_init__)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def __check_init__(self):
-        check_fields(self)
-
-
-def check_fields(made: Any) -> None:
-    """Raise `StructureError` where a field of a dataclass is not what it declares."""
-    for field in dataclasses.fields(made):
-        require(field, field.name, getattr(made, field.name), type(made).__name__)
-
-
-def _after_fields(check: Callable[[Any], None]) -> Callable[[Any], None]:
-    # Equinox runs the checks of a subclass before those of its bases.
-    @functools.wraps(check)
-    def both(self: Any) -> None:
-        check_fields(self)
-        check(self)
-
-    return both
-
-
-def checked(called: str | None = None, /, **kinds: Any) -> Callable[[T], T]:
-    """Decorates a function, a named tuple or a dataclass: its arguments are checked by kind.
-
-    Arguments that are left out are not checked.
-
-    Args:
-        called: The name that the error shows; by default the name of the function or class.
-        **kinds: The kind of each argument by its name, such as `steps=at_least(1)`.
-    """
-
-    def decorate(decorated: Any) -> Any:
-        made = of_class(decorated) if isinstance(decorated, type) else wrap(decorated)
-        made.__kinds__ = kinds  # for the test that every cure works
-        return made
-
-    def wrap(inner: Callable[..., Any], name: str | None = None) -> Any:
-        signature = inspect.signature(inner)
-        unknown = kinds.keys() - signature.parameters.keys()
-        if unknown:
-            raise TypeError(f"{inner.__qualname__} has no arguments {sorted(unknown)}")
-        owner, _, own = inner.__qualname__.rpartition(".")
-        call = called or name or (owner.rpartition(".")[2] if own == "__init__" else own)
-
-        @functools.wraps(inner)
-        def outer(*args: Any, **kwargs: Any) -> Any:
-            __tracebackhide__ = True
-            try:
-                bound = signature.bind(*args, **kwargs)
-            except TypeError:
-                return inner(*args, **kwargs)  # the function says itself what is missing
-            for argument, kind in kinds.items():
-                if argument in bound.arguments:
-                    value = bound.arguments[argument] = _of_python(bound.arguments[argument])
-                    require(kind, argument, value, call)
-            return inner(*bound.args, **bound.kwargs)
-
-        return outer
-
-    def of_class(cls: Any) -> Any:
-        if hasattr(cls, "_make"):  # a named tuple
-            cls.__new__ = wrap(cls.__new__, cls.__name__)
-            cls._make = classmethod(lambda cls, values: cls(*values))  # `_replace` goes through it
-        else:
-            cls.__init__ = wrap(cls.__init__, cls.__name__)
-        return cls
-
-    return decorate
