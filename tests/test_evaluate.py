@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from jaxtyping import config
-from test_training import HELD_OUT, KEY, point_loss, point_recipe, train
+from points import HELD_OUT, KEY, point_loss, point_recipe, train
 
 from innerloop.adaptation import GradientDescent
 from innerloop.errors import StructureError

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 from jaxtyping import config
+from points import KEY, POINTS, assert_same_bits, point_loss, point_recipe
 from quick import without
-from test_training import KEY, POINTS, assert_same_bits, point_loss, point_recipe
 
 import innerloop as il
 from innerloop.training._fit import run_keys
