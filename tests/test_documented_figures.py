@@ -19,6 +19,11 @@ BY_WINDOW = measured("long-horizon.json")["by_window"]
 COLUMNS = ("TruncatedUnroll", "TruncatedES", "NoiseReuseES", "PersistentES")
 
 
+def prose(page):
+    """The text of the page on one line: where its lines break says nothing."""
+    return " ".join((ROOT / "docs" / page).read_text().split())
+
+
 def table_rows(page, begin):
     """The cells of the only table whose first line begins so."""
     _, text = (ROOT / "docs" / page).read_text().split(begin)
@@ -58,7 +63,7 @@ def test_schedules_by_gradient_and_by_search():
 
 def test_the_cost_of_persistent_es():
     found = measured("persistent-es.json")
-    page = (ROOT / "docs" / "long-horizons.md").read_text()
+    page = prose("long-horizons.md")
     (numbers,) = re.findall(
         r"([\d.]+) times the time of the handwritten loop \(([\d.]+) to ([\d.]+)", page
     )
@@ -126,7 +131,7 @@ def test_a_learned_optimizer_against_tuned_ones():
         for what in ("final", "area")
     ]
     counts = [int(np.sum(each)) for each in below]
-    page = (ROOT / "docs" / "learned-optimizers.md").read_text()
+    page = prose("learned-optimizers.md")
     (least, most, tasks) = re.findall(r"on (\d+) to (\d+) of (\d+) tasks\. They", page)[0]
     assert (int(least), int(most), {int(tasks)}) == (
         *(min(counts), max(counts)),
