@@ -1,17 +1,20 @@
 """Checks of arguments that all parts of the library use."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 from innerloop.errors import InnerloopError, RunError, StructureError
+
+T = TypeVar("T")
 
 # JAX's own tracing errors are the clearest, so they are not replaced.
 _TRACING_ERRORS = (jax.errors.JAXTypeError, jax.errors.JAXIndexError)
@@ -34,33 +37,84 @@ def is_floating(leaf: Any) -> bool:
     return isinstance(leaf, float) or (dtype is not None and jnp.issubdtype(dtype, jnp.floating))
 
 
-def check_numbers(name: str, tree: PyTree, *, write: str) -> None:
-    """Raise `StructureError` if a leaf is text, or an array of text or of Python objects."""
+def text_type(tree: PyTree) -> np.dtype | None:
+    """The type of the first leaf that is text, or an array of text or of Python objects."""
     for leaf in jax.tree.leaves(tree):
         dtype = np.asarray(leaf).dtype if isinstance(leaf, str | np.ndarray) else None
         if dtype is not None and dtype.kind in "OSUMm":
-            raise StructureError(
-                f"{name} are not numbers",
-                got=f"{name} of type {dtype}",
-                expected="arrays of numbers",
-                write=write,
-            )
+            return dtype
+    return None
+
+
+def require_arrays(name: str, tree: PyTree) -> None:
+    """Raise `StructureError` unless a tree consists of arrays and numbers.
+
+    Args:
+        name: What the tree is, for the error.
+        tree: The tree.
+    """
+    require_tree(name, tree)
+    if not all(map(eqx.is_array_like, jax.tree.leaves(tree))) or text_type(tree) is not None:
+        raise StructureError(
+            f"{name} holds a leaf that is no array",
+            got=describe(tree),
+            expected="a pytree of arrays and numbers",
+        )
+
+
+def require_tree(name: str, tree: Any) -> None:
+    """Raise `StructureError` if JAX cannot order the keys of a dictionary in a tree."""
+    try:
+        jax.tree.structure(tree)
+    except ValueError as error:
+        raise StructureError(
+            f"{name} has a dictionary whose keys cannot be ordered",
+            got=describe_briefly(tree),
+            expected="keys of one type in each dictionary, such as text",
+        ) from error
+
+
+def require_on_host(name: str, *trees: PyTree) -> None:
+    """Raise `StructureError` if a value is traced, for functions that read their values."""
+    require_tree(f"an argument of {name}", trees)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)):
+        raise StructureError(
+            f"{name} runs on the host",
+            got=f"a call of {name} inside a function that JAX traces",
+            expected="a call outside jit, vmap and grad",
+        )
 
 
 @contextmanager
-def failures_explained(name: str, *, expected: str, write: str, **given: PyTree) -> Iterator[None]:
+def failures_explained(name: str, **given: PyTree) -> Iterator[None]:
     """If a user's function raises on the given values, show these values in the error."""
     try:
         yield
     except (InnerloopError, *_TRACING_ERRORS):
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
         raise StructureError(
-            f"{name} failed on what it was given: {type(error).__name__}: {str(error).rstrip('.')}",
+            f"{name} failed on what it was given: {type(error).__name__}: {said}",
             got=", ".join(f"{part}={describe(value)}" for part, value in given.items()),
-            expected=expected,
-            write=write,
+            expected="a function that runs on these values",
         ) from error
+
+
+def explained(name: str, function: Callable[..., T], *parts: str) -> Callable[..., T]:
+    """A user's function whose failures are explained.
+
+    Args:
+        name: The name of the function, for the error.
+        function: The function.
+        *parts: The names of its arguments.
+    """
+
+    def call(*arguments: Any) -> T:
+        with failures_explained(name, **dict(zip(parts, arguments, strict=True))):
+            return function(*arguments)
+
+    return call
 
 
 def optional_package(name: str, needed_by: str, extra: str) -> Any:

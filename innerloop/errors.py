@@ -4,20 +4,26 @@
 class InnerloopError(Exception):
     """Base of the library's own errors.
 
-    Each carries its cure, so that one line tells the user what to do:
+    Each has these parts, so that one line tells the user what to do:
 
     - `problem`: what is wrong, in one clause
     - `got`: what was received
     - `expected`: what would have been right
-    - `write`: the call (or command) to write instead
+    - `write`: the call (or command) to write instead; None if no call is known that is right in
+      every case
     """
 
-    def __init__(self, problem: str, *, got: str, expected: str, write: str):
+    def __init__(self, problem: str, *, got: str, expected: str, write: str | None = None):
         self.problem = problem
         self.got = got
         self.expected = expected
         self.write = write
-        super().__init__(f"{problem}. Got: {got}. Expected: {expected}. Write: {write}")
+        super().__init__(f"{problem}. Got: {got}. Expected: {expected}{self.cure}")
+
+    @property
+    def cure(self) -> str:
+        """The last part of the message; empty if there is no `write`."""
+        return f". Write: {self.write}" if self.write else ""
 
 
 class StructureError(InnerloopError, ValueError):

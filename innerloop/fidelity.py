@@ -51,7 +51,7 @@ ESTIMATE = Derivatives(second=False)
 EXACT = Fidelity("exact", "Nothing is dropped: the inner loop is differentiated as it ran.")
 
 
-def undefined(reason: str, write: str) -> Fidelity:
+def undefined(reason: str, *, write: str) -> Fidelity:
     """The fidelity of a gradient that does not exist.
 
     Args:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.arguments import CheckedModule, instance
+from innerloop.arguments import CheckedModule, function, instance, optional
 from innerloop.problem import Examples, Problem
 
 Predict = Callable[[PyTree, PyTree, Examples, PRNGKeyArray], Array]
@@ -32,4 +32,6 @@ class Learner(CheckedModule):
     adaptation: Adaptation = instance(
         Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.01), 5)"
     )
-    predict: Predict | None = None
+    predict: Predict | None = optional(
+        function("params", "meta", "batch", "key", gives="predictions")
+    )

@@ -29,7 +29,6 @@ def row_mask(values: Shaped[Array, "..."], mask: Array) -> Bool[Array, "..."]:
             "the mask does not fit the rows",
             got=f"mask {describe(mask)} for rows {describe(values)}",
             expected="one boolean per row, shape (rows,)",
-            write="mask=jnp.arange(rows) < valid_rows",
         )
     return mask.reshape(mask.shape + (1,) * (values.ndim - 1))
 
@@ -57,7 +56,6 @@ def of_classes(
             "the classes of the task do not fit the scores",
             got=f"classes {describe(classes)} for scores {describe(scores)}",
             expected="one boolean per row and output",
-            write="classes=jnp.broadcast_to(jnp.arange(ways) < classes_of_task, (rows, ways))",
         )
     return jnp.where(classes, scores, jnp.asarray(absent, scores.dtype))
 

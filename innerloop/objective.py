@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
 from innerloop.arguments import at_least, checked, instance, optional, random_key
-from innerloop.checks import describe, is_floating
+from innerloop.checks import describe, describe_briefly, is_floating, require_tree
 from innerloop.errors import GradientError, InnerloopError, StructureError
 from innerloop.gradients import Aux, MetaGradient, Unroll
 from innerloop.gradients.base import TaskObjective
@@ -21,6 +21,7 @@ from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.names import gradient_name
 from innerloop.gradients.reach import detached, require_reach, watch_reach
 from innerloop.gradients.surrogate import once_differentiable
+from innerloop.learner import Learner
 from innerloop.masks import padding_rows
 from innerloop.problem import Episode, Problem, task_keys
 from innerloop.tangents import refuse_derivative
@@ -37,7 +38,29 @@ Spread = Callable[[SumOverTasks], SumOverTasks]
 """Maps a sum over tasks to the same sum computed in another way, such as over devices."""
 
 
-@checked(key=random_key())
+def parts(**further: Any) -> dict[str, Any]:
+    """The kinds of the arguments that name the parts of a problem, and of further arguments."""
+    return {
+        "problem": instance(
+            *(Problem,),
+            what="a Problem",
+            such_as="Problem(init, inner_loss, outer_loss)",
+            instead={Learner: "learner.problem"},
+        ),
+        "adaptation": instance(
+            *(Adaptation,),
+            what="an Adaptation",
+            such_as="GradientDescent(optax.sgd(0.01), 5)",
+            instead={Learner: "learner.adaptation"},
+        ),
+        **further,
+    }
+
+
+GRADIENT = optional(instance(MetaGradient, what="a meta-gradient", such_as="Unroll()"))
+
+
+@checked(**parts(key=random_key()))
 def adapt(
     problem: Problem, adaptation: Adaptation, meta: PyTree, support: PyTree, key: PRNGKeyArray
 ) -> tuple[PyTree, Any]:
@@ -72,13 +95,7 @@ def adapt(
     )
 
 
-@checked(
-    problem=instance(Problem, what="a Problem", such_as="Problem(init, inner_loss, outer_loss)"),
-    adaptation=instance(
-        Adaptation, what="an Adaptation", such_as="GradientDescent(optax.sgd(0.01), 5)"
-    ),
-    gradient=optional(instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")),
-)
+@checked(**parts(gradient=GRADIENT))
 def meta_objective(
     problem: Problem, adaptation: Adaptation, gradient: MetaGradient | None = None
 ) -> TaskObjective:
@@ -124,7 +141,7 @@ def meta_objective(
     return objective
 
 
-@checked(chunk=optional(at_least(1)))
+@checked(**parts(gradient=GRADIENT, chunk=optional(at_least(1))))
 def meta_value_and_grad(
     problem: Problem,
     adaptation: Adaptation,
@@ -244,7 +261,7 @@ def _weighted_sum(objective: Callable, unreached: list[str], meta, episodes, key
                 got="a lax.while_loop on the way from meta to the loss, as in optax's line "
                 "searches",
                 expected="an optimizer and losses with a fixed number of operations",
-                write="GradientDescent(optax.sgd(0.01), steps=5) in place of a line search, "
+                write="GradientDescent(optax.sgd(0.01), steps=5) in place of a line search, or "
                 "lax.scan in place of lax.while_loop",
             ) from error
         raise
@@ -333,29 +350,31 @@ def _with_stand_ins(batch: PyTree, counts: Bool[Array, " tasks"]) -> PyTree:
 
 def check_meta(meta: PyTree) -> None:
     """Raise `StructureError` unless all leaves of `meta` are floating-point arrays."""
-    for name, leaf in zip(leaf_names(meta), jax.tree.leaves(meta), strict=True):
+    require_tree("meta", meta)
+    for path, leaf in jax.tree.leaves_with_path(meta):
         if is_floating(leaf):
             continue
+        name = f"meta{jax.tree_util.keystr(path)}"
         raise StructureError(
-            f"meta{name} is not a floating-point array, so it has no gradient",
-            got=describe(leaf),
-            expected="floating-point arrays only",
-            write="meta with floats (2.0, not 2), the rest closed over by the problem; of a "
-            "module, equinox.partition(module, equinox.is_inexact_array)",
+            f"{name} is not a floating-point array, so it has no gradient",
+            got=describe_briefly(leaf),
+            expected="floating-point numbers and arrays; a problem closes over all other values",
         )
 
 
 def _check_episode(episode: Episode) -> None:
     if isinstance(episode, Episode):
+        require_tree("an episode", episode)
         return
-    draws = hasattr(episode, "sample")
+    several = isinstance(episode, list | tuple) and all(isinstance(e, Episode) for e in episode)
+    write = "jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *episodes)" if several else None
+    if hasattr(episode, "sample"):
+        write = "tasks.evaluation_episodes(distribution, 100, seed=1)"
     raise StructureError(
         "a task comes as an Episode",
-        got=type(episode).__name__,
+        got=describe_briefly(episode),
         expected="Episode(support, query); a batch of them has the task axis first in every array",
-        write="tasks.evaluation_episodes(distribution, 100, seed=1), which draws them"
-        if draws
-        else "Episode(support=Examples(x, y), query=Examples(x2, y2))",
+        write=write,
     )
 
 
@@ -373,5 +392,4 @@ def task_count(episodes: Episode) -> int:
         "a batch of episodes needs one task axis that all its leaves share",
         got=f"leading axes {counts}",
         expected="the same number of tasks, at least 1, on every leaf",
-        write="jax.tree.map(lambda *leaves: jnp.stack(leaves), *episodes), or tasks.sample(key, n)",
     )

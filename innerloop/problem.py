@@ -11,10 +11,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, Shaped
 
 from innerloop.arguments import CheckedModule, function, optional, or_none
 from innerloop.checks import (
-    check_numbers,
     describe,
-    failures_explained,
+    explained,
     is_floating,
+    require_arrays,
+    require_tree,
+    text_type,
 )
 from innerloop.errors import StructureError
 
@@ -61,9 +63,19 @@ class Examples(eqx.Module):
     classes: Array | None = None
 
     def __check_init__(self):
-        write = "Examples(inputs, numpy.unique(labels, return_inverse=True)[1])"
-        check_numbers("targets", self.targets, write=write)
-        check_numbers("inputs", self.inputs, write="Examples(inputs.astype(float), targets)")
+        if text_type(self.targets) is not None:
+            raise StructureError(
+                "targets are not numbers",
+                got=f"targets of type {text_type(self.targets)}",
+                expected="arrays of numbers",
+                write="Examples(inputs, numpy.unique(targets, return_inverse=True)[1])",
+            )
+        if text_type(self.inputs) is not None:
+            raise StructureError(
+                "inputs are not numbers",
+                got=f"inputs of type {text_type(self.inputs)}",
+                expected="arrays of numbers",
+            )
 
 
 class Problem(CheckedModule):
@@ -170,14 +182,12 @@ def subset(
             "where selects something that is not in the tree",
             got=repr(error),
             expected=f"a part of {jax.tree.structure(tree)}",
-            write="subset(meta, lambda meta: meta['head'])",
         ) from error
     if not jax.tree.leaves(part):
         raise StructureError(
             "where selects nothing, so nothing would be adapted",
             got=f"{part!r}",
             expected=f"a part of {jax.tree.structure(tree)} with at least one array",
-            write="subset(meta, lambda meta: meta['head'])",
         )
     numbered = jax.tree.unflatten(jax.tree.structure(tree), range(len(jax.tree.leaves(tree))))
     chosen = jax.tree.leaves(where(numbered))
@@ -186,7 +196,6 @@ def subset(
             "where selects a leaf twice, so it would be two parameters",
             got=f"{len(chosen)} leaves, {len(set(chosen))} of them different",
             expected="subtrees without a common leaf",
-            write="subset(meta, lambda meta: meta['head'])",
         )
 
     def merge(new: PyTree) -> PyTree:
@@ -207,19 +216,11 @@ def loss_function(name: str, loss: Callable[..., Any] | None, needed_by: str) ->
             f"{needed_by} needs {name}",
             got=f"{name}=None",
             expected="(params, meta, batch, key) -> scalar | (scalar, aux)",
-            write=f"Problem(..., {name}=lambda params, meta, batch, key: ...)",
         )
+    explained_loss = explained(name, loss, "params", "meta", "batch", "key")
 
     def normal(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
-        with failures_explained(
-            name,
-            params=params,
-            meta=meta,
-            batch=batch,
-            expected=f"parameters, meta and a batch that {name} can read",
-            write="Problem(init, ...) whose init returns what the losses take as params",
-        ):
-            result: Any = loss(params, meta, batch, key)
+        result: Any = explained_loss(params, meta, batch, key)
         value: Any
         value, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         if not is_floating(value) or jnp.shape(value) != ():
@@ -227,8 +228,8 @@ def loss_function(name: str, loss: Callable[..., Any] | None, needed_by: str) ->
                 f"{name} must return one real number per task",
                 got=describe(value),
                 expected="a floating-point scalar of shape (), or a pair (scalar, aux)",
-                write=f"jnp.mean(...) over the rows of the batch in {name}",
             )
+        require_arrays(f"the aux of {name}", aux)
         return jnp.asarray(value), aux
 
     return normal
@@ -250,19 +251,20 @@ def initial_params(problem: Problem, needed_by: str) -> Callable[..., PyTree]:
             f"{needed_by} needs parameters to start from",
             got="Problem(init=None, ...)",
             expected="init(meta, support, key) -> params",
-            write="Problem(init=lambda meta, support, key: meta, ...)",
+            write="Problem(..., init=lambda meta, support, key: meta)",
         )
+    explained_init = explained("init", init, "meta", "support", "key")
 
     def normal(meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
-        params = init(meta, support, key)
+        params = explained_init(meta, support, key)
+        require_tree("what init returns", params)
         leaves = jax.tree.leaves(params)
         if not leaves or not all(is_floating(leaf) for leaf in leaves):
             raise StructureError(
                 "init must return floating-point parameters to adapt",
                 got=describe(params),
-                expected="a pytree of floating-point arrays with at least one leaf",
-                write="init=lambda meta, support, key: meta['params'], the rest read off meta by "
-                "losses",
+                expected="a pytree of floating-point arrays with at least one leaf; what is not "
+                "adapted, the losses read off meta",
             )
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
 

@@ -11,13 +11,12 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax
 import numpy as np
 import optax
-import optimistix
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reader import reader
 
 import innerloop as il
 from innerloop.arguments import (
@@ -144,38 +143,6 @@ KINDS = {
     "or_none": (or_none(positive()), st.sampled_from([None, 1.0]), st.sampled_from([0, "a"])),
     "optional": (optional(at_least(1)), st.sampled_from([None, 1]), st.sampled_from([0, "a", 1.5])),
 }
-
-
-class ReaderTasks:
-    """A task distribution of the reader's, and the namespace of the library's."""
-
-    sample = il.tasks.SinusoidTasks(5, 5).sample
-    IndependentTasks = il.tasks.IndependentTasks
-
-
-@functools.cache
-def reader():
-    """What a reader of an error has: packages, and the parts of a problem under their names."""
-    loss = lambda params, meta, batch, key: jnp.mean(params * batch.inputs)
-    init = lambda meta, support, key: meta
-    problem, adaptation = il.Problem(init, loss, loss), il.GradientDescent(optax.sgd(0.1), 1)
-    return {
-        **vars(il),
-        "jax": jax,
-        "jnp": jnp,
-        "optax": optax,
-        "optimistix": optimistix,
-        "lineax": lineax,
-        "init": init,
-        "inner_loss": loss,
-        "outer_loss": loss,
-        "problem": problem,
-        "adaptation": adaptation,
-        "folder": "run",
-        "tasks": ReaderTasks(),
-        "sample_one": lambda key: il.Episode(jax.random.normal(key), jax.random.normal(key)),
-        "episodes": il.Episode(np.ones((2, 1)), np.ones((2, 1))),
-    }
 
 
 def written(kind):

@@ -69,7 +69,7 @@ def refused(capsys, folder, *arguments):
     assert error.startswith("innerloop: ")
     assert error.endswith("\n")
     assert error.count("\n") == 1
-    assert "Write: " in error
+    assert "Expected: " in error
     assert everything_under(folder) == before
     return error
 

@@ -82,7 +82,7 @@ def at(step, strike):
 
 def assert_one_line(error):
     assert "\n" not in str(error)
-    assert error.write
+    assert error.expected
 
 
 # The storage layer's threads end after its event loop, and say so.

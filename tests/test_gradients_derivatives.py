@@ -119,7 +119,7 @@ class Cut(il.extend.MetaGradient):
 
     def fidelity(self, adaptation, problem=None):
         if not isinstance(adaptation, il.GradientDescent):
-            return il.extend.undefined("It halves steps.", "Unroll()")
+            return il.extend.undefined("It halves steps.", write="Unroll()")
         derivatives = il.extend.Derivatives(second=self.second)
         return il.extend.Fidelity("biased", "Half of it is dropped.", derivatives)
 

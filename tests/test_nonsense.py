@@ -85,7 +85,7 @@ REFUSED = {
 def test_is_refused(call, message):
     with pytest.raises(il.errors.StructureError, match=message) as caught:
         call()
-    assert "Write: " in str(caught.value)
+    assert "Expected: " in str(caught.value)
 
 
 def test_what_is_nearly_refused_is_not():

@@ -72,11 +72,11 @@ def rewritten(path, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header: header.update(format=2), "another version.*format 2.*pip install"),
+        (lambda header: header.update(format=2), "another version.*format 2.*saved by innerloop"),
         (lambda header: header.update(optimizer="Later"), "another version.*Later.*kinds="),
         (
             lambda header: header["settings"].update(warmth=1.0),
-            "another version.*warmth.*Write: pip install",
+            "another version.*warmth",
         ),
         (lambda header: header.update(meta={"dict": {}}), "cannot be read.*StructureError"),
         (lambda header: header["meta"]["dict"]["log_rates"].update(array=9), "cannot be read.*'9'"),
@@ -98,7 +98,7 @@ def test_a_damaged_or_missing_file_says_what_to_do(content, tmp_path):
     path = tmp_path / "mine.opt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(il.errors.DataError, match=r"cannot be read.*Write: save_optimizer"):
+    with pytest.raises(il.errors.DataError, match=r"cannot be read.*as save_optimizer writes it"):
         il.optimizers.load_optimizer(path)
 
 

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 import innerloop as il
-from innerloop.checks import check_numbers
 from innerloop.tasks import image_files
 from innerloop.tasks._mini_imagenet import _pickled
 
@@ -144,7 +143,7 @@ def overwrite(name, content, folder):
     [
         (
             partial(remove, "val.csv"),
-            r"val\.csv is missing.*Write: put a complete copy of val\.csv into",
+            r"val\.csv is missing.*No such file",
         ),
         (partial(remove, "images/n0100000000.jpg"), r"1 of 12 files missing.*n0100000000\.jpg"),
         (partial(overwrite, "images/n0100000000.jpg", b"x"), r"n0100000000\.jpg cannot be read"),
@@ -207,20 +206,16 @@ def test_a_pickle_runs_nothing(tmp_path):
 
 @pytest.mark.parametrize("load", [il.tasks.mini_imagenet, il.tasks.cifar_fs])
 def test_no_folder_is_named_with_what_it_should_hold(load, tmp_path):
-    with pytest.raises(il.errors.DataError, match=r"not downloaded.*Write: data=FOLDER"):
+    with pytest.raises(il.errors.DataError, match=r"not downloaded.*data=.*INNERLOOP_DATA"):
         load()
-    with pytest.raises(il.errors.DataError, match=r"does not exist.*mkdir -p") as error:
+    with pytest.raises(il.errors.DataError, match=r"does not exist.*nowhere"):
         load(data=tmp_path / "nowhere")
-    assert "download" not in error.value.write
-    with pytest.raises(
-        il.errors.DataError, match=r"are missing.*mkdir -p .*/(mini-imagenet|cifar-fs) and"
-    ):
+    with pytest.raises(il.errors.DataError, match=r"are missing"):
         load(data=tmp_path)
     own = tmp_path / load.__name__.replace("_", "-")
     own.mkdir()
-    with pytest.raises(il.errors.DataError, match=r"are missing") as error:
+    with pytest.raises(il.errors.DataError, match=rf"are missing.* in {own}"):
         load(data=tmp_path)
-    assert f"mkdir -p {own} and" in error.value.write  # and not one in it
 
 
 def test_cifar_fs_without_a_class(cifar):
@@ -305,14 +300,14 @@ IMAGES = np.zeros((4, 2, 2), np.float32)
                 il.tasks.by_label(IMAGES, np.zeros(4, int)), 2, 1, 1
             ),
             il.errors.DataError,
-            r"ways=2 of 1 classes.*at least two classes.*Write: .*with_quarter_turns",
+            r"ways=2 of 1 classes.*at least two classes",
         ),
         (
             lambda: il.tasks.ClassificationTasks(
                 il.tasks.by_label(IMAGES, np.array([0, 0, 0, 1])), 2, 1, 1
             ),
             il.errors.DataError,
-            r"shots=1 \+ queries=1 of 1 examples.*images\.with_examples\(2\)",
+            r"shots=1 \+ queries=1 of 1 examples.*at most 1",
         ),
         (lambda: il.tasks.upright(IMAGES[None]).with_examples(9), il.errors.DataError, "at most 4"),
     ],
@@ -336,7 +331,7 @@ def test_labels_in_words_are_refused(labels, without_type_checks):
         il.Examples(np.zeros((2, 3)), labels)
     il.Examples({"x": np.zeros((2, 3)), "key": jax.random.key(0)}, np.zeros(2))
     with pytest.raises(il.errors.StructureError, match="inputs are not numbers"):
-        check_numbers("inputs", {"x": [labels]}, write="")
+        il.Examples({"x": [labels]}, np.zeros(2))
 
 
 def test_labels_that_are_real_numbers_are_refused():

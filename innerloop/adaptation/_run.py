@@ -121,5 +121,4 @@ def _check_support(support: PyTree) -> None:
                 "the support set is empty",
                 got=describe(support),
                 expected="at least one row to learn from",
-                write="Episode(support=Examples(inputs, targets), query=...) with rows in it",
             )

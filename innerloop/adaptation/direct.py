@@ -8,6 +8,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, Origin
 from innerloop.arguments import function
+from innerloop.checks import explained
 from innerloop.errors import StructureError
 
 
@@ -35,7 +36,6 @@ class DirectAdaptation(Adaptation):
             f"a {name} has no inner steps",
             got=f"a call of {name}.step",
             expected=f"{name}.init alone",
-            write=f"run(problem, {name}(...), ...), which takes 0 steps",
         )
 
     def params(self, state: PyTree) -> PyTree:
@@ -59,4 +59,4 @@ class Procedure(DirectAdaptation):
 
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
         """The result of `fn`."""
-        return self.fn(meta, support, key)
+        return explained("fn", self.fn, "meta", "support", "key")(meta, support, key)

@@ -89,8 +89,7 @@ class GradientDescent(Adaptation):
             raise StructureError(
                 "the optimizer makes complex updates of real parameters",
                 got=describe(updates),
-                expected="updates of the parameters' type",
-                write="GradientDescent(optax.sgd(0.1), steps=5), with real numbers as its rates",
+                expected="updates of the parameters' type, so rates that are real numbers",
             )
 
     def params(self, state: GradientDescentState) -> PyTree:
@@ -114,12 +113,6 @@ class GradientDescent(Adaptation):
 @contextmanager
 def _optax(**given: PyTree) -> Iterator[None]:
     """Lets optax promote ranks and dtypes; strict promotion is meant for the user's losses."""
-    explained = failures_explained(
-        "the optimizer",
-        expected="an optimizer whose rates, scalars or of the shape of params, are in meta",
-        write="GradientDescent(lambda meta: optax.sgd(meta['rate']), steps=5) with meta['rate'] a "
-        "scalar",
-        **given,
-    )
+    explained = failures_explained("the optimizer", **given)
     with explained, jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

@@ -73,7 +73,7 @@ class MiniBatches(Adaptation):
                 "a mini-batch is larger than the support set",
                 got=f"size={self.size} of {rows} rows",
                 expected=f"1 <= size <= {rows}",
-                write=f"MiniBatches(adaptation, size={rows}), or no MiniBatches",
+                write=f"MiniBatches(..., size={rows})",
             )
         order = jax.random.permutation(key, rows)
         mask = self.mask(support)
@@ -96,5 +96,4 @@ def _row_count(support: PyTree) -> int:
         "MiniBatches needs one row axis that all leaves of the support set share",
         got=describe(support),
         expected="the same leading axis on every leaf",
-        write="Examples(inputs, targets) with as many targets as inputs, or your own Adaptation",
     )

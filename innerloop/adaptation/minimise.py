@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation.base import Adaptation, Origin
 from innerloop.adaptation.constant import undifferentiable
-from innerloop.arguments import at_least, instance
+from innerloop.arguments import at_least, flag, instance
 from innerloop.errors import GradientError
 from innerloop.problem import initial_params, loss_function
 
@@ -49,7 +49,7 @@ class Minimise(Adaptation):
         such_as="optimistix.BFGS(rtol=1e-6, atol=1e-6)",
     )
     max_steps: int = at_least(1, default=256)
-    throw: bool = True
+    throw: bool = flag(default=True)
     steps: None = eqx.field(default=None, init=False)
     origin: Origin = eqx.field(default=Origin.SOLVER, init=False, static=True)
 
@@ -90,13 +90,13 @@ _NO_DERIVATIVE = GradientError(
     "the path of a solver to its solution has no derivative",
     got="a derivative through Minimise, in an episode or in a value that the problem closes over",
     expected="a derivative of the meta-objective in meta alone",
-    write="meta_objective(problem, Minimise(solver), Implicit()), and what is to be differentiated "
-    "as a part of meta",
+    write="meta_objective(problem, Minimise(solver), Implicit()), with that value as a part of "
+    "meta",
 )
 
 _NOT_CONVERGED = (
     "the inner solver did not converge. Got: max_steps reached, or a loss that is not finite. "
     "Expected: an inner loss with a minimum that the solver reaches. Write: Minimise(solver, "
-    "max_steps=1024), a looser rtol and atol, or Minimise(solver, throw=False) and watch "
+    "max_steps=1024), or Minimise(solver, throw=False) and watch "
     "aux.diagnostics['inner_residual'] of Implicit()"
 )

@@ -28,6 +28,7 @@ from innerloop.arguments.kinds import at_least as at_least
 from innerloop.arguments.kinds import between as between
 from innerloop.arguments.kinds import each as each
 from innerloop.arguments.kinds import either as either
+from innerloop.arguments.kinds import flag as flag
 from innerloop.arguments.kinds import function as function
 from innerloop.arguments.kinds import instance as instance
 from innerloop.arguments.kinds import interval as interval
@@ -36,6 +37,7 @@ from innerloop.arguments.kinds import number as number
 from innerloop.arguments.kinds import one_of as one_of
 from innerloop.arguments.kinds import optional as optional
 from innerloop.arguments.kinds import or_none as or_none
+from innerloop.arguments.kinds import path as path
 from innerloop.arguments.kinds import positive as positive
 from innerloop.arguments.kinds import random_key as random_key
 from innerloop.arguments.kinds import require as require

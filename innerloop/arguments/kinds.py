@@ -4,8 +4,10 @@ import dataclasses
 import functools
 import inspect
 import math
+import os
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
@@ -29,6 +31,8 @@ class Requirement(NamedTuple):
         expected: The same as a type or an inequality, for the third part of the error.
         cure: Python source of a value that is accepted.
         shown: `(name, value) -> str`, the argument as the error shows it.
+        instead: A class and the cure for an instance of it, for each class that is known to be
+            given in error.
     """
 
     accepts: Callable[[Any], bool]
@@ -36,14 +40,16 @@ class Requirement(NamedTuple):
     expected: str
     cure: str
     shown: Callable[[str, Any], str] = lambda name, value: f"{name}={describe_briefly(value)}"
+    instead: tuple[tuple[type, str], ...] = ()
 
     def refusal(self, name: str, value: Any, call: str) -> StructureError:
         """The error for a value that is not accepted, as the argument `name` of `call`."""
+        cure = next((cure for each, cure in self.instead if isinstance(value, each)), self.cure)
         return StructureError(
             f"{name} must be {self.what}",
             got=self.shown(name, value),
             expected=self.expected,
-            write=f"{call}(..., {name}={self.cure})",
+            write=f"{call}(..., {name}={cure})",
         )
 
 
@@ -178,17 +184,25 @@ def one_of(*choices: Any, **field: Any) -> Any:
 
 
 @kind
-def instance(*classes: type, what: str, such_as: str, **field: Any) -> Any:
+def instance(
+    *classes: type,
+    what: str,
+    such_as: str,
+    instead: Mapping[type, str] = MappingProxyType({}),
+    **field: Any,
+) -> Any:
     """An instance of one of the classes.
 
     Args:
         *classes: The classes, as for `isinstance`.
         what: A noun with its article, such as "a linear solver".
         such_as: Python source of an instance, which the error shows.
+        instead: The same for a value of another class, such as `{Recipe: "recipe.learner"}`.
         **field: The keywords `default`, `static` and `kw_only` of a field.
     """
     names = " | ".join(map(_public_name, classes))
-    return Requirement(lambda value: isinstance(value, classes), what, names, such_as)
+    accepts = lambda value: isinstance(value, classes)
+    return Requirement(accepts, what, names, such_as, instead=tuple(instead.items()))
 
 
 @kind
@@ -227,6 +241,20 @@ def function(*arguments: str, gives: str = "...", only: bool = False, **field: A
 
     cure = f"lambda {listed}: ..." if arguments else "lambda: ..."
     return Requirement(accepts, f"a function of ({listed})", f"({listed}) -> {gives}", cure, shown)
+
+
+@kind
+def flag(**field: Any) -> Any:
+    """True or False."""
+    accepts = lambda value: isinstance(value, bool | np.bool_)
+    return Requirement(accepts, "True or False", "a bool", "True")
+
+
+@kind
+def path(*, such_as: str = "'run'", **field: Any) -> Any:
+    """A path, as text or as a `pathlib.Path`; the error shows `such_as`."""
+    accepts = lambda value: isinstance(value, str | os.PathLike)
+    return Requirement(accepts, "a path", "str | pathlib.Path", such_as)
 
 
 @kind

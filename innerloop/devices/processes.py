@@ -57,7 +57,6 @@ def together() -> Iterator[None]:
             "another of the processes cannot go on",
             got=f"process {jax.process_index()} has no error of its own",
             expected="the same in every process",
-            write="what the other process says",
         )
 
 

@@ -91,8 +91,6 @@ class Sharding(Placement):
                     "the devices cannot share the tasks evenly",
                     got=f"{tasks} tasks on {self.devices} devices",
                     expected="a multiple of the number of devices",
-                    write=f"tasks.sample(key, {round_up(tasks, self.devices)}), or "
-                    "fit(devices=...), which pads the batch",
                 )
 
             def summed(leaf: Array, part: PartitionSpec) -> Array:
@@ -234,9 +232,9 @@ def placement(devices: Any) -> Placement:
             raise StructureError(
                 "there are fewer devices than asked for",
                 got=f"devices={count} of {len(found)} ({found[0].platform})",
-                expected=f"at most {len(found)}",
-                write=f"devices={len(found)}, or XLA_FLAGS=--xla_force_host_platform_device_count="
-                f"{count} for as many on the host's processor",
+                expected=f"at most {len(found)}; on the host's processor, as many as "
+                "XLA_FLAGS=--xla_force_host_platform_device_count= says",
+                write=f"devices={len(found)}",
             )
         place = Sharding(Mesh(np.asarray(found[:count]), ("tasks",)))
     mesh = place.mesh.devices.flat if isinstance(place, Sharding) else jax.local_devices()[:1]
@@ -246,7 +244,6 @@ def placement(devices: Any) -> Placement:
             "every process needs a device of its own among those that share the tasks",
             got=f"devices={describe(devices)}, none of them of process {min(without)}",
             expected=f"devices of all {jax.process_count()} processes",
-            write="fit(..., devices='all') (--devices all)",
         )
     return place
 

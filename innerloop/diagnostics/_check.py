@@ -7,14 +7,14 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.arguments import checked, random_key
+from innerloop.arguments import checked, flag, random_key
 from innerloop.diagnostics.candidates import exact_gradient
 from innerloop.diagnostics.checks import derivatives, inner_loop, paths, purity, tracing, values
 from innerloop.diagnostics.checks.episodes import overlap, task_axis
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import NotChecked, Report, Severity
 from innerloop.gradients import MetaGradient
-from innerloop.objective import check_meta, meta_objective, task_count
+from innerloop.objective import GRADIENT, check_meta, meta_objective, parts, task_count
 from innerloop.problem import Episode, Problem
 
 TRACED = (
@@ -34,7 +34,7 @@ RUN = (
 )
 
 
-@checked(key=random_key())
+@checked(**parts(key=random_key(), gradient=GRADIENT, run=flag()))
 def check(
     problem: Problem,
     adaptation: Adaptation,

@@ -9,18 +9,26 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.arguments import at_least, between, checked, random_key
+from innerloop.arguments import at_least, between, checked, optional, random_key
 from innerloop.diagnostics.candidates import exact_gradient, one_of_every_kind
 from innerloop.diagnostics.comparison.entries import Entry, measure_errors, measure_seconds, reason
 from innerloop.diagnostics.comparison.result import Comparison, ComparisonRow
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.gradients import MetaGradient, gradient_name
-from innerloop.objective import check_meta, meta_value_and_grad, task_count
+from innerloop.objective import GRADIENT, check_meta, meta_value_and_grad, parts, task_count
 from innerloop.problem import Episode, Problem
 from innerloop.trees import number_count
 
 
-@checked(key=random_key(), draws=at_least(1, such_as=8), seconds=between(0, math.inf, such_as=0.5))
+@checked(
+    **parts(
+        key=random_key(),
+        exact=GRADIENT,
+        chunk=optional(at_least(1)),
+        draws=at_least(1, such_as=8),
+        seconds=between(0, math.inf, such_as=0.5),
+    )
+)
 def compare(
     problem: Problem,
     adaptation: Adaptation,
@@ -115,7 +123,7 @@ def _named(gradients: Any) -> dict[str, MetaGradient]:
         "compare needs meta-gradients to compare",
         got=", ".join(kinds) if kinds else f"gradients={gradients!r}",
         expected="at least one meta-gradient, in a sequence or as the values of a mapping",
-        write="compare(problem, adaptation, meta, episodes, key, [Unroll(), FirstOrder()])",
+        write="compare(..., [Unroll(), FirstOrder()])",
     )
 
 
@@ -158,6 +166,4 @@ def _require_sound(function: Callable, arguments: tuple, name: str) -> None:
             f"the problem fails while its meta-gradient is traced: {reason(error)}",
             got=f"{type(error).__name__} under {name}",
             expected="init and losses that can be traced and differentiated",
-            write="meta_objective(problem, adaptation, gradient)(meta, episode, key) to find out "
-            "where, or exact=... for another reference",
         ) from error

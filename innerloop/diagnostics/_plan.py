@@ -18,7 +18,7 @@ from innerloop.diagnostics.text import table
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.fidelity import Kind
 from innerloop.gradients import MetaGradient, gradient_name
-from innerloop.objective import check_meta, meta_value_and_grad, task_count
+from innerloop.objective import check_meta, meta_value_and_grad, parts, task_count
 from innerloop.problem import Episode, Problem
 from innerloop.trees import abstract, tree_bytes
 
@@ -98,9 +98,13 @@ class Plan:
 
 
 @checked(
-    chunk=optional(at_least(1)),
-    allow=each(one_of("exact", "biased")),
-    gradients=optional(each(instance(MetaGradient, what="a meta-gradient", such_as="Unroll()"))),
+    **parts(
+        chunk=optional(at_least(1)),
+        allow=each(one_of("exact", "biased")),
+        gradients=optional(
+            each(instance(MetaGradient, what="a meta-gradient", such_as="Unroll()"))
+        ),
+    )
 )
 def plan(
     problem: Problem,
@@ -159,7 +163,6 @@ def plan(
             f"{format_bytes(tree_bytes(meta))}, its gradient as much again, and the episodes "
             f"{format_bytes(tree_bytes(episodes))}",
             expected=f"more than {format_bytes(floor)}",
-            write="a larger budget, or a batch of fewer tasks",
         )
     chunks = chunk_sizes(tasks) if chunk is None else [min(chunk, tasks)]
     arguments = abstract((meta, episodes, jax.random.key(0)))

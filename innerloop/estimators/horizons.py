@@ -79,7 +79,7 @@ def check_windows(window: Any, horizon: Any, overlap: Any, name: str) -> None:
             "successive windows share some of their steps, not all of them",
             got=f"overlap={overlap} of window={window}",
             expected="0 <= overlap < window",
-            write=f"{name}(window={overlap + 1}, ..., overlap={overlap}), or a smaller overlap",
+            write=f"{name}(..., window={overlap + 1}, overlap={overlap})",
         )
     stride = window - overlap
     for length in as_tuple(horizon):
@@ -91,5 +91,5 @@ def check_windows(window: Any, horizon: Any, overlap: Any, name: str) -> None:
             got=f"horizon={length} with window={window}"
             + (f" and overlap={overlap}" if overlap else ""),
             expected=f"{window} steps, or a multiple of {stride} more",
-            write=f"{name}(window={window}, horizon={near}, ...)",
+            write=f"{name}(..., window={window}, horizon={near})",
         )

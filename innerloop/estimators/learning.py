@@ -1,6 +1,7 @@
 """What estimators that learn tasks from a distribution share."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,7 +9,9 @@ from jaxtyping import Array, Int
 
 from innerloop.adaptation import Adaptation
 from innerloop.arguments import at_least, function, instance, or_none
+from innerloop.checks import describe_briefly, explained
 from innerloop.devices.placement import OneDevice, Placement
+from innerloop.errors import StructureError
 from innerloop.estimators.base import Estimator
 from innerloop.estimators.settings import NO_SETTING
 from innerloop.problem import Problem
@@ -42,7 +45,16 @@ class LearningEstimator(Estimator):
         """Problem and adaptation of an outer step."""
         if self.schedule is None:
             return self.problem, self.adaptation
-        return self.schedule(jnp.asarray(outer_step, jnp.int32))
+        step = jnp.asarray(outer_step, jnp.int32)
+        made: Any = explained("schedule", self.schedule, "outer_step")(step)
+        kinds = (Problem, Adaptation)
+        if not isinstance(made, tuple) or len(made) != 2 or not all(map(isinstance, made, kinds)):
+            raise StructureError(
+                "schedule must return a problem and an adaptation",
+                got=describe_briefly(made),
+                expected="(problem, adaptation)",
+            )
+        return made
 
     @property
     def tasks_at_once(self) -> int | None:

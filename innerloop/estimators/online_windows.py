@@ -14,7 +14,6 @@ from innerloop.adaptation import Origin
 from innerloop.arguments import at_least, each, either, number, or_none, with_methods
 from innerloop.checks import describe
 from innerloop.devices.placement import Placement
-from innerloop.devices.sharding import round_up
 from innerloop.errors import GradientError, StructureError
 from innerloop.estimators.base import Apart, Estimate, TaskFaults
 from innerloop.estimators.horizons import Horizon, as_tuple, check_windows, lengths_of
@@ -95,16 +94,14 @@ class OnlineWindows(LearningEstimator):
             raise StructureError(
                 "inner runs draw new tasks on the device whenever a run ends",
                 got=f"{name} with StreamedTasks",
-                expected="a task distribution",
-                write=f"{name}(..., tasks, ...) with tasks from data that the device holds",
+                expected="a task distribution over data that the device holds",
             )
         if self.adaptation.origin is not Origin.STEPS or self.adaptation.steps is None:
             raise GradientError(
                 f"{name} runs a window of steps at a time, and there are no steps to stop between",
                 got=f"{type(self.adaptation).__name__}: {self.adaptation.origin.value}",
-                expected="an adaptation by steps",
-                write="GradientDescent(optimizer, steps=1); the estimator's horizon says how many "
-                "steps are taken. Or WholeTasks, with a meta-gradient for this adaptation",
+                expected="an adaptation by steps; the estimator's horizon says how many are taken",
+                write="GradientDescent(optimizer, steps=1)",
             )
         check_windows(self.window, self.horizon, self.overlap, name)
 
@@ -145,7 +142,6 @@ class OnlineWindows(LearningEstimator):
                 "the devices cannot share the inner runs evenly",
                 got=f"batch={self.batch} on {devices} devices",
                 expected="a multiple of the number of devices",
-                write=f"{type(self).__name__}(..., batch={round_up(self.batch, devices)})",
             )
         return dataclasses.replace(self, placement=placement)
 
@@ -243,7 +239,7 @@ class OnlineWindows(LearningEstimator):
             "the state holds inner runs of other meta-parameters, or of another estimator",
             got=", ".join(f"{n}: {s}" for n, s in other if given.get(n) == s) or describe(state),
             expected=", ".join(f"{n}: {s}" for n, s in other if like.get(n) == s) or "one run",
-            write="state = estimator.init(meta, key) with the same estimator and meta",
+            write="state = estimator.init(meta, key)",
         )
 
 

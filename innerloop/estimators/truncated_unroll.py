@@ -58,7 +58,7 @@ class TruncatedUnroll(OnlineWindows):
                 "a window of which only the last steps are differentiated is a shorter window",
                 got=f"unroll={gradient_name(self.unroll)}",
                 expected="a loop that differentiates every step of the window",
-                write=f"TruncatedUnroll(window={self.unroll.loop.k or 1}, horizon=...)",
+                write="TruncatedUnroll(..., unroll=Unroll())",
             )
 
     def fidelity(self) -> Fidelity:

@@ -26,6 +26,7 @@ from innerloop.masks import padding_rows
 from innerloop.objective import SumOverTasks, meta_value_and_grad, task_count
 from innerloop.problem import Episode
 from innerloop.tasks import StreamedTasks, TaskDistribution
+from innerloop.tasks.base import sampled
 from innerloop.tasks.streamed import on_device
 from innerloop.trees import all_finite, cast_like, key_numbers, shorten, tree_bytes, widened
 
@@ -123,12 +124,12 @@ class WholeTasks(LearningEstimator):
                 "a chunk is chosen either by hand or by a budget",
                 got=f"WholeTasks(..., chunk={self.chunk}) and fit(..., memory=...)",
                 expected="one of the two",
-                write="fit(..., memory='2GiB') with WholeTasks(...) alone, or WholeTasks(..., "
-                f"chunk={self.chunk}) without a budget",
+                write=f"fit(..., memory='2GiB') without chunk={self.chunk}, or fit(...) without "
+                "memory=",
             )
         here = -(-self.batch // self.placement.devices)
         like = jax.eval_shape(lambda: jax.random.key(0))
-        episodes = jax.eval_shape(lambda key: self.tasks.sample(key, here), like)
+        episodes = jax.eval_shape(lambda key: sampled(self.tasks, key, here), like)
         held += tree_bytes(eqx.filter(self.tasks, eqx.is_array))
         budget = parse_bytes(memory)
         rest = budget - held + tree_bytes(meta)  # which the plan counts itself
@@ -149,7 +150,7 @@ class WholeTasks(LearningEstimator):
 
     def checked_parts(self, key: PRNGKeyArray) -> dict[str, CheckedPart]:
         learner = Learner(*self.at(0))
-        return {"": CheckedPart(learner, self.gradient, self.tasks.sample(key, self.batch))}
+        return {"": CheckedPart(learner, self.gradient, sampled(self.tasks, key, self.batch))}
 
     def _value_and_grad(self, outer_step, chunk: int | None, spread: Callable):
         return meta_value_and_grad(*self.at(outer_step), self.gradient, chunk=chunk, spread=spread)
@@ -162,13 +163,13 @@ class WholeTasks(LearningEstimator):
         """
         sample_key, task_key = jax.random.split(jax.random.fold_in(key, outer_step))
         streamed = data is not None
-        episodes = on_device(data) if streamed else self.tasks.sample(sample_key, self.batch)
+        episodes = on_device(data) if streamed else sampled(self.tasks, sample_key, self.batch)
         if task_count(episodes) != self.batch:
             raise StructureError(
                 "the task distribution returns a different number of tasks than it was asked for",
                 got=f"{task_count(episodes)} tasks from {type(self.tasks).__name__}",
                 expected=f"{self.batch} tasks, one for each of batch={self.batch}",
-                write="sample(key, n) that gives n tasks, or tasks.IndependentTasks(sample_one)",
+                write="tasks.IndependentTasks(sample_one)",
             )
         return placement.by_task(_filled(episodes, placement.devices)), task_key
 
@@ -182,9 +183,8 @@ def _filled(episodes: Episode, devices: int) -> Episode:
         raise StructureError(
             "padding the batch for the devices would change the keys of its tasks",
             got=f"{tasks} tasks on {devices} devices, with jax_threefry_partitionable=False",
-            expected="JAX's default, with which the first keys of a larger split are the same",
-            write="jax.config.update('jax_threefry_partitionable', True), or a multiple of "
-            f"{devices} tasks",
+            expected="JAX's default, True, with which the first keys of a larger split are the "
+            f"same, or a multiple of {devices} tasks",
         )
     repeated = padding_rows(tasks, rows)
     weight = jnp.ones(tasks) if episodes.weight is None else episodes.weight

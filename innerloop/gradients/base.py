@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, InnerRule, Loop, run
 from innerloop.arguments import CheckedModule
-from innerloop.checks import describe
+from innerloop.checks import describe, failures_explained
 from innerloop.errors import StructureError
 from innerloop.fidelity import Fidelity
 from innerloop.gradients.inner import Exact
@@ -150,7 +150,8 @@ def objective_after_run(
 
 def weights_of_steps(step_weights: Callable, steps: int, dtype: Any) -> Array:
     """The weights of the losses after 0 ... `steps` steps; checks how many there are."""
-    weights = jnp.asarray(step_weights(steps), dtype)
+    with failures_explained("step_weights", steps=steps):
+        weights = jnp.asarray(step_weights(steps), dtype)
     if weights.shape != (steps + 1,):
         raise StructureError(
             "step_weights must give one weight for the parameters after 0 ... K steps",

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerStep, Loop
-from innerloop.arguments import at_least, optional
+from innerloop.arguments import at_least, flag, optional
 from innerloop.fidelity import EXACT, Derivatives, Fidelity
 from innerloop.gradients.inner import INNER_GRADIENT
 from innerloop.gradients.loops import concatenate, store_all
@@ -44,8 +44,8 @@ class Segments(Loop):
     """
 
     length: int | None = optional(at_least(1, such_as=4))
-    keep_inner_gradients: bool = False
-    offload: bool = False
+    keep_inner_gradients: bool = flag(default=False)
+    offload: bool = flag(default=False)
 
     def __call__(self, step: InnerStep, state: PyTree, steps: int) -> tuple[PyTree, Any]:
         """See `Loop`."""

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.arguments import checked, either, function, instance, positive
+from innerloop.checks import explained
 from innerloop.gradients.inner import exact_inner_gradient
 from innerloop.problem import Problem, initial_params, loss_function
 from innerloop.trees import add, dot
@@ -96,7 +97,7 @@ def proximal(problem: Problem, strength: float | Scalar | Callable[[PyTree], Sca
 
     def pulled(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
         value, aux = inner_loss(params, meta, batch, key)
-        pull = strength(meta) if callable(strength) else strength
+        pull = explained("strength", strength, "meta")(meta) if callable(strength) else strength
         way = jax.tree.map(jnp.subtract, params, init(meta, batch, key))
         penalty = jnp.asarray(pull / 2, value.dtype) * dot(way, way).astype(value.dtype)
         return value + penalty, aux

@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation, InnerGradient, InnerRule
 from innerloop.arguments import function, optional
+from innerloop.checks import explained
 from innerloop.errors import StructureError
 from innerloop.fidelity import ESTIMATE, Fidelity
 from innerloop.gradients.inner import exact_inner_gradient, named
@@ -49,7 +51,8 @@ class HoldConstant(InnerRule):
         where = self.where
         if where is None:
             return named(stopped_inner_gradient)
-        return named(partly_stopped_inner_gradient(lambda params: where(t, params)))
+        explained_where = explained("where", where, "t", "params")
+        return named(partly_stopped_inner_gradient(lambda params: explained_where(t, params)))
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
         """Biased; exact without inner steps."""
@@ -108,7 +111,9 @@ def _leaf_by_leaf(held: PyTree, params: PyTree) -> list:
         flags = jax.tree.leaves(jax.tree.broadcast(held, params))
     except ValueError:  # it is no prefix of params
         flags = None
-    is_boolean = lambda flag: jnp.result_type(flag) == jnp.bool_ and jnp.shape(flag) == ()
+    is_boolean = lambda flag: (
+        eqx.is_array_like(flag) and (jnp.result_type(flag) == jnp.bool_ and jnp.shape(flag) == ())
+    )
     if flags is not None and all(map(is_boolean, flags)):
         return flags
     raise StructureError(

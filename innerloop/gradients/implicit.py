@@ -9,7 +9,8 @@ import lineax as lx
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, Origin, run
-from innerloop.arguments import between, function, instance, optional
+from innerloop.arguments import between, flag, function, instance, optional
+from innerloop.checks import explained
 from innerloop.errors import GradientError, StructureError
 from innerloop.fidelity import ESTIMATE, Fidelity, undefined
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective
@@ -69,7 +70,7 @@ class Implicit(MetaGradient):
         function("params", "meta", "batch", "key", gives="residual")
     )
     damping: float = between(0.0, math.inf, default=0.0)
-    throw: bool = True
+    throw: bool = flag(default=True)
 
     def __check_init__(self):
         if isinstance(self.solver, lx.CG) and self.condition is not None:
@@ -78,7 +79,7 @@ class Implicit(MetaGradient):
                 got="Implicit(lineax.CG(...), condition=...)",
                 expected="a solver for any matrix",
                 write="Implicit(lineax.GMRES(rtol=1e-6, atol=1e-6), condition=...), or "
-                "lineax.Normal(lineax.CG(...))",
+                "Implicit(lineax.Normal(lineax.CG(rtol=1e-6, atol=1e-6)), condition=...)",
             )
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
@@ -90,13 +91,13 @@ class Implicit(MetaGradient):
             return undefined(
                 "step_weights ask for losses on the way to the optimum, and only the optimum is "
                 "differentiated.",
-                "Unroll(), or a Problem without step_weights",
+                write="Unroll(), or a Problem without step_weights",
             )
         if adaptation.origin is Origin.PROCEDURE and self.condition is None:
             return undefined(
                 "A procedure need not end where the gradient of the inner loss vanishes.",
-                "Unroll(), which is exact, or Implicit(condition=...) with the condition that it "
-                "solves",
+                write="Unroll(), which is exact, or Implicit(condition=...) with the condition "
+                "that it solves",
             )
         if isinstance(self.solver, Neumann):
             sentence = f"The linear solve is cut off after {self.solver.terms} terms of its series."
@@ -111,7 +112,11 @@ class Implicit(MetaGradient):
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
         """The meta-objective, with the implicit derivative of the optimum."""
-        condition = self.condition or stationarity(problem)
+        condition = explained(
+            "the condition",
+            self.condition or stationarity(problem),
+            *("params", "meta", "batch", "key"),
+        )
         outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="Implicit")
 
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
@@ -177,5 +182,4 @@ def _shaped_like(params: PyTree, residual: PyTree) -> PyTree:
         "the condition must give one residual per parameter",
         got=f"{shapes[1]}",
         expected=f"{shapes[0]}",
-        write="condition=lambda params, meta, batch, key: residual with the shape of params",
     )

@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation, InnerStep, Loop
 from innerloop.adaptation.constant import constant
-from innerloop.arguments import at_least, instance
+from innerloop.arguments import at_least, flag, instance
 from innerloop.checks import is_floating
 from innerloop.fidelity import ESTIMATE, Fidelity, combined
 from innerloop.gradients.loops import StoreAll, concatenate, store_all
@@ -41,7 +41,7 @@ class Last(Loop):
     """
 
     k: int = at_least(0, such_as=5)
-    identity: bool = True
+    identity: bool = flag(default=True)
     of: Loop = instance(
         Loop, what="a loop over inner steps", such_as="Segments(1)", default=StoreAll()
     )

@@ -150,8 +150,7 @@ def _through_gradient(of_loss: Callable, params, live, value_bar, gradient_bar):
                 "takes",
                 got="a custom_vjp (or another reverse-only rule) in inner_loss",
                 expected="operations with a forward-mode rule",
-                write="Exact() in place of MixedMode(), or jax.custom_jvp in place of "
-                "jax.custom_vjp",
+                write="Exact() in place of MixedMode()",
             ) from error
         raise
     if is_zero(value_bar):

@@ -51,8 +51,7 @@ def detached(leaves: str) -> DetachedError:
         got=f"a detached graph for meta leaves {leaves}",
         expected="at least one leaf that init, the inner loss (unless first-order) or the "
         "outer loss reads without stop_gradient",
-        write="innerloop.Unroll() if FirstOrder() drops the only path, or an init that "
-        "returns a part of meta",
+        write="Unroll() in place of FirstOrder(), or an init that returns a part of meta",
     )
 
 

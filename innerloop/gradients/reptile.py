@@ -34,7 +34,7 @@ class Reptile(MetaGradient):
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
         """Biased; undefined after a procedure, which has no initial parameters."""
         if adaptation.origin is Origin.PROCEDURE:
-            return undefined("A procedure has no initial parameters to move.", "Unroll()")
+            return undefined("A procedure has no initial parameters to move.", write="Unroll()")
         return Fidelity(
             "biased",
             "The gradient is replaced by the way from adapted to initial parameters; the query set "
@@ -67,7 +67,7 @@ def _direction(problem: Problem, meta: PyTree, adapted: PyTree, episode: Episode
             "Reptile() needs adapted parameters of the same structure as the initial ones",
             got=describe(adapted),
             expected=describe(start),
-            write="Unroll(), or Implicit() after Minimise",
+            write="Unroll()",
         )
     way = jax.tree.map(lambda a, b: a - b.astype(a.dtype), start, adapted)
     (gradient,) = pull_back(way)
@@ -77,6 +77,6 @@ def _direction(problem: Problem, meta: PyTree, adapted: PyTree, episode: Episode
             "Reptile() learns what init reads, and init reads no part of meta",
             got="an init without meta",
             expected="init=lambda meta, support, key: meta, or a part of it",
-            write="Unroll(), or Implicit() after Minimise",
+            write="Unroll()",
         )
     return leaves

@@ -139,7 +139,7 @@ def _once_jvp(name, primals, tangents):
             f"the gradient of {name} is not itself differentiable",
             got="a second derivative",
             expected="first derivatives",
-            write="Unroll(), whose derivatives of every order are exact",
+            write="Unroll()",
         )
     return derivative, jax.tree.map(dense, derivative_dot, is_leaf=is_zero)
 
@@ -149,5 +149,5 @@ def _in_meta_alone(name: str) -> GradientError:
         f"{name} gives a derivative in meta alone",
         got="a derivative in the episode, or in a value that the problem closes over",
         expected="a derivative in meta",
-        write="what is to be differentiated as a part of meta, or Unroll()",
+        write="Unroll(), or what is to be differentiated as a part of meta",
     )

@@ -101,5 +101,5 @@ def after_steps(adaptation: Adaptation) -> Fidelity | None:
         return None
     return undefined(
         "The path of a solver that runs to convergence is not differentiated.",
-        "Implicit(), which differentiates the solution",
+        write="Implicit(), which differentiates the solution",
     )

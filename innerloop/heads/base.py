@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.checks import describe, is_floating
+from innerloop.checks import describe, explained, is_floating
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.precision import at_least_float32
@@ -42,17 +42,15 @@ def embedded(
             "a head learns from Examples",
             got=f"a support set of type {type(support).__name__}",
             expected="Examples(inputs, targets, mask=None)",
-            write="Episode(support=Examples(inputs, targets), query=...), or Procedure(fn) for any "
-            "other pytree",
+            write="Episode(Examples(inputs, targets), Examples(inputs, targets))",
         )
-    values = features(meta, support, key)
+    values: Any = explained("features", features, "meta", "batch", "key")(meta, support, key)
     rows = jnp.shape(support.targets)[:1]
     if not is_floating(values) or jnp.ndim(values) != 2 or jnp.shape(values)[:1] != rows:
         raise StructureError(
             "features must be one vector of real numbers per row",
             got=f"features {describe(values)} for targets {describe(support.targets)}",
             expected="shape (rows, width)",
-            write="features=lambda meta, batch, key: x.reshape(x.shape[0], -1), of x with all axes",
         )
     values = jnp.asarray(values)
     return at_least_float32(blank_rows(values, support.mask)), values.dtype
@@ -70,16 +68,14 @@ def one_hot(support: Examples, ways: int, dtype: DTypeLike) -> Float[Array, "row
             "a classifier needs integer classes",
             got=f"targets {describe(targets)}",
             expected=f"integers from 0 to {ways - 1}, shape (rows,)",
-            write="Examples(inputs, jnp.argmax(one_hot_targets, axis=-1))"
-            if targets.ndim == 2
-            else "Examples(inputs, targets.reshape(-1).astype(int))",
         )
     return blank_rows(jax.nn.one_hot(targets, ways, dtype=dtype), support.mask)
 
 
 def strength_at(strength: Strength, meta: PyTree, dtype: DTypeLike, head: str) -> Scalar:
     """The strength as a scalar array. Raises `StructureError` if a function returns another."""
-    value: Any = strength(meta) if callable(strength) else strength
+    of_meta = explained("strength", strength, "meta") if callable(strength) else None
+    value: Any = of_meta(meta) if of_meta else strength
     traced = isinstance(value, Tracer)
     scalar = (isinstance(value, int) or is_floating(value)) and jnp.shape(value) == ()
     if not scalar or not (traced or 0 < float(value) < math.inf):

@@ -10,7 +10,7 @@ import optimistix as optx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation.direct import DirectAdaptation
-from innerloop.arguments import at_least, either, function, instance, optional, positive
+from innerloop.arguments import at_least, either, flag, function, instance, optional, positive
 from innerloop.heads.base import Features, Strength, embedded, one_hot, strength_at
 from innerloop.masks import blank_rows, of_classes
 from innerloop.precision import default_float
@@ -85,7 +85,7 @@ class ConvexHead(DirectAdaptation):
         )
     )
     max_steps: int = at_least(1, default=64)
-    throw: bool = True
+    throw: bool = flag(default=True)
 
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> Float[Array, "width ways"]:
         """The weights."""

@@ -88,8 +88,7 @@ def _join(experiment: Experiment, cluster: bool, *numbers: Any) -> None:
             expected="HOST:PORT, the number of processes, and the number of this one, from 0 to "
             "one less, or --cluster if a scheduler started them; and --run, because the folders "
             "that are named by the time would differ",
-            write="innerloop train digits --run RUN --devices all --coordinator HOST:1234 "
-            "--processes 2 --process 0",
+            write="innerloop train ... --run RUN --coordinator HOST:1234 --processes 2 --process 0",
         )
     try:
         join(*numbers)
@@ -98,7 +97,6 @@ def _join(experiment: Experiment, cluster: bool, *numbers: Any) -> None:
             "the processes did not find each other",
             got=" ".join(str(error).split())[:200],
             expected="a job of SLURM, Open MPI or a cloud, or a process 0 that can be reached",
-            write="--coordinator HOST:1234 --processes 2 --process 0",
         ) from error
 
 
@@ -109,7 +107,6 @@ def _train(experiment: Experiment) -> None:
             "it is not known which run to resume",
             got="--resume without --run",
             expected="the folder of the run",
-            write=f"innerloop train {name} --run runs/{name}-... --resume",
         )
     run = experiment.run or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if not is_first():

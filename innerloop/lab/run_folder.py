@@ -65,7 +65,7 @@ class RunFolder:
                     "this folder already holds a run",
                     got=str(path),
                     expected="a folder without a run",
-                    write=f"--resume to go on with it, or --run {path}-2 for another",
+                    write=f"--resume, or --run {path}-2",
                 )
             folder._refuse_changes(config, may_change)
         with folder.writing():
@@ -86,7 +86,7 @@ class RunFolder:
                 "there is no run in this folder",
                 got=str(path),
                 expected=f"a folder with {CONFIG}, as innerloop train writes it",
-                write=f"the folder of a run; innerloop train digits --run {path} begins one",
+                write=f"innerloop train digits --run {path}",
             )
         return RunFolder(path)
 
@@ -114,8 +114,8 @@ class RunFolder:
             raise RunError(
                 "a run goes on with the settings that it began with",
                 got=" ".join(as_flag(name, value) for name, value in changed.items()),
-                expected=" ".join(as_flag(name, before.get(name)) for name in changed),
-                write="the settings as they were; these may change without harm: "
+                expected=" ".join(as_flag(name, before.get(name)) for name in changed)
+                + "; these may change without harm: "
                 + ", ".join(f"--{name.replace('_', '-')}" for name in may_change)
                 + schedule * ("steps" in changed),
             )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from innerloop.arguments import checked, path
 from innerloop.logging.base import Logger, steps_before
 from innerloop.logging.records import record
 from innerloop.storage.files import read_json_lines, strict_json, write_whole, writing
@@ -25,6 +26,7 @@ class JsonLines(Logger):
         RunError: If the file cannot be written.
     """
 
+    @checked(path=path())
     def __init__(self, path: str | os.PathLike[str]):
         self._path = Path(path)
         self._step: int | None = None

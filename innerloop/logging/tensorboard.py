@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from innerloop.arguments import checked, path
 from innerloop.checks import optional_package
 from innerloop.logging.base import Logger, steps_before
 from innerloop.logging.records import scalars
@@ -28,6 +29,7 @@ class TensorBoard(Logger):
         RunError: If tensorboardX is not installed, or the folder cannot be written.
     """
 
+    @checked(folder=path())
     def __init__(self, folder: str | os.PathLike[str]):
         self._tensorboardx = optional_package("tensorboardX", "this logger", extra="tensorboard")
         self._folder = Path(folder)

@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from innerloop.arguments import checked, path
 from innerloop.checks import optional_package
 from innerloop.errors import RunError
 from innerloop.logging.base import Logger, steps_before
@@ -32,6 +33,7 @@ class WeightsAndBiases(Logger):
         RunError: If wandb is not installed, or does not start a run.
     """
 
+    @checked(folder=path())
     def __init__(
         self,
         project: str,
@@ -84,7 +86,6 @@ class WeightsAndBiases(Logger):
                 "Weights & Biases does not begin a run",
                 got=" ".join(str(error).split()),
                 expected="a project that this user may write to",
-                write="WeightsAndBiases(project, folder, mode='offline'), WANDB_MODE=offline on "
-                "the command line, or wandb login",
+                write="WeightsAndBiases(project, folder, mode='offline')",
             ) from error
         return run, known["step"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from innerloop.arguments import at_least, checked, each, or_none
+from innerloop.arguments import at_least, checked, each, or_none, random_key
 from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.models.base import Model, model_inputs
@@ -93,6 +93,7 @@ def conv_features(
     """
     width = None if pooled is None else pooled_width(pooled, filters, blocks)
 
+    @checked("init", key=random_key())
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         inputs = [channels] + [filters] * (blocks - 1)
         return [
@@ -128,8 +129,8 @@ def pooled_width(image: Image, filters: int = 64, blocks: int = 4) -> int:
             f"nothing remains of the image after {blocks} poolings by 2",
             got=f"image={height} × {width}, blocks={blocks}",
             expected=f"at least {smallest} × {smallest} pixels",
-            write=f"blocks={max(min(height, width).bit_length() - 1, 1)}, or "
-            "pooled=None, for images of any size",
+            write=f"conv4(..., blocks={max(min(height, width).bit_length() - 1, 1)}), or "
+            "conv4(..., pooled=None)",
         )
     return filters * (height // smallest) * (width // smallest)
 
@@ -148,6 +149,5 @@ def _images(
             "the inputs are not images that this network takes",
             got=describe(x),
             expected=f"shape (rows, {size}, {channels})",
-            write="inputs[..., None] for grey images, or channels= and pooled= as your images are",
         )
     return x

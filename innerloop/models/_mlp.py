@@ -7,7 +7,7 @@ import jax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from innerloop.arguments import at_least, checked, each
+from innerloop.arguments import at_least, checked, each, random_key
 from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.models.base import Model, model_inputs
@@ -42,6 +42,7 @@ def mlp(
     """
     widths = tuple(sizes)
 
+    @checked("init", key=random_key())
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         layers = _layers(key, widths, weights)
         return {"body": layers[:-1], "head": layers[-1]}
@@ -102,6 +103,5 @@ def _flat_rows(x: Float[Array, "..."], widths: tuple[int, ...]) -> Float[Array, 
             "the inputs do not fit the mlp's first layer",
             got=describe(x),
             expected=f"shape (rows, ...) with {widths[0]} entries per row",
-            write=f"mlp([{', '.join(map(str, (entries or 1, *widths[1:])))}])",
         )
     return x.reshape(x.shape[0], widths[0])

@@ -6,7 +6,7 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, ArrayLike, Bool, Float, Integer, PRNGKeyArray, PyTree
 
-from innerloop.arguments import at_least, checked
+from innerloop.arguments import at_least, checked, random_key
 from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
@@ -95,7 +95,7 @@ def transformer(
             "the heads do not divide the width",
             got=f"width={width}, heads={heads}",
             expected="a width that is a multiple of heads",
-            write=f"transformer(width={-(-width // heads) * heads}, heads={heads}, ...)",
+            write=f"transformer(..., width={-(-width // heads) * heads}, heads={heads})",
         )
 
     def block_init(key: PRNGKeyArray) -> PyTree[Array]:
@@ -116,6 +116,7 @@ def transformer(
             "mlp_out": residual_init(out_key, 4 * width),
         }
 
+    @checked("init", key=random_key())
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         tokens_key, positions_key, blocks_key, head_key = jax.random.split(key, 4)
         dtype = default_float()
@@ -193,14 +194,11 @@ def _tokens(inputs: ArrayLike, length: int) -> Integer[Array, "rows positions"]:
             "the transformer's inputs are not tokens",
             got=describe(tokens),
             expected="integers from 0 to vocabulary - 1",
-            write="inputs.astype(jnp.int32)",
         )
     if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= length:
         raise StructureError(
             "the tokens do not fit the transformer",
             got=describe(tokens),
             expected=f"shape (rows, positions) with 1 to {length} positions",
-            write="tokens[None] for a single row, or transformer(length=...) with the length of "
-            "your rows",
         )
     return tokens

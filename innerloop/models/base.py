@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, PRNGKeyArray, PyTree
 
+from innerloop.checks import describe
+from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 
 
@@ -43,4 +46,10 @@ def model_inputs(
     The parameters decide the precision, so 8-bit images need no cast by hand. Padding is replaced
     here because a weight's gradient multiplies activations by zeros otherwise: 0 · NaN is NaN.
     """
+    if not eqx.is_array_like(inputs):
+        raise StructureError(
+            "the inputs of a network are one array",
+            got=describe(inputs),
+            expected="an array with one row for each example",
+        )
     return blank_rows(jnp.asarray(inputs).astype(dtype), mask)

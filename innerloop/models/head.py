@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from innerloop.arguments import at_least, checked
+from innerloop.arguments import at_least, checked, random_key
 from innerloop.models.base import Model
 from innerloop.models.layers import GLOROT, dense, dense_init
 from innerloop.precision import default_float
@@ -30,6 +30,7 @@ def linear_head(features: Model, width: int, outputs: int, weights: Initializer 
             are not `(rows, width)`.
     """
 
+    @checked("init", key=random_key())
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         body_key, head_key = jax.random.split(key)
         head = dense_init(head_key, width, outputs, weights)
@@ -64,6 +65,7 @@ def film(features: Model, width: int, head: Model, context: int = 100) -> Model:
         StructureError: If a size is not a positive integer.
     """
 
+    @checked("init", key=random_key())
     def init(key: PRNGKeyArray) -> PyTree[Array]:
         body_key, film_key, head_key = jax.random.split(key, 3)
         return {

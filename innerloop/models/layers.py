@@ -39,7 +39,6 @@ def dense(params: Dense, x: Float[Array, "..."]) -> Float[Array, "rows outputs"]
             "the inputs do not fit the dense layer",
             got=describe(x),
             expected=f"shape (rows, {inputs})",
-            write=f"dense(params, x.reshape(rows, {inputs}))",
         )
     return x @ params["weights"] + params["bias"][None, :]
 
@@ -130,7 +129,6 @@ def max_pool(x: Float[Array, "..."]) -> Float[Array, "rows half_height half_widt
             "the image is too small for a 2 × 2 pooling window",
             got=describe(x),
             expected="shape (rows, height, width, channels) with height and width of at least 2",
-            write="fewer pooling layers, or larger images",
         )
     rows, height, width, channels = x.shape
     half_h, half_w = height // 2, width // 2
@@ -146,5 +144,4 @@ def _check_conv(weights: Array, x: Array, stride: int) -> None:
             "the images do not fit the convolution",
             got=f"images {describe(x)}, weights {describe(weights)}",
             expected="images (rows, height, width, inputs), weights (size, size, inputs, outputs)",
-            write="conv(weights, images[..., None]) for grey images without a channel axis",
         )

@@ -44,21 +44,16 @@ def cross_entropy(
     """
     targets = jnp.asarray(examples.targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
-        one_hot = targets.shape == logits.shape
         raise StructureError(
             "cross_entropy needs integer classes",
             got=f"targets {describe(targets)}",
             expected="integers from 0 to ways - 1",
-            write="Examples(inputs, jnp.argmax(one_hot_targets, axis=-1))"
-            if one_hot
-            else "Examples(inputs, targets.astype(int))",
         )
     if logits.ndim < 2 or logits.shape[:-1] != targets.shape:
         raise StructureError(
             "logits and targets do not fit",
             got=f"logits {describe(logits)}, targets {describe(targets)}",
             expected="logits (rows, ways), targets (rows,)",
-            write="Examples(inputs, targets.reshape(rows))",
         )
     logits = of_classes(at_least_float32(logits), examples.classes, -jnp.inf)
     logits = blank_rows(logits, examples.mask)
@@ -90,9 +85,6 @@ def mean_squared_error(
             "predictions and targets differ in shape",
             got=f"predictions {describe(predictions)}, targets {describe(targets)}",
             expected="the same shape (rows, ...) for both",
-            write="Examples(inputs, targets[..., None])"
-            if predictions.shape == (*targets.shape, 1)
-            else "a model whose outputs have the shape of the targets",
         )
     predictions = blank_rows(at_least_float32(predictions), examples.mask)
     targets = blank_rows(targets.astype(predictions.dtype), examples.mask)

@@ -71,8 +71,6 @@ def _not_of(learned: LearnedOptimizer, meta: PyTree, expected: str) -> Structure
         f"these are not the meta-parameters of this {name}",
         got=describe(meta),
         expected=expected,
-        write=f"{name}(...), with the settings that they were trained with, or its init(key, "
-        "params) to train them anew",
     )
 
 
@@ -107,8 +105,7 @@ def _scaled(rates: PyTree, updates: PyTree) -> PyTree:
             "the learned rates do not fit the parameters",
             got=f"rates {describe(rates)}, parameters {describe(updates)}",
             expected="one rate, one for each array, or one for each number of the parameters",
-            write="ParameterRates(...).init(key, params) with these parameters, or ScalarRate, "
-            "which fits any",
+            write="ParameterRates(...).init(key, params), or ScalarRate(...).init(key, params)",
         ) from error
 
 

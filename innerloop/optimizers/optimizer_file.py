@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
+from innerloop.arguments import checked, path
 from innerloop.errors import DataError, StructureError
 from innerloop.optimizers.base import LearnedOptimizer
 from innerloop.optimizers.table import OPTIMIZERS
@@ -23,6 +24,7 @@ FORMAT = 1
 _HEADER = "header"
 
 
+@checked(path=path())
 def save_optimizer(path: Path | str, learned: LearnedOptimizer, meta: PyTree[Array]) -> Path:
     """Write a learned optimizer, its settings and its meta-parameters, to one file.
 
@@ -53,6 +55,7 @@ def save_optimizer(path: Path | str, learned: LearnedOptimizer, meta: PyTree[Arr
         return write_whole(path, lambda temporary: temporary.write_bytes(content.getvalue()))
 
 
+@checked(path=path())
 def load_optimizer(
     path: Path | str, kinds: Sequence[type[LearnedOptimizer]] = OPTIMIZERS
 ) -> tuple[Any, PyTree[Array]]:
@@ -83,15 +86,13 @@ def load_optimizer(
             "the optimizer cannot be read",
             got=f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
             expected="a file as save_optimizer writes it",
-            write="save_optimizer(path, learned, meta) anew, or another path",
         ) from error
     saved_by = header.get("innerloop", "unknown")
     raise DataError(
         "this optimizer was saved by another version of innerloop",
         got=f"{path}: {unknown}, saved by innerloop {saved_by}",
-        expected=f"format {FORMAT} and an optimizer that innerloop {version('innerloop')} knows",
-        write=f"pip install innerloop=={saved_by}, or load_optimizer(path, kinds=[YourOptimizer]) "
-        "if it is a class of your own",
+        expected=f"format {FORMAT} and an optimizer that innerloop {version('innerloop')} knows, "
+        "or that kinds= names",
     )
 
 
@@ -118,8 +119,6 @@ def _outline(tree: PyTree, leaves: list[Any]) -> Any:
         "these meta-parameters have a container that a file cannot hold",
         got=type(tree).__name__,
         expected="dictionaries with text keys, lists and tuples of arrays",
-        write="an optimizer whose meta-parameters do not depend on the parameters' structure, or "
-        "parameters in dictionaries",
     )
 
 

@@ -127,8 +127,6 @@ def started_from(
             "the pretrained weights do not fit the part that they are put into",
             got=shown(got) or str(jax.tree.structure(weights)),
             expected=shown(expected) or str(jax.tree.structure(part)),
-            write="weights of these shapes, or pretrained(recipe, weights, into=lambda meta: "
-            "meta['body']) with the part that they fit",
         )
 
     def started(key: PRNGKeyArray) -> PyTree:

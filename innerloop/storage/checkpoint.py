@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, PyTree
 
-from innerloop.arguments import at_least, checked
+from innerloop.arguments import at_least, checked, path
 from innerloop.checks import describe, optional_package
 from innerloop.devices.processes import in_any, same_in_all, together
 from innerloop.errors import RunError
@@ -28,7 +28,7 @@ FORMAT = 4
 _STORAGE_ERRORS = (OSError, ValueError, KeyError)
 
 
-@checked(every=at_least(1, such_as=500), keep=at_least(1, such_as=3))
+@checked(folder=path(), every=at_least(1, such_as=500), keep=at_least(1, such_as=3))
 class Checkpoints(NamedTuple):
     """Where the training state is saved, and how often (needs innerloop[checkpoints]).
 
@@ -84,7 +84,7 @@ class CheckpointFolder:
                 "these checkpoints belong to an earlier run",
                 got=f"{self._path}, saved at outer step {max(steps)}",
                 expected="a folder without checkpoints, or resume=True",
-                write="fit(..., resume=True) to go on, or Checkpoints(another_folder)",
+                write="fit(..., resume=True), or Checkpoints(another_folder)",
             )
 
     def save(self, step: int, state: PyTree, record: dict[str, Any]) -> None:
@@ -121,7 +121,6 @@ class CheckpointFolder:
                 "the processes do not see the same checkpoints",
                 got=f"{self._path}, with outer steps {steps} in process {jax.process_index()}",
                 expected="one folder that all of them read and write",
-                write="Checkpoints(folder) on a file system that the machines share",
             )
         for step in steps:
             about = self._about(step)
@@ -145,8 +144,8 @@ class CheckpointFolder:
             raise RunError(
                 "no checkpoint of this run can be read",
                 got=f"{self._path}: {len(damaged)} damaged",
-                expected="at least one whole checkpoint",
-                write="delete that folder, and resume=True (--resume) begins anew",
+                expected="at least one whole checkpoint; without this folder, a run with "
+                "resume=True begins anew",
             )
         return None
 
@@ -197,7 +196,6 @@ class CheckpointFolder:
                 "the checkpoints are of a format that this version does not know",
                 got=f"format {about.get('format')}",
                 expected=f"format {FORMAT}",
-                write="the version of innerloop that wrote them",
             )
         theirs, mine = about["settings"], self._settings
         changed = sorted(n for n in mine.keys() | theirs.keys() if theirs.get(n) != mine.get(n))
@@ -205,9 +203,8 @@ class CheckpointFolder:
             raise RunError(
                 "a run goes on with the settings that it began with",
                 got=", ".join(f"{name}={mine.get(name)}" for name in changed),
-                expected=", ".join(f"{name}={theirs.get(name)}" for name in changed),
-                write="fit(..., resume=True) with these settings as they were, or another folder; "
-                "steps, minutes, chunk and per_call may change",
+                expected=", ".join(f"{name}={theirs.get(name)}" for name in changed)
+                + "; steps, minutes, chunk and per_call may change",
             )
 
     def _require_leaves(self, about: dict[str, Any], like: PyTree) -> None:
@@ -216,7 +213,6 @@ class CheckpointFolder:
                 "the checkpoints hold another training state than this run has",
                 got=describe(like),
                 expected=", ".join(f"{name}: {shape}" for name, shape in about["leaves"]),
-                write="the same estimator and optimizer as when the run began, or another folder",
             )
 
     def _require_there(self) -> None:
@@ -226,7 +222,7 @@ class CheckpointFolder:
                 "the checkpoints were deleted during the run",
                 got=f"{self._path}, without the file that this run has locked",
                 expected="a folder that nobody else changes",
-                write="the same run with resume=True (--resume): it goes on from what is left",
+                write="fit(..., resume=True) (--resume)",
             )
 
     def _writing(self) -> AbstractContextManager[None]:

@@ -36,7 +36,6 @@ def locked(path: Path) -> TextIO | None:
         raise RunError(
             "another process writes to this run",
             got=f"{path}, written by process {owner}",
-            expected="one process per run",
-            write="another folder, or wait until the other process has ended",
+            expected="one process at a time in a folder",
         ) from error
     return file

@@ -11,11 +11,11 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from innerloop.arguments import CheckedModule, at_least, between
-from innerloop.checks import describe
+from innerloop.checks import describe, explained
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.problem import Episode, Examples
-from innerloop.tasks.base import OneByOne, TaskDistribution
+from innerloop.tasks.base import OneByOne, TaskDistribution, sampled
 
 Images = Float[Array, "rows height width channels"]
 
@@ -52,7 +52,7 @@ class Augmented(OneByOne):
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One task."""
         draw_key, support_key, query_key = jax.random.split(key, 3)
-        episode = jax.tree.map(lambda leaf: leaf[0], self.tasks.sample(draw_key, 1))
+        episode = jax.tree.map(lambda leaf: leaf[0], sampled(self.tasks, draw_key, 1))
         support = self._augmented(support_key, episode.support)
         return Episode(support, self._augmented(query_key, episode.query), episode.weight)
 
@@ -65,13 +65,12 @@ class Augmented(OneByOne):
                 expected="Examples with inputs (rows, height, width, channels)",
                 write="Augmented(ClassificationTasks(images, 5, 1, 15), augment)",
             )
-        changed = self.augment(key, images)
+        changed = explained("augment", self.augment, "key", "images")(key, images)
         if (changed.shape, changed.dtype) != (images.shape, images.dtype):
             raise StructureError(
                 "augmentation changes the images' shape or type",
                 got=f"{describe(images)} became {describe(changed)}",
                 expected="the same shape and type",
-                write="images.astype(...) for validation and test too, in the tasks themselves",
             )
         return eqx.tree_at(lambda e: e.inputs, examples, blank_rows(changed, examples.mask))
 

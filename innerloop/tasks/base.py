@@ -9,7 +9,8 @@ import equinox as eqx
 import jax
 from jaxtyping import PRNGKeyArray
 
-from innerloop.arguments import CheckedModule, at_least, checked
+from innerloop.arguments import CheckedModule, at_least, checked, function, random_key
+from innerloop.checks import explained
 from innerloop.problem import Episode
 
 # Evaluation keys live in a stream of their own: the first batch of a training loop that starts
@@ -34,7 +35,7 @@ class TaskDistribution(Protocol):
     def sample(self, key: PRNGKeyArray, n: int) -> Episode: ...
 
 
-@checked("tasks.sample", n=at_least(1, such_as=8))
+@checked("tasks.sample", key=random_key(), n=at_least(1, such_as=8))
 def sample_each(
     sample_one: Callable[[PRNGKeyArray], Episode], key: PRNGKeyArray, n: int
 ) -> Episode:
@@ -43,7 +44,12 @@ def sample_each(
     Raises:
         StructureError: If `n` is not an integer of at least 1.
     """
-    return jax.vmap(sample_one)(jax.random.split(key, n))
+    return jax.vmap(explained("sample_one", sample_one, "key"))(jax.random.split(key, n))
+
+
+def sampled(tasks: TaskDistribution, key: PRNGKeyArray, n: int) -> Episode:
+    """What `tasks.sample(key, n)` returns; an error in it is explained."""
+    return explained(f"{type(tasks).__name__}.sample", tasks.sample, "key", "n")(key, n)
 
 
 class OneByOne(CheckedModule):
@@ -58,7 +64,7 @@ class OneByOne(CheckedModule):
         return sample_each(self.sample_one, key, n)
 
 
-class IndependentTasks(eqx.Module):
+class IndependentTasks(CheckedModule):
     """The task distribution of a function that draws one task.
 
     Args:
@@ -66,7 +72,7 @@ class IndependentTasks(eqx.Module):
             `__call__`.
     """
 
-    sample_one: Callable[[PRNGKeyArray], Episode]
+    sample_one: Callable[[PRNGKeyArray], Episode] = function("key", gives="Episode")
 
     def sample(self, key: PRNGKeyArray, n: int) -> Episode:
         """A batch of `n` episodes. Raises `StructureError` for `n < 1`."""
@@ -100,4 +106,4 @@ def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str
 
 @eqx.filter_jit
 def _sample(tasks: TaskDistribution, key: PRNGKeyArray, n: int) -> Any:
-    return tasks.sample(key, n)
+    return sampled(tasks, key, n)

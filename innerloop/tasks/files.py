@@ -28,11 +28,7 @@ class KnownFile(NamedTuple):
     md5: str
 
 
-def data_folder(
-    data: Folder,
-    project: str,
-    otherwise: str = f", or unset {DATA_VARIABLE} to download them",
-) -> Path | None:
+def data_folder(data: Folder, project: str) -> Path | None:
     """The user's folder with the files of `project`, or None, in which case they are downloaded.
 
     The folder is `data`, or else the one that the environment variable INNERLOOP_DATA names. If it
@@ -41,7 +37,6 @@ def data_folder(
     Args:
         data: The folder, if the user named one.
         project: The name of the data set.
-        otherwise: What else the user can do, for the error.
 
     Raises:
         DataError: If the folder does not exist.
@@ -55,7 +50,6 @@ def data_folder(
             "the data folder does not exist",
             got=f"{folder} (from {'data=' if data is not None else DATA_VARIABLE})",
             expected=f"a folder with the {project} files, or with a folder {project}/ of them",
-            write=f"mkdir -p {folder}/{project} and put the files there{otherwise}",
         )
     return folder / project if (folder / project).is_dir() else folder
 
@@ -66,21 +60,18 @@ def needed_folder(data: Folder, project: str, files: str, one_of: Sequence[str])
     Raises:
         DataError: If no folder is named, it does not exist, or it has none of the files `one_of`.
     """
-    folder = data_folder(data, project, otherwise="")
+    folder = data_folder(data, project)
     if folder is None:
         raise DataError(
             f"the files of {project} are not downloaded",
             got=f"no folder: neither data= nor {DATA_VARIABLE}",
-            expected=f"a folder with {files}",
-            write=f"data=FOLDER (--data FOLDER), or export {DATA_VARIABLE}=FOLDER",
+            expected=f"a folder with {files}, as data= (--data) or in {DATA_VARIABLE}",
         )
     if not any((folder / name).exists() for name in one_of):
-        own = folder if folder.name == project else folder / project
         raise DataError(
             f"the files of {project} are missing",
             got=f"no {' and no '.join(one_of)} in {folder}",
             expected=files,
-            write=f"mkdir -p {own} and put the published files there",
         )
     return folder
 
@@ -96,7 +87,6 @@ def reading(path: Path, expected: str) -> Iterator[None]:
             f"{path.name} is missing" if missing else f"{path} cannot be read",
             got=f"{type(error).__name__}: {error}",
             expected=expected,
-            write=f"put a complete copy of {path.name} into {path.parent}",
         ) from error
 
 
@@ -130,16 +120,13 @@ def local_file(choices: Sequence[KnownFile], folder: Path) -> tuple[KnownFile, P
                     f"{path} is corrupt, or another file than its name says",
                     got=f"md5 {_md5(path)}",
                     expected=f"md5 {file.md5}",
-                    write=f"rm {path} and download it again",
                 )
             return file, path
     names = " or ".join(file.name for file in choices)
     raise DataError(
         f"{names} is missing",
         got=f"no such file in {folder}",
-        expected=f"{names} in that folder",
-        write=f"put {choices[0].name} into {folder}; or unset {DATA_VARIABLE} and leave out data= "
-        "to download it",
+        expected=f"{names} in that folder; without data= and {DATA_VARIABLE} it is downloaded",
     )
 
 
@@ -189,7 +176,6 @@ def _download(file: KnownFile, base_url: str, folder: Path) -> Path:
             f"{file.name} could not be downloaded",
             got=f"{type(error).__name__}: {error}",
             expected=f"{url} with md5 {file.md5}",
-            write=f"place {file.name} in a folder and set {DATA_VARIABLE} to that folder",
         ) from error
     return Path(path)
 

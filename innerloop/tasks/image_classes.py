@@ -81,7 +81,6 @@ class ImageClasses(eqx.Module):
                 "no class has so many examples",
                 got=f"with_examples({least}) of {len(self)} classes",
                 expected=f"at most {np.max(np.asarray(counts)[table[:, 0]])}",
-                write="fewer shots or queries",
             )
         return ImageClasses(self.images, table[enough], self.counts)
 
@@ -120,14 +119,12 @@ def by_label(images: ArrayLike, labels: ArrayLike | Sequence[str]) -> ImageClass
             "these are not images with a label for each",
             got=f"images {describe(pixels)}, labels of shape {names.shape}",
             expected="images (images, height, width) or (…, channels), and labels (images,)",
-            write="by_label(images, labels) with labels of shape (images,)",
         )
     if names.dtype.kind not in "biuUS":
         raise StructureError(
             "labels must be whole numbers or text",
             got=f"labels of type {names.dtype}",
             expected="integers or strings, equal for images of one class",
-            write="by_label(images, labels.astype(int)), if each is a whole number",
         )
     _, label, counts = np.unique(names, return_inverse=True, return_counts=True)
     rows = np.zeros((len(counts), counts.max(initial=0), *pixels.shape[1:]), pixels.dtype)
@@ -164,21 +161,18 @@ def _with_channels(images: ArrayLike) -> ArrayLike:
             "images have a type whose range is unknown",
             got=f"shape {shape}, type {dtype}",
             expected="uint8 (0 … 255), bool, or floating point",
-            write="images.astype(numpy.uint8)",
         )
     if len(shape) not in (4, 5):
         raise StructureError(
             "images have the wrong number of axes",
             got=f"shape {shape}, type {dtype}",
             expected="(characters, examples, height, width) or (…, channels)",
-            write="images.reshape(characters, examples, height, width)",
         )
     if 0 in shape:
         raise DataError(
             "there are no images",
             got=f"shape {shape}",
             expected="at least one character, example and pixel",
-            write="check what was loaded before making classes of it",
         )
     return images if len(shape) == 5 else jnp.expand_dims(images, -1)
 
@@ -186,7 +180,7 @@ def _with_channels(images: ArrayLike) -> ArrayLike:
 def _check_table(table: np.ndarray, shape: tuple[int, ...]) -> None:
     characters, height, width = shape[0], shape[2], shape[3]
     expected = f"integers (classes, 2), rows below {characters}, turns below {TURNS}, none twice"
-    write = "with_quarter_turns(images), or ImageClasses(images, [(row, turns), ...])"
+    write = "upright(images)"
     well_formed = table.ndim == 2 and table.shape[1] == 2 and np.issubdtype(table.dtype, np.integer)
     if not well_formed or len(table) == 0:
         got = describe(table)
@@ -220,8 +214,6 @@ def _check_finite(images: jax.Array) -> None:
             got=f"{np.count_nonzero(~finite)} of {finite.size} images, the first of them "
             f"images[{row}, {example}]",
             expected="finite pixels in every image",
-            write="counts= for examples that are missing; or numpy.nan_to_num(images), if those "
-            "pixels are to be 0",
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from innerloop.arguments import at_least, checked
+from innerloop.arguments import at_least, checked, path
 from innerloop.checks import optional_package
 from innerloop.errors import DataError
 from innerloop.tasks.files import cached_array, reading
@@ -17,7 +17,7 @@ from innerloop.tasks.image_classes import ImageClasses, by_label
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 
 
-@checked(size=at_least(1, such_as=84))
+@checked(folder=path(), size=at_least(1, such_as=84))
 def image_folder(
     folder: str | os.PathLike[str], size: int, *, names: list[str] | None = None
 ) -> ImageClasses:
@@ -47,7 +47,6 @@ def image_folder(
             "there are classes without images" if without else "there are no classes",
             got=f"no images in {path / without[0]}" if without else f"no folders in {path}",
             expected=f"{path}/CLASS/*.png for every class",
-            write=f"unpack the images of each class into a folder of its own in {path}",
         )
     return classes_of_files(by_class, size)
 
@@ -97,7 +96,6 @@ def _digest(files: Sequence[Path]) -> str:
             "image files are missing",
             got=f"{len(missing)} of {len(files)} files missing, the first of them {missing[0]}",
             expected="every file that the split names",
-            write="unpack the data again, all of it, into that folder",
         )
     for file in files:
         status = file.stat()

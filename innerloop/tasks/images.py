@@ -118,25 +118,23 @@ class ClassificationTasks(OneByOne):
 
     def __check_init__(self):
         ways, shots = ends(self.ways)[1], ends(self.shots)[1]
-        classes, fewest, needed = len(self.images), self.images.fewest, shots + self.queries
+        classes, fewest = len(self.images), self.images.fewest
         if ways > classes:
-            turned = "with_quarter_turns(images) for four times the classes"
             raise DataError(
                 "there are not enough classes",
                 got=f"ways={ways} of {classes} classes",
                 expected=f"at most {classes} ways" if classes > 1 else "at least two classes",
-                write=f"ways={classes}, or {turned}" if classes > 1 else f"{turned}, or more data",
+                write=f"ClassificationTasks(..., ways={classes})" if classes > 1 else None,
             )
-        if needed > fewest:
-            counts = self.images.counts
-            enough = f"; or images.with_examples({needed}), the classes that have enough"
+        if shots + self.queries > fewest:
+            fewer = min(shots, fewest - 1)
             raise DataError(
                 "there are not enough examples of each class",
                 got=f"shots={shots} + queries={self.queries} of {fewest} examples",
                 expected=f"shots + queries of at most {fewest}",
-                write=f"shots={min(shots, max(fewest - 1, 1))}, "
-                f"queries={max(fewest - shots, 1)}"
-                + (enough if counts is not None and max(counts) >= needed else ""),
+                write=f"ClassificationTasks(..., shots={fewer}, queries={fewest - fewer})"
+                if fewer
+                else None,
             )
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:

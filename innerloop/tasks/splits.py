@@ -37,8 +37,6 @@ def require_disjoint(parts: Mapping[str, Iterable], what: str) -> None:
                 f"{first} and {second} share {what}",
                 got=f"{len(shared)} {what} in both{named}",
                 expected=f"{what} that no other split has",
-                write="the published files of the split; or split by character, before turning "
-                "and before drawing examples",
             )
 
 

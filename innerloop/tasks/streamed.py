@@ -61,7 +61,7 @@ class StreamedTasks:
                 "streamed tasks are drawn by the host, and not in a compiled function",
                 got="tasks.sample(key, n) while tracing",
                 expected="WholeTasks(..., tasks, batch) in fit without memory=, or a known key",
-                write="tasks.sample(key, n) outside jax.jit; WholeTasks(..., chunk=n)",
+                write="tasks.sample(key, n) outside jax.jit",
             )
         return on_device(self._stacked(_numbers(key), 0, n))
 
@@ -174,8 +174,6 @@ class StoredImages:
                 got=f"ways={self.ways} of {classes}, "
                 f"shots={self.shots} + queries={self.queries} of {fewest}",
                 expected=f"at most {classes} ways, and shots + queries of at most {fewest}",
-                write="fewer ways, shots or queries, as StoredImages(images, ways=5, shots=1, "
-                "queries=15)",
             )
 
     def __call__(self, rng: np.random.Generator) -> Episode:

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import run
-from innerloop.arguments import at_least, checked, instance, optional, random_key
+from innerloop.arguments import at_least, checked, flag, instance, optional, random_key
+from innerloop.checks import explained, require_on_host
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import placement
 from innerloop.errors import StructureError
@@ -21,6 +22,7 @@ from innerloop.gradients.loops import StoreAll
 from innerloop.learner import Learner
 from innerloop.objective import check_meta, task_count
 from innerloop.problem import Episode, loss_function, task_keys
+from innerloop.recipes import Recipe
 from innerloop.training.calibration import calibration_sums, expected_calibration_error
 
 TASKS_AT_ONCE = 100
@@ -91,6 +93,7 @@ def evaluate(
         StructureError: The parts do not fit, the episodes carry weights, or the aux of the outer
             loss is no dictionary of scalars.
     """
+    require_on_host("evaluate", meta, episodes, key)
     how = {"steps": steps, "chunk": chunk, "calibration": calibration}
     results = evaluated_tasks(learner, meta, episodes, key, placement=placement(devices), **how)
     return summarise(results)
@@ -98,7 +101,13 @@ def evaluate(
 
 @checked(
     "evaluate",
-    learner=instance(Learner, what="a Learner", such_as="Learner(problem, adaptation)"),
+    learner=instance(
+        *(Learner,),
+        what="a Learner",
+        such_as="Learner(problem, adaptation)",
+        instead={Recipe: "recipe.learner"},
+    ),
+    calibration=flag(),
     key=random_key(),
     steps=optional(at_least(0)),
     chunk=optional(at_least(1, such_as=100)),
@@ -163,7 +172,6 @@ def _all_tasks(
             "evaluation counts every task alike, and these episodes carry weights",
             got="Episode(..., weight=...)",
             expected="episodes without weights",
-            write="evaluate on the tasks whose weight is not zero, as Episode(support, query)",
         )
 
     def one_task(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> TaskResults:
@@ -175,7 +183,8 @@ def _all_tasks(
             if not calibration:
                 return TaskResults(metrics, None)
             assert learner.predict is not None
-            logits = learner.predict(params, meta, episode.query, keys.outer)
+            predict = explained("predict", learner.predict, "params", "meta", "batch", "key")
+            logits = predict(params, meta, episode.query, keys.outer)
             return TaskResults(metrics, calibration_sums(logits, episode.query))
 
         state, _, observed = run(

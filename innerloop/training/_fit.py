@@ -20,17 +20,21 @@ from innerloop.arguments import (
     at_least,
     between,
     checked,
+    flag,
+    function,
     instance,
     or_none,
     random_key,
     with_methods,
 )
+from innerloop.checks import explained, require_on_host
 from innerloop.devices.placement import Placement
 from innerloop.devices.processes import in_any, together
 from innerloop.devices.sharding import placement
 from innerloop.diagnostics import Plan, Severity
 from innerloop.estimators.base import SUCH_AS, Estimator, TaskSet
 from innerloop.objective import check_meta
+from innerloop.recipes import Recipe
 from innerloop.storage.checkpoint import Checkpoints
 from innerloop.training._evaluate import Evaluation
 from innerloop.training.non_finite import Fault, NonFinite, Stop
@@ -92,7 +96,7 @@ class Fit(NamedTuple):
 
 
 @checked(
-    estimator=instance(Estimator, **SUCH_AS),
+    estimator=instance(Estimator, **SUCH_AS, instead={Recipe: "recipe.estimator(tasks, batch=8)"}),
     optimizer=with_methods(
         "init", "update", what="an optax transformation", such_as="optax.adam(1e-3)"
     ),
@@ -108,6 +112,9 @@ class Fit(NamedTuple):
     averaging=between(0, 1, below=True),
     per_call=at_least(1, such_as=50),
     minutes=or_none(between(0, math.inf, such_as=10)),
+    check=flag(),
+    resume=flag(),
+    report=function("progress"),
     non_finite=instance(NonFinite, what="a policy", such_as="training.Skip()"),
     checkpoints=or_none(
         instance(Checkpoints, what="Checkpoints", such_as="training.Checkpoints(folder, every=500)")
@@ -175,10 +182,13 @@ def fit(
         RunError: `non_finite` ends the run; or the checkpoints are not this run's, have taken
             more than `steps` steps, cannot be written, or are written by another process.
     """
+    require_on_host("fit", init_meta, key)
     place = placement(devices)
     init_key, step_key, validation_key = run_keys(key)
     is_tree = isinstance(init_meta, eqx.Module)  # a network is callable, but is meta itself
-    meta = init_meta if is_tree or not callable(init_meta) else init_meta(init_key)
+    if not is_tree and callable(init_meta):
+        init_meta = explained("init_meta", init_meta, "key")(init_key)
+    meta = init_meta
     check_meta(meta)
     if check:
         _stop_at_faults(estimator, meta, key)

@@ -87,7 +87,6 @@ class Fault(NamedTuple):
             got=f"a loss of {self.loss} at outer step {self.step}, caused by "
             + (causes or "no single task: each is finite when it is computed alone"),
             expected="finite losses and gradients",
-            write="a lower inner or outer rate, or, on resuming, a policy that goes on, such as "
-            "fit(..., non_finite=Skip(in_a_row=100)) (--non-finite skip); "
-            f"tasks_of_step(estimator, key, {self.step}) gives these tasks again",
+            write="fit(..., non_finite=Skip(in_a_row=100)) (--non-finite skip), or "
+            f"tasks_of_step(estimator, key, {self.step}), which gives the tasks of that step",
         )

@@ -66,8 +66,7 @@ class _Saving:
                 "the run has already taken more steps than asked for",
                 got=f"steps={steps}, and a checkpoint at outer step {self._step}",
                 expected="as many steps as were taken, or more",
-                write=f"fit(..., steps={self._step}, resume=True) (--steps {self._step}), or the "
-                "checkpoints of another folder",
+                write=f"fit(..., steps={self._step}, resume=True) (--steps {self._step})",
             )
         if record["best_step"] is not None:
             validate.best, validate.score = (best, record["best_step"]), float(record["score"])

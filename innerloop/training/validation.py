@@ -8,13 +8,14 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.arguments import at_least, checked, instance, optional, positive
+from innerloop.arguments import at_least, checked, flag, instance, optional, positive
 from innerloop.checks import describe
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.estimators import Estimator
 from innerloop.learner import Learner
 from innerloop.problem import Episode
+from innerloop.recipes import Recipe
 from innerloop.training._evaluate import (
     Evaluation,
     TaskResults,
@@ -26,11 +27,24 @@ from innerloop.trees import leaf_shapes
 
 
 @checked(
+    episodes=instance(
+        *(Episode,),
+        what="a batch of episodes",
+        such_as="tasks.evaluation_episodes(distribution, 100, seed=1)",
+    ),
     every=at_least(1, such_as=100),
+    learner=optional(
+        instance(
+            *(Learner,),
+            what="a Learner",
+            such_as="Learner(problem, adaptation)",
+            instead={Recipe: "recipe.learner"},
+        )
+    ),
     steps=optional(at_least(0)),
     chunk=optional(at_least(1)),
     weight=positive(),
-    maximise=optional(instance(bool, what="True or False", such_as="True")),
+    maximise=optional(flag()),
 )
 class Validation(NamedTuple):
     """How the best meta-parameters are chosen.
@@ -128,8 +142,7 @@ class Validator:
                     "the validation does not have the metric that decides",
                     got=f"metric={each.metric!r}",
                     expected=f"one of {', '.join(map(repr, found.metrics))}",
-                    write=f"Validation(..., metric={next(iter(found.metrics))!r}), or return loss, "
-                    f"{{{each.metric!r}: ...}} in outer_loss",
+                    write=f"Validation(..., metric={next(iter(found.metrics))!r})",
                 )
             if each.maximise is None and each.metric != "loss":
                 raise StructureError(
@@ -172,7 +185,7 @@ def _common_every(named: Mapping[str, Validation]) -> int | None:
             "validations that decide together are due together",
             got=", ".join(f"{name}: every={each.every}" for name, each in named.items()),
             expected="the same number of outer steps",
-            write=f"Validation(episodes, every={max(found)}) for each of them",
+            write=f"Validation(..., every={max(found)})",
         )
     return found.pop() if found else None
 
@@ -186,5 +199,5 @@ def _learner(name: str, validation: Validation, estimator: Estimator) -> Learner
         got=f"{type(estimator).__name__} and Validation(...) without a learner"
         + (f" for {name}" if name else ""),
         expected="the learner that learns the validation episodes",
-        write="Validation(episodes, every=100, learner=Learner(problem, adaptation))",
+        write="Validation(..., learner=Learner(problem, adaptation))",
     )

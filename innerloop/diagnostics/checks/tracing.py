@@ -123,7 +123,7 @@ def _without_forward_mode(subject: Subject) -> Iterator[Finding]:
 
 def _of_the_whole(error: Exception, severity: Severity) -> Finding:
     if isinstance(error, GradientError):
-        return Finding(severity, error.problem, "meta", error.got, error.write)
+        return Finding(severity, error.problem, "meta", error.got, error.write or error.expected)
     return Finding(
         severity,
         "the meta-objective cannot be differentiated",

@@ -115,7 +115,7 @@ class OptimizerTraining(Experiment):
                     f"{name} holds a task of every family at least",
                     got=f"{name}={getattr(self, name)} for {len(families)} families",
                     expected=f"at least {len(families)}",
-                    write=f"--{name.replace('_', '-')} {len(families)}, or fewer --families",
+                    write=f"--{name.replace('_', '-')} {len(families)}",
                 )
         learned = self.learned()
         weights = [FORMULA_WEIGHT if family.batch is None else 1.0 for family in families]

@@ -76,6 +76,6 @@ def one_shot_protocol(run: Path, experiment: FewShot) -> tuple[Omniglot, Episode
             got=f"{run}, trained with --recipe {experiment.recipe} --ways {experiment.ways}",
             expected="a run with --ways 20, or of a recipe whose network has no outputs of its "
             "own, such as protonet",
-            write=f"innerloop train omniglot --recipe {experiment.recipe} --ways 20 ...",
+            write=f"innerloop train omniglot --recipe {experiment.recipe} --ways 20 --run RUN",
         )
     return tested, omniglot_one_shot(data=experiment.data)

@@ -210,7 +210,6 @@ def initial_meta(experiment: Experiment) -> InitMeta:
             "the meta-parameters of that run do not fit this experiment",
             got=f"--pretrained {experiment.pretrained}: {error.got}",
             expected=error.expected,
-            write="--pretrained with a run of the same network",
         ) from error
 
 
@@ -247,6 +246,6 @@ def _trained_meta(experiment: FewShot, key: Any, trained: Path | None) -> PyTree
             got=f"{trained}, a run of {kind}, with {flags or 'the same settings'}",
             expected=f"a run of {experiment_name(experiment)} with meta-parameters of the same "
             "shapes",
-            write=f"innerloop check {kind} {flags} --trained {trained}",
+            write=f"innerloop check {kind} --trained {trained}, with the run's own settings",
         )
     return folder.load_meta(like)

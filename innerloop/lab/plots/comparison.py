@@ -44,7 +44,7 @@ def error_against_cost(
     """
     shown = [record for record in records if _complete(record)]
     if not shown:
-        raise nothing("measured meta-gradients", "error_against_cost(path, comparison.records())")
+        raise nothing("measured meta-gradients")
     styles = _styles(shown)
     with new_figure(path, (13.0, 5.0)) as (figure, done):
         left, right = figure.subplots(1, 2, sharey=True)

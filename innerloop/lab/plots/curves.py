@@ -44,7 +44,7 @@ def learning_curve(
     x, y = style.pair(steps=steps, losses=losses)
     at, scores = style.pair(validation_steps=validation_steps, validation=validation)
     if not len(x):
-        raise style.nothing("losses", "learning_curve(path, steps=[1, 2], losses=[0.7, 0.5], ...)")
+        raise style.nothing("losses")
     y = np.where(np.isfinite(y), y, np.nan)
     window = max(1, len(y) // 50)
     panels = 2 if len(at) else 1

@@ -43,11 +43,10 @@ def episodes_with_predictions(
     Raises:
         StructureError: If there is no episode, or one has no queries.
     """
-    write = "episodes_with_predictions(path, episodes)"
     if not episodes:
-        raise nothing("episodes", write)
+        raise nothing("episodes")
     if any(len(episode["query_images"]) == 0 for episode in episodes):
-        raise nothing("queries in an episode", write)
+        raise nothing("queries in an episode")
     panels = [EpisodePanel(number, episode) for number, episode in enumerate(episodes, start=1)]
     width = _MARGIN + max(panel.columns for panel in panels) * _CELL + _EDGE
     height = _EDGE + sum(panel.height for panel in panels)

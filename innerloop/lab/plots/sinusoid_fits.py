@@ -38,7 +38,7 @@ def sinusoid_fits(
     import matplotlib
 
     if not tasks:
-        raise nothing("tasks", "sinusoid_fits(path, tasks, steps=(0, 1, 5, 10))")
+        raise nothing("tasks")
     shown = tasks[:_PANELS]
     for task in shown:
         missing = [step for step in steps if step not in task["fits"]]

@@ -95,13 +95,10 @@ def pair(**vectors: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
             f"{first_name} and {second_name} do not fit together",
             got=f"shapes {a.shape} and {b.shape}",
             expected="two vectors of one length",
-            write=f"{second_name}={second_name}[:len({first_name})]",
         )
     return a, b
 
 
-def nothing(what: str, write: str) -> StructureError:
+def nothing(what: str) -> StructureError:
     """The error for a figure that was given no `what`."""
-    return StructureError(
-        f"there are no {what} to draw", got="none", expected="at least one", write=write
-    )
+    return StructureError(f"there are no {what} to draw", got="none", expected="at least one")

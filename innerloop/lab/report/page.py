@@ -36,7 +36,6 @@ def write_report(
             "a report needs a run",
             got="no folder",
             expected="the folder of at least one run",
-            write="innerloop report RUN",
         )
     single = folders[0] if len(folders) == 1 else Path()
     target = single / "report.html" if out is None else Path(out)

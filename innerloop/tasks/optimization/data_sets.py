@@ -100,8 +100,7 @@ class TableTasks(OneByOne):
             raise DataError(
                 "there are not enough rows for a support and a query set",
                 got=f"rows={rows} of {len(table.inputs)} in {table.name}",
-                expected="at most half of the table",
-                write=f"TableTasks(table, rows={len(table.inputs) // 2})",
+                expected=f"at most {len(table.inputs) // 2}, half of the table",
             )
         whole = np.issubdtype(table.targets.dtype, np.integer)
         self.inputs = jnp.asarray(table.inputs, default_float())
@@ -162,7 +161,6 @@ class TextTasks(OneByOne):
                 "the text is too short",
                 got=f"{len(text)} characters for windows of {length}",
                 expected=f"more than {int(length / _QUERY_SHARE)} characters",
-                write=f"TextTasks(text, rows, length={max(int(_QUERY_SHARE * len(text)) - 1, 1)})",
             )
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:

@@ -1,0 +1,408 @@
+"""The cures of the rooms from problems to meta-gradients."""
+
+from sites import Case
+
+MINIMISE = "learn = Minimise(optimistix.BFGS(1e-3, 1e-3))"
+STOPPED = """
+init = lambda meta, support, key: {"w": jnp.zeros(2)}
+reads = lambda params, meta, batch, key: loss(params, meta, batch, key) + jnp.sum(
+    meta["w"] * params["w"]
+)
+detached = Problem(init, reads, loss)
+"""
+LOOPING = """
+def halved(loss, bound):
+    return lambda params, meta, batch, key: bound(
+        lambda value: value / 2, loss(params, meta, batch, key)
+    )
+
+of_while = lambda step, value: jax.lax.while_loop(lambda value: value > 1, step, value)
+of_scan = lambda step, value: jax.lax.scan(lambda v, _: (step(v), None), value, None, 3)[0]
+searching = GradientDescent(optax.lbfgs(), 2)
+"""
+CLOSED_OVER = """
+def through(shift, gradient, learn=adaptation):
+    moved = Problem(init, lambda p, m, b, k: loss(p, m, b, k) + shift * jnp.sum(p["w"] ** 2), loss)
+    return meta_objective(moved, learn, gradient)(meta, episode, key)[0]
+
+def of_meta(gradient, learn=adaptation):
+    shifted = lambda p, m, b, k: loss(p, m, b, k) + m["shift"] * jnp.sum(p["w"] ** 2)
+    with_shift = Problem(init, shifted, loss)
+    objective = meta_objective(with_shift, learn, gradient)
+    whole = meta | {"shift": jnp.array(0.1)}
+    return jax.grad(lambda meta: objective(meta, episode, key)[0])(whole)
+"""
+
+CASES = [
+    # problem.py
+    Case(
+        "problem.py: targets are not numbers",
+        "Examples(inputs, targets)",
+        ("Examples(inputs, numpy.unique(targets, return_inverse=True)[1])",),
+        given="targets = numpy.array(['cat', 'dog', 'cat'])",
+    ),
+    Case(
+        "problem.py: … needs parameters to start from",
+        "trace(meta_value_and_grad(Problem(init=None, inner_loss=loss, outer_loss=loss), "
+        "GradientDescent(lambda meta: optax.sgd(0.1), 1)))",
+        ("Problem(..., init=lambda meta, support, key: meta)",),
+    ),
+    # adaptation/
+    Case(
+        "adaptation/_run.py: this adaptation has no steps to count",
+        "evaluate(Learner(head, Procedure(fn)), meta, episodes, key, steps=3)",
+        (("leave steps out", "evaluate(Learner(head, Procedure(fn)), meta, episodes, key)"),),
+        given="head, fn = Problem(None, None, loss), lambda meta, support, key: {'w': meta['w']}",
+        full=True,
+    ),
+    Case(
+        "adaptation/gradient_descent.py: the function of meta returns no optimizer",
+        "trace(meta_value_and_grad(problem, GradientDescent(lambda meta: 0.1, 5)))",
+        ("GradientDescent(lambda meta: optax.sgd(meta['rate']), steps=5)",),
+    ),
+    Case(
+        "adaptation/mini_batches.py: a mini-batch is larger",
+        "trace(meta_value_and_grad(problem, MiniBatches(adaptation, size=9)))",
+        ("MiniBatches(..., size=4)",),
+    ),
+    Case(
+        "adaptation/minimise.py: the path of a solver",
+        "jax.grad(through)(0.1, Implicit(), learn)",
+        (
+            (
+                "meta_objective(problem, Minimise(solver), Implicit()), with that value as a part "
+                "of meta",
+                "of_meta(Implicit(), learn)",
+            ),
+        ),
+        given=CLOSED_OVER + MINIMISE,
+        full=True,
+    ),
+    Case(
+        "adaptation/minimise.py: the inner solver did not converge",
+        "adapt(problem, Minimise(solver, max_steps=1), meta, episode.support, key)",
+        (
+            "Minimise(solver, max_steps=1024)",
+            (
+                ", or Minimise(solver, throw=False) and watch "
+                "aux.diagnostics['inner_residual'] of Implicit()",
+                "meta_objective(problem, Minimise(solver, throw=False), Implicit())(meta, episode, "
+                "key)[1].diagnostics['inner_residual']",
+            ),
+        ),
+        given="solver = optimistix.BFGS(1e-6, 1e-6)",
+        full=True,
+    ),
+    # objective.py
+    Case(
+        "objective.py: a task comes as an Episode",
+        "trace(meta_value_and_grad(problem, adaptation), meta, distribution, key)",
+        (
+            (
+                "tasks.evaluation_episodes(distribution, 100, seed=1)",
+                "trace(meta_value_and_grad(problem, adaptation), meta, "
+                "tasks.evaluation_episodes(distribution, 100, seed=1), key)",
+            ),
+        ),
+    ),
+    Case(
+        "objective.py: a task comes as an Episode",
+        "trace(meta_value_and_grad(problem, adaptation), meta, episodes, key)",
+        (
+            (
+                "jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *episodes)",
+                "trace(meta_value_and_grad(problem, adaptation), meta, "
+                "jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *episodes), key)",
+            ),
+        ),
+        given="episodes = [episode, episode]",
+    ),
+    Case(
+        "objective.py: adapt has no derivative",
+        "jax.grad(lambda meta: adapt(problem, adaptation, meta, episode.support, key)[0]['w'][0])"
+        "(meta)",
+        (
+            (
+                "meta_objective(problem, adaptation, gradient)(meta, episode, key)",
+                "jax.grad(lambda meta: meta_objective(problem, adaptation, Unroll())(meta, episode,"
+                " key)[0])(meta)",
+            ),
+        ),
+    ),
+    Case(
+        "objective.py: meta is empty",
+        "meta_value_and_grad(problem, adaptation)({}, episodes, key)",
+        (
+            (
+                "meta_objective(problem, adaptation)(meta, episode, key) for the value alone",
+                "meta_objective(problem, adaptation)({}, episode, key)",
+            ),
+        ),
+        given="problem = Problem(lambda *a: {'w': jnp.ones(2)}, loss, loss)",
+    ),
+    Case(
+        "objective.py: spread is a function",
+        "trace(meta_value_and_grad(problem, adaptation, spread=mesh))",
+        ("meta_value_and_grad(..., spread=Sharding(mesh).spread)",),
+        given="mesh = jax.make_mesh((1,), ('devices',))",
+    ),
+    Case(
+        "objective.py: the weights of a batch",
+        "trace(meta_value_and_grad(problem, adaptation), meta, "
+        "Episode(support, query, weight=jnp.ones(3)), key)",
+        ("Episode(support, query, weight=jax.numpy.ones(2))",),
+        given="support, query = episodes.support, episodes.query",
+    ),
+    Case(
+        "objective.py: something in the inner loop loops",
+        "trace(meta_value_and_grad(problem, searching))",
+        (
+            (
+                "GradientDescent(optax.sgd(0.01), steps=5) in place of a line search",
+                "trace(meta_value_and_grad(problem, GradientDescent(optax.sgd(0.01), steps=5)))",
+            ),
+            (
+                ", or lax.scan in place of lax.while_loop",
+                "trace(meta_value_and_grad(Problem(init, halved(loss, of_scan), loss), "
+                "adaptation))",
+            ),
+        ),
+        given=LOOPING,
+    ),
+    # gradients/
+    Case(
+        "gradients/base.py: step_weights must give",
+        "trace(meta_value_and_grad(Problem(init, loss, loss, step_weights=lambda steps: "
+        "jnp.ones(steps)), adaptation))",
+        ("step_weights=lambda steps: jnp.full(steps + 1, 1 / (steps + 1))",),
+    ),
+    Case(
+        "gradients/forward_mode.py: the basis does not fit",
+        "trace(meta_value_and_grad(problem, adaptation, ForwardMode(Basis(meta))))",
+        ("Basis(jax.tree.map(lambda *v: jnp.stack(v), *directions))",),
+        given="directions = [meta, meta]",
+    ),
+    Case(
+        "gradients/hold_constant.py: where must say",
+        "trace(meta_value_and_grad(deep, adaptation, FirstOrder(where=lambda t, params: 0.5)))",
+        (
+            "FirstOrder(where=lambda t, params: t < 3)",
+            ", or FirstOrder(where=lambda t, params: {'body': True, 'head': False})",
+        ),
+        given="of = lambda params: {'w': params['body'] + params['head']}\n"
+        "judged = lambda p, m, b, k: loss(of(p), m, b, k)\n"
+        "start = lambda meta, support, key: {'body': meta['w'], 'head': meta['w']}\n"
+        "deep = Problem(start, judged, judged)",
+    ),
+    Case(
+        "gradients/implicit.py: CG needs",
+        "trace(meta_value_and_grad(problem, adaptation, "
+        "Implicit(lineax.CG(1e-6, 1e-6), condition=step)))",
+        (
+            "Implicit(lineax.GMRES(rtol=1e-6, atol=1e-6), condition=...)",
+            ", or Implicit(lineax.Normal(lineax.CG(rtol=1e-6, atol=1e-6)), condition=...)",
+        ),
+        given="step = fixed_point(lambda params, meta, batch, key: "
+        "{'w': (params['w'] + meta['w']) / 2})",
+    ),
+    Case(
+        "gradients/implicit.py: the inner optimum does not depend",
+        "trace(meta_value_and_grad(problem, adaptation, Implicit()))",
+        (
+            (
+                "Implicit() after gradients.proximal(problem, strength), which pulls the "
+                "parameters to where they start (iMAML)",
+                "trace(meta_value_and_grad(gradients.proximal(problem, 1.0), adaptation, "
+                "Implicit()))",
+            ),
+            ("; or Unroll()", "trace(meta_value_and_grad(problem, adaptation, Unroll()))"),
+        ),
+    ),
+    Case(
+        "gradients/implicit.py: step_weights ask",
+        "meta_objective(Problem(init, loss, loss, weights), adaptation, Implicit())",
+        (
+            (
+                "Unroll(), or a Problem without step_weights",
+                "meta_objective(Problem(init, loss, loss, weights), adaptation, Unroll())\n"
+                "meta_objective(Problem(init, loss, loss), adaptation, Implicit())",
+            ),
+        ),
+        given="weights = lambda steps: jnp.ones(steps + 1)",
+    ),
+    Case(
+        "gradients/implicit.py: A procedure need not end",
+        "meta_objective(problem, procedure, Implicit())",
+        (
+            ("Unroll(), which is exact", "meta_objective(problem, procedure, Unroll())"),
+            (
+                ", or Implicit(condition=...) with the condition that it solves",
+                "meta_objective(problem, procedure, Implicit(condition=condition))",
+            ),
+        ),
+        given="procedure = Procedure(lambda meta, support, key: {'w': meta['w']})\n"
+        "condition = lambda params, meta, batch, key: {'w': params['w'] - meta['w']}",
+    ),
+    Case(
+        "gradients/unroll.py: The path of a solver",
+        "meta_objective(problem, learn, Unroll())",
+        (
+            (
+                "Implicit(), which differentiates the solution",
+                "meta_objective(problem, learn, Implicit())",
+            ),
+        ),
+        given=MINIMISE,
+    ),
+    Case(
+        "gradients/reptile.py: A procedure has no",
+        "meta_objective(problem, procedure, Reptile())",
+        (("Unroll()", "meta_objective(problem, procedure, Unroll())"),),
+        given="procedure = Procedure(lambda meta, support, key: {'w': meta['w']})",
+    ),
+    Case(
+        "gradients/mixed_mode.py: something in the inner loss",
+        "trace(meta_value_and_grad(custom, adaptation, Unroll(MixedMode())))",
+        (
+            (
+                "Exact() in place of MixedMode()",
+                "trace(meta_value_and_grad(custom, adaptation, Unroll(gradients.Exact())))",
+            ),
+        ),
+        given="same = jax.custom_vjp(lambda x: x)\n"
+        "same.defvjp(lambda x: (x, None), lambda _, g: (g,))\n"
+        "custom = Problem(init, lambda *a: same(loss(*a)), loss)",
+    ),
+    Case(
+        "gradients/reach.py: the meta-gradient is identically zero",
+        "trace(meta_value_and_grad(detached, adaptation, FirstOrder()))",
+        (
+            (
+                "Unroll() in place of FirstOrder()",
+                "trace(meta_value_and_grad(detached, adaptation, Unroll()))",
+            ),
+            (
+                ", or an init that returns a part of meta",
+                "trace(meta_value_and_grad(problem, adaptation, FirstOrder()))",
+            ),
+        ),
+        given=STOPPED,
+    ),
+    Case(
+        "gradients/reptile.py: Reptile() needs",
+        "trace(meta_value_and_grad(problem, another_start, Reptile()))",
+        (("Unroll()", "trace(meta_value_and_grad(problem, another_start, Unroll()))"),),
+        given="class Other(GradientDescent):\n"
+        "    def params(self, state):\n"
+        "        return {'w': state.params['w'], 'more': state.params['w']}\n"
+        "another_start = Other(optax.sgd(0.1), 2)",
+    ),
+    Case(
+        "gradients/reptile.py: Reptile() learns",
+        "trace(meta_value_and_grad(detached, adaptation, Reptile()))",
+        (("Unroll()", "trace(meta_value_and_grad(detached, adaptation, Unroll()))"),),
+        given=STOPPED,
+    ),
+    Case(
+        "gradients/surrogate.py: … gives a derivative in meta alone",
+        "jax.grad(through)(0.1, FirstOrder())",
+        (
+            ("Unroll()", "jax.grad(through)(0.1, Unroll())"),
+            (", or what is to be differentiated as a part of meta", "of_meta(FirstOrder())"),
+        ),
+        given=CLOSED_OVER,
+    ),
+    Case(
+        "gradients/surrogate.py: the gradient of",
+        "second(Reptile())",
+        (("Unroll()", "second(Unroll())"),),
+        given="def second(gradient):\n"
+        "    first = jax.grad(lambda meta: meta_objective(problem, adaptation, gradient)"
+        "(meta, episode, key)[0])\n"
+        "    jax.jacrev(first)(meta)",
+    ),
+    Case(
+        "gradients/linear_solve.py: the linear solve",
+        "grads(flat, Implicit())",
+        (
+            ("proximal(problem, strength)", "grads(proximal(flat, 1.0), Implicit())"),
+            (
+                " or Implicit(damping=0.1) for a better-conditioned matrix",
+                "grads(flat, Implicit(damping=0.1))",
+            ),
+            (
+                ", Implicit(lineax.GMRES(rtol=1e-6, atol=1e-6)) for an indefinite one",
+                "grads(saddle, Implicit(lineax.GMRES(rtol=1e-6, atol=1e-6)))",
+            ),
+            (
+                ", or Implicit(throw=False) and watch aux.diagnostics['solve_residual']",
+                "meta_objective(flat, adaptation, Implicit(throw=False))(meta, episode, key)[1]"
+                ".diagnostics['solve_residual']",
+            ),
+        ),
+        given="def grads(problem, gradient):\n"
+        "    return jax.grad(lambda meta: meta_objective(problem, adaptation, gradient)"
+        "(meta, episode, key)[0])(meta)\n"
+        "flat = Problem(init, lambda p, m, b, k: jnp.sum(p['w'] * m['w']), loss)\n"
+        "signs = jnp.array([1.0, -1.0])\n"
+        "saddle = Problem(init, lambda p, m, b, k: jnp.sum((p['w'] - m['w']) ** 2 * signs), loss)",
+        full=True,
+    ),
+    # heads/
+    Case(
+        "heads/convex.py: the solver of a ConvexHead",
+        "solve(max_steps=1)",
+        (
+            ("ConvexHead(..., max_steps=256)", "solve(max_steps=256)"),
+            (", a larger strength", "solve(strength=100.0, max_steps=4)"),
+            (", or ConvexHead(..., throw=False)", "solve(max_steps=1, throw=False)"),
+        ),
+        given="features = lambda meta, batch, key: batch.inputs\n"
+        "rows = Examples(jax.random.normal(key, (6, 2)), jnp.arange(6) % 3)\n"
+        "def solve(strength=1e-3, **options):\n"
+        "    ConvexHead(features, strength, logistic, ways=3, **options).solve(meta, rows, key)",
+        full=True,
+    ),
+    Case(
+        "heads/base.py: a head learns from Examples",
+        "trace(RidgeHead(features, 1.0).solve, meta, support, key)",
+        (
+            (
+                "Episode(Examples(inputs, targets), Examples(inputs, targets))",
+                "episode = Episode(Examples(inputs, targets), Examples(inputs, targets))\n"
+                "trace(RidgeHead(features, 1.0).solve, meta, episode.support, key)",
+            ),
+        ),
+        given="features = lambda meta, batch, key: batch.inputs\nsupport = (inputs, targets)",
+    ),
+    Case(
+        "heads/base.py: the strength of a regularisation",
+        "trace(RidgeHead(features, strength=lambda meta: meta['w']).solve, meta, "
+        "episode.support, key)",
+        ("RidgeHead(..., strength=lambda meta: jnp.exp(meta['log_strength']))",),
+        given="features = lambda meta, batch, key: batch.inputs",
+    ),
+    Case(
+        "heads/closed_form.py: ridge regression needs real targets",
+        "trace(RidgeHead(features, 1.0).solve, meta, Examples(inputs, classes), key)",
+        (
+            (
+                "RidgeHead(features, strength, ways=5) for integer classes",
+                "trace(RidgeHead(features, 1.0, ways=5).solve, meta, Examples(inputs, classes), "
+                "key)",
+            ),
+        ),
+        given="features = lambda meta, batch, key: batch.inputs\nclasses = jnp.array([0, 1, 2])",
+    ),
+    # models/
+    Case(
+        "models/_conv4.py: nothing remains of the image",
+        "conv4(5, pooled=(8, 8), blocks=4)",
+        ("conv4(..., blocks=3)", ", or conv4(..., pooled=None)"),
+    ),
+    Case(
+        "models/_transformer.py: the heads do not divide",
+        "transformer(vocabulary=5, width=10, depth=1, heads=4, length=4)",
+        ("transformer(..., width=12, heads=4)",),
+    ),
+]

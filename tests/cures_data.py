@@ -1,0 +1,144 @@
+"""The cures of task distributions, recipes, optimizers and loggers."""
+
+from sites import Case
+
+CHARACTERS = "images = np.zeros((3, 6, 4, 4), np.uint8)\n"
+CHANGED = "from innerloop.tasks import *\n" + CHARACTERS
+READ = "rates = il.optimizers.ParameterRates()\nparams = {'w': jnp.ones(2)}\n"
+
+CASES = [
+    Case(
+        "tasks/augmentation.py: there are no images",
+        "trace(lambda key: Augmented(tasks, augment).sample(key, 2), key)",
+        ("Augmented(ClassificationTasks(images, 5, 1, 15), augment)",),
+        given=CHANGED + "images = np.zeros((5, 16, 4, 4), np.uint8)\n"
+        "tasks, augment = SinusoidTasks(5, 5), lambda key, images: images",
+    ),
+    Case(
+        "tasks/image_classes.py: not a table",
+        "ImageClasses(images, [0, 1])",
+        ("upright(images)",),
+        given=CHANGED,
+    ),
+    Case(
+        "tasks/image_classes.py: no such row",
+        "ImageClasses(images, [(7, 0)])",
+        ("upright(images)",),
+        given=CHANGED,
+    ),
+    Case(
+        "tasks/image_classes.py: a class is listed",
+        "ImageClasses(images, [(0, 0), (0, 0)])",
+        ("upright(images)",),
+        given=CHANGED,
+    ),
+    Case(
+        "tasks/image_classes.py: only square",
+        "with_quarter_turns(images)",
+        ("upright(images)",),
+        given=CHANGED + "images = np.zeros((3, 6, 4, 5), np.uint8)",
+    ),
+    Case(
+        "tasks/image_classes.py: not the number",
+        "upright(images, counts=[7, 6, 6])",
+        ("upright(images, counts=[len(examples) for examples in by_class])",),
+        given=CHANGED + "by_class = [images[0], images[1, :4], images[2, :5]]",
+    ),
+    Case(
+        "tasks/images.py: there are not enough classes",
+        "ClassificationTasks(images, ways=4, shots=1, queries=1)",
+        ("ClassificationTasks(..., ways=3)",),
+        given=CHANGED,
+    ),
+    Case(
+        "tasks/images.py: there are not enough examples",
+        "ClassificationTasks(images, ways=3, shots=7, queries=2)",
+        ("ClassificationTasks(..., shots=5, queries=1)",),
+        given=CHANGED,
+    ),
+    Case(
+        "tasks/streamed.py: streamed tasks",
+        "trace(lambda key: tasks.sample(key, n), key)",
+        (("tasks.sample(key, n) outside jax.jit", "tasks.sample(key, n)"),),
+        given="one = lambda rng: Episode(rng.normal(size=2), rng.normal(size=2))\n"
+        "tasks, n = tasks.StreamedTasks(one), 2",
+    ),
+    Case(
+        "tasks/optimization/family.py: a spectrum",
+        "quadratic_family([-1.0])",
+        ("quadratic_family(np.logspace(-2, 0, 20))",),
+        given="from innerloop.tasks.optimization import *",
+    ),
+    # recipes/
+    Case(
+        "recipes/_partly_adapted.py: cavia needs",
+        "cavia(plain, loss)",
+        ("cavia(film(features, width=64, head=mlp([64, 64, 5]), context=100), loss)",),
+        given="from innerloop.recipes import cavia\nfeatures = mlp_features([3, 64])\n"
+        "plain, loss = mlp([3, 4, 5]), cross_entropy",
+    ),
+    Case(
+        "recipes/table.py: … is no recipe",
+        "named_recipe('maml', 'nothing', None)",
+        (("--recipe maml", ""),),
+    ),
+    Case(
+        "recipes/table.py: … has no",
+        "named_recipe('protonet', 'classes', None)",
+        (("protonet without rate", ""),),
+    ),
+    # optimizers/
+    Case(
+        "optimizers/base.py: the learned rates",
+        "rates(rates.init(key, {'w': jnp.ones(3)})).update(params, (), params)",
+        (
+            (
+                "ParameterRates(...).init(key, params)",
+                "rates(rates.init(key, params)).update(params, (), params)",
+            ),
+            (
+                ", or ScalarRate(...).init(key, params)",
+                "rate = il.optimizers.ScalarRate()\n"
+                "rate(rate.init(key, params)).update(params, (), params)",
+            ),
+        ),
+        given=READ,
+    ),
+    Case(
+        "optimizers/optimizer_file.py: the setting",
+        "save('learned', lambda: optax.scale_by_adam(b1=0.9))",
+        (
+            (
+                "direction=functools.partial(optax.scale_by_adam, b1=0.9)",
+                "save('learned', functools.partial(optax.scale_by_adam, b1=0.9))",
+            ),
+        ),
+        given=READ + "import functools\n"
+        "def save(name, direction):\n"
+        "    learned = il.optimizers.ScalarRate(direction)\n"
+        "    meta = learned.init(key, params)\n"
+        "    il.optimizers.save_optimizer(tmp_path / name, learned, meta)",
+    ),
+    Case(
+        "optimizers/optimizer_file.py: the optimizer",
+        "save(tmp_path / 'none' / 'learned')",
+        (("save_optimizer(ANOTHER/FILE, learned, meta)", "save(tmp_path / 'learned')"),),
+        given=READ + "def save(path):\n"
+        "    il.optimizers.save_optimizer(path, rates, rates.init(key, params))",
+    ),
+    Case(
+        "optimizers/per_array.py: a learned optimizer reads",
+        "optimizer.update(gradient, state)",
+        ("optimizer.update(gradient, state, params)",),
+        given=READ + "learned = il.optimizers.SmallMLP()\ngradient = params\n"
+        "optimizer = learned(learned.init(key, params))\nstate = optimizer.init(params)",
+    ),
+    Case(
+        "optimizers/per_array.py: the gradient is not",
+        "optimizer.update({'v': jnp.ones(2)}, state, params)",
+        ("optimizer.update(jax.grad(loss)(params), state, params)",),
+        given=READ + "learned = il.optimizers.SmallMLP()\n"
+        "loss = lambda params: jnp.sum(params['w'] ** 2)\n"
+        "optimizer = learned(learned.init(key, params))\nstate = optimizer.init(params)",
+    ),
+]

@@ -1,0 +1,351 @@
+"""The cures of estimators, training, storage, devices, logging and diagnostics."""
+
+from sites import Case
+
+WINDOWS = "parts = {'problem': problem, 'adaptation': learn, 'tasks': distribution, 'batch': 2}\n"
+STEPS = "learn = GradientDescent(optax.sgd(0.1), 1)\n" + WINDOWS
+SETS = "episodes = tasks.evaluation_episodes(distribution, 4, seed=1)\n"
+SAVED = """
+checkpoints = Checkpoints(tmp_path / "run", every=1)
+another_folder = tmp_path / "another"
+"""
+OF_AUX = """
+judged = lambda *given: (loss(*given), {"loss": loss(*given), "accuracy": loss(*given)})
+def of(*taken):
+    kept = lambda *given: (loss(*given), {name: loss(*given) for name in taken})
+    return WholeTasks(Problem(init, loss, kept), adaptation, Unroll(), distribution, batch=2)
+"""
+NAN = """
+diverging = WholeTasks(
+    Problem(init, loss, lambda *given: loss(*given) / 0), adaptation, Unroll(), distribution, 2
+)
+"""
+DEVICES = """
+def elsewhere(devices):
+    train(estimator, devices=devices)
+"""
+LEARNED = """
+mixed = WeightedSum((estimator, 1.0), (WholeTasks(
+    Problem(init, loss, loss), adaptation, Unroll(), distribution, batch=2), 1.0))
+"""
+
+CASES = [
+    # estimators/
+    Case(
+        "estimators/base.py: … is for estimators of whole tasks",
+        "windows.within('1MiB', meta, 0)",
+        (
+            (
+                "WholeTasks(problem, adaptation, Unroll(), tasks, batch=8)",
+                "WholeTasks(problem, adaptation, Unroll(), tasks, batch=8).within('1MiB', meta, 0)",
+            ),
+        ),
+        given=STEPS + "windows = TruncatedUnroll(**parts, window=2, horizon=4)",
+        full=True,
+    ),
+    Case(
+        "estimators/horizons.py: successive windows",
+        "TruncatedUnroll(**parts, window=2, horizon=4, overlap=2)",
+        ("TruncatedUnroll(..., window=3, overlap=2)",),
+        given=STEPS,
+    ),
+    Case(
+        "estimators/horizons.py: a horizon is made",
+        "PersistentES(**parts, window=4, horizon=9, pairs=2, sigma=0.1)",
+        ("PersistentES(..., window=4, horizon=8)",),
+        given=STEPS,
+    ),
+    Case(
+        "estimators/metrics.py: the outer loss's aux has an entry",
+        "trace(lambda *_: of('loss').step(meta, (), None, key, jnp.int32(0)))",
+        (
+            (
+                "return loss, {'my_loss': ...} in outer_loss",
+                "trace(lambda *_: of('my_loss').step(meta, (), None, key, jnp.int32(0)))",
+            ),
+        ),
+        given=OF_AUX,
+    ),
+    Case(
+        "estimators/metrics.py: training and evaluation report",
+        "trace(lambda *_: of_list.step(meta, (), None, key, jnp.int32(0)))",
+        (
+            (
+                "return loss, {'accuracy': accuracy} in outer_loss",
+                "trace(lambda *_: of('accuracy').step(meta, (), None, key, jnp.int32(0)))",
+            ),
+        ),
+        given=OF_AUX + "of_list = WholeTasks(Problem(init, loss, lambda *given: (loss(*given), "
+        "[1.0])), adaptation, Unroll(), distribution, batch=2)",
+    ),
+    Case(
+        "estimators/online_windows.py: the state holds inner runs",
+        "trace(lambda *_: estimator.step(meta, other.init(meta, key), None, key, jnp.int32(0)))",
+        (
+            (
+                "state = estimator.init(meta, key)",
+                "state = estimator.init(meta, key)\n"
+                "trace(lambda *_: estimator.step(meta, state, None, key, jnp.int32(0)))",
+            ),
+        ),
+        given=STEPS + "estimator = TruncatedUnroll(**parts, window=2, horizon=4)\n"
+        "parts['batch'] = 3\nother = TruncatedUnroll(**parts, window=2, horizon=4)",
+    ),
+    Case(
+        "estimators/online_windows.py: … runs a window of steps",
+        "TruncatedUnroll(problem, Minimise(optimistix.BFGS(1e-3, 1e-3)), distribution, window=2, "
+        "horizon=4, batch=2)",
+        (
+            (
+                "GradientDescent(optimizer, steps=1)",
+                "TruncatedUnroll(problem, GradientDescent(optimizer, steps=1), distribution, "
+                "window=2, horizon=4, batch=2)",
+            ),
+        ),
+        given="optimizer = optax.sgd(0.1)",
+    ),
+    Case(
+        "estimators/truncated_unroll.py: a window of which",
+        "TruncatedUnroll(**parts, window=2, horizon=4, unroll=Truncated(1))",
+        ("TruncatedUnroll(..., unroll=Unroll())",),
+        given=STEPS,
+    ),
+    Case(
+        "estimators/weighted_sum.py: two parts",
+        "WeightedSum((estimator, 3.0), **{'0': (another, 1.0)})",
+        ("WeightedSum(sines=(estimator, 3.0), lines=(another, 1.0))",),
+    ),
+    Case(
+        "estimators/weighted_sum.py: a weighted sum is made",
+        "WeightedSum((3.0, estimator), (1.0, another))",
+        ("WeightedSum((estimator, 3.0), (another, 1.0))",),
+    ),
+    Case(
+        "estimators/whole_tasks.py: a chunk is chosen",
+        "train(of(1), memory='2GiB')",
+        (
+            ("fit(..., memory='2GiB') without chunk=1", "train(of(None), memory='2GiB')"),
+            (", or fit(...) without memory=", "train(of(1))"),
+        ),
+        given="of = lambda n: WholeTasks(problem, adaptation, Unroll(), distribution, 2, chunk=n)",
+        full=True,
+    ),
+    Case(
+        "estimators/whole_tasks.py: the budget is smaller",
+        "train(estimator, memory='10B')",
+        (("fit(..., memory='1MiB') (--memory)", "train(estimator, memory='1MiB')"),),
+        full=True,
+    ),
+    Case(
+        "estimators/whole_tasks.py: the task distribution returns",
+        "train(WholeTasks(problem, adaptation, Unroll(), Three(), batch=2))",
+        (
+            (
+                "tasks.IndependentTasks(sample_one)",
+                "train(WholeTasks(problem, adaptation, Unroll(), "
+                "tasks.IndependentTasks(sample_one), batch=2))",
+            ),
+        ),
+        given="class Three:\n    def sample(self, key, n):\n"
+        "        return distribution.sample(key, 3)",
+        full=True,
+    ),
+    # training/
+    Case(
+        "training/_evaluate.py: calibration is measured",
+        "evaluate(Learner(problem, adaptation), meta, episodes, key, calibration=True)",
+        (
+            (
+                "evaluate(Learner(problem, adaptation, predict), ..., calibration=True)",
+                "evaluate(Learner(problem, adaptation, predict), meta, episodes, key, "
+                "calibration=True)",
+            ),
+        ),
+        given="loss = lambda p, m, b, k: cross_entropy(b.inputs * p['w'], b)\n"
+        "predict = lambda p, m, b, k: b.inputs * p['w']\n"
+        "problem = Problem(init, loss, loss)\n"
+        "rows = Examples(jnp.ones((2, 3, 2)), jnp.zeros((2, 3), int))\n"
+        "episodes = Episode(rows, rows)",
+        full=True,
+    ),
+    Case(
+        "training/non_finite.py: the loss or the meta-gradient",
+        "train(diverging)",
+        (
+            (
+                "fit(..., non_finite=Skip(in_a_row=100))",
+                "train(diverging, non_finite=Skip(in_a_row=100))",
+            ),
+            (
+                " (--non-finite skip)",
+                "from innerloop.lab.cli import main\n"
+                "from innerloop.lab.experiments.train import policy\n"
+                "assert isinstance(policy('skip', 100), Skip)",
+            ),
+            (
+                ", or tasks_of_step(estimator, key, 0), which gives the tasks of that step",
+                "tasks_of_step(diverging, key, 0)",
+            ),
+        ),
+        given=NAN,
+        full=True,
+    ),
+    Case(
+        "training/saving.py: there is nothing to resume",
+        "train(estimator, resume=True)",
+        (
+            (
+                "fit(..., checkpoints=training.Checkpoints(folder), resume=True)",
+                "train(estimator, checkpoints=training.Checkpoints(folder), resume=True)",
+            ),
+        ),
+        full=True,
+    ),
+    Case(
+        "training/saving.py: the run has already taken",
+        "train(estimator, steps=1, checkpoints=checkpoints, resume=True)",
+        (
+            (
+                "fit(..., steps=2, resume=True) (--steps 2)",
+                "train(estimator, steps=2, checkpoints=checkpoints, resume=True)",
+            ),
+        ),
+        given=SAVED + "train(estimator, steps=2, checkpoints=checkpoints)",
+        full=True,
+    ),
+    Case(
+        "training/validation.py: several validations",
+        "train(estimator, validation={'sines': 1})",
+        (
+            (
+                "fit(..., validation={'sines': Validation(episodes, every=100)})",
+                "train(estimator, validation={'sines': Validation(episodes, every=100)})",
+            ),
+        ),
+        full=True,
+    ),
+    Case(
+        "training/validation.py: this estimator trains",
+        "train(mixed, validation=Validation(episodes, every=100))",
+        ("Validation(..., learner=Learner(problem, adaptation))",),
+        given=LEARNED,
+        full=True,
+    ),
+    Case(
+        "training/validation.py: validations that decide",
+        "train(estimator, validation={'a': Validation(episodes, every=100), "
+        "'b': Validation(episodes, every=50)})",
+        (
+            (
+                "Validation(..., every=100) for each of them",
+                "train(estimator, validation={'a': Validation(episodes, every=100), "
+                "'b': Validation(episodes, every=100)})",
+            ),
+        ),
+        full=True,
+    ),
+    Case(
+        "training/validation.py: the validation does not have",
+        "train(estimator, validation=Validation(episodes, every=100, metric='accuracy'))",
+        ("Validation(..., metric='loss')",),
+        full=True,
+    ),
+    Case(
+        "training/validation.py: a validation does not say",
+        "train(of('accuracy'), validation=Validation(episodes, every=100, metric='accuracy'))",
+        ("Validation(..., metric='accuracy', maximise=True)",),
+        given=OF_AUX,
+        full=True,
+    ),
+    # storage/
+    Case(
+        "storage/checkpoint.py: these checkpoints belong",
+        "train(estimator, checkpoints=Checkpoints(tmp_path / 'run', every=1))",
+        (
+            (
+                "fit(..., resume=True)",
+                "train(estimator, checkpoints=checkpoints, resume=True)",
+            ),
+            (
+                ", or Checkpoints(another_folder)",
+                "train(estimator, checkpoints=Checkpoints(another_folder))",
+            ),
+        ),
+        given=SAVED + "train(estimator, checkpoints=checkpoints)",
+        full=True,
+    ),
+    Case(
+        "storage/checkpoint.py: the checkpoints were deleted",
+        "train(estimator, steps=3, per_call=1, checkpoints=checkpoints, report=deletes)",
+        (
+            (
+                "fit(..., resume=True) (--resume)",
+                "train(estimator, steps=3, per_call=1, checkpoints=checkpoints, resume=True)",
+            ),
+        ),
+        given=SAVED + "import shutil\n"
+        "def deletes(progress):\n    if progress.step == 2:\n"
+        "        shutil.rmtree(tmp_path / 'run')",
+        full=True,
+    ),
+    # devices/
+    Case(
+        "devices/sharding.py: a leaf of meta cannot be spread",
+        "train(estimator, devices=Sharding(mesh, lambda leaf, devices: 5))",
+        ("Sharding(mesh, largest_axis)",),
+        given="mesh = jax.make_mesh((1,), ('devices',))",
+        full=True,
+    ),
+    Case(
+        "devices/sharding.py: there are fewer devices",
+        "train(estimator, devices=100)",
+        ("devices=1",),
+        full=True,
+    ),
+    # diagnostics/
+    Case(
+        "diagnostics/_compare.py: compare needs",
+        "compare(problem, adaptation, meta, episodes, key, [], seconds=0)",
+        (
+            (
+                "compare(..., [Unroll(), FirstOrder()])",
+                "compare(problem, adaptation, meta, episodes, key, [Unroll(), FirstOrder()], "
+                "seconds=0)",
+            ),
+        ),
+        full=True,
+    ),
+    Case(
+        "diagnostics/_compare.py: a stochastic",
+        "compare(problem, adaptation, meta, episodes, key, [EvolutionStrategies(1, 0.1)], "
+        "draws=1, seconds=0)",
+        ("compare(..., draws=8)",),
+        full=True,
+    ),
+    Case(
+        "diagnostics/_plan.py: no meta-gradient of the allowed",
+        "plan(problem, learn, meta, episodes, '1MiB', allow=('biased',))",
+        ("plan(..., allow=('exact', 'biased'))",),
+        given="learn = Minimise(optimistix.BFGS(1e-3, 1e-3))\nproblem = proximal(problem, 1.0)",
+        full=True,
+    ),
+    Case(
+        "diagnostics/_plan.py: no meta-gradient that was",
+        "plan(problem, adaptation, meta, episodes, 1000)",
+        (
+            (
+                "plan(..., memory=#)",
+                "import re\n"
+                "enough = int(re.search(r'memory=(\\d+)', error.write)[1])\n"
+                "plan(problem, adaptation, meta, episodes, memory=enough)",
+            ),
+        ),
+        full=True,
+    ),
+    Case(
+        "diagnostics/amounts.py: memory is not an amount",
+        'plan(problem, adaptation, meta, episodes, memory="2 elephants")',
+        ('memory="2GiB"',),
+        full=True,
+    ),
+]
