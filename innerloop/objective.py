@@ -364,7 +364,6 @@ def check_meta(meta: PyTree) -> None:
 
 def _check_episode(episode: Episode) -> None:
     if isinstance(episode, Episode):
-        require_tree("an episode", episode)
         return
     several = isinstance(episode, list | tuple) and all(isinstance(e, Episode) for e in episode)
     write = "jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *episodes)" if several else None

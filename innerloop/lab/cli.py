@@ -88,7 +88,6 @@ def _join(experiment: Experiment, cluster: bool, *numbers: Any) -> None:
             expected="HOST:PORT, the number of processes, and the number of this one, from 0 to "
             "one less, or --cluster if a scheduler started them; and --run, because the folders "
             "that are named by the time would differ",
-            write="innerloop train ... --run RUN --coordinator HOST:1234 --processes 2 --process 0",
         )
     try:
         join(*numbers)

@@ -86,7 +86,6 @@ class RunFolder:
                 "there is no run in this folder",
                 got=str(path),
                 expected=f"a folder with {CONFIG}, as innerloop train writes it",
-                write=f"innerloop train digits --run {path}",
             )
         return RunFolder(path)
 
@@ -99,7 +98,6 @@ class RunFolder:
                 "this folder holds a run of another experiment",
                 got=f"{config.get('experiment')} in {self.path}",
                 expected=f"{theirs}, or a folder without a run",
-                write=f"--run {self.path}-2",
             )
 
     def _refuse_changes(self, config: dict[str, Any], may_change: tuple[str, ...]) -> None:
@@ -202,8 +200,6 @@ class RunFolder:
                 "the run cannot be read",
                 got=f"{self.path / name}: {reason}",
                 expected="a file as innerloop train wrote it",
-                write="innerloop train with this run's flags and --resume, which makes the file "
-                "anew" + f" once {CONFIG} is deleted" * (name == CONFIG),
             ) from error
 
 

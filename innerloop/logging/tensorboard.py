@@ -49,7 +49,7 @@ class TensorBoard(Logger):
         self._step = None
 
     def _open_at(self, step: int) -> Any:
-        cure = "another folder for the run, or TensorBoard(another_folder)"
+        cure = "TensorBoard(another_folder)"
         with writing("the events for TensorBoard", self._folder, write=cure):
             return self._tensorboardx.SummaryWriter(
                 str(self._folder),

@@ -86,6 +86,5 @@ class WeightsAndBiases(Logger):
                 "Weights & Biases does not begin a run",
                 got=" ".join(str(error).split()),
                 expected="a project that this user may write to",
-                write="WeightsAndBiases(project, folder, mode='offline')",
             ) from error
         return run, known["step"]

@@ -110,7 +110,6 @@ def _few_shot_record(
             f"{experiment.recipe} learns a task in one go",
             got="--steps",
             expected="no number of inner steps",
-            write="innerloop evaluate RUN, without --steps",
         )
     meta = folder.load_meta(experiment.meta_shapes())
     if asked.shuffle_support_labels:
@@ -146,8 +145,7 @@ def _refuse(asked: Asked, names: tuple[str, ...], problem: str, expected: str) -
     given = {name: getattr(asked, name) for name in names}
     flags = [as_flag(name, x) for name, x in given.items() if x is not None and x is not False]
     if flags:
-        write = f"innerloop evaluate RUN, without {', '.join(flag.split()[0] for flag in flags)}"
-        raise StructureError(problem, got=" ".join(flags), expected=expected, write=write)
+        raise StructureError(problem, got=" ".join(flags), expected=expected)
 
 
 def test_episodes(experiment: Experiment, parts: Parts) -> dict[str, Episode]:

@@ -99,7 +99,6 @@ class FewShotImages(FewShot, abc.ABC):
                 f"{self.recipe} learns parameters of each class, which other ways do not have",
                 got=f"train_ways={self.train_ways}, ways={self.ways}",
                 expected="as many ways in training as at test",
-                write="no --train-ways, or --recipe protonet",
             )
         return training._replace(predict=recipe.predict, tested=recipe.learner)
 

@@ -208,8 +208,7 @@ def _of_runs(of_family: Callable[[OptimizerTraining, Family], gradients.MetaGrad
             raise StructureError(
                 "losses are clipped by the estimators that go by windows",
                 got=f"--loss-clip {config.loss_clip} --estimator {config.estimator}",
-                expected="no --loss-clip",
-                write="--estimator persistent_es, or no --loss-clip",
+                expected="no --loss-clip, or --estimator persistent_es",
             )
         gradient = of_family(config, family)
         if config.task_norm is not None:

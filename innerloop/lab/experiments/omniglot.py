@@ -65,9 +65,7 @@ def one_shot_protocol(run: Path, experiment: FewShot) -> tuple[Omniglot, Episode
         raise RunError(
             "omniglot-one-shot is a test of Omniglot",
             got=f"a run of {type(experiment).__name__.lower()}",
-            expected="a run of omniglot",
-            write="innerloop train omniglot --run RUN, then innerloop evaluate RUN "
-            "--protocol omniglot-one-shot",
+            expected="a run of innerloop train omniglot",
         )
     tested = replace(experiment, ways=20, train_ways=None, shots=1)
     if not eqx.tree_equal(experiment.meta_shapes(), tested.meta_shapes()):
@@ -76,6 +74,5 @@ def one_shot_protocol(run: Path, experiment: FewShot) -> tuple[Omniglot, Episode
             got=f"{run}, trained with --recipe {experiment.recipe} --ways {experiment.ways}",
             expected="a run with --ways 20, or of a recipe whose network has no outputs of its "
             "own, such as protonet",
-            write=f"innerloop train omniglot --recipe {experiment.recipe} --ways 20 --run RUN",
         )
     return tested, omniglot_one_shot(data=experiment.data)

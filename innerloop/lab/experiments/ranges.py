@@ -66,5 +66,4 @@ def check_ranges(experiment: Any, flags: Mapping[str, str] = MappingProxyType({}
             "a chunk is chosen either by hand or by a budget",
             got=f"--chunk {chunk} --memory {memory}",
             expected="one of the two",
-            write="--memory without --chunk, or --chunk without --memory",
         )

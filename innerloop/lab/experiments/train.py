@@ -246,6 +246,5 @@ def _trained_meta(experiment: FewShot, key: Any, trained: Path | None) -> PyTree
             got=f"{trained}, a run of {kind}, with {flags or 'the same settings'}",
             expected=f"a run of {experiment_name(experiment)} with meta-parameters of the same "
             "shapes",
-            write=f"innerloop check {kind} --trained {trained}, with the run's own settings",
         )
     return folder.load_meta(like)

@@ -47,7 +47,6 @@ def sinusoid_fits(
                 "a task lacks fits",
                 got=f"fits after {sorted(task['fits'])} inner steps",
                 expected=f"also after {missing}",
-                write=f"sinusoid_fits(path, tasks, steps={tuple(sorted(task['fits']))})",
             )
     rows, columns = (2, 2) if len(shown) == 4 else (1, len(shown))
     colours = matplotlib.colormaps["viridis_r"](np.linspace(0.12, 0.95, len(steps)))

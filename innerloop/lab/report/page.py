@@ -44,7 +44,6 @@ def write_report(
             "the report cannot be written",
             got=f"{target}: not the name of a page",
             expected="a file ending in .html",
-            write="--out report.html",
         )
     page = render(read_runs(folders))
     with writing("the report", target, write="--out ANOTHER/FOLDER/report.html"):
