@@ -149,7 +149,7 @@ CASES = [
     Case(
         "objective.py: the weights of a batch",
         "trace(meta_value_and_grad(problem, adaptation), meta, "
-        "Episode(support, query, weight=jnp.ones(3)), key)",
+        "Episode(support, query, weight=jnp.ones((2, 1))), key)",
         ("Episode(support, query, weight=jax.numpy.ones(2))",),
         given="support, query = episodes.support, episodes.query",
     ),
@@ -271,7 +271,9 @@ CASES = [
         ),
         given="same = jax.custom_vjp(lambda x: x)\n"
         "same.defvjp(lambda x: (x, None), lambda _, g: (g,))\n"
-        "custom = Problem(init, lambda *a: same(loss(*a)), loss)",
+        "once = jax.custom_vjp(lambda x: x)\n"
+        "once.defvjp(lambda x: (same(x), None), lambda _, g: (same(g),))\n"
+        "custom = Problem(init, lambda *a: once(loss(*a)), loss)",
     ),
     Case(
         "gradients/reach.py: the meta-gradient is identically zero",

@@ -77,32 +77,22 @@ CASES = [
         given="from innerloop.recipes import cavia\nfeatures = mlp_features([3, 64])\n"
         "plain, loss = mlp([3, 4, 5]), cross_entropy",
     ),
-    Case(
-        "recipes/table.py: … is no recipe",
-        "named_recipe('maml', 'nothing', None)",
-        (("--recipe maml", ""),),
-    ),
-    Case(
-        "recipes/table.py: … has no",
-        "named_recipe('protonet', 'classes', None)",
-        (("protonet without rate", ""),),
-    ),
     # optimizers/
     Case(
         "optimizers/base.py: the learned rates",
-        "rates(rates.init(key, {'w': jnp.ones(3)})).update(params, (), params)",
+        "update(rates(rates.init(key, {'w': jnp.ones(3)})))",
         (
             (
                 "ParameterRates(...).init(key, params)",
-                "rates(rates.init(key, params)).update(params, (), params)",
+                "update(rates(rates.init(key, params)))",
             ),
             (
                 ", or ScalarRate(...).init(key, params)",
-                "rate = il.optimizers.ScalarRate()\n"
-                "rate(rate.init(key, params)).update(params, (), params)",
+                "rate = il.optimizers.ScalarRate()\nupdate(rate(rate.init(key, params)))",
             ),
         ),
-        given=READ,
+        given=READ + "update = lambda optimizer: "
+        "optimizer.update(params, optimizer.init(params), params)",
     ),
     Case(
         "optimizers/optimizer_file.py: the setting",
@@ -135,7 +125,7 @@ CASES = [
     ),
     Case(
         "optimizers/per_array.py: the gradient is not",
-        "optimizer.update({'v': jnp.ones(2)}, state, params)",
+        "optimizer.update({'w': jnp.ones(3)}, state, params)",
         ("optimizer.update(jax.grad(loss)(params), state, params)",),
         given=READ + "learned = il.optimizers.SmallMLP()\n"
         "loss = lambda params: jnp.sum(params['w'] ** 2)\n"

@@ -26,7 +26,7 @@ def elsewhere(devices):
 """
 LEARNED = """
 mixed = WeightedSum((estimator, 1.0), (WholeTasks(
-    Problem(init, loss, loss), adaptation, Unroll(), distribution, batch=2), 1.0))
+    Problem(init, loss, lambda *given: loss(*given)), adaptation, Unroll(), distribution, 2), 1.0))
 """
 
 CASES = [
@@ -80,7 +80,8 @@ CASES = [
     ),
     Case(
         "estimators/online_windows.py: the state holds inner runs",
-        "trace(lambda *_: estimator.step(meta, other.init(meta, key), None, key, jnp.int32(0)))",
+        "state = estimator.init(longer, key)\n"
+        "trace(lambda *_: estimator.step(meta, state, None, key, jnp.int32(0)))",
         (
             (
                 "state = estimator.init(meta, key)",
@@ -89,7 +90,7 @@ CASES = [
             ),
         ),
         given=STEPS + "estimator = TruncatedUnroll(**parts, window=2, horizon=4)\n"
-        "parts['batch'] = 3\nother = TruncatedUnroll(**parts, window=2, horizon=4)",
+        "longer = meta | {'w': jnp.ones(3)}",
     ),
     Case(
         "estimators/online_windows.py: … runs a window of steps",
@@ -161,8 +162,8 @@ CASES = [
                 "calibration=True)",
             ),
         ),
-        given="loss = lambda p, m, b, k: cross_entropy(b.inputs * p['w'], b)\n"
-        "predict = lambda p, m, b, k: b.inputs * p['w']\n"
+        given="loss = lambda p, m, b, k: cross_entropy(b.inputs * p['w'][None], b)\n"
+        "predict = lambda p, m, b, k: b.inputs * p['w'][None]\n"
         "problem = Problem(init, loss, loss)\n"
         "rows = Examples(jnp.ones((2, 3, 2)), jnp.zeros((2, 3), int))\n"
         "episodes = Episode(rows, rows)",
@@ -178,9 +179,8 @@ CASES = [
             ),
             (
                 " (--non-finite skip)",
-                "from innerloop.lab.cli import main\n"
-                "from innerloop.lab.experiments.train import policy\n"
-                "assert isinstance(policy('skip', 100), Skip)",
+                "from innerloop.lab.experiments.train import _NON_FINITE\n"
+                "assert isinstance(_NON_FINITE['skip'], Skip)",
             ),
             (
                 ", or tasks_of_step(estimator, key, 0), which gives the tasks of that step",
@@ -237,7 +237,7 @@ CASES = [
         "'b': Validation(episodes, every=50)})",
         (
             (
-                "Validation(..., every=100) for each of them",
+                "Validation(..., every=100)",
                 "train(estimator, validation={'a': Validation(episodes, every=100), "
                 "'b': Validation(episodes, every=100)})",
             ),
@@ -331,7 +331,7 @@ CASES = [
     ),
     Case(
         "diagnostics/_plan.py: no meta-gradient that was",
-        "plan(problem, adaptation, meta, episodes, 1000)",
+        "plan(problem, adaptation, meta, episodes, 300)",
         (
             (
                 "plan(..., memory=#)",

@@ -155,12 +155,15 @@ BAD_SUPPORTS = {
         r"one vector of real numbers per row.*\(rows, width\)",
     ),
     "rows": (lambda: examples(INPUTS[:4], CLASSES), "one vector of real numbers per row"),
-    "a tuple": (lambda: (INPUTS, CLASSES), "learns from Examples.*tuple.*Procedure"),
+    "a tuple": (lambda: (INPUTS, CLASSES), "learns from Examples.*tuple.*Examples"),
     "real classes": (
         lambda: examples(INPUTS, CLASSES / 2),
-        r"needs integer classes.*astype\(int\)",
+        "needs integer classes.*f.*from 0 to 2",
     ),
-    "one-hot": (lambda: examples(INPUTS, np.eye(3)[CLASSES]), "needs integer classes.*argmax"),
+    "one-hot": (
+        lambda: examples(INPUTS, np.eye(3)[CLASSES]),
+        "needs integer classes.*shape .rows,",
+    ),
 }
 
 

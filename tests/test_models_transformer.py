@@ -308,7 +308,7 @@ def test_sizes_must_be_positive(wrong):
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(StructureError, match=r"transformer\(width=9, heads=3"):
+    with pytest.raises(StructureError, match=r"transformer\(..., width=9, heads=3"):
         models.transformer(11, 8, 2, 3, 6)
 
 

@@ -52,10 +52,12 @@ def test_the_folder_may_be_the_one_above(tmp_path, folder):
 
 
 def test_an_unknown_folder_is_refused_with_the_cure(monkeypatch, tmp_path):
-    with pytest.raises(DataError, match=r"elsewhere \(from data=\).*mkdir"):
+    with pytest.raises(
+        DataError, match=r"elsewhere \(from data=\).*a folder with the omniglot files"
+    ):
         data_folder(tmp_path / "elsewhere", "omniglot")
     monkeypatch.setenv("INNERLOOP_DATA", str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=r"nowhere \(from INNERLOOP_DATA\).*mkdir"):
+    with pytest.raises(DataError, match=r"nowhere \(from INNERLOOP_DATA\)"):
         data_folder(None, "omniglot")
 
 
@@ -69,7 +71,7 @@ def test_the_first_of_equivalent_files_that_is_there_is_taken(folder):
 def test_a_missing_file_is_named_with_the_cure(folder):
     with pytest.raises(DataError, match=r"images.zip or images.npz is missing") as error:
         local_file((FILE, SAME), folder)
-    assert f"put images.zip into {folder}" in error.value.write
+    assert f"no such file in {folder}" in error.value.got
 
 
 def test_a_corrupt_file_is_named_with_both_checksums_and_the_cure(folder):
@@ -80,7 +82,6 @@ def test_a_corrupt_file_is_named_with_both_checksums_and_the_cure(folder):
     assert str(path) in error.value.problem
     assert hashlib.md5(CONTENT[:-1]).hexdigest() in error.value.got
     assert FILE.md5 in error.value.expected
-    assert f"rm {path}" in error.value.write
 
 
 # --- downloaded ---------------------------------------------------------------------------------
@@ -137,7 +138,6 @@ def test_another_checksum_is_refused_and_not_kept(upstream, folder, cache):
     with pytest.raises(DataError, match=r"images.zip could not be downloaded.*hash") as error:
         read(upstream.url)
     assert FILE.md5 in error.value.expected
-    assert "INNERLOOP_DATA" in error.value.write
     assert list(cache.iterdir()) == []
 
 
@@ -158,7 +158,7 @@ def test_without_a_network_the_cure_is_a_folder(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(DataError, match="ConnectionError") as error:
         read("http://127.0.0.1:1/")
-    assert "place images.zip in a folder and set INNERLOOP_DATA" in error.value.write
+    assert "images.zip in a folder that INNERLOOP_DATA names" in error.value.expected
 
 
 def test_without_a_writable_cache_a_download_is_not_kept(upstream, monkeypatch, tmp_path):

@@ -128,7 +128,6 @@ def named_recipe(
             f"{name} is no recipe for {kind}",
             got=f"recipe={name}",
             expected="one of " + ", ".join(names),
-            write="--recipe maml",
         )
     given = {**defaults, **{key: value for key, value in settings.items() if value is not None}}
     known = hyper_parameters(name, network)
@@ -138,6 +137,5 @@ def named_recipe(
                 f"{name} has no {key}",
                 got=f"{key}={given[key]!r}",
                 expected=f"some of {', '.join(known)}" if known else "no hyper-parameters",
-                write=f"{name} without {key}",
             )
     return RECIPES[name](network)(**given)

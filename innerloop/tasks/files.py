@@ -175,7 +175,8 @@ def _download(file: KnownFile, base_url: str, folder: Path) -> Path:
         raise DataError(
             f"{file.name} could not be downloaded",
             got=f"{type(error).__name__}: {error}",
-            expected=f"{url} with md5 {file.md5}",
+            expected=f"{url} with md5 {file.md5}, or {file.name} in a folder that "
+            f"{DATA_VARIABLE} names",
         ) from error
     return Path(path)
 
