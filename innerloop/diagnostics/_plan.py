@@ -308,9 +308,12 @@ def _nothing_fits(
     least = needed(best)
     said = "".join(f"; biased: {shown(one)}" for one in biased if one.compiled(chunk))
     enough = least if least < 2**20 else f"'{math.ceil(least / 2**20)}MiB'"
+    ways = [f"plan(..., memory={enough})"]
+    if any(needed(one) <= budget for one in biased if one.compiled(chunk)):
+        ways.append("plan(..., allow=('exact', 'biased')) for a biased one")
     return StructureError(
         "no meta-gradient that was to be considered fits the budget",
         got=f"memory={format_bytes(budget)}; the least is {shown(best)}{said}",
         expected=f"at least {format_bytes(least)}",
-        write=f"plan(..., memory={enough})",
+        write=", or ".join(ways),
     )
