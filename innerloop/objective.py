@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
@@ -322,6 +324,14 @@ def _task_weights(weight: Any, tasks: int) -> Array:
             expected=f"an array of shape ({tasks},)",
             write=f"Episode(support, query, weight=jax.numpy.ones({tasks}))",
         )
+    if not isinstance(weight, Tracer):
+        total = float(np.sum(np.asarray(weight, np.float64)))
+        if np.any(np.asarray(weight) != 0) and not 0 < abs(total) < math.inf:
+            raise StructureError(
+                "the weights of a batch have no mean",
+                got=f"{tasks} weights with the sum {total:g}",
+                expected="weights whose sum is finite and not 0, or no task that counts",
+            )
     weight = jnp.asarray(weight)
     return widened(weight if is_floating(weight) else weight.astype(float))
 

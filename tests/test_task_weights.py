@@ -87,7 +87,7 @@ def test_whole_numbers_and_truth_values_are_weights(weight):
 )
 def test_weights_of_another_form_are_refused(weight):
     f = il.meta_value_and_grad(PROBLEM, LEARN)
-    with pytest.raises(il.errors.StructureError, match=r"task.*Write: ") as caught:
+    with pytest.raises(il.errors.StructureError, match=r"task.*Expected: ") as caught:
         f(META, batch_of(ROWS, weight), KEY)
     if "one real number for each task" in str(caught.value):
         cure = eval(caught.value.write, {"Episode": il.Episode, "jax": jax}, vars(batch_of(ROWS)))
@@ -97,7 +97,11 @@ def test_weights_of_another_form_are_refused(weight):
 def test_weights_that_cancel_give_no_silent_zero():
     f = il.meta_value_and_grad(PROBLEM, LEARN)
     batch = batch_of([ROWS[1], ROWS[3], ROWS[1]], jnp.array([1.0, -1.0, 0.0]))
-    (loss, _), grads = f(META, batch, KEY)
+    with pytest.raises(il.errors.StructureError, match=r"no mean.*3 weights with the sum 0"):
+        f(META, batch, KEY)
+    with pytest.raises(il.errors.StructureError, match=r"no mean.*the sum nan"):
+        f(META, batch_of(ROWS[:2], jnp.array([1.0, np.nan])), KEY)
+    (loss, _), grads = jax.jit(f)(META, batch, KEY)
     assert not np.isfinite(loss) and not np.isfinite(grads["scale"])
 
 
@@ -128,6 +132,18 @@ def test_a_task_without_weight_is_not_blamed_for_its_stand_in():
 
     estimator = il.WholeTasks(PROBLEM, LEARN, il.Unroll(), Two(rows), batch=2)
     with pytest.raises(il.errors.RunError, match="caused by task 1 with"):
+        il.fit(estimator, META, optimizer=optax.sgd(0.1), steps=1, key=KEY)
+
+
+@pytest.mark.parametrize("weight", [[1.0, -1.0], [0.0, 0.0]], ids=["cancel", "none counts"])
+def test_a_run_says_that_the_weights_have_no_mean(weight):
+    class Two(eqx.Module):
+        def sample(self, key, n):
+            data = {"x": jnp.ones((2, 2)), "key": jax.random.split(key, n)}
+            return il.Episode(data, data, jnp.array(weight))
+
+    estimator = il.WholeTasks(PROBLEM, LEARN, il.Unroll(), Two(), batch=2)
+    with pytest.raises(il.errors.RunError, match=r"no single task.*weights of sum 0"):
         il.fit(estimator, META, optimizer=optax.sgd(0.1), steps=1, key=KEY)
 
 

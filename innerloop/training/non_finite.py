@@ -85,7 +85,11 @@ class Fault(NamedTuple):
         return RunError(
             "the loss or the meta-gradient is no longer finite",
             got=f"a loss of {self.loss} at outer step {self.step}, caused by "
-            + (causes or "no single task: each is finite when it is computed alone"),
+            + (
+                causes
+                or "no single task: each is finite when it is computed alone, and their weighted "
+                "mean is not, as with weights of sum 0 or an overflow"
+            ),
             expected="finite losses and gradients",
             write="fit(..., non_finite=Skip(in_a_row=100)) (--non-finite skip), or "
             f"tasks_of_step(estimator, key, {self.step}), which gives the tasks of that step",
