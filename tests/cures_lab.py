@@ -106,6 +106,22 @@ CASES = [
         "RunFolder.begin(path, settings).close()",
     ),
     Case(
+        "lab/run_folder.py: the run cannot be read",
+        "RunFolder.open(Path('run')).read_config()",
+        (
+            (
+                "innerloop train with this run's flags and --resume, which makes the file anew "
+                "once config.json is deleted",
+                "Path('run/config.json').unlink()\n"
+                "main([*small, '--run', 'run', '--resume'])\n"
+                "RunFolder.open(Path('run')).read_config()",
+            ),
+        ),
+        given=RUN + "from pathlib import Path\nfrom innerloop.lab.run_folder import RunFolder\n"
+        "Path('run/config.json').write_text('damaged')",
+        full=True,
+    ),
+    Case(
         "lab/report/page.py: the report",
         "write_report(['run'], out=place / 'report.html')",
         (

@@ -181,7 +181,7 @@ def test_settings_that_do_not_fit_are_refused(words, message, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*words, "--run", str(tmp_path / "run")])
     error = capsys.readouterr().err
-    assert caught.value.code == 2 and message in error and "Write: " in error
+    assert caught.value.code == 2 and message in error and "Expected: " in error
     assert not (tmp_path / "run").exists()
 
 
@@ -207,7 +207,7 @@ def test_an_evaluation_of_few_shot_tasks_is_refused(run, words, capsys):
     before = set(run.iterdir())
     with pytest.raises(SystemExit) as caught:
         main(["evaluate", str(run), *words])
-    assert caught.value.code == 2 and "Write: " in capsys.readouterr().err
+    assert caught.value.code == 2 and "Expected: " in capsys.readouterr().err
     assert set(run.iterdir()) == before
 
 

@@ -59,7 +59,7 @@ def test_a_run_of_another_experiment_is_not_gone_on_with(folder):
     for begin in (RunFolder.begin, functools.partial(RunFolder.begin, may_change=())):
         with pytest.raises(RunError, match=r"another experiment.*sinusoid in .*: digits") as caught:
             begin(folder.path, other)
-        assert "--resume" not in caught.value.write
+        assert "--resume" not in str(caught.value)
     assert contents(folder) == before
 
 

@@ -200,6 +200,8 @@ class RunFolder:
                 "the run cannot be read",
                 got=f"{self.path / name}: {reason}",
                 expected="a file as innerloop train wrote it",
+                write="innerloop train with this run's flags and --resume, which makes the file "
+                "anew" + f" once {CONFIG} is deleted" * (name == CONFIG),
             ) from error
 
 
