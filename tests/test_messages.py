@@ -172,6 +172,8 @@ REFUSED = {
     "a report of nothing": (lambda: train(ESTIMATOR, report=lambda: 0), "report must be a func"),
     "predictions": (lambda: il.Learner(PROBLEM, LEARN, 5), "predict must be a function"),
     "a task": (lambda: il.tasks.IndependentTasks(5), "sample_one must be a function"),
+    "an augmentation": (lambda: il.tasks.Augmented(IMAGES, 5), "augment must be a function"),
+    "draws": (lambda: il.tasks.StreamedTasks(5), "draw must be a function"),
     "a check in words": (lambda: train(ESTIMATOR, check="yes"), "check must be True or False"),
     "a flag": (
         lambda: il.Minimise(optimistix.BFGS(1e-3, 1e-3), throw=5),

@@ -66,7 +66,7 @@ def test_a_run_of_another_experiment_is_not_gone_on_with(folder):
 def test_steps_of_a_falling_rate_are_told_apart(tmp_path):
     config = lambda steps: {"experiment": "x", "config": {"steps": steps, "rate": None}}
     RunFolder.begin(tmp_path, config(1)).close()
-    with pytest.raises(RunError, match=r"Got: --steps 2\. Expected: --steps 1\..*--no-cosine"):
+    with pytest.raises(RunError, match=r"Got: --steps 2\. Expected: --steps 1;.*--no-cosine"):
         RunFolder.begin(tmp_path, config(2), may_change=("minutes",))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from innerloop.arguments import CheckedModule, at_least, between
+from innerloop.arguments import CheckedModule, at_least, between, each, function, with_methods
 from innerloop.checks import describe, explained
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
@@ -46,8 +46,10 @@ class Augmented(OneByOne):
             their shape or type.
     """
 
-    tasks: TaskDistribution
-    augment: Augment
+    tasks: TaskDistribution = with_methods(
+        "sample", what="a task distribution", such_as="tasks.IndependentTasks(sample_one)"
+    )
+    augment: Augment = function("key", "images", gives="images")
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One task."""
@@ -75,10 +77,10 @@ class Augmented(OneByOne):
         return eqx.tree_at(lambda e: e.inputs, examples, blank_rows(changed, examples.mask))
 
 
-class Compose(eqx.Module):
+class Compose(CheckedModule):
     """Several augmentations, one after the other."""
 
-    parts: tuple[Augment, ...]
+    parts: tuple[Augment, ...] = each(function("key", "images", gives="images"))
 
     def __call__(self, key: PRNGKeyArray, images: Images) -> Images:
         for part, part_key in zip(self.parts, jax.random.split(key, len(self.parts)), strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
 
-from innerloop.arguments import at_least, checked
+from innerloop.arguments import at_least, checked, function, random_key
 from innerloop.checks import optional_package
 from innerloop.errors import DataError, StructureError
 from innerloop.problem import Episode, Examples
@@ -21,7 +21,11 @@ from innerloop.trees import key_numbers
 _NO_SETTING = {"setting": False}
 
 
-@checked(threads=at_least(1, such_as=4), ahead=at_least(1, such_as=16))
+@checked(
+    draw=function("rng", gives="Episode"),
+    threads=at_least(1, such_as=4),
+    ahead=at_least(1, such_as=16),
+)
 @dataclass(frozen=True, eq=False)
 class StreamedTasks:
     """Tasks that the host draws while the device learns (needs innerloop[data]).
@@ -49,7 +53,7 @@ class StreamedTasks:
     ahead: int = 16
     _readers: dict = field(default_factory=dict, init=False, repr=False, metadata=_NO_SETTING)
 
-    @checked("tasks.sample", n=at_least(1, such_as=8))
+    @checked("tasks.sample", key=random_key(), n=at_least(1, such_as=8))
     def sample(self, key: PRNGKeyArray, n: int) -> Episode:
         """A batch of `n` episodes, drawn now, for validation and test sets.
 
