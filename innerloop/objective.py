@@ -60,6 +60,7 @@ def parts(**further: Any) -> dict[str, Any]:
 
 
 GRADIENT = optional(instance(MetaGradient, what="a meta-gradient", such_as="Unroll()"))
+"""The kind of an argument that is a meta-gradient, or None for the exact one."""
 
 
 @checked(**parts(key=random_key()))

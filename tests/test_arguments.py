@@ -6,6 +6,7 @@ import functools
 import importlib
 import math
 import pkgutil
+from pathlib import Path
 from typing import NamedTuple
 
 import equinox as eqx
@@ -26,6 +27,7 @@ from innerloop.arguments import (
     checked,
     each,
     either,
+    flag,
     function,
     instance,
     interval,
@@ -33,6 +35,7 @@ from innerloop.arguments import (
     one_of,
     optional,
     or_none,
+    path,
     positive,
     random_key,
     require,
@@ -115,6 +118,16 @@ KINDS = {
         | st.sampled_from([lambda: 0, lambda a: a, lambda a, b, c: a]),
     ),
     "no_arguments": (function(), st.just(lambda: 0), FLOATS | st.just(lambda a: a)),
+    "flag": (
+        flag(),
+        st.booleans() | st.booleans().map(np.bool_),
+        FLOATS | WHOLE | st.text() | st.none() | ARRAYS,
+    ),
+    "path": (
+        path(),
+        st.sampled_from(["run", Path("run")]),
+        FLOATS | WHOLE | st.none() | ARRAYS | st.booleans(),
+    ),
     "random_key": (
         random_key(),
         st.sampled_from([jax.random.key(1), jax.random.PRNGKey(1)]),
@@ -284,4 +297,6 @@ def test_every_error_of_the_package_says_something_that_works():
     }
     assert len(found) > 80
     for (member, name), kind in found.items():
-        assert requirement_of(kind).accepts(written(kind)), (member, name)
+        requirement = requirement_of(kind)
+        for cure in (requirement.cure, *(cure for _, cure in requirement.instead)):
+            assert requirement.accepts(eval(cure, reader())), (member, name)
