@@ -8,6 +8,25 @@ READ = "rates = il.optimizers.ParameterRates()\nparams = {'w': jnp.ones(2)}\n"
 
 CASES = [
     Case(
+        "tasks/base.py: the tasks are drawn on the host",
+        "tasks.evaluation_episodes(tasks.IndependentTasks(one), 2, seed=0)",
+        (
+            (
+                "jax.random with the key that it is given",
+                "one = lambda key: Episode(jax.random.normal(key), jax.random.normal(key))\n"
+                "tasks.evaluation_episodes(tasks.IndependentTasks(one), 2, seed=0)",
+            ),
+            (
+                ", or, for data and generators of the host, tasks.StreamedTasks(draw), which calls "
+                "draw(numpy_generator) ahead of the steps",
+                "draw = lambda rng: Episode(rng.normal(size=2), rng.normal(size=2))\n"
+                "tasks.StreamedTasks(draw).sample(key, 2)",
+            ),
+        ),
+        given="host = np.random.default_rng(0)\n"
+        "one = lambda key: Episode(jax.random.normal(key) * host.normal(), jnp.zeros(()))",
+    ),
+    Case(
         "tasks/augmentation.py: there are no images",
         "trace(lambda key: Augmented(tasks, augment).sample(key, 2), key)",
         ("Augmented(ClassificationTasks(images, 5, 1, 15), augment)",),

@@ -138,7 +138,7 @@ CASES = [
         full=True,
     ),
     Case(
-        "estimators/whole_tasks.py: the task distribution returns",
+        "tasks/base.py: the task distribution returns",
         "train(WholeTasks(problem, adaptation, Unroll(), Three(), batch=2))",
         (
             (

@@ -74,9 +74,9 @@ def dead_unit(params, meta, batch, key):
 
 
 def labelled_from_one(params, meta, batch, key):
-    """Three classes, and the labels 1 ... 3."""
-    examples = il.Examples(jnp.zeros(3), jnp.array([1, 2, 3]))
-    return il.models.cross_entropy(jnp.stack([params] * 3), examples)[0]
+    """Three classes, and the labels 1 ... 3, in a loss that does not refuse them."""
+    logits, labels = jnp.stack([params] * 3), jnp.array([1, 2, 3])
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
 def with_norm(params, meta, batch, key):
@@ -85,6 +85,11 @@ def with_norm(params, meta, batch, key):
 
 def host_random(params, meta, batch, key):
     return inner(params, meta, batch, key) * np.random.default_rng().uniform(0.5, 1.5)
+
+
+@jax.jit
+def jitted_random(params, meta, batch, key):
+    return host_random(params, meta, batch, key)
 
 
 def drawn_by_a_callback(params, meta, batch, key):
@@ -171,6 +176,10 @@ def one_episode():
     return jax.tree.map(lambda leaf: leaf[0], episodes())
 
 
+def copies():
+    return jax.tree.map(lambda leaf: jnp.repeat(leaf[:1], 3, axis=0), episodes())
+
+
 UNREAD = {**META, "idle": jnp.ones(2)}
 ADAM = il.GradientDescent(optax.adam(0.1), 2)
 ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE
@@ -227,6 +236,11 @@ FAULTS = {
         ERROR,
         r"a different function each time.*\(host_random\).*jax.random",
     ),
+    "host random number in a jitted function": (
+        {"inner": jitted_random},
+        ERROR,
+        r"a different function each time.*\(host_random\)",
+    ),
     "callback random number": (
         {"outer": drawn_by_a_callback, "gradient": il.EvolutionStrategies(2, 0.1)},
         ERROR,
@@ -236,6 +250,7 @@ FAULTS = {
     "captured counter": ({"inner": counting()}, WARNING, r"inner_loss changes calls"),
     "captured counter, read": ({"inner": counting()}, ERROR, r"a different function each time"),
     "overlap": ({"data": overlapping()}, WARNING, r"share rows in 3 of 3 tasks"),
+    "one task": ({"data": copies()}, WARNING, r"all 3 tasks are the same"),
     "early argmax": (
         {"learn": il.Procedure(nearest)},
         ERROR,
@@ -367,7 +382,12 @@ def test_broken_parts_raise_as_they_do_elsewhere():
 
 
 def trained(inner=inner, meta=META, **options):
-    tasks = il.tasks.IndependentTasks(lambda key: jax.tree.map(lambda leaf: leaf[0], episodes()))
+    def sample_one(key):
+        one = one_episode()
+        x = jax.random.normal(key, one.query.inputs.shape)
+        return il.Episode(one.support, il.Examples(x, jnp.sin(3 * x[..., 0])))
+
+    tasks = il.tasks.IndependentTasks(sample_one)
     whole = il.WholeTasks(il.Problem(start, inner, outer), LEARN, il.Unroll(), tasks, batch=2)
     with jax.numpy_dtype_promotion("standard"):
         return il.fit(whole, meta, optimizer=optax.sgd(0.1), steps=2, key=KEY, **options)

@@ -164,11 +164,17 @@ CURED = {
     ),
     "idle rate": ("a higher inner learning rate", {"learn": LEARN}),
     "host random number": ("jax.random with the key", {"inner": drawn(inner)}),
+    "host random number in a jitted function": ("jax.random with the key", {"inner": drawn(inner)}),
     "callback random number": ("jax.random with the key", {"outer": drawn(outer)}),
     "captured list": ("as a part of params, meta or aux", {"inner": in_aux}),
     "captured counter": ("jax.debug.callback to count or to log, or the value in aux", *LOG),
     "captured counter, read": ("jax.random with the key", {"inner": drawn(inner)}),
     "overlap": ("disjoint rows", {"data": episodes()}),
+    "one task": (
+        "tasks.sample(key, n) that draws each task with a key of its own; a batch of one episode",
+        {"data": episodes()},
+        {"data": jax.tree.map(lambda leaf: leaf[:1], episodes())},
+    ),
     "early argmax": ("or EvolutionStrategies", EVOLUTION, {"learn": il.Procedure(softly)}),
     "float16 overflow": (
         "bfloat16 or float32 for this computation, or a smaller scale",

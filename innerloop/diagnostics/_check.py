@@ -10,7 +10,7 @@ from innerloop.adaptation import Adaptation
 from innerloop.arguments import checked, flag, random_key
 from innerloop.diagnostics.candidates import exact_gradient
 from innerloop.diagnostics.checks import derivatives, inner_loop, paths, purity, tracing, values
-from innerloop.diagnostics.checks.episodes import overlap, task_axis
+from innerloop.diagnostics.checks.episodes import overlap, same_tasks, task_axis
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import NotChecked, Report, Severity
 from innerloop.gradients import MetaGradient
@@ -22,7 +22,7 @@ TRACED = (
     (tracing.traceable,),
     (tracing.missing_derivatives,),
     (paths.losses_read_params,),
-    (paths.unreached_leaves, overlap),
+    (paths.unreached_leaves, overlap, same_tasks),
     (paths.stopped_ways, paths.stepped_ways),
 )
 """Checks that only trace, in stages. Later stages are skipped after errors, which they repeat."""

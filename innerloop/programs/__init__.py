@@ -1,4 +1,5 @@
-"""Traced programs: operations, what their results read, and where a NaN or infinity comes from.
+"""Traced programs: operations, what their results read, where a NaN or infinity comes from, and
+whether a function is the same program each time it is traced.
 
 Only this package knows how JAX's primitives store the programs that they run (`inside`), and how
 this differs between versions of JAX.
@@ -9,3 +10,6 @@ from innerloop.programs.operations import operations as operations
 from innerloop.programs.origin import origin_of_non_finite as origin_of_non_finite
 from innerloop.programs.reading import between as between
 from innerloop.programs.reading import inputs_read as inputs_read
+from innerloop.programs.repeatable import difference as difference
+from innerloop.programs.repeatable import difference_between_traces as difference_between_traces
+from innerloop.programs.repeatable import traced_anew as traced_anew

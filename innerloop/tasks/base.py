@@ -3,15 +3,21 @@
 import abc
 import zlib
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
+from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
 
 from innerloop.arguments import CheckedModule, at_least, checked, function, random_key
 from innerloop.checks import explained
+from innerloop.diagnostics.checks.source import written_at
+from innerloop.errors import StructureError
+from innerloop.objective import task_count
 from innerloop.problem import Episode
+from innerloop.programs import difference_between_traces
 
 # Evaluation keys live in a stream of their own: the first batch of a training loop that starts
 # from the same integer seed must not be the evaluation set.
@@ -23,9 +29,10 @@ class TaskDistribution(Protocol):
     """Anything that draws tasks.
 
     `sample(key, n)` returns a batch of `n` episodes (one more leading axis, the task axis, on every
-    leaf). It is a pure function that runs on the device under `jax.jit`, with `n` static. Task i
-    depends only on `jax.random.split(key, n)[i]`, so a set of tasks is the same in whatever blocks
-    it is evaluated.
+    leaf). It is a pure function that runs on the device under `jax.jit`, with `n` static: a number
+    that it draws or reads on the host would be the same in every step, so such a distribution is
+    refused. Tasks from the host are `StreamedTasks`. Task i depends only on
+    `jax.random.split(key, n)[i]`, so a set of tasks is the same in whatever blocks it is evaluated.
 
     A distribution of your own needs only this method; `sample_each` and `IndependentTasks` make it
     from a function that draws one task. Hold arrays as leaves of an `equinox.Module`, so that they
@@ -42,14 +49,76 @@ def sample_each(
     """Draw `n` independent tasks: `sample_one` mapped over `jax.random.split(key, n)`.
 
     Raises:
-        StructureError: If `n` is not an integer of at least 1.
+        StructureError: If `n` is not an integer of at least 1, or `sample_one` draws on the host.
     """
-    return jax.vmap(explained("sample_one", sample_one, "key"))(jax.random.split(key, n))
+    keys, draw_one = jax.random.split(key, n), explained("sample_one", sample_one, "key")
+    require_pure(sample_one, draw_one, keys[0])
+    return jax.vmap(draw_one)(keys)
 
 
 def sampled(tasks: TaskDistribution, key: PRNGKeyArray, n: int) -> Episode:
-    """What `tasks.sample(key, n)` returns; an error in it is explained."""
-    return explained(f"{type(tasks).__name__}.sample", tasks.sample, "key", "n")(key, n)
+    """What `tasks.sample(key, n)` returns; an error in it is explained.
+
+    Raises:
+        StructureError: The distribution does not give n tasks, or it draws on the host while it is
+            traced.
+    """
+    arrays, rest = eqx.partition(tasks, eqx.is_array)
+
+    def draw(arrays: Any, key: PRNGKeyArray) -> Episode:
+        sample = eqx.combine(arrays, rest).sample
+        return explained(f"{type(tasks).__name__}.sample", sample, "key", "n")(key, n)
+
+    if isinstance(key, Tracer):  # in Python nothing is frozen
+        require_pure(tasks, draw, arrays, key)
+    held = _PURE.set(isinstance(key, Tracer))
+    try:
+        episodes = draw(arrays, key)
+    finally:
+        _PURE.reset(held)
+    if task_count(episodes) != n:
+        raise StructureError(
+            "the task distribution returns a different number of tasks than it was asked for",
+            got=f"{task_count(episodes)} tasks from {type(tasks).__name__}",
+            expected=f"{n} tasks from sample(key, {n})",
+            write="tasks.IndependentTasks(sample_one)",
+        )
+    return episodes
+
+
+_PURE = ContextVar("whether the function that draws was traced twice already", default=False)
+
+
+def require_pure(source: Any, function: Callable, *args: Any) -> None:
+    """Raise `StructureError` if a function that draws tasks is another each time it is traced.
+
+    It is traced twice and not run, so a host source that is read by a callback does not move on.
+
+    Args:
+        source: The task distribution, or the function that draws one task, for the message.
+        function: What is traced.
+        *args: Its arguments.
+    """
+    if _PURE.get():
+        return
+    held = _PURE.set(True)
+    try:
+        found = difference_between_traces(function, *args)
+    finally:
+        _PURE.reset(held)
+    if found is None:
+        return
+    place = found.operation and written_at(found.operation)
+    name = getattr(source, "__qualname__", type(source).__name__)
+    raise StructureError(
+        "the tasks are drawn on the host while the program is traced, so every step would have the "
+        "same ones",
+        got=f"{name}: another program each time it is traced" + (f", at {place}" if place else ""),
+        expected="a function of its key alone; what it reads on the host is read once, and is then "
+        "a constant of the compiled program",
+        write="jax.random with the key that it is given, or, for data and generators of the host, "
+        "tasks.StreamedTasks(draw), which calls draw(numpy_generator) ahead of the steps",
+    )
 
 
 class OneByOne(CheckedModule):
@@ -99,7 +168,8 @@ def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str
     another `purpose`.
 
     Raises:
-        StructureError: If `n` is not an integer of at least 1, or `seed` none from 0 to 2³² - 1.
+        StructureError: If `n` is not an integer of at least 1, or `seed` none from 0 to 2³² - 1;
+            if the tasks are drawn on the host, or another number of them comes than n.
     """
     return _sample(tasks, evaluation_key(seed, purpose), n)
 

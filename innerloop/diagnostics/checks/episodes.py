@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.problem import Examples
-from innerloop.trees import is_key
+from innerloop.trees import is_key, key_numbers
 
 
 def overlap(subject: Subject) -> Iterator[Finding]:
@@ -36,6 +36,21 @@ def overlap(subject: Subject) -> Iterator[Finding]:
             f"task {int(np.argmax(shared))}: {max(shared)} rows",
             "the outer loss is computed on rows of the inner loop, so it rewards memorisation",
             "disjoint rows, as tasks.sample draws them",
+        )
+
+
+def same_tasks(subject: Subject) -> Iterator[Finding]:
+    """Tasks that are all the same, support and query sets alike."""
+    leaves = jax.tree.leaves((subject.episodes.support, subject.episodes.query))
+    rows = [np.asarray(key_numbers(leaf)) for leaf in leaves]
+    if subject.tasks > 1 and all((leaf == leaf[:1]).all() for leaf in rows):
+        yield Finding(
+            Severity.WARNING,
+            f"all {subject.tasks} tasks are the same",
+            "episodes",
+            "they are copies of one task, or drawn without reading the key",
+            "tasks.sample(key, n) that draws each task with a key of its own; a batch of one "
+            "episode, if there is only one task",
         )
 
 

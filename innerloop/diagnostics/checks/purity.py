@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.core import Tracer
-from jax.extend import core
 
 from innerloop.diagnostics.checks.source import is_library, written_at
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
-from innerloop.programs import operations
-from innerloop.trees import key_numbers
+from innerloop.programs import difference, traced_anew
 
 _MOST_OBJECTS = 10_000
 """The largest number of objects that are searched per function."""
@@ -58,13 +56,14 @@ def captured_state(subject: Subject) -> Iterator[Finding]:
 
 def repeatable(subject: Subject) -> Iterator[Finding]:
     """Checks that two traces give the same program, and two runs of it the same bits."""
-    first, second = subject.program, subject.trace_loss()
-    place = _difference(first, second)
-    if place is not None:
+    first = subject.program
+    with traced_anew():
+        found = difference(first, subject.trace_loss())
+    if found is not None:
         yield Finding(
             Severity.ERROR,
             "the losses are a different function each time they are traced",
-            place,
+            str(found.operation and written_at(found.operation)),
             "a number from the host is drawn or read during tracing, and is then a constant of "
             "the compiled program",
             "jax.random with the key that the function is given",
@@ -180,29 +179,3 @@ def _same(one: Any, two: Any) -> bool:
 
 def _has_tracer(value: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
-
-
-def _difference(a: core.ClosedJaxpr, b: core.ClosedJaxpr) -> str | None:
-    """The first difference of two programs in operations or constants; None if there is none."""
-    mine, others = list(operations(a.jaxpr)), list(operations(b.jaxpr))
-    for one, other in zip(mine, others, strict=False):
-        if one.name != other.name or not all(map(_same_atom, one.eqn.invars, other.eqn.invars)):
-            return str(written_at(one))
-    if len(mine) != len(others):
-        return str(written_at((mine or others)[-1]))
-    constants = zip(a.jaxpr.constvars, a.consts, b.consts, strict=False)
-    for variable, one, two in constants:
-        if not _equal(one, two):
-            readers = (op for op in mine if any(atom is variable for atom in op.eqn.invars))
-            return str(next(map(written_at, readers), None))
-    return None
-
-
-def _same_atom(one: Any, two: Any) -> bool:
-    literals = isinstance(one, core.Literal) and isinstance(two, core.Literal)
-    return not literals or _equal(one.val, two.val)
-
-
-def _equal(one: Any, two: Any) -> bool:
-    one, two = map(key_numbers, (one, two))
-    return np.asarray(one).tobytes() == np.asarray(two).tobytes()

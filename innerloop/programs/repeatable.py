@@ -1,0 +1,126 @@
+"""Whether a function is the same program each time it is traced."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jax.extend import core
+from jaxtyping import PyTree
+
+from innerloop.programs.operations import Operation
+from innerloop.trees import key_numbers
+
+_TRACE = jax.make_user_context("first")
+"""A part of the key of JAX's caches of traces, so that a jitted function is traced in each."""
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, np.generic, np.dtype)
+"""Parameters of an operation that are compared; the others are functions, programs or places."""
+
+
+class Difference(NamedTuple):
+    """Where two programs differ: an operation, or None if they have no operation to name."""
+
+    operation: Operation | None
+
+
+def traced_anew() -> AbstractContextManager:
+    """A context in which JAX does not reuse what it traced outside, jitted functions included."""
+    return _TRACE("again")
+
+
+def difference_between_traces(function: Callable, *args: PyTree) -> Difference | None:
+    """The first difference between two traces of a function; None if there is none.
+
+    Nothing is run. Whatever a function reads on the host (a generator, an iterator, a counter) is
+    read in both traces, and shows as a constant that differs.
+    """
+    first = jax.make_jaxpr(lambda *args: function(*args))(*args)
+    try:
+        with traced_anew():
+            second = jax.make_jaxpr(lambda *args: function(*args))(*args)
+    except Exception:  # what it reads on the host has come to its end
+        return Difference(None)
+    return difference(first, second)
+
+
+def difference(a: core.ClosedJaxpr, b: core.ClosedJaxpr) -> Difference | None:
+    """The first difference of two programs, in what they compute or in their constants."""
+    return next(_differences(a, b, ()), None)
+
+
+def _differences(
+    a: core.ClosedJaxpr, b: core.ClosedJaxpr, callers: tuple[core.JaxprEqn, ...]
+) -> Iterator[Difference]:
+    mine, others = a.jaxpr.eqns, b.jaxpr.eqns
+    same = dict(zip(_inputs(a), _inputs(b), strict=False))
+    match = lambda one, other: (
+        _equal(one.val, other.val)
+        if isinstance(one, core.Literal) and isinstance(other, core.Literal)
+        else not isinstance(one, core.Literal) and same.get(one) is other
+    )
+    for variable, one, other in zip(a.jaxpr.constvars, a.consts, b.consts, strict=False):
+        if not _equal(one, other):
+            readers = (eqn for eqn in mine if any(atom is variable for atom in eqn.invars))
+            yield _at(next(readers, None), callers)
+    for one, other in zip(mine, others, strict=False):
+        if one.primitive is not other.primitive or not (
+            _all(match, one.invars, other.invars) and _same_parameters(one.params, other.params)
+        ):
+            yield _at(one, callers)
+        for held, again in zip(_held(one), _held(other), strict=False):
+            yield from _differences(held, again, (one, *callers))
+        same.update(zip(one.outvars, other.outvars, strict=False))
+    if len(mine) != len(others) or len(a.consts) != len(b.consts):
+        yield _at((max(mine, others, key=len) or [None])[-1], callers)
+    if not _all(match, a.jaxpr.outvars, b.jaxpr.outvars):
+        yield _at((mine or [None])[-1], callers)
+
+
+def _inputs(program: core.ClosedJaxpr) -> list:
+    return [*program.jaxpr.constvars, *program.jaxpr.invars]
+
+
+def _at(eqn: core.JaxprEqn | None, callers: tuple[core.JaxprEqn, ...]) -> Difference:
+    if eqn is None:
+        return Difference(Operation(callers[0], callers[1:]) if callers else None)
+    return Difference(Operation(eqn, callers))
+
+
+def _all(match: Callable, ones: Any, others: Any) -> bool:
+    return len(ones) == len(others) and all(map(match, ones, others))
+
+
+def _same_parameters(mine: dict[str, Any], others: dict[str, Any]) -> bool:
+    return mine.keys() == others.keys() and all(
+        _same(value, others[name]) for name, value in mine.items()
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, tuple | list) and isinstance(other, tuple | list):
+        return _all(_same, one, other)
+    return not (isinstance(one, _PLAIN) and isinstance(other, _PLAIN)) or _equal(one, other)
+
+
+def _held(eqn: core.JaxprEqn) -> Iterator[core.ClosedJaxpr]:
+    """The programs that an operation holds."""
+    for value in eqn.params.values():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, core.Jaxpr):
+                yield core.ClosedJaxpr(each, ())
+            elif isinstance(each, core.ClosedJaxpr):
+                yield each
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if one is other:
+        return True
+    if isinstance(one, Tracer) or isinstance(other, Tracer):
+        return False
+    with jax.ensure_compile_time_eval():  # also while an outer function is traced
+        one, other = (np.asarray(key_numbers(each)) for each in (one, other))
+    alike = (one.shape, one.dtype) == (other.shape, other.dtype)
+    return alike and (one.dtype == object or one.tobytes() == other.tobytes())

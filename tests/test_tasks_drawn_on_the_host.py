@@ -1,0 +1,196 @@
+"""Tasks that are drawn on the host while a program is traced: refused, whatever draws them."""
+
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from points import POINTS, point_recipe
+from quick import without
+
+import innerloop as il
+from innerloop.programs import difference_between_traces
+
+KEY = jax.random.key(0)
+NUMPY = np.random.default_rng(0)
+
+
+def episode(point):
+    return il.Episode(point, point)
+
+
+def point(key):
+    return jax.random.normal(key, (2,))
+
+
+@jax.jit
+def _jitted(key):
+    return point(key) + jnp.asarray(NUMPY.normal(size=2), jnp.float32)
+
+
+def _rolled(key):
+    """What the host draws is a parameter of an operation, and no constant."""
+    start = random.randrange(1000)
+    return jax.lax.slice(jnp.repeat(point(key), 1000), (start,), (start + 2,))
+
+
+def _wired(key):
+    """What the host draws is which value is read."""
+    values = list(jax.random.normal(key, (12, 2)))
+    random.shuffle(values)
+    return values[0] - values[1]
+
+
+def _in_a_loop(key):
+    move = lambda x, _: (x + jnp.asarray(NUMPY.normal(size=2), jnp.float32), None)
+    return jax.lax.scan(move, point(key), None, length=2)[0]
+
+
+_LOADER = iter(range(10**9))
+HOST = {
+    "numpy": lambda key: point(key) * np.float32(NUMPY.normal()),
+    "random": lambda key: point(key) * jnp.float32(random.random()),
+    "the whole task": lambda key: jnp.asarray(NUMPY.normal(size=2), jnp.float32),
+    "a loader": lambda key: point(key) + jnp.float32(next(_LOADER)),
+    "a loader that ends": lambda key, one=iter([1.0]): point(key) + jnp.float32(next(one)),
+    "a seed": lambda key: point(jax.random.key(random.randrange(10**9))),
+    "a jitted function": _jitted,
+    "a static number": _rolled,
+    "an order": _wired,
+    "a loop": _in_a_loop,
+}
+
+
+@pytest.mark.parametrize("name", HOST)
+def test_every_draw_on_the_host_is_found(name):
+    """Also inside a function that JAX has traced before."""
+    draw = HOST[name]
+    if name != "a loader that ends":
+        jax.jit(draw).lower(KEY)
+    assert difference_between_traces(draw, KEY) is not None
+
+
+PURE = {
+    "a key": point,
+    "constants of the host": lambda key: point(key) * np.float32([1, 2]),
+    "a jitted function": jax.jit(point),
+    "a callback": lambda key: jax.pure_callback(
+        lambda x: x, jax.ShapeDtypeStruct((2,), jnp.float32), point(key), vmap_method="sequential"
+    ),
+    "a loop": lambda key: jax.lax.scan(lambda x, _: (x * 2, None), point(key), None, length=3)[0],
+    "a key of its own": lambda key: point(jax.random.fold_in(jax.random.key(3), 1)) + point(key),
+}
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_a_function_of_the_key_is_let_pass(name):
+    assert difference_between_traces(PURE[name], KEY) is None
+    assert difference_between_traces(jax.vmap(PURE[name]), jax.random.split(KEY, 2)) is None
+
+
+# --- wherever tasks are drawn ---------------------------------------------------------------------
+
+
+class Positioned:
+    """A loader: its position is on the object."""
+
+    def __init__(self):
+        self.position = 0
+
+    def sample(self, key, n):
+        self.position += 1
+        return episode(jnp.full((n, 2), self.position, jnp.float32))
+
+
+INDEPENDENT = il.tasks.IndependentTasks(lambda key: episode(HOST["numpy"](key)))
+IMAGES = il.tasks.ClassificationTasks(np.zeros((2, 2, 4, 4), np.uint8), 2, 1, 1)
+AUGMENTED = il.tasks.Augmented(IMAGES, lambda key, images: images * np.float32(NUMPY.uniform()))
+
+
+OPTIONS = {"optimizer": optax.sgd(0.1), "steps": 1, "key": KEY}
+
+
+def trained(tasks, **options):
+    return il.fit(
+        point_recipe().estimator(tasks, 2), point_recipe().init_meta, **OPTIONS, **options
+    )
+
+
+def windowed(tasks):
+    problem, adaptation, *_ = point_recipe()
+    runs = il.estimators.TruncatedUnroll(problem, adaptation, tasks, window=1, horizon=2, batch=2)
+    return il.fit(runs, point_recipe().init_meta, **OPTIONS)
+
+
+DRAWN = {
+    "fit": trained,
+    "fit with a budget": lambda tasks: trained(tasks, memory="1GiB"),
+    "windows": windowed,
+    "evaluation sets": lambda tasks: il.tasks.evaluation_episodes(tasks, 2, seed=0),
+}
+
+
+@pytest.mark.parametrize("tasks", [INDEPENDENT, Positioned()], ids=lambda t: type(t).__name__)
+@pytest.mark.parametrize("where", without({"fit with a budget"}, DRAWN))
+def test_such_tasks_are_refused_wherever_they_are_drawn(where, tasks):
+    with pytest.raises(il.errors.StructureError, match="drawn on the host") as raised:
+        DRAWN[where](tasks)
+    assert type(tasks).__name__ in raised.value.got
+    assert "test_tasks_drawn_on_the_host.py" in raised.value.got
+
+
+def test_single_tasks_and_augmentations_are_refused_too():
+    """In Python and in a compiled function."""
+    for tasks in (INDEPENDENT, AUGMENTED):
+        with pytest.raises(il.errors.StructureError, match="drawn on the host"):
+            tasks.sample(KEY, 2)
+        with pytest.raises(il.errors.StructureError, match="drawn on the host"):
+            jax.jit(lambda key, tasks=tasks: tasks.sample(key, 2)).lower(KEY)
+
+
+def test_the_cures_work():
+    """Two keys give two tasks, and the host's tasks are drawn ahead."""
+    cured = il.tasks.IndependentTasks(lambda key: episode(point(key) * jax.random.normal(key)))
+    one, other = (cured.sample(key, 1).support for key in jax.random.split(KEY))
+    assert not np.array_equal(one, other)
+    trained(cured)
+    pytest.importorskip("grain")
+    host = lambda rng: episode(rng.normal(size=2).astype(np.float32))
+    streamed = il.tasks.StreamedTasks(host)
+    one, other = (streamed.sample(key, 1).support for key in jax.random.split(KEY))
+    assert not np.array_equal(one, other)
+    trained(streamed)
+
+
+def test_a_source_that_the_run_reads_is_not_moved():
+    """A callback is not called to find this out."""
+    calls = []
+
+    def host(x):
+        calls.append(x)
+        return x
+
+    def sample_one(key):
+        like = jax.ShapeDtypeStruct((2,), jnp.float32)
+        return episode(jax.pure_callback(host, like, point(key), vmap_method="sequential"))
+
+    tasks = il.tasks.IndependentTasks(sample_one)
+    jax.jit(lambda key: tasks.sample(key, 2)).lower(KEY)
+    assert calls == []
+    tasks.sample(KEY, 2)
+    assert len(calls) == 2
+
+
+class More:
+    """One task more than it is asked for."""
+
+    def sample(self, key, n):
+        return POINTS.sample(key, n + 1)
+
+
+@pytest.mark.parametrize("where", without({"fit with a budget"}, DRAWN))
+def test_another_number_of_tasks_is_refused_wherever_they_are_drawn(where):
+    with pytest.raises(il.errors.StructureError, match="different number of tasks"):
+        DRAWN[where](More())
