@@ -48,10 +48,13 @@ class Examples(eqx.Module):
 
     Args:
         inputs: Array or pytree of arrays, `(rows, ...)`.
-        targets: `(rows, ...)`, real for regression, integer classes for classification.
+        targets: `(rows, ...)`, real for regression, integer classes for classification: from 0 on,
+            and `IGNORED`, which is -100, where a row has no label.
         mask: `(rows,)`, False where a row is padding; None if every row counts.
         classes: `(rows, ways)`, False where an output of the model is not a class of the row's
-            task, as in a task with fewer classes than the model has outputs; None if all are.
+            task, as in a task with fewer classes than others; None if all are.
+        ways: The number of classes, if it is known while tracing. Further outputs of a model are
+            no classes: losses, heads and predictions leave them out. None: as many as outputs.
 
     Raises:
         StructureError: If inputs or targets are not numbers, such as labels in words.
@@ -61,6 +64,7 @@ class Examples(eqx.Module):
     targets: PyTree[Array | np.ndarray]
     mask: Array | None = None
     classes: Array | None = None
+    ways: int | None = eqx.field(default=None, static=True)
 
     def __check_init__(self):
         if text_type(self.targets) is not None:

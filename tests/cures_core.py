@@ -396,6 +396,39 @@ CASES = [
         ),
         given="features = lambda meta, batch, key: batch.inputs\nclasses = jnp.array([0, 1, 2])",
     ),
+    # labels.py
+    Case(
+        "labels.py: the task has more classes",
+        "cross_entropy(jnp.zeros((3, 2)), Examples(inputs, labels, ways=3))",
+        (
+            (
+                "a network of 3 outputs",
+                "cross_entropy(jnp.zeros((3, 3)), Examples(inputs, labels, ways=3))",
+            ),
+        ),
+        given="labels = jnp.array([0, 1, 2])",
+    ),
+    Case(
+        "labels.py: a label is no class",
+        "cross_entropy(jnp.zeros((3, 2)), Examples(inputs, labels))",
+        (
+            (
+                "a network of 4 outputs",
+                "cross_entropy(jnp.zeros((3, 4)), Examples(inputs, labels))",
+            ),
+            (
+                ", or labels from 0 on, as numpy.unique(labels, return_inverse=True)[1]",
+                "cross_entropy(jnp.zeros((3, 2)), Examples(inputs, "
+                "numpy.unique(labels, return_inverse=True)[1]))",
+            ),
+            (
+                ", or -100 in rows without a label",
+                "cross_entropy(jnp.zeros((3, 2)), Examples(inputs, jnp.where(labels == 3, -100, "
+                "labels)))",
+            ),
+        ),
+        given="labels = jnp.array([1, 1, 3])",
+    ),
     # models/
     Case(
         "models/_conv4.py: nothing remains of the image",

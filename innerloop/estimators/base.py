@@ -9,7 +9,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.arguments import CheckedModule
 from innerloop.devices.placement import Placement
-from innerloop.errors import StructureError
+from innerloop.errors import InnerloopError, StructureError
 from innerloop.estimators.settings import settings_of
 from innerloop.gradients.base import Fidelity
 from innerloop.learner import Learner
@@ -206,6 +206,22 @@ class Estimator(CheckedModule):
         """
         _, after = self.step(meta, state, data, key, outer_step)
         return Apart(jax.tree.map(jnp.zeros_like, meta), after, {})
+
+    def error_of_values(
+        self, meta: PyTree, state: PyTree, data: Any, key: PRNGKeyArray, outer_step: int
+    ) -> InnerloopError | None:
+        """The error in the values of this step's tasks, such as a label that is no class.
+
+        `fit` asks for it when a run ends at a step that is not finite. By default there is none.
+
+        Args:
+            meta: As in `step`, like the arguments after it.
+            state: See `step`.
+            data: See `step`.
+            key: See `step`.
+            outer_step: The number of the step.
+        """
+        return None
 
     def settings(self) -> dict[str, Any]:
         """What the numbers of a run depend on, by name: JSON values that a resumed run compares."""

@@ -14,7 +14,8 @@ from innerloop.adaptation import Origin
 from innerloop.arguments import at_least, each, either, number, or_none, with_methods
 from innerloop.checks import describe
 from innerloop.devices.placement import Placement
-from innerloop.errors import GradientError, StructureError
+from innerloop.diagnostics.known_values import first_error
+from innerloop.errors import GradientError, InnerloopError, StructureError
 from innerloop.estimators.base import Apart, Estimate, TaskFaults
 from innerloop.estimators.horizons import Horizon, as_tuple, check_windows, lengths_of
 from innerloop.estimators.learning import LearningEstimator
@@ -187,6 +188,10 @@ class OnlineWindows(LearningEstimator):
         keys = key_numbers(state.key)
         nothing = jax.tree.map(jnp.zeros_like, estimate.grads)
         return Apart(nothing, after, {"": TaskFaults(jnp.zeros(len(keys), bool), keys)})
+
+    def error_of_values(self, meta, state, data, key, outer_step) -> InnerloopError | None:
+        keys = jax.vmap(lambda key: jax.random.split(key, 3)[1])(state.key)
+        return first_error(Learner(*self.at(outer_step)), meta, state.episode, keys)
 
     def _windows(self, outer_step: Any) -> Callable[[InnerRun], Window]:
         """The function `run -> window` that gives the next window of a run at an outer step."""

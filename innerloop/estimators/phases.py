@@ -7,6 +7,7 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, instance
+from innerloop.errors import InnerloopError
 from innerloop.estimators.base import SUCH_AS, Apart, CheckedPart, Estimate, Estimator, TaskSet
 from innerloop.estimators.combination import Combination, joined
 
@@ -92,6 +93,10 @@ class Phases(Combination):
         part, kind = self._of(state)
         found = part.apart(meta, state.state, data, key, outer_step, norm)
         return found._replace(state=kind(found.state))
+
+    def error_of_values(self, meta, state, data, key, outer_step) -> InnerloopError | None:
+        part, _ = self._of(state)
+        return part.error_of_values(meta, state.state, data, key, outer_step)
 
     def tasks_of_step(self, key: PRNGKeyArray, outer_step: int) -> TaskSet | dict[str, Any]:
         return self._at(outer_step).tasks_of_step(key, outer_step)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.checks import describe_briefly
-from innerloop.errors import StructureError
+from innerloop.errors import InnerloopError, StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskSet
 from innerloop.estimators.combination import Combination, joined
 from innerloop.trees import all_finite
@@ -124,6 +124,13 @@ class WeightedSum(Combination):
         weights = jnp.asarray(self.shares)
         mean = jax.tree.map(lambda *leaves: _weighted(weights, *leaves), *grads)
         return Apart(mean, after, self._joined(faults))
+
+    def error_of_values(self, meta, state, data, key, outer_step) -> InnerloopError | None:
+        parts = self._keyed(key, state, data)
+        found = (
+            part.error_of_values(meta, held, fed, own, outer_step) for part, own, held, fed in parts
+        )
+        return next(filter(None, found), None)
 
     def tasks_of_step(self, key: PRNGKeyArray, outer_step: int) -> dict[str, TaskSet]:
         found = [part.tasks_of_step(own, outer_step) for part, own in self._keyed(key)]

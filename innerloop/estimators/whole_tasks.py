@@ -15,7 +15,8 @@ from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import round_up
 from innerloop.diagnostics import Plan, plan
 from innerloop.diagnostics.amounts import format_bytes, parse_bytes
-from innerloop.errors import StructureError
+from innerloop.diagnostics.known_values import first_error
+from innerloop.errors import InnerloopError, StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, TaskFaults, TaskSet
 from innerloop.estimators.learning import LearningEstimator
 from innerloop.estimators.metrics import mean_metrics
@@ -107,6 +108,11 @@ class WholeTasks(LearningEstimator):
         (_, aux), grads = value_and_grad(meta, whole, task_key)
         return Apart(grads, state, {"": TaskFaults(*aux.diagnostics[_FAULTS])})
 
+    def error_of_values(self, meta, state, data, key, outer_step) -> InnerloopError | None:
+        episodes, task_key = self.drawn(data, key, outer_step, OneDevice())
+        keys = jax.random.split(task_key, task_count(episodes))
+        return first_error(Learner(*self.at(outer_step)), meta, episodes, keys)
+
     def tasks_of_step(self, key: PRNGKeyArray, outer_step: int) -> TaskSet:
         data = self.feed(key, outer_step, 1)
         of_step = jax.tree.map(lambda leaf: leaf[0], data)
@@ -164,13 +170,6 @@ class WholeTasks(LearningEstimator):
         sample_key, task_key = jax.random.split(jax.random.fold_in(key, outer_step))
         streamed = data is not None
         episodes = on_device(data) if streamed else sampled(self.tasks, sample_key, self.batch)
-        if task_count(episodes) != self.batch:
-            raise StructureError(
-                "the task distribution returns a different number of tasks than it was asked for",
-                got=f"{task_count(episodes)} tasks from {type(self.tasks).__name__}",
-                expected=f"{self.batch} tasks, one for each of batch={self.batch}",
-                write="tasks.IndependentTasks(sample_one)",
-            )
         return placement.by_task(_filled(episodes, placement.devices)), task_key
 
 

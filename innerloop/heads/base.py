@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.checks import describe, explained, is_floating
 from innerloop.errors import StructureError
+from innerloop.labels import Labels, labels
 from innerloop.masks import blank_rows
 from innerloop.precision import at_least_float32
 from innerloop.problem import Examples
@@ -56,11 +57,29 @@ def embedded(
     return at_least_float32(blank_rows(values, support.mask)), values.dtype
 
 
-def one_hot(support: Examples, ways: int, dtype: DTypeLike) -> Float[Array, "rows ways"]:
-    """The classes of the support set as unit vectors, with zeros in the padded rows.
+class Members(NamedTuple):
+    """Which row belongs to which class.
+
+    Attributes:
+        vectors: `(rows, ways)`, a unit vector for each row, with zeros where a row does not count.
+        labels: The labels of the rows.
+    """
+
+    vectors: Float[Array, "rows ways"]
+    labels: Labels
+
+    @property
+    def marked(self) -> Float[Array, "rows ways"]:
+        """The vectors, or NaN if a label is no class of its task."""
+        return self.labels.marked(self.vectors)
+
+
+def members(support: Examples, ways: int, dtype: DTypeLike) -> Members:
+    """The classes of the support set as unit vectors, with zeros in the rows that do not count.
 
     Raises:
-        StructureError: While tracing, if the targets are not integers of shape `(rows,)`.
+        StructureError: While tracing, if the targets are not integers of shape `(rows,)`, or a
+            label that is known is no class of its task.
     """
     targets = jnp.asarray(support.targets)
     if targets.ndim != 1 or not jnp.issubdtype(targets.dtype, jnp.integer):
@@ -69,7 +88,9 @@ def one_hot(support: Examples, ways: int, dtype: DTypeLike) -> Float[Array, "row
             got=f"targets {describe(targets)}",
             expected=f"integers from 0 to {ways - 1}, shape (rows,)",
         )
-    return blank_rows(jax.nn.one_hot(targets, ways, dtype=dtype), support.mask)
+    found = labels(support, ways)
+    vectors = jax.nn.one_hot(found.targets, ways, dtype=dtype)
+    return Members(blank_rows(vectors, found.counts), found)
 
 
 def strength_at(strength: Strength, meta: PyTree, dtype: DTypeLike, head: str) -> Scalar:

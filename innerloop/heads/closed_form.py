@@ -11,7 +11,7 @@ from innerloop.adaptation.direct import DirectAdaptation
 from innerloop.arguments import at_least, either, function, optional, positive
 from innerloop.checks import describe, is_floating
 from innerloop.errors import StructureError
-from innerloop.heads.base import Features, Strength, embedded, one_hot, strength_at
+from innerloop.heads.base import Features, Strength, embedded, members, strength_at
 from innerloop.masks import blank_rows
 from innerloop.problem import Examples
 
@@ -33,7 +33,8 @@ class Prototypes(DirectAdaptation):
 
     $$c_k = \frac{1}{|S_k|} \sum_{i \in S_k} f_\phi(x_i)$$
 
-    (arXiv 1703.05175). The parameters are `ClassMeans`. Masked rows do not count.
+    (arXiv 1703.05175). The parameters are `ClassMeans`. Masked rows and rows without a
+    label do not count.
 
     Args:
         features: `(meta, batch, key) -> (rows, width)`, where batch is the support `Examples`.
@@ -50,9 +51,9 @@ class Prototypes(DirectAdaptation):
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> ClassMeans:
         """The mean of each class, and the number of its rows."""
         x, dtype = embedded(self.features, meta, support, key)
-        members = one_hot(support, self.ways, x.dtype)
-        counts = jnp.sum(members, axis=0)
-        means = members.T @ x / jnp.maximum(counts, 1)[:, None]
+        vectors = members(support, self.ways, x.dtype).marked
+        counts = jnp.sum(vectors, axis=0)
+        means = vectors.T @ x / jnp.maximum(counts, 1)[:, None]
         return ClassMeans(means.astype(dtype), counts.astype(dtype))
 
 
@@ -87,7 +88,11 @@ class RidgeHead(DirectAdaptation):
     def solve(self, meta: PyTree, support: PyTree, key: PRNGKeyArray) -> Float[Array, "width ..."]:
         """The weights."""
         x, dtype = embedded(self.features, meta, support, key)
-        y = _real_targets(support, x) if self.ways is None else one_hot(support, self.ways, x.dtype)
+        if self.ways is None:
+            y = _real_targets(support, x)
+        else:
+            found = members(support, self.ways, x.dtype)
+            x, y = blank_rows(x, found.labels.counts), found.marked
         strength = strength_at(self.strength, meta, x.dtype, "RidgeHead")
         rows, width = x.shape
         if rows < width:

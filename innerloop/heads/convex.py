@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation.direct import DirectAdaptation
 from innerloop.arguments import at_least, either, flag, function, instance, optional, positive
-from innerloop.heads.base import Features, Strength, embedded, one_hot, strength_at
+from innerloop.heads.base import Features, Strength, embedded, members, strength_at
+from innerloop.labels import class_mask
 from innerloop.masks import blank_rows, of_classes
 from innerloop.precision import default_float
 
@@ -91,7 +92,7 @@ class ConvexHead(DirectAdaptation):
         """The weights."""
         x, dtype = embedded(self.features, meta, support, key)
         x = x.astype(default_float())  # Optimistix puts numbers of the default dtype beside it
-        y = one_hot(support, self.ways, x.dtype)
+        y, found = members(support, self.ways, x.dtype)
         strength = strength_at(self.strength, meta, x.dtype, "ConvexHead")
         slopes = jax.vmap(jax.grad(self.loss))
         few_rows = x.shape[0] < x.shape[1]
@@ -105,8 +106,9 @@ class ConvexHead(DirectAdaptation):
             return strength * unknown + (slope if few_rows else x.T @ slope)
 
         start = jnp.zeros((min(x.shape), self.ways), x.dtype)
-        unknown = self._root(gradient, start, (x, y, strength, support.mask, support.classes))
-        return (x.T @ unknown if few_rows else unknown).astype(dtype)
+        classes = class_mask(support, self.ways)
+        unknown = self._root(gradient, start, (x, y, strength, found.counts, classes))
+        return found.marked(x.T @ unknown if few_rows else unknown).astype(dtype)
 
     def _root(self, gradient: Callable, start: Array, given: Any) -> Array:
         tolerance = float(jnp.finfo(start.dtype).eps) ** 0.5

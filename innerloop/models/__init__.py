@@ -1,5 +1,7 @@
 """Networks and losses that differentiate twice and run well under vmap and in loops."""
 
+from innerloop.labels import IGNORED as IGNORED
+from innerloop.labels import class_scores as class_scores
 from innerloop.masks import masked_mean as masked_mean
 from innerloop.models._conv4 import conv4 as conv4
 from innerloop.models._conv4 import conv_features as conv_features

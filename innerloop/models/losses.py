@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.checks import describe
 from innerloop.errors import StructureError
-from innerloop.masks import blank_rows, masked_mean, of_classes
+from innerloop.labels import IGNORED, class_scores, labels
+from innerloop.masks import blank_rows, masked_mean
 from innerloop.models.base import Model
 from innerloop.precision import at_least_float32
 from innerloop.problem import Examples
@@ -33,21 +34,24 @@ def cross_entropy(
 
     $$-\frac{1}{n} \sum_{i=1}^{n} \log \text{softmax}(\text{logits}_i)[\text{target}_i]$$
 
-    over the n rows that the mask leaves. `examples.targets` holds integer classes, `(rows,)`, or
-    any shape that the logits have without their last axis. Outputs that `examples.classes` says are
-    no classes of the task have no part in the softmax, and are never predicted. Computed in float32
-    at least. No label smoothing, which the code of MAML's authors has. Where the mask leaves no
-    row, both are 0.
+    over the n rows that the mask leaves and that have a label. `examples.targets` holds integer
+    classes, `(rows,)`, or any shape that the logits have without their last axis; `IGNORED`, which
+    is -100, marks a row or a position without a label. Outputs that `examples.ways` or
+    `examples.classes` says are no classes of the task have no part in the softmax, and are never
+    predicted. Computed in float32 at least. No label smoothing, which the code of MAML's authors
+    has. Where no row counts, both are 0. Both are NaN in a compiled function that gets a label
+    which is no class; where its value is known, it is refused.
 
     Raises:
-        StructureError: While tracing, if targets are not integers or shapes do not fit.
+        StructureError: While tracing, if targets are not integers, shapes do not fit, or a label
+            that is known is no class of its task.
     """
     targets = jnp.asarray(examples.targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise StructureError(
             "cross_entropy needs integer classes",
             got=f"targets {describe(targets)}",
-            expected="integers from 0 to ways - 1",
+            expected=f"integers from 0 to ways - 1, or {IGNORED} in rows without a label",
         )
     if logits.ndim < 2 or logits.shape[:-1] != targets.shape:
         raise StructureError(
@@ -55,14 +59,13 @@ def cross_entropy(
             got=f"logits {describe(logits)}, targets {describe(targets)}",
             expected="logits (rows, ways), targets (rows,)",
         )
-    logits = of_classes(at_least_float32(logits), examples.classes, -jnp.inf)
-    logits = blank_rows(logits, examples.mask)
-    targets = blank_rows(targets, examples.mask)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    found = labels(examples, logits.shape[-1])
+    logits = class_scores(at_least_float32(logits), examples)
+    logits = jnp.where(found.counts[..., None], logits, jnp.zeros((), logits.dtype))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, found.targets)
     predicted = jnp.argmax(logits, axis=-1)
-    right = predicted == targets.astype(predicted.dtype)
-    accuracy = masked_mean(right.astype(losses.dtype), examples.mask)
-    return masked_mean(losses, examples.mask), {"accuracy": accuracy}
+    right = predicted == found.targets.astype(predicted.dtype)
+    return found.mean(losses), {"accuracy": found.mean(right.astype(losses.dtype))}
 
 
 def mean_squared_error(

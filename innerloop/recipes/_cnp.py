@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Procedure
-from innerloop.heads.base import embedded, one_hot
+from innerloop.heads.base import embedded, members
 from innerloop.masks import blank_rows, masked_mean
 from innerloop.models import Model
 from innerloop.recipes.base import ExamplesLoss, Recipe, learned_head, model_features
@@ -41,9 +41,9 @@ def cnp(
             y = blank_rows(jnp.asarray(support.targets).astype(dtype), support.mask)
             rows = encoder.apply(meta["encoder"], jnp.concatenate([x, y], 1), key, support.mask)
             return masked_mean(rows, support.mask, axis=(0,))
-        members = one_hot(support, ways, dtype)
+        vectors = members(support, ways, dtype).marked
         rows = blank_rows(encoder.apply(meta["encoder"], x, key, support.mask), support.mask)
-        return jnp.ravel(members.T @ rows / jnp.maximum(jnp.sum(members, axis=0), 1)[:, None])
+        return jnp.ravel(vectors.T @ rows / jnp.maximum(jnp.sum(vectors, axis=0), 1)[:, None])
 
     def predict(params, meta, batch, key):
         x = embed(meta, batch, key)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from innerloop.adaptation import Procedure
 from innerloop.arguments import at_least, checked
 from innerloop.heads import Prototypes
-from innerloop.heads.base import Features, embedded, one_hot
+from innerloop.heads.base import Features, embedded, members
 from innerloop.models import Model
 from innerloop.precision import default_float
 from innerloop.recipes.base import ExamplesLoss, Recipe, learned_head, model_features
@@ -37,7 +37,7 @@ def protonet(features: Model, loss: ExamplesLoss, ways: int) -> Recipe:
 
     def predict(params, meta, batch, key):
         distances = _squared_distances(embed(meta, batch, key), params.means)
-        return jnp.where(params.counts[None, :] > 0, -distances, -jnp.inf)
+        return jnp.where(params.counts[None, :] == 0, -jnp.inf, -distances)
 
     return learned_head(Prototypes(embed, ways), features.init, predict, loss)
 
@@ -100,8 +100,9 @@ def nearest_neighbour(loss: ExamplesLoss, ways: int) -> Recipe:
     def predict(params, meta, batch, key):
         width = params.features.shape[1]
         distances = _squared_distances(flat(meta, batch, key), params.features) / width
-        of_class = params.classes[None, :, :] > 0
-        nearest = jnp.min(jnp.where(of_class, distances[:, :, None], jnp.inf), axis=1)
+        members = params.classes[None, :, :]  # NaN if a label is no class, and so is the distance
+        of_class = members != 0
+        nearest = jnp.min(jnp.where(of_class, members * distances[:, :, None], jnp.inf), axis=1)
         found = jnp.any(of_class, axis=1)
         # Nothing infinite may meet the sharpness, whose derivative would be 0 times it.
         scores = -jnp.exp(meta["sharpness"]) * jnp.where(found, nearest, 0)
@@ -125,8 +126,8 @@ def _remembered(features: Features, ways: int) -> Procedure:
 
     def fn(meta, support, key) -> Memory:
         x, dtype = embedded(features, meta, support, key)
-        classes = one_hot(support, ways, dtype)
-        return Memory(x.astype(dtype), classes, classes.any(axis=1))
+        found = members(support, ways, dtype)
+        return Memory(x.astype(dtype), found.marked, found.labels.counts)
 
     return Procedure(fn)
 

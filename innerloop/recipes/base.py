@@ -10,6 +10,7 @@ from innerloop.estimators import Estimator, WholeTasks
 from innerloop.estimators.learning import Schedule
 from innerloop.gradients import MetaGradient, Unroll
 from innerloop.heads.base import Features
+from innerloop.labels import class_scores
 from innerloop.learner import Learner, Predict
 from innerloop.models import ExamplesLoss, Model
 from innerloop.problem import Examples, Problem
@@ -27,8 +28,8 @@ class Recipe(NamedTuple):
         adaptation: How one task is learned.
         gradient: The meta-gradient.
         init_meta: `key -> meta`, the meta-parameters before meta-training.
-        predict: `(params, meta, batch, key) -> predictions` after adaptation; None if the problem
-            says all there is to say.
+        predict: `(params, meta, batch, key) -> predictions` after adaptation, -∞ at outputs that
+            are no classes of the task; None if the problem says all there is to say.
         tested: The learner of new tasks, if it differs from that of meta-training (pretraining).
         schedule: `outer step -> (problem, adaptation)` if they change during meta-training, as in
             `WholeTasks`. `problem` and `adaptation` are those at the end.
@@ -95,10 +96,16 @@ def prediction_loss(predict: Predict, loss: ExamplesLoss) -> Callable:
     return judged
 
 
+def predict_classes(predict: Predict) -> Predict:
+    """The same predictions, with -∞ at outputs that are no classes of the task."""
+    return lambda params, meta, batch, key: class_scores(predict(params, meta, batch, key), batch)
+
+
 def learned_head(
     adaptation: Adaptation, init_meta: InitMeta, predict: Predict, loss: ExamplesLoss
 ) -> Recipe:
     """A recipe whose adaptation builds its own parameters: no initialisation, no inner loss."""
+    predict = predict_classes(predict)
     problem = Problem(None, None, prediction_loss(predict, loss))
     return Recipe(problem, adaptation, Unroll(), init_meta, predict)
 
@@ -112,6 +119,7 @@ def learned_start(
     step_weights: Callable[[int], Any] | None = None,
 ) -> Recipe:
     """A recipe that descends one loss of its predictions from `start(meta, support, key)`."""
+    predict = predict_classes(predict)
     task_loss = prediction_loss(predict, loss)
     problem = Problem(start, task_loss, task_loss, step_weights)
     return Recipe(problem, adaptation, Unroll(), init_meta, predict)

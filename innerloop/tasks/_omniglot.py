@@ -177,7 +177,9 @@ def omniglot_one_shot(*, size: int = 28, data: Folder = None) -> Episode:
     images = jnp.asarray(drawings(ONE_SHOT, size, data, _read_runs, folder))
     inputs = as_unit_interval(images)[..., None]
     targets = jnp.broadcast_to(jnp.arange(images.shape[2], dtype=jnp.int32), images.shape[:3])
-    support, query = (Examples(inputs[:, part], targets[:, part]) for part in (0, 1))
+    support, query = (
+        Examples(inputs[:, part], targets[:, part], ways=images.shape[2]) for part in (0, 1)
+    )
     return Episode(support, query)
 
 

@@ -83,9 +83,9 @@ class ClassificationTasks(OneByOne):
 
     If `ways` or `shots` is a range, tasks differ in size, and all sizes are equally likely. Rows of
     zeros fill every task up to the largest size, and the `mask` of its `Examples` says which rows
-    count. A task of n classes has the labels 0 … n - 1. If ways differ, `classes` of the `Examples`
-    says which outputs are classes, and losses and heads leave out the others, so the result is that
-    of the n-way task by itself.
+    count. A task of n classes has the labels 0 … n - 1. The `Examples` say which outputs of a
+    network are classes, by `ways`, and by `classes` where ways differ. Losses, heads and
+    predictions leave out the others, so the result is that of the n-way task by itself.
 
     Support and query are `Examples`: inputs `(rows, height, width, channels)`, real numbers in
     [0, 1] in JAX's default floating-point type (uint8 divided by 255, bool as 0 or 1; images that
@@ -195,7 +195,7 @@ class LabelledImages(OneByOne):
         images = self.images.images[row, example]
         if self.images.turned:
             images = turn(images[:, None], turns)[:, 0]
-        examples = Examples(as_unit_interval(images), targets)
+        examples = Examples(as_unit_interval(images), targets, ways=len(self.images))
         return Episode(examples, examples)
 
 
@@ -237,7 +237,7 @@ def labelled(images: Any, library: Any = jnp) -> Examples:
     """
     ways, rows = images.shape[:2]
     targets = library.repeat(library.arange(ways, dtype=library.int32), rows)
-    return Examples(images.reshape(ways * rows, *images.shape[2:]), targets)
+    return Examples(images.reshape(ways * rows, *images.shape[2:]), targets, ways=ways)
 
 
 def _padded(images: jax.Array, present: jax.Array, counts: jax.Array, ways_vary: bool) -> Examples:
@@ -247,4 +247,4 @@ def _padded(images: jax.Array, present: jax.Array, counts: jax.Array, ways_vary:
     mask = _first(counts, images.shape[1]).reshape(-1)
     inputs, targets = (blank_rows(leaf, mask) for leaf in (examples.inputs, examples.targets))
     classes = jnp.broadcast_to(present[None, :], (len(mask), len(present))) if ways_vary else None
-    return Examples(inputs, targets, mask, classes)
+    return Examples(inputs, targets, mask, classes, examples.ways)

@@ -15,6 +15,7 @@ from innerloop.arguments import at_least, checked, flag, instance, optional, ran
 from innerloop.checks import explained, require_on_host
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import placement
+from innerloop.diagnostics.known_values import refuse_values
 from innerloop.errors import StructureError
 from innerloop.estimators.metrics import named_metrics
 from innerloop.gradients.inner import Exact
@@ -90,13 +91,29 @@ def evaluate(
         Mean and 95% interval (1.96 standard errors over tasks) after 0 ... `steps` inner steps.
 
     Raises:
-        StructureError: The parts do not fit, the episodes carry weights, or the aux of the outer
-            loss is no dictionary of scalars.
+        StructureError: The parts do not fit, the episodes carry weights, the aux of the outer
+            loss is no dictionary of scalars, or a label is no class of its task.
     """
     require_on_host("evaluate", meta, episodes, key)
     how = {"steps": steps, "chunk": chunk, "calibration": calibration}
     results = evaluated_tasks(learner, meta, episodes, key, placement=placement(devices), **how)
+    refuse_values_of(results, learner, meta, episodes, key)
     return summarise(results)
+
+
+def refuse_values_of(
+    results: TaskResults, learner: Learner, meta: PyTree, episodes: Episode, key: PRNGKeyArray
+) -> None:
+    """Raise what is wrong in the values of the first task whose loss is NaN, if that explains it.
+
+    Raises:
+        StructureError: A label of the task is no class.
+    """
+    losses = np.asarray(results.metrics["loss"])
+    for i in np.flatnonzero(np.isnan(losses).any(axis=1))[:1].tolist():
+        batch = (episodes, jax.random.split(key, len(losses)))
+        task = jax.tree.map(lambda leaf, i=i: leaf[i], batch)
+        refuse_values(learner.problem, learner.adaptation, meta, *task)
 
 
 @checked(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from innerloop.labels import class_scores, labels
 from innerloop.masks import blank_rows
 from innerloop.precision import at_least_float32
 from innerloop.problem import Examples
@@ -19,18 +20,19 @@ def calibration_sums(
     """Of the predictions in each bin of confidence: their number, and the sums of confidence and
     of right ones.
 
-    Confidence is the probability of the predicted class. Rows that the mask leaves out are not
-    counted. Sums of several batches add up to those of all.
+    Confidence is the probability of the predicted class. Rows that the mask leaves out, or
+    that have no label, are not counted. Sums of several batches add up to those of all.
     """
-    probabilities = jax.nn.softmax(at_least_float32(logits))
+    found = labels(examples, logits.shape[-1])
+    probabilities = jax.nn.softmax(class_scores(at_least_float32(logits), examples))
     confidence = jnp.max(probabilities, axis=-1)
     predicted = jnp.argmax(probabilities, axis=-1)
-    right = predicted == jnp.asarray(examples.targets).astype(predicted.dtype)
+    right = predicted == found.targets.astype(predicted.dtype)
     # A bin holds its upper end and not its lower one.
     place = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
     columns = (jnp.ones_like(confidence), confidence, right.astype(confidence.dtype))
-    each = blank_rows(jnp.stack(columns, axis=-1), examples.mask)
-    return jnp.zeros((BINS, 3), each.dtype).at[place].add(each)
+    each = blank_rows(jnp.stack(columns, axis=-1), found.counts)
+    return found.marked(jnp.zeros((BINS, 3), each.dtype).at[place].add(each))
 
 
 def expected_calibration_error(sums: np.ndarray) -> np.ndarray:

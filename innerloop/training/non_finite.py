@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 
 from innerloop.arguments import CheckedModule, at_least, positive
-from innerloop.errors import RunError
+from innerloop.errors import InnerloopError, RunError
 
 
 class NonFinite(CheckedModule):
@@ -54,6 +54,12 @@ class Clip(NonFinite):
     in_a_row: int = at_least(1, default=10)
 
 
+def in_a_step(error: InnerloopError, step: int) -> RunError:
+    """An error in the values of the tasks, as the error that ends a run at this outer step."""
+    got = f"{error.got}, at outer step {step}"
+    return RunError(error.problem, got=got, expected=error.expected, write=error.write)
+
+
 class Fault(NamedTuple):
     """An outer step whose loss or meta-gradient was not finite.
 
@@ -68,6 +74,8 @@ class Fault(NamedTuple):
         keys: The keys that these tasks were learned with, as numbers.
         policy: The name of the policy.
         ends: Whether the run ends here.
+        why: The error in the values of the tasks that explains it, such as a label that is no
+            class; None if none is found, or the run goes on.
     """
 
     step: int
@@ -76,9 +84,12 @@ class Fault(NamedTuple):
     keys: tuple[list[int], ...]
     policy: str
     ends: bool
+    why: InnerloopError | None = None
 
     def error(self) -> RunError:
         """The error that ends a run."""
+        if self.why is not None:
+            return in_a_step(self.why, self.step)
         causes = ", ".join(
             f"task {task} with key {key}" for task, key in zip(self.tasks, self.keys, strict=True)
         )

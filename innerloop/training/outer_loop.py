@@ -11,10 +11,11 @@ import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from innerloop.devices.placement import OneDevice, Placement
+from innerloop.errors import InnerloopError
 from innerloop.estimators import Estimator
 from innerloop.estimators.base import TaskFaults
 from innerloop.masks import padding_rows
-from innerloop.training.non_finite import Fault, NonFinite
+from innerloop.training.non_finite import Fault, NonFinite, in_a_step
 from innerloop.trees import all_finite, is_key, length, widened
 
 
@@ -216,10 +217,17 @@ class OuterLoop:
         rows = padding_rows(n, self.at_most)
         data = self.placement.place(jax.tree.map(lambda leaf: leaf[rows], data))
         count = self.placement.place(np.int32(n))
-        state, filled, sound = outer_steps(
-            self._program, state, data, self._key, count, self.at_most
-        )
-        taken, fault = int(sound), None
+        try:
+            after, filled, sound = outer_steps(
+                self._program, state, data, self._key, count, self.at_most
+            )
+            taken, fault = int(sound), None
+        except RuntimeError as error:  # a solver refuses what is not finite
+            why = self._error_of_values(state, jax.tree.map(lambda leaf: leaf[0], data))
+            if why is None:
+                raise
+            raise in_a_step(why, int(state.step)) from error
+        state = after
         if taken < n:
             loss = float(filled["loss"][taken])
             of_step = jax.tree.map(lambda leaf: leaf[taken], data)
@@ -234,14 +242,19 @@ class OuterLoop:
         """
         after, found = self._program.step_apart(self.non_finite, state, data, self._key)
         goes_on = int(state.in_a_row) < self.non_finite.in_a_row
+        why = None if goes_on else self._error_of_values(state, data)
         tasks, keys = [], []
         for part, (finite, numbers) in jax.tree.map(np.asarray, found).items():
             for i in np.flatnonzero(~finite).tolist():
                 tasks.append((part, i) if part else i)
                 keys.append(numbers[i].tolist())
         name = type(self.non_finite).__name__.lower()
-        fault = Fault(int(state.step), loss, tuple(tasks), tuple(keys), name, not goes_on)
+        fault = Fault(int(state.step), loss, tuple(tasks), tuple(keys), name, not goes_on, why)
         return (after if goes_on else state), fault
+
+    def _error_of_values(self, state: TrainState, data: Any) -> InnerloopError | None:
+        given = (state.meta, state.estimator, data, self.step_key, int(state.step))
+        return self.estimator.error_of_values(*given)
 
     def _placed(self, state: PyTree) -> PyTree:
         return self.placement.place_by_task(state, self.estimator.per_task(state))

@@ -21,6 +21,7 @@ from innerloop.training._evaluate import (
     TaskResults,
     combined,
     evaluated_tasks,
+    refuse_values_of,
     summarise,
 )
 from innerloop.trees import leaf_shapes
@@ -119,6 +120,9 @@ class Validator:
         if self.every is None or not (last or step % self.every == 0):
             return None, False
         results = {name: self._results(name, meta, self._placement) for name in self._named}
+        for name, each in self._named.items():
+            assert each.learner is not None
+            refuse_values_of(results[name], each.learner, meta, each.episodes, self._key)
         evaluations = {name: summarise(jax.device_get(each)) for name, each in results.items()}
         weights = {name: each.weight for name, each in self._named.items()}
         evaluation = combined(evaluations, weights)

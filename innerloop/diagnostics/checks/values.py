@@ -1,6 +1,6 @@
 """Meta-gradients that are not finite, or zero by accident, found by computing them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from innerloop.checks import is_floating
 from innerloop.diagnostics.checks.source import asked_for, written_at
 from innerloop.diagnostics.checks.subject import NO_RULE, Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
+from innerloop.diagnostics.known_values import refuse_values
 from innerloop.programs import Operation, origin_of_non_finite
 from innerloop.trees import leaf_names
 
@@ -22,12 +23,14 @@ def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
     try:
         (losses, _), grads = jax.block_until_ready(jit_quickly(per_task)(*arguments))
     except (jax.errors.JaxRuntimeError, *NO_RULE) as error:
+        _refuse_values(subject, range(subject.tasks))
         yield _raises(str(error))
         return
     counted = np.asarray(subject.weights) != 0
     bad = [_bad_tasks(leaf) & counted for leaf in jax.tree.leaves((losses, grads))]
     tasks = np.flatnonzero(np.any(bad, axis=0))
     if tasks.size:
+        _refuse_values(subject, tasks[:1].tolist())
         names = ["the loss", *(f"the gradient of meta{n}" for n in leaf_names(subject.meta))]
         what = [name for name, marks in zip(names, bad, strict=True) if marks.any()]
         what[2:] = [f"{len(what) - 2} other gradients"] if len(what) > 3 else what[2:]
@@ -45,6 +48,12 @@ def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
                 "layer of zeros",
                 "another initialisation of the leaf, or of what multiplies it",
             )
+
+
+def _refuse_values(subject: Subject, tasks: Iterable[int]) -> None:
+    """Raise what is wrong in the values of tasks, such as a label that is no class."""
+    for task in tasks:
+        refuse_values(subject.problem, subject.adaptation, subject.meta, *subject.task(task))
 
 
 def _raises(message: str) -> Finding:

@@ -1,0 +1,61 @@
+"""What the values of a task are wrong in, found by tracing with these values known."""
+
+import jax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from innerloop.adaptation import Adaptation
+from innerloop.errors import InnerloopError
+from innerloop.learner import Learner
+from innerloop.objective import adapt
+from innerloop.problem import Episode, Problem, initial_params, loss_function, task_keys
+
+
+def refuse_values(
+    problem: Problem, adaptation: Adaptation, meta: PyTree, episode: Episode, key: PRNGKeyArray
+) -> None:
+    """Raise what the losses and the adaptation raise of the values of one task.
+
+    A compiled function cannot raise for a value, such as a label that is no class. Here the losses
+    and the adaptation are traced with the task's arrays as constants, and nothing is run.
+
+    Args:
+        problem: What is optimised.
+        adaptation: How the task is learned.
+        meta: The meta-parameters, of which only the shapes are read.
+        episode: The task, with known values.
+        key: The key of the task.
+    """
+
+    def losses(meta: PyTree) -> None:
+        keys = task_keys(key)
+        if problem.inner_loss is not None and problem.init is not None:
+            start = initial_params(problem, "the inner loss")(meta, episode.support, keys.adapt)
+            inner = loss_function("inner_loss", problem.inner_loss, "the inner loss")
+            inner(start, meta, episode.support, keys.adapt)
+        params, _ = adapt(problem, adaptation, meta, episode.support, key)
+        outer = loss_function("outer_loss", problem.outer_loss, "the outer loss")
+        outer(params, meta, episode.query, keys.outer)
+
+    jax.eval_shape(losses, meta)
+
+
+def first_error(
+    learner: Learner, meta: PyTree, episodes: Episode, keys: Array
+) -> InnerloopError | None:
+    """The first error that `refuse_values` raises of the tasks of a batch; None if there is none.
+
+    Args:
+        learner: The problem and the adaptation.
+        meta: The meta-parameters.
+        episodes: The tasks, with known values. Tasks of weight zero are not looked at.
+        keys: `(tasks,)`, the key of each.
+    """
+    for i in range(len(keys)):
+        episode, key = jax.tree.map(lambda leaf, i=i: leaf[i], (episodes, keys))
+        if episode.weight is not None and episode.weight == 0:
+            continue
+        try:
+            refuse_values(learner.problem, learner.adaptation, meta, episode, key)
+        except InnerloopError as error:
+            return error
+    return None
