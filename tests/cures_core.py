@@ -161,6 +161,7 @@ CASES = [
             ),
         ),
         given=LOOPING,
+        full=True,
     ),
     # heads/
     Case(

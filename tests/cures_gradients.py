@@ -167,6 +167,7 @@ CASES = [
             (", or what is to be differentiated as a part of meta", "of_meta(FirstOrder())"),
         ),
         given=CLOSED_OVER,
+        full=True,
     ),
     Case(
         "gradients/surrogate.py: the gradient of",

@@ -88,6 +88,7 @@ CASES = [
         ),
         given=STEPS + "estimator = TruncatedUnroll(**parts, window=2, horizon=4)\n"
         "longer = meta | {'w': jnp.ones(3)}",
+        full=True,
     ),
     Case(
         "estimators/online_windows.py: … runs a window of steps",
