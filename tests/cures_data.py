@@ -112,6 +112,7 @@ CASES = [
         ),
         given=READ + "update = lambda optimizer: "
         "optimizer.update(params, optimizer.init(params), params)",
+        full=True,
     ),
     Case(
         "optimizers/optimizer_file.py: the setting",
@@ -141,6 +142,7 @@ CASES = [
         ("optimizer.update(gradient, state, params)",),
         given=READ + "learned = il.optimizers.SmallMLP()\ngradient = params\n"
         "optimizer = learned(learned.init(key, params))\nstate = optimizer.init(params)",
+        full=True,
     ),
     Case(
         "optimizers/per_array.py: the gradient is not",
@@ -149,5 +151,6 @@ CASES = [
         given=READ + "learned = il.optimizers.SmallMLP()\n"
         "loss = lambda params: jnp.sum(params['w'] ** 2)\n"
         "optimizer = learned(learned.init(key, params))\nstate = optimizer.init(params)",
+        full=True,
     ),
 ]

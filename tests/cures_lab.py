@@ -159,5 +159,6 @@ CASES = [
             ),
         ),
         given="from innerloop.lab.experiments.learned_optimizer import named_families",
+        full=True,
     ),
 ]

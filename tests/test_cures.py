@@ -5,6 +5,8 @@ import re
 
 import cures_core
 import cures_data
+import cures_diagnostics
+import cures_gradients
 import cures_lab
 import cures_training
 import pytest
@@ -13,7 +15,11 @@ from sites import Site, completed, offered, sites
 
 import innerloop as il
 
-CASES = cures_core.CASES + cures_training.CASES + cures_data.CASES + cures_lab.CASES
+TABLES = (
+    *(cures_core, cures_gradients, cures_training),
+    *(cures_data, cures_diagnostics, cures_lab),
+)
+CASES = [case for table in TABLES for case in table.CASES]
 pytestmark = pytest.mark.usefixtures("as_users_see_it")
 
 

@@ -15,7 +15,7 @@ from innerloop.gradients.base import Fidelity
 from innerloop.learner import Learner
 
 _WHOLE = "WholeTasks(problem, adaptation, Unroll(), tasks, batch=8)"
-SUCH_AS = {"what": "an estimator", "such_as": _WHOLE}
+SUCH_AS: dict[str, Any] = {"what": "an estimator", "such_as": _WHOLE}
 """What the error says where something else is given."""
 
 
