@@ -86,9 +86,7 @@ def require_on_host(name: str, *trees: PyTree) -> None:
 
 
 @contextmanager
-def failures_explained(
-    name: str, *, write: str | None = None, **given: PyTree
-) -> Iterator[None]:
+def failures_explained(name: str, *, write: str | None = None, **given: PyTree) -> Iterator[None]:
     """If a user's function raises on the given values, show these values in the error."""
     try:
         yield

@@ -170,7 +170,8 @@ def take_step(
         `(params, state)` after the step, in the types that they had before.
 
     Raises:
-        StructureError: If the updates are complex and the parameters are not.
+        StructureError: If the updates are complex and the parameters are not, or if they do not
+            have the parameters' shapes.
     """
     asked = offers.asked_by(optimizer.update)
     updates, after = optimizer.update(offers.grad, state, params, **asked)
@@ -181,7 +182,14 @@ def take_step(
             got=describe(updates),
             expected="updates of the parameters' type, so rates that are real numbers",
         )
-    return optax.apply_updates(params, updates), jax.tree.map(_as, _checked(after, state), state)
+    moved = optax.apply_updates(params, updates)
+    if jax.tree.map(jnp.shape, moved) != jax.tree.map(jnp.shape, params):
+        raise StructureError(
+            "the optimizer changes the shapes of the parameters",
+            got=f"{describe(params)} becomes {describe(moved)}",
+            expected="updates of the parameters' shapes",
+        )
+    return moved, jax.tree.map(_as, _checked(after, state), state)
 
 
 def _checked(after: PyTree, before: PyTree) -> PyTree:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 from jaxtyping import PyTree, Scalar
@@ -101,9 +101,9 @@ class GradientDescent(Adaptation):
             return cast_like(self.judged(state.optimizer, state.params), state.params)
 
     def _transformation(self, meta: PyTree) -> Transformation:
-        if is_transformation(self.optimizer):
-            return self.optimizer
-        optimizer = self.optimizer(meta)
+        optimizer: Any = self.optimizer
+        if not is_transformation(optimizer):
+            optimizer = optimizer(meta)
         if is_transformation(optimizer):
             return optimizer
         raise StructureError(

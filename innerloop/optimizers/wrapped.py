@@ -63,8 +63,9 @@ def lookahead(
     def init(params: PyTree) -> LookaheadState:
         return LookaheadState(pair.init(optax.LookaheadParams.init_synced(params)), params)
 
-    def update(updates: PyTree, state: LookaheadState, params: PyTree = None):
-        both = optax.LookaheadParams(params, state.slow)
+    def update(updates: PyTree, state: Any, params: PyTree = None):
+        both: Any = optax.LookaheadParams(params, state.slow)
+        moves: Any
         moves, after = pair.update(updates, state.pair, both)
         return moves.fast, LookaheadState(after, optax.apply_updates(state.slow, moves.slow))
 
