@@ -86,7 +86,7 @@ def require_on_host(name: str, *trees: PyTree) -> None:
 
 
 @contextmanager
-def failures_explained(name: str, **given: PyTree) -> Iterator[None]:
+def failures_explained(name: str, *, write: str | None = None, **given: PyTree) -> Iterator[None]:
     """If a user's function raises on the given values, show these values in the error."""
     try:
         yield
@@ -98,6 +98,7 @@ def failures_explained(name: str, **given: PyTree) -> Iterator[None]:
             f"{name} failed on what it was given: {type(error).__name__}: {said}",
             got=", ".join(f"{part}={describe(value)}" for part, value in given.items()),
             expected="a function that runs on these values",
+            write=write,
         ) from error
 
 

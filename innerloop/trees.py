@@ -52,6 +52,11 @@ def key_numbers(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
+def definite(leaf: Any) -> Array:
+    """The leaf as an array whose dtype is not weak; a random key as it is."""
+    return leaf if is_key(leaf) else jnp.asarray(leaf, jnp.result_type(leaf))
+
+
 def drawn_like(key: PRNGKeyArray, like: PyTree, sampler: Any = jax.random.normal) -> PyTree:
     """Independent random numbers `sampler(key, shape, dtype)`, shaped like the leaves of `like`."""
     leaves, treedef = jax.tree.flatten(like)

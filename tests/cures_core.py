@@ -25,6 +25,25 @@ def of_meta(gradient, learn=adaptation):
     whole = meta | {"shift": jnp.array(0.1)}
     return jax.grad(lambda meta: objective(meta, episode, key)[0])(whole)
 """
+PART = "part = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1))\n"
+
+
+def other_optimizer(learned: str) -> tuple:
+    """What is offered in place of an optimizer that fails; `learned` names what calls it."""
+    in_chain = "optax.chain(optax.clip(1.0), il.optimizers.named_arguments(part))"
+    return (
+        ("optax.adam(1e-2)", f"{learned}(optax.adam(1e-2))"),
+        (
+            ", or for optax.lookahead il.optimizers.lookahead(optax.sgd(0.1), 5, 0.5)",
+            f"{learned}(il.optimizers.lookahead(optax.sgd(0.1), 5, 0.5))",
+        ),
+        (
+            ", or il.optimizers.named_arguments(part) around a part of optax.chain that refuses "
+            "an argument",
+            f"{learned}({in_chain})",
+        ),
+    )
+
 
 CASES = [
     # problem.py
@@ -52,6 +71,13 @@ CASES = [
         "adaptation/gradient_descent.py: the function of meta returns no optimizer",
         "trace(meta_value_and_grad(problem, GradientDescent(lambda meta: 0.1, 5)))",
         ("GradientDescent(lambda meta: optax.sgd(meta['rate']), steps=5)",),
+    ),
+    Case(
+        "adaptation/gradient_descent.py: the optimizer",
+        "learned(optax.chain(optax.clip(1.0), part))",
+        other_optimizer("learned"),
+        given=PART + "learned = lambda optimizer: trace(meta_value_and_grad("
+        "problem, GradientDescent(optimizer, 1)))",
     ),
     Case(
         "adaptation/mini_batches.py: a mini-batch is larger",

@@ -1,5 +1,6 @@
 """The cures of estimators and training."""
 
+from cures_core import PART, other_optimizer
 from sites import Case
 
 STEPS = """
@@ -165,6 +166,13 @@ CASES = [
         "problem = Problem(init, loss, loss)\n"
         "rows = Examples(jnp.ones((2, 3, 2)), jnp.zeros((2, 3), int))\n"
         "episodes = Episode(rows, rows)",
+        full=True,
+    ),
+    Case(
+        "training/outer_loop.py: the outer optimizer",
+        "train(estimator, optimizer=optax.chain(optax.clip(1.0), part))",
+        other_optimizer("fitted"),
+        given=PART + "fitted = lambda optimizer: train(estimator, optimizer=optimizer)",
         full=True,
     ),
     Case(

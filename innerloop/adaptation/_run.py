@@ -90,7 +90,9 @@ def run_from(
     def advance(state: PyTree, t: Any):
         t = first + t
         step_key = jax.random.fold_in(key, t + 1)
-        return adaptation.step(problem, meta, support, state, step_key, inner.at(t))
+        after, info = adaptation.step(problem, meta, support, state, step_key, inner.at(t))
+        _check_state(adaptation, state, after)
+        return after, info
 
     def look(state: PyTree, t: Any):
         return None if observe is None else observe(adaptation.params(state), first + t)
@@ -112,6 +114,20 @@ def _step_count(adaptation: Adaptation, steps: int | None) -> int:
             write="leave steps out",
         )
     return steps
+
+
+def _check_state(adaptation: Adaptation, before: PyTree, after: PyTree) -> None:
+    """Raise `StructureError` if a step changes the type of the state, which loops cannot carry."""
+    type_of = lambda tree: (
+        jax.tree.structure(tree),
+        [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)],
+    )
+    if type_of(before) != type_of(after):
+        raise StructureError(
+            "the state of an adaptation changes its type in a step",
+            got=f"{type(adaptation).__name__}: {describe(before)} becomes {describe(after)}",
+            expected="the same structure, shapes and dtypes from init to the last step",
+        )
 
 
 def _check_support(support: PyTree) -> None:

@@ -2,21 +2,32 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
-import optax
-from jaxtyping import PyTree
+from jaxtyping import PyTree, Scalar
 
 from innerloop.adaptation.base import Adaptation, Info, Origin
-from innerloop.arguments import at_least, either, function, instance
+from innerloop.arguments import at_least, either, function, or_none
 from innerloop.checks import describe, failures_explained
 from innerloop.errors import StructureError
 from innerloop.problem import initial_params, loss_function
+from innerloop.transformations import (
+    JUDGED,
+    OTHER_OPTIMIZER,
+    Judged,
+    Offers,
+    Transformation,
+    begin,
+    is_transformation,
+    lenient_promotion,
+    sloped,
+    take_step,
+    transformation,
+)
+from innerloop.trees import cast_like
 
-MetaOptimizer = Callable[[PyTree], optax.GradientTransformation]
+MetaOptimizer = Callable[[PyTree], Transformation]
 
 
 class GradientDescentState(NamedTuple):
@@ -36,11 +47,13 @@ class GradientDescent(Adaptation):
     infinite second derivative at a zero gradient unless its `eps_root` is positive.
 
     Args:
-        optimizer: Any `optax.GradientTransformation`, or a function `meta ->
-            GradientTransformation`, which makes learning rates and learned optimizers
-            meta-parameters. Transformations with extra arguments receive `value`, `grad` and
-            `value_fn`.
+        optimizer: Any optax transformation, or a function `meta -> transformation`, which makes
+            learning rates and learned optimizers meta-parameters. Its `update` receives the keyword
+            arguments that its signature asks for: `value`, `grad`, `value_fn`, `grad_fn`, `obj_fn`.
         steps: The number of steps K, at least 0.
+        judged: `(optimizer_state, params) -> params`, the parameters that the outer loss judges and
+            that `adapt` returns, such as `optax.contrib.schedule_free_eval_params`; by default
+            those at which the inner gradient is taken.
 
     Raises:
         StructureError: If `optimizer` is not an optimizer or `steps` is negative, and while tracing
@@ -48,71 +61,62 @@ class GradientDescent(Adaptation):
     """
 
     # `only` tells `lambda meta: ...` from a factory such as `optax.adam` that was not called.
-    optimizer: optax.GradientTransformation | MetaOptimizer = either(
-        instance(
-            optax.GradientTransformation, what="an optax transformation", such_as="optax.sgd(0.1)"
-        ),
+    optimizer: Transformation | MetaOptimizer = either(
+        transformation(such_as="optax.sgd(0.1)"),
         function("meta", gives="optax transformation", only=True),
     )
     steps: int = at_least(0, such_as=5)
+    judged: Judged | None = or_none(JUDGED, default=None, kw_only=True)
     origin: Origin = eqx.field(default=Origin.STEPS, init=False, static=True)
 
     def init(self, problem, meta, support, key) -> GradientDescentState:
         """Parameters from the problem's `init`, and a fresh optimizer state."""
         params = initial_params(problem, needed_by="GradientDescent")(meta, support, key)
-        with _optax(params=params, meta=meta):
-            return GradientDescentState(params, self._transformation(meta).init(params))
+        with self._explained(params=params, meta=meta):
+            return GradientDescentState(params, begin(self._transformation(meta), params))
 
     def step(self, problem, meta, support, state, key, inner_gradient) -> tuple[PyTree, Info]:
         """One update. `support` may be a mini-batch of the support set."""
         loss = loss_function("inner_loss", problem.inner_loss, needed_by="GradientDescent")
-        params = state.params
-        value_and_gradient = inner_gradient(loss)
-        (value, aux), gradient = value_and_gradient(params, meta, support, key)
-        with _optax(params=params, meta=meta):
-            updates, optimizer = self._transformation(meta).update(
-                gradient,
-                state.optimizer,
-                params,
-                value=value,
-                grad=gradient,
-                # through the hook, so that the meta-gradient decides about this derivative too
-                value_fn=lambda params: value_and_gradient(params, meta, support, key)[0][0],
-            )
-            self._require_real(updates, params)
-            params = optax.apply_updates(params, updates)
-        return GradientDescentState(params, optimizer), Info(value, aux)
+        # The optimizer's own calls go through the hook too, so that the meta-gradient decides about
+        # their derivatives.
+        at = lambda params: inner_gradient(loss)(params, meta, support, key)
+        (value, aux), gradient = at(state.params)
 
-    def _require_real(self, updates: PyTree, params: PyTree) -> None:
-        complex_of = lambda tree: [jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree)]
-        if any(complex_of(updates)) and not any(complex_of(params)):
-            raise StructureError(
-                "the optimizer makes complex updates of real parameters",
-                got=describe(updates),
-                expected="updates of the parameters' type, so rates that are real numbers",
-            )
+        def again(params: PyTree) -> Scalar:
+            (found, _), slope = at(params)
+            return sloped(found, slope, params)
+
+        offers = Offers.of(value, gradient, again, lambda params: at(params)[1], twice=True)
+        with self._explained(params=state.params, meta=meta):
+            optimizer = self._transformation(meta)
+            after = take_step(optimizer, state.optimizer, state.params, offers)
+        return GradientDescentState(*after), Info(value, aux)
 
     def params(self, state: GradientDescentState) -> PyTree:
-        """The parameters after the steps taken so far."""
-        return state.params
+        """The parameters after the steps taken so far, as `judged` reads them off the state."""
+        if self.judged is None:
+            return state.params
+        with self._explained(params=state.params, state=state.optimizer):
+            return cast_like(self.judged(state.optimizer, state.params), state.params)
 
-    def _transformation(self, meta: PyTree) -> optax.GradientTransformationExtraArgs:
-        optimizer = self.optimizer
-        if not isinstance(optimizer, optax.GradientTransformation):
+    def _transformation(self, meta: PyTree) -> Transformation:
+        optimizer: Any = self.optimizer
+        if not is_transformation(optimizer):
             optimizer = optimizer(meta)
-            if not isinstance(optimizer, optax.GradientTransformation):
-                raise StructureError(
-                    "the function of meta returns no optimizer",
-                    got=describe(optimizer),
-                    expected="an optax transformation",
-                    write="GradientDescent(lambda meta: optax.sgd(meta['rate']), steps=5)",
-                )
-        return optax.with_extra_args_support(optimizer)
+        if is_transformation(optimizer):
+            return optimizer
+        raise StructureError(
+            "the function of meta returns no optimizer",
+            got=describe(optimizer),
+            expected="an optax transformation",
+            write="GradientDescent(lambda meta: optax.sgd(meta['rate']), steps=5)",
+        )
 
-
-@contextmanager
-def _optax(**given: PyTree) -> Iterator[None]:
-    """Lets optax promote ranks and dtypes; strict promotion is meant for the user's losses."""
-    explained = failures_explained("the optimizer", **given)
-    with explained, jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+    @contextmanager
+    def _explained(self, **given: PyTree) -> Iterator[None]:
+        """Lets optax promote ranks and dtypes; strict promotion is meant for the user's losses."""
+        # A failure of an optimizer that a function of meta makes may be due to meta.
+        write = OTHER_OPTIMIZER if is_transformation(self.optimizer) else None
+        with failures_explained("the optimizer", write=write, **given), lenient_promotion():
+            yield

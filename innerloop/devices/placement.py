@@ -4,11 +4,11 @@ import abc
 from collections.abc import Callable
 from typing import Any
 
-import optax
 from jaxtyping import PyTree
 
 from innerloop.arguments import CheckedModule
 from innerloop.objective import SumOverTasks
+from innerloop.transformations import Transformation
 
 
 class Placement(CheckedModule):
@@ -40,9 +40,7 @@ class Placement(CheckedModule):
         """Inside a compiled function: places meta-parameters as in the training state."""
 
     @abc.abstractmethod
-    def as_optimizer_state(
-        self, state: PyTree, optimizer: optax.GradientTransformation, meta: PyTree
-    ) -> PyTree:
+    def as_optimizer_state(self, state: PyTree, optimizer: Transformation, meta: PyTree) -> PyTree:
         """Inside a compiled function: places the optimizer's state of each leaf with that leaf."""
 
     @abc.abstractmethod
@@ -67,7 +65,7 @@ class Placement(CheckedModule):
         """
 
     @abc.abstractmethod
-    def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
+    def place_state(self, state: PyTree, optimizer: Transformation) -> PyTree:
         """Places the training state, without the estimator's state."""
 
 

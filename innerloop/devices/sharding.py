@@ -17,6 +17,7 @@ from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.masks import padding_rows
 from innerloop.objective import SumOverTasks
+from innerloop.transformations import Transformation
 from innerloop.trees import is_key
 
 MetaRule = Callable[[jax.ShapeDtypeStruct, int], int | None]
@@ -127,9 +128,7 @@ class Sharding(Placement):
         constrained = jax.lax.with_sharding_constraint
         return jax.tree.map(lambda leaf: constrained(leaf, self._sharding(leaf)), meta)
 
-    def as_optimizer_state(
-        self, state: PyTree, optimizer: optax.GradientTransformation, meta: PyTree
-    ) -> PyTree:
+    def as_optimizer_state(self, state: PyTree, optimizer: Transformation, meta: PyTree) -> PyTree:
         put = jax.lax.with_sharding_constraint
         return self._of_leaves(optimizer, state, meta, put, self.whole)
 
@@ -148,7 +147,7 @@ class Sharding(Placement):
         specs = {True: self._named(self._tasks), False: self._named(PartitionSpec())}
         return jax.tree.map(lambda leaf, flag: _put(leaf, specs[flag]), tree, flags)
 
-    def place_state(self, state: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
+    def place_state(self, state: PyTree, optimizer: Transformation) -> PyTree:
         inner = self._of_leaves(optimizer, state.optimizer, state.meta, _put, self.place)
         placed = self.place(state._replace(meta=None, average=None, optimizer=None))
         parts = {"meta": state.meta, "average": state.average}

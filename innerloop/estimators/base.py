@@ -56,11 +56,13 @@ class Apart(NamedTuple):
         state: The estimator's state after the step.
         faults: `TaskFaults` by the name of the part that the tasks belong to; the name is empty for
             an estimator without parts.
+        loss: The weighted mean of the tasks' losses. What is not finite counts as zero.
     """
 
     grads: PyTree
     state: PyTree
     faults: dict[str, TaskFaults]
+    loss: Any = 0.0
 
 
 class TaskSet(NamedTuple):

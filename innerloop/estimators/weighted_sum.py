@@ -120,10 +120,12 @@ class WeightedSum(Combination):
         results = [
             part.apart(meta, held, fed, own, outer_step, norm) for part, own, held, fed in parts
         ]
-        grads, after, faults = zip(*results, strict=True)
+        grads, after, faults, losses = zip(*results, strict=True)
         weights = jnp.asarray(self.shares)
         mean = jax.tree.map(lambda *leaves: _weighted(weights, *leaves), *grads)
-        return Apart(mean, after, self._joined(faults))
+        return Apart(
+            mean, after, self._joined(faults), _weighted(weights, *map(jnp.asarray, losses))
+        )
 
     def error_of_values(self, meta, state, data, key, outer_step) -> InnerloopError | None:
         parts = self._keyed(key, state, data)

@@ -105,8 +105,8 @@ class WholeTasks(LearningEstimator):
         episodes, task_key = self.drawn(data, key, outer_step, OneDevice())
         whole = self.placement.whole(episodes)
         value_and_grad = self._value_and_grad(outer_step, None, _task_by_task(norm))
-        (_, aux), grads = value_and_grad(meta, whole, task_key)
-        return Apart(grads, state, {"": TaskFaults(*aux.diagnostics[_FAULTS])})
+        (loss, aux), grads = value_and_grad(meta, whole, task_key)
+        return Apart(grads, state, {"": TaskFaults(*aux.diagnostics[_FAULTS])}, loss)
 
     def error_of_values(self, meta, state, data, key, outer_step) -> InnerloopError | None:
         episodes, task_key = self.drawn(data, key, outer_step, OneDevice())

@@ -17,3 +17,6 @@ from innerloop.optimizers.rates import ParameterRates as ParameterRates
 from innerloop.optimizers.rates import ScalarRate as ScalarRate
 from innerloop.optimizers.small_mlp import SmallMLP as SmallMLP
 from innerloop.optimizers.table import OPTIMIZERS as OPTIMIZERS
+from innerloop.optimizers.wrapped import lookahead as lookahead
+from innerloop.optimizers.wrapped import named_arguments as named_arguments
+from innerloop.optimizers.wrapped import slow_params as slow_params

@@ -11,7 +11,6 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray, PyTree
 
@@ -25,7 +24,6 @@ from innerloop.arguments import (
     instance,
     or_none,
     random_key,
-    with_methods,
 )
 from innerloop.checks import explained, require_on_host
 from innerloop.devices.placement import Placement
@@ -42,6 +40,7 @@ from innerloop.training.outer_loop import OuterLoop, averaged, init_state
 from innerloop.training.saving import training_saved
 from innerloop.training.system import Meter
 from innerloop.training.validation import Validation, Validator
+from innerloop.transformations import JUDGED, Judged, Transformation, transformation
 from innerloop.trees import key_numbers, tree_bytes
 
 InitMeta = Callable[[PRNGKeyArray], PyTree] | PyTree
@@ -97,9 +96,8 @@ class Fit(NamedTuple):
 
 @checked(
     estimator=instance(Estimator, **SUCH_AS, instead={Recipe: "recipe.estimator(tasks, batch=8)"}),
-    optimizer=with_methods(
-        "init", "update", what="an optax transformation", such_as="optax.adam(1e-3)"
-    ),
+    optimizer=transformation(such_as="optax.adam(1e-3)"),
+    judged=or_none(JUDGED),
     steps=at_least(1, such_as=1000),
     key=random_key(),
     validation=or_none(
@@ -124,12 +122,13 @@ def fit(
     estimator: Estimator,
     init_meta: InitMeta,
     *,
-    optimizer: optax.GradientTransformation,
+    optimizer: Transformation,
     steps: int,
     key: PRNGKeyArray,
     validation: Validation | Mapping[str, Validation] | None = None,
     memory: str | int | None = None,
     averaging: float = 0.0,
+    judged: Judged | None = None,
     per_call: int = 50,
     minutes: float | None = None,
     check: bool = False,
@@ -148,7 +147,9 @@ def fit(
         estimator: What an outer step follows, such as `WholeTasks` or what a recipe makes.
         init_meta: The initial meta-parameters, or a function `key -> meta`.
         optimizer: Any optax transformation; clip with `optax.chain(optax.clip_by_global_norm(1.0),
-            optax.adam(1e-3))`.
+            optax.adam(1e-3))`. Its `update` receives the keyword arguments that its signature asks
+            for: `value`, `grad`, `value_fn` and `grad_fn` of the step's own tasks, whose slope is
+            the estimator's gradient.
         steps: Outer steps.
         key: A random key, from which everything random in the run follows.
         validation: How the best meta-parameters are chosen; several by name decide together.
@@ -157,6 +158,9 @@ def fit(
             an exact one that fits. What the trainer itself holds is in the budget.
         averaging: The decay of an exponential moving average of the meta-parameters, which is then
             what is validated and returned; 0 for none.
+        judged: `(optimizer_state, meta) -> meta`, the meta-parameters that are validated and
+            returned (and averaged), such as `optax.contrib.schedule_free_eval_params`; by default
+            those at which the gradient is taken.
         per_call: Outer steps per call to the device.
         minutes: Validate and stop after the first call that ends later than this, since the run
             began; None for no limit.
@@ -198,7 +202,7 @@ def fit(
         held = 2 * tree_bytes(state)  # before and after a step
         planned, plan = planned.within(memory, meta, held)
     keys = (jax.random.fold_in(init_key, 1), step_key)
-    loop = OuterLoop(planned, optimizer, *keys, averaging, per_call, non_finite, place)
+    loop = OuterLoop(*(planned, optimizer, *keys, averaging, per_call, non_finite, place, judged))
     validate = Validator(planned, validation, validation_key, place)
     validate.require_metrics(meta)
     own = {"averaging": averaging, "key": np.asarray(key_numbers(key)).tolist()}

@@ -1,5 +1,6 @@
 """The outer loop: many steps in one call to the device, and what is done about faulty ones."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,15 +9,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
 
+from innerloop.checks import failures_explained
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import InnerloopError
 from innerloop.estimators import Estimator
 from innerloop.estimators.base import TaskFaults
+from innerloop.gradients.surrogate import known_gradient
 from innerloop.masks import padding_rows
 from innerloop.training.non_finite import Fault, NonFinite, in_a_step
-from innerloop.trees import all_finite, is_key, length, widened
+from innerloop.transformations import (
+    OTHER_OPTIMIZER,
+    Judged,
+    Offers,
+    Transformation,
+    begin,
+    lenient_promotion,
+    take_step,
+)
+from innerloop.trees import all_finite, cast_like, definite, length, widened
 
 
 class TrainState(NamedTuple):
@@ -24,8 +36,8 @@ class TrainState(NamedTuple):
 
     Attributes:
         meta: The meta-parameters.
-        average: The exponential moving average of `meta`. It is float32 at least, because a
-            narrower type would round its small changes away. Without averaging it equals `meta`.
+        average: The exponential moving average of the meta-parameters that are judged. It is
+            float32 at least, because a narrower type would round its small changes away.
         optimizer: The outer optimizer's state.
         step: The number of outer steps taken.
         faults: How many of them had a loss or a meta-gradient that was not finite.
@@ -49,16 +61,27 @@ class Program(eqx.Module):
     """
 
     estimator: Estimator
-    optimizer: optax.GradientTransformation
+    optimizer: Transformation
     averaging: float = eqx.field(static=True)
     placement: Placement = OneDevice()
+    judged: Judged | None = None
 
-    def update(self, state: TrainState, grads: PyTree) -> TrainState:
-        """What a finite meta-gradient does to the state."""
-        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-            updates, optimizer_state = self.optimizer.update(grads, state.optimizer, state.meta)
-            meta = optax.apply_updates(state.meta, updates)
-            wide = widened(meta)
+    def update(
+        self, state: TrainState, loss: Scalar, grads: PyTree, data: Any, key: PRNGKeyArray
+    ) -> TrainState:
+        """What a finite loss and meta-gradient do to the state."""
+
+        def objective(meta: PyTree) -> Scalar:
+            """The loss of the step at other meta-parameters, with the estimator's gradient."""
+            fixed = jax.lax.stop_gradient(meta)
+            found, _ = self.estimator.step(fixed, state.estimator, data, key, state.step)
+            return known_gradient("the outer loss", found.loss, jax.tree.leaves(found.grads), meta)
+
+        offers = Offers.of(loss, grads, objective, jax.grad(objective), twice=False)
+        with _explained(meta=state.meta), lenient_promotion():
+            after = take_step(self.optimizer, state.optimizer, state.meta, offers)
+            meta, optimizer_state = after
+            wide = widened(self._judged(optimizer_state, meta))
             average = optax.incremental_update(wide, state.average, 1 - self.averaging)
         place = self.placement
         meta, average = place.as_state(meta), place.as_state(average)
@@ -66,13 +89,22 @@ class Program(eqx.Module):
         moved = {"meta": meta, "average": average, "optimizer": optimizer_state}
         return state._replace(**moved, step=state.step + 1, in_a_row=jnp.int32(0))
 
+    def _judged(self, optimizer_state: PyTree, meta: PyTree) -> PyTree:
+        if self.judged is None:
+            return meta
+        return cast_like(self.judged(optimizer_state, meta), meta)
+
     def step(self, state: TrainState, data: Any, key: PRNGKeyArray):
         """One outer step: `(state, metrics, sound)`. A step that is not sound changes nothing."""
         estimate, after = self.estimator.step(state.meta, state.estimator, data, key, state.step)
         norm = length(estimate.grads)
         sound = all_finite((estimate.loss, estimate.grads))
-        moved = lambda state, grads, after: self.update(state, grads)._replace(estimator=after)
-        state = jax.lax.cond(sound, moved, lambda state, *_: state, state, estimate.grads, after)
+
+        def moved(state: TrainState, after: PyTree) -> TrainState:
+            moved = self.update(state, estimate.loss, estimate.grads, data, key)
+            return moved._replace(estimator=after)
+
+        state = jax.lax.cond(sound, moved, lambda state, _: state, state, after)
         metrics = {"loss": estimate.loss, "gradient_norm": norm} | estimate.metrics
         return state, self.placement.whole(metrics), sound
 
@@ -85,15 +117,13 @@ class Program(eqx.Module):
         apart = self.estimator.apart(state.meta, state.estimator, data, key, state.step, norm)
         after = state._replace(step=state.step + 1)
         if policy.norm is not None:
-            after = self.update(state, apart.grads)
+            after = self.update(state, apart.loss, apart.grads, data, key)
         counts = {"faults": state.faults + 1, "in_a_row": state.in_a_row + 1}
         after = after._replace(**counts, estimator=apart.state)
         return after, self.placement.whole(apart.faults)
 
 
-def init_state(
-    meta: PyTree, optimizer: optax.GradientTransformation, estimator: PyTree = ()
-) -> TrainState:
+def init_state(meta: PyTree, optimizer: Transformation, estimator: PyTree = ()) -> TrainState:
     """The state before the first outer step.
 
     Its leaves are arrays of a definite dtype, as they come back from a checkpoint: numbers and
@@ -102,8 +132,13 @@ def init_state(
     meta = jax.tree.map(definite, meta)
     average = widened(meta)
     zero = jnp.int32(0)
-    optimizer_state = jax.tree.map(definite, optimizer.init(meta))
+    with _explained(meta=meta), lenient_promotion():
+        optimizer_state = begin(optimizer, meta)
     return TrainState(meta, average, optimizer_state, zero, zero, zero, estimator)
+
+
+def _explained(**given: PyTree) -> AbstractContextManager[None]:
+    return failures_explained("the outer optimizer", write=OTHER_OPTIMIZER, **given)
 
 
 def averaged(state: TrainState) -> PyTree:
@@ -156,11 +191,6 @@ def outer_steps(
     return state, filled, taken
 
 
-def definite(leaf: Any) -> Array:
-    """The leaf as an array whose dtype is not weak; a random key as it is."""
-    return leaf if is_key(leaf) else jnp.asarray(leaf, jnp.result_type(leaf))
-
-
 @dataclass
 class OuterLoop:
     """The outer steps of a run: `state, metrics, fault = loop(state, n)`.
@@ -174,20 +204,23 @@ class OuterLoop:
         at_most: The most steps of a call.
         non_finite: The policy for steps that are not finite.
         placement: The devices.
+        judged: The meta-parameters that are averaged and validated; None for those of the gradient.
     """
 
     estimator: Estimator
-    optimizer: optax.GradientTransformation
+    optimizer: Transformation
     init_key: PRNGKeyArray
     step_key: PRNGKeyArray
     averaging: float
     at_most: int
     non_finite: NonFinite
     placement: Placement
+    judged: Judged | None = None
 
     def __post_init__(self):
         placed = self.placement.place(self.estimator)
-        self._program = Program(placed, self.optimizer, self.averaging, self.placement)
+        parts = (placed, self.optimizer, self.averaging, self.placement, self.judged)
+        self._program = Program(*parts)
         self._key = self.placement.place(self.step_key)
 
     def begin(self, meta: PyTree, step: int = 0) -> TrainState:
