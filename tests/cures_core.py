@@ -18,7 +18,6 @@ def halved(loss, bound):
 
 of_while = lambda step, value: jax.lax.while_loop(lambda value: value > 1, step, value)
 of_scan = lambda step, value: jax.lax.scan(lambda v, _: (step(v), None), value, None, 3)[0]
-searching = GradientDescent(optax.lbfgs(), 2)
 """
 CLOSED_OVER = """
 def through(shift, gradient, learn=adaptation):
@@ -93,6 +92,19 @@ CASES = [
         given="solver = optimistix.BFGS(1e-6, 1e-6)",
         full=True,
     ),
+    Case(
+        "adaptation/minimise.py: … asks for the option …",
+        "trace(lambda *_: adapt(scalar, Minimise(search), meta, episode.support, key))",
+        (
+            (
+                "Minimise(solver, options={'lower': ...})",
+                "trace(lambda *_: adapt(scalar, Minimise(search, options={'lower': 0.0, "
+                "'upper': 1.0}), meta, episode.support, key))",
+            ),
+        ),
+        given="search = optimistix.GoldenSearch(1e-3, 1e-3)\n"
+        "scalar = Problem(lambda *a: jnp.zeros(()), lambda p, m, b, k: (p - m['w'][0]) ** 2, loss)",
+    ),
     # objective.py
     Case(
         "objective.py: a task comes as an Episode",
@@ -152,22 +164,6 @@ CASES = [
         "Episode(support, query, weight=jnp.ones((2, 1))), key)",
         ("Episode(support, query, weight=jax.numpy.ones(2))",),
         given="support, query = episodes.support, episodes.query",
-    ),
-    Case(
-        "objective.py: something in the inner loop loops",
-        "trace(meta_value_and_grad(problem, searching))",
-        (
-            (
-                "GradientDescent(optax.sgd(0.01), steps=5) in place of a line search",
-                "trace(meta_value_and_grad(problem, GradientDescent(optax.sgd(0.01), steps=5)))",
-            ),
-            (
-                ", or lax.scan in place of lax.while_loop",
-                "trace(meta_value_and_grad(Problem(init, halved(loss, of_scan), loss), "
-                "adaptation))",
-            ),
-        ),
-        given=LOOPING,
     ),
     # gradients/
     Case(
@@ -261,19 +257,71 @@ CASES = [
         given="procedure = Procedure(lambda meta, support, key: {'w': meta['w']})",
     ),
     Case(
-        "gradients/mixed_mode.py: something in the inner loss",
-        "trace(meta_value_and_grad(custom, adaptation, Unroll(MixedMode())))",
+        "gradients/missing.py: …",
+        "trace(meta_value_and_grad(Problem(init, loss, halved(loss, of_while)), adaptation))",
         (
             (
-                "Exact() in place of MixedMode()",
-                "trace(meta_value_and_grad(custom, adaptation, Unroll(gradients.Exact())))",
+                "ForwardMode()",
+                "trace(meta_value_and_grad(Problem(init, loss, halved(loss, of_while)), "
+                "adaptation, ForwardMode()))",
             ),
+            (
+                ", or jax.lax.scan in place of jax.lax.while_loop",
+                "trace(meta_value_and_grad(Problem(init, halved(loss, of_scan), loss), "
+                "adaptation))",
+            ),
+            (
+                ", GradientDescent(optax.sgd(0.01), steps=5) in place of a line search",
+                "trace(meta_value_and_grad(problem, GradientDescent(optax.sgd(0.01), steps=5)))",
+            ),
+            (", adjoint=diffrax.DirectAdjoint()", "'docs/ecosystem.md does it'"),
+        ),
+        given=LOOPING,
+        full=True,
+    ),
+    Case(
+        "gradients/missing.py: …",
+        "trace(meta_value_and_grad(custom, adaptation, Unroll(MixedMode())))",
+        (
+            ("Unroll()", "trace(meta_value_and_grad(custom, adaptation, Unroll()))"),
+            (
+                ", or jax.custom_jvp in place of jax.custom_vjp",
+                "same = jax.custom_jvp(lambda x: x)\nsame.defjvp(lambda x, v: (*x, *v))\n"
+                "by_jvp = Problem(init, lambda *a: same(loss(*a)), loss)\n"
+                "trace(meta_value_and_grad(by_jvp, adaptation, Unroll(MixedMode())))",
+            ),
+            (", adjoint=diffrax.DirectAdjoint()", "'docs/ecosystem.md does it'"),
         ),
         given="same = jax.custom_vjp(lambda x: x)\n"
         "same.defvjp(lambda x: (x, None), lambda _, g: (g,))\n"
-        "once = jax.custom_vjp(lambda x: x)\n"
-        "once.defvjp(lambda x: (same(x), None), lambda _, g: (same(g),))\n"
+        "once = jax.custom_vjp(lambda x: x**2)\n"
+        "once.defvjp(lambda x: (x**2, x), lambda x, g: (2 * g * same(x),))\n"
         "custom = Problem(init, lambda *a: once(loss(*a)), loss)",
+    ),
+    Case(
+        "gradients/missing.py: …",
+        "trace(meta_value_and_grad(problem, called, FirstOrder()))",
+        (
+            (
+                "EvolutionStrategies(64, 0.01) (unbiased)",
+                "trace(meta_value_and_grad(problem, called, EvolutionStrategies(64, 0.01)))",
+            ),
+            (
+                ", or the function in jax.numpy",
+                "trace(meta_value_and_grad(problem, procedure(jnp.sin)))",
+            ),
+            (
+                ", or under jax.custom_jvp with its derivative",
+                "sine = jax.custom_jvp(on_host)\n"
+                "sine.defjvp(lambda x, v: (sine(*x), jnp.cos(*x) * v[0]))\n"
+                "trace(meta_value_and_grad(problem, procedure(sine)))",
+            ),
+        ),
+        given="on_host = lambda x: jax.pure_callback(numpy.sin, x, x, "
+        "vmap_method='sequential')\n"
+        "procedure = lambda f: Procedure(lambda meta, s, k: {'w': f(meta['w'])})\n"
+        "called = procedure(on_host)",
+        full=True,
     ),
     Case(
         "gradients/reach.py: the meta-gradient is identically zero",
