@@ -93,6 +93,8 @@ def failures_explained(name: str, *, write: str | None = None, **given: PyTree) 
     except (InnerloopError, *_TRACING_ERRORS):
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        if misses_derivative(error):  # the function is as it should be
+            raise
         said = " ".join(str(error).split()).rstrip(".")
         raise StructureError(
             f"{name} failed on what it was given: {type(error).__name__}: {said}",
@@ -116,6 +118,19 @@ def explained(name: str, function: Callable[..., T], *parts: str) -> Callable[..
             return function(*arguments)
 
     return call
+
+
+def misses_derivative(error: BaseException | None) -> bool:
+    """Whether JAX raised an error because a derivative does not exist."""
+    return any(words in str(error) for words in _NO_DERIVATIVE)
+
+
+_NO_DERIVATIVE = (
+    "Reverse-mode differentiation does not work for lax.while_loop",
+    "can't apply forward-mode autodiff (jvp) to a custom_vjp",
+    "allbacks do not support JVP",
+    "Differentiation rule for",
+)
 
 
 def optional_package(name: str, needed_by: str, extra: str) -> Any:

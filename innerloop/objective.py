@@ -15,11 +15,13 @@ from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 from innerloop.adaptation import Adaptation, run
 from innerloop.arguments import at_least, checked, instance, optional, random_key
 from innerloop.checks import describe, describe_briefly, is_floating, require_tree
-from innerloop.errors import GradientError, InnerloopError, StructureError
+from innerloop.errors import GradientError, StructureError
 from innerloop.gradients import Aux, MetaGradient, Unroll
 from innerloop.gradients.base import TaskObjective
 from innerloop.gradients.inner import Exact
+from innerloop.gradients.instead import gradient_instead
 from innerloop.gradients.loops import StoreAll
+from innerloop.gradients.missing import missing_derivatives_explained
 from innerloop.gradients.names import gradient_name
 from innerloop.gradients.reach import detached, require_reach, watch_reach
 from innerloop.gradients.surrogate import once_differentiable
@@ -86,7 +88,8 @@ def adapt(
     """
     check_meta(meta)
     keys = task_keys(key)
-    state, info, _ = run(problem, adaptation, meta, support, keys.adapt, Exact(), StoreAll())
+    with missing_derivatives_explained():
+        state, info, _ = run(problem, adaptation, meta, support, keys.adapt, Exact(), StoreAll())
     return refuse_derivative(
         (adaptation.params(state), info),
         GradientError(
@@ -117,8 +120,24 @@ def meta_objective(
     Raises:
         StructureError: While tracing, if the parts do not fit.
         GradientError: While tracing, if the function is differentiated but no meta-parameter
-            reaches the loss.
+            reaches the loss, or if a derivative does not exist.
+        ValueError: JAX's own error, while `jax.grad` of the function passes back through a
+            `lax.while_loop`. `meta_value_and_grad` explains it, and `check` says where the loop is.
     """
+    of_task = _meta_objective(problem, adaptation, gradient)
+
+    def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
+        task = meta, episode, key
+        with missing_derivatives_explained(partial(gradient_instead, problem, adaptation, task)):
+            return of_task(*task)
+
+    return objective
+
+
+def _meta_objective(
+    problem: Problem, adaptation: Adaptation, gradient: MetaGradient | None
+) -> TaskObjective:
+    """`meta_objective`, with JAX's own errors where a derivative does not exist."""
     gradient = Unroll() if gradient is None else gradient
     fidelity = gradient.fidelity(adaptation, problem)
     if fidelity.kind == "undefined":
@@ -187,7 +206,7 @@ def meta_value_and_grad(
             expected="a function of the sum over tasks",
             write="meta_value_and_grad(..., spread=Sharding(mesh).spread)",
         )
-    objective = meta_objective(problem, adaptation, gradient)
+    objective = _meta_objective(problem, adaptation, gradient)
 
     @checked("meta_value_and_grad(...)", key=random_key())
     def value_and_grad(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
@@ -209,7 +228,13 @@ def meta_value_and_grad(
             weights = _normalised(weights)  # a sum may be beyond the range of a narrow type
         unreached: list[str] = []
         sums = sum_over_tasks(objective, chunk, unreached)
-        total, aux, grads = (spread(sums) if spread else sums)(meta, data, keys, weights)
+
+        def instead(missing: str) -> str | None:
+            first = jax.tree.map(lambda leaf: leaf[0], (data, keys))
+            return gradient_instead(problem, adaptation, (meta, *first), missing)
+
+        with missing_derivatives_explained(instead):
+            total, aux, grads = (spread(sums) if spread else sums)(meta, data, keys, weights)
         scale = 1 / jnp.sum(weights)
         mean = lambda leaf: leaf * scale.astype(leaf.dtype)
         if episodes.weight is not None:  # where no task counts, the loss alone is NaN
@@ -254,20 +279,8 @@ def _weighted_sum(objective: Callable, unreached: list[str], meta, episodes, key
         loss = widened(loss)
         return jnp.sum(weights.astype(loss.dtype) * loss), aux
 
-    try:
+    with missing_derivatives_explained():
         (value, aux), grads = jax.value_and_grad(total, has_aux=True)(meta)
-    except ValueError as error:
-        if "lax.while_loop" in str(error) and not isinstance(error, InnerloopError):
-            raise GradientError(
-                "something in the inner loop loops on a condition, so it has no reverse-mode "
-                "derivative",
-                got="a lax.while_loop on the way from meta to the loss, as in optax's line "
-                "searches",
-                expected="an optimizer and losses with a fixed number of operations",
-                write="GradientDescent(optax.sgd(0.01), steps=5) in place of a line search, or "
-                "lax.scan in place of lax.while_loop",
-            ) from error
-        raise
     unreached[:] = names()
     return value, aux, grads
 

@@ -99,7 +99,8 @@ class Problem(CheckedModule):
         inner_loss: `(params, meta, batch, key) -> scalar | (scalar, aux)`, the loss on the support
             set. None if the adaptation needs none.
         outer_loss: `(params, meta, batch, key) -> scalar | (scalar, aux)`, the loss on the query
-            set; `aux` is a pytree of metrics.
+            set; `aux` is a pytree of metrics. `fit` and `evaluate` name its leaves by their paths:
+            `{"error": {"top1": x}}` gives `"error.top1"`.
         step_weights: `steps -> (steps + 1,)`, the weights $w_0 \dots w_K$; by default $w_K = 1$
             and the others are 0. (Multi-step loss: Antoniou et al. 2019, "How to train your
             MAML".)
@@ -193,8 +194,8 @@ def subset(
             got=f"{part!r}",
             expected=f"a part of {jax.tree.structure(tree)} with at least one array",
         )
-    numbered = jax.tree.unflatten(jax.tree.structure(tree), range(len(jax.tree.leaves(tree))))
-    chosen = jax.tree.leaves(where(numbered))
+    leaves, treedef = jax.tree.flatten(tree)
+    chosen = jax.tree.leaves(where(treedef.unflatten(range(len(leaves)))))
     if len(set(chosen)) < len(chosen):
         raise StructureError(
             "where selects a leaf twice, so it would be two parameters",
@@ -203,7 +204,15 @@ def subset(
         )
 
     def merge(new: PyTree) -> PyTree:
-        return eqx.tree_at(where, tree, new)
+        if jax.tree.structure(new) != jax.tree.structure(part):
+            raise StructureError(
+                "only a part of the same structure can be put back",
+                got=f"{jax.tree.structure(new)}",
+                expected=f"{jax.tree.structure(part)}",
+            )
+        # By position, because some containers give a new object at each access.
+        replaced = dict(zip(chosen, jax.tree.leaves(new), strict=True))
+        return treedef.unflatten(replaced.get(i, leaf) for i, leaf in enumerate(leaves))
 
     return part, merge
 

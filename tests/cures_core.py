@@ -3,16 +3,6 @@
 from sites import Case
 
 MINIMISE = "learn = Minimise(optimistix.BFGS(1e-3, 1e-3))"
-LOOPING = """
-def halved(loss, bound):
-    return lambda params, meta, batch, key: bound(
-        lambda value: value / 2, loss(params, meta, batch, key)
-    )
-
-of_while = lambda step, value: jax.lax.while_loop(lambda value: value > 1, step, value)
-of_scan = lambda step, value: jax.lax.scan(lambda v, _: (step(v), None), value, None, 3)[0]
-searching = GradientDescent(optax.lbfgs(), 2)
-"""
 CLOSED_OVER = """
 def through(shift, gradient, learn=adaptation):
     moved = Problem(init, lambda p, m, b, k: loss(p, m, b, k) + shift * jnp.sum(p["w"] ** 2), loss)
@@ -112,6 +102,19 @@ CASES = [
         given="solver = optimistix.BFGS(1e-6, 1e-6)",
         full=True,
     ),
+    Case(
+        "adaptation/minimise.py: … asks for the option …",
+        "trace(lambda *_: adapt(scalar, Minimise(search), meta, episode.support, key))",
+        (
+            (
+                "Minimise(solver, options={'lower': ...})",
+                "trace(lambda *_: adapt(scalar, Minimise(search, options={'lower': 0.0, "
+                "'upper': 1.0}), meta, episode.support, key))",
+            ),
+        ),
+        given="search = optimistix.GoldenSearch(1e-3, 1e-3)\n"
+        "scalar = Problem(lambda *a: jnp.zeros(()), lambda p, m, b, k: (p - m['w'][0]) ** 2, loss)",
+    ),
     # objective.py
     Case(
         "objective.py: a task comes as an Episode",
@@ -171,23 +174,6 @@ CASES = [
         "Episode(support, query, weight=jnp.ones((2, 1))), key)",
         ("Episode(support, query, weight=jax.numpy.ones(2))",),
         given="support, query = episodes.support, episodes.query",
-    ),
-    Case(
-        "objective.py: something in the inner loop loops",
-        "trace(meta_value_and_grad(problem, searching))",
-        (
-            (
-                "GradientDescent(optax.sgd(0.01), steps=5) in place of a line search",
-                "trace(meta_value_and_grad(problem, GradientDescent(optax.sgd(0.01), steps=5)))",
-            ),
-            (
-                ", or lax.scan in place of lax.while_loop",
-                "trace(meta_value_and_grad(Problem(init, halved(loss, of_scan), loss), "
-                "adaptation))",
-            ),
-        ),
-        given=LOOPING,
-        full=True,
     ),
     # heads/
     Case(

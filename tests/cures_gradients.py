@@ -22,6 +22,15 @@ def of_meta(gradient, learn=adaptation):
     whole = meta | {"shift": jnp.array(0.1)}
     return jax.grad(lambda meta: objective(meta, episode, key)[0])(whole)
 """
+LOOPING = """
+def halved(loss, bound):
+    return lambda params, meta, batch, key: bound(
+        lambda value: value / 2, loss(params, meta, batch, key)
+    )
+
+of_while = lambda step, value: jax.lax.while_loop(lambda value: value > 1, step, value)
+of_scan = lambda step, value: jax.lax.scan(lambda v, _: (step(v), None), value, None, 3)[0]
+"""
 
 CASES = [
     Case(
@@ -115,19 +124,71 @@ CASES = [
         given="procedure = Procedure(lambda meta, support, key: {'w': meta['w']})",
     ),
     Case(
-        "gradients/mixed_mode.py: something in the inner loss",
-        "trace(meta_value_and_grad(custom, adaptation, Unroll(MixedMode())))",
+        "gradients/missing.py: …",
+        "trace(meta_value_and_grad(Problem(init, loss, halved(loss, of_while)), adaptation))",
         (
             (
-                "Exact() in place of MixedMode()",
-                "trace(meta_value_and_grad(custom, adaptation, Unroll(gradients.Exact())))",
+                "ForwardMode()",
+                "trace(meta_value_and_grad(Problem(init, loss, halved(loss, of_while)), "
+                "adaptation, ForwardMode()))",
             ),
+            (
+                ", or jax.lax.scan in place of jax.lax.while_loop",
+                "trace(meta_value_and_grad(Problem(init, halved(loss, of_scan), loss), "
+                "adaptation))",
+            ),
+            (
+                ", GradientDescent(optax.sgd(0.01), steps=5) in place of a line search",
+                "trace(meta_value_and_grad(problem, GradientDescent(optax.sgd(0.01), steps=5)))",
+            ),
+            (", adjoint=diffrax.DirectAdjoint()", "'docs/ecosystem.md does it'"),
+        ),
+        given=LOOPING,
+        full=True,
+    ),
+    Case(
+        "gradients/missing.py: …",
+        "trace(meta_value_and_grad(custom, adaptation, Unroll(MixedMode())))",
+        (
+            ("Unroll()", "trace(meta_value_and_grad(custom, adaptation, Unroll()))"),
+            (
+                ", or jax.custom_jvp in place of jax.custom_vjp",
+                "same = jax.custom_jvp(lambda x: x)\nsame.defjvp(lambda x, v: (*x, *v))\n"
+                "by_jvp = Problem(init, lambda *a: same(loss(*a)), loss)\n"
+                "trace(meta_value_and_grad(by_jvp, adaptation, Unroll(MixedMode())))",
+            ),
+            (", adjoint=diffrax.DirectAdjoint()", "'docs/ecosystem.md does it'"),
         ),
         given="same = jax.custom_vjp(lambda x: x)\n"
         "same.defvjp(lambda x: (x, None), lambda _, g: (g,))\n"
-        "once = jax.custom_vjp(lambda x: x)\n"
-        "once.defvjp(lambda x: (same(x), None), lambda _, g: (same(g),))\n"
+        "once = jax.custom_vjp(lambda x: x**2)\n"
+        "once.defvjp(lambda x: (x**2, x), lambda x, g: (2 * g * same(x),))\n"
         "custom = Problem(init, lambda *a: once(loss(*a)), loss)",
+    ),
+    Case(
+        "gradients/missing.py: …",
+        "trace(meta_value_and_grad(problem, called, FirstOrder()))",
+        (
+            (
+                "EvolutionStrategies(64, 0.01) (unbiased)",
+                "trace(meta_value_and_grad(problem, called, EvolutionStrategies(64, 0.01)))",
+            ),
+            (
+                ", or the function in jax.numpy",
+                "trace(meta_value_and_grad(problem, procedure(jnp.sin)))",
+            ),
+            (
+                ", or under jax.custom_jvp with its derivative",
+                "sine = jax.custom_jvp(on_host)\n"
+                "sine.defjvp(lambda x, v: (sine(*x), jnp.cos(*x) * v[0]))\n"
+                "trace(meta_value_and_grad(problem, procedure(sine)))",
+            ),
+        ),
+        given="on_host = lambda x: jax.pure_callback(numpy.sin, x, x, "
+        "vmap_method='sequential')\n"
+        "procedure = lambda f: Procedure(lambda meta, s, k: {'w': f(meta['w'])})\n"
+        "called = procedure(on_host)",
+        full=True,
     ),
     Case(
         "gradients/reach.py: the meta-gradient is identically zero",

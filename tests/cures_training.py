@@ -66,15 +66,15 @@ CASES = [
     ),
     Case(
         "estimators/metrics.py: training and evaluation report",
-        "trace(lambda *_: of_list.step(meta, (), None, key, jnp.int32(0)))",
+        "trace(lambda *_: of_rows.step(meta, (), None, key, jnp.int32(0)))",
         (
             (
                 "return loss, {'accuracy': accuracy} in outer_loss",
                 "trace(lambda *_: of('accuracy').step(meta, (), None, key, jnp.int32(0)))",
             ),
         ),
-        given=OF_AUX + "of_list = WholeTasks(Problem(init, loss, lambda *given: (loss(*given), "
-        "[1.0])), adaptation, Unroll(), distribution, batch=2)",
+        given=OF_AUX + "of_rows = WholeTasks(Problem(init, loss, lambda *given: (loss(*given), "
+        "jnp.zeros(3))), adaptation, Unroll(), distribution, batch=2)",
     ),
     Case(
         "estimators/online_windows.py: the state holds inner runs",

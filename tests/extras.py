@@ -12,8 +12,14 @@ import pytest
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 REQUIREMENTS = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
-EXTRAS = ("data", "checkpoints", "lab", "tensorboard", "wandb")
-IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "orbax-checkpoint": "orbax"}
+EXTRAS = ("data", "checkpoints", "lab", "ecosystem", "tensorboard", "wandb")
+IMPORTED_AS = {
+    "dm-haiku": "haiku",
+    "orbax-checkpoint": "orbax",
+    "pillow": "PIL",
+    "scikit-learn": "sklearn",
+}
+BRINGS = {"flax": {"rich"}}  # packages of other extras that these need themselves
 OF_JAX = {"scipy"}  # the core has it too, because JAX needs it
 
 
@@ -25,7 +31,7 @@ def packages(extra: str) -> set[str]:
         if name == "innerloop":
             found = found.union(*map(packages, inner.split(",")))
         else:
-            found.add(IMPORTED_AS.get(name, name))
+            found |= {IMPORTED_AS.get(name, name)} | BRINGS.get(name, set())
     return found - OF_JAX
 
 

@@ -1,5 +1,7 @@
 """Evaluation after each number of inner steps."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from points import HELD_OUT, KEY, point_loss, point_recipe, train
 
 from innerloop.adaptation import GradientDescent
 from innerloop.errors import StructureError
+from innerloop.estimators.metrics import named_metrics
 from innerloop.models import mean_squared_error, mlp
 from innerloop.objective import adapt
 from innerloop.problem import Episode, task_keys
@@ -68,12 +71,44 @@ def test_one_task_has_an_interval_of_zero_and_no_warning():
     np.testing.assert_array_equal(got.interval["loss"], 0)
 
 
-@pytest.mark.parametrize("aux", [1.0, {"each": jnp.zeros(3)}, (1.0, 2.0)])
-def test_aux_without_names_is_refused(aux):
-    loss = lambda params, meta, batch, key: (jnp.sum(params["x"]), aux)
-    recipe = point_recipe(loss)
-    with pytest.raises(StructureError, match="dict of scalars"):
-        evaluate(recipe.learner, {"x": jnp.zeros(2)}, HELD_OUT, KEY)
+class Errors(NamedTuple):
+    top1: float
+    top5: float
+
+
+NAMED = {
+    "nothing": (None, []),
+    "a dictionary": ({"accuracy": 1.0}, ["accuracy"]),
+    "a nested one": ({"error": {"top": 1.0}, "rows": 3}, ["error.top", "rows"]),
+    "a tuple": ((1.0, {"a": True}), ["0", "1.a"]),
+    "a named tuple": (Errors(1.0, 2.0), ["top1", "top5"]),
+    "a number": (jnp.float32(1.0), ["aux"]),
+}
+
+
+@pytest.mark.parametrize(("aux", "names"), NAMED.values(), ids=NAMED)
+def test_an_aux_of_any_structure_has_names(aux, names):
+    assert list(named_metrics(aux)) == names
+
+
+REFUSED = {
+    "one value per row": ({"each": {"row": jnp.zeros(3)}}, r"each\.row: f32\[3\].*jnp\.mean"),
+    "a complex number": ({"z": jnp.array(1j)}, "real scalars"),
+    "a key": ({"key": KEY}, "real scalars"),
+    "two of one name": ({"a": {"b": 1.0}, "a.b": 2.0}, "same name"),
+}
+
+
+@pytest.mark.parametrize(("aux", "message"), REFUSED.values(), ids=REFUSED)
+def test_an_aux_that_is_no_metric_is_refused(aux, message):
+    with pytest.raises(StructureError, match=message):
+        named_metrics(aux)
+
+
+def test_the_leaves_of_aux_are_evaluated():
+    loss = lambda params, meta, batch, key: (jnp.sum(params["x"]), {"sum": {"of": params["x"][0]}})
+    got = evaluate(point_recipe(loss).learner, {"x": jnp.array([3.0, 1.0])}, HELD_OUT, KEY, steps=0)
+    np.testing.assert_allclose(got.mean["sum.of"], 3.0)
 
 
 @pytest.mark.parametrize("name", ["loss", "gradient_norm", "diverged"])

@@ -9,6 +9,7 @@ import optimistix as optx
 import pytest
 from oracle import complex_step
 from quadratic import KEY
+from quick import without
 from ridge import ridge
 
 import innerloop as il
@@ -250,3 +251,65 @@ def test_a_solver_is_given_floating_point_parameters():
     )
     with pytest.raises(il.errors.StructureError, match="init must return floating"):
         il.adapt(integers, il.Minimise(optx.BFGS(1e-6, 1e-6)), meta, data.support, KEY)
+
+
+TOLERANCES = {"rtol": 1e-9, "atol": 1e-9}
+BOUNDS = {"lower": 0.0, "upper": 4.0}
+MINIMISERS = {
+    "BFGS": (optx.BFGS(**TOLERANCES), None),
+    "DFP": (optx.DFP(**TOLERANCES), None),
+    "golden search": (optx.GoldenSearch(**TOLERANCES), BOUNDS),
+    "gradient descent": (optx.GradientDescent(0.3, **TOLERANCES), None),
+    "L-BFGS": (optx.LBFGS(**TOLERANCES), None),
+    "Nelder-Mead": (optx.NelderMead(**TOLERANCES), None),
+    "nonlinear CG": (optx.NonlinearCG(**TOLERANCES), None),
+    "optax": (optx.OptaxMinimiser(optax.sgd(0.3), **TOLERANCES), None),
+    "the best so far": (optx.BestSoFarMinimiser(optx.BFGS(**TOLERANCES)), None),
+}
+
+
+def nearest(solver, options):
+    """The minimum of (x - pull)^2 + (x - rows)^2 is at (pull + mean(rows)) / 2."""
+
+    def inner(params, meta, batch, key):
+        return (params - meta["pull"]) ** 2 + jnp.mean((params - batch) ** 2)
+
+    problem = il.Problem(
+        lambda meta, support, key: jnp.zeros(()),
+        inner,
+        lambda params, meta, batch, key: params**2,
+    )
+    learn = il.Minimise(solver, max_steps=500, options=options)
+    rows = jnp.array([[1.0, 2.0, 3.0], [0.5, 1.0, 0.0]])
+    f = il.meta_value_and_grad(problem, learn, il.Implicit())
+    return f, ({"pull": jnp.array(1.5)}, il.Episode(rows, rows), KEY), rows
+
+
+@pytest.mark.parametrize("name", without(set(MINIMISERS) - {"golden search"}, MINIMISERS))
+def test_every_minimiser_of_optimistix_finds_the_minimum(name):
+    f, given, rows = nearest(*MINIMISERS[name])
+    (loss, _), grads = jax.jit(f)(*given)
+    solutions = (1.5 + rows.mean(axis=1)) / 2
+    np.testing.assert_allclose(loss, jnp.mean(solutions**2), rtol=1e-4)
+    np.testing.assert_allclose(grads["pull"], jnp.mean(solutions), rtol=1e-4)
+
+
+def test_every_minimiser_of_optimistix_is_among_them():
+    found = {
+        value
+        for value in vars(optx).values()
+        if isinstance(value, type)
+        and issubclass(value, optx.AbstractMinimiser)
+        and not value.__name__.startswith("Abstract")
+    }
+    assert found == {type(solver) for solver, _ in MINIMISERS.values()}
+
+
+def test_options_that_a_minimiser_asks_for_are_named():
+    options = {}
+    for name in BOUNDS:
+        f, given, _ = nearest(optx.GoldenSearch(**TOLERANCES), options)
+        message = rf"GoldenSearch asks for the option '{name}'.*options=\{{'{name}': \.\.\.\}}"
+        with pytest.raises(il.errors.StructureError, match=message):
+            jax.eval_shape(f, *given)
+        options = options | {name: BOUNDS[name]}

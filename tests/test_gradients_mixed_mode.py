@@ -58,22 +58,6 @@ def test_mixed_mode_is_exact_in_what_the_loss_closes_over():
     assert_close(of_scale(il.Unroll(il.MixedMode(), il.Segments(1))), of_scale(il.Unroll()))
 
 
-def test_mixed_mode_names_a_loss_without_forward_mode():
-    @jax.custom_vjp
-    def square(x):
-        return jnp.sum(x**2)
-
-    square.defvjp(lambda x: (square(x), x), lambda x, bar: (2 * bar * x,))
-    loss = lambda params, meta, batch, key: square(params - batch)
-    problem = il.Problem(lambda meta, support, key: meta, loss, loss)
-    f = il.meta_objective(problem, il.GradientDescent(optax.sgd(0.1), 2), il.Unroll(il.MixedMode()))
-    batch = il.Episode(jnp.ones(2), jnp.ones(2))
-    with pytest.raises(
-        il.errors.GradientError, match=r"forward-mode.*Exact\(\) in place of MixedMode"
-    ):
-        jax.grad(f, has_aux=True)(jnp.zeros(2), batch, KEY)
-
-
 def test_mixed_mode_with_a_loss_of_higher_precision_than_its_parameters():
     loss = lambda params, meta, batch, key: jnp.sum(params.astype(jnp.float32) ** 2)
     problem = il.Problem(lambda meta, support, key: meta, loss, loss)

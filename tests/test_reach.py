@@ -171,14 +171,20 @@ def test_line_searches_adapt(search):
     assert fit(params, META, support, KEY) < info.loss[0]
 
 
-@pytest.mark.parametrize("gradient", [il.Unroll(), il.FirstOrder()], ids=["unroll", "first"])
-@pytest.mark.parametrize("chunk", [None, 1])
+@pytest.mark.parametrize(
+    ("gradient", "chunk"),
+    [
+        pytest.param(il.Unroll(), None, id="unroll", marks=pytest.mark.full),
+        pytest.param(il.FirstOrder(), 1, id="first, chunked"),
+    ],
+)
 def test_a_differentiable_line_search_is_refused_by_reverse_mode(gradient, chunk):
     """The zoom search of L-BFGS interpolates, so its step lengths would need derivatives."""
     learn = il.GradientDescent(optax.lbfgs(), steps=2)
     step = il.meta_value_and_grad(LIVE, learn, gradient, chunk=chunk)
     with pytest.raises(
-        il.errors.GradientError, match=r"loops on a condition.*Write: GradientDescent"
+        il.errors.GradientError,
+        match=r"until a condition holds.*GradientDescent\(.*\) in place of a line",
     ):
         jax.eval_shape(step, META, episodes(), KEY)
 
@@ -194,7 +200,7 @@ def test_backtracking_is_refused_or_right(x64):
     try:
         _, grads = step({"w": meta}, tasks, KEY)
     except il.errors.GradientError as error:
-        assert "loops on a condition" in str(error)
+        assert "until a condition holds" in str(error)
         return
     value = lambda w: step({"w": w}, tasks, KEY)[0][0]
     h = 1e-6

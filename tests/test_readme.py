@@ -66,7 +66,7 @@ def run_blocks(page: Path) -> dict:
 
 
 # The README and the other pages have the like of what is left to `make test-all`.
-SLOW = {"index", "choose", "learned-optimizers", "long-horizons"}
+SLOW = {"index", "choose", "ecosystem", "learned-optimizers", "long-horizons"}
 RUN = {page.stem: page for page in PAGES if "```python" in page.read_text() and page != README}
 
 

@@ -331,6 +331,44 @@ def test_subset_merges_back():
     np.testing.assert_array_equal(tree["head"], [1, 1])
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class Frozen:
+    """A dictionary that gives a new object at each access, as Flax's containers do."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __getitem__(self, name):
+        found = self.content[name]
+        return Frozen(dict(found)) if isinstance(found, dict) else found
+
+    def tree_flatten_with_keys(self):
+        names = sorted(self.content)
+        return [(jax.tree_util.DictKey(name), self.content[name]) for name in names], names
+
+    @classmethod
+    def tree_unflatten(cls, names, leaves):
+        return cls(dict(zip(names, leaves, strict=True)))
+
+
+def test_subset_of_a_container_that_copies():
+    tree = Frozen({"head": {"w": jnp.ones(2)}, "body": {"w": jnp.zeros(3)}})
+    part, merge = il.subset(tree, lambda tree: tree["head"])
+    merged = merge(jax.tree.map(lambda leaf: leaf + 1, part))
+    np.testing.assert_array_equal(merged["head"]["w"], [2, 2])
+    assert jax.tree.structure(merged) == jax.tree.structure(tree)
+    assert merged["body"]["w"] is tree["body"]["w"]
+
+
+def test_subset_puts_back_the_same_structure_alone():
+    part, merge = il.subset(
+        {"head": (jnp.ones(2), jnp.ones(1)), "body": jnp.ones(3)}, lambda t: t["head"]
+    )
+    with pytest.raises(il.errors.StructureError, match="same structure"):
+        merge(list(part))
+    merge(part)
+
+
 @pytest.mark.parametrize("chunk", [None, 1])
 @pytest.mark.parametrize("tasks", [1, 3])
 def test_a_python_number_in_aux_is_a_metric_like_any_other(chunk, tasks):

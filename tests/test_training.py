@@ -215,12 +215,23 @@ def test_a_chunk_of_nothing_is_refused():
         train(chunk=0)
 
 
-@pytest.mark.parametrize("aux", [1.0, {"each": jnp.zeros(3)}, (1.0, 2.0)])
-def test_training_refuses_it_too(aux):
+def test_the_leaves_of_aux_are_logged_and_validated_by_their_paths():
     def loss(params, meta, batch, key):
-        return point_loss(params, meta, batch, key)[0], aux
+        value = point_loss(params, meta, batch, key)[0]
+        return value, {"error": {"twice": 2 * value, "parts": (value, 3 * value)}}
 
-    with pytest.raises(StructureError, match="dict of scalars"):
+    validation = Validation(HELD_OUT, every=2, metric="error.twice", maximise=False)
+    _, reports = train(point_recipe(loss), steps=2, validation=validation)
+    for found in (reports[0].metrics, reports[0].evaluation.mean):
+        for name, factor in {"twice": 2, "parts.0": 1, "parts.1": 3}.items():
+            np.testing.assert_allclose(found[f"error.{name}"], factor * found["loss"], rtol=1e-6)
+
+
+def test_training_refuses_an_aux_that_is_no_number():
+    def loss(params, meta, batch, key):
+        return point_loss(params, meta, batch, key)[0], {"each": jnp.zeros(3)}
+
+    with pytest.raises(StructureError, match="real scalars"):
         train(point_recipe(loss), steps=2)
 
 

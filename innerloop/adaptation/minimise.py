@@ -1,5 +1,7 @@
 """Adaptation by a solver that runs to convergence."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,8 +11,8 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation.base import Adaptation, Origin
 from innerloop.adaptation.constant import undifferentiable
-from innerloop.arguments import at_least, flag, instance
-from innerloop.errors import GradientError
+from innerloop.arguments import at_least, flag, instance, optional
+from innerloop.errors import GradientError, StructureError
 from innerloop.problem import initial_params, loss_function
 
 
@@ -38,9 +40,12 @@ class Minimise(Adaptation):
         solver: The minimiser, such as `optimistix.BFGS(rtol=1e-6, atol=1e-6)`.
         max_steps: The largest number of steps.
         throw: Whether to raise at run time if the solver does not converge.
+        options: The options that the solver asks for, such as `{"lower": 0.0, "upper": 1.0}` for
+            `optimistix.GoldenSearch`.
 
     Raises:
-        StructureError: If `solver` is not a minimiser or `max_steps` is below 1.
+        StructureError: If `solver` is not a minimiser or `max_steps` is below 1, and while tracing
+            if the solver asks for an option that is not given.
     """
 
     solver: optx.AbstractMinimiser = instance(
@@ -50,6 +55,9 @@ class Minimise(Adaptation):
     )
     max_steps: int = at_least(1, default=256)
     throw: bool = flag(default=True)
+    options: dict[str, Any] | None = optional(
+        instance(dict, what="a solver's options", such_as='{"lower": 0.0, "upper": 1.0}')
+    )
     steps: None = eqx.field(default=None, init=False)
     origin: Origin = eqx.field(default=Origin.SOLVER, init=False, static=True)
 
@@ -64,14 +72,16 @@ class Minimise(Adaptation):
         loss = loss_function("inner_loss", problem.inner_loss, needed_by="Minimise")
 
         def solve(start: PyTree):
-            solution = optx.minimise(
-                lambda params, _: loss(params, meta, support, key),
-                self.solver,
-                start,
-                has_aux=True,
-                max_steps=self.max_steps,
-                throw=False,
-            )
+            with _options_explained(self.solver):
+                solution = optx.minimise(
+                    lambda params, _: loss(params, meta, support, key),
+                    self.solver,
+                    start,
+                    has_aux=True,
+                    options=self.options,
+                    max_steps=self.max_steps,
+                    throw=False,
+                )
             params = solution.value
             if self.throw:
                 failed = solution.result != optx.RESULTS.successful
@@ -84,6 +94,20 @@ class Minimise(Adaptation):
     def params(self, state: PyTree) -> PyTree:
         """The minimum."""
         return state
+
+
+@contextmanager
+def _options_explained(solver: optx.AbstractMinimiser) -> Iterator[None]:
+    try:
+        yield
+    except KeyError as error:  # one of a loss is a StructureError
+        name = type(solver).__name__
+        raise StructureError(
+            f"{name} asks for the option {error}",
+            got=f"Minimise({name}(...)) without this option",
+            expected="the options that the documentation of the solver lists",
+            write=f"Minimise(solver, options={{{error}: ...}})",
+        ) from error
 
 
 _NO_DERIVATIVE = GradientError(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
-from innerloop.checks import is_floating
+from innerloop.checks import describe, is_floating
 from innerloop.errors import StructureError
 from innerloop.trees import widened
 
@@ -15,38 +15,59 @@ RESERVED = ("loss", "gradient_norm", "diverged")
 
 
 def named_metrics(aux: Any) -> dict[str, Any]:
-    """An outer loss's aux as metrics.
+    """An outer loss's aux as metrics by name.
+
+    The name of a leaf is its path, with dots: `{"error": {"top1": x}}` gives `"error.top1"`, and a
+    tuple gives `"0"`, `"1"`. An aux that is a single number has the name `"aux"`.
+
+    Args:
+        aux: A pytree of real scalars, or None.
+
+    Returns:
+        The metrics.
 
     Raises:
-        StructureError: It is no dict of scalars, or has a name that training uses itself.
+        StructureError: If a leaf is no real scalar, two leaves have one name, or a name is one that
+            training uses itself.
     """
-    if aux is None:
-        return {}
-    if isinstance(aux, dict) and all(jnp.shape(leaf) == () for leaf in aux.values()):
-        taken = [name for name in RESERVED if name in aux]
-        if taken:
+    leaves = jax.tree.leaves_with_path(aux)
+    path = lambda path: jax.tree_util.keystr(path, simple=True, separator=".") or "aux"
+    named = {path(place): leaf for place, leaf in leaves}
+    real = (jnp.floating, jnp.integer, jnp.bool_)
+    for name, leaf in named.items():
+        is_real = any(jnp.issubdtype(jnp.result_type(leaf), kind) for kind in real)
+        if jnp.shape(leaf) != () or not is_real:
             raise StructureError(
-                "the outer loss's aux has an entry with a name that training reserves",
-                got=f"aux with {', '.join(map(repr, aux))}",
-                expected=f"other names than {', '.join(map(repr, RESERVED))}",
-                write=f"return loss, {{'my_{taken[0]}': ...}} in outer_loss",
+                "training and evaluation report the outer loss's aux, one number per task for "
+                "each of its leaves",
+                got=f"{name}: {describe(leaf)}",
+                expected="real scalars, such as jnp.mean(...) of what has one value per row",
+                write="return loss, {'accuracy': accuracy} in outer_loss",
             )
-        return aux
-    raise StructureError(
-        "training and evaluation report the outer loss's aux by name",
-        got=f"aux of type {type(aux).__name__}",
-        expected="a dict of scalars, or no aux",
-        write="return loss, {'accuracy': accuracy} in outer_loss",
-    )
+    taken = [name for name in RESERVED if name in named]
+    if taken:
+        raise StructureError(
+            "the outer loss's aux has an entry with a name that training reserves",
+            got=f"aux with {', '.join(map(repr, named))}",
+            expected=f"other names than {', '.join(map(repr, RESERVED))}",
+            write=f"return loss, {{'my_{taken[0]}': ...}} in outer_loss",
+        )
+    if len(named) < len(leaves):
+        raise StructureError(
+            "two entries of the outer loss's aux have the same name",
+            got=", ".join(path(place) for place, _ in leaves),
+            expected="names that stay apart when they are joined with dots",
+        )
+    return named
 
 
 def mean_metrics(metrics: PyTree, weight: Array | None) -> dict[str, Scalar]:
     """Means over tasks of the outer loss's metrics, weighted as the loss is."""
-    named_metrics(jax.tree.map(lambda leaf: leaf[0], metrics))
-    if not metrics:
+    if not jax.tree.leaves(metrics):
         return {}
+    named = jax.vmap(named_metrics)(metrics)
     if weight is None:
-        return {name: jnp.mean(leaf) for name, leaf in metrics.items()}
+        return {name: jnp.mean(leaf) for name, leaf in named.items()}
 
     wide = widened(weight if is_floating(weight) else weight.astype(float))
 
@@ -55,4 +76,4 @@ def mean_metrics(metrics: PyTree, weight: Array | None) -> dict[str, Scalar]:
         weights = wide.astype(leaf.dtype)
         return jnp.sum(jnp.where(weights != 0, weights * leaf, 0)) / jnp.sum(weights)
 
-    return {name: weighted(leaf) for name, leaf in metrics.items()}
+    return {name: weighted(leaf) for name, leaf in named.items()}

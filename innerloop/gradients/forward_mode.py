@@ -14,6 +14,7 @@ from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.fidelity import ESTIMATE, Fidelity
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
+from innerloop.gradients.forward import jvp
 from innerloop.gradients.reach import detached, require_reach
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.gradients.unroll import after_steps
@@ -182,7 +183,7 @@ class ForwardMode(MetaGradient):
             def slopes(direction, n):
                 def slope(i):
                     tangent = jax.tree.unflatten(jax.tree.structure(fixed), direction(i))
-                    return jax.jvp(value, (fixed,), (tangent,), has_aux=True)[1]
+                    return jvp(lambda meta: value(meta)[0], fixed, tangent)[1]
 
                 size = min(self.chunk or n, n)
                 return jax.lax.map(slope, jnp.arange(n, dtype=jnp.int32), batch_size=size)

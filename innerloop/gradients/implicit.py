@@ -15,6 +15,7 @@ from innerloop.errors import GradientError, StructureError
 from innerloop.fidelity import ESTIMATE, Fidelity, undefined
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective
 from innerloop.gradients.conditions import Condition, stationarity
+from innerloop.gradients.forward import has_forward_mode, jvp
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.linear_solve import Neumann, solve
 from innerloop.gradients.loops import StoreAll
@@ -33,7 +34,9 @@ class Implicit(MetaGradient):
     $$\nabla_\phi = \partial_\phi L_\text{outer} - (\partial_\phi F)^\top v,
       \qquad (\partial_\theta F)^\top v = \nabla_\theta L_\text{outer}$$
 
-    (arXiv 1909.04630). The linear system is solved in the forward pass by matrix-vector products.
+    (arXiv 1909.04630). The linear system is solved in the forward pass by matrix-vector products,
+    which take forward mode over reverse mode, or reverse mode twice if an operation in the inner
+    loss has no forward mode.
     `aux.diagnostics` holds `inner_residual`, ‖F(θ)‖, `solve_residual`, the relative residual of the
     solve, and `solve_steps`.
 
@@ -156,8 +159,9 @@ class Implicit(MetaGradient):
 
     def _matrix(self, residual: Callable, params: PyTree) -> Callable[[PyTree], PyTree]:
         r"""$v \mapsto (\partial_\theta F)^\top v + \lambda v$."""
-        if self.condition is None:  # symmetric: forward over reverse is cheaper than a transpose
-            product = lambda v: jax.jvp(residual, (params,), (v,))[1]
+        if self.condition is None and has_forward_mode(residual, params):
+            # The matrix is symmetric, and forward over reverse is cheaper than a transpose.
+            product = lambda v: jvp(residual, params, v)[1]
         else:
             _, pull_back = jax.vjp(residual, params)
             product = lambda v: pull_back(v)[0]

@@ -10,9 +10,10 @@ from jax.extend import core
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation, InnerGradient, InnerRule
-from innerloop.errors import GradientError
 from innerloop.fidelity import EXACT, Derivatives, Fidelity
+from innerloop.gradients.forward import jvp
 from innerloop.gradients.inner import named
+from innerloop.gradients.missing import missing_derivatives_explained
 from innerloop.problem import Loss, Problem
 from innerloop.programs import inputs_read
 from innerloop.tangents import dense, is_zero
@@ -141,18 +142,8 @@ def _through_gradient(of_loss: Callable, params, live, value_bar, gradient_bar):
             return None
         return jax.tree.map(lambda first: value_bar.astype(first.dtype) * first, both(params))
     direction = [dense(bar) for bar in gradient_bar]
-    try:
-        first, second = jax.jvp(both, (params,), (direction,))
-    except TypeError as error:
-        if "forward-mode" in str(error):
-            raise GradientError(
-                "something in the inner loss has no forward-mode derivative, which mixed mode "
-                "takes",
-                got="a custom_vjp (or another reverse-only rule) in inner_loss",
-                expected="operations with a forward-mode rule",
-                write="Exact() in place of MixedMode()",
-            ) from error
-        raise
+    with missing_derivatives_explained():
+        first, second = jvp(both, params, direction)
     if is_zero(value_bar):
         return second
     return jax.tree.map(lambda a, b: value_bar.astype(a.dtype) * a + b, first, second)

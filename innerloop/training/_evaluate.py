@@ -20,6 +20,7 @@ from innerloop.errors import StructureError
 from innerloop.estimators.metrics import named_metrics
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
+from innerloop.gradients.missing import missing_derivatives_explained
 from innerloop.learner import Learner
 from innerloop.objective import check_meta, task_count
 from innerloop.problem import Episode, loss_function, task_keys
@@ -73,8 +74,8 @@ def evaluate(
     """Learn every task of a batch from `meta` and judge it on its query set.
 
     The program is compiled once for a learner and the shapes of meta and episodes. Metrics are
-    `"loss"`, the outer loss, and the entries of its aux, a dictionary of scalars. Every task counts
-    alike. No derivative graph is built beyond the inner gradients.
+    `"loss"`, the outer loss, and the leaves of its aux, named by their paths with dots. Every task
+    counts alike. No derivative graph is built beyond the inner gradients.
 
     Args:
         learner: Problem, adaptation and predictions.
@@ -92,7 +93,7 @@ def evaluate(
 
     Raises:
         StructureError: The parts do not fit, the episodes carry weights, the aux of the outer
-            loss is no dictionary of scalars, or a label is no class of its task.
+            loss has a leaf that is no real scalar, or a label is no class of its task.
     """
     require_on_host("evaluate", meta, episodes, key)
     how = {"steps": steps, "chunk": chunk, "calibration": calibration}
@@ -204,11 +205,12 @@ def _all_tasks(
             logits = predict(params, meta, episode.query, keys.outer)
             return TaskResults(metrics, calibration_sums(logits, episode.query))
 
-        state, _, observed = run(
-            *(problem, adaptation, meta, episode.support, keys.adapt),
-            *(Exact(), StoreAll(), observe if each_step else None),
-            steps=steps,
-        )
+        with missing_derivatives_explained():
+            state, _, observed = run(
+                *(problem, adaptation, meta, episode.support, keys.adapt),
+                *(Exact(), StoreAll(), observe if each_step else None),
+                steps=steps,
+            )
         if each_step:
             return observed
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], observe(adaptation.params(state)))

@@ -1,0 +1,69 @@
+"""Derivatives that JAX does not have, explained."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from innerloop.checks import misses_derivative
+from innerloop.errors import GradientError
+
+_KINDS = {
+    "while_loop": (
+        "a loop that runs until a condition holds has no derivative in reverse mode",
+        "a lax.while_loop on the way from meta to the loss, as in line searches and in the default "
+        "adjoint of diffrax",
+        "jax.lax.scan in place of jax.lax.while_loop, GradientDescent(optax.sgd(0.01), steps=5) in "
+        "place of a line search, adjoint=diffrax.DirectAdjoint()",
+    ),
+    "custom_vjp": (
+        "a jax.custom_vjp has no derivative in forward mode",
+        "a jax.custom_vjp on the way from meta to the loss",
+        "jax.custom_jvp in place of jax.custom_vjp, adjoint=diffrax.DirectAdjoint()",
+    ),
+    "allback": (
+        "a function that runs on the host has no derivative",
+        "a callback on the way from meta to the loss",
+        "the function in jax.numpy, or under jax.custom_jvp with its derivative",
+    ),
+    "Differentiation rule": (
+        "an operation has no derivative",
+        "an operation on the way from meta to the loss that JAX cannot differentiate",
+        "another operation, or a function under jax.custom_jvp with its derivative",
+    ),
+}
+"""By a word of JAX's message: the problem, its source, and what has the derivative."""
+
+
+@contextmanager
+def missing_derivatives_explained(
+    instead: Callable[[str], str | None] = lambda missing: None,
+) -> Iterator[None]:
+    """Explain a derivative that does not exist.
+
+    Args:
+        instead: Maps a word of JAX's message to what to write if the losses stay as they are; to
+            None if nothing is known.
+
+    Raises:
+        GradientError: In place of JAX's own error.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, NotImplementedError) as error:
+        own = next(filter(misses_derivative, _chain(error)), None)
+        if own is None:
+            raise
+        missing = next(word for word in _KINDS if word in str(own))
+        problem, got, has_it = _KINDS[missing]
+        raise GradientError(
+            problem,
+            got=got,
+            expected="operations that have this derivative, or a meta-gradient that needs none",
+            write=", or ".join(filter(None, [instead(missing), has_it])),
+        ) from own
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was raised from, where JAX puts errors of its own in between."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
