@@ -3,6 +3,7 @@
 Small folders and pickles in exactly those forms stand for the real ones.
 """
 
+import os
 import pickle
 from functools import partial
 from pathlib import Path
@@ -204,6 +205,56 @@ def test_a_pickle_runs_nothing(tmp_path):
     assert made.exists()
 
 
+CALL = "cnumpy\n{}\n".format
+CRAFTED = {
+    "an array of addresses": CALL("ndarray") + "((I1\ntcnumpy\ndtype\n(VO\ntRC\x08AAAAAAAAtR.",
+    "a type of objects": CALL("dtype") + "(VO8\nI0\nI1\ntR.",
+    "a type with offsets": CALL("dtype")
+    + "(Vu1\nI0\nI1\ntR(I3\nV|\nN(Va\nt}Va\n(cnumpy\ndtype\n(Vu1\ntRI999\ntsI1\nI1\nI0\ntb.",
+    "terabytes": "cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR"
+    "(I1\n(L1000000000000L\ntcnumpy\ndtype\n(Vu1\ntRI00\nC\x01Atb.",
+    "bytes of a number": "cnumpy._core.multiarray\nscalar\n"
+    "(cnumpy\ndtype\n(Vu1\ntRL1000000000000L\ntR.",
+    "the insides of a function": CALL("dtype") + "(N}V__defaults__\nNstb.",
+    "an instance": "(ibuiltins\nlist\n.",
+    "nested": "(" * 10**5 + "t" * 10**5 + ".",
+    "a key of nested pairs": ")" + "2\x86" * 60 + "}2" + "N" + "s.",
+    "a place far away in the memory": "Nr\xff\xff\xff\x7f.",
+    "a number of ten thousand digits": "I" + "9" * 10_000 + "\n.",
+    "a frame of exabytes": "\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x0f.",
+    "bytes of exabytes": "\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.",
+}
+
+
+@pytest.mark.parametrize("crafted", CRAFTED)
+def test_crafted_pickles_are_refused(crafted, tmp_path):
+    path = tmp_path / "crafted.pkl"
+    path.write_bytes(CRAFTED[crafted].encode("latin-1"))
+    with pytest.raises(il.errors.DataError, match="from a source that you trust"):
+        _pickled(path)
+
+
+@pytest.mark.parametrize("protocol", range(1, 6))
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_pickles_of_every_protocol_are_read(protocol, order, tmp_path):
+    images = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3, order=order)
+    rows = {"b": np.array([1]), "a": [0]}
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps({"image_data": images, "class_dict": rows}, protocol))
+    read, labels = _pickled(path)
+    np.testing.assert_array_equal(read, images)
+    assert labels.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize("rows", [[0, 0], [0, 2], [-1, 0], [0], [0.0, 1.0], [[0, 1]], "01", 3])
+def test_rows_that_are_no_partition_are_refused(rows, tmp_path):
+    images = np.zeros((2, 3, 4, 3), np.uint8)
+    path = tmp_path / "x.pkl"
+    path.write_bytes(pickle.dumps({"image_data": images, "class_dict": {"a": rows}}))
+    with pytest.raises(il.errors.DataError, match="each image is a row of some class"):
+        _pickled(path)
+
+
 @pytest.mark.parametrize("load", [il.tasks.mini_imagenet, il.tasks.cifar_fs])
 def test_no_folder_is_named_with_what_it_should_hold(load, tmp_path):
     with pytest.raises(il.errors.DataError, match=r"not downloaded.*data=.*INNERLOOP_DATA"):
@@ -234,13 +285,89 @@ def test_a_folder_for_each_class(tmp_path):
             save(tmp_path / name / f"{example}.png", picture(name, example, 9, 7))
     (tmp_path / "n01" / "notes.txt").write_text("no image")
     (tmp_path / ".hidden").mkdir()
-    classes = il.tasks.image_folder(tmp_path, size=8)
+    with pytest.warns(UserWarning, match=r"1 files in .*n01 are left out.*notes\.txt"):
+        classes = il.tasks.image_folder(tmp_path, size=8)
     assert classes.images.shape == (2, 5, 8, 8, 3)
     assert classes.counts.tolist() == [3, 5]
     assert np.asarray(classes.images[1, 4, 0, 0]).tolist() == colour("n02", 4).tolist()
     assert not classes.images[0, 3:].any()
     with pytest.raises(il.errors.DataError, match=r"no folders in .*notes"):
         il.tasks.image_folder(tmp_path / "n01" / "notes.txt", size=8)
+
+
+def of_one_file(folder):
+    """The pixels of a folder with one class and one image, 2 × 2."""
+    return np.asarray(il.tasks.image_folder(folder, size=2).images[0, 0]).astype(int)
+
+
+# A bright corner, which tells the turns apart.
+CORNER = np.array([[250, 10], [20, 30]], np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_a_viewer_turns_it(orientation, tmp_path):
+    """The eight orientations of the EXIF standard: the row and the column that are shown first."""
+    shown = {
+        1: CORNER,
+        2: CORNER[:, ::-1],
+        3: CORNER[::-1, ::-1],
+        4: CORNER[::-1],
+        5: CORNER.T,
+        6: CORNER[::-1].T,
+        7: CORNER[::-1, ::-1].T,
+        8: CORNER[:, ::-1].T,
+    }
+    image, exif = Image.fromarray(CORNER), Image.Exif()
+    exif[274] = orientation
+    (tmp_path / "a").mkdir()
+    image.save(tmp_path / "a" / "x.png", exif=exif)
+    assert of_one_file(tmp_path)[:, :, 0].tolist() == shown[orientation].tolist()
+
+
+WIDE = np.array([[0, 256], [32_768, 65_535]], np.uint16)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "TIFF"])
+def test_sixteen_bits_keep_the_upper_eight(suffix, tmp_path):
+    save(tmp_path / "a" / f"x.{suffix}", WIDE)
+    expected = np.array([[0, 1], [128, 255]])
+    assert of_one_file(tmp_path).tolist() == np.repeat(expected[:, :, None], 3, 2).tolist()
+
+
+def test_pixels_of_unknown_range_are_refused(tmp_path):
+    save(tmp_path / "a" / "x.tif", WIDE.astype(np.float32))
+    with pytest.raises(il.errors.DataError, match=r"32 bits.*1, 8 or 16 bits"):
+        of_one_file(tmp_path)
+
+
+def test_folders_of_equal_names_sizes_and_times_are_apart(tmp_path):
+    """A copy with other pixels, and one that takes the place of the first."""
+    first, second = tmp_path / "one" / "a" / "x.bmp", tmp_path / "two" / "a" / "x.bmp"
+    for path, pixels in ((first, CORNER), (second, CORNER[::-1])):
+        save(path, pixels)
+        os.utime(path, ns=(10**18, 10**18))
+    assert of_one_file(tmp_path / "one")[0, 0, 0] == 250
+    assert of_one_file(tmp_path / "two")[0, 0, 0] == 20
+    os.replace(second, first)
+    assert of_one_file(tmp_path / "one")[0, 0, 0] == 20
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc", "a/../../b", "..", ""])
+def test_names_do_not_lead_out_of_the_folder(name, tmp_path, listed, cifar):
+    with pytest.raises(il.errors.DataError, match="leads out of the folder"):
+        il.tasks.image_folder(tmp_path, 8, names=[name])
+    if name:
+        (listed / "val.csv").write_text(f"filename,label\n{name}.jpg,n02\n{name},n02\n")
+        (cifar / "splits" / "bertinetto" / "val.txt").write_text(f"{name}\n")
+        for load, data in ((il.tasks.mini_imagenet, listed), (il.tasks.cifar_fs, cifar)):
+            with pytest.raises(il.errors.DataError, match="leads out of the folder"):
+                load(data=data)
+
+
+@pytest.mark.parametrize("size", [4097, 10**12])
+def test_sizes_that_no_image_has_are_refused(size, tmp_path):
+    with pytest.raises(il.errors.StructureError, match="from 1 to 4096"):
+        il.tasks.image_folder(tmp_path, size)
 
 
 @pytest.mark.parametrize(

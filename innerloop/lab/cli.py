@@ -5,11 +5,12 @@ import functools
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,8 @@ from innerloop.lab.experiments.printing import print_test, print_trials
 from innerloop.lab.experiments.table import EXPERIMENTS, experiment_name
 from innerloop.lab.plots import error_against_cost
 from innerloop.lab.report import write_report
+from innerloop.storage.compiled import keep_compiled
+from innerloop.storage.files import require_text_name
 from innerloop.tasks.files import cache_folder
 from innerloop.training import Stopped
 from innerloop.training.signals import Terminated, own_process
@@ -111,7 +114,8 @@ def _train(experiment: Experiment) -> None:
     if not is_first():
         training.train(experiment, run)
         return
-    print(f"{name}: run folder {run}")
+    require_text_name(run)
+    print(f"{name}: run folder {run}", flush=True)
     result = training.train(experiment, run)
     print_test(result["test"], result["normalisation"])
     if result["plan"] is not None:
@@ -217,7 +221,14 @@ def demo(folder: Path = Path("runs")) -> None:
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for name in ("sinusoid", "digits"):
-        _train(EXPERIMENTS[name](run=folder / f"demo-{stamp}" / name))
+        run = folder / f"demo-{stamp}" / name
+        try:
+            _train(EXPERIMENTS[name](run=run))
+        except KeyboardInterrupt as error:
+            error.add_note(
+                f"; innerloop train {name} --run {shlex.quote(str(run))} --resume goes on"
+            )
+            raise
 
 
 COMMANDS = (train, evaluate, report, check, compare, plan, demo)
@@ -237,6 +248,11 @@ def _later(command: Callable[..., None]) -> Callable[..., Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. An error of the library is one line on standard error, and exit status 2."""
+    try:
+        _refuse_empty(sys.argv[1:] if arguments is None else arguments)
+    except StructureError as error:
+        print(f"innerloop: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     command = tyro.extras.subcommand_cli_from_dict(
         {command.__name__: _later(command) for command in COMMANDS},
         prog="innerloop",
@@ -245,9 +261,9 @@ def main(arguments: list[str] | None = None) -> None:
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
     own = arguments is None  # Otherwise the process belongs to a program or a test.
-    goes_on = "; --run and --resume go on from the last save" * (command.func is train)
+    goes_on = _GOES_ON.get(command.func, "")
     if own:
-        _keep_compiled()
+        keep_compiled(cache_folder() / "compiled")
         _one_line_each(goes_on)
         own_process(f"innerloop: ended at once by a second signal{goes_on}")
     try:
@@ -261,21 +277,61 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (InnerloopError, KeyboardInterrupt) as error:
         message, status = _last_words(error, goes_on)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and _EXHAUSTED not in str(error):
+            raise
+        message, status = _last_words(_more_than_there_is(error), goes_on)
     if own:
         _leave(message, status)
     print(message, file=sys.stderr)
     raise SystemExit(status)
 
 
+_GOES_ON = {
+    train: "; --run and --resume go on from the last save",
+    demo: "; innerloop train EXPERIMENT --run RUN --resume goes on with the run folder above",
+}
+"""How a command goes on that a signal has ended."""
+
+_EXHAUSTED = "RESOURCE_EXHAUSTED"
+
+
+def _more_than_there_is(error: Exception) -> RunError:
+    return RunError(
+        "this needs more memory than there is",
+        got=" ".join(str(error).split())[:200] or type(error).__name__,
+        expected="numbers of tasks, rows and steps that fit into the memory of the device",
+        write="a smaller --batch, --validation-tasks, --test-tasks, --tasks or --per-call; or "
+        "--chunk 10, for so many tasks at a time",
+    )
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise `StructureError` for an empty argument, as a variable of a shell without a value gives.
+
+    An empty path would be the current folder.
+    """
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            flag = word or before
+            raise StructureError(
+                "an argument is empty",
+                got=f"innerloop {shlex.join(arguments)}",
+                expected="a value, or no flag",
+                write=f"innerloop, without {flag.rstrip('=')}, or with . for the current folder",
+            )
+
+
 def _last_words(error: BaseException, goes_on: str) -> tuple[str, int]:
     """The message about the error that ended a command, and the exit status."""
     if isinstance(error, InnerloopError):
         return f"innerloop: {error}", 2
+    known = "".join(getattr(error, "__notes__", ()))
     if isinstance(error, Stopped):
-        message = f"innerloop: stopped {error}; --run and --resume go on with it"
+        message = f"innerloop: stopped {error}{known or '; --run and --resume go on with it'}"
         return message, 128 + error.signal
     number = error.signal if isinstance(error, Terminated) else signal.SIGINT
-    return f"innerloop: stopped{goes_on}", 128 + number
+    return f"innerloop: stopped{known or goes_on}", 128 + number
 
 
 def _leave(message: str, status: int) -> None:
@@ -284,21 +340,6 @@ def _leave(message: str, status: int) -> None:
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(status)
-
-
-def _keep_compiled() -> None:
-    """Keep compiled programs on disk, so that the second start compiles little.
-
-    This includes those that compile in less than a second, which JAX leaves out: a run has a
-    hundred of them. Environment variables of JAX take precedence.
-    """
-    settings = {
-        "jax_compilation_cache_dir": str(cache_folder() / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    for name, value in settings.items():
-        if name.upper() not in os.environ:
-            jax.config.update(name, value)
 
 
 def _one_line_each(goes_on: str) -> None:

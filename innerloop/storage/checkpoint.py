@@ -1,7 +1,6 @@
 """Checkpoints of the whole training state, saved in the background and atomically."""
 
 import json
-import os
 import warnings
 import zlib
 from collections.abc import Callable
@@ -217,7 +216,7 @@ class CheckpointFolder:
 
     def _require_there(self) -> None:
         """Refuse a deleted folder: Orbax would make it again, without the earlier checkpoints."""
-        if self._lock is not None and os.fstat(self._lock.fileno()).st_nlink == 0:
+        if self._lock is not None and self._lock.deleted():
             raise RunError(
                 "the checkpoints were deleted during the run",
                 got=f"{self._path}, without the file that this run has locked",

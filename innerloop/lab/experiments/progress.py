@@ -1,5 +1,6 @@
 """Loggers of the command line: the progress bar, and the best meta-parameters so far."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import progress as rich
@@ -12,9 +13,15 @@ from innerloop.training import Progress
 
 
 class ProgressBar(Logger):
-    """A bar with loss, validation metric and time left."""
+    """A bar with loss, validation metric and time left.
 
-    def __init__(self, steps: int, metric: str):
+    Args:
+        steps: Outer steps of the whole run.
+        metric: The metric of the validation.
+        log: The lines of the log so far, for a run that is resumed.
+    """
+
+    def __init__(self, steps: int, metric: str, log: Sequence[dict[str, Any]]):
         self._metric = metric
         self._bar = rich.Progress(
             rich.BarColumn(10),
@@ -25,6 +32,9 @@ class ProgressBar(Logger):
             TextColumn("left"),
         )
         self._task = self._bar.add_task("", total=steps, loss="…", validation="…")
+        for line in log[-1:]:  # A finished run reports nothing more.
+            loss = f"{line['loss']:.4f}" if "loss" in line else "…"
+            self._bar.update(self._task, completed=line["step"], loss=loss)
 
     def __enter__(self) -> "ProgressBar":
         self._bar.start()

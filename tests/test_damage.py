@@ -1,0 +1,302 @@
+"""Whatever happens to a file, its reader gives the same as before or one of our errors.
+
+Every kind of file that the library reads, in every way in which a file can be damaged: never a
+traceback of another library, never a wrong value, and never a reader that waits for ever.
+"""
+
+import json
+import pickle
+import signal
+from contextlib import contextmanager
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from faulty import DAMAGE
+from PIL import Image
+from quick import without
+from test_report import add_trials, make_run
+
+import innerloop as il
+from innerloop.errors import DataError, InnerloopError, RunError
+from innerloop.lab.report import runs
+from innerloop.lab.report.page import render
+from innerloop.lab.report.runs import read_runs
+from innerloop.lab.run_folder import RunFolder
+from innerloop.logging import JsonLines
+from innerloop.logging.records import LINE
+from innerloop.storage.compiled import SealedPrograms
+from innerloop.storage.lock import Lock
+from innerloop.tasks._mini_imagenet import _pickled
+from innerloop.tasks.files import cached_array, read_lines
+from innerloop.tasks.image_files import classes_of_files
+
+META = {"body": [jnp.arange(300.0), jnp.ones(2, jnp.bfloat16)], "head": jnp.ones((2, 3))}
+PIXELS = np.arange(7 * 5 * 3, dtype=np.uint8).reshape(7, 5, 3)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    """No test reads or writes outside its own folder."""
+    monkeypatch.setenv("INNERLOOP_CACHE", str(tmp_path / "cache"))
+
+
+class TooLate(BaseException):
+    """No reader catches it."""
+
+
+@contextmanager
+def at_once(seconds=5):
+    """The reader that waits for a pipe or a device is a failure."""
+
+    def late(number, frame):
+        raise TooLate("the reader waits")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# --- files that are checked to the last bit -------------------------------------------------------
+
+
+def meta_file(folder):
+    run = RunFolder(folder)
+    return run.save_meta(META), lambda path: run.load_meta(META)
+
+
+def arrays_file(folder):
+    run = RunFolder(folder)
+    arrays = {"loss": np.linspace(0, 1, 24, dtype="f4").reshape(6, 4)}
+    return run.write_arrays("test_tasks.npz", arrays), lambda path: run.read_arrays(path.name)
+
+
+def optimizer_file(folder):
+    learned = il.optimizers.ScalarRate(optax.identity, 0.3)
+    meta = learned.init(jax.random.key(0), None)
+    path = il.optimizers.save_optimizer(folder / "mine.opt", learned, meta)
+    return path, il.optimizers.load_optimizer
+
+
+def cached_file(folder):
+    build = lambda: np.arange(300, dtype=np.uint8).reshape(3, 100)
+    cached_array("name", build, (3, 100))
+    path = folder / "cache" / "name.npz"
+    return path, lambda path: cached_array("name", build, (3, 100))
+
+
+def compiled_file(folder):
+    kept = SealedPrograms(folder)
+    kept.put("key", b"program" * 50)
+
+    def again(path):
+        if kept.get("key") is None:
+            kept.put("key", b"program" * 50)
+        return kept.get("key") if path.is_file() else b"program" * 50  # a folder stays
+
+    return folder / "key-sealed", again
+
+
+EXACT = [meta_file, arrays_file, optimizer_file, cached_file, compiled_file]
+
+
+def assert_equal(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("make", EXACT)
+def test_a_file_is_what_was_written_or_refused(make, damage, tmp_path):
+    path, read = make(tmp_path)
+    before = read(path)
+    DAMAGE[damage](path)
+    with at_once():
+        try:
+            after = read(path)
+        except InnerloopError as error:
+            assert error.write and "\n" not in str(error)
+            return
+    assert_equal(before, after)
+
+
+# --- files that others write ----------------------------------------------------------------------
+
+
+def pickle_file(folder):
+    images = np.broadcast_to(PIXELS, (4, 7, 5, 3)).copy()
+    content = {"image_data": images, "class_dict": {"a": [0, 2], "b": [1, 3]}}
+    (folder / "x.pkl").write_bytes(pickle.dumps(content, protocol=4))
+    return folder / "x.pkl", _pickled
+
+
+def image_file(folder):
+    Image.fromarray(PIXELS).save(folder / "x.png")
+    return folder / "x.png", lambda path: classes_of_files({"a": [path]}, 4)
+
+
+def list_file(folder):
+    (folder / "x.txt").write_text("one\ntwo\n")
+    return folder / "x.txt", read_lines
+
+
+def archive_file(folder):
+    content = b"drawings" * 40
+    known = il.tasks.files.KnownFile("x.zip", il.tasks.files.hashlib.md5(content).hexdigest())
+    (folder / "x.zip").write_bytes(content)
+    return folder / "x.zip", lambda path: il.tasks.files.local_file((known,), folder)
+
+
+def log_file(folder):
+    make_run(folder / "run")
+    path = folder / "run" / "log.jsonl"
+
+    def goes_on(path):
+        with JsonLines(path):
+            pass
+        return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+    return path, goes_on
+
+
+def lock_file(folder):
+    Lock(folder).close()
+    return folder / "lock", lambda path: Lock(folder).close()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "make", [pickle_file, image_file, list_file, archive_file, log_file, lock_file]
+)
+@pytest.mark.filterwarnings("ignore")  # Pillow's own of strange images
+def test_a_file_of_others_is_read_or_refused(make, damage, tmp_path):
+    path, read = make(tmp_path)
+    read(path)
+    DAMAGE[damage](path)
+    with at_once():
+        try:
+            read(path)
+        except (DataError, RunError) as error:
+            assert error.write and "\n" not in str(error)
+
+
+# --- a report -------------------------------------------------------------------------------------
+
+SHOWN = ("config.json", "log.jsonl", "result.json", "test_tasks.npz", "episodes.png")
+TRIALS = "optimizers-seed7-steps3-tasks5.json"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp("damage") / "run", losses=6, tasks=5)
+    add_trials(run, 3)
+    return run
+
+
+@contextmanager
+def kept(path):
+    """The file is as it was afterwards."""
+    content = path.read_bytes()
+    try:
+        yield content
+    finally:
+        if path.is_symlink() or not path.is_file():
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        path.write_bytes(content)
+
+
+def reported(run, shows):
+    """Reads the run, and shows it: what passes the reader does not break the page."""
+    with at_once(20):
+        try:
+            read = read_runs([run])
+        except RunError as error:
+            assert error.write and "\n" not in str(error)
+            return
+        if shows:
+            render(read)
+
+
+@pytest.mark.parametrize("shows", [False, pytest.param(True, marks=pytest.mark.full)])
+@pytest.mark.parametrize("name", [*SHOWN, TRIALS])
+@pytest.mark.filterwarnings("ignore")  # NumPy's and matplotlib's, of numbers that overflow
+def test_a_report_of_damaged_files(name, shows, run):
+    for damage in list(DAMAGE.values())[:: 1 if shows else 3]:
+        with kept(run / name):
+            damage(run / name)
+            reported(run, shows)
+
+
+HOSTILE = [
+    *(None, True, -1, 0, 10**18, 10**400, 1.5, 1e308, float("inf"), float("nan"), "x", "\ud800"),
+    *([], {}, [[1]], [1, 2, 3, 4, 5], {"a": 1}, "NaN"),
+]
+
+
+def variants(content):
+    """The content with each part in turn replaced by each hostile value, or left out."""
+    parts = content.items() if isinstance(content, dict) else enumerate(content)
+    for place, part in list(parts):
+        for hostile in HOSTILE:
+            yield replaced(content, place, hostile)
+        if isinstance(content, dict):
+            yield {name: each for name, each in content.items() if name != place}
+        if isinstance(part, dict | list):
+            for variant in variants(part):
+                yield replaced(content, place, variant)
+                if isinstance(content, list):
+                    break  # one entry of a list stands for the others
+
+
+def replaced(content, place, part):
+    changed = content.copy()
+    changed[place] = part
+    return changed
+
+
+KINDS = {
+    "config.json": runs._BEGUN,
+    "result.json": runs._ENDED,
+    "log.jsonl": LINE,
+    TRIALS: runs._TRIALS,
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_reads_or_refuses_every_value(name, run):
+    first, _, _ = (run / name).read_text().partition("\n" if name == "log.jsonl" else "\0")
+    content, refused = json.loads(first), 0
+    KINDS[name](content)
+    for variant in variants(content):
+        try:
+            KINDS[name](variant)
+        except ValueError:
+            refused += 1
+    assert refused > 10
+
+
+@pytest.mark.parametrize("name", without(KINDS, KINDS))
+@pytest.mark.filterwarnings("ignore")
+def test_a_report_of_wrong_values(name, run):
+    """Those that pass the kind, of which some are shown."""
+    with kept(run / name) as content:
+        first, _, rest = content.decode().partition("\n" if name == "log.jsonl" else "\0")
+        passed = [each for each in variants(json.loads(first)) if not refuses(KINDS[name], each)]
+        for i, variant in enumerate(passed):
+            (run / name).write_text(f"{json.dumps(variant)}\n{rest}")
+            reported(run, shows=i % 7 == 0)
+
+
+def refuses(kind, content):
+    try:
+        kind(content)
+    except ValueError:
+        return True
+    return False
