@@ -1,6 +1,7 @@
 """Checkpoints of the whole training state, saved in the background and atomically."""
 
 import json
+import stat
 import warnings
 import zlib
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from innerloop.arguments import at_least, checked, path
 from innerloop.checks import describe, optional_package
 from innerloop.devices.processes import in_any, same_in_all, together
 from innerloop.errors import RunError
-from innerloop.storage.files import writing
+from innerloop.storage.files import require_text_name, writing
+from innerloop.storage.kinds import amount, anything, by_name, count, fields, listed, or_null, text
 from innerloop.storage.lock import locked
 from innerloop.storage.packing import checksums, pack, stored_arrays, unpack
 from innerloop.trees import is_key, key_numbers, leaf_names, leaf_shapes
@@ -23,8 +25,27 @@ from innerloop.trees import is_key, key_numbers, leaf_names, leaf_shapes
 FORMAT = 4
 """The number of the format in which checkpoints are written. No other format is read."""
 
-# What Orbax raises where it cannot write: its own storage layer reports a full disk as ValueError.
-_STORAGE_ERRORS = (OSError, ValueError, KeyError)
+_FILE_AT_MOST = 2**28
+"""The most bytes of a file of a checkpoint that holds no arrays."""
+
+
+def _score(value: Any) -> float:
+    return float(text(value))
+
+
+_ABOUT = fields(
+    {
+        "settings": by_name(anything),
+        "leaves": listed(listed(text)),
+        "packed": listed(text),
+        "checksums": by_name(count),
+        "record": fields(
+            {"best_step": or_null(count), "score": _score, "seconds": amount}, rest=anything
+        ),
+    },
+    rest=anything,
+)
+"""The kind of what a checkpoint says about itself."""
 
 
 @checked(folder=path(), every=at_least(1, such_as=500), keep=at_least(1, such_as=3))
@@ -66,6 +87,7 @@ class CheckpointFolder:
         # Imported here: it takes a second, and a run without checkpoints does not need it.
         ocp = optional_package("orbax.checkpoint", "saving checkpoints", extra="checkpoints")
         self._ocp = ocp
+        require_text_name(self._path)
         with together(), self._writing():
             self._path.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self._path)
@@ -154,7 +176,7 @@ class CheckpointFolder:
             with self._writing():
                 self._manager.wait_until_finished()
         finally:
-            with suppress(*_STORAGE_ERRORS):  # The same error was raised above.
+            with suppress(Exception):  # The same error was raised above.
                 self._manager.close()
             if self._lock is not None:
                 self._lock.close()
@@ -168,12 +190,20 @@ class CheckpointFolder:
             return None
 
     def _about(self, step: int) -> dict[str, Any] | None:
+        """What a checkpoint says about itself, or None if it is damaged."""
+        if not _plain(self._path / str(step)):
+            return None
         about = self._item(step, "about", self._ocp.args.JsonRestore())
         if not isinstance(about, dict) or not isinstance(about.get("format"), int):
             return None
-        if about["format"] == FORMAT and about.pop("checksum", None) != _checksum(about):
+        if about["format"] != FORMAT:
+            return about
+        if about.pop("checksum", None) != _checksum(about):
             return None
-        return about
+        try:
+            return _ABOUT(about)
+        except ValueError:
+            return None
 
     def _state(self, step: int, like: PyTree, about: dict[str, Any]) -> PyTree | None:
         leaves, packed = _named_leaves(like), about["packed"]
@@ -227,7 +257,19 @@ class CheckpointFolder:
     def _writing(self) -> AbstractContextManager[None]:
         cure = "the same run with resume=True (--resume), once there is: it goes on from the last "
         cure += "checkpoint. Or Checkpoints(another_folder)"
-        return writing("the checkpoints", self._path, write=cure, refusals=_STORAGE_ERRORS)
+        # Orbax promises no kind of error: its own storage layer reports a full disk as ValueError.
+        return writing("the checkpoints", self._path, write=cure, refusals=(Exception,))
+
+
+def _plain(folder: Path) -> bool:
+    """Whether a checkpoint has only folders and plain files, at which no reader waits for ever."""
+    entries = [folder, *folder.rglob("*")]
+    found = [(entry, entry.lstat()) for entry in entries]
+    return all(
+        stat.S_ISDIR(of.st_mode)
+        or (stat.S_ISREG(of.st_mode) and (of.st_size <= _FILE_AT_MOST or entry.parent.name == "d"))
+        for entry, of in found
+    )
 
 
 def _checksum(about: dict[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import stat
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -24,9 +25,9 @@ class Lock:
 
     def __init__(self, path: Path):
         file = path / "lock"
-        if os.path.lexists(file) and (file.is_symlink() or not file.is_file()):
+        if os.path.lexists(file) and not _is_plain(file):
             raise RunError(
-                "the lock of this folder is not a plain file",
+                "the lock of this folder is not a plain file of its own",
                 got=f"{file}, which is a link, a folder, a pipe or a device",
                 expected="the file that innerloop makes",
                 write=f"rm -r {file}",
@@ -43,6 +44,11 @@ class Lock:
     def close(self) -> None:
         """Let other processes lock the folder."""
         self._opened.close()
+
+
+def _is_plain(file: Path) -> bool:
+    found = file.lstat()
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
 
 def locked(path: Path) -> Lock | None:

@@ -61,7 +61,7 @@ class Array:
         text = isinstance(self._content, str)
         content = self._content.encode("latin-1") if text else self._content
         array = np.ndarray(self._shape, self._dtype, content, order=self._order)
-        return array.transpose(self._axes)
+        return array if self._axes is None else array.transpose(self._axes)
 
 
 @dataclass
