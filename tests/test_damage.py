@@ -4,9 +4,13 @@ Every kind of file that the library reads, in every way in which a file can be d
 traceback of another library, never a wrong value, and never a reader that waits for ever.
 """
 
+import itertools
 import json
 import pickle
+import re
+import shutil
 import signal
+import subprocess
 from contextlib import contextmanager
 
 import jax
@@ -27,6 +31,8 @@ from innerloop.lab.report.runs import read_runs
 from innerloop.lab.run_folder import RunFolder
 from innerloop.logging import JsonLines
 from innerloop.logging.records import LINE
+from innerloop.storage import checkpoint
+from innerloop.storage.checkpoint import CheckpointFolder
 from innerloop.storage.compiled import SealedPrograms
 from innerloop.storage.lock import Lock
 from innerloop.tasks._mini_imagenet import _pickled
@@ -61,6 +67,12 @@ def at_once(seconds=5):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+HOSTILE = [
+    *(None, True, -1, 0, 10**18, 10**400, 1.5, 1e308, float("inf"), float("nan"), "x", "\ud800"),
+    *([], {}, [[1]], [1, 2, 3, 4, 5], {"a": 1}, "NaN"),
+]
 
 
 # --- files that are checked to the last bit -------------------------------------------------------
@@ -187,6 +199,75 @@ def test_a_file_of_others_is_read_or_refused(make, damage, tmp_path):
             assert error.write and "\n" not in str(error)
 
 
+# --- checkpoints ----------------------------------------------------------------------------------
+
+STATE = {"w": np.arange(300_000, dtype=np.float32), "n": np.int32(3)}
+RECORD = {"best_step": None, "score": "-inf", "seconds": 1.5}
+
+
+@contextmanager
+def opened(folder):
+    checkpoints = CheckpointFolder(il.training.Checkpoints(folder), {"seed": 1})
+    try:
+        yield checkpoints
+    finally:
+        checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Two checkpoints with one state, of which the later one is damaged."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "run"
+    with opened(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, jax.tree.map(jnp.asarray, STATE), RECORD)
+    return folder
+
+
+def loaded(run):
+    with opened(run) as checkpoints:
+        return checkpoints.load(lambda step: jax.tree.map(jnp.asarray, STATE))
+
+
+@pytest.mark.parametrize(
+    "damage", without(DAMAGE.keys() - {"half", "pipe", "device", "a bit at 0.5"}, DAMAGE)
+)
+@pytest.mark.filterwarnings("ignore:the checkpoint at outer step")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_checkpoint_is_what_was_saved_or_passed_over(damage, saved, tmp_path):
+    whole = [path.relative_to(saved) for path in (saved / "2").rglob("*") if path.is_file()]
+    assert len(whole) > 8
+    for file in whole:
+        run = shutil.copytree(saved, tmp_path / "run")
+        DAMAGE[damage](run / file)
+        with at_once(30):
+            try:
+                state, record = loaded(run)
+            except RunError as error:
+                cure = re.match(r"rm (\S+), and the same run with resume=True", error.write)
+                subprocess.run(["rm", cure[1]], check=True)
+                state, record = loaded(run)
+        assert_equal(state, STATE)
+        assert record["seconds"] == 1.5
+        shutil.rmtree(run)
+
+
+@pytest.mark.parametrize("name", ["leaves", "packed", "checksums", "record", "settings"])
+def test_a_record_of_wrong_kinds_is_passed_over(name, saved, tmp_path, monkeypatch):
+    """The checksum is right, as if somebody had written the record so."""
+    for hostile in (None, -1, "x", [[1]]):
+        run = shutil.copytree(saved, tmp_path / "run")
+        path = run / "2" / "about" / "metadata"
+        about = json.loads(path.read_text())
+        del about["checksum"]
+        wrong = about | {name: hostile}
+        path.write_text(json.dumps(wrong | {"checksum": checkpoint._checksum(wrong)}))
+        with at_once(), pytest.warns(UserWarning, match="outer step 2 cannot be read"):
+            state, _ = loaded(run)
+        assert_equal(state, STATE)
+        shutil.rmtree(run)
+
+
 # --- a report -------------------------------------------------------------------------------------
 
 SHOWN = ("config.json", "log.jsonl", "result.json", "test_tasks.npz", "episodes.png")
@@ -234,16 +315,11 @@ def test_a_report_of_damaged_files(name, shows, run):
             reported(run, shows)
 
 
-HOSTILE = [
-    *(None, True, -1, 0, 10**18, 10**400, 1.5, 1e308, float("inf"), float("nan"), "x", "\ud800"),
-    *([], {}, [[1]], [1, 2, 3, 4, 5], {"a": 1}, "NaN"),
-]
-
-
 def variants(content):
     """The content with each part in turn replaced by each hostile value, or left out."""
-    parts = content.items() if isinstance(content, dict) else enumerate(content)
-    for place, part in list(parts):
+    # One entry of a list stands for the others.
+    parts = list(content.items()) if isinstance(content, dict) else list(enumerate(content))[:1]
+    for place, part in parts:
         for hostile in HOSTILE:
             yield replaced(content, place, hostile)
         if isinstance(content, dict):
@@ -251,8 +327,6 @@ def variants(content):
         if isinstance(part, dict | list):
             for variant in variants(part):
                 yield replaced(content, place, variant)
-                if isinstance(content, list):
-                    break  # one entry of a list stands for the others
 
 
 def replaced(content, place, part):
@@ -269,16 +343,14 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("stride", [11, pytest.param(1, marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", KINDS)
-def test_a_kind_reads_or_refuses_every_value(name, run):
+def test_a_kind_reads_or_refuses_every_value(name, stride, run):
     first, _, _ = (run / name).read_text().partition("\n" if name == "log.jsonl" else "\0")
     content, refused = json.loads(first), 0
     KINDS[name](content)
-    for variant in variants(content):
-        try:
-            KINDS[name](variant)
-        except ValueError:
-            refused += 1
+    for variant in itertools.islice(variants(content), 0, None, stride):
+        refused += refuses(KINDS[name], variant)
     assert refused > 10
 
 

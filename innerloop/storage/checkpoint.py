@@ -88,14 +88,20 @@ class CheckpointFolder:
         ocp = optional_package("orbax.checkpoint", "saving checkpoints", extra="checkpoints")
         self._ocp = ocp
         require_text_name(self._path)
-        with together(), self._writing():
-            self._path.mkdir(parents=True, exist_ok=True)
-            self._lock = locked(self._path)
+        self._lock = None
         options = {"max_to_keep": checkpoints.keep, "cleanup_tmp_directories": True}
-        with self._writing():
-            self._manager = ocp.CheckpointManager(
-                self._path, options=ocp.CheckpointManagerOptions(**options)
-            )
+        try:
+            with together(), self._writing():
+                self._path.mkdir(parents=True, exist_ok=True)
+                self._lock = locked(self._path)
+                _require_plain(self._path)
+            with self._writing():
+                self._manager = ocp.CheckpointManager(
+                    self._path, options=ocp.CheckpointManagerOptions(**options)
+                )
+        except BaseException:
+            self._unlock()
+            raise
 
     def require_none(self) -> None:
         """Raise `RunError` if the folder has checkpoints of an earlier run."""
@@ -178,8 +184,11 @@ class CheckpointFolder:
         finally:
             with suppress(Exception):  # The same error was raised above.
                 self._manager.close()
-            if self._lock is not None:
-                self._lock.close()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def _item(self, step: int, name: str, wanted: Any) -> Any:
         """One item of a checkpoint, or None if it cannot be read."""
@@ -191,8 +200,6 @@ class CheckpointFolder:
 
     def _about(self, step: int) -> dict[str, Any] | None:
         """What a checkpoint says about itself, or None if it is damaged."""
-        if not _plain(self._path / str(step)):
-            return None
         about = self._item(step, "about", self._ocp.args.JsonRestore())
         if not isinstance(about, dict) or not isinstance(about.get("format"), int):
             return None
@@ -261,15 +268,19 @@ class CheckpointFolder:
         return writing("the checkpoints", self._path, write=cure, refusals=(Exception,))
 
 
-def _plain(folder: Path) -> bool:
-    """Whether a checkpoint has only folders and plain files, at which no reader waits for ever."""
-    entries = [folder, *folder.rglob("*")]
-    found = [(entry, entry.lstat()) for entry in entries]
-    return all(
-        stat.S_ISDIR(of.st_mode)
-        or (stat.S_ISREG(of.st_mode) and (of.st_size <= _FILE_AT_MOST or entry.parent.name == "d"))
-        for entry, of in found
-    )
+def _require_plain(folder: Path) -> None:
+    """Raise `RunError` for what Orbax, which opens everything, would wait for or follow."""
+    for path in folder.rglob("*"):
+        found = path.lstat()
+        small = found.st_size <= _FILE_AT_MOST or path.parent.name == "d"
+        if not (stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and small)):
+            raise RunError(
+                "the checkpoints have a file that no checkpoint has",
+                got=f"{path}, which is a link, a pipe, a device or far too large",
+                expected="folders and plain files, as a run writes them",
+                write=f"rm {path}, and the same run with resume=True (--resume): it goes on from "
+                "the last whole checkpoint",
+            )
 
 
 def _checksum(about: dict[str, Any]) -> int:

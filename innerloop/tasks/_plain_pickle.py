@@ -46,7 +46,7 @@ class Array:
     def fill(
         self, shape: Any, dtype: np.dtype, column_major: Any, content: Any, axes: Any = None
     ) -> None:
-        """Take the content, and the order of its axes; raises `ValueError` unless it has the length that the shape needs."""
+        """Take the content; raises `ValueError` unless it has the length that the shape needs."""
         sizes = type(shape) is tuple and all(type(size) is int and size >= 0 for size in shape)
         if not sizes or type(content) not in (str, bytes, bytearray):
             raise ValueError("an array without a shape or without its bytes")
