@@ -1,16 +1,13 @@
 """The command line: `innerloop train EXPERIMENT`, `innerloop report RUN`, `innerloop demo`, …"""
 
-import contextlib
 import functools
-import logging
 import os
 import re
 import shlex
 import signal
 import sys
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +18,13 @@ from rich.console import Console
 from innerloop import diagnostics
 from innerloop.devices.processes import is_first, join
 from innerloop.errors import InnerloopError, RunError, StructureError
+from innerloop.lab.ending import (
+    last_words,
+    leave,
+    more_than_there_is,
+    one_line_each,
+    refuse_empty,
+)
 from innerloop.lab.experiments import evaluation
 from innerloop.lab.experiments import train as training
 from innerloop.lab.experiments.base import Experiment
@@ -32,8 +36,7 @@ from innerloop.lab.report import write_report
 from innerloop.storage.compiled import keep_compiled
 from innerloop.storage.files import require_text_name
 from innerloop.tasks.files import cache_folder
-from innerloop.training import Stopped
-from innerloop.training.signals import Terminated, own_process
+from innerloop.training.signals import own_process
 
 
 def _chosen_among(kinds: Mapping[str, type[Experiment]]) -> Any:
@@ -249,7 +252,7 @@ def _later(command: Callable[..., None]) -> Callable[..., Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. An error of the library is one line on standard error, and exit status 2."""
     try:
-        _refuse_empty(sys.argv[1:] if arguments is None else arguments)
+        refuse_empty(sys.argv[1:] if arguments is None else arguments)
     except StructureError as error:
         print(f"innerloop: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -264,7 +267,7 @@ def main(arguments: list[str] | None = None) -> None:
     goes_on = _GOES_ON.get(command.func, "")
     if own:
         keep_compiled(cache_folder() / "compiled")
-        _one_line_each(goes_on)
+        one_line_each(goes_on)
         own_process(f"innerloop: ended at once by a second signal{goes_on}")
     try:
         command()
@@ -276,13 +279,11 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (InnerloopError, KeyboardInterrupt) as error:
-        message, status = _last_words(error, goes_on)
+        message, status = last_words(error, goes_on)
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and _EXHAUSTED not in str(error):
-            raise
-        message, status = _last_words(_more_than_there_is(error), goes_on)
+        message, status = last_words(more_than_there_is(error), goes_on)
     if own:
-        _leave(message, status)
+        leave(message, status)
     print(message, file=sys.stderr)
     raise SystemExit(status)
 
@@ -292,71 +293,3 @@ _GOES_ON = {
     demo: "; innerloop train EXPERIMENT --run RUN --resume goes on with the run folder above",
 }
 """How a command goes on that a signal has ended."""
-
-_EXHAUSTED = "RESOURCE_EXHAUSTED"
-
-
-def _more_than_there_is(error: Exception) -> RunError:
-    return RunError(
-        "this needs more memory than there is",
-        got=" ".join(str(error).split())[:200] or type(error).__name__,
-        expected="numbers of tasks, rows and steps that fit into the memory of the device",
-        write="a smaller --batch, --validation-tasks, --test-tasks, --tasks or --per-call; or "
-        "--chunk 10, for so many tasks at a time",
-    )
-
-
-def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Raise `StructureError` for an empty argument, as a variable of a shell without a value gives.
-
-    An empty path would be the current folder.
-    """
-    for before, word in zip(["", *arguments], arguments, strict=False):
-        if not word or (word.startswith("--") and word.endswith("=")):
-            flag = word or before
-            raise StructureError(
-                "an argument is empty",
-                got=f"innerloop {shlex.join(arguments)}",
-                expected="a value, or no flag",
-                write=f"innerloop, without {flag.rstrip('=')}, or with . for the current folder",
-            )
-
-
-def _last_words(error: BaseException, goes_on: str) -> tuple[str, int]:
-    """The message about the error that ended a command, and the exit status."""
-    if isinstance(error, InnerloopError):
-        return f"innerloop: {error}", 2
-    known = "".join(getattr(error, "__notes__", ()))
-    if isinstance(error, Stopped):
-        message = f"innerloop: stopped {error}{known or '; --run and --resume go on with it'}"
-        return message, 128 + error.signal
-    number = error.signal if isinstance(error, Terminated) else signal.SIGINT
-    return f"innerloop: stopped{known or goes_on}", 128 + number
-
-
-def _leave(message: str, status: int) -> None:
-    """End the process at once: a compilation or a save in another thread may still run."""
-    print(message, file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    os._exit(status)
-
-
-def _one_line_each(goes_on: str) -> None:
-    """Print warnings on one line, and leave out what Orbax prints of an error that is raised too.
-
-    A signal that arrives where Python cannot raise it ends the process with one line.
-    """
-    warnings.formatwarning = lambda message, *_, **__: f"innerloop: {message}\n"
-    for logger in ("absl", "asyncio"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
-    shown = sys.unraisablehook
-
-    def show(unraisable):
-        # A signal that arrives while Python clears up ends there, and the command would go on.
-        if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            _leave(*_last_words(unraisable.exc_value, goes_on))
-        if str(unraisable.exc_value) != "Event loop is closed":  # From threads of Orbax.
-            shown(unraisable)
-
-    sys.unraisablehook = show

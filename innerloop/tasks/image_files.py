@@ -116,8 +116,10 @@ def _read(files: Sequence[Path], size: int) -> np.ndarray:
 
 def _upright_rgb(image: Any) -> Any:
     """The image as a viewer shows it. Raises `ValueError` for pixels of unknown range."""
-    from PIL import Image, ImageOps
-
+    Image, ImageOps = (
+        optional_package(f"PIL.{name}", "reading image files", extra="data")
+        for name in ("Image", "ImageOps")
+    )
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I;16"):  # Pillow would clip what is above 255.
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
