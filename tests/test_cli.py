@@ -520,10 +520,17 @@ def test_a_run_without_its_config_is_noticed(sinusoid_run, tmp_path, capsys):
 
 
 def test_a_finished_run_that_is_resumed_shows_its_steps(sinusoid_run, tmp_path, capsys):
+    """Also where its log is damaged, which the run then mends."""
     run = shutil.copytree(sinusoid_run, tmp_path / "run")
+    whole = (run / "log.jsonl").read_text()
+    (run / "log.jsonl").write_text('{"step": "soon"}\n' + whole)
+    assert "makes the file anew" in refused(capsys, tmp_path, "report", run)
     main([*SINUSOID, "--run", str(run), "--resume"])
     shown = capsys.readouterr().out
     assert "4/4" in shown and "0/4" not in shown
+    assert [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] == [
+        json.loads(line) for line in whole.splitlines()
+    ]
 
 
 def test_a_demo_that_is_stopped_tells_the_command_that_goes_on(tmp_path, capsys, monkeypatch):

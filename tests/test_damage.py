@@ -4,6 +4,7 @@ Every kind of file that the library reads, in every way in which a file can be d
 traceback of another library, never a wrong value, and never a reader that waits for ever.
 """
 
+import io
 import itertools
 import json
 import pickle
@@ -11,6 +12,10 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
+import types
+import warnings
+import zipfile
 from contextlib import contextmanager
 
 import jax
@@ -137,6 +142,72 @@ def test_a_file_is_what_was_written_or_refused(make, damage, tmp_path):
             assert error.write and "\n" not in str(error)
             return
     assert_equal(before, after)
+
+
+def archive(*members, change=lambda content: content):
+    """A zip of these names, contents and compressions."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as content, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that come twice
+        for name, data, compression in members:
+            content.writestr(name, data, compression)
+    return change(file.getvalue())
+
+
+def header(shape, dtype="<f4"):
+    """An array in NumPy's format without its data."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
+    return file.getvalue()
+
+
+STORED, WHOLE = zipfile.ZIP_STORED, header((2,)) + bytes(8)
+ARCHIVES = {
+    "compressed": archive(("a.npy", WHOLE, zipfile.ZIP_DEFLATED)),
+    "oddly compressed": archive(("a.npy", WHOLE, zipfile.ZIP_LZMA)),
+    "a bomb": archive(("a.npy", header((2**24,)) + bytes(2**26), zipfile.ZIP_BZIP2)),
+    "encrypted": archive(
+        ("a.npy", WHOLE, STORED),
+        change=lambda content: content.replace(b"PK\1\2\x14\3\x14\0\0", b"PK\1\2\x14\3\x14\0\1"),
+    ),
+    "terabytes": archive(("a.npy", header((2**40,)) + bytes(8), STORED)),
+    "more than any machine has": archive(("a.npy", header((2**62, 2**62)) + bytes(8), STORED)),
+    "a negative shape": archive(("a.npy", header((-1, -2)) + bytes(8), STORED)),
+    "objects": archive(("a.npy", header((1,), "|O") + pickle.dumps([1]), STORED)),
+    "parts": archive(("a.npy", header((1,), [("x", "<f4"), ("y", "<f4")]) + bytes(8), STORED)),
+    "nothing of many": archive(("a.npy", header((2**40,), "|V0"), STORED)),
+    "more than the array": archive(("a.npy", WHOLE + b"x", STORED)),
+    "twice": archive(("a.npy", WHOLE, STORED), ("a.npy", WHOLE, STORED)),
+    "a header that is no text": archive(("a.npy", b"\x93NUMPY\1\0\4\0(((\n", STORED)),
+}
+
+
+@pytest.mark.parametrize("crafted", ARCHIVES)
+def test_crafted_archives_are_refused(crafted, tmp_path):
+    (tmp_path / "x.npz").write_bytes(ARCHIVES[crafted])
+    with at_once():
+        with pytest.raises(RunError, match="cannot be read"):
+            RunFolder(tmp_path).read_arrays("x.npz")
+        with pytest.raises(DataError, match="cannot be read"):
+            il.optimizers.load_optimizer(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_weights_and_biases_has_is_read_or_refused(damage, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", types.ModuleType("wandb"))
+    logger = il.logging.WeightsAndBiases("project", tmp_path)
+    path = tmp_path / "wandb" / "innerloop.json"
+    path.parent.mkdir()
+    path.write_text('{"id": "a", "step": 3}')
+    assert logger._remembered() == {"id": "a", "step": 3}
+    DAMAGE[damage](path)
+    with at_once():
+        try:
+            logger._remembered()
+        except RunError as error:
+            assert error.write.startswith(f"rm {path}")
 
 
 # --- files that others write ----------------------------------------------------------------------

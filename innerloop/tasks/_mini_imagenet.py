@@ -23,7 +23,8 @@ def mini_imagenet(*, data: Folder = None) -> Splits:
     """The split of Ravi and Larochelle: 64 classes for meta-training, 16 validation and 20 test.
 
     Images are uint8 `(classes, 600, 84, 84, 3)`. Those of `images/` are scaled as in the code of
-    MAML (Lanczos, without regard to proportions), once, and kept in the cache folder.
+    MAML (Lanczos, without regard to proportions), once, and kept in the cache folder. Unlike that
+    code, `image_folder` and this function turn images upright that have an EXIF orientation.
 
     A pickle may run any program when it is loaded. The reader used here builds arrays of numbers,
     plain containers, numbers and text by itself, and refuses a file that asks for anything else.

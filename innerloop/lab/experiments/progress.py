@@ -1,6 +1,5 @@
 """Loggers of the command line: the progress bar, and the best meta-parameters so far."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from rich import progress as rich
@@ -18,11 +17,12 @@ class ProgressBar(Logger):
     Args:
         steps: Outer steps of the whole run.
         metric: The metric of the validation.
-        log: The lines of the log so far, for a run that is resumed.
+        folder: The folder of the run, whose log says how far it has come if it is resumed.
     """
 
-    def __init__(self, steps: int, metric: str, log: Sequence[dict[str, Any]]):
+    def __init__(self, steps: int, metric: str, folder: RunFolder):
         self._metric = metric
+        self._folder = folder
         self._bar = rich.Progress(
             rich.BarColumn(10),
             rich.MofNCompleteColumn(),
@@ -32,11 +32,11 @@ class ProgressBar(Logger):
             TextColumn("left"),
         )
         self._task = self._bar.add_task("", total=steps, loss="…", validation="…")
-        for line in log[-1:]:  # A finished run reports nothing more.
-            loss = f"{line['loss']:.4f}" if "loss" in line else "…"
-            self._bar.update(self._task, completed=line["step"], loss=loss)
 
     def __enter__(self) -> "ProgressBar":
+        for line in self._folder.read_log()[-1:]:  # A finished run reports nothing more.
+            loss = f"{line['loss']:.4f}" if "loss" in line else "…"
+            self._bar.update(self._task, completed=line["step"], loss=loss)
         self._bar.start()
         return self
 

@@ -79,8 +79,8 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     with together():
         folder = _folder(experiment, run, config)
     with closing(folder), _discarded_if_refused(folder):
-        bar = ProgressBar(experiment.steps, parts.metric, folder.read_log() if is_first() else [])
-        own = (JsonLines(run / LOG), BestMeta(folder), bar)
+        bar = ProgressBar(experiment.steps, parts.metric, folder)
+        own = (JsonLines(run / LOG), BestMeta(folder), bar)  # The first removes damaged lines.
         with Loggers(*((*own, *chosen) if is_first() else ())) as log:
             outcome = fit(
                 parts.estimator,
