@@ -534,7 +534,7 @@ def test_a_finished_run_that_is_resumed_shows_its_steps(sinusoid_run, tmp_path, 
 
 
 def test_a_demo_that_is_stopped_tells_the_command_that_goes_on(tmp_path, capsys, monkeypatch):
-    asked = []
+    asked, command = [], ["innerloop", "demo", "--folder", "my runs"]
 
     def stopped(experiment, run):
         asked.append((experiment, run))
@@ -543,7 +543,7 @@ def test_a_demo_that_is_stopped_tells_the_command_that_goes_on(tmp_path, capsys,
     monkeypatch.setattr("innerloop.lab.experiments.train.train", stopped)
     for _ in range(2):  # The second time the command of the first.
         with pytest.raises(SystemExit) as caught:
-            main(["demo", "--folder", "my runs"] if not asked else command[1:])
+            main(command[1:])
         assert caught.value.code == 128 + signal.SIGTERM
         error = capsys.readouterr().err
         assert "stopped by signal 15 at outer step 4, which is saved" in error

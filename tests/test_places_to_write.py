@@ -13,6 +13,7 @@ import pytest
 import innerloop as il
 from innerloop.errors import RunError
 from innerloop.lab.plots.style import new_figure
+from innerloop.lab.report import write_report
 from innerloop.lab.run_folder import RunFolder
 from innerloop.logging import JsonLines
 from innerloop.storage import files
@@ -76,7 +77,7 @@ def test_nothing_else_is_written(name, obstacle, tmp_path, monkeypatch):
     try:
         WRITERS[name](tmp_path / name)
     except RunError as error:
-        cure = re.fullmatch(r"rm -r (.*)", error.write)
+        cure = re.fullmatch(r"rm -r (.*)", error.write or "")
         if cure:  # It does what it says.
             subprocess.run(["rm", "-r", cure[1]], check=True)
             WRITERS[name](tmp_path / name)
@@ -117,7 +118,7 @@ NO_TEXT = os.fsdecode(b"run-\xff")
         lambda path: RunFolder.begin(path, {}),
         RunFolder.open,
         lambda path: CheckpointFolder(il.training.Checkpoints(path), {}),
-        lambda path: il.lab.write_report([path]),
+        lambda path: write_report([path]),
     ],
 )
 def test_a_folder_whose_name_is_no_text_is_refused(use, tmp_path):

@@ -16,16 +16,15 @@ from innerloop.training import Stopped
 from innerloop.training.signals import Terminated
 
 
-def more_than_there_is(error: MemoryError | jax.errors.JaxRuntimeError) -> RunError:
+def more_than_there_is(error: Exception) -> RunError:
     """The library's error for a lack of memory. Raises any other error of JAX again."""
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
         raise error
     return RunError(
         "this needs more memory than there is",
         got=" ".join(str(error).split())[:200] or type(error).__name__,
-        expected="numbers of tasks, rows and steps that fit into the memory of the device",
-        write="a smaller --batch, --validation-tasks, --test-tasks, --tasks or --per-call; or "
-        "--chunk 10, for so many tasks at a time",
+        expected="numbers of tasks, rows and steps that fit into the memory of the device; --chunk "
+        "sets how many tasks are computed at a time",
     )
 
 
@@ -36,12 +35,11 @@ def refuse_empty(arguments: Sequence[str]) -> None:
     """
     for before, word in zip(["", *arguments], arguments, strict=False):
         if not word or (word.startswith("--") and word.endswith("=")):
-            flag = word or before
+            flag = (word or before).rstrip("=")
             raise StructureError(
                 "an argument is empty",
                 got=f"innerloop {shlex.join(arguments)}",
-                expected="a value, or no flag",
-                write=f"innerloop, without {flag.rstrip('=')}, or with . for the current folder",
+                expected=f"a value after {flag}, such as . for the current folder, or no {flag}",
             )
 
 

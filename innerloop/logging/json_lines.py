@@ -57,8 +57,12 @@ class JsonLines(Logger):
         """The lines so far, without those that are damaged."""
         if not os.path.lexists(self._path):
             return []
-        problem, expected = "the log cannot be read", "a file as JsonLines writes it"
-        with reading(problem, self._path, expected=expected, write=f"rm -r {self._path}"):
+        with reading(
+            "the log cannot be read",
+            self._path,
+            expected="a file as JsonLines writes it",
+            write=f"rm -r {self._path}",
+        ):
             return [line for line in read_json_lines(self._path, _line_or_none) if line is not None]
 
     def _keep(self, lines: Iterable[dict[str, Any]]) -> None:

@@ -79,7 +79,6 @@ def load_optimizer(
         "the optimizer cannot be read",
         path,
         expected="a file as save_optimizer writes it",
-        write="save_optimizer(path, learned, meta) anew, or another path",
         kind=DataError,
     ):
         with plain_file(path) as file:

@@ -52,7 +52,8 @@ def read_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
             raise ValueError("an archive that says that it holds more than the file does")
         arrays = {}
         for member in members:
-            with archive.open(member) as content:
+            with archive.open(member) as opened:
+                content = cast(io.BufferedIOBase, opened)
                 arrays[member.filename.removesuffix(".npy")] = read_array(content)
                 if content.read(1):
                     raise ValueError(f"more in {member.filename} than its array")

@@ -278,8 +278,7 @@ def _require_plain(folder: Path) -> None:
                 "the checkpoints have a file that no checkpoint has",
                 got=f"{path}, which is a link, a pipe, a device or far too large",
                 expected="folders and plain files, as a run writes them",
-                write=f"rm {path}, and the same run with resume=True (--resume): it goes on from "
-                "the last whole checkpoint",
+                write="rm THAT_FILE, and the same run with resume=True (--resume)",
             )
 
 

@@ -131,7 +131,7 @@ def reading(
     path: str | os.PathLike[str],
     *,
     expected: str,
-    write: str,
+    write: str | None = None,
     kind: type[InnerloopError] = RunError,
 ) -> Iterator[None]:
     """A context in which any error of reading or understanding a file becomes one of ours.
@@ -143,7 +143,7 @@ def reading(
         problem: What is wrong, for the error.
         path: The file.
         expected: What it should be, for the error.
-        write: The cure, for the error.
+        write: The cure, for the error, if there is one.
         kind: The class of the error.
     """
     try:
@@ -162,8 +162,7 @@ def require_text_name(path: str | os.PathLike[str]) -> None:
         raise RunError(
             "the name of this folder is not UTF-8",
             got=ascii(name),
-            expected="a folder whose name, and those above it, are text",
-            write="another folder, or mv FOLDER ANOTHER with a name in UTF-8",
+            expected="a folder whose name, and the names of those above it, are UTF-8",
         ) from error
 
 

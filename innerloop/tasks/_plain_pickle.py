@@ -236,7 +236,7 @@ def _build_type(kind: _Type, version: Any, order: Any, *rest: Any) -> None:
 
 _BUILDS: dict[type, Callable[..., None]] = {Array: _build_array, _Type: _build_type}
 
-_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
+_INSTRUCTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     **dict.fromkeys(("PROTO", "FRAME"), _nothing),
     **dict.fromkeys(("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"), _push),
     **dict.fromkeys(("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"), _push),

@@ -105,8 +105,7 @@ def inside(folder: Path, name: str) -> Path:
         raise DataError(
             "a name leads out of the folder of the data",
             got=f"{name!r} in {folder}",
-            expected="the name of a file or a folder in it",
-            write="the published lists; or names without / at the beginning and without ..",
+            expected="the name of a file or folder in it, without / at the beginning or any ..",
         )
     return folder / path
 

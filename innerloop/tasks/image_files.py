@@ -105,8 +105,8 @@ def _read(files: Sequence[Path], size: int) -> np.ndarray:
         raise DataError(
             "the images do not fit into memory",
             got=f"{len(files)} images of {size} × {size} pixels",
-            expected="images that fit into the memory of this machine",
-            write="image_folder(folder, size=84), or fewer classes by names=",
+            expected="images that fit into the memory of this machine: a smaller size, or fewer "
+            "classes by names=",
         ) from error
     with ThreadPoolExecutor() as pool:  # Pillow decodes and scales without holding Python's lock
         for i, image in enumerate(pool.map(pixels, files)):

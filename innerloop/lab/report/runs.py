@@ -207,7 +207,8 @@ def _require_by_task(arrays: dict[str, np.ndarray]) -> None:
 
 def _trials(folder: RunFolder, name: str) -> Trials:
     content = folder.read_json(name, _TRIALS)
-    trials = Trials(*(content["settings"][each] for each in _SETTINGS), content["families"])
+    numbers_of = {each: content["settings"][each] for each in _SETTINGS}
+    trials = Trials(**numbers_of, families=content["families"])
     shapes = {"final": (3,), "area": (3,), "curve": (3, trials.steps + 1)}
     with folder.reading(name):
         if not (trials.families and all(trials.families.values())):
