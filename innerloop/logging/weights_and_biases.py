@@ -71,8 +71,8 @@ class WeightsAndBiases(Logger):
         with reading(
             "the steps that Weights & Biases has are not known",
             self._memory,
-            expected="a file as this logger writes it; without it, the run goes on as another one of "
-            "Weights & Biases",
+            expected="a file as this logger writes it; without it, the run goes on as another one "
+            "of Weights & Biases",
         ):
             return read_json(self._memory, _MEMORY)
 

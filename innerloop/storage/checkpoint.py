@@ -270,13 +270,13 @@ class CheckpointFolder:
 
 def _require_plain(folder: Path) -> None:
     """Raise `RunError` for what Orbax, which opens everything, would wait for or follow."""
-    for path in folder.rglob("*"):
-        found = path.lstat()
-        small = found.st_size <= _FILE_AT_MOST or path.parent.name == "d"
+    for each in folder.rglob("*"):
+        found = each.lstat()
+        small = found.st_size <= _FILE_AT_MOST or each.parent.name == "d"
         if not (stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and small)):
             raise RunError(
                 "the checkpoints have a file that no checkpoint has",
-                got=f"{path}, which is a link, a pipe, a device or far too large",
+                got=f"{each}, which is a link, a pipe, a device or far too large",
                 expected="folders and plain files, as a run writes them",
                 write="rm THAT_FILE, and the same run with resume=True (--resume)",
             )
