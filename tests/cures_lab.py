@@ -10,6 +10,7 @@ SMALL = (
 RUN = SMALL + "main([*small, '--run', 'run'])\n"
 FILE = "(tmp_path / 'file').write_text('mine')\n"
 NO_FOLDER = "place = tmp_path / 'place'\nplace.write_text('a file where the folder should be')\n"
+PIPES = "import os, subprocess\nfrom pathlib import Path\n"
 
 CASES = [
     Case(
@@ -45,6 +46,39 @@ CASES = [
         ),
         given=NO_FOLDER + "from innerloop.logging import JsonLines\n"
         "checkpoints = Checkpoints(tmp_path / 'run', every=1)",
+        full=True,
+    ),
+    Case(
+        "logging/json_lines.py: the log cannot be read",
+        "JsonLines(Path('log.jsonl')).__enter__()",
+        (
+            (
+                "rm -r log.jsonl",
+                "subprocess.run(error.write.split(), check=True)\n"
+                "with JsonLines(Path('log.jsonl')):\n    pass",
+            ),
+        ),
+        given=PIPES + "from innerloop.logging import JsonLines\nos.mkfifo('log.jsonl')",
+    ),
+    Case(
+        "storage/lock.py: the lock",
+        "Lock(Path())",
+        (("rm -r lock", "subprocess.run(error.write.split(), check=True)\nLock(Path()).close()"),),
+        given=PIPES + "from innerloop.storage.lock import Lock\nos.mkfifo('lock')",
+    ),
+    Case(
+        "storage/checkpoint.py: the checkpoints have a file",
+        "train(estimator, checkpoints=checkpoints, resume=True)",
+        (
+            (
+                "rm THAT_FILE, and the same run with resume=True (--resume)",
+                "subprocess.run(['rm', strange], check=True)\n"
+                "train(estimator, checkpoints=checkpoints, resume=True)",
+            ),
+        ),
+        given=PIPES + "checkpoints = Checkpoints(tmp_path / 'run', every=1)\n"
+        "train(estimator, checkpoints=checkpoints)\n"
+        "strange = tmp_path / 'run' / 'pipe'\nos.mkfifo(strange)",
         full=True,
     ),
     Case(

@@ -1,5 +1,6 @@
 """The command line, in process: what it writes, and one line with the cure for each bad input."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from quick import without
 from innerloop.errors import RunError
 from innerloop.lab.cli import main
 from innerloop.lab.run_folder import RunFolder
+from innerloop.training import Stopped
 
 # Where the groups are honoured, one worker makes the run that the tests share.
 pytestmark = pytest.mark.xdist_group("cli")
@@ -462,6 +464,99 @@ def test_a_folder_that_holds_a_run_is_refused(sinusoid_run, capsys):
 def test_evaluate_without_a_run_is_refused(tmp_path, capsys):
     assert "no run" in refused(capsys, tmp_path, "evaluate", tmp_path)
     assert "no run" in refused(capsys, tmp_path, "evaluate", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*SINUSOID, "--run", ""],
+        [*SINUSOID, "--run="],
+        ["train", "omniglot", "--data", ""],
+        [*SINUSOID, "--pretrained", ""],
+        ["report", ""],
+        ["demo", "--folder", ""],
+    ],
+)
+def test_an_empty_argument_is_no_path(arguments, tmp_path, capsys):
+    """An empty path is the current folder, and a variable of a shell may have no value."""
+    assert "an argument is empty" in refused(capsys, tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        *("--steps", "--batch", "--validate-every", "--validation-tasks", "--test-tasks"),
+        *("--chunk", "--save-every", "--per-call", "--shots", "--inner-steps", "--test-steps"),
+        *("--width", "--train-shots", "--devices"),
+    ],
+)
+def test_counts_beyond_any_machine_are_refused(flag, tmp_path, capsys):
+    error = refused(capsys, tmp_path, *SINUSOID, flag, 10**10, "--run", tmp_path / "run")
+    assert flag.strip("-") in error.replace("_", "-")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--memory", "1KiB"), "smaller than what the trainer keeps"),
+        pytest.param(("--batch", 2**31 - 1), "more memory than there is", marks=pytest.mark.full),
+    ],
+)
+@pytest.mark.parametrize("run", ["deep/run", "mine"])
+def test_a_run_that_is_refused_before_its_first_step_leaves_nothing(
+    flags, named, run, tmp_path, capsys
+):
+    (tmp_path / "mine").mkdir()
+    assert named in refused(capsys, tmp_path, *SINUSOID, *flags, "--run", tmp_path / run)
+
+
+def test_a_run_without_its_config_is_noticed(sinusoid_run, tmp_path, capsys):
+    run = shutil.copytree(sinusoid_run, tmp_path / "run")
+    (run / "config.json").unlink()
+    assert "already holds a run" in refused(capsys, tmp_path, *SINUSOID, "--run", run)
+    with pytest.warns(UserWarning, match=r"without its config\.json: it is made anew"):
+        main([*SINUSOID, "--run", str(run), "--resume"])
+    assert read(run / "config.json")["config"]["steps"] == 4
+
+
+def test_a_finished_run_that_is_resumed_shows_its_steps(sinusoid_run, tmp_path, capsys):
+    """Also where its log is damaged, which the run then mends."""
+    run = shutil.copytree(sinusoid_run, tmp_path / "run")
+    whole = (run / "log.jsonl").read_text()
+    (run / "log.jsonl").write_text('{"step": "soon"}\n' + whole)
+    assert "makes the file anew" in refused(capsys, tmp_path, "report", run)
+    main([*SINUSOID, "--run", str(run), "--resume"])
+    shown = capsys.readouterr().out
+    assert "4/4" in shown and "0/4" not in shown
+    assert [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] == [
+        json.loads(line) for line in whole.splitlines()
+    ]
+
+
+def test_a_demo_that_is_stopped_tells_the_command_that_goes_on(tmp_path, capsys, monkeypatch):
+    asked, command = [], ["innerloop", "demo", "--folder", "my runs"]
+
+    def stopped(experiment, run):
+        asked.append((experiment, run))
+        raise Stopped(signal.SIGTERM, 4)
+
+    monkeypatch.setattr("innerloop.lab.experiments.train.train", stopped)
+    for _ in range(2):  # The second time the command of the first.
+        with pytest.raises(SystemExit) as caught:
+            main(command[1:])
+        assert caught.value.code == 128 + signal.SIGTERM
+        error = capsys.readouterr().err
+        assert "stopped by signal 15 at outer step 4, which is saved" in error
+        if len(asked) == 1:
+            command = shlex.split(error.split("; ")[1].split(" goes on")[0])
+            assert command[0] == "innerloop"
+    (first, run), (again, same) = asked
+    assert run == same and again == dataclasses.replace(first, resume=True)
+
+
+def test_a_run_whose_name_is_no_text_is_refused(tmp_path, capsys):
+    run = os.fsencode(tmp_path) + b"/\xff"
+    assert "not UTF-8" in refused(capsys, tmp_path, *SINUSOID, "--run", os.fsdecode(run))
 
 
 @pytest.mark.parametrize("arguments", ["--tasks 0", "--steps -1", "--shots 0"])

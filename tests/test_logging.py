@@ -1,7 +1,9 @@
 """Loggers: what they write, how they go on after a cut, what they say without their package."""
 
+import errno
 import json
 import math
+import os
 import sys
 import time
 
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from faulty import full_disk
 
 import innerloop as il
 from innerloop.errors import RunError
@@ -26,7 +29,7 @@ def progress(step, steps=2, *, loss=0.5, accuracy=None):
         evaluation = il.training.Evaluation(mean, interval, 3)
     losses = np.full(steps, loss, np.float32)
     metrics = {"loss": losses, "gradient_norm": np.arange(steps, dtype=np.float32)}
-    system = {"step_seconds": 0.25}
+    system = {"step_seconds": 0.25, "compile_seconds": 1.0, "peak_memory_bytes": 2.0**20}
     return il.training.Progress(step, metrics, 1.23456, evaluation, False, {}, None, system)
 
 
@@ -53,6 +56,8 @@ def test_scalars_are_flat_numbers():
         "validation/accuracy/interval_95": 0.01,
         "validation/loss/interval_95": 0.01,
         "system/step_seconds": 0.25,
+        "system/compile_seconds": 1.0,
+        "system/peak_memory_bytes": 2.0**20,
     }
     assert all(type(value) is float for value in flat.values())
     assert not any(name.startswith("validation") for name in il.logging.scalars(progress(4)))
@@ -65,7 +70,7 @@ def test_a_record_has_every_loss_and_the_validation_after_every_inner_step():
         "loss": 0.5,
         "gradient_norm": 0.5,
         "losses": [0.5, 0.5],
-        "system": {"step_seconds": 0.25},
+        "system": progress(4).system,
         "validation": {
             "tasks": 3,
             "mean": {"accuracy": [0.2, 0.9], "loss": [2.0, 1.0]},
@@ -163,11 +168,8 @@ def test_lines_that_come_again_are_taken_back(tmp_path):
 
 
 def test_a_full_disk_is_a_run_error(tmp_path):
-    """A real one: /dev/full refuses every write."""
-    (tmp_path / "log.jsonl").symlink_to("/dev/full")
     log = il.logging.JsonLines(tmp_path / "log.jsonl")
-    log._step = 0
-    with pytest.raises(RunError, match="No space left on device"):
+    with full_disk(), pytest.raises(RunError, match=os.strerror(errno.EFBIG)):
         logged(log, progress(2))
 
 

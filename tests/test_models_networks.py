@@ -8,6 +8,7 @@ import pytest
 from innerloop import models
 from innerloop.errors import StructureError
 from innerloop.problem import Examples, subset
+from innerloop.tasks.images import as_unit_interval
 
 IMAGE = (4, 8, 8, 1)
 networks = {
@@ -50,9 +51,19 @@ def test_outputs_follow_the_parameters(name, dtype):
     assert model.normalisation == normalisation
     params = cast(start(model), dtype)
     assert set(params) == {"body", "head"}
-    for x in (images(*IMAGE), np.zeros(IMAGE, np.uint8)):
-        outputs = apply(model, params, x)
-        assert outputs.shape == (4, 3) and outputs.dtype == dtype and jnp.isfinite(outputs).all()
+    outputs = apply(model, params, images(*IMAGE))
+    assert outputs.shape == (4, 3) and outputs.dtype == dtype and jnp.isfinite(outputs).all()
+
+
+@every_network
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_whole_numbers_are_refused_and_the_cure_gives_what_training_had(name, dtype):
+    model, _ = networks[name]
+    pixels = np.arange(np.prod(IMAGE)).reshape(IMAGE).astype("uint8")
+    with pytest.raises(StructureError, match=r"may be pixels.*astype\(float\) / 255"):
+        model.apply(start(model), pixels.astype(dtype), None, None)
+    trained = np.asarray(as_unit_interval(jnp.asarray(pixels)))
+    np.testing.assert_allclose(pixels.astype(dtype).astype(float) / 255, trained, rtol=1e-6)
 
 
 @every_network

@@ -286,7 +286,7 @@ def test_runs_of_different_metrics_share_no_axes(tmp_path):
 def test_tasks_that_are_not_finite_are_counted(tmp_path, astray):
     run = make_run(tmp_path / "run", losses=6)
     folder = RunFolder.open(run)
-    arrays = folder.read_arrays("test_tasks.npz")
+    arrays = {name: x.copy() for name, x in folder.read_arrays("test_tasks.npz").items()}
     arrays["accuracy"][:astray, 1:] = np.nan
     arrays["accuracy"][0, -1] = np.inf
     folder.write_arrays("test_tasks.npz", arrays)

@@ -1,12 +1,17 @@
 """Arrays are built once, and a cache that is damaged or cannot be written does no harm."""
 
+import functools
+import shutil
+
 import numpy as np
 import pytest
+from faulty import full_disk
 
 from innerloop.tasks import files
-from innerloop.tasks.files import cached_array
 
 ARRAY = np.arange(10_000, dtype=np.uint8).reshape(100, 100)
+
+cached_array = functools.partial(files.cached_array, shape=(None, 100))
 
 
 @pytest.fixture
@@ -60,14 +65,26 @@ def test_a_flipped_bit_is_noticed(cache):
     np.testing.assert_array_equal(cached_array("name", Build()), ARRAY)
 
 
-def test_an_interrupted_write_leaves_nothing_behind(cache, monkeypatch):
-    def full_disk(content, **arrays):
-        content.write_bytes(b"half")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(files.np, "savez", full_disk)
-    np.testing.assert_array_equal(cached_array("name", Build()), ARRAY)
+def test_an_interrupted_write_leaves_nothing_behind(cache):
+    with full_disk():
+        np.testing.assert_array_equal(cached_array("name", Build()), ARRAY)
     assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "other", [ARRAY.astype("f4"), ARRAY.astype("i1"), ARRAY[:, :50], ARRAY[0], ARRAY[None]]
+)
+def test_an_array_of_another_type_or_shape_is_not_believed(cache, other):
+    cached_array("name", Build())
+    with (cache / "name.npz").open("wb") as file:
+        np.savez(file, name=other)
+    np.testing.assert_array_equal(cached_array("name", Build()), ARRAY)
+
+
+def test_the_array_of_another_name_is_not_believed(cache):
+    cached_array("first", Build(ARRAY + 1))
+    shutil.copy(cache / "first.npz", cache / "second.npz")
+    np.testing.assert_array_equal(cached_array("second", Build()), ARRAY)
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):

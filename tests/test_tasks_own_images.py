@@ -3,9 +3,9 @@
 Small folders and pickles in exactly those forms stand for the real ones.
 """
 
+import os
 import pickle
 from functools import partial
-from pathlib import Path
 
 import jax
 import jaxtyping
@@ -15,7 +15,6 @@ from PIL import Image
 
 import innerloop as il
 from innerloop.tasks import image_files
-from innerloop.tasks._mini_imagenet import _pickled
 
 PARTS = {"train": ["n03", "n01", "n07"], "val": ["n02", "n04"], "test": ["n05", "n06"]}
 NAMES = [name for part in PARTS.values() for name in part]
@@ -188,22 +187,6 @@ def test_damaged_pickles_are_named_with_the_cure(pickled, damage, message):
         il.tasks.mini_imagenet(data=pickled)
 
 
-def test_a_pickle_runs_nothing(tmp_path):
-    made = tmp_path / "made by the pickle"
-
-    class Trap:
-        def __reduce__(self):
-            return Path.touch, (made,)
-
-    path = tmp_path / "trap.pkl"
-    path.write_bytes(pickle.dumps({"image_data": Trap(), "class_dict": {}}))
-    with pytest.raises(il.errors.DataError, match=r"calls pathlib\..*from a source that you trust"):
-        _pickled(path)
-    assert not made.exists()
-    pickle.loads(path.read_bytes())
-    assert made.exists()
-
-
 @pytest.mark.parametrize("load", [il.tasks.mini_imagenet, il.tasks.cifar_fs])
 def test_no_folder_is_named_with_what_it_should_hold(load, tmp_path):
     with pytest.raises(il.errors.DataError, match=r"not downloaded.*data=.*INNERLOOP_DATA"):
@@ -234,13 +217,89 @@ def test_a_folder_for_each_class(tmp_path):
             save(tmp_path / name / f"{example}.png", picture(name, example, 9, 7))
     (tmp_path / "n01" / "notes.txt").write_text("no image")
     (tmp_path / ".hidden").mkdir()
-    classes = il.tasks.image_folder(tmp_path, size=8)
+    with pytest.warns(UserWarning, match=r"1 files in .*n01 are left out.*notes\.txt"):
+        classes = il.tasks.image_folder(tmp_path, size=8)
     assert classes.images.shape == (2, 5, 8, 8, 3)
     assert classes.counts.tolist() == [3, 5]
     assert np.asarray(classes.images[1, 4, 0, 0]).tolist() == colour("n02", 4).tolist()
     assert not classes.images[0, 3:].any()
     with pytest.raises(il.errors.DataError, match=r"no folders in .*notes"):
         il.tasks.image_folder(tmp_path / "n01" / "notes.txt", size=8)
+
+
+def of_one_file(folder):
+    """The pixels of a folder with one class and one image, 2 × 2."""
+    return np.asarray(il.tasks.image_folder(folder, size=2).images[0, 0]).astype(int)
+
+
+# A bright corner, which tells the turns apart.
+CORNER = np.array([[250, 10], [20, 30]], np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_a_viewer_turns_it(orientation, tmp_path):
+    """The eight orientations of the EXIF standard: the row and the column that are shown first."""
+    shown = {
+        1: CORNER,
+        2: CORNER[:, ::-1],
+        3: CORNER[::-1, ::-1],
+        4: CORNER[::-1],
+        5: CORNER.T,
+        6: CORNER[::-1].T,
+        7: CORNER[::-1, ::-1].T,
+        8: CORNER[:, ::-1].T,
+    }
+    image, exif = Image.fromarray(CORNER), Image.Exif()
+    exif[274] = orientation
+    (tmp_path / "a").mkdir()
+    image.save(tmp_path / "a" / "x.png", exif=exif)
+    assert of_one_file(tmp_path)[:, :, 0].tolist() == shown[orientation].tolist()
+
+
+WIDE = np.array([[0, 256], [32_768, 65_535]], np.uint16)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "TIFF"])
+def test_sixteen_bits_keep_the_upper_eight(suffix, tmp_path):
+    save(tmp_path / "a" / f"x.{suffix}", WIDE)
+    expected = np.array([[0, 1], [128, 255]])
+    assert of_one_file(tmp_path).tolist() == np.repeat(expected[:, :, None], 3, 2).tolist()
+
+
+def test_pixels_of_unknown_range_are_refused(tmp_path):
+    save(tmp_path / "a" / "x.tif", WIDE.astype(np.float32))
+    with pytest.raises(il.errors.DataError, match=r"32 bits.*1, 8 or 16 bits"):
+        of_one_file(tmp_path)
+
+
+def test_folders_of_equal_names_sizes_and_times_are_apart(tmp_path):
+    """A copy with other pixels, and one that takes the place of the first."""
+    first, second = tmp_path / "one" / "a" / "x.bmp", tmp_path / "two" / "a" / "x.bmp"
+    for path, pixels in ((first, CORNER), (second, CORNER[::-1])):
+        save(path, pixels)
+        os.utime(path, ns=(10**18, 10**18))
+    assert of_one_file(tmp_path / "one")[0, 0, 0] == 250
+    assert of_one_file(tmp_path / "two")[0, 0, 0] == 20
+    os.replace(second, first)
+    assert of_one_file(tmp_path / "one")[0, 0, 0] == 20
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc", "a/../../b", "..", ""])
+def test_names_do_not_lead_out_of_the_folder(name, tmp_path, listed, cifar):
+    with pytest.raises(il.errors.DataError, match="leads out of the folder"):
+        il.tasks.image_folder(tmp_path, 8, names=[name])
+    if name:
+        (listed / "val.csv").write_text(f"filename,label\n{name}.jpg,n02\n{name},n02\n")
+        (cifar / "splits" / "bertinetto" / "val.txt").write_text(f"{name}\n")
+        for load, data in ((il.tasks.mini_imagenet, listed), (il.tasks.cifar_fs, cifar)):
+            with pytest.raises(il.errors.DataError, match="leads out of the folder"):
+                load(data=data)
+
+
+@pytest.mark.parametrize("size", [4097, 10**12])
+def test_sizes_that_no_image_has_are_refused(size, tmp_path):
+    with pytest.raises(il.errors.StructureError, match="from 1 to 4096"):
+        il.tasks.image_folder(tmp_path, size)
 
 
 @pytest.mark.parametrize(

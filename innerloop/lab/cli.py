@@ -1,14 +1,12 @@
 """The command line: `innerloop train EXPERIMENT`, `innerloop report RUN`, `innerloop demo`, …"""
 
-import contextlib
 import functools
-import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +18,13 @@ from rich.console import Console
 from innerloop import diagnostics
 from innerloop.devices.processes import is_first, join
 from innerloop.errors import InnerloopError, RunError, StructureError
+from innerloop.lab.ending import (
+    last_words,
+    leave,
+    more_than_there_is,
+    one_line_each,
+    refuse_empty,
+)
 from innerloop.lab.experiments import evaluation
 from innerloop.lab.experiments import train as training
 from innerloop.lab.experiments.base import Experiment
@@ -28,9 +33,10 @@ from innerloop.lab.experiments.printing import print_test, print_trials
 from innerloop.lab.experiments.table import EXPERIMENTS, experiment_name
 from innerloop.lab.plots import error_against_cost
 from innerloop.lab.report import write_report
+from innerloop.storage.compiled import keep_compiled
+from innerloop.storage.files import require_text_name
 from innerloop.tasks.files import cache_folder
-from innerloop.training import Stopped
-from innerloop.training.signals import Terminated, own_process
+from innerloop.training.signals import own_process
 
 
 def _chosen_among(kinds: Mapping[str, type[Experiment]]) -> Any:
@@ -111,7 +117,8 @@ def _train(experiment: Experiment) -> None:
     if not is_first():
         training.train(experiment, run)
         return
-    print(f"{name}: run folder {run}")
+    require_text_name(run)
+    print(f"{name}: run folder {run}", flush=True)
     result = training.train(experiment, run)
     print_test(result["test"], result["normalisation"])
     if result["plan"] is not None:
@@ -217,7 +224,14 @@ def demo(folder: Path = Path("runs")) -> None:
     """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for name in ("sinusoid", "digits"):
-        _train(EXPERIMENTS[name](run=folder / f"demo-{stamp}" / name))
+        run = folder / f"demo-{stamp}" / name
+        try:
+            _train(EXPERIMENTS[name](run=run))
+        except KeyboardInterrupt as error:
+            error.add_note(
+                f"; innerloop train {name} --run {shlex.quote(str(run))} --resume goes on"
+            )
+            raise
 
 
 COMMANDS = (train, evaluate, report, check, compare, plan, demo)
@@ -237,6 +251,11 @@ def _later(command: Callable[..., None]) -> Callable[..., Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. An error of the library is one line on standard error, and exit status 2."""
+    try:
+        refuse_empty(sys.argv[1:] if arguments is None else arguments)
+    except StructureError as error:
+        print(f"innerloop: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     command = tyro.extras.subcommand_cli_from_dict(
         {command.__name__: _later(command) for command in COMMANDS},
         prog="innerloop",
@@ -245,10 +264,10 @@ def main(arguments: list[str] | None = None) -> None:
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
     own = arguments is None  # Otherwise the process belongs to a program or a test.
-    goes_on = "; --run and --resume go on from the last save" * (command.func is train)
+    goes_on = _GOES_ON.get(command.func, "")
     if own:
-        _keep_compiled()
-        _one_line_each(goes_on)
+        keep_compiled(cache_folder() / "compiled")
+        one_line_each(goes_on)
         own_process(f"innerloop: ended at once by a second signal{goes_on}")
     try:
         command()
@@ -260,62 +279,17 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (InnerloopError, KeyboardInterrupt) as error:
-        message, status = _last_words(error, goes_on)
+        message, status = last_words(error, goes_on)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        message, status = last_words(more_than_there_is(error), goes_on)
     if own:
-        _leave(message, status)
+        leave(message, status)
     print(message, file=sys.stderr)
     raise SystemExit(status)
 
 
-def _last_words(error: BaseException, goes_on: str) -> tuple[str, int]:
-    """The message about the error that ended a command, and the exit status."""
-    if isinstance(error, InnerloopError):
-        return f"innerloop: {error}", 2
-    if isinstance(error, Stopped):
-        message = f"innerloop: stopped {error}; --run and --resume go on with it"
-        return message, 128 + error.signal
-    number = error.signal if isinstance(error, Terminated) else signal.SIGINT
-    return f"innerloop: stopped{goes_on}", 128 + number
-
-
-def _leave(message: str, status: int) -> None:
-    """End the process at once: a compilation or a save in another thread may still run."""
-    print(message, file=sys.stderr, flush=True)
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-    os._exit(status)
-
-
-def _keep_compiled() -> None:
-    """Keep compiled programs on disk, so that the second start compiles little.
-
-    This includes those that compile in less than a second, which JAX leaves out: a run has a
-    hundred of them. Environment variables of JAX take precedence.
-    """
-    settings = {
-        "jax_compilation_cache_dir": str(cache_folder() / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-    }
-    for name, value in settings.items():
-        if name.upper() not in os.environ:
-            jax.config.update(name, value)
-
-
-def _one_line_each(goes_on: str) -> None:
-    """Print warnings on one line, and leave out what Orbax prints of an error that is raised too.
-
-    A signal that arrives where Python cannot raise it ends the process with one line.
-    """
-    warnings.formatwarning = lambda message, *_, **__: f"innerloop: {message}\n"
-    for logger in ("absl", "asyncio"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL)
-    shown = sys.unraisablehook
-
-    def show(unraisable):
-        # A signal that arrives while Python clears up ends there, and the command would go on.
-        if isinstance(unraisable.exc_value, KeyboardInterrupt):
-            _leave(*_last_words(unraisable.exc_value, goes_on))
-        if str(unraisable.exc_value) != "Event loop is closed":  # From threads of Orbax.
-            shown(unraisable)
-
-    sys.unraisablehook = show
+_GOES_ON = {
+    train: "; --run and --resume go on from the last save",
+    demo: "; innerloop train EXPERIMENT --run RUN --resume goes on with the run folder above",
+}
+"""How a command goes on that a signal has ended."""

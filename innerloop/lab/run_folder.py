@@ -1,26 +1,47 @@
 """The folder of a run: config, log, best meta-parameters, results. Every file is written whole."""
 
 import contextlib
+import hashlib
+import io
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from innerloop.errors import InnerloopError, RunError
-from innerloop.storage.files import read_json_lines, strict_json, write_whole, writing
-from innerloop.storage.lock import locked
+from innerloop.errors import RunError
+from innerloop.logging.records import LINE
+from innerloop.storage.arrays import read_arrays, write_arrays
+from innerloop.storage.files import (
+    plain_file,
+    read_bytes,
+    read_json,
+    read_json_lines,
+    reading,
+    require_text_name,
+    strict_json,
+    write_whole,
+    writing,
+)
+from innerloop.storage.kinds import Kind, anything, by_name, fields, text
+from innerloop.storage.lock import Lock, locked
+from innerloop.trees import tree_bytes
 
 CONFIG, LOG, META, RESULT = "config.json", "log.jsonl", "best.eqx", "result.json"
-TEST_TASKS = "test_tasks.npz"
+TEST_TASKS, CHECKPOINTS = "test_tasks.npz", "checkpoints"
+
+_SEAL = b"sha256 %s\n"
+_SEAL_BYTES = len(_SEAL) - 2 + 64
+_BEGUN = fields({"experiment": text, "config": by_name(anything)}, rest=anything)
 
 
 class RunFolder:
@@ -30,7 +51,7 @@ class RunFolder:
     - `log.jsonl`: one line per call to the device: step, seconds, mean metrics, the loss of each
       outer step, system figures, validation
     - `checkpoints/`: the training state, from which a run is resumed
-    - `best.eqx`: the best meta-parameters by validation
+    - `best.eqx`: the best meta-parameters by validation, as Equinox writes leaves, and a checksum
     - `result.json`: the test evaluation with config, seed, versions, device and cost
     - `test_tasks.npz`: every metric of every test task, `(tasks, inner steps + 1)`
     - `*.png`: figures
@@ -39,7 +60,9 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self._lock: TextIO | None = None
+        self._lock: Lock | None = None
+        self._new = False
+        self._made: list[Path] = []
 
     @staticmethod
     def begin(
@@ -57,23 +80,35 @@ class RunFolder:
             RunError: If the folder is unwritable, holds a run that is not to be resumed, or one of
                 another experiment or of other settings, or if another process writes to it.
         """
-        folder = RunFolder(path)
-        if os.path.exists(path / CONFIG):  # Unlike Path.exists, False without permission to look.
+        require_text_name(path)
+        folder, begun = RunFolder(path), os.path.lexists(path / CONFIG)
+        if begun:
             folder._refuse_another(config)
-            if may_change is None:
-                raise RunError(
-                    "this folder already holds a run",
-                    got=str(path),
-                    expected="a folder without a run",
-                    write=f"--resume, or --run {path}-2",
-                )
-            folder._refuse_changes(config, may_change)
+        held = [name for name in (CONFIG, LOG, META, RESULT, CHECKPOINTS) if folder.has(name)]
+        if held and may_change is None:
+            raise RunError(
+                "this folder already holds a run",
+                got=f"{path}, with {held[0]}",
+                expected="a folder without a run",
+                write=f"--resume, or --run {path}-2",
+            )
+        if begun:
+            folder._refuse_changes(config, may_change or ())
+        elif held:
+            warnings.warn(
+                f"{path} holds a run without its {CONFIG}: it is made anew from the settings of "
+                "this command, and nobody can tell whether the run began with them",
+                stacklevel=2,
+            )
         with folder.writing():
+            folder._new = not held
+            folder._made = [each for each in (path, *path.parents) if not os.path.lexists(each)]
             path.mkdir(parents=True, exist_ok=True)
             folder._lock = locked(path)  # Before anything is written: another process may write.
         try:
             folder.write_json(CONFIG, config)  # A resumed run may have changed some settings.
         except BaseException:
+            folder.discard()
             folder.close()
             raise
         return folder
@@ -81,7 +116,8 @@ class RunFolder:
     @staticmethod
     def open(path: Path) -> "RunFolder":
         """Open a run to read it. Raises `RunError` if there is none."""
-        if not os.path.exists(path / CONFIG):
+        require_text_name(path)
+        if not os.path.lexists(path / CONFIG):
             raise RunError(
                 "there is no run in this folder",
                 got=str(path),
@@ -90,10 +126,8 @@ class RunFolder:
         return RunFolder(path)
 
     def _refuse_another(self, config: dict[str, Any]) -> None:
-        theirs = None
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            theirs = json.loads((self.path / CONFIG).read_text()).get("experiment")
-        if theirs not in (None, config.get("experiment")):
+        theirs = self.read_config()["experiment"]
+        if theirs != config.get("experiment"):
             raise RunError(
                 "this folder holds a run of another experiment",
                 got=f"{config.get('experiment')} in {self.path}",
@@ -123,62 +157,87 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
 
+    def discard(self) -> None:
+        """Remove what `begin` made, if the run took no step; a folder that was there stays."""
+        checkpoints = self.path / CHECKPOINTS
+        saved = [each.name for each in checkpoints.iterdir()] if checkpoints.is_dir() else []
+        if not self._new or self.has(LOG) or set(saved) - {"lock"}:
+            return
+        for file in (CONFIG, f"{CHECKPOINTS}/lock", "lock"):
+            with contextlib.suppress(OSError):
+                (self.path / file).unlink()
+        for folder in (checkpoints, *self._made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # Only an empty one can be removed.
+
     def require_writable(self) -> None:
         """Raise `RunError` now if `write_json` would raise it later."""
-        probe = self._write("probe.tmp", lambda temporary: temporary.write_text("probe\n"))
+        probe = self._write("probe.tmp", lambda file: file.write(b"probe\n"))
         probe.unlink(missing_ok=True)
 
     def has(self, name: str) -> bool:
         """Whether the folder has a file of this name."""
-        return (self.path / name).exists()
+        return os.path.lexists(self.path / name)
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """The content of a JSON file such as `config.json`. Raises `RunError` if damaged."""
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file. Raises `RunError` if it cannot be read."""
         with self.reading(name):
-            content = json.loads((self.path / name).read_text())
-            if not isinstance(content, dict):
-                raise ValueError("not an object with names")
-            return content
+            return read_bytes(self.path / name)
+
+    def read_json(self, name: str, kind: Kind = by_name(anything)) -> Any:
+        """A JSON file such as `config.json`, as a kind of `storage.kinds`.
+
+        Raises:
+            RunError: If it cannot be read, or is not of this kind.
+        """
+        with self.reading(name):
+            return read_json(self.path / name, kind)
 
     def read_config(self) -> dict[str, Any]:
         """The experiment's name, and its config by field. Raises `RunError` if damaged."""
-        content = self.read_json(CONFIG)
-        with self.reading(CONFIG):
-            kinds = [type(content.get(name)) for name in ("experiment", "config")]
-            if kinds != [str, dict]:
-                raise ValueError("no experiment and config")
-        return content
+        return self.read_json(CONFIG, _BEGUN)
 
     def write_json(self, name: str, content: Any) -> Path:
         """Write a JSON file as a whole."""
         text = strict_json(content, indent=2) + "\n"
-        return self._write(name, lambda temporary: temporary.write_text(text))
+        return self._write(name, lambda file: file.write(text.encode()))
 
     def read_log(self) -> list[dict[str, Any]]:
         """The lines of the log, as `read_json_lines`. Raises `RunError` if it cannot be read."""
         with self.reading(LOG):
-            return read_json_lines(self.path / LOG)
+            return read_json_lines(self.path / LOG, LINE)
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray]:
         """The arrays of a file such as `test_tasks.npz`. Raises `RunError` if damaged."""
-        with self.reading(name), np.load(self.path / name, allow_pickle=False) as arrays:
-            return dict(arrays)
+        with self.reading(name), plain_file(self.path / name) as file:
+            return read_arrays(file)
 
     def write_arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> Path:
-        """Write named arrays as a whole, compressed."""
-        write: Callable[..., Any] = np.savez_compressed
-        return self._write(name, lambda temporary: write(temporary, **arrays))
+        """Write named arrays as a whole."""
+        return self._write(name, lambda file: write_arrays(file, arrays))
 
     def save_meta(self, meta: PyTree) -> Path:
-        """Write the best meta-parameters."""
-        return self._write(META, lambda temporary: eqx.tree_serialise_leaves(temporary, meta))
+        """Write the best meta-parameters, and a checksum behind them."""
+        leaves = io.BytesIO()
+        eqx.tree_serialise_leaves(leaves, meta)
+        content = leaves.getvalue()
+        return self._write(META, lambda file: file.write(content + _seal(content)))
 
     def load_meta(self, like: PyTree) -> PyTree:
         """The best meta-parameters, in the structure of `like`. Raises `RunError` if damaged."""
         with self.reading(META):
-            return eqx.tree_deserialise_leaves(self.path / META, like)
+            headers = 1024 * (1 + len(jax.tree.leaves(like)))
+            whole = read_bytes(self.path / META, at_most=tree_bytes(like) + headers)
+            content, seal = whole[:-_SEAL_BYTES], whole[-_SEAL_BYTES:]
+            if seal != _seal(content):
+                raise ValueError("the checksum is not that of the content")
+            leaves = io.BytesIO(content)
+            meta = eqx.tree_deserialise_leaves(leaves, like)
+            if leaves.read(1):
+                raise ValueError("there are more arrays than the model has")
+            return meta
 
-    def _write(self, name: str, write: Callable[[Path], Any]) -> Path:
+    def _write(self, name: str, write: Callable[[BinaryIO], Any]) -> Path:
         with self.writing():
             return write_whole(self.path / name, write)
 
@@ -187,22 +246,19 @@ class RunFolder:
         cure = "the same command again, once there is (innerloop train goes on with --resume), "
         return writing("the run folder", self.path, write=cure + "or --run ANOTHER/FOLDER")
 
-    @contextlib.contextmanager
-    def reading(self, name: str) -> Iterator[None]:
+    def reading(self, name: str) -> AbstractContextManager[None]:
         """A context in which any error of reading or understanding a file becomes a `RunError`."""
-        try:
-            yield
-        except InnerloopError:
-            raise
-        except Exception as error:  # A damaged file may raise anything.
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise RunError(
-                "the run cannot be read",
-                got=f"{self.path / name}: {reason}",
-                expected="a file as innerloop train wrote it",
-                write="innerloop train with this run's flags and --resume, which makes the file "
-                "anew" + f" once {CONFIG} is deleted" * (name == CONFIG),
-            ) from error
+        return reading(
+            "the run cannot be read",
+            self.path / name,
+            expected="a file as innerloop train wrote it",
+            write="innerloop train with this run's flags and --resume, which makes the file anew"
+            + f" once {CONFIG} is deleted" * (name == CONFIG),
+        )
+
+
+def _seal(content: bytes) -> bytes:
+    return _SEAL % hashlib.sha256(content).hexdigest().encode()
 
 
 def as_flag(name: str, value: Any) -> str:

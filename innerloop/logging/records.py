@@ -4,8 +4,50 @@ from typing import Any
 
 import numpy as np
 
+from innerloop.storage.kinds import (
+    amount,
+    anything,
+    by_name,
+    count,
+    fields,
+    listed,
+    number,
+    numbers,
+)
 from innerloop.training._evaluate import Evaluation
 from innerloop.training._fit import Progress
+
+
+def evaluation(value: Any) -> dict[str, Any]:
+    """The kind of `evaluation_record` in a file: its lists, as arrays, have one length."""
+    content = _EVALUATION(value)
+    mean, interval = content["mean"], content["interval_95"]
+    lengths = {len(each) for each in (*mean.values(), *interval.values())}
+    lengths |= {len(content[name]) for name in ("ece",) if name in content}
+    if mean.keys() != interval.keys() or len(lengths) != 1 or 0 in lengths:
+        raise ValueError("an evaluation is lists of one length, a mean and an interval by name")
+    return content
+
+
+_EVALUATION = fields(
+    {"tasks": count, "mean": by_name(numbers), "interval_95": by_name(numbers)},
+    {"ece": numbers},
+    rest=anything,
+)
+_SYSTEM = fields(
+    {"step_seconds": amount, "compile_seconds": amount, "peak_memory_bytes": amount}, rest=number
+)
+LINE = fields(
+    {"step": count, "seconds": amount},
+    {
+        "losses": numbers,
+        "system": _SYSTEM,
+        "validation": evaluation,
+        "faults": listed(fields({"step": count}, rest=anything)),
+    },
+    rest=number,
+)
+"""The kind of `record` in a file."""
 
 
 def record(progress: Progress) -> dict[str, Any]:

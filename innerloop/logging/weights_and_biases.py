@@ -11,8 +11,11 @@ from innerloop.checks import optional_package
 from innerloop.errors import RunError
 from innerloop.logging.base import Logger, steps_before
 from innerloop.logging.records import scalars
-from innerloop.storage.files import strict_json, write_whole
+from innerloop.storage import kinds
+from innerloop.storage.files import read_json, reading, strict_json, write_text
 from innerloop.training._fit import Progress
+
+_MEMORY = kinds.fields({"id": kinds.text, "step": kinds.count}, rest=kinds.anything)
 
 
 class WeightsAndBiases(Logger):
@@ -57,18 +60,27 @@ class WeightsAndBiases(Logger):
             self._run.log(scalars(progress), step=progress.step)
             self._step = progress.step
             known = json.dumps({"id": self._run.id, "step": self._step})
-            write_whole(self._memory, lambda temporary: temporary.write_text(known))
+            write_text(self._memory, known)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._run is not None:
             self._run.finish(exit_code=0 if kind is None else 1)
             self._run = None
 
+    def _remembered(self) -> dict[str, Any]:
+        with reading(
+            "the steps that Weights & Biases has are not known",
+            self._memory,
+            expected="a file as this logger writes it; without it, the run goes on as another one "
+            "of Weights & Biases",
+        ):
+            return read_json(self._memory, _MEMORY)
+
     def _begin(self, goes_on: bool) -> tuple[Any, int]:
         """The run, and its last step."""
         known = {"id": uuid.uuid4().hex, "step": 0}
-        if goes_on and self._memory.exists():
-            known = json.loads(self._memory.read_text())
+        if goes_on and os.path.lexists(self._memory):
+            known = self._remembered()
         # wandb takes another folder if this one does not exist.
         self._memory.parent.mkdir(parents=True, exist_ok=True)
         try:

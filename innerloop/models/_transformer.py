@@ -193,7 +193,8 @@ def _tokens(inputs: ArrayLike, length: int) -> Integer[Array, "rows positions"]:
         raise StructureError(
             "the transformer's inputs are not tokens",
             got=describe(tokens),
-            expected="integers from 0 to vocabulary - 1",
+            expected="integers from 0 to vocabulary - 1, of an integer type from where they are "
+            "drawn; numbers from 0 to 1 are pixels",
         )
     if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= length:
         raise StructureError(

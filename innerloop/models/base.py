@@ -43,8 +43,12 @@ def model_inputs(
 ) -> Float[Array, "rows ..."]:
     """Inputs in the parameters' dtype, padded rows replaced by zeros.
 
-    The parameters decide the precision, so 8-bit images need no cast by hand. Padding is replaced
-    here because a weight's gradient multiplies activations by zeros otherwise: 0 · NaN is NaN.
+    The parameters decide the precision. Padding is replaced here because a weight's gradient
+    multiplies activations by zeros otherwise: 0 · NaN is NaN.
+
+    Raises:
+        StructureError: If the inputs are whole numbers. Those of an image stand for numbers from 0
+            to 1, others for themselves or for classes, and a network cannot know which.
     """
     if not eqx.is_array_like(inputs):
         raise StructureError(
@@ -52,4 +56,12 @@ def model_inputs(
             got=describe(inputs),
             expected="an array with one row for each example",
         )
-    return blank_rows(jnp.asarray(inputs).astype(dtype), mask)
+    numbers = jnp.asarray(inputs)
+    if jnp.issubdtype(numbers.dtype, jnp.integer):
+        raise StructureError(
+            "the network's inputs are whole numbers, which may be pixels, measurements or classes",
+            got=describe(numbers),
+            expected="real numbers, in the range that they had in training; the library's image "
+            "tasks give pixels as inputs.astype(float) / 255",
+        )
+    return blank_rows(numbers.astype(dtype), mask)

@@ -2,13 +2,12 @@
 
 import math
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from innerloop.arguments import at_least
+from innerloop.arguments import at_least, number
 from innerloop.models.layers import Dense, dense, dense_init
 from innerloop.optimizers.base import LearnedOptimizer, require_like
 from innerloop.optimizers.per_array import per_array
@@ -44,7 +43,7 @@ class CoordinateLSTM(LearnedOptimizer):
 
     width: int = at_least(1, static=True, default=20)
     layers: int = at_least(1, static=True, default=2)
-    scale: float = eqx.field(static=True, default=0.01)
+    scale: float = number(static=True, default=0.01)
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """The weights, which do not depend on `params`."""

@@ -1,12 +1,11 @@
 """Learned optimizers in one file, which any program with innerloop can load."""
 
 import functools
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +17,17 @@ from innerloop.arguments import checked, path
 from innerloop.errors import DataError, StructureError
 from innerloop.optimizers.base import LearnedOptimizer
 from innerloop.optimizers.table import OPTIMIZERS
-from innerloop.storage.files import write_whole, writing
+from innerloop.storage.arrays import read_arrays, write_arrays
+from innerloop.storage.files import plain_file, reading, write_whole, writing
+from innerloop.storage.kinds import anything, by_name, count, fields, text
 
 FORMAT = 1
 _HEADER = "header"
+_HEADERS = fields(
+    {"format": count, "optimizer": text, "settings": by_name(anything)},
+    {"innerloop": text},
+    rest=anything,
+)
 
 
 @checked(path=path())
@@ -48,11 +54,10 @@ def save_optimizer(path: Path | str, learned: LearnedOptimizer, meta: PyTree[Arr
         "meta": _outline(meta, leaves),
     }
     arrays = {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)}
-    content, save = io.BytesIO(), cast(Callable[..., None], np.savez)
-    save(content, **{_HEADER: np.array(json.dumps(header))}, **arrays)
+    arrays |= {_HEADER: np.array(json.dumps(header))}
     path = Path(path)
     with writing("the optimizer", path, write="save_optimizer(ANOTHER/FILE, learned, meta)"):
-        return write_whole(path, lambda temporary: temporary.write_bytes(content.getvalue()))
+        return write_whole(path, lambda file: write_arrays(file, arrays))
 
 
 @checked(path=path())
@@ -70,23 +75,24 @@ def load_optimizer(
             optimizer is unknown to this version.
     """
     named = {kind.__name__: kind for kind in kinds}
-    try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as content:
-            arrays = dict(content)
-        header = json.loads(str(arrays.pop(_HEADER)))
+    with reading(
+        "the optimizer cannot be read",
+        path,
+        expected="a file as save_optimizer writes it",
+        kind=DataError,
+    ):
+        with plain_file(path) as file:
+            arrays = read_arrays(file)
+        header = _HEADERS(json.loads(str(arrays.pop(_HEADER))))
         unknown = _unknown(header, named)
         if unknown is None:
             settings = {name: _from_json(value) for name, value in header["settings"].items()}
             learned = named[header["optimizer"]](**settings)
             meta = _filled(header["meta"], arrays)
             learned(meta)
+            if arrays:
+                raise ValueError(f"arrays that no meta-parameter is: {sorted(arrays)}")
             return learned, meta
-    except Exception as error:  # NumPy, JSON and JAX may raise anything on a damaged file
-        raise DataError(
-            "the optimizer cannot be read",
-            got=f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]}",
-            expected="a file as save_optimizer writes it",
-        ) from error
     saved_by = header.get("innerloop", "unknown")
     raise DataError(
         "this optimizer was saved by another version of innerloop",
@@ -123,8 +129,9 @@ def _outline(tree: PyTree, leaves: list[Any]) -> Any:
 
 
 def _filled(outline: Any, arrays: dict[str, np.ndarray]) -> PyTree:
+    """The tree of an outline, with the arrays taken out of `arrays`."""
     if "array" in outline:  # numpy keeps the bytes of a bfloat16, but not its name
-        return jnp.asarray(arrays[str(outline["array"])].view(jnp.dtype(outline["dtype"])))
+        return jnp.asarray(arrays.pop(str(outline["array"])).view(jnp.dtype(outline["dtype"])))
     ((container, parts),) = outline.items()
     if container == "dict":
         return {name: _filled(part, arrays) for name, part in parts.items()}
@@ -158,4 +165,19 @@ def _from_json(setting: Any) -> Any:
         return setting
     function, keywords = getattr(optax, setting["optax"]), setting["keywords"]
     settings = {name: _from_json(value) for name, value in keywords.items()}
-    return functools.partial(function, **settings) if settings else function
+    direction = functools.partial(function, **settings) if settings else function
+    _require_direction(direction)
+    return direction
+
+
+def _require_direction(direction: Any) -> None:
+    """Raise, whatever it may be, unless this makes a transformation that takes a step."""
+
+    def step(params):
+        made = direction()
+        return made.update(params, made.init(params), params)
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        updates, _ = jax.eval_shape(step, jax.ShapeDtypeStruct((2,), jnp.float32))
+    if updates.shape != (2,):
+        raise ValueError("the direction changes the shape of an update")

@@ -1,12 +1,11 @@
 """A small network that computes the update of each parameter from its features."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from innerloop.arguments import at_least, between, each
+from innerloop.arguments import at_least, between, each, number
 from innerloop.models import Model, mlp
 from innerloop.optimizers.base import LearnedOptimizer, network_of
 from innerloop.optimizers.per_array import averaged, averages, normalised, per_array
@@ -54,8 +53,8 @@ class SmallMLP(LearnedOptimizer):
     width: int = at_least(1, static=True, default=32)
     decays: tuple[float, ...] = each(DECAY, static=True, default=(0.5, 0.9, 0.99, 0.999))
     second_decays: tuple[float, ...] = each(DECAY, static=True, default=(0.9, 0.999))
-    step: float = eqx.field(static=True, default=0.001)
-    magnitude: float = eqx.field(static=True, default=0.001)
+    step: float = number(static=True, default=0.001)
+    magnitude: float = number(static=True, default=0.001)
 
     def init(self, key: PRNGKeyArray, params: PyTree[Array]) -> PyTree[Array]:
         """The network's parameters, which do not depend on `params`."""

@@ -1,7 +1,7 @@
 """Checkpoints of the whole training state, saved in the background and atomically."""
 
 import json
-import os
+import stat
 import warnings
 import zlib
 from collections.abc import Callable
@@ -16,7 +16,8 @@ from innerloop.arguments import at_least, checked, path
 from innerloop.checks import describe, optional_package
 from innerloop.devices.processes import in_any, same_in_all, together
 from innerloop.errors import RunError
-from innerloop.storage.files import writing
+from innerloop.storage.files import require_text_name, writing
+from innerloop.storage.kinds import amount, anything, by_name, count, fields, listed, or_null, text
 from innerloop.storage.lock import locked
 from innerloop.storage.packing import checksums, pack, stored_arrays, unpack
 from innerloop.trees import is_key, key_numbers, leaf_names, leaf_shapes
@@ -24,8 +25,27 @@ from innerloop.trees import is_key, key_numbers, leaf_names, leaf_shapes
 FORMAT = 4
 """The number of the format in which checkpoints are written. No other format is read."""
 
-# What Orbax raises where it cannot write: its own storage layer reports a full disk as ValueError.
-_STORAGE_ERRORS = (OSError, ValueError, KeyError)
+_FILE_AT_MOST = 2**28
+"""The most bytes of a file of a checkpoint that holds no arrays."""
+
+
+def _score(value: Any) -> float:
+    return float(text(value))
+
+
+_ABOUT = fields(
+    {
+        "settings": by_name(anything),
+        "leaves": listed(listed(text)),
+        "packed": listed(text),
+        "checksums": by_name(count),
+        "record": fields(
+            {"best_step": or_null(count), "score": _score, "seconds": amount}, rest=anything
+        ),
+    },
+    rest=anything,
+)
+"""The kind of what a checkpoint says about itself."""
 
 
 @checked(folder=path(), every=at_least(1, such_as=500), keep=at_least(1, such_as=3))
@@ -67,14 +87,21 @@ class CheckpointFolder:
         # Imported here: it takes a second, and a run without checkpoints does not need it.
         ocp = optional_package("orbax.checkpoint", "saving checkpoints", extra="checkpoints")
         self._ocp = ocp
-        with together(), self._writing():
-            self._path.mkdir(parents=True, exist_ok=True)
-            self._lock = locked(self._path)
+        require_text_name(self._path)
+        self._lock = None
         options = {"max_to_keep": checkpoints.keep, "cleanup_tmp_directories": True}
-        with self._writing():
-            self._manager = ocp.CheckpointManager(
-                self._path, options=ocp.CheckpointManagerOptions(**options)
-            )
+        try:
+            with together(), self._writing():
+                self._path.mkdir(parents=True, exist_ok=True)
+                self._lock = locked(self._path)
+                _require_plain(self._path)
+            with self._writing():
+                self._manager = ocp.CheckpointManager(
+                    self._path, options=ocp.CheckpointManagerOptions(**options)
+                )
+        except BaseException:
+            self._unlock()
+            raise
 
     def require_none(self) -> None:
         """Raise `RunError` if the folder has checkpoints of an earlier run."""
@@ -155,10 +182,13 @@ class CheckpointFolder:
             with self._writing():
                 self._manager.wait_until_finished()
         finally:
-            with suppress(*_STORAGE_ERRORS):  # The same error was raised above.
+            with suppress(Exception):  # The same error was raised above.
                 self._manager.close()
-            if self._lock is not None:
-                self._lock.close()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
 
     def _item(self, step: int, name: str, wanted: Any) -> Any:
         """One item of a checkpoint, or None if it cannot be read."""
@@ -169,12 +199,18 @@ class CheckpointFolder:
             return None
 
     def _about(self, step: int) -> dict[str, Any] | None:
+        """What a checkpoint says about itself, or None if it is damaged."""
         about = self._item(step, "about", self._ocp.args.JsonRestore())
         if not isinstance(about, dict) or not isinstance(about.get("format"), int):
             return None
-        if about["format"] == FORMAT and about.pop("checksum", None) != _checksum(about):
+        if about["format"] != FORMAT:
+            return about
+        if about.pop("checksum", None) != _checksum(about):
             return None
-        return about
+        try:
+            return _ABOUT(about)
+        except ValueError:
+            return None
 
     def _state(self, step: int, like: PyTree, about: dict[str, Any]) -> PyTree | None:
         leaves, packed = _named_leaves(like), about["packed"]
@@ -217,7 +253,7 @@ class CheckpointFolder:
 
     def _require_there(self) -> None:
         """Refuse a deleted folder: Orbax would make it again, without the earlier checkpoints."""
-        if self._lock is not None and os.fstat(self._lock.fileno()).st_nlink == 0:
+        if self._lock is not None and self._lock.deleted():
             raise RunError(
                 "the checkpoints were deleted during the run",
                 got=f"{self._path}, without the file that this run has locked",
@@ -228,7 +264,22 @@ class CheckpointFolder:
     def _writing(self) -> AbstractContextManager[None]:
         cure = "the same run with resume=True (--resume), once there is: it goes on from the last "
         cure += "checkpoint. Or Checkpoints(another_folder)"
-        return writing("the checkpoints", self._path, write=cure, refusals=_STORAGE_ERRORS)
+        # Orbax promises no kind of error: its own storage layer reports a full disk as ValueError.
+        return writing("the checkpoints", self._path, write=cure, refusals=(Exception,))
+
+
+def _require_plain(folder: Path) -> None:
+    """Raise `RunError` for what Orbax, which opens everything, would wait for or follow."""
+    for each in folder.rglob("*"):
+        found = each.lstat()
+        small = found.st_size <= _FILE_AT_MOST or each.parent.name == "d"
+        if not (stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and small)):
+            raise RunError(
+                "the checkpoints have a file that no checkpoint has",
+                got=f"{each}, which is a link, a pipe, a device or far too large",
+                expected="folders and plain files, as a run writes them",
+                write="rm THAT_FILE, and the same run with resume=True (--resume)",
+            )
 
 
 def _checksum(about: dict[str, Any]) -> int:

@@ -1,25 +1,82 @@
-"""Atomic writes of files, and JSON that any parser reads."""
+"""Plain files: read without trust, written as a whole; and JSON that any parser reads."""
 
 import contextlib
+import errno
 import json
 import os
-import threading
+import secrets
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
 from innerloop.errors import InnerloopError, RunError
 
+READ_AT_MOST = 2**31
+"""The most bytes of a file that is read into memory as a whole."""
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
+
+@contextlib.contextmanager
+def plain_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> Iterator[BinaryIO]:
+    """Open a plain file, in binary; anything else is refused before a byte is read or written.
+
+    A pipe or a device would keep its reader waiting. A file that is written is no link either:
+    another file would be written in its place.
+
+    Args:
+        path: The file.
+        flags: How it is opened, as `os.open` takes it. A file that is made gets the usual
+            permissions.
+
+    Raises:
+        OSError: If the path cannot be opened or is not a plain file.
+    """
+    writes = bool(flags & (os.O_WRONLY | os.O_RDWR))
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (os.O_NOFOLLOW if writes else 0)
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "this is not a plain file", str(path))
+        if writes and found.st_nlink > 1:
+            raise OSError(errno.EMLINK, "the file has another name, too", str(path))
+        file = os.fdopen(descriptor, "r+b" if writes else "rb", closefd=False)
+        with file:
+            yield file
+    finally:
+        os.close(descriptor)
+
+
+def read_bytes(path: str | os.PathLike[str], at_most: int = READ_AT_MOST) -> bytes:
+    """The content of a plain file.
+
+    Raises:
+        OSError: If the file cannot be read, is no plain file, or has more than `at_most` bytes.
+    """
+    with plain_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > at_most:
+            raise OSError(errno.EFBIG, f"{size:,} bytes, more than {at_most:,}", str(path))
+        return file.read(at_most)
+
+
+def read_json(path: str | os.PathLike[str], kind: Callable[[Any], Any]) -> Any:
+    """The content of a JSON file, as a kind of `innerloop.storage.kinds` reads it."""
+    return kind(json.loads(read_bytes(path).decode()))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     """Write a file so that a reader, or a run after a kill, finds all of it or nothing.
+
+    The file is written under a name that nobody can foresee, and moved into place. A link at
+    `path` is replaced, and the file that it points to is left alone.
 
     Args:
         path: The file. Its folder has to exist.
-        write: Writes to the path of a temporary file, which is then moved into place.
+        write: Writes to the open file.
 
     Returns:
         `path`.
@@ -27,16 +84,20 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
     Raises:
         OSError: If the file cannot be written.
     """
-    # With the same suffix, because equinox and numpy add their own to names without one.
-    writer = f"{os.getpid()}-{threading.get_native_id()}"
-    temporary = path.with_name(f".{path.name}.{writer}{path.suffix}")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        write(temporary)
+        with plain_file(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
+            write(file)
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write text as a whole; see `write_whole`."""
+    return write_whole(path, lambda file: file.write(text.encode()))
 
 
 @contextlib.contextmanager
@@ -64,23 +125,76 @@ def writing(
         ) from error
 
 
+@contextlib.contextmanager
+def reading(
+    problem: str,
+    path: str | os.PathLike[str],
+    *,
+    expected: str,
+    write: str | None = None,
+    kind: type[InnerloopError] = RunError,
+) -> Iterator[None]:
+    """A context in which any error of reading or understanding a file becomes one of ours.
+
+    What a file has to be is checked where it is read. A decoder of another library may still raise
+    anything on a damaged file, up to a lack of memory, so no list of exceptions would be complete.
+
+    Args:
+        problem: What is wrong, for the error.
+        path: The file.
+        expected: What it should be, for the error.
+        write: The cure, for the error, if there is one.
+        kind: The class of the error.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise kind(problem, got=f"{path}: {reason}", expected=expected, write=write) from error
+
+
+def require_text_name(path: str | os.PathLike[str]) -> None:
+    """Raise `RunError` if the path is no text, which neither JSON, HTML nor Orbax can hold."""
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise RunError(
+            "the name of this folder is not UTF-8",
+            got=ascii(name),
+            expected="a folder whose name, and the names of those above it, are UTF-8",
+        ) from error
+
+
 def _reason(error: Exception) -> str:
     """The reason on one line: Orbax's storage layer names many files, and the reason last."""
     strerror = getattr(error, "strerror", None)
     return strerror or " ".join(str(error).split()).rsplit(": ", 1)[-1].split(" [", 1)[0]
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a log, or none if there is no file.
+def read_json_lines(path: Path, kind: Callable[[Any], Any]) -> list[Any]:
+    """The records of a log, or none if there is no file.
 
     Lines that a kill cut short, or that are no objects, are left out.
+
+    Raises:
+        OSError: If the file cannot be read, or is no plain file.
+        ValueError: If a record is not of this kind.
     """
     records = []
     with contextlib.suppress(FileNotFoundError):
-        for line in path.read_bytes().splitlines():  # A damaged one may be no text.
-            with contextlib.suppress(ValueError):
-                records.append(json.loads(line))
-    return [record for record in records if isinstance(record, dict)]
+        for number, line in enumerate(read_bytes(path).splitlines(), 1):
+            try:  # A damaged line may be no text, or nested deeper than Python goes.
+                content = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if type(content) is not dict:
+                continue
+            try:
+                records.append(kind(content))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+    return records
 
 
 def strict_json(content: Any, indent: int | None = None) -> str:

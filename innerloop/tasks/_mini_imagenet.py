@@ -1,14 +1,14 @@
 """miniImageNet: a hundred classes of ImageNet, 600 images of each, scaled to 84 × 84 pixels."""
 
 import csv
-import importlib
-import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from innerloop.tasks.files import Folder, needed_folder, read_lines, reading
+from innerloop.storage.files import plain_file
+from innerloop.tasks._plain_pickle import Array, load_plain
+from innerloop.tasks.files import Folder, inside, needed_folder, read_lines, reading
 from innerloop.tasks.image_classes import by_label
 from innerloop.tasks.image_files import classes_of_files
 from innerloop.tasks.splits import Splits, require_disjoint
@@ -23,10 +23,11 @@ def mini_imagenet(*, data: Folder = None) -> Splits:
     """The split of Ravi and Larochelle: 64 classes for meta-training, 16 validation and 20 test.
 
     Images are uint8 `(classes, 600, 84, 84, 3)`. Those of `images/` are scaled as in the code of
-    MAML (Lanczos, without regard to proportions), once, and kept in the cache folder.
+    MAML (Lanczos, without regard to proportions), once, and kept in the cache folder. Unlike that
+    code, `image_folder` and this function turn images upright that have an EXIF orientation.
 
-    A pickle may run any program when it is loaded. The loader used here builds only arrays and
-    plain containers, and refuses a file that asks for anything else.
+    A pickle may run any program when it is loaded. The reader used here builds arrays of numbers,
+    plain containers, numbers and text by itself, and refuses a file that asks for anything else.
 
     Source: Vinyals et al. 2016, "Matching networks for one shot learning"; Ravi and Larochelle
     2017, "Optimization as a model for few-shot learning", whose classes these are.
@@ -62,7 +63,7 @@ def _listed(folder: Path, part: str) -> dict[str, list[Path]]:
         for row in csv.DictReader(lines):
             if not (row["filename"] and row["label"]):
                 raise ValueError(f"a row {row}")
-            by_class.setdefault(row["label"], []).append(folder / "images" / row["filename"])
+            by_class.setdefault(row["label"], []).append(inside(folder / "images", row["filename"]))
         if not by_class:
             raise ValueError("no rows")
     return by_class
@@ -76,32 +77,24 @@ def _pickled(path: Path) -> tuple[np.ndarray, np.ndarray]:
         "of anything but arrays, containers, numbers and text may run any program"
     )
     with reading(path, expected):
-        with path.open("rb") as file:
-            content = _ArraysOnly(file, encoding="latin1").load()
-        images, by_class = content["image_data"], content["class_dict"]
-        labels = np.full(len(images), None)
-        for name, rows in by_class.items():
-            labels[np.asarray(rows)] = str(name)
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or None in labels:
+        with plain_file(path) as file:
+            content = load_plain(file)
+        images, by_class = content["image_data"].value(), content["class_dict"]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise ValueError(f"image_data {images.dtype}{list(images.shape)}")
-    return images, labels
+        return images, _labels(by_class, len(images))
 
 
-# What NumPy writes into a pickle of its arrays, in Python 2 and 3. Nothing here does anything but
-# build an array, a number or bytes.
-_HARMLESS = {
-    "numpy": ("ndarray", "dtype"),
-    "numpy._core.multiarray": ("_reconstruct", "scalar"),
-    "numpy._core.numeric": ("_frombuffer",),
-    "_codecs": ("encode",),
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """A pickle may call any function with any arguments; this reader allows only these."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core", "numpy._core")  # NumPy's name before version 2
-        if name not in _HARMLESS.get(module, ()):
-            raise pickle.UnpicklingError(f"it calls {module}.{name}")
-        return getattr(importlib.import_module(module), name)
+def _labels(by_class: dict[Any, Any], number: int) -> np.ndarray:
+    """The class of each image. Raises `ValueError` unless every image is a row of one class."""
+    names, rows = [], []
+    for name, each in by_class.items():
+        of_class = each.value().tolist() if isinstance(each, Array) else each
+        if type(name) is not str or type(of_class) is not list:
+            raise ValueError("a class without a name or without a list of rows")
+        rows += of_class
+        names += [name] * len(of_class)
+    whole = all(type(row) is int for row in rows)
+    if not (number and whole and sorted(rows) == list(range(number))):
+        raise ValueError("an image that is of no class, or of two")
+    return np.array(names)[np.argsort(rows)]

@@ -174,7 +174,7 @@ def omniglot_one_shot(*, size: int = 28, data: Folder = None) -> Episode:
         StructureError: See `omniglot`.
     """
     folder = f"{UPSTREAM}one-shot-classification/"
-    images = jnp.asarray(drawings(ONE_SHOT, size, data, _read_runs, folder))
+    images = jnp.asarray(drawings(ONE_SHOT, size, data, _read_runs, folder, axes=3))
     inputs = as_unit_interval(images)[..., None]
     targets = jnp.broadcast_to(jnp.arange(images.shape[2], dtype=jnp.int32), images.shape[:3])
     support, query = (
@@ -194,8 +194,11 @@ def drawings(
     data: Folder,
     read: Callable[[Path, int], np.ndarray] | None = None,
     base_url: str = UPSTREAM,
+    axes: int = 2,
 ) -> np.ndarray:
     """All drawings of an archive, uint8 `(characters, 20, size, size)`, ink 255 and paper 0.
+
+    One-shot runs have three axes in place of the first two.
 
     Characters are in the order of their alphabets' names, then of their numbers. The drawings
     are kept in the cache folder under the md5 of the file and the size, so reading and scaling
@@ -207,7 +210,8 @@ def drawings(
         with source as path:
             return (read or _READERS[path.suffix])(path, size)
 
-    return cached_array(f"omniglot-{file.md5}-{size}px", from_file)
+    shape = (*[None] * axes, size, size)
+    return cached_array(f"omniglot-{file.md5}-{size}px", from_file, shape)
 
 
 def alphabets(archive: Archive, data: Folder) -> tuple[str, ...]:

@@ -5,14 +5,15 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 import numpy as np
 
 from innerloop.checks import optional_package
 from innerloop.errors import DataError
-from innerloop.storage.files import write_whole
+from innerloop.storage import files as plain
+from innerloop.storage.arrays import read_arrays, write_arrays
 
 Folder = str | os.PathLike[str] | None
 """The folder of the files of a data set; None for the one that `DATA_VARIABLE` names."""
@@ -76,25 +77,37 @@ def needed_folder(data: Folder, project: str, files: str, one_of: Sequence[str])
     return folder
 
 
-@contextmanager
-def reading(path: Path, expected: str) -> Iterator[None]:
+def reading(path: Path, expected: str) -> AbstractContextManager[None]:
     """A context in which a file that is missing, or not the `expected` one, raises `DataError`."""
-    try:
-        yield
-    except Exception as error:  # a decoder may raise anything on a damaged file
-        missing = isinstance(error, FileNotFoundError)
-        raise DataError(
-            f"{path.name} is missing" if missing else f"{path} cannot be read",
-            got=f"{type(error).__name__}: {error}",
-            expected=expected,
-        ) from error
+    return plain.reading(
+        f"{path.name} cannot be read" if os.path.lexists(path) else f"{path.name} is missing",
+        path,
+        expected=expected,
+        kind=DataError,
+    )
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank. Raises `DataError` if there is no such file."""
     with reading(path, "a text file"):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = plain.read_bytes(path).decode().splitlines()
     return [line.strip() for line in lines if line.strip()]
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of this name in a folder.
+
+    Raises:
+        DataError: If the name, which another file gave, leads out of the folder.
+    """
+    path = PurePath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+        raise DataError(
+            "a name leads out of the folder of the data",
+            got=f"{name!r} in {folder}",
+            expected="the name of a file or folder in it, without / at the beginning or any ..",
+        )
+    return folder / path
 
 
 def cache_folder() -> Path:
@@ -114,11 +127,13 @@ def local_file(choices: Sequence[KnownFile], folder: Path) -> tuple[KnownFile, P
     """
     for file in choices:
         path = folder / file.name
-        if path.is_file():
-            if _md5(path) != file.md5:
+        if os.path.lexists(path):
+            with reading(path, f"a file with md5 {file.md5}"):
+                md5 = _md5(path)
+            if md5 != file.md5:
                 raise DataError(
                     f"{path} is corrupt, or another file than its name says",
-                    got=f"md5 {_md5(path)}",
+                    got=f"md5 {md5}",
                     expected=f"md5 {file.md5}",
                 )
             return file, path
@@ -158,9 +173,14 @@ def downloaded(file: KnownFile, base_url: str) -> Iterator[Path]:
         DataError: If the file cannot be downloaded, or its md5 is wrong.
     """
     kept = cache_folder() / file.name
-    if kept.is_file() and _md5(kept) == file.md5:
+    found = None
+    with suppress(OSError):
+        found = _md5(kept)
+    if found == file.md5:
         yield kept
         return
+    with suppress(OSError):
+        kept.unlink()  # It went bad, or is a pipe, at which the download would wait.
     cache = kept.parent
     with nullcontext(cache) if _is_writable(cache) else tempfile.TemporaryDirectory() as folder:
         yield _download(file, base_url, Path(folder))
@@ -192,22 +212,31 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _md5(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "md5").hexdigest()
+    return hashlib.md5(plain.read_bytes(path)).hexdigest()
 
 
-def cached_array(name: str, build: Callable[[], np.ndarray]) -> np.ndarray:
-    """The array `name` from the cache folder, or the result of `build()`, which is then cached.
+def cached_array(
+    name: str, build: Callable[[], np.ndarray], shape: tuple[int | None, ...]
+) -> np.ndarray:
+    """The images `name` from the cache folder, or the result of `build()`, which is then cached.
 
-    `name` must encode everything that the array depends on. If the file cannot be read, the array
-    is built again; if the folder cannot be written, it is built on every start.
+    If the file cannot be read or holds anything but these images, the array is built again; if the
+    folder cannot be written, it is built on every start.
+
+    Args:
+        name: A name that encodes everything that the array depends on. The file holds it too, so
+            that one that was moved to another name is not believed.
+        build: Makes the array, which is uint8.
+        shape: The shape that it has; None where any length is right.
     """
     path = cache_folder() / f"{name}.npz"
-    # opened here, as numpy leaves a file open when it turns out to be no archive
-    with suppress(Exception), path.open("rb") as content, np.load(content) as arrays:
-        return arrays["array"]
+    with suppress(Exception), plain.plain_file(path) as content:
+        array = read_arrays(content)[name]
+        lengths = zip(array.shape, shape, strict=True)
+        if array.dtype == np.uint8 and all(wanted in (None, found) for found, wanted in lengths):
+            return array
     array = build()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, lambda temporary: np.savez(temporary, array=array))
+        plain.write_whole(path, lambda file: write_arrays(file, {name: array}))
     return array

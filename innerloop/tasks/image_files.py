@@ -2,22 +2,28 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from innerloop.arguments import at_least, checked, path
 from innerloop.checks import optional_package
 from innerloop.errors import DataError
-from innerloop.tasks.files import cached_array, reading
+from innerloop.storage.files import plain_file
+from innerloop.tasks.files import cached_array, inside, reading
 from innerloop.tasks.image_classes import ImageClasses, by_label
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+_PIXELS = 2
+"""The number of the rules by which files become pixels. Other rules need another number."""
 
 
-@checked(folder=path(), size=at_least(1, such_as=84))
+@checked(folder=path(), size=at_least(1, at_most=4096, such_as=84))
 def image_folder(
     folder: str | os.PathLike[str], size: int, *, names: list[str] | None = None
 ) -> ImageClasses:
@@ -25,8 +31,10 @@ def image_folder(
 
     Class i is the i-th folder in alphabetical order; classes may differ in their number of images.
     Images are uint8 `(classes, images, size, size, 3)`, converted to RGB and scaled without regard
-    to their proportions (Lanczos, antialiased). They are kept in the cache folder; if that cannot
-    be written, they are read on every start.
+    to their proportions (Lanczos, antialiased). They are turned upright as their EXIF orientation
+    says. Of 16 bits the upper 8 are taken, transparency is dropped, and of several images in a file
+    the first is taken. Files that are not named as images are left out with a warning. The images
+    are kept in the cache folder; if that cannot be written, they are read on every start.
 
     Args:
         folder: The folder that holds the folders of the classes.
@@ -34,13 +42,15 @@ def image_folder(
         names: The folders to read; by default all.
 
     Raises:
-        DataError: If a folder is missing or has no images, or a file is not an image.
-        StructureError: If `size` is below 1.
+        DataError: If a folder is missing or has no images, or a file is not an image, has pixels
+            of unknown range, or all of them do not fit into memory.
+        StructureError: If `size` is not from 1 to 4096.
     """
     path = Path(folder)
     if names is None:
         names = [entry.name for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
-    by_class = {name: _images(path / name) for name in sorted(names) if not name.startswith(".")}
+    folders = {name: inside(path, name) for name in sorted(names)}
+    by_class = {name: _images(each) for name, each in folders.items() if not name.startswith(".")}
     without = [name for name, files in by_class.items() if not files]
     if without or not by_class:
         raise DataError(
@@ -54,42 +64,77 @@ def image_folder(
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    files = (file for file in folder.iterdir() if not file.name.startswith("."))
-    return sorted(file for file in files if file.suffix.lower() in SUFFIXES)
+    files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    others = [file.name for file in files if file.suffix.lower() not in SUFFIXES]
+    if others:
+        warnings.warn(
+            f"{len(others)} files in {folder} are left out, because their names end in none of "
+            f"{' '.join(SUFFIXES)}; the first of them is {others[0]}",
+            stacklevel=4,
+        )
+    return [file for file in files if file.suffix.lower() in SUFFIXES]
 
 
 def classes_of_files(by_class: dict[str, list[Path]], size: int) -> ImageClasses:
     """The images of each class, sorted by the classes' names: uint8 RGB, `size` × `size` pixels.
 
     Scaled without regard to their proportions (Lanczos, antialiased), as miniImageNet is. The array
-    is kept in the cache folder under the files' names, sizes and times.
+    is kept in the cache folder under the files' paths, sizes and times.
 
     Raises:
         DataError: If a file is missing or is no image.
     """
     files = [file for of_class in by_class.values() for file in of_class]
     labels = [name for name, of_class in by_class.items() for _ in of_class]
-    name = f"images-{_digest(files)}-{size}px"
-    return by_label(cached_array(name, lambda: _read(files, size)), np.array(labels, str))
+    name, shape = f"images-{_digest(files)}-{size}px", (len(files), size, size, 3)
+    return by_label(cached_array(name, lambda: _read(files, size), shape), np.array(labels, str))
 
 
 def _read(files: Sequence[Path], size: int) -> np.ndarray:
     Image = optional_package("PIL.Image", "reading image files", extra="data")
 
     def pixels(file: Path) -> np.ndarray:
-        with reading(file, "an image"), Image.open(file) as image:
-            return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
+        expected = "an image with pixels of 1, 8 or 16 bits"
+        with reading(file, expected), plain_file(file) as content, Image.open(content) as image:
+            scaled = _upright_rgb(image).resize((size, size), Image.Resampling.LANCZOS)
+            return np.asarray(scaled)
 
-    images = np.empty((len(files), size, size, 3), np.uint8)
+    try:
+        images = np.empty((len(files), size, size, 3), np.uint8)
+    except MemoryError as error:
+        raise DataError(
+            "the images do not fit into memory",
+            got=f"{len(files)} images of {size} × {size} pixels",
+            expected="images that fit into the memory of this machine: a smaller size, or fewer "
+            "classes by names=",
+        ) from error
     with ThreadPoolExecutor() as pool:  # Pillow decodes and scales without holding Python's lock
         for i, image in enumerate(pool.map(pixels, files)):
             images[i] = image
     return images
 
 
+def _upright_rgb(image: Any) -> Any:
+    """The image as a viewer shows it. Raises `ValueError` for pixels of unknown range."""
+    Image, ImageOps = (
+        optional_package(f"PIL.{name}", "reading image files", extra="data")
+        for name in ("Image", "ImageOps")
+    )
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):  # Pillow would clip what is above 255.
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if upright.mode in ("I", "F"):
+        raise ValueError("pixels of 32 bits, whose range the file does not say")
+    return upright.convert("RGB")
+
+
 def _digest(files: Sequence[Path]) -> str:
-    """A digest of everything that the pixels depend on, without reading them."""
-    digest = hashlib.md5(usedforsecurity=False)
+    """A digest of everything that the pixels depend on, without reading them.
+
+    The time at which a file was last changed in any way cannot be set by a program, so a file that
+    another one replaces is noticed though its size and its own time are the same.
+    """
+    digest = hashlib.md5(str(_PIXELS).encode(), usedforsecurity=False)
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DataError(
@@ -99,6 +144,6 @@ def _digest(files: Sequence[Path]) -> str:
         )
     for file in files:
         status = file.stat()
-        about = (file.parent.name, file.name, status.st_size, status.st_mtime_ns)
+        about = (os.path.abspath(file), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         digest.update(repr(about).encode())
     return digest.hexdigest()

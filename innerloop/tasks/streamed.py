@@ -40,7 +40,8 @@ class StreamedTasks:
     Args:
         draw: `numpy.random.Generator -> Episode` of NumPy arrays that have the same shapes in all
             tasks, such as `StoredImages`. It has no state but the generator, and is called in
-            several threads at once.
+            several threads at once. Inputs of `Examples` of type uint8 are pixels: on the device
+            they are real numbers in [0, 1]. Tokens are drawn in another type, such as int32.
         threads: How many threads draw.
         ahead: How many outer steps are drawn ahead.
 

@@ -69,7 +69,7 @@ class _Saving:
                 write=f"fit(..., steps={self._step}, resume=True) (--steps {self._step})",
             )
         if record["best_step"] is not None:
-            validate.best, validate.score = (best, record["best_step"]), float(record["score"])
+            validate.best, validate.score = (best, record["best_step"]), record["score"]
         return state, record["seconds"]
 
     def save(self, state: TrainState, validate: Validator, seconds: float, last: bool) -> None:

@@ -40,7 +40,7 @@ class Log(NamedTuple):
 
 def series(records: Sequence[dict[str, Any]], metric: str) -> Log:
     """The series in the lines of a log, of the metric by which the run is judged."""
-    numbers = lambda values: np.asarray(values, float)  # Reads "NaN" and "Infinity" as well.
+    numbers = lambda values: np.asarray(values, float)
     losses = [numbers(record.get("losses", [])) for record in records]
     ends = [record["step"] for record in records]
     steps = [np.arange(end - len(x), end) + 1 for end, x in zip(ends, losses, strict=True)]
@@ -48,8 +48,9 @@ def series(records: Sequence[dict[str, Any]], metric: str) -> Log:
     validations = []
     for record in (record for record in records if "validation" in record):
         test = read_evaluation(record["validation"])
-        score = (test.mean[metric][-1], test.interval[metric][-1])
-        validations.append((record["step"], record["seconds"] / 60, *score))
+        if metric in test.mean:
+            score = (test.mean[metric][-1], test.interval[metric][-1])
+            validations.append((record["step"], record["seconds"] / 60, *score))
     return Log(
         outer_steps=int(ends[-1]) if records else 0,
         seconds=float(records[-1]["seconds"]) if records else 0.0,
@@ -63,15 +64,14 @@ def series(records: Sequence[dict[str, Any]], metric: str) -> Log:
 
 
 def read_evaluation(record: dict[str, Any]) -> Evaluation:
-    """The evaluation in an `evaluation_record`, with the metrics over all of its tasks only."""
-    mean = {name: np.asarray(record["mean"][name], float) for name in overall(record["mean"])}
-    interval = {name: np.asarray(record["interval_95"][name], float) for name in mean}
-    ece = np.asarray(record["ece"], float) if "ece" in record else None
-    calibration = [] if ece is None else [ece]
-    shapes = {array.shape for array in (*mean.values(), *interval.values(), *calibration)}
-    if len(shapes) != 1 or len(shapes.pop()) != 1:
-        raise ValueError("an evaluation is lists of one length")
-    return Evaluation(mean, interval, int(record["tasks"]), ece)
+    """The evaluation of a record, with the metrics over all of its tasks only.
+
+    Args:
+        record: What `innerloop.logging.records.evaluation` reads.
+    """
+    mean = {name: record["mean"][name] for name in overall(record["mean"])}
+    interval = {name: record["interval_95"][name] for name in mean}
+    return Evaluation(mean, interval, record["tasks"], record.get("ece"))
 
 
 def draw_curves(

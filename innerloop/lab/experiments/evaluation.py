@@ -22,8 +22,11 @@ from innerloop.lab.experiments.table import read_experiment
 from innerloop.lab.run_folder import RESULT, RunFolder, as_flag, environment
 from innerloop.logging.records import evaluation_record
 from innerloop.problem import Episode
+from innerloop.storage.kinds import anything, count, fields, or_null
 from innerloop.tasks import evaluation_episodes, evaluation_key
 from innerloop.training import _evaluate as evaluation
+
+_ENDED = fields({}, {"chunk": or_null(count)}, rest=anything)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def _few_shot_record(
     folder: RunFolder, trained: FewShot, asked: Asked
 ) -> tuple[str, dict[str, Any]]:
     """The name of the file, and its content."""
-    chunk = folder.read_json(RESULT).get("chunk") if folder.has(RESULT) else None
+    chunk = folder.read_json(RESULT, _ENDED).get("chunk") if folder.has(RESULT) else None
     trained = dataclasses.replace(trained, memory=None, devices=None, chunk=chunk or trained.chunk)
     counts = {"test_tasks": asked.tasks, "test_steps": asked.steps, "shots": asked.shots}
     experiment = _with(trained, seed=asked.seed, **counts)

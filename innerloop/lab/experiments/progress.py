@@ -12,10 +12,17 @@ from innerloop.training import Progress
 
 
 class ProgressBar(Logger):
-    """A bar with loss, validation metric and time left."""
+    """A bar with loss, validation metric and time left.
 
-    def __init__(self, steps: int, metric: str):
+    Args:
+        steps: Outer steps of the whole run.
+        metric: The metric of the validation.
+        folder: The folder of the run, whose log says how far it has come if it is resumed.
+    """
+
+    def __init__(self, steps: int, metric: str, folder: RunFolder):
         self._metric = metric
+        self._folder = folder
         self._bar = rich.Progress(
             rich.BarColumn(10),
             rich.MofNCompleteColumn(),
@@ -27,6 +34,9 @@ class ProgressBar(Logger):
         self._task = self._bar.add_task("", total=steps, loss="…", validation="…")
 
     def __enter__(self) -> "ProgressBar":
+        for line in self._folder.read_log()[-1:]:  # A finished run reports nothing more.
+            loss = f"{line['loss']:.4f}" if "loss" in line else "…"
+            self._bar.update(self._task, completed=line["step"], loss=loss)
         self._bar.start()
         return self
 

@@ -4,17 +4,17 @@ import inspect
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from innerloop.arguments import at_least, between, positive, requirement_of
 from innerloop.diagnostics.amounts import parse_bytes
 from innerloop.errors import StructureError
 
-COUNT = at_least(1)
+COUNT = at_least(1, at_most=2**31 - 1)
 
 PositiveInt = Annotated[int, COUNT]
-Ways = Annotated[int, at_least(2)]
-Steps = Annotated[int, at_least(0, such_as=0)]
+Ways = Annotated[int, at_least(2, at_most=2**31 - 1)]
+Steps = Annotated[int, at_least(0, at_most=2**31 - 1, such_as=0)]
 Seed = Annotated[int, at_least(0, at_most=2**31 - 1, such_as=0)]
 Rate = Annotated[float, between(0, math.inf)]
 Norm = Annotated[float, positive()]
@@ -38,6 +38,34 @@ def refuse_out_of_range(name: str, value: Any, declared: Any, usual: Any = None)
             expected=allowed.what,
             write=f"--{name.replace('_', '-')} {usual or allowed.cure}",
         )
+
+
+def check_settings(experiment: Any) -> None:
+    """Check settings that were read from a file, and not by the command line, which knows types.
+
+    Raises:
+        ValueError: If a setting is not of its type.
+        StructureError: If a setting is out of range.
+    """
+    for name, hint in get_type_hints(type(experiment)).items():
+        value = getattr(experiment, name)
+        if not _fits(value, hint):
+            raise ValueError(f"{name}={value!r:.40}")
+    check_ranges(experiment)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type that a field of an experiment may have."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return any(value == part and type(value) is type(part) for part in parts)
+    if origin is tuple:
+        return type(value) is tuple and all(_fits(each, parts[0]) for each in value)
+    if parts:  # The hint is a union, or a variable of the class, which is not checked.
+        return origin is ClassVar or any(_fits(value, part) for part in parts)
+    if hint is float:
+        return type(value) in (int, float)
+    return isinstance(value, hint) and (hint is bool or type(value) is not bool)
 
 
 def check_ranges(experiment: Any, flags: Mapping[str, str] = MappingProxyType({})) -> None:

@@ -10,6 +10,7 @@ from innerloop.lab.experiments.digits import Digits
 from innerloop.lab.experiments.learned_optimizer import OptimizerTraining
 from innerloop.lab.experiments.omniglot import Omniglot
 from innerloop.lab.experiments.photographs import CifarFS, MiniImageNet
+from innerloop.lab.experiments.ranges import check_settings
 from innerloop.lab.experiments.sinusoid import Sinusoid
 from innerloop.lab.run_folder import CONFIG, RunFolder
 
@@ -39,7 +40,9 @@ def read_experiment(folder: RunFolder) -> Experiment:
         # JSON has neither paths nor tuples.
         paths = {name: Path(config[name]) for name in _PATHS if config.get(name)}
         tuples = {name: tuple(x) for name, x in config.items() if isinstance(x, list)}
-        return EXPERIMENTS[content["experiment"]](**(config | paths | tuples))
+        experiment = EXPERIMENTS[content["experiment"]](**(config | paths | tuples))
+        check_settings(experiment)
+        return experiment
 
 
 def best_meta(run: str | os.PathLike[str]) -> PyTree:

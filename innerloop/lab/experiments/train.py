@@ -3,7 +3,8 @@
 import dataclasses
 import os
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,8 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     Raises:
         StructureError: If a number is out of range.
         RunError: If the run folder cannot be used.
-        DataError: If the data cannot give the tasks. All three are raised before anything is
-            written.
+        DataError: If the data cannot give the tasks. Nothing is left in the folder if one of the
+            three is raised before the first outer step.
     """
     begin = time.perf_counter()
     check_ranges(experiment)
@@ -77,8 +78,9 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     chosen = _chosen_loggers(experiment, run)
     with together():
         folder = _folder(experiment, run, config)
-    own = (JsonLines(run / LOG), BestMeta(folder), ProgressBar(experiment.steps, parts.metric))
-    with closing(folder):
+    with closing(folder), _discarded_if_refused(folder):
+        bar = ProgressBar(experiment.steps, parts.metric, folder)
+        own = (JsonLines(run / LOG), BestMeta(folder), bar)  # The first removes damaged lines.
         with Loggers(*((*own, *chosen) if is_first() else ())) as log:
             outcome = fit(
                 parts.estimator,
@@ -92,6 +94,16 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
                 **{name: value for name, value in vars(experiment).items() if name in _FIT},
             )
         return _tested(experiment, parts, config, folder, outcome, begin)
+
+
+@contextmanager
+def _discarded_if_refused(folder: RunFolder) -> Iterator[None]:
+    """Nothing is left of a run that failed before its first step."""
+    try:
+        yield
+    except Exception:
+        folder.discard()
+        raise
 
 
 def _validation(experiment: Experiment, parts: Parts) -> dict[str, Validation]:

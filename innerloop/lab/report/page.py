@@ -9,7 +9,7 @@ from innerloop.errors import RunError
 from innerloop.lab.report.drawing import run_dashes
 from innerloop.lab.report.runs import Run, read_runs
 from innerloop.lab.report.sections import SECTIONS
-from innerloop.storage.files import write_whole, writing
+from innerloop.storage.files import require_text_name, write_text, writing
 
 
 def write_report(
@@ -45,10 +45,11 @@ def write_report(
             got=f"{target}: not the name of a page",
             expected="a file ending in .html",
         )
+    require_text_name(target)
     page = render(read_runs(folders))
     with writing("the report", target, write="--out ANOTHER/FOLDER/report.html"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        return write_whole(target, lambda file: file.write_text(page, encoding="utf-8"))
+        return write_text(target, page)
 
 
 def render(runs: list[Run]) -> str:

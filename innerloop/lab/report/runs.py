@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,21 @@ import numpy as np
 
 from innerloop.lab.experiments.curves import Log, read_evaluation, series
 from innerloop.lab.experiments.optimizer_trials import LEARNED
-from innerloop.lab.run_folder import CONFIG, LOG, RESULT, TEST_TASKS, RunFolder
+from innerloop.lab.run_folder import CONFIG, RESULT, TEST_TASKS, RunFolder
+from innerloop.logging.records import evaluation
+from innerloop.storage.kinds import (
+    amount,
+    anything,
+    by_name,
+    count,
+    fields,
+    flag,
+    listed,
+    number,
+    numbers,
+    or_null,
+    text,
+)
 from innerloop.training import Evaluation
 
 PICTURES = {
@@ -20,7 +34,38 @@ PICTURES = {
 }
 """The figures of a run that show single tasks, and their titles."""
 
+# What the files of a run have to be: the page shows only what was checked here.
 _AMOUNTS = ("seconds_per_step", "compile_seconds", "peak_memory_bytes", "flops_per_step")
+_COST = {each: or_null(amount) for each in _AMOUNTS}
+_COST |= {"flops_are_lower_bound": flag, "unreached": or_null(listed(text))}
+_CONFIG = fields({}, {"seed": count, "batch": or_null(count), "steps": count}, rest=anything)
+_BEGUN = fields({"experiment": text, "metric": text, "config": _CONFIG}, rest=anything)
+_ENVIRONMENT = fields({}, {"versions": by_name(text)}, rest=anything)
+_ENDED = fields(
+    {},
+    {
+        "test": evaluation,
+        "cost": fields({}, _COST, rest=anything),
+        "environment": _ENVIRONMENT,
+        "trained_steps": or_null(count),
+        "normalisation": or_null(text),
+        "best_step": or_null(count),
+    },
+    rest=anything,
+)
+_TRIAL = fields(
+    {"final": listed(number), "area": listed(number), "curve": listed(numbers)},
+    {"rates": listed(number), "at_the_edge": flag},
+    rest=anything,
+)
+_SETTINGS = ("tasks", "steps", "seed")
+_TRIALS = fields(
+    {
+        "settings": fields(dict.fromkeys(_SETTINGS, count), rest=anything),
+        "families": by_name(by_name(_TRIAL)),
+    },
+    rest=anything,
+)
 
 _PLACE_AND_SEED = ("run", "resume", "seed")
 """Runs of one setting may differ in their folder, in whether they were resumed, and in the seed."""
@@ -118,73 +163,72 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _read(folder: RunFolder, name: str, place: int) -> Run:
-    begun, records = folder.read_config(), folder.read_log()
-    with folder.reading(CONFIG):
-        metric, batch = str(begun["metric"]), _known(int, begun["config"].get("batch"))
-    with folder.reading(LOG):
-        log = series(records, metric)
+    begun, records = folder.read_json(CONFIG, _BEGUN), folder.read_log()
+    log, metric = series(records, begun["metric"]), begun["metric"]
+    ended = folder.read_json(RESULT, _ENDED) if folder.has(RESULT) else {}
+    test = read_evaluation(ended["test"]) if "test" in ended else Evaluation({}, {}, 0)
     arrays = folder.read_arrays(TEST_TASKS) if folder.has(TEST_TASKS) else {}
     with folder.reading(TEST_TASKS):
-        if any(array.ndim != 2 or array.dtype.kind != "f" for array in arrays.values()):
-            raise ValueError("not numbers by task and inner step")
-    trials = [_trials(folder, path.name) for path in sorted(folder.path.glob("optimizers-*.json"))]
-    ended = folder.read_json(RESULT) if folder.has(RESULT) else {}
+        _require_by_task(arrays)
     with folder.reading(RESULT):
-        test = read_evaluation(ended["test"]) if "test" in ended else Evaluation({}, {}, 0)
         if test.mean and metric not in test.mean:
             raise ValueError(f"no {metric}")
-        cost = log.cost | dict(ended.get("cost", {}))
-        amounts = {each: float(cost[each]) for each in _AMOUNTS if cost.get(each) is not None}
-        unreached = _known(lambda names: list(map(str, names)), cost.get("unreached"))
-        lower_bound = bool(cost.get("flops_are_lower_bound"))
-        environment = dict(ended.get("environment", {}))
-        environment |= environment.pop("versions", {})
-        return Run(
-            name=name,
-            place=place,
-            experiment=begun["experiment"],
-            config=begun["config"],
-            batch=batch,
-            metric=metric,
-            log=log,
-            cost={**amounts, "flops_are_lower_bound": lower_bound, "unreached": unreached},
-            trained_steps=_known(int, ended.get("trained_steps")),
-            normalisation=_known(str, ended.get("normalisation")),
-            best_step=_known(int, ended.get("best_step")),
-            environment={each: str(value) for each, value in environment.items()},
-            test=test,
-            per_task={each: array.astype(float) for each, array in arrays.items()},
-            pictures=[_picture(folder, each) for each in PICTURES if folder.has(each)],
-            trials=sorted(trials, key=lambda each: each.steps),
-        )
+    trials = [_trials(folder, path.name) for path in sorted(folder.path.glob("optimizers-*.json"))]
+    cost = {"flops_are_lower_bound": False, "unreached": None, **log.cost}
+    cost |= {each: value for each, value in ended.get("cost", {}).items() if value is not None}
+    environment = dict(ended.get("environment", {}))
+    environment |= environment.pop("versions", {})
+    return Run(
+        name=name,
+        place=place,
+        experiment=begun["experiment"],
+        config=begun["config"],
+        batch=begun["config"].get("batch"),
+        metric=metric,
+        log=log,
+        cost=cost,
+        trained_steps=ended.get("trained_steps"),
+        normalisation=ended.get("normalisation"),
+        best_step=ended.get("best_step"),
+        environment={each: str(value) for each, value in environment.items()},
+        test=test,
+        per_task={each: array.astype(float) for each, array in arrays.items()},
+        pictures=[_picture(folder, each) for each in PICTURES if folder.has(each)],
+        trials=sorted(trials, key=lambda each: each.steps),
+    )
 
 
-def _known(kind: Callable[[Any], Any], value: Any) -> Any:
-    return None if value is None else kind(value)
+def _require_by_task(arrays: dict[str, np.ndarray]) -> None:
+    """Raise `ValueError` unless these are numbers by task and inner step."""
+    for name, array in arrays.items():
+        if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
+            raise ValueError(f"{name} is {array.dtype}{list(array.shape)}")
 
 
 def _trials(folder: RunFolder, name: str) -> Trials:
-    content = folder.read_json(name)
+    content = folder.read_json(name, _TRIALS)
+    numbers_of = {each: content["settings"][each] for each in _SETTINGS}
+    trials = Trials(**numbers_of, families=content["families"])
+    shapes = {"final": (3,), "area": (3,), "curve": (3, trials.steps + 1)}
     with folder.reading(name):
-        numbers = (int(content["settings"][each]) for each in ("tasks", "steps", "seed"))
-        trials = Trials(*numbers, families=content["families"])
-        shapes = {"final": (3,), "area": (3,), "curve": (3, trials.steps + 1)}
+        if not (trials.families and all(trials.families.values())):
+            raise ValueError("no trials")
         for trial in (trial for found in trials.families.values() for trial in found.values()):
             for each, shape in shapes.items():
-                if np.shape(np.asarray(trial[each], float)) != shape:
+                if np.shape(trial[each]) != shape:
                     raise ValueError(f"{each} is not of shape {shape}: three quartiles")
-            np.asarray(trial.get("rates", [0]), float)[0]
+            if "rates" in trial and not len(trial["rates"]):
+                raise ValueError("no rates")
     return trials
 
 
 def _picture(folder: RunFolder, name: str) -> Picture:
     from PIL import Image
 
-    with folder.reading(name):
-        content = (folder.path / name).read_bytes()
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            size = image.size
-            image.verify()
+    content = folder.read_bytes(name)
+    with folder.reading(name), Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        size = image.size
+        image.verify()
     address = f"data:image/png;base64,{base64.b64encode(content).decode()}"
     return Picture(PICTURES[name], address, *size)
 

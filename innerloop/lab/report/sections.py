@@ -146,7 +146,7 @@ def _over_seeds(group: list[Run]) -> TextTable:
     columns[f"{metric}, standard deviation"] = [shown(x.std(ddof=1)) for x in by_step[metric]]
     ranges = [f"{shown(x.min())} to {shown(x.max())}" for x in by_step[metric]]
     columns[f"{metric}, least to most"] = ranges
-    seeds = ", ".join(str(run.config["seed"]) for run in group)
+    seeds = ", ".join(str(run.config.get("seed")) for run in group)
     caption = (
         f"Over seeds {seeds}, all else the same: mean of {len(group)} runs ± 95% interval over "
         "seeds (Student's t)"

@@ -1,0 +1,83 @@
+"""How a command begins and ends: arguments that are refused, and one line about an error."""
+
+import contextlib
+import logging
+import os
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+
+import jax
+
+from innerloop.errors import InnerloopError, RunError, StructureError
+from innerloop.training import Stopped
+from innerloop.training.signals import Terminated
+
+
+def more_than_there_is(error: Exception) -> RunError:
+    """The library's error for a lack of memory. Raises any other error of JAX again."""
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    return RunError(
+        "this needs more memory than there is",
+        got=" ".join(str(error).split())[:200] or type(error).__name__,
+        expected="numbers of tasks, rows and steps that fit into the memory of the device; --chunk "
+        "sets how many tasks are computed at a time",
+    )
+
+
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise `StructureError` for an empty argument, as a variable of a shell without a value gives.
+
+    An empty path would be the current folder.
+    """
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            flag = (word or before).rstrip("=")
+            raise StructureError(
+                "an argument is empty",
+                got=f"innerloop {shlex.join(arguments)}",
+                expected=f"a value after {flag}, such as . for the current folder, or no {flag}",
+            )
+
+
+def last_words(error: BaseException, goes_on: str) -> tuple[str, int]:
+    """The message about the error that ended a command, and the exit status."""
+    if isinstance(error, InnerloopError):
+        return f"innerloop: {error}", 2
+    known = "".join(getattr(error, "__notes__", ()))
+    if isinstance(error, Stopped):
+        message = f"innerloop: stopped {error}{known or '; --run and --resume go on with it'}"
+        return message, 128 + error.signal
+    number = error.signal if isinstance(error, Terminated) else signal.SIGINT
+    return f"innerloop: stopped{known or goes_on}", 128 + number
+
+
+def leave(message: str, status: int) -> None:
+    """End the process at once: a compilation or a save in another thread may still run."""
+    print(message, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    os._exit(status)
+
+
+def one_line_each(goes_on: str) -> None:
+    """Print warnings on one line, and leave out what Orbax prints of an error that is raised too.
+
+    A signal that arrives where Python cannot raise it ends the process with one line.
+    """
+    warnings.formatwarning = lambda message, *_, **__: f"innerloop: {message}\n"
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    shown = sys.unraisablehook
+
+    def show(unraisable):
+        # A signal that arrives while Python clears up ends there, and the command would go on.
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            leave(*last_words(unraisable.exc_value, goes_on))
+        if str(unraisable.exc_value) != "Event loop is closed":  # From threads of Orbax.
+            shown(unraisable)
+
+    sys.unraisablehook = show
