@@ -1,10 +1,12 @@
 """Masks for padded rows and for outputs that are not classes of a task."""
 
 import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, PyTree, Shaped
 
 from innerloop.checks import describe
 from innerloop.errors import StructureError
@@ -18,18 +20,25 @@ def padding_rows(count: int, rows: int) -> np.ndarray:
     return np.minimum(np.arange(rows), count - 1)
 
 
+def check_mask(mask: Any, rows: PyTree) -> None:
+    """Raise `StructureError` unless the mask holds one boolean for each row of these arrays."""
+    counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(rows)}
+    is_boolean = getattr(mask, "dtype", None) == jnp.bool_
+    if not is_boolean or mask.ndim != 1 or counts != {mask.shape}:
+        raise StructureError(
+            "the mask does not fit the rows",
+            got=f"mask {describe(mask)} for rows {describe(rows)}",
+            expected="one boolean per row, shape (rows,)",
+        )
+
+
 def row_mask(values: Shaped[Array, "..."], mask: Array) -> Bool[Array, "..."]:
     """The mask, `(rows,)`, with trailing axes of size 1, so that it broadcasts against `values`.
 
     Raises:
         StructureError: If the mask does not hold one boolean per row.
     """
-    if values.ndim < 1 or mask.shape != values.shape[:1] or mask.dtype != jnp.bool_:
-        raise StructureError(
-            "the mask does not fit the rows",
-            got=f"mask {describe(mask)} for rows {describe(values)}",
-            expected="one boolean per row, shape (rows,)",
-        )
+    check_mask(mask, values)
     return mask.reshape(mask.shape + (1,) * (values.ndim - 1))
 
 

@@ -260,6 +260,27 @@ def test_a_mini_batch_fits_its_support_set(support, message):
         inner(il.MiniBatches(LEARN, size=4), support=support)
 
 
+MASKS = {
+    "a column": lambda mask: mask[:, None],
+    "a square": lambda mask: jnp.stack([mask] * 4),
+    "too short": lambda mask: mask[:3],
+    "too long": lambda mask: jnp.append(mask, True),
+    "one": lambda mask: mask[0],
+    "numbers": lambda mask: mask.astype(int),
+    "a list": lambda mask: mask.tolist(),
+}
+
+
+@pytest.mark.parametrize("wrong", MASKS.values(), ids=MASKS)
+def test_a_mask_of_mini_batches_holds_one_boolean_per_row(wrong):
+    """A column would broadcast, and masked rows would be drawn."""
+    support = {"row": jnp.arange(4)}
+    mask = jnp.array([True, False, True, False])
+    with pytest.raises(il.errors.StructureError, match="mask does not fit the rows"):
+        draw(support, 2, mask=lambda support: wrong(mask))
+    assert set(draw(support, 4, mask=lambda support: np.asarray(mask))["row"].tolist()) == {0, 2}
+
+
 # Procedure.
 
 

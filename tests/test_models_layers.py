@@ -271,7 +271,9 @@ def test_masked_mean_is_the_mean_of_the_rows_that_count(x64):
     assert not jax.grad(masked_mean)(values, jnp.zeros(5, bool)).any()
 
 
-@pytest.mark.parametrize("mask", [jnp.ones(4, bool), jnp.ones((5, 1), bool), jnp.ones(5)])
+@pytest.mark.parametrize(
+    "mask", [jnp.ones(4, bool), jnp.ones((5, 1), bool), jnp.ones(5), [True] * 5]
+)
 def test_masks_must_hold_one_boolean_per_row(mask):
     with pytest.raises(StructureError, match="mask does not fit"):
         masked_mean(jnp.ones((5, 2)), mask)

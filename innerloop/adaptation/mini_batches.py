@@ -11,6 +11,7 @@ from innerloop.adaptation.base import Adaptation, Origin
 from innerloop.arguments import at_least
 from innerloop.checks import describe
 from innerloop.errors import StructureError
+from innerloop.masks import check_mask
 from innerloop.problem import Examples
 
 
@@ -34,7 +35,8 @@ class MiniBatches(Adaptation):
 
     Raises:
         StructureError: If `size` is below 1, and while tracing if `size` exceeds the number of rows
-            or the leaves of the support set differ in their leading axis.
+            or the leaves of the support set differ in their leading axis, or if the mask does not
+            hold one boolean per row.
     """
 
     adaptation: Adaptation
@@ -79,7 +81,8 @@ class MiniBatches(Adaptation):
         mask = self.mask(support)
         if mask is None:
             return order[: self.size]
-        mask = jnp.asarray(mask, bool)
+        check_mask(mask, support)
+        mask = jnp.asarray(mask)
         # A stable sort brings the valid rows to the front and keeps their random order.
         order = order[jnp.argsort(~mask[order], stable=True)]
         valid = jnp.maximum(jnp.sum(mask, dtype=jnp.int32), 1)
