@@ -217,12 +217,22 @@ def subset(
     return part, merge
 
 
+def require_rows(name: str, examples: PyTree) -> None:
+    """Raise `StructureError` if an array of the support or query set has no numbers."""
+    if any(0 in jnp.shape(leaf) for leaf in jax.tree.leaves(examples)):
+        raise StructureError(
+            f"the {name} set is empty",
+            got=describe(examples),
+            expected="at least one row",
+        )
+
+
 def loss_function(name: str, loss: Callable[..., Any] | None, needed_by: str) -> Loss:
     """Bring a user's loss into the normal form `(params, meta, batch, key) -> (value, aux)`.
 
     Raises:
-        StructureError: While tracing, if the loss is missing or is not one floating-point number
-            per task.
+        StructureError: While tracing, if the loss is missing, gets an empty set, or is not one
+            floating-point number per task.
     """
     if loss is None:
         raise StructureError(
@@ -233,6 +243,7 @@ def loss_function(name: str, loss: Callable[..., Any] | None, needed_by: str) ->
     explained_loss = explained(name, loss, "params", "meta", "batch", "key")
 
     def normal(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
+        require_rows("support" if name == "inner_loss" else "query", batch)
         result: Any = explained_loss(params, meta, batch, key)
         value: Any
         value, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)

@@ -73,6 +73,7 @@ REFUSED = {
         lambda: il.evaluate(il.Learner(PROBLEM, learner(1)), {"w": 1}, EPISODES, KEY),
         r"meta\['w'\] is not a floating-point array",
     ),
+    "a time that is no number": (lambda: trained(SINES, minutes=float("nan")), "minutes must be"),
     "a time that is text": (lambda: trained(Three(), minutes="5"), "minutes must be.*minutes=10"),
     "parts in the wrong order": (
         lambda: il.Learner(il.GradientDescent(optax.sgd(0.1), 1), PROBLEM),
@@ -95,6 +96,25 @@ def test_what_is_nearly_refused_is_not():
     jax.tree.map(np.testing.assert_array_equal, merge(part), META)
     seeds = [il.tasks.evaluation_episodes(SINES, 2, seed) for seed in (0, 2**32 - 1)]
     assert not np.array_equal(*(each.support.inputs for each in seeds))
+
+
+GRADIENTS = [il.Unroll(), il.FirstOrder(), il.Implicit(), il.Reptile(), il.ForwardMode()]
+
+
+@pytest.mark.parametrize("part", ["support", "query"])
+@pytest.mark.parametrize("gradient", [*GRADIENTS, il.EvolutionStrategies(2, 0.1), None], ids=str)
+def test_a_set_without_rows_is_refused(part, gradient):
+    """Its mean would be NaN. None stands for an evaluation."""
+    sets = {"support": jnp.zeros((4, 3)), "query": jnp.zeros((4, 3)), part: jnp.zeros((4, 0))}
+
+    def value():
+        if gradient is None:
+            return il.evaluate(il.Learner(PROBLEM, learner(1)), META, il.Episode(**sets), KEY)
+        f = il.meta_value_and_grad(PROBLEM, learner(1), gradient)
+        return jax.eval_shape(f, META, il.Episode(**sets), KEY)
+
+    with pytest.raises(il.errors.StructureError, match=f"the {part} set is empty"):
+        value()
 
 
 @pytest.mark.parametrize("sigma", [1e-12, 1e-3])

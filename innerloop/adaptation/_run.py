@@ -9,9 +9,8 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, InnerRule, InnerStep, Loop
 from innerloop.arguments import at_least, require
-from innerloop.checks import describe
 from innerloop.errors import StructureError
-from innerloop.problem import Problem
+from innerloop.problem import Problem, require_rows
 
 
 def run(
@@ -47,7 +46,7 @@ def run(
     Raises:
         StructureError: If the support set is empty or the number of steps is negative.
     """
-    _check_support(support)
+    require_rows("support", support)
     steps = _step_count(adaptation, steps)
     state = adaptation.init(problem, meta, support, jax.random.fold_in(key, 0))
     start = None if observe is None else observe(adaptation.params(state), jnp.int32(0))
@@ -114,27 +113,3 @@ def _step_count(adaptation: Adaptation, steps: int | None) -> int:
             write="leave steps out",
         )
     return steps
-
-
-def _check_state(adaptation: Adaptation, before: PyTree, after: PyTree) -> None:
-    """Raise `StructureError` if a step changes the type of the state, which loops cannot carry."""
-    type_of = lambda tree: (
-        jax.tree.structure(tree),
-        [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)],
-    )
-    if type_of(before) != type_of(after):
-        raise StructureError(
-            "the state of an adaptation changes its type in a step",
-            got=f"{type(adaptation).__name__}: {describe(before)} becomes {describe(after)}",
-            expected="the same structure, shapes and dtypes from init to the last step",
-        )
-
-
-def _check_support(support: PyTree) -> None:
-    for leaf in jax.tree.leaves(support):
-        if 0 in jnp.shape(leaf):
-            raise StructureError(
-                "the support set is empty",
-                got=describe(support),
-                expected="at least one row to learn from",
-            )
