@@ -5,6 +5,8 @@ import functools
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import optimistix as optx
 import pytest
 from quadratic import (
@@ -57,19 +59,83 @@ def test_an_estimate_is_differentiated_in_meta_alone(gradient, part):
         jax.eval_shape(jax.grad(of_data), getattr(one, part).inputs["x"])
 
 
-@pytest.mark.parametrize("gradient", SURROGATES, ids=lambda g: type(g).__name__)
-def test_a_derivative_in_a_closed_over_value_raises(gradient):
-    base = quadratic_problem()
+# A value that some part of the problem closes over, and the same without the library.
 
-    def of_scale(scale):
-        inner = lambda params, meta, batch, key: (
-            scale * base.inner_loss(params, meta, batch, key)[0]
-        )
-        problem = il.Problem(base.init, inner, base.outer_loss)
-        return objective(gradient, problem)(quadratic_meta())
+META = {"start": np.array([0.6, -0.4]), "curve": np.array(0.3)}
+TASK = il.Episode(np.array([1.0, 0.5]), np.array([0.2, 0.8]))
+PARTS = ("init", "inner_loss", "outer_loss", "step_weights", "optimizer")
 
-    with pytest.raises(il.errors.GradientError, match="derivative in meta alone"):
-        jax.eval_shape(jax.grad(of_scale), 1.0)
+
+def scaled(part, scale, gradient):
+    """The meta-objective with a factor in one of its parts."""
+    of = lambda name: scale if name == part else 1.0
+    inner, outer = curved(of)
+    weights = lambda steps: of("step_weights") * jnp.ones(steps + 1)
+    problem = il.Problem(
+        init=lambda meta, support, key: of("init") * meta["start"],
+        inner_loss=lambda params, meta, batch, key: inner(params, meta, batch),
+        outer_loss=lambda params, meta, batch, key: outer(params, batch),
+        step_weights=None if isinstance(gradient, il.Implicit) else weights,
+    )
+    learn = il.GradientDescent(optax.sgd(of("optimizer") * 0.2), 2)
+    f = il.meta_objective(problem, learn, gradient)
+    return lambda meta: f(meta, TASK, KEY)[0]
+
+
+def curved(of):
+    inner = lambda params, meta, batch: (
+        of("inner_loss") * jnp.sum(meta["curve"] * params**4 + (params - batch) ** 2)
+    )
+    return inner, lambda params, batch: of("outer_loss") * jnp.sum(jnp.cos(params - batch))
+
+
+def plain(part, scale):
+    of = lambda name: scale if name == part else 1.0
+    inner, outer = curved(of)
+
+    def value(meta):
+        params, total = of("init") * meta["start"], 0.0
+        for _ in range(2):
+            total += outer(params, TASK.query)
+            params -= of("optimizer") * 0.2 * jax.grad(inner)(params, meta, TASK.support)
+        return of("step_weights") * (total + outer(params, TASK.query))
+
+    return value
+
+
+def weighted(tree):
+    return sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+DERIVATIVES = {
+    "reverse": lambda f: jax.grad(lambda scale: f(scale)(META)),
+    "forward": lambda f: jax.jacfwd(lambda scale: f(scale)(META)),
+    "of the meta-gradient": lambda f: jax.grad(lambda s: weighted(jax.grad(f(s))(META))),
+}
+IN_META_ALONE = [*SURROGATES, il.FirstOrder(), il.Truncated(1), il.Truncated(0), il.Bounded(0.1)]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("gradient", IN_META_ALONE, ids=il.gradients.gradient_name)
+def test_an_estimate_has_no_derivative_in_a_closed_over_value(gradient, part):
+    if part == "step_weights" and isinstance(gradient, il.Implicit):
+        return  # there are none with it
+    for derivative in DERIVATIVES.values():
+        of_scale = derivative(lambda scale: scaled(part, scale, gradient))
+        with pytest.raises(il.errors.GradientError, match=r"in meta alone|not itself different"):
+            jax.eval_shape(of_scale, 1.0)
+
+
+@pytest.mark.parametrize("setting", ["exact", "mixed"])
+def test_an_exact_gradient_has_the_right_one(setting):
+    taken = dict(DERIVATIVES)
+    gradient = il.Unroll(loop=il.gradients.Segments(1))
+    if setting == "mixed":
+        gradient = il.Unroll(il.MixedMode())
+        del taken["forward"]
+    every = lambda of: [d(lambda s, p=p: of(p, s))(1.1) for d in taken.values() for p in PARTS]
+    found = jax.jit(lambda: every(lambda part, scale: scaled(part, scale, gradient)))()
+    assert_close(found, jax.jit(lambda: every(plain))())
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 
 from innerloop.checks import is_floating
 from innerloop.errors import GradientError
@@ -16,7 +17,11 @@ def constant(function: Callable) -> Callable:
     `jax.lax.stop_gradient` on the results would give the same value, but JAX would still build the
     derivative of the function (and store it, inside a loop) before dropping it.
     """
-    return _on_everything_it_reads(function, jax.lax.stop_gradient)
+    # A copy is a value of the program that is traced now. Of a value that forward mode
+    # differentiates outside, `stop_gradient` would drop the tangent before anybody can refuse it.
+    copied = lambda leaf: jnp.copy(leaf) if is_floating(leaf) else leaf
+    stopped = lambda tree: jax.lax.stop_gradient(jax.tree.map(copied, tree))
+    return _on_everything_it_reads(function, stopped)
 
 
 def undifferentiable(function: Callable, error: GradientError) -> Callable:

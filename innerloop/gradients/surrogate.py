@@ -48,7 +48,7 @@ def _known_gradient_jvp(name, primals, tangents):
     value_dot, gradient_dot, meta_dot = tangents
     if not all(is_zero(leaf) for leaf in tangent_leaves((value_dot, gradient_dot))):
         raise _in_meta_alone(name)
-    gradient = _once(name, gradient, meta)
+    gradient = _once(name, gradient, (value, meta))
     slope = jnp.zeros_like(value)
     for leaf, dot in zip(gradient, tangent_leaves(meta_dot), strict=True):
         if not (is_zero(dot) or leaf is None):
@@ -127,14 +127,15 @@ def _once_differentiable_jvp(name, primals, tangents):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _once(name, derivative, meta):
+def _once(name, derivative, given):
+    """Return `derivative`; differentiating it, or anything in `given` beside it, raises."""
     return derivative
 
 
 @functools.partial(_once.defjvp, symbolic_zeros=True)
 def _once_jvp(name, primals, tangents):
-    (derivative, _), (derivative_dot, meta_dot) = primals, tangents
-    if not all(is_zero(leaf) for leaf in tangent_leaves((derivative_dot, meta_dot))):
+    (derivative, _), (derivative_dot, given_dot) = primals, tangents
+    if not all(is_zero(leaf) for leaf in tangent_leaves((derivative_dot, given_dot))):
         raise GradientError(
             f"the gradient of {name} is not itself differentiable",
             got="a second derivative",
