@@ -28,6 +28,7 @@ from innerloop.gradients.surrogate import once_differentiable
 from innerloop.learner import Learner
 from innerloop.masks import padding_rows
 from innerloop.problem import Episode, Problem, task_keys
+from innerloop.programs.compiled import compiled, compiled_while_used, if_concrete
 from innerloop.tangents import refuse_derivative
 from innerloop.trees import cast_like, leaf_names, widened
 
@@ -71,6 +72,9 @@ def adapt(
 ) -> tuple[PyTree, Any]:
     """Learn one task and return the adapted parameters (inference).
 
+    Called with numbers, it is compiled once for a problem, an adaptation and the shapes of the
+    data. Within a `jax.jit` or `jax.vmap` it is a part of that program.
+
     Args:
         problem: What is optimised.
         adaptation: How the task is learned.
@@ -86,6 +90,10 @@ def adapt(
         GradientError: If the result is differentiated.
         StructureError: If the parts do not fit.
     """
+    return _adapted(problem, adaptation, meta, support, key)
+
+
+def _adapt(problem: Problem, adaptation: Adaptation, meta: PyTree, support: PyTree, key: Array):
     check_meta(meta)
     keys = task_keys(key)
     with missing_derivatives_explained():
@@ -99,6 +107,9 @@ def adapt(
             write="meta_objective(problem, adaptation, gradient)(meta, episode, key)",
         ),
     )
+
+
+_adapted = if_concrete(compiled, _adapt)
 
 
 @checked(**parts(gradient=GRADIENT))
@@ -174,6 +185,8 @@ def meta_value_and_grad(
 ) -> MetaValueAndGrad:
     """The meta-objective of a batch of tasks and its gradient.
 
+    Called with numbers, the returned function is compiled once for the shapes of its arguments.
+
     `aux.diagnostics["unreached"]` has one entry, named by its path, for each leaf of meta that no
     gradient reaches; its gradient is zero. (Meta-gradients without a backward pass, `ForwardMode`
     and `EvolutionStrategies`, cannot tell and name none.)
@@ -245,7 +258,7 @@ def meta_value_and_grad(
         aux = aux._replace(diagnostics=aux.diagnostics | {"unreached": marks})
         return (total * scale.astype(total.dtype), aux), grads
 
-    return value_and_grad
+    return if_concrete(compiled_while_used, value_and_grad)
 
 
 def sum_over_tasks(

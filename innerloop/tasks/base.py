@@ -18,6 +18,7 @@ from innerloop.errors import StructureError
 from innerloop.objective import task_count
 from innerloop.problem import Episode
 from innerloop.programs import difference_between_traces
+from innerloop.programs.compiled import compiled
 
 # Evaluation keys live in a stream of their own: the first batch of a training loop that starts
 # from the same integer seed must not be the evaluation set.
@@ -174,6 +175,6 @@ def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str
     return _sample(tasks, evaluation_key(seed, purpose), n)
 
 
-@eqx.filter_jit
+@compiled
 def _sample(tasks: TaskDistribution, key: PRNGKeyArray, n: int) -> Any:
     return sampled(tasks, key, n)

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +23,7 @@ from innerloop.gradients.missing import missing_derivatives_explained
 from innerloop.learner import Learner
 from innerloop.objective import check_meta, task_count
 from innerloop.problem import Episode, loss_function, task_keys
+from innerloop.programs.compiled import compiled
 from innerloop.recipes import Recipe
 from innerloop.training.calibration import calibration_sums, expected_calibration_error
 
@@ -169,7 +169,7 @@ def evaluated_tasks(
     return _all_tasks(learner, meta, episodes, key, *how)
 
 
-@eqx.filter_jit
+@compiled
 def _all_tasks(
     learner: Learner,
     meta: PyTree,

@@ -18,6 +18,7 @@ from innerloop.estimators import Estimator
 from innerloop.estimators.base import TaskFaults
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.masks import padding_rows
+from innerloop.programs.compiled import compiled
 from innerloop.training.non_finite import Fault, NonFinite, in_a_step
 from innerloop.transformations import (
     OTHER_OPTIMIZER,
@@ -108,7 +109,7 @@ class Program(eqx.Module):
         metrics = {"loss": estimate.loss, "gradient_norm": norm} | estimate.metrics
         return state, self.placement.whole(metrics), sound
 
-    @eqx.filter_jit
+    @compiled
     def step_apart(
         self, policy: NonFinite, state: TrainState, data: Any, key: PRNGKeyArray
     ) -> tuple[TrainState, dict[str, TaskFaults]]:
@@ -146,7 +147,7 @@ def averaged(state: TrainState) -> PyTree:
     return jax.tree.map(lambda leaf, mean: mean.astype(leaf.dtype), state.meta, state.average)
 
 
-@eqx.filter_jit(donate="none")
+@compiled
 def outer_steps(
     program: Program,
     state: TrainState,
@@ -293,6 +294,6 @@ class OuterLoop:
         return self.placement.place_by_task(state, self.estimator.per_task(state))
 
 
-@eqx.filter_jit
+@compiled
 def _init(estimator: Estimator, meta: PyTree, key: PRNGKeyArray, step: int) -> PyTree:
     return jax.tree.map(definite, estimator.init(meta, key, step))

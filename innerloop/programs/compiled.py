@@ -1,0 +1,66 @@
+"""Compiled functions whose programs do not outlive their use.
+
+`equinox.filter_jit` and JAX's own loops keep the program of every function that they are given for
+as long as the process lives, and a problem's losses are mostly new functions in each run.
+"""
+
+import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+
+KEPT = 16
+"""How many programs of `compiled` functions are kept, of which the least recent goes first."""
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, compiled for the arrays in its arguments; everything else in them is static.
+
+    A call with the same static parts finds its program, unless `KEPT` others came in between.
+
+    Args:
+        function: A function of positional arguments, each a pytree whose other leaves are hashable.
+
+    Returns:
+        The compiled function.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        arrays, rest = eqx.partition(args, eqx.is_array)
+        leaves, treedef = jax.tree.flatten(rest)
+        return _program(function, tuple(leaves), treedef)(arrays)
+
+    return call
+
+
+def compiled_while_used(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`equinox.filter_jit(function)`, whose programs are freed together with it."""
+    program = eqx.filter_jit(function)
+    # Equinox's cache holds the function by the programs that it holds by the function.
+    weakref.finalize(program, program._cached.clear_cache).atexit = False
+    return program
+
+
+def if_concrete(compile: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """`compile(function)` where it is called with numbers, and `function` while JAX traces."""
+    program = compile(function)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        return (function if traced else program)(*args)
+
+    return call
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _program(function: Callable[..., Any], leaves: tuple, treedef: Any) -> Callable[[Any], Any]:
+    def of_arrays(arrays: Any) -> Any:
+        return function(*eqx.combine(arrays, jax.tree.unflatten(treedef, leaves)))
+
+    of_arrays.__name__ = of_arrays.__qualname__ = function.__name__  # JAX names the program by it
+    return compiled_while_used(of_arrays)
