@@ -19,7 +19,7 @@ from innerloop.lab.report.runs import (
     same_but_for_the_seed,
 )
 from innerloop.lab.report.sections import SECTIONS
-from innerloop.lab.report.text import duration, operations, plus_minus
+from innerloop.lab.report.text import decimals, duration, operations, plus_minus
 from innerloop.lab.run_folder import RunFolder
 from innerloop.storage.files import strict_json
 
@@ -195,7 +195,7 @@ def test_the_numbers_are_those_of_the_runs(page, tmp_path):
     text = Reader(page).text
     mean, interval = run.test.mean["accuracy"], run.test.interval["accuracy"]
     for step in range(4):
-        assert plus_minus(mean[step], interval[step], "accuracy") in text
+        assert plus_minus(mean[step], interval[step], "accuracy", 1) in text
     assert f"{100 * mean[-1]:.1f}\xa0±\xa01.2%" in text
     assert "20 ms" in text  # a step
     assert "400" in text  # tasks per second
@@ -342,7 +342,48 @@ def test_the_table_over_seeds_has_deviation_and_range(tmp_path):
         for seed, mean in means.items()
     ]
     text = text_of(write_report(runs, tmp_path / "page.html"))
-    assert "0 50 ± 318% 35.4% 25.0% to 75.0%" in text.replace("\xa0", " ")
+    assert "0 50.0 ± 317.7% 35.4% 25.0% to 75.0%" in text.replace("\xa0", " ")
+
+
+def columns(page):
+    """The cells of each column of each table, by its heading."""
+    for table in re.findall(r"<table>.*?</table>", page, re.DOTALL):
+        head, *rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+        cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in rows]
+        headings = re.findall(r"<th[^>]*>(.*?)</th>", head)
+        yield from zip(headings, zip(*cells, strict=True), strict=True)
+
+
+def test_the_numbers_of_a_column_have_the_same_decimals(tmp_path):
+    mean, half = {"loss": [123.4, 5.0, 0.25]}, {"loss": [17.0, 0.04, 0.0012]}
+    test = {"tasks": 75, "mean": mean, "interval_95": half}
+    runs = [
+        make_run(tmp_path / f"{i}", seed=i, result={"test": test, "metric": "loss"}, batch=4 * i)
+        for i in range(2)
+    ]
+    for run in runs:
+        config = json.loads((run / "config.json").read_text()) | {"metric": "loss"}
+        (run / "config.json").write_text(json.dumps(config))
+    for each in (runs[:1], runs):
+        page = write_report(each, tmp_path / "page.html").read_text()
+        found = [(name, cells) for name, cells in columns(page) if any("±" in c for c in cells)]
+        assert found
+        for _, cells in found:
+            numbers = [n for cell in cells for n in re.findall(r"\d+\.?(\d*)", cell) if "±" in cell]
+            assert len(set(map(len, numbers))) == 1, cells
+    assert "0.2500\xa0±\xa00.0012" in page and "123.4000\xa0±\xa017.0000" in page
+
+
+def test_a_metric_that_is_another_one_is_shown_once(tmp_path):
+    mean, half = [0.5, 0.25], [0.1, 0.1]
+    test = {"tasks": 75, "mean": {"loss": mean, "accuracy": mean, "other": [1.0, 2.0]}}
+    test["interval_95"] = dict.fromkeys(test["mean"], half)
+    run = make_run(tmp_path / "run", result={"test": test})
+    page = write_report([run]).read_text()
+    assert [name for name, _ in columns(page)] == ["inner steps", "accuracy", "other"]
+    assert "Test accuracy by inner step" in page and "Test other by inner step" in page
+    assert "Test loss by inner step" not in page
+    assert "The loss is the accuracy, so it is shown once." in page
 
 
 def test_only_what_makes_another_experiment_differs(tmp_path):
@@ -374,10 +415,12 @@ def test_bins_fit_the_steps_between_values():
 
 
 def test_numbers_are_short():
-    assert plus_minus(0.8047, 0.0078, "accuracy") == "80.5\xa0±\xa00.8%"
-    assert plus_minus(1.79482, 0.0412, "loss") == "1.795\xa0±\xa00.041"
-    assert plus_minus(123.4, 17.0, "loss") == "123\xa0±\xa017"
-    assert plus_minus(float("inf"), 1.0, "loss") == "not finite"
+    assert plus_minus(0.8047, 0.0078, "accuracy", 1) == "80.5\xa0±\xa00.8%"
+    assert plus_minus(1.79482, 0.0412, "loss", decimals([0.0412], "loss")) == "1.795\xa0±\xa00.041"
+    assert plus_minus(123.4, 17.0, "loss", decimals([17.0, 19.0], "loss")) == "123\xa0±\xa017"
+    assert plus_minus(float("inf"), 1.0, "loss", 2) == "not finite"
+    assert decimals([17.0, 0.0, 0.0012, np.nan], "loss") == 4
+    assert decimals([0.0], "loss") == 3
     times = [duration(seconds) for seconds in (0.0032, 12.44, 59.9, 60.0, 425.0, 7800.0)]
     assert times == ["3.2 ms", "12.4 s", "59.9 s", "1 min 00 s", "7 min 05 s", "2 h 10 min"]
     assert [operations(x) for x in (12.0, 822e3, 3.14e9)] == ["12 FLOP", "822 kFLOP", "3.14 GFLOP"]

@@ -152,6 +152,22 @@ class Run:
         """Whether the run was tested."""
         return bool(self.test.mean)
 
+    @property
+    def same_metrics(self) -> list[tuple[str, str]]:
+        """Pairs of metrics that have the same numbers; the second is the one that is shown."""
+        mean, interval = self.test.mean, self.test.interval
+        first = sorted(mean, key=lambda name: name != self.metric)
+        pairs = [(a, b) for j, a in enumerate(first) for b in first[:j]]
+        equal = lambda a, b: all(np.array_equal(of[a], of[b]) for of in (mean, interval))
+        found = {a: b for a, b in reversed(pairs) if equal(a, b)}
+        return list(found.items())
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics of the test, each once."""
+        twice = dict(self.same_metrics)
+        return [name for name in self.test.mean if name not in twice]
+
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """The runs in these folders, each once. Raises `RunError` for a folder or file of no use."""

@@ -21,7 +21,9 @@ _FAULTS = 20
 
 def results(runs: list[Run]) -> Iterator[Content]:
     """The outcome: tiles for one run, a row each for several."""
-    lines = [_outcome(run) for run in runs]
+    ends = lambda metric: [r.test.interval[metric][-1] for r in runs if metric in r.test.interval]
+    digits = {run.metric: text.decimals(ends(run.metric), run.metric) for run in runs}
+    lines = [_outcome(run, digits[run.metric]) for run in runs]
     if len(runs) == 1:
         yield Facts([(name, *line) for name, line in lines[0].items()])
         return
@@ -31,13 +33,13 @@ def results(runs: list[Run]) -> Iterator[Content]:
     yield TextTable(["", *headings], rows)
 
 
-def _outcome(run: Run) -> dict[str, tuple[str, str]]:
+def _outcome(run: Run, digits: int) -> dict[str, tuple[str, str]]:
     """By name, a value and a remark."""
     reached, calibration = (_NONE, ""), {}
     if run.finished:
         mean, half = run.test.mean[run.metric], run.test.interval[run.metric]
         remark = f"{run.test.tasks:,} tasks, {len(mean) - 1} inner steps"
-        reached = (text.plus_minus(mean[-1], half[-1], run.metric), remark)
+        reached = (text.plus_minus(mean[-1], half[-1], run.metric, digits), remark)
         if run.test.ece is not None:
             calibration = {_CALIBRATION: (f"{run.test.ece[-1]:.1%}", "expected, 15 bins")}
     progress = f"{run.log.outer_steps:,}"
@@ -100,8 +102,11 @@ def adaptation(runs: list[Run]) -> Iterator[Content]:
     """The metrics of the test tasks after each inner step."""
     tested = yield from _having(runs, lambda run: run.finished, "the test evaluation")
     if tested:
-        named = _by_name(tested, lambda run: run.test.mean)
+        named = _by_name(tested, lambda run: run.metrics)
         yield Figures(runs, [figures.adaptation(same, name) for name, same in named])
+        twice = dict.fromkeys(pair for run in tested for pair in run.same_metrics)
+        for name, other in twice:
+            yield Note(f"The {name} is the {other}, so it is shown once.")
 
 
 def intervals(runs: list[Run]) -> Iterator[Content]:
@@ -130,19 +135,25 @@ def _by_step(columns: dict[str, list[str]], caption: str) -> TextTable:
 def _means(run: Run) -> dict[str, list[str]]:
     """By metric, the mean of the test with its interval after each inner step."""
     test = run.test
-    pairs = {name: zip(test.mean[name], test.interval[name], strict=True) for name in test.mean}
-    means = {name: [text.plus_minus(*x, name) for x in each] for name, each in pairs.items()}
+    means = {name: _column(test.mean[name], test.interval[name], name) for name in run.metrics}
     errors = {} if test.ece is None else {_CALIBRATION: [f"{error:.1%}" for error in test.ece]}
     return means | errors
 
 
+def _column(means: np.ndarray, halves: np.ndarray, metric: str) -> list[str]:
+    """Means with their intervals, all with the same decimals."""
+    digits = text.decimals(halves, metric)
+    return [text.plus_minus(*x, metric, digits) for x in zip(means, halves, strict=True)]
+
+
 def _over_seeds(group: list[Run]) -> TextTable:
     metric, tests = group[0].metric, [run.test.mean for run in group]
-    names = [name for name in tests[0] if all(name in test for test in tests)]
+    names = [name for name in group[0].metrics if all(name in run.metrics for run in group)]
     by_step = {name: np.stack([test[name] for test in tests], axis=1) for name in names}
-    averaged = lambda x, name: text.plus_minus(x.mean(), half_interval(x), name)
-    shown = lambda number: text.value(number, metric)
-    columns = {name: [averaged(x, name) for x in values] for name, values in by_step.items()}
+    halves = {name: np.array([half_interval(x) for x in by_step[name]]) for name in names}
+    digits = text.decimals(halves[metric], metric)
+    shown = lambda number: text.value(number, metric, digits)
+    columns = {name: _column(by_step[name].mean(axis=1), halves[name], name) for name in names}
     columns[f"{metric}, standard deviation"] = [shown(x.std(ddof=1)) for x in by_step[metric]]
     ranges = [f"{shown(x.min())} to {shown(x.max())}" for x in by_step[metric]]
     columns[f"{metric}, least to most"] = ranges
@@ -171,9 +182,11 @@ def spread(runs: list[Run]) -> Iterator[Content]:
 def _quantiles(run: Run) -> dict[str, str]:
     finite = _ends(run)
     shown = {"5% of tasks are below": 0.05, "median task": 0.5, "95% of tasks are below": 0.95}
-    at = lambda share: text.value(np.quantile(finite, share), run.metric) if len(finite) else _NONE
+    values = [np.quantile(finite, share) for share in shown.values()] if len(finite) else []
+    digits = text.decimals(np.diff(values) / 10, run.metric)
+    cells = [text.value(each, run.metric, digits) for each in values] or [_NONE] * len(shown)
     counted = {"tasks that are not finite": f"{len(run.per_task[run.metric]) - len(finite):,}"}
-    return {name: at(share) for name, share in shown.items()} | counted
+    return dict(zip(shown, cells, strict=True)) | counted
 
 
 def _ends(run: Run) -> np.ndarray:

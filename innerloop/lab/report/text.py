@@ -3,26 +3,33 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from innerloop.lab.plots.style import is_fraction
 
 
-def value(number: float, metric: str) -> str:
-    """The value of a metric: `81.3%` for a fraction, four digits for any other."""
+def decimals(halves: ArrayLike, metric: str) -> int:
+    """The decimals of a column: as many as the smallest of its intervals leaves certain."""
+    if is_fraction(metric):
+        return 1
+    known = np.ravel(np.asarray(halves, float))
+    known = known[np.isfinite(known) & (known > 0)]
+    return int(np.clip(1 - np.floor(np.log10(known.min())), 0, 6)) if len(known) else 3
+
+
+def value(number: float, metric: str, digits: int) -> str:
+    """The value of a metric with so many decimals, in per cent if it is a fraction."""
     if not np.isfinite(number):
         return "not finite"
-    return f"{number:.1%}" if is_fraction(metric) else f"{number:.4g}"
+    return f"{number:.{digits}{'%' if is_fraction(metric) else 'f'}}"
 
 
-def plus_minus(mean: float, half: float, metric: str) -> str:
-    """`81.3 ± 0.7%`, both to the last digit that the interval leaves certain."""
+def plus_minus(mean: float, half: float, metric: str, digits: int) -> str:
+    """`81.3 ± 0.7%`, both with so many decimals."""
     if not (np.isfinite(mean) and np.isfinite(half)):
-        return value(mean, metric)
-    scale, unit = (100, "%") if is_fraction(metric) else (1, "")
-    mean, half = scale * mean, scale * half
-    digits = 3 if half <= 0 else int(np.clip(1 - np.floor(np.log10(half)), 0, 6))
-    digits = min(digits, 1) if unit else digits
-    return f"{mean:.{digits}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{half:.{digits}f}{unit}"
+        return value(mean, metric, digits)
+    shown = value(mean, metric, digits).removesuffix("%")
+    return f"{shown}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{value(half, metric, digits)}"
 
 
 def duration(seconds: float) -> str:
