@@ -11,6 +11,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.core import Tracer
 
 KEPT = 16
 """How many programs of `compiled` functions are kept, of which the least recent goes first."""
@@ -39,7 +40,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def compiled_while_used(function: Callable[..., Any]) -> Callable[..., Any]:
     """`equinox.filter_jit(function)`, whose programs are freed together with it."""
-    program = eqx.filter_jit(function)
+    program: Any = eqx.filter_jit(function)
     # Equinox's cache holds the function by the programs that it holds by the function.
     weakref.finalize(program, program._cached.clear_cache).atexit = False
     return program
@@ -51,7 +52,7 @@ def if_concrete(compile: Callable[..., Any], function: Callable[..., Any]) -> Ca
 
     @functools.wraps(function)
     def call(*args: Any) -> Any:
-        traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(args))
+        traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(args))
         return (function if traced else program)(*args)
 
     return call
