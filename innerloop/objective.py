@@ -239,7 +239,11 @@ def meta_value_and_grad(
             data, keys = _with_stand_ins((data, keys), weights != 0)
         if any(jnp.result_type(leaf).itemsize < 4 for leaf in jax.tree.leaves(meta)):
             weights = _normalised(weights)  # a sum may be beyond the range of a narrow type
-        unreached: list[str] = []
+        return averages(meta, data, keys, weights, episodes.weight is not None)
+
+    @partial(if_concrete, compiled_while_used)
+    def averages(meta: PyTree, data: Episode, keys: Array, weights: Array, weighted: bool):
+        tasks, unreached = len(weights), list[str]()
         sums = sum_over_tasks(objective, chunk, unreached)
 
         def instead(missing: str) -> str | None:
@@ -250,7 +254,7 @@ def meta_value_and_grad(
             total, aux, grads = (spread(sums) if spread else sums)(meta, data, keys, weights)
         scale = 1 / jnp.sum(weights)
         mean = lambda leaf: leaf * scale.astype(leaf.dtype)
-        if episodes.weight is not None:  # where no task counts, the loss alone is NaN
+        if weighted:  # where no task counts, the loss alone is NaN
             counts = jnp.any(weights != 0)
             mean = lambda leaf: jnp.where(counts, leaf * scale.astype(leaf.dtype), 0)
         grads = jax.tree.map(mean, grads)
@@ -258,7 +262,7 @@ def meta_value_and_grad(
         aux = aux._replace(diagnostics=aux.diagnostics | {"unreached": marks})
         return (total * scale.astype(total.dtype), aux), grads
 
-    return if_concrete(compiled_while_used, value_and_grad)
+    return value_and_grad
 
 
 def sum_over_tasks(
