@@ -28,7 +28,7 @@ from innerloop.gradients.surrogate import once_differentiable
 from innerloop.learner import Learner
 from innerloop.masks import padding_rows
 from innerloop.problem import Episode, Problem, task_keys
-from innerloop.programs.compiled import compiled, compiled_while_used, if_concrete
+from innerloop.programs.compiled import compiled_while_used, if_concrete
 from innerloop.tangents import refuse_derivative
 from innerloop.trees import cast_like, leaf_names, widened
 
@@ -72,8 +72,8 @@ def adapt(
 ) -> tuple[PyTree, Any]:
     """Learn one task and return the adapted parameters (inference).
 
-    Called with numbers, it is compiled once for a problem, an adaptation and the shapes of the
-    data. Within a `jax.jit` or `jax.vmap` it is a part of that program.
+    Compile it if you call it often: `jax.jit(lambda meta, support, key: adapt(problem, adaptation,
+    meta, support, key))`. Called with numbers, it also checks their values, such as labels.
 
     Args:
         problem: What is optimised.
@@ -90,10 +90,6 @@ def adapt(
         GradientError: If the result is differentiated.
         StructureError: If the parts do not fit.
     """
-    return _adapted(problem, adaptation, meta, support, key)
-
-
-def _adapt(problem: Problem, adaptation: Adaptation, meta: PyTree, support: PyTree, key: Array):
     check_meta(meta)
     keys = task_keys(key)
     with missing_derivatives_explained():
@@ -107,9 +103,6 @@ def _adapt(problem: Problem, adaptation: Adaptation, meta: PyTree, support: PyTr
             write="meta_objective(problem, adaptation, gradient)(meta, episode, key)",
         ),
     )
-
-
-_adapted = if_concrete(compiled, _adapt)
 
 
 @checked(**parts(gradient=GRADIENT))

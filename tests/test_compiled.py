@@ -16,7 +16,6 @@ from innerloop.programs.compiled import compiled_while_used, if_concrete
 
 KEY, META = jax.random.key(0), {"w": jnp.ones(3)}
 EPISODES = il.Episode(jnp.zeros((4, 3)), jnp.zeros((4, 3)))
-SUPPORT = EPISODES.support[0]
 
 
 def programs():
@@ -56,7 +55,6 @@ CALLS = {
     "fit": fit,
     "evaluate": lambda: il.evaluate(il.Learner(*parts()), META, EPISODES, KEY),
     "evaluation_episodes": lambda: il.tasks.evaluation_episodes(tasks(), 2, 1),
-    "adapt": lambda: il.adapt(*parts(), META, SUPPORT, KEY),
     "plan": lambda: il.plan(*parts(1), META, EPISODES, "1GiB", gradients=[il.Unroll()]),
     "check": lambda: il.check(*parts(1), META, EPISODES, KEY, run=False),
     "unroll": eager(il.Unroll(), chunk=1),
@@ -85,7 +83,6 @@ def test_a_call_with_the_same_parts_finds_its_program():
     learn = il.GradientDescent(optax.sgd(0.1), 1)
     f = il.meta_value_and_grad(problem, learn)
     calls = [
-        lambda meta: il.adapt(problem, learn, meta, SUPPORT, KEY)[0],
         lambda meta: il.evaluate(il.Learner(problem, learn), meta, EPISODES, KEY).mean["loss"],
         lambda meta: f(meta, EPISODES, KEY)[1],
     ]
