@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Protocol, runtime_checkable
 
+import equinox as eqx
 import jax
 from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
