@@ -9,6 +9,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation.base import Adaptation, InnerRule, InnerStep, Loop
 from innerloop.arguments import at_least, require
+from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.problem import Problem, require_rows
 
@@ -113,3 +114,17 @@ def _step_count(adaptation: Adaptation, steps: int | None) -> int:
             write="leave steps out",
         )
     return steps
+
+
+def _check_state(adaptation: Adaptation, before: PyTree, after: PyTree) -> None:
+    """Raise `StructureError` if a step changes the type of the state, which loops cannot carry."""
+    type_of = lambda tree: (
+        jax.tree.structure(tree),
+        [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)],
+    )
+    if type_of(before) != type_of(after):
+        raise StructureError(
+            "the state of an adaptation changes its type in a step",
+            got=f"{type(adaptation).__name__}: {describe(before)} becomes {describe(after)}",
+            expected="the same structure, shapes and dtypes from init to the last step",
+        )
