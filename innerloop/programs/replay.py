@@ -87,9 +87,9 @@ class _WithoutMesh(NamedTuple):
 
     def operation(self, eqn: core.JaxprEqn) -> core.JaxprEqn:
         params = {name: self.param(value) for name, value in eqn.params.items()}
-        ends = {"invars": self.all(eqn.invars), "outvars": self.all(eqn.outvars)}
+        ins, outs = self.all(eqn.invars), self.all(eqn.outvars)
         context = eqn.ctx if eqn.ctx.cur_abstract_mesh.empty else self.context
-        return eqn.replace(**ends, params=params, ctx=context)
+        return eqn.replace(invars=ins, outvars=outs, params=params, ctx=context)
 
     def param(self, value: Any) -> Any:
         match value:
