@@ -34,8 +34,8 @@ FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # of the time, most is compilati
 # --- eight devices of one process ---------------------------------------------------------------
 
 
-def on_eight_devices(*flags):
-    environment = os.environ | FAST | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+def on_eight_devices(*flags, compiled=FAST):
+    environment = os.environ | compiled | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, SCRIPT, *flags]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -71,7 +71,8 @@ def test_every_placement_gives_what_one_device_gives_also_with_faults():
 @pytest.mark.timeout(1800)
 def test_every_adaptation_meta_gradient_and_estimator_comes_to_the_same_on_devices():
     """`make test` has them on one device: test_laws.py and test_estimators.py."""
-    found = on_eight_devices("--laws")
+    # Without optimisations, rounding keeps the solver of a ConvexHead from its tolerance.
+    found = on_eight_devices("--laws", compiled={})
     assert found["broken"] == {}
     assert found["held"] == len([*laws.pairs_on_devices()]) + len(ESTIMATORS)
 
