@@ -30,14 +30,22 @@ from innerloop.masks import padding_rows
 from innerloop.problem import Episode, Problem, task_keys
 from innerloop.programs.compiled import compiled_while_used, if_concrete
 from innerloop.tangents import refuse_derivative
-from innerloop.trees import cast_like, leaf_names, widened
+from innerloop.trees import (
+    cast_like,
+    element,
+    element_structure,
+    leaf_names,
+    stacked,
+    widened,
+)
 
 MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
 """`(meta, episodes, key) -> ((loss, aux), grads)`, over a batch of tasks."""
 
 SumOverTasks = Callable[[PyTree, PyTree, Array, Array], tuple[Scalar, PyTree, PyTree]]
 """`(meta, episodes, keys, weights) -> (total, aux, grads)`: the weighted sum of the tasks' losses,
-aux per task, and the gradient of the sum. All arguments except meta have the task axis."""
+aux per task, and the gradient of the sum. All arguments except meta have the task axis. A `Spread`
+is given the sum over lists of arrays, which are the leaves of `episodes` and `aux`."""
 
 Spread = Callable[[SumOverTasks], SumOverTasks]
 """Maps a sum over tasks to the same sum computed in another way, such as over devices."""
@@ -237,14 +245,13 @@ def meta_value_and_grad(
     @partial(if_concrete, compiled_while_used)
     def averages(meta: PyTree, data: Episode, keys: Array, weights: Array, weighted: bool):
         tasks, unreached = len(weights), list[str]()
-        sums = sum_over_tasks(objective, chunk, unreached)
 
         def instead(missing: str) -> str | None:
-            first = jax.tree.map(lambda leaf: leaf[0], (data, keys))
-            return gradient_instead(problem, adaptation, (meta, *first), missing)
+            return gradient_instead(problem, adaptation, (meta, *element((data, keys), 0)), missing)
 
         with missing_derivatives_explained(instead):
-            total, aux, grads = (spread(sums) if spread else sums)(meta, data, keys, weights)
+            sums = sum_over_tasks(objective, chunk, spread, unreached)
+            total, aux, grads = sums(meta, data, keys, weights)
         scale = 1 / jnp.sum(weights)
         mean = lambda leaf: leaf * scale.astype(leaf.dtype)
         if weighted:  # where no task counts, the loss alone is NaN
@@ -261,15 +268,35 @@ def meta_value_and_grad(
 def sum_over_tasks(
     objective: Callable[[PyTree, Any, PRNGKeyArray], tuple[Scalar, PyTree]],
     chunk: int | None,
+    spread: Spread | None,
     unreached: list[str],
 ) -> SumOverTasks:
-    """The weighted sum over tasks; tracing it writes the unreached leaves to `unreached`."""
-    at_once = partial(_weighted_sum, objective, unreached)
+    """The weighted sum over tasks; tracing it writes the unreached leaves to `unreached`.
+
+    Chunks, devices and `vmap` divide and stack plain lists of arrays, because a pytree with a
+    batching rule of its own is no pytree of the same kind when its arrays have another first axis.
+    """
 
     def sums(meta: PyTree, episodes: PyTree, keys: Array, weights: Array):
-        if chunk is None or chunk >= len(weights):
-            return at_once(meta, episodes, keys, weights)
-        return _chunked_sum(at_once, chunk, meta, episodes, keys, weights)
+        task, results = element_structure(episodes), []
+
+        def of_leaves(meta: PyTree, leaves: list, key: PRNGKeyArray):
+            loss, aux = objective(meta, task.unflatten(leaves), key)
+            leaves, result = jax.tree.flatten(aux)
+            results.append(result)
+            return loss, leaves
+
+        at_once = partial(_weighted_sum, of_leaves, unreached)
+
+        def by_chunk(meta: PyTree, leaves: list, keys: Array, weights: Array):
+            if chunk is None or chunk >= len(weights):
+                return at_once(meta, leaves, keys, weights)
+            return _chunked_sum(at_once, chunk, meta, leaves, keys, weights)
+
+        over_tasks = spread(by_chunk) if spread else by_chunk
+        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(episodes)]
+        total, aux, grads = over_tasks(meta, leaves, keys, weights)
+        return total, stacked(results[0], aux, len(weights)), grads
 
     return sums
 

@@ -7,9 +7,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import innerloop as il
+from innerloop.devices.sharding import placement
+from innerloop.trees import key_numbers
 
 HALVED = il.Problem(
     init=lambda meta, support, key: meta * support,
@@ -41,6 +44,18 @@ def stepped(estimator):
     """A compiled outer step `(meta, state, key) -> (estimate, state)`."""
     data = jax.tree.map(lambda leaf: leaf[0], estimator.feed(jax.random.key(0), 0, 1))
     return jax.jit(lambda meta, state, key: estimator.step(meta, state, data, key, jnp.int32(0)))
+
+
+def assert_same_step(estimator, devices):
+    """A step whose tasks are shared out over devices is the same step."""
+    step, meta, state = begun(estimator)
+    expected = step(meta, state, jax.random.key(0))
+    place = placement(devices)
+    spread = place.place_by_task(state, estimator.per_task(state))
+    on_them = stepped(estimator.on(place))
+    found = on_them(place.place(meta), spread, place.place(jax.random.key(0)))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+    jax.tree.map(close, *(jax.tree.map(key_numbers, each) for each in (found, expected)))
 
 
 @functools.cache

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from quadratic import TASKS, quadratic_episodes, quadratic_meta
-from variants import GradientCase, Variant
+from variants import ADAPTATIONS, GRADIENTS, GradientCase, Variant
 
 import innerloop as il
+from innerloop.devices.sharding import placement
 
 TOLERANCE = 1e-10
 
@@ -190,6 +191,41 @@ def same_inner_loop_as_adapt(variant, case):
         _assert_close(params, _task(aux.metrics["params"], i))
         _assert_close(info, _task(aux.info, i))
 
+
+def over_devices(variant, case, devices=1):
+    """Devices that share the tasks come to what one device comes to, and so does `adapt` there."""
+    episodes, meta, key = quadratic_episodes(tasks=TASKS * devices), quadratic_meta(), _key()
+    place = placement(devices)
+    parts = (variant.problem, variant.adaptation)
+    of_batch = il.meta_value_and_grad(*parts, case.gradient, spread=place.spread)
+    of_task = lambda meta, support, key: il.adapt(*parts, meta, support, key)[0]
+    adapted = place.each(jax.vmap(of_task, (None, 0, 0)))
+
+    def both(meta, episodes, key):
+        keys = jax.random.split(key, TASKS * devices)
+        return of_batch(meta, episodes, key), adapted(meta, episodes.support, keys)
+
+    weighted = il.Episode(episodes.support, episodes.query, jnp.ones(TASKS * devices))
+    result, params = jax.jit(both)(*map(place.place, (meta, weighted, key)))
+    (loss, aux), grads = batched(variant, case)(meta, weighted, key)
+    _assert_close(result, ((loss, aux), grads))
+    _assert_close(params, aux.metrics["params"])
+
+
+def pairs_on_devices():
+    """Each adaptation with the first meta-gradient it has; each meta-gradient after one of them."""
+    for variant in ADAPTATIONS:
+        exist = [case for case in GRADIENTS if exists(variant, case)]
+        yield from ((variant, case) for case in exist[: None if variant.name == MANY else 1])
+
+
+def exists(variant, case):
+    """Whether the meta-gradient exists after this adaptation."""
+    return case.gradient.fidelity(variant.adaptation, variant.problem).kind != "undefined"
+
+
+MANY = "sgd-12-scanned"
+"""The adaptation that is followed by every meta-gradient."""
 
 LAWS = [
     one_task_at_a_time,

@@ -6,11 +6,14 @@ What is trained on several devices is held against one device, in float64, from 
 import json
 import sys
 import tempfile
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import laws
 import numpy as np
 import optax
+from halving import ESTIMATORS, assert_same_step
 from jax.sharding import NamedSharding, PartitionSpec
 
 import innerloop as il
@@ -207,8 +210,33 @@ def evaluated():
     return float(np.abs(both[0].mean["loss"] - both[1].mean["loss"]).max())
 
 
+def broken_laws():
+    """The adaptations, meta-gradients and estimators that come to something else on devices."""
+    broken, held = {}, 0
+    for name, law in (*laws_of_pairs(), *laws_of_estimators()):
+        try:
+            law()
+            held += 1
+        except Exception as error:
+            broken[name] = f"{type(error).__name__}: {error}"
+    return {"broken": broken, "held": held}
+
+
+def laws_of_pairs():
+    for variant, case in laws.pairs_on_devices():
+        yield f"{variant.name}-{case.name}", partial(laws.over_devices, variant, case, devices=4)
+
+
+def laws_of_estimators():
+    for name, estimator in ESTIMATORS.items():
+        yield name, partial(assert_same_step, estimator, devices=3)
+
+
 def main():
     jax.config.update("jax_enable_x64", True)
+    if "--laws" in sys.argv:
+        print(json.dumps(broken_laws()))
+        return
     is_quick = "--all" not in sys.argv
     distances = {}
     for options, placements in CASES:

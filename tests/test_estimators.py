@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from halving import ESTIMATORS, begun
+from halving import ESTIMATORS, assert_same_step, begun
+from quick import without
 
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=[*ESTIMATORS])
 
@@ -54,3 +55,9 @@ def test_what_a_run_is_compared_and_placed_by(estimator):
     fidelity = estimator.fidelity()
     assert fidelity.kind != "undefined"
     assert fidelity.sentence.endswith(".")
+
+
+@pytest.mark.parametrize("name", without({*ESTIMATORS} - {"sum"}, ESTIMATORS))
+def test_a_step_on_a_device_is_the_same(name):
+    """On one, in this process; `on_eight_devices.py` runs the same on several."""
+    assert_same_step(ESTIMATORS[name], 1)

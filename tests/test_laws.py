@@ -8,7 +8,7 @@ import laws
 import numpy as np
 import optax
 import pytest
-from laws import LAWS
+from laws import LAWS, MANY, exists
 from mutants import MUTANTS
 from quadratic import quadratic_episodes, quadratic_meta
 from variants import ADAPTATIONS, GRADIENTS, GradientCase, exact
@@ -18,11 +18,6 @@ import innerloop as il
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def exists(variant, case):
-    fidelity = case.gradient.fidelity(variant.adaptation, variant.problem)
-    return fidelity.kind != "undefined"
-
-
 VALID = [pair for pair in itertools.product(ADAPTATIONS, GRADIENTS) if exists(*pair)]
 # The oracle holds every meta-gradient after one adaptation, one of each kind after those that
 # differ in what a meta-gradient sees of them (no steps, a state, losses on the way, drawn rows, a
@@ -30,7 +25,7 @@ VALID = [pair for pair in itertools.product(ADAPTATIONS, GRADIENTS) if exists(*p
 # Unroll has a file of its own. The other laws, which compile several programs each, are about
 # `objective.py`: a pair of each kind keeps them. `make test` takes the oracle over every
 # meta-gradient after one adaptation and the exact one after all; `make test-all` takes the rest.
-_ALL_GRADIENTS = {"sgd-12-scanned"}
+_ALL_GRADIENTS = {MANY}
 _ALL_KINDS = {"sgd-0", "adam", "multi-step-loss-scanned", "mini-batches", "procedure", "minimise"}
 _EVERYWHERE = {"unroll", "first-order"}
 _LAWFUL = {
@@ -133,6 +128,28 @@ def test_law(variant, case, law):
     if law is laws.low_precision and (variant.float64_only or case.float64_only):
         pytest.skip("runs in float64 only")
     law(variant, case)
+
+
+# Of those that Lineax and Equinox compute, which compare types that name a mesh.
+_ON_A_DEVICE = {
+    ("sgd-12-scanned", "exact-binomial"),
+    ("sgd-12-scanned", "implicit-damped"),
+    ("ridge-more-rows", "unroll"),
+}
+
+
+def _pairs_on_devices():
+    for variant, case in laws.pairs_on_devices():
+        name = (variant.name, case.name)
+        marks = [pytest.mark.xdist_group("-".join(name))]
+        marks += [] if name in _ON_A_DEVICE else [pytest.mark.full]
+        yield pytest.param(variant, case, id="-".join(name), marks=marks)
+
+
+@pytest.mark.parametrize(("variant", "case"), list(_pairs_on_devices()))
+def test_on_a_device(variant, case):
+    """On one, in this process; `on_eight_devices.py` runs the same on several."""
+    laws.over_devices(variant, case)
 
 
 @pytest.mark.parametrize("case", GRADIENTS, ids=lambda case: case.name)

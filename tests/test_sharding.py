@@ -7,13 +7,18 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import laws
 import numpy as np
 import optax
 import pytest
 from fitting import fit
+from halving import ESTIMATORS
 from jax.sharding import AbstractMesh
 from jaxtyping import config
 
@@ -29,8 +34,8 @@ FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # of the time, most is compilati
 # --- eight devices of one process ---------------------------------------------------------------
 
 
-def on_eight_devices(*flags):
-    environment = os.environ | FAST | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+def on_eight_devices(*flags, compiled=FAST):
+    environment = os.environ | compiled | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, SCRIPT, *flags]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -60,6 +65,40 @@ def test_every_placement_gives_what_one_device_gives_also_with_faults():
     assert found["faults"]["named alike"]
     assert found["faults"]["count"] > 2
     assert found["faults"]["distance"] < 1e-14
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_every_adaptation_meta_gradient_and_estimator_comes_to_the_same_on_devices():
+    """`make test` has them on one device: test_laws.py and test_estimators.py."""
+    # Without optimisations, rounding keeps the solver of a ConvexHead from its tolerance.
+    found = on_eight_devices("--laws", compiled={})
+    assert found["broken"] == {}
+    assert found["held"] == len([*laws.pairs_on_devices()]) + len(ESTIMATORS)
+
+
+@pytest.mark.parametrize("context", [nullcontext, jax.set_mesh])
+def test_a_problem_may_close_over_a_value_that_is_on_the_devices(context):
+    """A loop of Equinox, whose types name the mesh that is set and the mesh of the value."""
+    place = placement(1)
+    tasks = il.Episode(jnp.array([[1.0], [2.0]]), jnp.array([[3.0], [5.0]]))
+
+    def gradient(factor, meta, spread):
+        square = lambda params, meta, batch, key: factor * jnp.sum((params - batch) ** 2)
+        problem = il.Problem(lambda meta, support, key: meta, square, square)
+        learn, loop = il.GradientDescent(optax.sgd(0.1), 3), il.Unroll(loop=il.Binomial(2))
+        f = il.meta_value_and_grad(problem, learn, loop, spread=spread)
+        return f(meta, tasks, jax.random.key(0))[1]
+
+    with context(place.mesh):
+        found = jax.jit(partial(gradient, spread=place.spread))(*place.place(ON_DEVICES))
+    # The distance shrinks by 1 - 2 (0.1) (2) in each step, and so does its derivative in meta.
+    left = [[support - 0.6**3 * (support - 0.5) - query] for support, query in ((1, 3), (2, 5))]
+    np.testing.assert_allclose(found, 2 * 2 * 0.6**3 * np.mean(left, axis=0), rtol=1e-6)
+
+
+ON_DEVICES = (jnp.array(2.0), jnp.array([0.5]))
+"""A factor of the losses, and meta."""
 
 
 @pytest.mark.xdist_group("eight devices")

@@ -17,6 +17,7 @@ from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.masks import padding_rows
 from innerloop.objective import SumOverTasks
+from innerloop.programs import traced_without_mesh
 from innerloop.transformations import Transformation
 from innerloop.trees import is_key
 
@@ -100,11 +101,12 @@ class Sharding(Placement):
                 axis = len(part) - 1
                 return jax.lax.psum_scatter(leaf, names, scatter_dimension=axis, tiled=True)
 
-            def one_device(meta: PyTree, *batch: Any):
-                total, aux, grads = sums(meta, *batch)
+            def over_devices(result: tuple) -> tuple:
+                total, aux, grads = result
                 return jax.lax.psum(total, names), aux, jax.tree.map(summed, grads, parts)
 
-            return self._on_each(one_device, (PartitionSpec(), self._tasks, parts), meta, *batch)
+            outs = (PartitionSpec(), self._tasks, parts)
+            return self._on_each(sums, over_devices, outs, meta, *batch)
 
         return run
 
@@ -113,7 +115,7 @@ class Sharding(Placement):
             tasks = jax.tree.leaves(batch)[0].shape[0]
             rows = padding_rows(tasks, round_up(tasks, self.devices))
             padded = jax.tree.map(lambda leaf: leaf[rows], batch)
-            results = self._on_each(function, self._tasks, meta, *padded)
+            results = self._on_each(function, lambda result: result, self._tasks, meta, *padded)
             return self.whole(jax.tree.map(lambda leaf: leaf[:tasks], results))
 
         return run
@@ -163,11 +165,25 @@ class Sharding(Placement):
 
         return optax.tree.map_params(optimizer, one, state, meta, transform_non_params=rest)
 
-    def _on_each(self, function: Callable, outs: Any, meta: PyTree, *batch: Any) -> PyTree:
-        ins = (PartitionSpec(), *[self._tasks] * len(batch))
+    def _on_each(
+        self, function: Callable, after: Callable, outs: Any, meta: PyTree, *batch: Any
+    ) -> PyTree:
+        """`after(function(meta, *batch))` with each device's part of the batch."""
+        # Inside `shard_map`, types say how a value is sharded, and Lineax and Equinox would find
+        # that they differ from types that do not. So the function is traced outside.
+        part = lambda leaf: leaf[: leaf.shape[0] // self.devices]
+        parts = jax.eval_shape(lambda batch: jax.tree.map(part, batch), batch)
+        program = traced_without_mesh(function, meta, *parts)
+
+        def one_device(constants: list, meta: PyTree, *batch: Any) -> PyTree:
+            return after(program(constants, meta, *batch))
+
+        ins = (PartitionSpec(), PartitionSpec(), *[self._tasks] * len(batch))
         # JAX's check of values that vary over devices does not know the library's derivative rules.
-        run = jax.shard_map(function, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False)
-        return run(meta, *batch)
+        run = jax.shard_map(
+            one_device, mesh=self.mesh, in_specs=ins, out_specs=outs, check_vma=False
+        )
+        return run(program.constants, meta, *batch)
 
     @property
     def _tasks(self) -> PartitionSpec:

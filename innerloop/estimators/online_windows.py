@@ -178,7 +178,7 @@ class OnlineWindows(LearningEstimator):
             return loss, (aux, choose(aux.diagnostics["replaced"], fresh, after))
 
         unreached: list[str] = []
-        sums = self.placement.spread(sum_over_tasks(next_window, self.chunk, unreached))
+        sums = sum_over_tasks(next_window, self.chunk, self.placement.spread, unreached)
         total, (aux, runs), grads = sums(meta, state, jax.random.split(key, batch), weights)
         return _mean(total, aux, grads, weights, unreached), self.placement.by_task(runs)
 

@@ -29,7 +29,15 @@ from innerloop.problem import Episode
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.tasks.base import sampled
 from innerloop.tasks.streamed import on_device
-from innerloop.trees import all_finite, cast_like, key_numbers, shorten, tree_bytes, widened
+from innerloop.trees import (
+    all_finite,
+    cast_like,
+    elements,
+    key_numbers,
+    shorten,
+    tree_bytes,
+    widened,
+)
 
 
 class WholeTasks(LearningEstimator):
@@ -104,9 +112,10 @@ class WholeTasks(LearningEstimator):
         # Without the tasks that fill a batch up for the devices: every device computes all tasks.
         episodes, task_key = self.drawn(data, key, outer_step, OneDevice())
         whole = self.placement.whole(episodes)
-        value_and_grad = self._value_and_grad(outer_step, None, _task_by_task(norm))
-        (loss, aux), grads = value_and_grad(meta, whole, task_key)
-        return Apart(grads, state, {"": TaskFaults(*aux.diagnostics[_FAULTS])}, loss)
+        faults: list[TaskFaults] = []
+        value_and_grad = self._value_and_grad(outer_step, None, _task_by_task(norm, faults))
+        (loss, _), grads = value_and_grad(meta, whole, task_key)
+        return Apart(grads, state, {"": faults[0]}, loss)
 
     def error_of_values(self, meta, state, data, key, outer_step) -> InnerloopError | None:
         episodes, task_key = self.drawn(data, key, outer_step, OneDevice())
@@ -187,17 +196,15 @@ def _filled(episodes: Episode, devices: int) -> Episode:
         )
     repeated = padding_rows(tasks, rows)
     weight = jnp.ones(tasks) if episodes.weight is None else episodes.weight
-    support, query, weight = jax.tree.map(
-        lambda leaf: leaf[repeated], (episodes.support, episodes.query, weight)
-    )
+    support, query, weight = elements((episodes.support, episodes.query, weight), repeated)
     return Episode(support, query, jnp.where(jnp.arange(rows) < tasks, weight, 0))
 
 
-_FAULTS = "faults by task"
+def _task_by_task(norm: float, faults: list[TaskFaults]) -> Callable[[SumOverTasks], SumOverTasks]:
+    """One task at a time, each gradient clipped; gradients that are not finite count as zero.
 
-
-def _task_by_task(norm: float) -> Callable[[SumOverTasks], SumOverTasks]:
-    """One task at a time, each gradient clipped; gradients that are not finite count as zero."""
+    Tracing the sum writes the faults of its tasks to `faults`.
+    """
 
     def spread(sums: SumOverTasks) -> SumOverTasks:
         def run(meta: PyTree, episodes: PyTree, keys: jax.Array, weights: jax.Array):
@@ -213,8 +220,8 @@ def _task_by_task(norm: float) -> Callable[[SumOverTasks], SumOverTasks]:
             zero = widened(jax.tree.map(jnp.zeros_like, meta))
             grads, (losses, aux, sound) = jax.lax.scan(add, zero, (episodes, keys, weights))
             aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
-            diagnostics = aux.diagnostics | {_FAULTS: (sound, key_numbers(keys))}
-            return jnp.sum(losses), aux._replace(diagnostics=diagnostics), cast_like(grads, meta)
+            faults.append(TaskFaults(sound, key_numbers(keys)))
+            return jnp.sum(losses), aux, cast_like(grads, meta)
 
         return run
 

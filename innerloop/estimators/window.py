@@ -15,7 +15,7 @@ from innerloop.gradients.loops import StoreAll, concatenate
 from innerloop.problem import Episode, Problem, loss_function, task_keys
 from innerloop.tasks import TaskDistribution
 from innerloop.tasks.base import sampled
-from innerloop.trees import all_finite
+from innerloop.trees import all_finite, element
 
 
 class InnerRun(NamedTuple):
@@ -69,7 +69,7 @@ def task_of_run(tasks: TaskDistribution, key: PRNGKeyArray) -> tuple[Episode, PR
         key: The key of the run.
     """
     sample_key, task_key, _ = jax.random.split(key, 3)
-    return jax.tree.map(lambda leaf: leaf[0], sampled(tasks, sample_key, 1)), task_key
+    return element(sampled(tasks, sample_key, 1), 0), task_key
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,8 @@
 """Loops that keep only some inner states and recompute the rest in the backward pass."""
 
+import functools
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -53,7 +55,7 @@ class Segments(Loop):
         if steps <= length:
             return store_all(step, state, steps)
         whole, rest = divmod(steps, length)
-        policy = self._policy()
+        policy = _policy(self.keep_inner_gradients, self.offload)
 
         def segment(count: int, state: PyTree, first: Any):
             state = jax.tree.map(lambda leaf: checkpoint_name(leaf, _INNER_STATE), state)
@@ -76,16 +78,26 @@ class Segments(Loop):
         """Exact after any adaptation."""
         return EXACT
 
-    def _policy(self):
-        names = [_INNER_STATE, *([INNER_GRADIENT] if self.keep_inner_gradients else [])]
-        if not self.offload:
-            return jax.checkpoint_policies.save_only_these_names(*names)
-        return jax.checkpoint_policies.save_and_offload_only_these_names(
+
+@functools.cache  # JAX compares policies when it looks for a program that it has compiled
+def _policy(keep_inner_gradients: bool, offload: bool) -> Callable[..., Any]:
+    names = [_INNER_STATE, *([INNER_GRADIENT] if keep_inner_gradients else [])]
+    if not offload:
+        of_named = jax.checkpoint_policies.save_only_these_names(*names)
+    else:
+        of_named = jax.checkpoint_policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
             names_which_can_be_offloaded=names,
             offload_src="device",
             offload_dst="pinned_host",
         )
+
+    # JAX's own policies cannot be asked about every primitive: they have an argument called `prim`,
+    # and so have the primitives of Equinox, which Lineax, Optimistix and Diffrax are built on.
+    def policy(primitive: Any, /, *values: Any, **params: Any) -> Any:
+        return primitive.name == "name" and of_named(primitive, *values, **params)
+
+    return policy
 
 
 class Binomial(Loop):

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import CustomVJPPrimal
-from jax.extend import core
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation, InnerGradient, InnerRule
@@ -15,7 +14,7 @@ from innerloop.gradients.forward import jvp
 from innerloop.gradients.inner import named
 from innerloop.gradients.missing import missing_derivatives_explained
 from innerloop.problem import Loss, Problem
-from innerloop.programs import inputs_read
+from innerloop.programs import Traced, inputs_read, traced
 from innerloop.tangents import dense, is_zero
 
 _Read = dict[int, Any]  # arrays and literals
@@ -69,12 +68,12 @@ def mixed_mode_inner_gradient(loss: Loss):
     """
 
     def value_and_gradient(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
-        closed, shape = jax.make_jaxpr(loss, return_shape=True)(params, meta, batch, key)
-        arguments = [*closed.consts, *jax.tree.leaves((params, meta, batch, key))]
+        program = traced(loss, params, meta, batch, key)
+        arguments = [*program.constants, *jax.tree.leaves((params, meta, batch, key))]
         arguments = [jnp.asarray(leaf) for leaf in arguments]
-        first = len(closed.consts)
+        first = len(program.constants)
         place = slice(first, first + len(jax.tree.leaves(params)))
-        program = _Program(closed, jax.tree.structure(shape), place)
+        program = _Program(program, place)
         rest = {i: leaf for i, leaf in enumerate(arguments) if not place.start <= i < place.stop}
         # Inside staged loops, JAX differentiates a custom rule in all its arguments, so values that
         # the loss does not read must not be arguments.
@@ -89,17 +88,16 @@ def mixed_mode_inner_gradient(loss: Loss):
 class _Program:
     """A traced loss without closed-over values: `(parameter leaves, rest by place) -> result`."""
 
-    def __init__(self, closed: core.ClosedJaxpr, result: Any, place: slice):
-        self._closed, self._result, self._place = closed, result, place
-        self.reads = {i for i, read in enumerate(inputs_read(closed.jaxpr)) if read}
+    def __init__(self, program: Traced, place: slice):
+        self._program, self._place = program, place
+        self.reads = {i for i, read in enumerate(inputs_read(program.closed.jaxpr)) if read}
 
     def __call__(self, params: Sequence[Array], rest: _Read) -> tuple[Array, PyTree]:
         inputs = dict(rest)
         inputs.update(enumerate(params, self._place.start))
         arguments = [inputs[i] for i in range(len(inputs))]
-        n = len(self._closed.consts)
-        run = core.jaxpr_as_fun(core.ClosedJaxpr(self._closed.jaxpr, arguments[:n]))
-        return jax.tree.unflatten(self._result, run(*arguments[n:]))
+        n = len(self._program.constants)
+        return self._program(arguments[:n], *arguments[n:])
 
 
 def _operation(program: _Program) -> Callable:

@@ -13,3 +13,6 @@ from innerloop.programs.reading import inputs_read as inputs_read
 from innerloop.programs.repeatable import difference as difference
 from innerloop.programs.repeatable import difference_between_traces as difference_between_traces
 from innerloop.programs.repeatable import traced_anew as traced_anew
+from innerloop.programs.replay import Traced as Traced
+from innerloop.programs.replay import traced as traced
+from innerloop.programs.replay import traced_without_mesh as traced_without_mesh

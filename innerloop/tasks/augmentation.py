@@ -16,6 +16,7 @@ from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.base import OneByOne, TaskDistribution, sampled
+from innerloop.trees import element
 
 Images = Float[Array, "rows height width channels"]
 
@@ -54,7 +55,7 @@ class Augmented(OneByOne):
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One task."""
         draw_key, support_key, query_key = jax.random.split(key, 3)
-        episode = jax.tree.map(lambda leaf: leaf[0], sampled(self.tasks, draw_key, 1))
+        episode = element(sampled(self.tasks, draw_key, 1), 0)
         support = self._augmented(support_key, episode.support)
         return Episode(support, self._augmented(query_key, episode.query), episode.weight)
 

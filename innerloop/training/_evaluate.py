@@ -26,6 +26,7 @@ from innerloop.problem import Episode, loss_function, task_keys
 from innerloop.programs.compiled import compiled
 from innerloop.recipes import Recipe
 from innerloop.training.calibration import calibration_sums, expected_calibration_error
+from innerloop.trees import element_structure
 
 TASKS_AT_ONCE = 100
 """Enough to fill the cores, few enough to stay in the cache: on a CPU faster than all at once."""
@@ -215,11 +216,14 @@ def _all_tasks(
             return observed
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], observe(adaptation.params(state)))
 
-    def some_tasks(meta: PyTree, *batch: Any) -> TaskResults:
-        size = min(chunk, len(batch[-1]))
-        return jax.lax.map(lambda task: one_task(meta, *task), batch, batch_size=size)
+    structure = element_structure(episodes)
 
-    return placement.each(some_tasks)(meta, episodes, jax.random.split(key, tasks))
+    def some_tasks(meta: PyTree, leaves: list, keys: Array) -> TaskResults:
+        of_leaves = lambda task: one_task(meta, structure.unflatten(task[0]), task[1])
+        return jax.lax.map(of_leaves, (leaves, keys), batch_size=min(chunk, len(keys)))
+
+    leaves, keys = jax.tree.leaves(episodes), jax.random.split(key, tasks)
+    return placement.each(some_tasks)(meta, leaves, keys)
 
 
 def summarise(results: TaskResults) -> Evaluation:

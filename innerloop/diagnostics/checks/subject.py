@@ -17,7 +17,7 @@ from innerloop.errors import DetachedError, InnerloopError
 from innerloop.gradients import Exact, MetaGradient, StoreAll
 from innerloop.objective import adapt, meta_objective, meta_value_and_grad, task_count
 from innerloop.problem import Episode, Problem, initial_params, loss_function
-from innerloop.trees import leaf_names
+from innerloop.trees import element, leaf_names
 
 NO_RULE = (TypeError, ValueError, NotImplementedError)
 """The errors that JAX raises for a derivative that does not exist."""
@@ -105,7 +105,7 @@ class Subject:
 
     def task(self, index: int = 0) -> tuple[Episode, PRNGKeyArray]:
         """One episode and its key."""
-        return jax.tree.map(lambda leaf: leaf[index], (self.episodes, self.keys))
+        return element((self.episodes, self.keys), index)
 
     def objective(self, gradient: MetaGradient | None = None) -> Callable[..., tuple]:
         """The meta-objective of one task: `(meta, episode, key) -> (loss, aux)`."""

@@ -1,0 +1,119 @@
+"""A function as a traced program, whose closed-over values are arguments."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+from jax.sharding import AbstractMesh, NamedSharding
+from jaxtyping import PyTree
+
+
+class Traced(NamedTuple):
+    """A traced function.
+
+    Attributes:
+        closed: The program, with the values that the function closes over.
+        result: The tree structure of its result.
+    """
+
+    closed: core.ClosedJaxpr
+    result: Any
+
+    @property
+    def constants(self) -> list:
+        """The values that the function closes over."""
+        return self.closed.consts
+
+    def __call__(self, constants: Sequence, *args: PyTree) -> PyTree:
+        """Run the program, operation by operation.
+
+        Args:
+            constants: In place of the values that the function closes over.
+            *args: Of the structure and the shapes that it was traced with.
+
+        Returns:
+            The result.
+        """
+        run = core.jaxpr_as_fun(core.ClosedJaxpr(self.closed.jaxpr, list(constants)))
+        leaves = map(jnp.asarray, run(*jax.tree.leaves(args)))  # a literal comes as NumPy's number
+        return jax.tree.unflatten(self.result, leaves)
+
+
+def traced(function: Callable, *args: PyTree) -> Traced:
+    """Trace a function, with arrays or their shapes as arguments."""
+    program, result = jax.make_jaxpr(function, return_shape=True)(*args)
+    return Traced(program, jax.tree.structure(result))
+
+
+def traced_without_mesh(function: Callable, *args: PyTree) -> Traced:
+    """The same, with types that name no mesh, so that the program can be run in any mesh.
+
+    JAX writes into the type of a value the mesh that it is on, and into a traced program the types
+    of all its values. Inside `shard_map` they would be those of another mesh.
+    """
+    bare = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type)
+    args = jax.tree.map(bare, jax.eval_shape(lambda args: args, args))
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+        program = traced(function, *args)
+        context = jax.make_jaxpr(jax.lax.neg)(1.0).eqns[0].ctx
+    jaxpr = _WithoutMesh(context, {}, {}).program(program.closed.jaxpr)
+    return program._replace(closed=core.ClosedJaxpr(jaxpr, program.constants))
+
+
+class _WithoutMesh(NamedTuple):
+    """Rewrites programs.
+
+    `context` is what JAX keeps with an operation that is traced without a mesh; `atoms` and
+    `programs` have what was rewritten before.
+    """
+
+    context: Any
+    atoms: dict[Any, Any]
+    programs: dict[core.Jaxpr, core.Jaxpr]
+
+    def program(self, jaxpr: core.Jaxpr) -> core.Jaxpr:
+        """A program that occurs twice stays one program, which is compiled once."""
+        if jaxpr not in self.programs:
+            self.programs[jaxpr] = jaxpr.replace(
+                constvars=self.all(jaxpr.constvars),
+                invars=self.all(jaxpr.invars),
+                outvars=self.all(jaxpr.outvars),
+                eqns=list(map(self.operation, jaxpr.eqns)),
+            )
+        return self.programs[jaxpr]
+
+    def operation(self, eqn: core.JaxprEqn) -> core.JaxprEqn:
+        params = {name: self.param(value) for name, value in eqn.params.items()}
+        ins, outs = self.all(eqn.invars), self.all(eqn.outvars)
+        context = eqn.ctx if eqn.ctx.cur_abstract_mesh.empty else self.context
+        return eqn.replace(invars=ins, outvars=outs, params=params, ctx=context)
+
+    def param(self, value: Any) -> Any:
+        match value:
+            case core.ClosedJaxpr():
+                return core.ClosedJaxpr(self.program(value.jaxpr), value.consts)
+            case core.Jaxpr():
+                return self.program(value)
+            case NamedSharding(mesh=AbstractMesh()):
+                return None
+            case tuple() if hasattr(value, "_fields"):
+                return type(value)(*map(self.param, value))
+            case tuple() | list():
+                return type(value)(map(self.param, value))
+        return value
+
+    def all(self, atoms: Sequence) -> list:
+        return list(map(self.atom, atoms))
+
+    def atom(self, atom: Any) -> Any:
+        sharding = getattr(atom.aval, "sharding", None)
+        if sharding is None or sharding.mesh.empty:
+            return atom
+        if isinstance(atom, core.Literal):
+            return core.Literal(np.asarray(atom.val), atom.aval.update(sharding=None))
+        if atom not in self.atoms:
+            self.atoms[atom] = core.Var(atom.aval.update(sharding=None))
+        return self.atoms[atom]
