@@ -5,6 +5,7 @@ narrow dtypes, which changes the type of a loop's carry.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -62,6 +63,41 @@ def drawn_like(key: PRNGKeyArray, like: PyTree, sampler: Any = jax.random.normal
     leaves, treedef = jax.tree.flatten(like)
     pairs = zip(jax.random.split(key, len(leaves)), leaves, strict=True)
     return treedef.unflatten(sampler(own, leaf.shape, leaf.dtype) for own, leaf in pairs)
+
+
+def element_structure(batch: PyTree) -> Any:
+    """The structure of one element of a batch, as `jax.vmap` would give it to a function.
+
+    It may differ from the batch's own: a pytree with a batching rule, such as a sparse matrix in
+    JAX's BCOO format, keeps its shape in its structure, not in its leaves.
+
+    Args:
+        batch: A pytree whose arrays share their first axis.
+
+    Returns:
+        A tree structure. The leaves of an element are the rows of the batch's leaves, in order.
+    """
+    if not jax.tree.leaves(batch):
+        return jax.tree.structure(batch)
+    found = []
+    jax.eval_shape(jax.vmap(lambda each: found.append(jax.tree.structure(each))), batch)
+    return found[0]
+
+
+def element(batch: PyTree, index: Any) -> PyTree:
+    """One element of a batch."""
+    return element_structure(batch).unflatten([leaf[index] for leaf in jax.tree.leaves(batch)])
+
+
+def elements(batch: PyTree, rows: Any) -> PyTree:
+    """The batch of the elements at `rows`."""
+    leaves = [leaf[rows] for leaf in jax.tree.leaves(batch)]
+    return stacked(element_structure(batch), leaves, len(rows))
+
+
+def stacked(structure: Any, leaves: Sequence[Array], size: int) -> PyTree:
+    """The batch of `size` elements of this structure, from the leaves that they have together."""
+    return jax.vmap(structure.unflatten, axis_size=size)(list(leaves))
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:

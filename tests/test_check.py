@@ -12,6 +12,7 @@ from checking import KEY, LEARN, META, checked, episodes, fit, inner, outer, sta
 
 import innerloop as il
 from innerloop.diagnostics import Severity
+from innerloop.trees import element
 
 # --- planted faults -----------------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ class Recorder:
 
 
 def one_episode():
-    return jax.tree.map(lambda leaf: leaf[0], episodes())
+    return element(episodes(), 0)
 
 
 def copies():
