@@ -71,7 +71,9 @@ def broadcast_rows(subject: Subject) -> Iterator[Finding]:
         for step in program.flat.steps:
             given = [_before_shaping(program, step, i) for i in range(len(step.args))]
             flat = [(value, shape[0]) for value, shape in given if len(shape) == 1]
-            column = [(value, shape[0]) for value, shape in given if shape[1:] == (1,)]
+            column = [
+                (value, shape[0]) for value, shape in given if len(shape) == 2 and shape[1] == 1
+            ]
             for one, rows in flat:
                 for other, same in column:
                     if rows == same > 1 and _apart(program, one, other):

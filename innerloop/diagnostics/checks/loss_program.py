@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import jax
-from jaxtyping import Scalar
 
 from innerloop.programs import Flat, FlatStep, Value, flat
 
@@ -22,9 +22,7 @@ class LossProgram:
         leaves: The inputs by name, such as `params['w']` or `batch.inputs`, in order.
     """
 
-    def __init__(
-        self, loss: Callable[..., Scalar], arguments: tuple, names: tuple[str, ...] = PARTS
-    ):
+    def __init__(self, loss: Callable[..., Any], arguments: tuple, names: tuple[str, ...] = PARTS):
         self.closed = jax.make_jaxpr(loss)(*arguments)
         named = zip(names, arguments, strict=True)
         self.leaves = [
