@@ -11,12 +11,12 @@ KEY = jax.random.key(0)
 META = {"w": jnp.array([0.5, -1.0, 0.2]), "scale": jnp.float32(0.1)}
 
 
-def episodes(tasks=3, rows=5):
+def episodes(tasks=3, rows=5, seed=jax.random.key(1)):
     def half(key):
         x = jax.random.normal(key, (tasks, rows, 3))
         return il.Examples(x, jnp.sin(3 * x[..., 0]))
 
-    return il.Episode(*map(half, jax.random.split(jax.random.key(1))))
+    return il.Episode(*map(half, jax.random.split(seed)))
 
 
 def fit(params, batch):

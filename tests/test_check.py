@@ -12,6 +12,7 @@ from checking import KEY, LEARN, META, checked, episodes, fit, inner, outer, sta
 
 import innerloop as il
 from innerloop.diagnostics import Severity
+from innerloop.trees import element
 
 # --- planted faults -----------------------------------------------------------------------------
 
@@ -173,7 +174,7 @@ class Recorder:
 
 
 def one_episode():
-    return jax.tree.map(lambda leaf: leaf[0], episodes())
+    return element(episodes(), 0)
 
 
 def copies():
@@ -210,7 +211,7 @@ FAULTS = {
     "while_loop": ({"inner": looped}, ERROR, r"while_loop has no reverse.*\(looped\)"),
     "unread leaf": ({"meta": UNREAD}, WARNING, r"nothing reads meta\['idle'\]"),
     "adam": ({"inner": dead_unit, "learn": ADAM}, ERROR, r"not finite.*eps_root=1e-8"),
-    "adam elsewhere": ({"learn": ADAM}, WARNING, r"gradient of zero.*eps_root=1e-8"),
+    "adam elsewhere": ({"learn": ADAM}, NOTE, r"gradient of zero.*eps_root=1e-8"),
     "norm at zero": (
         {"inner": with_norm},
         ERROR,

@@ -10,7 +10,17 @@ from innerloop.adaptation import Adaptation
 from innerloop.arguments import checked, flag, random_key
 from innerloop.diagnostics.candidates import exact_gradient
 from innerloop.diagnostics.checks import derivatives, inner_loop, paths, purity, tracing, values
-from innerloop.diagnostics.checks.episodes import overlap, same_tasks, task_axis
+from innerloop.diagnostics.checks.batches import broadcast_rows, losses_read_data
+from innerloop.diagnostics.checks.episodes import (
+    same_tasks,
+    targets_among_inputs,
+    task_axis,
+    weights_not_negative,
+)
+from innerloop.diagnostics.checks.masks import masked_rows
+from innerloop.diagnostics.checks.randomness import keys_of_draws
+from innerloop.diagnostics.checks.repeats import overlap, repeats
+from innerloop.diagnostics.checks.statistics import running_statistics
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import NotChecked, Report, Severity
 from innerloop.gradients import MetaGradient
@@ -18,17 +28,19 @@ from innerloop.objective import GRADIENT, check_meta, meta_objective, parts, tas
 from innerloop.problem import Episode, Problem
 
 TRACED = (
-    (purity.captured_state, task_axis),
+    (purity.captured_state, task_axis, weights_not_negative),
     (tracing.traceable,),
     (tracing.missing_derivatives,),
-    (paths.losses_read_params,),
-    (paths.unreached_leaves, overlap, same_tasks),
+    (paths.losses_read_params, losses_read_data),
+    (paths.unreached_leaves, broadcast_rows, keys_of_draws, running_statistics),
+    (overlap, repeats, same_tasks, targets_among_inputs),
     (paths.stopped_ways, paths.stepped_ways),
 )
 """Checks that only trace, in stages. Later stages are skipped after errors, which they repeat."""
 
 RUN = (
     (values.finite_and_not_zero, inner_loop.steep_at_zero, inner_loop.inner_loss_falls),
+    (masked_rows,),
     (purity.repeatable, inner_loop.stationary),
     (derivatives.finite_differences,),
 )
@@ -62,7 +74,7 @@ def check(
         run: Whether to run the checks that compute losses and gradients, a few dozen times. If
             False, only the checks that trace are made: missing derivatives (custom rules,
             callbacks, `while_loop`), leaves without a gradient, operations that block the gradient,
-            captured state, shared rows.
+            captured state, and what is wrong with the data and how the losses read them.
 
     Returns:
         A `Report` of findings. Its `left_out` names the checks that could not be made.

@@ -5,6 +5,10 @@ Only this package knows how JAX's primitives store the programs that they run (`
 this differs between versions of JAX.
 """
 
+from innerloop.programs.flat import Flat as Flat
+from innerloop.programs.flat import FlatStep as FlatStep
+from innerloop.programs.flat import Value as Value
+from innerloop.programs.flat import flat as flat
 from innerloop.programs.operations import Operation as Operation
 from innerloop.programs.operations import operations as operations
 from innerloop.programs.origin import origin_of_non_finite as origin_of_non_finite

@@ -9,11 +9,11 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Origin
 from innerloop.checks import is_floating
-from innerloop.diagnostics.checks.source import asked_for, named_places, of_the_library, written_at
+from innerloop.diagnostics.checks.source import asked_for, named_places, of_package, written_at
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, NotChecked, Severity
 from innerloop.programs import between
-from innerloop.trees import dot, leaf_names
+from innerloop.trees import dot, elements, leaf_names
 
 _STEP = 1e-5
 """Relative to the leaf's size, so that truncation and rounding errors are both below 1e-9."""
@@ -76,7 +76,7 @@ def _of_losses(subject: Subject) -> Iterator[Finding]:
 
 def _of_the_whole(subject: Subject) -> Iterator[Finding]:
     objective, meta = subject.objective(subject.exact), _in_float64(subject.meta)
-    tasks = jax.tree.map(lambda leaf: leaf[:_MOST_TASKS], (subject.episodes, subject.keys))
+    tasks = elements((subject.episodes, subject.keys), np.arange(min(subject.tasks, _MOST_TASKS)))
     each = jax.vmap(lambda meta, *task: objective(meta, *task)[0], (None, 0, 0))
     value = lambda meta: jnp.mean(each(meta, *_in_float64(tasks)))
     derivative, along = _Derivative(value, meta), _directions(meta)
@@ -164,7 +164,7 @@ def _rules_of(value: Callable, at: PyTree) -> str:
         operation
         for operation in between(program, range(len(jax.tree.leaves(at))))
         if operation.name in _RULES and (line := written_at(operation)) is not None
-        if not of_the_library(line)
+        if not of_package(line, "innerloop")
         if operation.name != "stop_gradient" or "stop_gradient" in asked_for(operation)
     ]
     return named_places(rules, "no custom rule on the way")

@@ -1,57 +1,17 @@
-"""Checks of the episodes: shared rows of support and query sets, and missing task axes."""
+"""Checks of a batch of episodes: its task axis, weights, differences between tasks, and targets."""
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from innerloop.diagnostics.checks.loss_program import LossProgram
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.problem import Examples
-from innerloop.trees import is_key, key_numbers
-
-
-def overlap(subject: Subject) -> Iterator[Finding]:
-    """Rows of a task's query set that are also in its support set, ignoring masks and labels.
-
-    Shared rows count as chance if rows repeat as often within a set, as with few categorical
-    inputs.
-    """
-    support, query = _rows(subject.episodes.support), _rows(subject.episodes.query)
-    if support is None or query is None:
-        return
-    pairs = list(zip(support, query, strict=True))
-    shared = [len(set(a) & set(b)) for a, b in pairs]
-    sets = [*support, *query]
-    within = _rate((_repeats(rows), math.comb(len(rows), 2)) for rows in sets)
-    across = _rate((sum(row in set(a) for row in b), len(a) * len(b)) for a, b in pairs)
-    if across > 3 * within:
-        yield Finding(
-            Severity.WARNING,
-            f"support and query sets share rows in {np.count_nonzero(shared)} of "
-            f"{len(shared)} tasks",
-            f"task {int(np.argmax(shared))}: {max(shared)} rows",
-            "the outer loss is computed on rows of the inner loop, so it rewards memorisation",
-            "disjoint rows, as tasks.sample draws them",
-        )
-
-
-def same_tasks(subject: Subject) -> Iterator[Finding]:
-    """Tasks that are all the same, support and query sets alike."""
-    leaves = jax.tree.leaves((subject.episodes.support, subject.episodes.query))
-    rows = [np.asarray(key_numbers(leaf)) for leaf in leaves]
-    if subject.tasks > 1 and all((leaf == leaf[:1]).all() for leaf in rows):
-        yield Finding(
-            Severity.WARNING,
-            f"all {subject.tasks} tasks are the same",
-            "episodes",
-            "they are copies of one task, or drawn without reading the key",
-            "tasks.sample(key, n) that draws each task with a key of its own; a batch of one "
-            "episode, if there is only one task",
-        )
+from innerloop.trees import key_numbers
 
 
 def task_axis(subject: Subject) -> Iterator[Finding]:
@@ -69,33 +29,91 @@ def task_axis(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def _rate(counts: Iterable[tuple[int, int]]) -> float:
-    found, possible = map(sum, zip(*counts, strict=True))
-    return found / possible if possible else 0.0
+def weights_not_negative(subject: Subject) -> Iterator[Finding]:
+    """Weights below zero, and weights that do not add up to more than zero."""
+    weights = np.asarray(subject.weights, np.float64)
+    cure = "weights of zero or more, as weight=jnp.maximum(weight, 0)"
+    if np.any(weights < 0):
+        yield Finding(
+            Severity.ERROR if weights.sum() <= 0 else Severity.WARNING,
+            f"the weights of {np.count_nonzero(weights < 0)} of {subject.tasks} tasks are negative",
+            f"episodes.weight, task {int(np.argmin(weights))}: {weights.min():.4g}",
+            "the meta-objective divides by the sum of the weights, and rewards a large loss on a "
+            "task of negative weight",
+            cure,
+        )
+    elif not np.any(weights):
+        yield Finding(
+            Severity.ERROR,
+            "no task counts",
+            "episodes.weight",
+            "all weights are zero, so the loss is NaN and the gradient zero",
+            "weights above zero for the tasks that count",
+        )
 
 
-def _repeats(rows: list[bytes]) -> int:
-    return sum(math.comb(n, 2) for n in Counter(rows).values())
+def same_tasks(subject: Subject) -> Iterator[Finding]:
+    """Batches whose tasks are all the same, if no random key makes a difference either."""
+    leaves = [np.asarray(key_numbers(leaf)) for leaf in jax.tree.leaves(_data(subject))]
+    same = all(leaf.tobytes() == leaf[:1].repeat(len(leaf), 0).tobytes() for leaf in leaves)
+    if subject.tasks == 1 or not same or subject.fidelity.draws:
+        return
+    objective, (episode, key) = subject.objective(subject.exact), subject.task()
+    loss = lambda key: objective(subject.meta, episode, key)[0]
+    if not LossProgram(loss, (key,), ("key",)).read:
+        yield Finding(
+            Severity.WARNING,
+            f"all {subject.tasks} tasks are the same",
+            "episodes",
+            "support and query sets are equal in every task and no key is read, so each task has "
+            "the same loss and the same gradient",
+            "tasks.sample(key, n) that draws each task with a key of its own; a batch of one "
+            "episode, if there is only one task",
+        )
 
 
-def _rows(batch: PyTree) -> list[list[bytes]] | None:
-    """Each task's rows as bytes; None if the leaves have no common row axis.
+def targets_among_inputs(subject: Subject) -> Iterator[Finding]:
+    """Numbers of the query inputs that are the targets, in every row of every task."""
+    query = subject.episodes.query
+    if not isinstance(query, Examples) or not one_number_per_row(query):
+        return
+    targets = np.asarray(query.targets).reshape(np.shape(query.targets)[:2])
+    counted = np.ones(targets.shape, bool) if query.mask is None else np.asarray(query.mask, bool)
+    targets = targets[counted]
+    for path, leaf in jax.tree.leaves_with_path(query.inputs):
+        if np.shape(leaf)[:2] != counted.shape:
+            continue
+        columns = np.asarray(leaf).reshape(*counted.shape, -1)[counted]
+        if _copied(columns, targets):
+            yield Finding(
+                Severity.WARNING,
+                "the query inputs contain the targets",
+                f"episodes.query.inputs{jax.tree_util.keystr(path)}",
+                "a part of the inputs is the target, as it is or one-hot, in every row of every "
+                "task, so the outer loss rewards copying it",
+                "inputs without their targets",
+            )
 
-    For a set that is not `Examples`, only the leaf with the most numbers per row is used.
+
+def _data(subject: Subject) -> PyTree:
+    return subject.episodes.support, subject.episodes.query
+
+
+def one_number_per_row(batch: Examples) -> bool:
+    """Whether a row has one target, as opposed to a sequence or an image of them."""
+    leaves = jax.tree.leaves(batch.targets)
+    return len(leaves) == 1 and np.ndim(leaves[0]) >= 2 and math.prod(np.shape(leaves[0])[2:]) == 1
+
+
+def _copied(columns: np.ndarray, targets: np.ndarray) -> bool:
+    """Whether a column is the targets, or a column for each class marks its rows.
+
+    Not if that may be chance, as with few rows of few values.
     """
-    mask = batch.mask if isinstance(batch, Examples) else None
-    content = batch.inputs if isinstance(batch, Examples) else batch
-    leaves = [leaf for leaf in jax.tree.leaves(content) if not is_key(leaf)]
-    if not leaves or any(np.ndim(leaf) < 2 for leaf in leaves):
-        return None
-    if len({np.shape(leaf)[:2] for leaf in leaves}) != 1:
-        return None
-    if not isinstance(batch, Examples):
-        leaves = [max(leaves, key=np.size)]
-    tasks, rows = np.shape(leaves[0])[:2]
-    counted = np.ones((tasks, rows), bool) if mask is None else np.asarray(mask, bool)
-    flat = [np.ascontiguousarray(np.asarray(leaf).reshape(tasks, rows, -1)) for leaf in leaves]
-    return [
-        [b"".join(leaf[t, r].tobytes() for leaf in flat) for r in range(rows) if counted[t, r]]
-        for t in range(tasks)
-    ]
+    values, counts = np.unique(targets, return_counts=True)
+    chance = columns.shape[1] * float(np.sum((counts / len(targets)) ** 2)) ** len(targets)
+    if len(values) < 2 or chance > 1e-4:
+        return False
+    marked = [targets, *(targets == value for value in values)]
+    is_column = [bool(np.any(np.all(columns == each[:, None], axis=0))) for each in marked]
+    return is_column[0] or (len(values) < len(targets) and all(is_column[1:]))

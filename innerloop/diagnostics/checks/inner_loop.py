@@ -6,19 +6,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import PyTree
 
-from innerloop.adaptation import Origin
+from innerloop.adaptation import InnerRule, Origin
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
-from innerloop.diagnostics.findings import Finding, Severity
+from innerloop.diagnostics.findings import Finding, NotChecked, Severity
+from innerloop.fidelity import EXACT
 from innerloop.gradients import Implicit
 from innerloop.gradients.conditions import Condition, stationarity
-from innerloop.gradients.inner import Exact
 from innerloop.problem import task_keys
 from innerloop.trees import all_finite, norm
 
 _DIVERGED = 2.0
 """An inner loop diverges if it increases the mean loss over tasks by this factor."""
+_ZERO = float(np.finfo(np.float32).eps)
+"""A loss up to this size may be zero but for rounding."""
 _STATIONARY = 0.01
 """`Implicit` is nearly exact if the inner gradient falls below this fraction of its start value."""
 
@@ -27,6 +29,8 @@ def inner_loss_falls(subject: Subject) -> Iterator[Finding]:
     """Checks that the inner loss does not diverge and that the parameters move."""
     if subject.problem.inner_loss is None or not subject.steps:
         return
+    if not subject.learns_params:
+        raise NotChecked("inner_loss reads other parameters than the adaptation returns")
     loss = subject.loss("inner_loss")
 
     def learn(meta, support, key):
@@ -40,9 +44,11 @@ def inner_loss_falls(subject: Subject) -> Iterator[Finding]:
     weights = np.asarray(subject.weights, np.float64)
     losses = np.average(np.asarray(losses, np.float64)[weights > 0], 0, weights[weights > 0])
     curve = f"{losses[0]:.4g} to {losses[-1]:.4g} in {len(losses) - 1} steps"
-    # A loss that is not finite from the start has not diverged.
-    last = losses[np.isfinite(losses)][-1:]
-    if np.any(last > losses[0]) and np.any(np.abs(last) > _DIVERGED * abs(losses[0])):
+    # A loss that is not finite from the start has not diverged. A loss of zero has no size, so the
+    # first one after it is what later losses are compared with.
+    finite = losses[np.isfinite(losses)]
+    first = finite[np.abs(finite) > _ZERO][:1]
+    if np.any(finite[-1:] > first) and np.any(np.abs(finite[-1:]) > _DIVERGED * np.abs(first)):
         yield Finding(
             Severity.ERROR if not np.isfinite(losses[-1]) else Severity.WARNING,
             "the inner loop diverges",
@@ -94,36 +100,79 @@ def _residual(subject: Subject, condition: Condition, steps: int) -> float:
     return float(jnp.mean(_on_each_task(subject, residual)))
 
 
-class _OfSize(Exact):
-    """An inner gradient whose components all have the same given value."""
+class _Given(InnerRule):
+    """An inner gradient that is given and not computed."""
 
-    size: Array
+    gradient: PyTree
 
     def at(self, t):
-        gradient = lambda params: jax.tree.map(lambda leaf: jnp.full_like(leaf, self.size), params)
-        return lambda loss: lambda params, *rest: (loss(params, *rest), gradient(params))
+        return lambda loss: lambda params, *rest: (loss(params, *rest), self.gradient)
+
+    def fidelity(self, adaptation, problem=None):
+        return EXACT
 
 
 def steep_at_zero(subject: Subject) -> Iterator[Finding]:
-    """Checks the optimizer's derivative at a zero gradient, as of a dead ReLU unit."""
-    if not subject.steps:
-        return
-    episode, key = subject.task()
+    """Checks the optimizer's derivative at a zero gradient, as of a dead ReLU unit.
 
-    def parameters(size):
-        task = (subject.meta, episode.support, key)
-        return subject.adaptation.params(subject.run(*task, inner=_OfSize(size), steps=1)[0])
-
-    slope_at = jit_quickly(lambda size: jax.jvp(parameters, (size,), (jnp.ones_like(size),))[1])
-    slope = slope_at(jnp.float32(0))
-    if all_finite(slope):
+    The derivative is taken in reverse: forward mode does not see the branch that a `where` leaves.
+    """
+    if not subject.steps or "inner_loss" not in subject.given:
         return
+    (params, *_), (episode, key) = subject.given["inner_loss"], subject.task()
+
+    def slope(gradient):
+        run = lambda gradient: subject.adaptation.params(
+            subject.run(subject.meta, episode.support, key, inner=_Given(gradient), steps=1)[0]
+        )
+        after, pull_back = jax.vjp(run, gradient)
+        return all_finite(pull_back(jax.tree.map(jnp.ones_like, after)))
+
+    is_finite = jit_quickly(slope)
+    of_ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), params)
+    of_zeros = jax.tree.map(np.zeros_like, of_ones)
+    one_zero = jax.tree.map(_with_a_zero, of_ones)
+    if not is_finite(of_ones) or (is_finite(of_zeros) and is_finite(one_zero)):
+        return  # if it has no derivative anywhere, the meta-gradient is not finite either
+    meets_zero = np.all if is_finite(one_zero) else np.any
+    zeros = _zero_gradients(subject)
+    worst = Severity.WARNING if zeros is None or np.any(meets_zero(zeros, -1)) else Severity.NOTE
     yield Finding(
-        subject.severity(2, Severity.WARNING),
+        subject.severity(2, worst),
         "the optimizer has no derivative at a gradient of zero",
         "the adaptation's optimizer",
         "it divides by the root of a second moment or by a norm, whose derivative at zero is not "
-        "finite; one dead rectifier can make the whole meta-gradient NaN",
-        "eps_root=1e-8 where the optimizer has it, as in optax.adam(rate, eps_root=1e-8), or one "
-        "without roots and norms of gradients",
+        "finite; "
+        + (
+            "no gradient of these tasks is zero, but one dead rectifier would make the whole "
+            "meta-gradient NaN"
+            if worst is Severity.NOTE
+            else "one dead rectifier can make the whole meta-gradient NaN"
+        ),
+        "eps_root=1e-8 where the optimizer has it, as in optax.adam(rate, eps_root=1e-8); "
+        "optax.clip(1.0) where it clips by a norm; or one without roots and norms of gradients",
     )
+
+
+def _with_a_zero(leaf: np.ndarray) -> np.ndarray:
+    leaf = leaf.copy()
+    leaf.flat[0] = 0
+    return leaf
+
+
+def _zero_gradients(subject: Subject) -> np.ndarray | None:
+    """Whether each component of the inner gradients is zero: `(..., components)`.
+
+    None if the loss is not one of the adapted parameters.
+    """
+    if not subject.learns_params:
+        return None
+    loss = subject.loss("inner_loss")
+
+    def learn(meta, support, key):
+        key = task_keys(key).adapt
+        gradient = lambda params, t: jax.grad(loss)(params, meta, support, key)
+        _, _, path = subject.run(meta, support, key, observe=gradient)
+        return [leaf[:-1].reshape(len(leaf) - 1, -1) == 0 for leaf in jax.tree.leaves(path)]
+
+    return np.concatenate(_on_each_task(subject, learn), axis=-1)

@@ -40,7 +40,7 @@ def losses_read_params(subject: Subject) -> Iterator[Finding]:
     """Inner or outer losses that do not read the parameters."""
     for name, arguments in subject.given.items():
         params = range(len(jax.tree.leaves(arguments[0])))
-        if not between(subject.loss_program(name), params):
+        if not between(subject.programs[name].closed, params):
             yield _unread_params(subject, name)
 
 
@@ -63,10 +63,8 @@ def _unread_params(subject: Subject, name: str) -> Finding:
 
 def unreached_leaves(subject: Subject) -> Iterator[Finding]:
     """Leaves of meta whose gradient is structurally zero."""
-    of_exact = of_used = subject.unreached
-    if subject.gradient != subject.exact:
-        of_used = subject.unreached_by(subject.gradient)
-    for name in dict.fromkeys(of_exact + of_used):
+    of_exact = subject.unreached
+    for name in dict.fromkeys(of_exact + subject.of_used.unreached):
         operations = between(subject.program, [leaf_names(subject.meta).index(name)])
         if not operations or (name in of_exact and subject.missing is None):
             yield _unreached_finding(subject, name, operations)

@@ -73,9 +73,9 @@ def is_library(module: str) -> bool:
     return root in sys.stdlib_module_names - {"__main__"} or root in _PACKAGES
 
 
-def of_the_library(frame: Frame) -> bool:
-    """Whether a line is one of innerloop's own."""
-    return frame.file.startswith(_folders("innerloop"))
+def of_package(frame: Frame, package: str) -> bool:
+    """Whether a line belongs to a package that is installed."""
+    return frame.file.startswith(_folders(package))
 
 
 def _frames_of(eqn: core.JaxprEqn) -> list[Frame]:

@@ -3,27 +3,64 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.adaptation import Adaptation, Origin, run
+from innerloop.adaptation import Adaptation, InnerGradient, InnerRule, Origin, run
 from innerloop.diagnostics.candidates import exact_gradient
+from innerloop.diagnostics.checks.loss_program import LossProgram
 from innerloop.diagnostics.findings import Severity
 from innerloop.errors import DetachedError, InnerloopError
+from innerloop.fidelity import EXACT, Fidelity
 from innerloop.gradients import Exact, MetaGradient, StoreAll
 from innerloop.objective import adapt, meta_objective, meta_value_and_grad, task_count
-from innerloop.problem import Episode, Problem, initial_params, loss_function
-from innerloop.trees import element, leaf_names
+from innerloop.problem import Episode, Loss, Problem, initial_params, loss_function, task_keys
+from innerloop.trees import abstract, element, elements, leaf_names
 
 NO_RULE = (TypeError, ValueError, NotImplementedError)
 """The errors that JAX raises for a derivative that does not exist."""
 
 jit_quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 """Compiles fast, because the programs run only a few times. (Level 0 miscompiles a maximum.)"""
+
+
+class _Recorded(InnerRule):
+    """The exact inner gradient, which keeps the arguments that it is called with."""
+
+    calls: list[tuple]
+
+    def at(self, t: Any) -> InnerGradient:
+        gradient_of = Exact().at(t)
+
+        def operator(loss: Loss):
+            def call(*arguments):
+                self.calls.append(arguments)
+                return gradient_of(loss)(*arguments)
+
+            return call
+
+        return operator
+
+    def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
+        return EXACT
+
+
+class Outcome(NamedTuple):
+    """What tracing a meta-gradient gives.
+
+    Attributes:
+        error: Why it cannot be traced; None if it can.
+        unreached: The leaves of meta that its backward pass does not reach.
+    """
+
+    error: Exception | None
+    unreached: list[str]
 
 
 @dataclass(eq=False)
@@ -42,44 +79,52 @@ class Subject:
     gradient: MetaGradient
 
     @cached_property
+    def of_exact(self) -> "Outcome":
+        """What tracing the exact meta-gradient of this problem gives."""
+        return self._outcome(exact_gradient(self.adaptation))
+
+    @cached_property
+    def of_used(self) -> "Outcome":
+        """What tracing the meta-gradient in use gives."""
+        used, exact = self.gradient, exact_gradient(self.adaptation)
+        return self.of_exact if used == exact else self._outcome(used)
+
+    @property
     def missing(self) -> Exception | None:
         """The error of the exact meta-gradient of this problem; None if it exists."""
-        return self.failure(exact_gradient(self.adaptation))
+        return self.of_exact.error
 
     @property
     def exact(self) -> MetaGradient:
         """The exact meta-gradient, or the one in use if the losses lack its derivatives."""
         return exact_gradient(self.adaptation) if self.missing is None else self.gradient
 
-    def failure(self, gradient: MetaGradient) -> Exception | None:
-        """The error that tracing the meta-gradient of one task raises; None if there is none."""
-        objective, task = self.objective(gradient), self.task()
-        try:
-            jax.eval_shape(jax.grad(lambda meta: objective(meta, *task)[0]), self.meta)
-        except DetachedError:
-            return None  # a check reports which leaf is cut off, and where
-        except (InnerloopError, *NO_RULE) as error:
-            return error
-        return None
-
-    @cached_property
+    @property
     def unreached(self) -> list[str]:
-        """The leaves of meta that the backward pass of the exact meta-gradient does not reach."""
-        return self.unreached_by(self.exact)
+        """The leaves of meta that the backward pass of `exact` does not reach."""
+        return (self.of_exact if self.missing is None else self.of_used).unreached
 
-    def unreached_by(self, gradient: MetaGradient) -> list[str]:
-        """The leaves of meta that the backward pass of a meta-gradient does not reach."""
+    def _outcome(self, gradient: MetaGradient) -> "Outcome":
+        # Some operations have a derivative, but none under `jax.vmap`, which maps over the tasks:
+        # a single task is traced as two.
+        rows = np.zeros(2, int) if self.tasks == 1 else np.arange(self.tasks)
         f = meta_value_and_grad(self.problem, self.adaptation, gradient)
         try:
-            (_, aux), _ = jax.eval_shape(f, self.meta, self.episodes, self.key)
-        except DetachedError:
-            return leaf_names(self.meta)
-        return list(aux.diagnostics["unreached"])
+            (_, aux), _ = jax.eval_shape(f, self.meta, elements(self.episodes, rows), self.key)
+        except DetachedError:  # a check reports which leaf is cut off, and where
+            return Outcome(None, leaf_names(self.meta))
+        except (InnerloopError, *NO_RULE) as error:
+            return Outcome(error, [])
+        return Outcome(None, list(aux.diagnostics["unreached"]))
 
     def severity(self, order: int, worst: Severity = Severity.ERROR) -> Severity:
         """`worst` if the meta-gradient in use needs derivatives of this order, or else a note."""
-        takes = self.gradient.fidelity(self.adaptation, self.problem).takes
-        return worst if takes >= order else Severity.NOTE
+        return worst if self.fidelity.takes >= order else Severity.NOTE
+
+    @property
+    def fidelity(self) -> Fidelity:
+        """The fidelity of the meta-gradient in use."""
+        return self.gradient.fidelity(self.adaptation, self.problem)
 
     @property
     def steps(self) -> int:
@@ -87,7 +132,13 @@ class Subject:
         return (self.adaptation.steps or 0) if self.adaptation.origin is Origin.STEPS else 0
 
     def run(
-        self, meta: PyTree, support: PyTree, key: Any, observe=None, inner=Exact(), steps=None
+        self,
+        meta: PyTree,
+        support: PyTree,
+        key: Any,
+        observe=None,
+        inner: InnerRule = Exact(),
+        steps=None,
     ) -> tuple[PyTree, PyTree, PyTree]:
         """`run` of the inner loop, with its own or another rule for its gradients."""
         task = (self.problem, self.adaptation, meta, support, key)
@@ -126,9 +177,10 @@ class Subject:
         loss = loss_function(name, getattr(self.problem, name), needed_by="check")
         return lambda *arguments: loss(*arguments)[0]
 
-    def loss_program(self, name: str) -> core.ClosedJaxpr:
-        """A loss as a program whose inputs are the leaves of its arguments."""
-        return jax.make_jaxpr(self.loss(name))(*self.given[name])
+    @cached_property
+    def programs(self) -> dict[str, LossProgram]:
+        """Each loss that exists, traced."""
+        return {name: LossProgram(self.loss(name), given) for name, given in self.given.items()}
 
     @cached_property
     def given(self) -> dict[str, tuple]:
@@ -144,14 +196,27 @@ class Subject:
                 return {}
             return jax.eval_shape(partial(self.arguments, adapted=False), *task)
 
+    @property
+    def learns_params(self) -> bool:
+        """Whether the inner loss reads the parameters that the adaptation returns."""
+        adapted, read = (self.given.get(name, (None,))[0] for name in ("outer_loss", "inner_loss"))
+        return read is not None and bool(eqx.tree_equal(abstract(adapted), abstract(read)))
+
     def arguments(self, meta: PyTree, episode: Episode, key: PRNGKeyArray, adapted: bool = True):
-        """`given` as arrays."""
+        """`given` as arrays.
+
+        An adaptation may give the inner loss other parameters than `init` returns, and other rows
+        than the whole support set. The arguments of its first inner gradient count.
+        """
         problem, support = self.problem, episode.support
         start = lambda: initial_params(problem, needed_by="check")(meta, support, key)
         params = adapt(problem, self.adaptation, meta, support, key)[0] if adapted else start()
         given = {"outer_loss": (params, meta, episode.query, key)}
-        if problem.inner_loss is not None and problem.init is not None:
-            given["inner_loss"] = (start(), meta, support, key)
+        calls: list[tuple] = []
+        if adapted and self.steps:
+            self.run(meta, support, task_keys(key).adapt, inner=_Recorded(calls), steps=1)
+        if problem.inner_loss is not None and (calls or problem.init is not None):
+            given["inner_loss"] = calls[0] if calls else (start(), meta, support, key)
         return given
 
     @property

@@ -3,12 +3,14 @@
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from innerloop.checks import is_floating
 from innerloop.diagnostics.checks.source import named_places, raised_at, written_at
 from innerloop.diagnostics.checks.subject import NO_RULE, Subject
 from innerloop.diagnostics.findings import Finding, Severity
-from innerloop.errors import GradientError, InnerloopError, StructureError
+from innerloop.errors import InnerloopError, StructureError
 from innerloop.programs import Operation, between
 from innerloop.trees import dot
 
@@ -51,12 +53,12 @@ def missing_derivatives(subject: Subject) -> Iterator[Finding]:
 
     They are errors if the meta-gradient in use needs these derivatives, or else notes.
     """
-    failure = subject.missing
-    if failure is None:
-        yield from _without_forward_mode(subject)
-        return
-    used = subject.failure(subject.gradient)
+    failure, used = subject.missing, subject.of_used.error
     severity = Severity.ERROR if used is not None else Severity.NOTE
+    if failure is None:
+        found = list(_without_forward_mode(subject, severity))
+        yield from found or ([_of_the_whole(used, severity)] if used is not None else [])
+        return
     findings = [f for name in subject.given for f in _in_loss(subject, name, severity)]
     if not findings and isinstance(failure, StructureError):
         raise failure
@@ -95,7 +97,7 @@ def _on_the_way(subject: Subject, name: str) -> list[Operation]:
     covered = ("custom_jvp_call", _CUSTOM)
     return [
         operation
-        for operation in between(subject.loss_program(name), read)
+        for operation in between(subject.programs[name].closed, read)
         if not any(caller.primitive.name in covered for caller in operation.callers)
     ]
 
@@ -105,14 +107,14 @@ def _custom_rules(subject: Subject, name: str) -> str:
     return f"{name}, {named_places(rules, 'an operation not found')}"
 
 
-def _without_forward_mode(subject: Subject) -> Iterator[Finding]:
+def _without_forward_mode(subject: Subject, severity: Severity) -> Iterator[Finding]:
     if "inner_loss" not in subject.given:
         return
     gradient = jax.grad(subject.loss("inner_loss"))
     forward = lambda params, *rest: jax.jvp(lambda p: gradient(p, *rest), (params,), (params,))
     if not _traces(forward, subject.given["inner_loss"]):
         yield Finding(
-            Severity.NOTE,
+            severity,
             "inner_loss has no forward-mode derivative",
             _custom_rules(subject, "inner_loss"),
             "jax.custom_vjp defines reverse mode alone; ForwardMode(), Implicit() and mixed mode "
@@ -122,7 +124,7 @@ def _without_forward_mode(subject: Subject) -> Iterator[Finding]:
 
 
 def _of_the_whole(error: Exception, severity: Severity) -> Finding:
-    if isinstance(error, GradientError):
+    if isinstance(error, InnerloopError):
         return Finding(severity, error.problem, "meta", error.got, error.write or error.expected)
     return Finding(
         severity,
@@ -134,8 +136,14 @@ def _of_the_whole(error: Exception, severity: Severity) -> Finding:
 
 
 def _traces(function: Callable, arguments: tuple) -> bool:
+    """Whether a function can be traced for several tasks at once."""
     try:
-        jax.eval_shape(function, *arguments)
+        jax.eval_shape(lambda *given: jax.vmap(function, axis_size=2)(*_twice(given)), *arguments)
     except NO_RULE:
         return False
     return True
+
+
+def _twice(tree: PyTree) -> PyTree:
+    """A batch of two elements, both this tree."""
+    return jax.vmap(lambda _: tree)(jnp.arange(2))

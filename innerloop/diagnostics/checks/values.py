@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from innerloop.checks import is_floating
-from innerloop.diagnostics.checks.source import asked_for, written_at
+from innerloop.diagnostics.checks.source import asked_for, of_package, written_at
 from innerloop.diagnostics.checks.subject import NO_RULE, Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.diagnostics.known_values import refuse_values
@@ -109,12 +109,20 @@ def _explained(culprit: Operation | None) -> tuple[str, str]:
     if dtype == jnp.float16 and kind not in ("sqrt", "rsqrt", "div", "log"):
         cause = f"a number beyond {float(jnp.finfo(dtype).max):.0f}, the largest of float16"
         return cause, "bfloat16 or float32 for this computation, or a smaller scale"
+    frame = written_at(culprit) if culprit else None
+    if frame is not None and of_package(frame, "optax"):
+        return (
+            f"{kind} in the optimizer, whose derivative is not finite: of a root or norm at zero, "
+            "or by its own formula",
+            "eps_root=1e-8 where the optimizer has it, as in optax.adam(rate, eps_root=1e-8), or "
+            "another optimizer, such as optax.sgd(rate)",
+        )
     if kind in ("sqrt", "rsqrt", "div", "pow", "log", "integer_pow"):
         function = "a root or norm" if kind != "log" else "log"
         return (
             f"the derivative of {function} at zero, or a division by zero",
-            "jnp.sqrt(x + 1e-12) for jnp.sqrt(x) and norms, eps_root=1e-8 for optax.adam, or "
-            "jnp.where on the argument of the function as well as on its result",
+            "jnp.sqrt(x + 1e-12) for jnp.sqrt(x) and norms, or jnp.where on the argument of the "
+            "function as well as on its result",
         )
     if kind == "gather":
         cause = "an index outside the array, such as a label that is no class: it reads NaN"
