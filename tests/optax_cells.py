@@ -180,7 +180,7 @@ GRADIENTS: dict[str, tuple[Any, Callable[[Oracle], tuple[Any, Any]]]] = {
     "Clipped(Unroll(), 1/8)": (il.Clipped(il.Unroll(), NORM), _clipped),
     "FirstOrder()": (il.FirstOrder(), lambda oracle: oracle.of("first order")),
     "Truncated(2)": (il.Truncated(LAST), lambda oracle: oracle.of("last")),
-    "Implicit()": (il.Implicit(lx.CG(1e-9, 1e-9)), Oracle.implicit),
+    "Implicit()": (il.Implicit(lx.CG(1e-9, 1e-9), throw=False), Oracle.implicit),
     "Reptile()": (il.Reptile(), Oracle.reptile),
     "EvolutionStrategies(1, 1/8)": (il.EvolutionStrategies(PAIRS, SIGMA), Oracle.evolution),
 }
