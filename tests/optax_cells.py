@@ -332,21 +332,23 @@ def outer_cell(name: str, dtype: str) -> str:
 # The whole table.
 
 
-OTHERS = [(3, "float64"), *((k, d) for d in ("float32", "bfloat16") for k in STEPS)]
+COMBINATIONS = [(steps, dtype) for dtype in DTYPES for steps in STEPS]
 
 
 def cells_of(name: str) -> dict[str, list[tuple[int, str]]]:
     """The steps and types of an optimizer's cells, by meta-gradient.
 
-    With `Unroll()` these are all six. Every meta-gradient has 12 steps in float64, and one of the
-    five others in turn, so that over the optimizers each has all six. Parts of optimizers, which
-    `scale_by_` and the like make, are run with `Unroll()` and `FirstOrder()` alone.
+    Every meta-gradient has one of the six combinations, in turn, so that over the optimizers each
+    has all six and each optimizer meets each of them. `Unroll()` has 12 steps in float64 besides.
+    Parts of optimizers, which `scale_by_` and the like make, are run with `Unroll()` and
+    `FirstOrder()` alone.
     """
     i = list(ROWS).index(name)
-    found = {}
-    for j, gradient in enumerate(GRADIENTS):
-        found[gradient] = [(12, "float64"), OTHERS[(i + j) % len(OTHERS)]]
-    found["Unroll()"] = [(12, "float64"), *OTHERS]
+    found = {
+        gradient: [COMBINATIONS[(i + j) % len(COMBINATIONS)]]
+        for j, gradient in enumerate(GRADIENTS)
+    }
+    found["Unroll()"] = sorted({(12, "float64"), *found["Unroll()"]}, reverse=True)
     if name in PARTS:
         return {gradient: found[gradient] for gradient in ("Unroll()", "FirstOrder()")}
     return found
