@@ -249,9 +249,9 @@ def test_a_mini_batch_has_a_row(size):
 @pytest.mark.parametrize(
     ("support", "message"),
     [
-        (SUPPORT, "larger than the support set.*Write: MiniBatches\\(adaptation, size=3\\)"),
-        (il.Examples(jnp.ones((4, 2)), jnp.ones(5)), "one row axis.*Write: Examples"),
-        (il.Examples(jnp.ones((4, 2)), jnp.float32(1)), "one row axis.*Write: Examples"),
+        (SUPPORT, "larger than the support set"),
+        (il.Examples(jnp.ones((4, 2)), jnp.ones(5)), "one row axis"),
+        (il.Examples(jnp.ones((4, 2)), jnp.float32(1)), "one row axis"),
         ({}, "one row axis"),
     ],
 )

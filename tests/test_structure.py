@@ -81,27 +81,27 @@ CASES = {
     # What the problem's functions return.
     "init_does_not_match": (
         with_problem(init=lambda m, s, k: {"w": m["w"]}),
-        "inner_loss failed .*Write: Problem\\(init",
+        "inner_loss failed ",
     ),
     "init_wrong_shape": (
         with_problem(init=lambda m, s, k: m["w"][:2]),
-        "inner_loss failed .*f32\\[2\\].*Write: Problem\\(init",
+        "inner_loss failed .*f32\\[2\\]",
     ),
     "outer_does_not_match": (
         with_problem(outer_loss=lambda p, m, b, k: loss(p["head"], m, b, k)),
-        "outer_loss failed .*Write: Problem\\(init",
+        "outer_loss failed ",
     ),
     "inner_not_scalar": (
         with_problem(inner_loss=lambda p, m, b, k: (b.inputs @ p - b.targets) ** 2),
-        "inner_loss must return one real .*Write: jnp.mean",
+        "inner_loss must return one real ",
     ),
     "outer_not_scalar": (
         with_problem(outer_loss=lambda p, m, b, k: (b.inputs @ p, {"aux": 1})),
-        "outer_loss must return one real .*Write: jnp.mean",
+        "outer_loss must return one real ",
     ),
     "integer_loss": (
         with_problem(outer_loss=lambda p, m, b, k: jnp.int32(1)),
-        "outer_loss must return one real .*i32.*Write: jnp.mean",
+        "outer_loss must return one real .*i32",
     ),
     "loss_of_three": (
         with_problem(inner_loss=lambda p, m, b, k: (loss(p, m, b, k), 1, 2)),
@@ -109,51 +109,51 @@ CASES = {
     ),
     "integer_params": (
         with_problem(init=lambda m, s, k: jnp.arange(3)),
-        "init must return floating.*Write: init=lambda",
+        "init must return floating",
     ),
     "no_params": (
         with_problem(init=lambda m, s, k: {}),
-        "init must return floating.*Write: init=lambda",
+        "init must return floating",
     ),
     "weights_shape": (
         with_problem(step_weights=lambda steps: jnp.ones(steps)),
-        "step_weights must give .*Expected: shape \\(3,\\).*Write: step_weights=lambda",
+        "step_weights must give .*Expected: shape \\(3,\\)",
     ),
     # Signatures are never guessed at.
     "init_signature": (
         with_problem(init=lambda m: m),
-        "init must be a function of .meta, sup.*init.m.*Write: Problem.*init=lambda",
+        "init must be a function of .meta, sup.*init.m",
     ),
     "inner_signature": (
         with_problem(inner_loss=lambda p, b: p),
-        "inner_loss must be a function of .*Write: Problem.*inner_loss=lambda params, meta",
+        "inner_loss must be a function of ",
     ),
     "outer_signature": (
         with_problem(outer_loss=lambda p, m, b: p),
-        "outer_loss must be a function of .*Write: Problem.*outer_loss=lambda params, meta",
+        "outer_loss must be a function of ",
     ),
     "weights_signature": (
         with_problem(step_weights=lambda: 1),
-        "step_weights must be a function of .steps.*Write: .*step_weights=lambda steps",
+        "step_weights must be a function of .steps",
     ),
     "not_a_function": (
         with_problem(init=jnp.ones(3)),
-        "init must be a function.*f32.*Write: Problem.*init=",
+        "init must be a function.*f32",
     ),
     # What may be None, and what may not.
-    "no_init": (with_problem(init=None), "GradientDescent needs .*Write: Problem\\(init=lambda"),
+    "no_init": (with_problem(init=None), "GradientDescent needs "),
     "no_inner": (
         with_problem(inner_loss=None),
-        "GradientDescent needs inner_loss.*Write: Problem\\(..., inner_loss=lambda",
+        "GradientDescent needs inner_loss",
     ),
     "no_outer": (
         with_problem(outer_loss=None),
-        "outer_loss must be a function.*=None.*Write: Problem.*outer_loss=",
+        "outer_loss must be a function.*=None",
     ),
     # Meta.
     "integer_meta": (
         with_meta(lambda m: m | {"n": jnp.arange(2)}),
-        "meta\\['n'\\] is not a floating.*Write: meta with floats",
+        "meta\\['n'\\] is not a floating",
     ),
     "python_integer_meta": (
         with_meta(lambda m: m | {"n": 2}),
@@ -175,32 +175,32 @@ CASES = {
     # Episodes.
     "unequal_tasks": (
         with_episodes(lambda e: with_support(e, il.Examples(e.support.inputs, jnp.ones((3, 4))))),
-        "one task axis.*\\.support\\.targets.*3.*Write: jax.tree.map",
+        "one task axis.*\\.support\\.targets.*3",
     ),
     "unequal_weight": (
         with_episodes(lambda e: il.Episode(e.support, e.query, jnp.ones(3))),
-        "one task axis.*\\.weight.*Write: jax.tree.map",
+        "one task axis.*\\.weight",
     ),
     "scalar_leaf": (
         with_episodes(lambda e: il.Episode(e.support, e.query, jnp.float32(1)), chunk=1),
-        "one task axis.*\\.weight.*None.*Write: jax.tree.map",
+        "one task axis.*\\.weight.*None",
     ),
     "no_tasks": (
         with_episodes(lambda e: jax.tree.map(lambda leaf: leaf[:0], e)),
-        "one task axis.*at least 1.*Write: jax.tree.map",
+        "one task axis.*at least 1",
     ),
-    "no_leaves": (with_episodes(lambda e: il.Episode({}, {})), "one task axis.*Write: jax.tree"),
+    "no_leaves": (with_episodes(lambda e: il.Episode({}, {})), "one task axis"),
     "not_an_episode": (
         with_episodes(lambda e: (e.support, e.query)),
-        "comes as an Episode.*tuple.*Write: Episode\\(support=",
+        "comes as an Episode.*tuple",
     ),
     "not_an_episode_in_objective": (
         one_task(lambda m, e, k: il.meta_objective(problem(), LEARN)(m, (e.support, e.query), k)),
-        "comes as an Episode.*tuple.*Write: Episode\\(support=",
+        "comes as an Episode.*tuple",
     ),
     "empty_support": (
         with_episodes(lambda e: with_support(e, jax.tree.map(lambda leaf: leaf[:, :0], e.support))),
-        "support set is empty.*Write: Episode\\(support=",
+        "support set is empty",
     ),
     "empty_support_in_adapt": (
         one_task(
@@ -208,65 +208,65 @@ CASES = {
                 problem(), LEARN, m, jax.tree.map(lambda leaf: leaf[:0], e.support), k
             )
         ),
-        "support set is empty.*Write: Episode\\(support=",
+        "support set is empty",
     ),
     # subset.
-    "subset_nothing": (with_subset(lambda m: ()), "where selects nothing.*Write: subset\\("),
-    "subset_none": (with_subset(lambda m: None), "where selects nothing.*Write: subset\\("),
-    "subset_missing": (with_subset(lambda m: m["head"]), "not in the tree.*head.*Write: subset\\("),
-    "subset_attribute": (with_subset(lambda m: m.head), "not in the tree.*Write: subset\\("),
+    "subset_nothing": (with_subset(lambda m: ()), "where selects nothing"),
+    "subset_none": (with_subset(lambda m: None), "where selects nothing"),
+    "subset_missing": (with_subset(lambda m: m["head"]), "not in the tree.*head"),
+    "subset_attribute": (with_subset(lambda m: m.head), "not in the tree"),
     # Counts.
     **{
         f"steps_{steps}": (
             with_steps(steps),
-            "steps must be a whole number.*Write: GradientDescent\\(",
+            "steps must be a whole number",
         )
         for steps in (-1, 1.0, 1.5, True, None, "2")
     },
     **{
         f"chunk_{chunk}": (
             with_chunk(chunk),
-            "chunk must be a whole number.*Write: meta_value_and_grad",
+            "chunk must be a whole number",
         )
         for chunk in (0, -1, 1.5, True)
     },
     # Optimizers.
     "optimizer_float": (
         with_optimizer(0.1),
-        "optimizer must be an optax .*=0.1.*Write: GradientDescent\\(",
+        "optimizer must be an optax .*=0.1",
     ),
     "optimizer_uncalled": (
         with_optimizer(optax.adam),
-        "optimizer must be an optax .*adam.*Write: GradientDescent\\(",
+        "optimizer must be an optax .*adam",
     ),
     "optimizer_without_its_leaf": (
         with_optimizer(lambda meta: optax.sgd(meta["rate"])),
-        "the optimizer failed.*KeyError.*rate.*meta={'w': f32\\[3\\]}.*Write: GradientDescent\\(",
+        "the optimizer failed.*KeyError.*rate.*meta={'w': f32\\[3\\]}",
     ),
     "optimizer_of_another_shape": (
         with_optimizer(lambda meta: optax.sgd(meta["w"][:2])),
-        "the optimizer failed.*shape.*Write: GradientDescent\\(",
+        "the optimizer failed.*shape",
     ),
     # Keys.
     "integer_key": (
         lambda m, e, k: il.meta_value_and_grad(problem(), LEARN)(m, e, 0),
-        "key must be a random key.*key=0.*Write: .*key=jax.random.key\\(0\\)",
+        "key must be a random key.*key=0",
     ),
     "float_key": (
         one_task(lambda m, e, k: il.meta_objective(problem(), LEARN)(m, e, m["w"])),
-        "key must be a random key.*f32\\[3\\].*Write: .*key=jax.random.key\\(0\\)",
+        "key must be a random key.*f32\\[3\\]",
     ),
     "integer_key_in_adapt": (
         one_task(lambda m, e, k: il.adapt(problem(), LEARN, m, e.support, 7)),
-        "key must be a random key.*key=7.*Write: adapt",
+        "key must be a random key.*key=7",
     ),
     "name_in_episode": (
         with_episodes(lambda e: il.Episode({"x": e.support.inputs, "name": "first"}, e.query)),
-        "one task axis.*'name'.*None.*Write: jax.tree.map",
+        "one task axis.*'name'.*None",
     ),
     "optimizer_returns_float": (
         with_optimizer(lambda meta: 0.1),
-        "returns no optimizer.*0.1.*Write: GradientDescent\\(",
+        "returns no optimizer.*0.1",
     ),
 }
 
@@ -278,7 +278,7 @@ def test_is_refused_while_tracing(call, message):
     with pytest.raises(il.errors.StructureError, match=message) as caught:
         jax.eval_shape(call, *given)
     error = caught.value
-    assert error.write in str(error)
+    assert (error.write or "") in str(error)
     assert error.got in str(error)
     assert error.expected in str(error)
     jax.tree.map(np.testing.assert_array_equal, given[:2], same[:2])
