@@ -157,13 +157,13 @@ CASES = {
     ),
     "python_integer_meta": (
         with_meta(lambda m: m | {"n": 2}),
-        "meta\\['n'\\] is not a floating.*2.0, not 2",
+        "meta\\['n'\\] is not a floating",
     ),
     "text_meta": (
         with_meta(lambda m: m | {"n": "relu"}),
-        "meta\\['n'\\] is not a floating.*equinox.partition",
+        "meta\\['n'\\] is not a floating.*relu",
     ),
-    "function_meta": (with_meta(lambda m: m | {"n": jnp.tanh}), "not a floating.*partition"),
+    "function_meta": (with_meta(lambda m: m | {"n": jnp.tanh}), "not a floating.*tanh"),
     "integer_meta_in_adapt": (
         one_task(lambda m, e, k: il.adapt(problem(), LEARN, m | {"n": 2}, e.support, k)),
         "meta\\['n'\\] is not a floating",
@@ -192,11 +192,11 @@ CASES = {
     "no_leaves": (with_episodes(lambda e: il.Episode({}, {})), "one task axis"),
     "not_an_episode": (
         with_episodes(lambda e: (e.support, e.query)),
-        "comes as an Episode.*tuple",
+        "comes as an Episode.*Got: .Examples",
     ),
     "not_an_episode_in_objective": (
         one_task(lambda m, e, k: il.meta_objective(problem(), LEARN)(m, (e.support, e.query), k)),
-        "comes as an Episode.*tuple",
+        "comes as an Episode.*Got: .Examples",
     ),
     "empty_support": (
         with_episodes(lambda e: with_support(e, jax.tree.map(lambda leaf: leaf[:, :0], e.support))),
