@@ -141,7 +141,7 @@ CASES = [
                 ", GradientDescent(optax.sgd(0.01), steps=5) in place of a line search",
                 "trace(meta_value_and_grad(problem, GradientDescent(optax.sgd(0.01), steps=5)))",
             ),
-            (", adjoint=diffrax.DirectAdjoint()", "'docs/ecosystem.md does it'"),
+            (", or adjoint=diffrax.DirectAdjoint()", "'docs/ecosystem.md does it'"),
         ),
         given=LOOPING,
         full=True,
@@ -157,7 +157,7 @@ CASES = [
                 "by_jvp = Problem(init, lambda *a: same(loss(*a)), loss)\n"
                 "trace(meta_value_and_grad(by_jvp, adaptation, Unroll(MixedMode())))",
             ),
-            (", adjoint=diffrax.DirectAdjoint()", "'docs/ecosystem.md does it'"),
+            (", or adjoint=diffrax.DirectAdjoint()", "'docs/ecosystem.md does it'"),
         ),
         given="same = jax.custom_vjp(lambda x: x)\n"
         "same.defvjp(lambda x: (x, None), lambda _, g: (g,))\n"

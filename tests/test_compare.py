@@ -210,7 +210,7 @@ def test_errors_of_other_libraries_are_refusals():
         [il.Unroll(), il.Unroll(il.MixedMode(), il.Segments(1)), il.FirstOrder()], problem=problem
     )
     refusal = result["Unroll(MixedMode(), Segments(1))"].refusal
-    assert "forward-mode" in refusal and "\n" not in refusal
+    assert "forward mode" in refusal and "\n" not in refusal
 
 
 def _fails(params, meta, batch, key):

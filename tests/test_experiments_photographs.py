@@ -117,4 +117,4 @@ def test_without_data_the_cure_is_one_line(experiment, capsys):
         main(["train", experiment])
     assert error.value.code == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "--data FOLDER" in said
+    assert said.count("\n") == 1 and "(--data)" in said

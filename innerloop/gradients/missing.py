@@ -12,12 +12,12 @@ _KINDS = {
         "a lax.while_loop on the way from meta to the loss, as in line searches and in the default "
         "adjoint of diffrax",
         "jax.lax.scan in place of jax.lax.while_loop, GradientDescent(optax.sgd(0.01), steps=5) in "
-        "place of a line search, adjoint=diffrax.DirectAdjoint()",
+        "place of a line search, or adjoint=diffrax.DirectAdjoint()",
     ),
     "custom_vjp": (
         "a jax.custom_vjp has no derivative in forward mode",
         "a jax.custom_vjp on the way from meta to the loss",
-        "jax.custom_jvp in place of jax.custom_vjp, adjoint=diffrax.DirectAdjoint()",
+        "jax.custom_jvp in place of jax.custom_vjp, or adjoint=diffrax.DirectAdjoint()",
     ),
     "allback": (
         "a function that runs on the host has no derivative",

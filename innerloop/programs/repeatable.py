@@ -52,7 +52,7 @@ def difference(a: core.ClosedJaxpr, b: core.ClosedJaxpr) -> Difference | None:
 
 
 def _differences(
-    a: core.ClosedJaxpr, b: core.ClosedJaxpr, callers: tuple[core.JaxprEqn, ...]
+    a: core.ClosedJaxpr | _Open, b: core.ClosedJaxpr | _Open, callers: tuple[core.JaxprEqn, ...]
 ) -> Iterator[Difference]:
     mine, others = a.jaxpr.eqns, b.jaxpr.eqns
     same = dict(zip(_inputs(a), _inputs(b), strict=False))
@@ -79,7 +79,7 @@ def _differences(
         yield _at((mine or [None])[-1], callers)
 
 
-def _inputs(program: core.ClosedJaxpr) -> list:
+def _inputs(program: core.ClosedJaxpr | _Open) -> list:
     return [*program.jaxpr.constvars, *program.jaxpr.invars]
 
 
@@ -105,12 +105,19 @@ def _same(one: Any, other: Any) -> bool:
     return not (isinstance(one, _PLAIN) and isinstance(other, _PLAIN)) or _equal(one, other)
 
 
-def _held(eqn: core.JaxprEqn) -> Iterator[core.ClosedJaxpr]:
+class _Open(NamedTuple):
+    """A program whose constants are passed by the operation that holds it."""
+
+    jaxpr: core.Jaxpr
+    consts: tuple[Any, ...] = ()
+
+
+def _held(eqn: core.JaxprEqn) -> Iterator[core.ClosedJaxpr | _Open]:
     """The programs that an operation holds."""
     for value in eqn.params.values():
         for each in value if isinstance(value, list | tuple) else [value]:
             if isinstance(each, core.Jaxpr):
-                yield core.ClosedJaxpr(each, ())
+                yield _Open(each)
             elif isinstance(each, core.ClosedJaxpr):
                 yield each
 

@@ -117,8 +117,8 @@ def _without_forward_mode(subject: Subject, severity: Severity) -> Iterator[Find
             severity,
             "inner_loss has no forward-mode derivative",
             _custom_rules(subject, "inner_loss"),
-            "jax.custom_vjp defines reverse mode alone; ForwardMode(), Implicit() and mixed mode "
-            "take forward mode",
+            "jax.custom_vjp defines reverse mode alone; ForwardMode() and mixed mode take "
+            "forward mode",
             "jax.custom_jvp in its place, or Unroll()",
         )
 
