@@ -169,8 +169,9 @@ class Sharding(Placement):
         self, function: Callable, after: Callable, outs: Any, meta: PyTree, *batch: Any
     ) -> PyTree:
         """`after(function(meta, *batch))` with each device's part of the batch."""
-        # Inside `shard_map`, types say how a value is sharded, and Lineax and Equinox would find
-        # that they differ from types that do not. So the function is traced outside.
+        # Inside `shard_map`, the type of a value says how it is sharded. Lineax and Equinox compare
+        # types, and these would differ from types without a sharding. So the function is traced
+        # outside.
         part = lambda leaf: leaf[: leaf.shape[0] // self.devices]
         parts = jax.eval_shape(lambda batch: jax.tree.map(part, batch), batch)
         program = traced_without_mesh(function, meta, *parts)

@@ -158,7 +158,7 @@ class RunFolder:
             self._lock.close()
 
     def discard(self) -> None:
-        """Remove what `begin` made, if the run took no step; a folder that was there stays."""
+        """Remove what `begin` made if the run took no step; keep a folder that existed before."""
         checkpoints = self.path / CHECKPOINTS
         saved = [each.name for each in checkpoints.iterdir()] if checkpoints.is_dir() else []
         if not self._new or self.has(LOG) or set(saved) - {"lock"}:

@@ -26,8 +26,8 @@ def mini_imagenet(*, data: Folder = None) -> Splits:
     MAML (Lanczos, without regard to proportions), once, and kept in the cache folder. Unlike that
     code, `image_folder` and this function turn images upright that have an EXIF orientation.
 
-    A pickle may run any program when it is loaded. The reader used here builds arrays of numbers,
-    plain containers, numbers and text by itself, and refuses a file that asks for anything else.
+    A pickle may run any program when it is loaded. The loader used here runs no code from the file.
+    It builds arrays of numbers, plain containers, numbers and text, and refuses everything else.
 
     Source: Vinyals et al. 2016, "Matching networks for one shot learning"; Ravi and Larochelle
     2017, "Optimization as a model for few-shot learning", whose classes these are.

@@ -30,7 +30,7 @@ def task_axis(subject: Subject) -> Iterator[Finding]:
 
 
 def weights_not_negative(subject: Subject) -> Iterator[Finding]:
-    """Weights below zero, and weights that do not add up to more than zero."""
+    """Weights below zero, and weights that are all zero."""
     weights = np.asarray(subject.weights, np.float64)
     cure = "weights of zero or more, as weight=jnp.maximum(weight, 0)"
     if np.any(weights < 0):
@@ -106,9 +106,9 @@ def one_number_per_row(batch: Examples) -> bool:
 
 
 def _copied(columns: np.ndarray, targets: np.ndarray) -> bool:
-    """Whether a column is the targets, or a column for each class marks its rows.
+    """Whether one column equals the targets, or the columns contain the targets one-hot.
 
-    Not if that may be chance, as with few rows of few values.
+    False if the agreement may be chance, as with few rows and few different values.
     """
     values, counts = np.unique(targets, return_counts=True)
     chance = columns.shape[1] * float(np.sum((counts / len(targets)) ** 2)) ** len(targets)

@@ -1,4 +1,4 @@
-"""Random numbers that are the same each time, found by tracing alone."""
+"""Checks for random numbers that are the same in every call, by tracing only."""
 
 from collections.abc import Iterator
 

@@ -51,7 +51,7 @@ def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
 
 
 def _refuse_values(subject: Subject, tasks: Iterable[int]) -> None:
-    """Raise what is wrong in the values of tasks, such as a label that is no class."""
+    """Raise an error in the values of tasks, such as a label that is not a class."""
     for task in tasks:
         refuse_values(subject.problem, subject.adaptation, subject.meta, *subject.task(task))
 
