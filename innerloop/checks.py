@@ -56,7 +56,7 @@ def require_arrays(name: str, tree: PyTree) -> None:
     require_tree(name, tree)
     if not all(map(eqx.is_array_like, jax.tree.leaves(tree))) or text_type(tree) is not None:
         raise StructureError(
-            f"{name} holds a leaf that is no array",
+            f"{name} holds a leaf that is not an array",
             got=describe(tree),
             expected="a pytree of arrays and numbers",
         )

@@ -147,12 +147,12 @@ def _refuse_others(examples: Examples, outputs: int, ways: int) -> None:
         more = "" if reach < 0 else f"a network of {reach + 1} outputs, or "
         more = f"ways={reach + 1}, or " if ways <= reach < outputs else more
         raise StructureError(
-            "a label is no class",
+            "a label is not a class",
             got=f"targets reach {reach}, the network has {outputs} outputs"
             + (f", the task has {ways} classes" if ways < outputs else ""),
             expected=f"whole numbers from 0 to {ways - 1}; {IGNORED} in a row without a label",
-            write=f"{more}labels from 0 on, as numpy.unique(labels, return_inverse=True)[1], or "
-            f"{IGNORED} in rows without a label",
+            write=f"{more}labels from 0 on, such as numpy.unique(labels, return_inverse=True)[1], "
+            f"or {IGNORED} in rows without a label",
         )
     if examples.classes is None or not found.size:
         return
@@ -161,7 +161,7 @@ def _refuse_others(examples: Examples, outputs: int, ways: int) -> None:
     if not row[counted].all():
         label = targets[counted & ~row].flat[0]
         raise StructureError(
-            "a label is no class of its row",
+            "a label is not a class of its row",
             got=f"a row with the label {label}, whose classes are "
             f"{np.flatnonzero(classes[counted & ~row][0]).tolist()}",
             expected="a label that classes marks",

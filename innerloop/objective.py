@@ -420,7 +420,8 @@ def check_meta(meta: PyTree) -> None:
         raise StructureError(
             f"{name} is not a floating-point array, so it has no gradient",
             got=describe_briefly(leaf),
-            expected="floating-point numbers and arrays; a problem closes over all other values",
+            expected="floating-point numbers and arrays; the functions of a problem "
+            "close over all other values",
         )
 
 

@@ -287,8 +287,8 @@ def initial_params(problem: Problem, needed_by: str) -> Callable[..., PyTree]:
             raise StructureError(
                 "init must return floating-point parameters to adapt",
                 got=describe(params),
-                expected="a pytree of floating-point arrays with at least one leaf; what is not "
-                "adapted, the losses read off meta",
+                expected="a pytree of floating-point arrays with at least one leaf; values "
+                "that are not adapted stay in meta, where the losses read them",
             )
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
 

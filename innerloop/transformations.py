@@ -180,7 +180,7 @@ def take_step(
         raise StructureError(
             "the optimizer makes complex updates of real parameters",
             got=describe(updates),
-            expected="updates of the parameters' type, so rates that are real numbers",
+            expected="updates of the parameters' type, which real learning rates give",
         )
     moved = optax.apply_updates(params, updates)
     if jax.tree.map(jnp.shape, moved) != jax.tree.map(jnp.shape, params):

@@ -248,8 +248,8 @@ def placement(devices: Any) -> Placement:
             raise StructureError(
                 "there are fewer devices than asked for",
                 got=f"devices={count} of {len(found)} ({found[0].platform})",
-                expected=f"at most {len(found)}; on the host's processor, as many as "
-                "XLA_FLAGS=--xla_force_host_platform_device_count= says",
+                expected=f"at most {len(found)}; on a CPU, "
+                "XLA_FLAGS=--xla_force_host_platform_device_count= sets their number",
                 write=f"devices={len(found)}",
             )
         place = Sharding(Mesh(np.asarray(found[:count]), ("tasks",)))

@@ -96,8 +96,8 @@ class RunFolder:
             folder._refuse_changes(config, may_change or ())
         elif held:
             warnings.warn(
-                f"{path} holds a run without its {CONFIG}: it is made anew from the settings of "
-                "this command, and nobody can tell whether the run began with them",
+                f"{path} holds a run without its {CONFIG}. The file is written again from the "
+                "settings of this command, which may differ from those that the run began with",
                 stacklevel=2,
             )
         with folder.writing():

@@ -52,7 +52,7 @@ def model_inputs(
     """
     if not eqx.is_array_like(inputs):
         raise StructureError(
-            "the inputs of a network are one array",
+            "the inputs of a network must be one array",
             got=describe(inputs),
             expected="an array with one row for each example",
         )

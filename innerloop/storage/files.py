@@ -41,7 +41,7 @@ def plain_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> Iterat
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "this is not a plain file", str(path))
         if writes and found.st_nlink > 1:
-            raise OSError(errno.EMLINK, "the file has another name, too", str(path))
+            raise OSError(errno.EMLINK, "the file has another name (a hard link)", str(path))
         file = os.fdopen(descriptor, "r+b" if writes else "rb", closefd=False)
         with file:
             yield file

@@ -114,9 +114,10 @@ def require_pure(source: Any, function: Callable, *args: Any) -> None:
     raise StructureError(
         "the tasks are drawn on the host while the program is traced, so every step would have the "
         "same ones",
-        got=f"{name}: another program each time it is traced" + (f", at {place}" if place else ""),
-        expected="a function of its key alone; what it reads on the host is read once, and is then "
-        "a constant of the compiled program",
+        got=f"{name}: a different program each time it is traced"
+        + (f", at {place}" if place else ""),
+        expected="a function of its key alone; a value that it reads on the host is read once and "
+        "is then a constant of the compiled program",
         write="jax.random with the key that it is given, or, for data and generators of the host, "
         "tasks.StreamedTasks(draw), which calls draw(numpy_generator) ahead of the steps",
     )

@@ -98,7 +98,7 @@ class Fault(NamedTuple):
             got=f"a loss of {self.loss} at outer step {self.step}, caused by "
             + (
                 causes
-                or "no single task: each is finite when it is computed alone, and their weighted "
+                or "no single task: each is finite when it is computed alone, but their weighted "
                 "mean is not, as with weights of sum 0 or an overflow"
             ),
             expected="finite losses and gradients",

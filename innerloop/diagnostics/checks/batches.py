@@ -41,8 +41,8 @@ def losses_read_data(subject: Subject) -> Iterator[Finding]:
                     Severity.WARNING,
                     f"{name} does not read the classes of the task",
                     f"{name}, batch.classes",
-                    f"episodes.{own}.classes excludes outputs that are no classes of the task, and "
-                    "they count",
+                    f"episodes.{own}.classes excludes outputs that are not classes of the task, "
+                    "but the loss counts them",
                     "models.cross_entropy(logits, batch), or jnp.where(batch.classes, logits, "
                     "-jnp.inf)",
                 )

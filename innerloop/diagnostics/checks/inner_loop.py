@@ -151,7 +151,8 @@ def steep_at_zero(subject: Subject) -> Iterator[Finding]:
             else "one dead rectifier can make the whole meta-gradient NaN"
         ),
         "eps_root=1e-8 where the optimizer has it, as in optax.adam(rate, eps_root=1e-8); "
-        "optax.clip(1.0) where it clips by a norm; or one without roots and norms of gradients",
+        "optax.clip(1.0) where it clips by a norm; or an optimizer without roots and norms of "
+        "gradients",
     )
 
 

@@ -64,7 +64,7 @@ def overlap(subject: Subject) -> Iterator[Finding]:
             Severity.NOTE,
             "support and query sets have the same inputs, with other targets",
             place,
-            "the outer loss rewards what the task is at these inputs, and not between them",
+            "the outer loss rewards predictions at these inputs only, and not between them",
             "inputs drawn for each set, if the task is to be learned everywhere",
         )
         return
@@ -120,7 +120,7 @@ def _labels(support: list[_Set] | None, query: list[_Set] | None) -> Iterator[Fi
             f"one input has two labels in {np.count_nonzero(two)} of {len(tasks)} tasks",
             f"task {worst}: {two[worst]} pairs of rows",
             "no function of the inputs gives both labels, so the loss cannot reach its minimum",
-            "one label for each input, as numpy.unique(inputs, axis=0) finds the copies",
+            "one label for each input; numpy.unique(inputs, axis=0) finds the copies",
         )
 
 

@@ -43,8 +43,8 @@ def running_statistics(subject: Subject) -> Iterator[Finding]:
                     Severity.WARNING,
                     f"{program.leaves[leaf]} is the variance of a normalisation and is trained",
                     f"{name}, {written_at(root)}",
-                    "the gradient changes it like a weight, and what it is the variance of does "
-                    "not; it may become negative, which gives NaN",
+                    "the gradient changes it like a weight, whatever the variance of the data is; "
+                    "it may become negative, which gives NaN",
                     _CURE,
                 )
 
