@@ -38,7 +38,7 @@ def is_floating(leaf: Any) -> bool:
 
 
 def text_type(tree: PyTree) -> np.dtype | None:
-    """The type of the first leaf that is text, or an array of text or of Python objects."""
+    """The dtype of the first leaf that holds text, dates or Python objects; None if none does."""
     for leaf in jax.tree.leaves(tree):
         dtype = np.asarray(leaf).dtype if isinstance(leaf, str | np.ndarray) else None
         if dtype is not None and dtype.kind in "OSUMm":
@@ -56,7 +56,7 @@ def require_arrays(name: str, tree: PyTree) -> None:
     require_tree(name, tree)
     if not all(map(eqx.is_array_like, jax.tree.leaves(tree))) or text_type(tree) is not None:
         raise StructureError(
-            f"{name} holds a leaf that is no array",
+            f"{name} holds a leaf that is not an array",
             got=describe(tree),
             expected="a pytree of arrays and numbers",
         )
@@ -75,7 +75,7 @@ def require_tree(name: str, tree: Any) -> None:
 
 
 def require_on_host(name: str, *trees: PyTree) -> None:
-    """Raise `StructureError` if a value is traced, for functions that read their values."""
+    """Raise `StructureError` if a value is traced, for a function that reads concrete values."""
     require_tree(f"an argument of {name}", trees)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)):
         raise StructureError(
@@ -93,7 +93,7 @@ def failures_explained(name: str, *, write: str | None = None, **given: PyTree) 
     except (InnerloopError, *_TRACING_ERRORS):
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        if misses_derivative(error):  # the function is as it should be
+        if misses_derivative(error):  # the function itself is correct
             raise
         said = " ".join(str(error).split()).rstrip(".")
         raise StructureError(

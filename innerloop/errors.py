@@ -9,8 +9,7 @@ class InnerloopError(Exception):
     - `problem`: what is wrong, in one clause
     - `got`: what was received
     - `expected`: what would have been right
-    - `write`: the call (or command) to write instead; None if no call is known that is right in
-      every case
+    - `write`: the call or command to write instead; None if no single call is right in every case
     """
 
     def __init__(self, problem: str, *, got: str, expected: str, write: str | None = None):

@@ -1,9 +1,9 @@
-"""Labels: which classes a task has, which rows have a label, and labels that are no class.
+"""Labels: the classes of a task, the rows that have a label, and labels that are not classes.
 
-One rule holds for all losses, metrics and heads. A label is a whole number from 0 to n - 1, where n
-is the number of classes of the task. `IGNORED` marks a row, or a position, without a label, which
-counts in no loss, metric or head. Any other label is refused where its value is known. Where it is
-not known, in a compiled function, what is computed from it is NaN.
+One rule holds for all losses, metrics and heads. A label is an integer from 0 to n - 1, where n is
+the number of classes of the task. `IGNORED` marks a row or a position without a label, which counts
+in no loss, metric or head. Any other label is refused if its value is known. In a compiled
+function, where the value is not known, everything that is computed from it is NaN.
 """
 
 from typing import NamedTuple
@@ -27,9 +27,9 @@ class Labels(NamedTuple):
     """The labels of examples.
 
     Attributes:
-        targets: The classes, 0 where there is no label.
-        counts: False where there is no label, or where the row is padding; the targets' shape.
-        sound: Whether each label that counts is a class of its task.
+        targets: The classes, and 0 if there is no label.
+        counts: In the shape of the targets, False if there is no label or the row is padding.
+        sound: Whether every label that counts is a class of its task.
         mask: The mask of the examples.
     """
 
@@ -39,28 +39,29 @@ class Labels(NamedTuple):
     mask: Bool[Array, " rows"] | None
 
     def marked(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
-        """`values`, and their derivatives, or NaN if a label is no class of its task."""
+        """`values`; they and their derivatives are NaN if a label is not a class of its task."""
         return values * jnp.where(self.sound, 1, jnp.nan).astype(values.dtype)
 
     def mean(self, values: Float[Array, "..."]) -> Scalar:
-        """The mean of `values`, in the targets' shape, over the labels that count.
+        """The mean of `values`, which have the shape of the targets, over the labels that count.
 
-        It is 0 if none counts, and NaN if a label is no class of its task.
+        It is 0 if no label counts, and NaN if a label is not a class of its task.
         """
         rows = jnp.ones(values.shape, bool)
         if self.mask is not None:
             rows = jnp.broadcast_to(row_mask(values, self.mask), values.shape)
-        # The mean over the rows first: where each has a label, the share is exactly 1.
+        # The mean over all valid rows is corrected by `share`, which is exactly 1 if each of these
+        # rows has a label.
         share = jnp.sum(rows) / jnp.maximum(jnp.sum(self.counts), 1)
         mean = masked_mean(jnp.where(self.counts, values, 0), self.mask)
         return self.marked(mean * share.astype(mean.dtype))
 
 
 def labels(examples: Examples, outputs: int) -> Labels:
-    """The labels of examples, for a network or a head with so many outputs.
+    """The labels of examples for a network or a head with this number of outputs.
 
     Raises:
-        StructureError: If a label whose value is known is no class of its task, or the task has
+        StructureError: If a label whose value is known is not a class of its task, or the task has
             more classes than there are outputs.
     """
     ways = _ways(examples, outputs)
@@ -80,7 +81,7 @@ def labels(examples: Examples, outputs: int) -> Labels:
 
 
 def class_mask(examples: Examples, outputs: int) -> Bool[Array, "..."] | None:
-    """For each row, which of so many outputs are classes of its task; None if all are."""
+    """For each row, whether each output is a class of the task; None if all outputs are."""
     ways, classes = _ways(examples, outputs), examples.classes
     if classes is None:
         if ways == outputs:
@@ -101,15 +102,15 @@ def class_mask(examples: Examples, outputs: int) -> Bool[Array, "..."] | None:
 def class_scores(
     scores: Float[Array, "*rows outputs"], examples: Examples, absent: float = -np.inf
 ) -> Float[Array, "*rows outputs"]:
-    """The scores of a network or a head, with `absent` at outputs that are no class of the task.
+    """The scores of a network or a head, with `absent` at outputs that are not classes of the task.
 
-    The softmax of the result is 0 there, and the largest score is that of a class. The scores are
-    unchanged if all outputs are classes.
+    With the default, the softmax of the result is 0 at these outputs, and the largest score belongs
+    to a class. The scores are unchanged if all outputs are classes.
 
     Args:
         scores: `(rows, ..., outputs)`.
-        examples: The examples that they are scores of; their `ways` and `classes` say which
-            outputs are classes.
+        examples: The examples to which the scores belong; `ways` and `classes` of the examples say
+            which outputs are classes.
         absent: The value for the other outputs.
 
     Raises:
@@ -121,7 +122,7 @@ def class_scores(
 
 
 def _ways(examples: Examples, outputs: int) -> int:
-    """The number of classes that the outputs can have."""
+    """The number of classes: that of the examples, or else the number of outputs."""
     ways = outputs if examples.ways is None else examples.ways
     if ways > outputs:
         raise StructureError(
@@ -134,7 +135,7 @@ def _ways(examples: Examples, outputs: int) -> int:
 
 
 def _refuse_others(examples: Examples, outputs: int, ways: int) -> None:
-    """Raise `StructureError` for a label that is no class of its task."""
+    """Raise `StructureError` for a label that is not a class of its task."""
     targets = np.asarray(examples.targets)
     counted = targets != IGNORED
     if examples.mask is not None:
@@ -146,12 +147,12 @@ def _refuse_others(examples: Examples, outputs: int, ways: int) -> None:
         more = "" if reach < 0 else f"a network of {reach + 1} outputs, or "
         more = f"ways={reach + 1}, or " if ways <= reach < outputs else more
         raise StructureError(
-            "a label is no class",
+            "a label is not a class",
             got=f"targets reach {reach}, the network has {outputs} outputs"
             + (f", the task has {ways} classes" if ways < outputs else ""),
             expected=f"whole numbers from 0 to {ways - 1}; {IGNORED} in a row without a label",
-            write=f"{more}labels from 0 on, as numpy.unique(labels, return_inverse=True)[1], or "
-            f"{IGNORED} in rows without a label",
+            write=f"{more}labels from 0 on, such as numpy.unique(labels, return_inverse=True)[1], "
+            f"or {IGNORED} in rows without a label",
         )
     if examples.classes is None or not found.size:
         return
@@ -160,7 +161,7 @@ def _refuse_others(examples: Examples, outputs: int, ways: int) -> None:
     if not row[counted].all():
         label = targets[counted & ~row].flat[0]
         raise StructureError(
-            "a label is no class of its row",
+            "a label is not a class of its row",
             got=f"a row with the label {label}, whose classes are "
             f"{np.flatnonzero(classes[counted & ~row][0]).tolist()}",
             expected="a label that classes marks",

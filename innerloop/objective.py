@@ -52,7 +52,7 @@ Spread = Callable[[SumOverTasks], SumOverTasks]
 
 
 def parts(**further: Any) -> dict[str, Any]:
-    """The kinds of the arguments that name the parts of a problem, and of further arguments."""
+    """The kinds of the arguments `problem` and `adaptation`, and of further arguments."""
     return {
         "problem": instance(
             *(Problem,),
@@ -81,7 +81,7 @@ def adapt(
     """Learn one task and return the adapted parameters (inference).
 
     Compile it if you call it often: `jax.jit(lambda meta, support, key: adapt(problem, adaptation,
-    meta, support, key))`. Called with numbers, it also checks their values, such as labels.
+    meta, support, key))`. Outside of `jax.jit`, it also checks values, such as labels.
 
     Args:
         problem: What is optimised.
@@ -133,8 +133,8 @@ def meta_objective(
         StructureError: While tracing, if the parts do not fit.
         GradientError: While tracing, if the function is differentiated but no meta-parameter
             reaches the loss, or if a derivative does not exist.
-        ValueError: JAX's own error, while `jax.grad` of the function passes back through a
-            `lax.while_loop`. `meta_value_and_grad` explains it, and `check` says where the loop is.
+        ValueError: JAX's own error, if `jax.grad` of the function differentiates a `lax.while_loop`
+            in reverse mode. `meta_value_and_grad` explains it, and `check` says where the loop is.
     """
     of_task = _meta_objective(problem, adaptation, gradient)
 
@@ -149,7 +149,7 @@ def meta_objective(
 def _meta_objective(
     problem: Problem, adaptation: Adaptation, gradient: MetaGradient | None
 ) -> TaskObjective:
-    """`meta_objective`, with JAX's own errors where a derivative does not exist."""
+    """`meta_objective`, which raises JAX's own errors if a derivative does not exist."""
     gradient = Unroll() if gradient is None else gradient
     fidelity = gradient.fidelity(adaptation, problem)
     if fidelity.kind == "undefined":
@@ -186,7 +186,8 @@ def meta_value_and_grad(
 ) -> MetaValueAndGrad:
     """The meta-objective of a batch of tasks and its gradient.
 
-    Called with numbers, the returned function is compiled once for the shapes of its arguments.
+    If the returned function is called with concrete arrays, it is compiled, once for each set of
+    argument shapes.
 
     `aux.diagnostics["unreached"]` has one entry, named by its path, for each leaf of meta that no
     gradient reaches; its gradient is zero. (Meta-gradients without a backward pass, `ForwardMode`
@@ -254,7 +255,7 @@ def meta_value_and_grad(
             total, aux, grads = sums(meta, data, keys, weights)
         scale = 1 / jnp.sum(weights)
         mean = lambda leaf: leaf * scale.astype(leaf.dtype)
-        if weighted:  # where no task counts, the loss alone is NaN
+        if weighted:  # if no task counts, only the loss is NaN
             counts = jnp.any(weights != 0)
             mean = lambda leaf: jnp.where(counts, leaf * scale.astype(leaf.dtype), 0)
         grads = jax.tree.map(mean, grads)
@@ -273,8 +274,8 @@ def sum_over_tasks(
 ) -> SumOverTasks:
     """The weighted sum over tasks; tracing it writes the unreached leaves to `unreached`.
 
-    Chunks, devices and `vmap` divide and stack plain lists of arrays, because a pytree with a
-    batching rule of its own is no pytree of the same kind when its arrays have another first axis.
+    Chunks, devices and `vmap` divide and stack plain lists of arrays, because a pytree with its own
+    batching rule may have a different tree structure when its first axis changes.
     """
 
     def sums(meta: PyTree, episodes: PyTree, keys: Array, weights: Array):
@@ -419,7 +420,8 @@ def check_meta(meta: PyTree) -> None:
         raise StructureError(
             f"{name} is not a floating-point array, so it has no gradient",
             got=describe_briefly(leaf),
-            expected="floating-point numbers and arrays; a problem closes over all other values",
+            expected="floating-point numbers and arrays; the functions of a problem "
+            "close over all other values",
         )
 
 

@@ -48,13 +48,13 @@ class Examples(eqx.Module):
 
     Args:
         inputs: Array or pytree of arrays, `(rows, ...)`.
-        targets: `(rows, ...)`, real for regression, integer classes for classification: from 0 on,
-            and `IGNORED`, which is -100, where a row has no label.
+        targets: `(rows, ...)`, real numbers for regression and integer classes for classification.
+            Classes count from 0; `IGNORED`, which is -100, marks a row without a label.
         mask: `(rows,)`, False where a row is padding; None if every row counts.
         classes: `(rows, ways)`, False where an output of the model is not a class of the row's
             task, as in a task with fewer classes than others; None if all are.
-        ways: The number of classes, if it is known while tracing. Further outputs of a model are
-            no classes: losses, heads and predictions leave them out. None: as many as outputs.
+        ways: The number of classes, which is static. If a model has more outputs, losses, heads and
+            predictions leave the others out. None means that every output is a class.
 
     Raises:
         StructureError: If inputs or targets are not numbers, such as labels in words.
@@ -210,7 +210,7 @@ def subset(
                 got=f"{jax.tree.structure(new)}",
                 expected=f"{jax.tree.structure(part)}",
             )
-        # By position, because some containers give a new object at each access.
+        # Leaves are replaced by position, because some containers give a new object at each access.
         replaced = dict(zip(chosen, jax.tree.leaves(new), strict=True))
         return treedef.unflatten(replaced.get(i, leaf) for i, leaf in enumerate(leaves))
 
@@ -218,7 +218,7 @@ def subset(
 
 
 def require_rows(name: str, examples: PyTree) -> None:
-    """Raise `StructureError` if an array of the support or query set has no numbers."""
+    """Raise `StructureError` if an array of the support or query set has no elements."""
     if any(0 in jnp.shape(leaf) for leaf in jax.tree.leaves(examples)):
         raise StructureError(
             f"the {name} set is empty",
@@ -287,8 +287,8 @@ def initial_params(problem: Problem, needed_by: str) -> Callable[..., PyTree]:
             raise StructureError(
                 "init must return floating-point parameters to adapt",
                 got=describe(params),
-                expected="a pytree of floating-point arrays with at least one leaf; what is not "
-                "adapted, the losses read off meta",
+                expected="a pytree of floating-point arrays with at least one leaf; values "
+                "that are not adapted stay in meta, where the losses read them",
             )
         return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
 

@@ -1,7 +1,7 @@
-"""Optax transformations, in the inner loop and in `fit`: what they are given, and their state.
+"""Optax transformations in the inner loop and in `fit`: their arguments and their state.
 
-Any object with `init` and `update` is a transformation, as `optax.MultiSteps` is. `update` is given
-the keyword arguments that its signature asks for.
+Any object with `init` and `update`, such as `optax.MultiSteps`, is a transformation. `update`
+receives the keyword arguments that its signature names.
 """
 
 import inspect
@@ -21,7 +21,7 @@ from innerloop.tangents import is_zero, tangent_leaves
 from innerloop.trees import definite
 
 Judged = Callable[[PyTree, PyTree], PyTree]
-"""`(optimizer_state, params) -> params`: the parameters that are judged."""
+"""`(optimizer_state, params) -> params`, which returns the parameters to be evaluated."""
 
 JUDGED = function("optimizer_state", "params", gives="params")
 """The kind of an argument of type `Judged`."""
@@ -29,7 +29,7 @@ JUDGED = function("optimizer_state", "params", gives="params")
 
 @runtime_checkable
 class Transformation(Protocol):
-    """What every optimizer of Optax has."""
+    """The interface of every Optax optimizer."""
 
     @property
     def init(self) -> Callable[..., Any]:
@@ -48,7 +48,7 @@ def transformation(such_as: str, **field: Any) -> Any:
 
 
 def is_transformation(value: Any) -> bool:
-    """Whether a value has what a transformation has."""
+    """Whether a value has the interface of a transformation."""
     requirement = requirement_of(transformation(such_as=""))
     return requirement is not None and requirement.accepts(value)
 
@@ -57,7 +57,7 @@ OTHER_OPTIMIZER = (
     "optax.adam(1e-2), or for optax.lookahead il.optimizers.lookahead(optax.sgd(0.1), 5, 0.5), or "
     "il.optimizers.named_arguments(part) around a part of optax.chain that refuses an argument"
 )
-"""What an error offers where an optimizer fails on what it is given."""
+"""The optimizers that the error names if an optimizer fails on its arguments."""
 
 
 @contextmanager
@@ -75,8 +75,8 @@ class Offers(NamedTuple):
         grad: Its gradient, in the structure of the parameters.
         value_fn: `params -> value`, the same loss at other parameters.
         grad_fn: `(params, i) -> gradient` of the same loss; i is not read.
-        obj_fn: The same function as `value_fn`. Optimizers that ask for it take its second
-            derivatives. None if it has none.
+        obj_fn: The same function as `value_fn`, for optimizers that take its second derivatives;
+            None if it has no second derivatives.
     """
 
     value: Scalar
@@ -131,16 +131,16 @@ def arguments_asked_by(update: Callable, offered: dict[str, Any]) -> dict[str, A
 def begin(optimizer: Transformation, params: PyTree) -> PyTree:
     """The optimizer's state before the first step, with the types that its steps keep.
 
-    An `update` may return a wider type than `init`, as momentum does with float64 rates and float32
-    parameters. A loop must carry one type, which is the wider one: its first state holds the same
-    numbers.
+    `update` may return a wider dtype than `init`, as momentum does with float64 rates and float32
+    parameters. A loop must carry a state of one dtype, so the initial state is converted to the
+    wider dtype, without a change of its values.
 
     Raises:
         StructureError: If `update` returns a state of another structure or shape than `init`.
     """
     state = jax.tree.map(definite, optimizer.init(params))
     scalar = jnp.zeros((), jnp.result_type(*jax.tree.leaves(params)))
-    # A loss of the parameters' type stands in for the true one, whose value is not needed.
+    # Only dtypes are needed, so a sum of the parameters stands in for the loss.
     total = lambda params: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
     loss = lambda params: jnp.asarray(total(params), scalar.dtype)
     offers = Offers.of(scalar, params, loss, lambda params: params, twice=True)
@@ -164,7 +164,7 @@ def take_step(
         optimizer: The optimizer.
         state: Its state, which `begin` made.
         params: The parameters.
-        offers: The gradient, and what the optimizer may ask for.
+        offers: The gradient, and the other arguments that the optimizer may ask for.
 
     Returns:
         `(params, state)` after the step, in the types that they had before.
@@ -180,7 +180,7 @@ def take_step(
         raise StructureError(
             "the optimizer makes complex updates of real parameters",
             got=describe(updates),
-            expected="updates of the parameters' type, so rates that are real numbers",
+            expected="updates of the parameters' type, which real learning rates give",
         )
     moved = optax.apply_updates(params, updates)
     if jax.tree.map(jnp.shape, moved) != jax.tree.map(jnp.shape, params):
@@ -219,10 +219,10 @@ def _as(leaf: Any, other: Any) -> Any:
 
 @jax.custom_jvp
 def sloped(value: Scalar, gradient: PyTree, params: PyTree) -> Scalar:
-    """`value`; where it is a constant in `params`, its derivative there is `gradient`.
+    """`value`; if it is constant in `params`, its derivative in `params` is `gradient`.
 
-    A meta-gradient may hold the inner gradient constant, and the value with it. An optimizer that
-    differentiates the loss must see its slope all the same.
+    A meta-gradient that holds the inner gradient constant also holds the value constant. An
+    optimizer that differentiates the loss must still see the gradient.
     """
     return value
 

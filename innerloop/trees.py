@@ -54,7 +54,7 @@ def key_numbers(leaf: Any) -> Any:
 
 
 def definite(leaf: Any) -> Array:
-    """The leaf as an array whose dtype is not weak; a random key as it is."""
+    """The leaf as an array whose dtype is not weak; a random key is not changed."""
     return leaf if is_key(leaf) else jnp.asarray(leaf, jnp.result_type(leaf))
 
 
@@ -96,7 +96,7 @@ def elements(batch: PyTree, rows: Any) -> PyTree:
 
 
 def stacked(structure: Any, leaves: Sequence[Array], size: int) -> PyTree:
-    """The batch of `size` elements of this structure, from the leaves that they have together."""
+    """The batch of `size` elements with this tree structure, from its stacked leaves."""
     return jax.vmap(structure.unflatten, axis_size=size)(list(leaves))
 
 

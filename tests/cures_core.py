@@ -234,7 +234,7 @@ CASES = [
         given="labels = jnp.array([0, 1, 2])",
     ),
     Case(
-        "labels.py: a label is no class",
+        "labels.py: a label is not a class",
         "cross_entropy(jnp.zeros((3, 2)), Examples(inputs, labels))",
         (
             (
@@ -242,7 +242,7 @@ CASES = [
                 "cross_entropy(jnp.zeros((3, 4)), Examples(inputs, labels))",
             ),
             (
-                ", or labels from 0 on, as numpy.unique(labels, return_inverse=True)[1]",
+                ", or labels from 0 on, such as numpy.unique(labels, return_inverse=True)[1]",
                 "cross_entropy(jnp.zeros((3, 2)), Examples(inputs, "
                 "numpy.unique(labels, return_inverse=True)[1]))",
             ),

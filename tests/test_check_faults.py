@@ -469,7 +469,7 @@ FAULTS = {
         randomness.keys_of_draws,
         {"inner": seeded, "meta": SEEDED},
         ERROR,
-        r"draws random numbers by a key in meta\['seed'\].*and the leaf left out",
+        r"draws random numbers with a key in meta\['seed'\].*and the leaf left out",
         ({"inner": own_dropout},),
     ),
     "statistics in meta, lost": Fault(

@@ -514,7 +514,7 @@ def test_a_run_without_its_config_is_noticed(sinusoid_run, tmp_path, capsys):
     run = shutil.copytree(sinusoid_run, tmp_path / "run")
     (run / "config.json").unlink()
     assert "already holds a run" in refused(capsys, tmp_path, *SINUSOID, "--run", run)
-    with pytest.warns(UserWarning, match=r"without its config\.json: it is made anew"):
+    with pytest.warns(UserWarning, match=r"without its config\.json\. The file is written again"):
         main([*SINUSOID, "--run", str(run), "--resume"])
     assert read(run / "config.json")["config"]["steps"] == 4
 

@@ -157,7 +157,7 @@ def test_a_class_of_another_task_is_no_class(x64):
 @pytest.mark.parametrize("targets", [[-1, 1], [1, 2], [5, 9]], ids=str)
 def test_the_cure_of_a_label_works(as_users_see_it, targets):
     logits = jnp.zeros((2, 2))
-    with pytest.raises(il.errors.StructureError, match="a label is no class"):
+    with pytest.raises(il.errors.StructureError, match="a label is not a class"):
         LOSS(logits, examples(np.array(targets), slice(2)))
     renamed = np.unique(targets, return_inverse=True)[1]
     assert np.isfinite(LOSS(logits, examples(renamed, slice(2)))[0])

@@ -219,7 +219,7 @@ REFUSED = {
         lambda: il.models.mlp([1, 4, 1]).apply(
             il.models.mlp([1, 4, 1]).init(KEY), {"x": jnp.ones((3, 1))}, None, None
         ),
-        "the inputs of a network are one array",
+        "the inputs of a network must be one array",
     ),
     # where nothing has a value
     "fit under vmap": (

@@ -17,8 +17,8 @@ def constant(function: Callable) -> Callable:
     `jax.lax.stop_gradient` on the results would give the same value, but JAX would still build the
     derivative of the function (and store it, inside a loop) before dropping it.
     """
-    # A copy is a value of the program that is traced now. Of a value that forward mode
-    # differentiates outside, `stop_gradient` would drop the tangent before anybody can refuse it.
+    # A copy is a value of the program that is being traced. Without it, `stop_gradient` would drop
+    # the tangent of a value that an outer forward mode differentiates, and nothing could refuse it.
     copied = lambda leaf: jnp.copy(leaf) if is_floating(leaf) else leaf
     stopped = lambda tree: jax.lax.stop_gradient(jax.tree.map(copied, tree))
     return _on_everything_it_reads(function, stopped)

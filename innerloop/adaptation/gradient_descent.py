@@ -47,13 +47,15 @@ class GradientDescent(Adaptation):
     infinite second derivative at a zero gradient unless its `eps_root` is positive.
 
     Args:
-        optimizer: Any optax transformation, or a function `meta -> transformation`, which makes
-            learning rates and learned optimizers meta-parameters. Its `update` receives the keyword
-            arguments that its signature asks for: `value`, `grad`, `value_fn`, `grad_fn`, `obj_fn`.
+        optimizer: Any optax transformation, or a function `meta -> transformation`, with which
+            learning rates and the weights of learned optimizers become meta-parameters. The
+            `update` of the transformation receives those of the keyword arguments `value`, `grad`,
+            `value_fn`, `grad_fn` and `obj_fn` that its signature names.
         steps: The number of steps K, at least 0.
-        judged: `(optimizer_state, params) -> params`, the parameters that the outer loss judges and
-            that `adapt` returns, such as `optax.contrib.schedule_free_eval_params`; by default
-            those at which the inner gradient is taken.
+        judged: `(optimizer_state, params) -> params`, which returns the parameters at which the
+            outer loss is evaluated and which `adapt` returns, such as
+            `optax.contrib.schedule_free_eval_params`. By default these are the parameters at which
+            the inner gradient is taken.
 
     Raises:
         StructureError: If `optimizer` is not an optimizer or `steps` is negative, and while tracing
@@ -94,7 +96,7 @@ class GradientDescent(Adaptation):
         return GradientDescentState(*after), Info(value, aux)
 
     def params(self, state: GradientDescentState) -> PyTree:
-        """The parameters after the steps taken so far, as `judged` reads them off the state."""
+        """The parameters after the steps so far; if `judged` is given, its result."""
         if self.judged is None:
             return state.params
         with self._explained(params=state.params, state=state.optimizer):
@@ -115,8 +117,11 @@ class GradientDescent(Adaptation):
 
     @contextmanager
     def _explained(self, **given: PyTree) -> Iterator[None]:
-        """Lets optax promote ranks and dtypes; strict promotion is meant for the user's losses."""
-        # A failure of an optimizer that a function of meta makes may be due to meta.
+        """Explain failures of the optimizer, and let optax promote ranks and dtypes.
+
+        Users who make promotion strict mean their own losses.
+        """
+        # If a function of meta makes the optimizer, meta may be the reason for the failure.
         write = OTHER_OPTIMIZER if is_transformation(self.optimizer) else None
         with failures_explained("the optimizer", write=write, **given), lenient_promotion():
             yield

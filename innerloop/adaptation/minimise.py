@@ -40,7 +40,7 @@ class Minimise(Adaptation):
         solver: The minimiser, such as `optimistix.BFGS(rtol=1e-6, atol=1e-6)`.
         max_steps: The largest number of steps.
         throw: Whether to raise at run time if the solver does not converge.
-        options: The options that the solver asks for, such as `{"lower": 0.0, "upper": 1.0}` for
+        options: Options that are passed to the solver, such as `{"lower": 0.0, "upper": 1.0}` for
             `optimistix.GoldenSearch`.
 
     Raises:
@@ -100,7 +100,7 @@ class Minimise(Adaptation):
 def _options_explained(solver: optx.AbstractMinimiser) -> Iterator[None]:
     try:
         yield
-    except KeyError as error:  # one of a loss is a StructureError
+    except KeyError as error:  # a KeyError in a loss is already a StructureError here
         name = type(solver).__name__
         raise StructureError(
             f"{name} asks for the option {error}",

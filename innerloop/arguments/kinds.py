@@ -31,8 +31,8 @@ class Requirement(NamedTuple):
         expected: The same as a type or an inequality, for the third part of the error.
         cure: Python source of a value that is accepted.
         shown: `(name, value) -> str`, the argument as the error shows it.
-        instead: A class and the cure for an instance of it, for each class that is known to be
-            given in error.
+        instead: Pairs of a class that is often passed by mistake and the source that the error then
+            shows in place of `cure`.
     """
 
     accepts: Callable[[Any], bool]
@@ -197,7 +197,8 @@ def instance(
         *classes: The classes, as for `isinstance`.
         what: A noun with its article, such as "a linear solver".
         such_as: Python source of an instance, which the error shows.
-        instead: The same for a value of another class, such as `{Recipe: "recipe.learner"}`.
+        instead: The source that the error shows for values of certain other classes, such as
+            `{Recipe: "recipe.learner"}`.
         **field: The keywords `default`, `static` and `kw_only` of a field.
     """
     names = " | ".join(map(_public_name, classes))

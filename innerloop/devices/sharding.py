@@ -169,8 +169,9 @@ class Sharding(Placement):
         self, function: Callable, after: Callable, outs: Any, meta: PyTree, *batch: Any
     ) -> PyTree:
         """`after(function(meta, *batch))` with each device's part of the batch."""
-        # Inside `shard_map`, types say how a value is sharded, and Lineax and Equinox would find
-        # that they differ from types that do not. So the function is traced outside.
+        # Inside `shard_map`, the type of a value says how it is sharded. Lineax and Equinox compare
+        # types, and these would differ from types without a sharding. So the function is traced
+        # outside.
         part = lambda leaf: leaf[: leaf.shape[0] // self.devices]
         parts = jax.eval_shape(lambda batch: jax.tree.map(part, batch), batch)
         program = traced_without_mesh(function, meta, *parts)
@@ -247,8 +248,8 @@ def placement(devices: Any) -> Placement:
             raise StructureError(
                 "there are fewer devices than asked for",
                 got=f"devices={count} of {len(found)} ({found[0].platform})",
-                expected=f"at most {len(found)}; on the host's processor, as many as "
-                "XLA_FLAGS=--xla_force_host_platform_device_count= says",
+                expected=f"at most {len(found)}; on a CPU, "
+                "XLA_FLAGS=--xla_force_host_platform_device_count= sets their number",
                 write=f"devices={len(found)}",
             )
         place = Sharding(Mesh(np.asarray(found[:count]), ("tasks",)))

@@ -74,7 +74,7 @@ def check(
         run: Whether to run the checks that compute losses and gradients, a few dozen times. If
             False, only the checks that trace are made: missing derivatives (custom rules,
             callbacks, `while_loop`), leaves without a gradient, operations that block the gradient,
-            captured state, and what is wrong with the data and how the losses read them.
+            captured state, faults in the data, and faults in how the losses read the data.
 
     Returns:
         A `Report` of findings. Its `left_out` names the checks that could not be made.

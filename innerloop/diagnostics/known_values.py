@@ -1,4 +1,4 @@
-"""What the values of a task are wrong in, found by tracing with these values known."""
+"""Errors in the values of a task, found by tracing with these values as constants."""
 
 import jax
 from jaxtyping import Array, PRNGKeyArray, PyTree
@@ -13,10 +13,10 @@ from innerloop.problem import Episode, Problem, initial_params, loss_function, t
 def refuse_values(
     problem: Problem, adaptation: Adaptation, meta: PyTree, episode: Episode, key: PRNGKeyArray
 ) -> None:
-    """Raise what the losses and the adaptation raise of the values of one task.
+    """Raise the error that the losses or the adaptation raise for the values of one task.
 
-    A compiled function cannot raise for a value, such as a label that is no class. Here the losses
-    and the adaptation are traced with the task's arrays as constants, and nothing is run.
+    A compiled function cannot raise for a value, such as a label that is not a class. Here the
+    losses and the adaptation are traced with the task's arrays as constants, and nothing is run.
 
     Args:
         problem: What is optimised.
@@ -42,13 +42,13 @@ def refuse_values(
 def first_error(
     learner: Learner, meta: PyTree, episodes: Episode, keys: Array
 ) -> InnerloopError | None:
-    """The first error that `refuse_values` raises of the tasks of a batch; None if there is none.
+    """The first error that `refuse_values` raises for a task of a batch; None if there is none.
 
     Args:
         learner: The problem and the adaptation.
         meta: The meta-parameters.
-        episodes: The tasks, with known values. Tasks of weight zero are not looked at.
-        keys: `(tasks,)`, the key of each.
+        episodes: The tasks, with known values. Tasks of weight zero are skipped.
+        keys: `(tasks,)`, the key of each task.
     """
     for i in range(len(keys)):
         episode, key = jax.tree.map(lambda leaf, i=i: leaf[i], (episodes, keys))

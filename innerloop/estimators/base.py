@@ -56,7 +56,7 @@ class Apart(NamedTuple):
         state: The estimator's state after the step.
         faults: `TaskFaults` by the name of the part that the tasks belong to; the name is empty for
             an estimator without parts.
-        loss: The weighted mean of the tasks' losses. What is not finite counts as zero.
+        loss: The weighted mean of the tasks' losses. A loss that is not finite counts as zero.
     """
 
     grads: PyTree
@@ -212,9 +212,9 @@ class Estimator(CheckedModule):
     def error_of_values(
         self, meta: PyTree, state: PyTree, data: Any, key: PRNGKeyArray, outer_step: int
     ) -> InnerloopError | None:
-        """The error in the values of this step's tasks, such as a label that is no class.
+        """The error in the values of this step's tasks, such as a label that is not a class.
 
-        `fit` asks for it when a run ends at a step that is not finite. By default there is none.
+        `fit` calls it when a run ends at a step that is not finite. By default it returns None.
 
         Args:
             meta: As in `step`, like the arguments after it.

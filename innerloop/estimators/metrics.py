@@ -15,10 +15,10 @@ RESERVED = ("loss", "gradient_norm", "diverged")
 
 
 def named_metrics(aux: Any) -> dict[str, Any]:
-    """An outer loss's aux as metrics by name.
+    """The aux of an outer loss as a dictionary of metrics.
 
-    The name of a leaf is its path, with dots: `{"error": {"top1": x}}` gives `"error.top1"`, and a
-    tuple gives `"0"`, `"1"`. An aux that is a single number has the name `"aux"`.
+    The name of a leaf is its path joined with dots: `{"error": {"top1": x}}` gives `"error.top1"`,
+    and a tuple gives `"0"`, `"1"`. If the aux is a single number, its name is `"aux"`.
 
     Args:
         aux: A pytree of real scalars, or None.
@@ -27,8 +27,8 @@ def named_metrics(aux: Any) -> dict[str, Any]:
         The metrics.
 
     Raises:
-        StructureError: If a leaf is no real scalar, two leaves have one name, or a name is one that
-            training uses itself.
+        StructureError: If a leaf is not a real scalar, two leaves have the same name, or training
+            reserves a name.
     """
     leaves = jax.tree.leaves_with_path(aux)
     path = lambda path: jax.tree_util.keystr(path, simple=True, separator=".") or "aux"

@@ -201,7 +201,7 @@ def _filled(episodes: Episode, devices: int) -> Episode:
 
 
 def _task_by_task(norm: float, faults: list[TaskFaults]) -> Callable[[SumOverTasks], SumOverTasks]:
-    """One task at a time, each gradient clipped; gradients that are not finite count as zero.
+    """Compute one task at a time and clip each gradient; a gradient that is not finite is zero.
 
     Tracing the sum writes the faults of its tasks to `faults`.
     """

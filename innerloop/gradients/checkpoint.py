@@ -92,8 +92,8 @@ def _policy(keep_inner_gradients: bool, offload: bool) -> Callable[..., Any]:
             offload_dst="pinned_host",
         )
 
-    # JAX's own policies cannot be asked about every primitive: they have an argument called `prim`,
-    # and so have the primitives of Equinox, which Lineax, Optimistix and Diffrax are built on.
+    # JAX's own policies fail on some primitives: they have an argument called `prim`, and so do the
+    # primitives of Equinox, on which Lineax, Optimistix and Diffrax are built.
     def policy(primitive: Any, /, *values: Any, **params: Any) -> Any:
         return primitive.name == "name" and of_named(primitive, *values, **params)
 

@@ -11,16 +11,16 @@ from innerloop.programs import operations
 
 
 def jvp(function: Callable, at: PyTree, direction: PyTree) -> tuple[PyTree, PyTree]:
-    """`jax.jvp` of a function of one pytree, which decides while tracing whether it exists.
+    """`jax.jvp` of a function of one pytree; raises while tracing if the derivative does not exist.
 
-    A `jax.custom_vjp` has no forward mode, but its gradient has one if its backward pass does. JAX
-    leaves the tangent of its value in the program of the gradient, although nothing reads it, and
-    then `vmap` refuses the program. This tangent is dropped here. If something reads it, JAX itself
-    would raise an error only while compiling.
+    A `jax.custom_vjp` function has no forward mode, but its gradient has one if its backward pass
+    does. JAX leaves the tangent of the function's value in the program of the gradient. Even if
+    nothing reads this tangent, `vmap` refuses the program, so an unread tangent is dropped here. If
+    something reads the tangent, JAX itself would raise an error only while compiling.
 
     Args:
         function: The function.
-        at: Where the derivative is taken.
+        at: The point at which the derivative is taken.
         direction: A pytree like `at`.
 
     Returns:

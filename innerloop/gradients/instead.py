@@ -19,7 +19,9 @@ _CANDIDATES: dict[str, tuple[MetaGradient, ...]] = {
     "while_loop": (Unroll(MixedMode()), ForwardMode(), *_ESTIMATES),
     "custom_vjp": (Unroll(), *_ESTIMATES),
 }
-"""Those that may do without a derivative, exact ones first, by a word of JAX's message."""
+"""The meta-gradients that may exist without a derivative, by a word of JAX's message about it.
+
+Exact ones come first."""
 
 
 def gradient_instead(

@@ -30,7 +30,7 @@ _KINDS = {
         "another operation, or a function under jax.custom_jvp with its derivative",
     ),
 }
-"""By a word of JAX's message: the problem, its source, and what has the derivative."""
+"""The problem, its source and operations that have the derivative, by a word of JAX's message."""
 
 
 @contextmanager
@@ -40,8 +40,8 @@ def missing_derivatives_explained(
     """Explain a derivative that does not exist.
 
     Args:
-        instead: Maps a word of JAX's message to what to write if the losses stay as they are; to
-            None if nothing is known.
+        instead: Maps a word of JAX's message to the call to write if the losses stay as they are,
+            or to None if no such call is known.
 
     Raises:
         GradientError: In place of JAX's own error.
@@ -63,7 +63,7 @@ def missing_derivatives_explained(
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised from, where JAX puts errors of its own in between."""
+    """An error and the errors that it was raised from; JAX may put its own errors in between."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -70,7 +70,7 @@ class Members(NamedTuple):
 
     @property
     def marked(self) -> Float[Array, "rows ways"]:
-        """The vectors, or NaN if a label is no class of its task."""
+        """The vectors, or NaN if a label is not a class of its task."""
         return self.labels.marked(self.vectors)
 
 
@@ -79,7 +79,7 @@ def members(support: Examples, ways: int, dtype: DTypeLike) -> Members:
 
     Raises:
         StructureError: While tracing, if the targets are not integers of shape `(rows,)`, or a
-            label that is known is no class of its task.
+            label whose value is known is not a class of its task.
     """
     targets = jnp.asarray(support.targets)
     if targets.ndim != 1 or not jnp.issubdtype(targets.dtype, jnp.integer):

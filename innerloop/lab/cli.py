@@ -292,4 +292,4 @@ _GOES_ON = {
     train: "; --run and --resume go on from the last save",
     demo: "; innerloop train EXPERIMENT --run RUN --resume goes on with the run folder above",
 }
-"""How a command goes on that a signal has ended."""
+"""How to continue a command that a signal has ended, for its last line."""

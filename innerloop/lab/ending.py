@@ -29,9 +29,9 @@ def more_than_there_is(error: Exception) -> RunError:
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:
-    """Raise `StructureError` for an empty argument, as a variable of a shell without a value gives.
+    """Raise `StructureError` for an empty argument, such as an unset shell variable gives.
 
-    An empty path would be the current folder.
+    An empty path would mean the current folder.
     """
     for before, word in zip(["", *arguments], arguments, strict=False):
         if not word or (word.startswith("--") and word.endswith("=")):
@@ -64,9 +64,9 @@ def leave(message: str, status: int) -> None:
 
 
 def one_line_each(goes_on: str) -> None:
-    """Print warnings on one line, and leave out what Orbax prints of an error that is raised too.
+    """Print each warning on one line, and suppress what Orbax prints about errors that it raises.
 
-    A signal that arrives where Python cannot raise it ends the process with one line.
+    A signal that arrives where Python cannot raise an exception ends the process with one line.
     """
     warnings.formatwarning = lambda message, *_, **__: f"innerloop: {message}\n"
     for logger in ("absl", "asyncio"):
@@ -74,7 +74,7 @@ def one_line_each(goes_on: str) -> None:
     shown = sys.unraisablehook
 
     def show(unraisable):
-        # A signal that arrives while Python clears up ends there, and the command would go on.
+        # Python drops an exception that is raised during cleanup, and the command would continue.
         if isinstance(unraisable.exc_value, KeyboardInterrupt):
             leave(*last_words(unraisable.exc_value, goes_on))
         if str(unraisable.exc_value) != "Event loop is closed":  # From threads of Orbax.

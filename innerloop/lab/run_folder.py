@@ -96,8 +96,8 @@ class RunFolder:
             folder._refuse_changes(config, may_change or ())
         elif held:
             warnings.warn(
-                f"{path} holds a run without its {CONFIG}: it is made anew from the settings of "
-                "this command, and nobody can tell whether the run began with them",
+                f"{path} holds a run without its {CONFIG}. The file is written again from the "
+                "settings of this command, which may differ from those that the run began with",
                 stacklevel=2,
             )
         with folder.writing():
@@ -158,7 +158,7 @@ class RunFolder:
             self._lock.close()
 
     def discard(self) -> None:
-        """Remove what `begin` made, if the run took no step; a folder that was there stays."""
+        """Remove what `begin` made if the run took no step; keep a folder that existed before."""
         checkpoints = self.path / CHECKPOINTS
         saved = [each.name for each in checkpoints.iterdir()] if checkpoints.is_dir() else []
         if not self._new or self.has(LOG) or set(saved) - {"lock"}:

@@ -69,10 +69,10 @@ class WeightsAndBiases(Logger):
 
     def _remembered(self) -> dict[str, Any]:
         with reading(
-            "the steps that Weights & Biases has are not known",
+            "the steps that Weights & Biases already has are not known",
             self._memory,
-            expected="a file as this logger writes it; without it, the run goes on as another one "
-            "of Weights & Biases",
+            expected="a file as this logger writes it; without it, the run continues as a new "
+            "run of Weights & Biases",
         ):
             return read_json(self._memory, _MEMORY)
 

@@ -47,12 +47,12 @@ def model_inputs(
     multiplies activations by zeros otherwise: 0 · NaN is NaN.
 
     Raises:
-        StructureError: If the inputs are whole numbers. Those of an image stand for numbers from 0
-            to 1, others for themselves or for classes, and a network cannot know which.
+        StructureError: If the inputs are integers. They may be pixels, which are to be scaled to
+            [0, 1], measurements or classes, and a network cannot know which.
     """
     if not eqx.is_array_like(inputs):
         raise StructureError(
-            "the inputs of a network are one array",
+            "the inputs of a network must be one array",
             got=describe(inputs),
             expected="an array with one row for each example",
         )

@@ -34,17 +34,17 @@ def cross_entropy(
 
     $$-\frac{1}{n} \sum_{i=1}^{n} \log \text{softmax}(\text{logits}_i)[\text{target}_i]$$
 
-    over the n rows that the mask leaves and that have a label. `examples.targets` holds integer
-    classes, `(rows,)`, or any shape that the logits have without their last axis; `IGNORED`, which
-    is -100, marks a row or a position without a label. Outputs that `examples.ways` or
-    `examples.classes` says are no classes of the task have no part in the softmax, and are never
-    predicted. Computed in float32 at least. No label smoothing, which the code of MAML's authors
-    has. Where no row counts, both are 0. Both are NaN in a compiled function that gets a label
-    which is no class; where its value is known, it is refused.
+    over the n rows that are valid and have a label. `examples.targets` holds integer classes; its
+    shape is `(rows,)` or, in general, that of the logits without the last axis. `IGNORED`, which is
+    -100, marks a row or a position without a label. Outputs that are not classes of the task,
+    according to `examples.ways` or `examples.classes`, are left out of the softmax and are never
+    predicted. The loss is computed in float32 at least, without the label smoothing in the code of
+    MAML's authors. If no row counts, loss and accuracy are 0. If a label is not a class, both are
+    NaN in a compiled function; a label whose value is known is refused instead.
 
     Raises:
         StructureError: While tracing, if targets are not integers, shapes do not fit, or a label
-            that is known is no class of its task.
+            whose value is known is not a class of its task.
     """
     targets = jnp.asarray(examples.targets)
     if not jnp.issubdtype(targets.dtype, jnp.integer):

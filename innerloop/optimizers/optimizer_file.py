@@ -171,7 +171,7 @@ def _from_json(setting: Any) -> Any:
 
 
 def _require_direction(direction: Any) -> None:
-    """Raise, whatever it may be, unless this makes a transformation that takes a step."""
+    """Raise any exception unless this function makes a transformation that can take a step."""
 
     def step(params):
         made = direction()

@@ -1,4 +1,4 @@
-"""Optimizers of Optax in the form that inner loops and `fit` call."""
+"""Optax optimizers in the form that inner loops and `fit` need."""
 
 from typing import Any, NamedTuple
 
@@ -9,10 +9,11 @@ from innerloop.transformations import Transformation, arguments_asked_by
 
 
 def named_arguments(optimizer: Transformation) -> optax.GradientTransformationExtraArgs:
-    """The same optimizer, for a place in `optax.chain` and other wrappers.
+    """The same optimizer, for use in `optax.chain` and other wrappers.
 
-    A wrapper passes all keyword arguments on to the parts that take any. A part that refuses some,
-    such as `optax.contrib.sam`, is given those alone that its signature names.
+    A wrapper passes all keyword arguments on to every part that takes any. Some optimizers, such as
+    `optax.contrib.sam`, refuse arguments that they do not know. The optimizer that this function
+    returns passes on only the arguments that the signature of `optimizer.update` names.
 
     ```python
     sam = il.optimizers.named_arguments(optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.01)))
@@ -43,9 +44,9 @@ def lookahead(
     slow_step_size: Any,
     reset_state: bool = False,
 ) -> optax.GradientTransformation:
-    """`optax.lookahead`, whose parameters are the fast ones; its state holds the slow ones.
+    """`optax.lookahead` on the fast parameters; the slow parameters are in the optimizer's state.
 
-    The gradient is taken at the fast parameters. The slow ones are to be judged:
+    The gradient is taken at the fast parameters. Evaluate the slow parameters with `judged`:
 
     ```python
     optimizer = il.optimizers.lookahead(optax.sgd(0.1), sync_period=5, slow_step_size=0.5)
@@ -55,8 +56,8 @@ def lookahead(
     Args:
         fast_optimizer: The optimizer of the fast parameters.
         sync_period: The number of fast steps before each step of the slow parameters, at least 1.
-        slow_step_size: The size of that step; 1 is the whole way to the fast parameters.
-        reset_state: Whether the fast optimizer begins anew after each such step.
+        slow_step_size: The size of a slow step; 1 moves the slow parameters to the fast ones.
+        reset_state: Whether the state of the fast optimizer is reset after each slow step.
     """
     pair = optax.lookahead(fast_optimizer, sync_period, slow_step_size, reset_state)
 
@@ -73,7 +74,7 @@ def lookahead(
 
 
 def slow_params(optimizer_state: LookaheadState, params: PyTree) -> PyTree:
-    """The slow parameters of `lookahead`: the argument `judged` of `GradientDescent` and `fit`.
+    """The slow parameters of `lookahead`, for the argument `judged` of `GradientDescent` and `fit`.
 
     Args:
         optimizer_state: The state of `lookahead`.

@@ -1,5 +1,5 @@
-"""Traced programs: operations, what their results read, where a NaN or infinity comes from, and
-whether a function is the same program each time it is traced.
+"""Traced programs: operations, the inputs of their results, the origin of a NaN or infinity, and
+whether a function gives the same program each time it is traced.
 
 Only this package knows how JAX's primitives store the programs that they run (`inside`), and how
 this differs between versions of JAX.

@@ -1,7 +1,7 @@
 """Compiled functions whose programs do not outlive their use.
 
-`equinox.filter_jit` and JAX's own loops keep the program of every function that they are given for
-as long as the process lives, and a problem's losses are mostly new functions in each run.
+`equinox.filter_jit` and JAX's own loops keep the program of every function that they are given
+until the process ends, and the losses of a problem are mostly new functions in each run.
 """
 
 import functools
@@ -14,16 +14,17 @@ import jax
 from jax.core import Tracer
 
 KEPT = 16
-"""How many programs of `compiled` functions are kept, of which the least recent goes first."""
+"""How many programs of `compiled` functions are kept; the least recently used is dropped first."""
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, compiled for the arrays in its arguments; everything else in them is static.
 
-    A call with the same static parts finds its program, unless `KEPT` others came in between.
+    A call with the same static parts uses the same program, unless `KEPT` others were used since.
 
     Args:
-        function: A function of positional arguments, each a pytree whose other leaves are hashable.
+        function: A function of positional arguments, which are pytrees. Leaves that are not arrays
+            must be hashable.
 
     Returns:
         The compiled function.
@@ -41,13 +42,13 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def compiled_while_used(function: Callable[..., Any]) -> Callable[..., Any]:
     """`equinox.filter_jit(function)`, whose programs are freed together with it."""
     program: Any = eqx.filter_jit(function)
-    # Equinox's cache holds the function by the programs that it holds by the function.
+    # Equinox's cache maps the function to programs that refer to it, so it would never be freed.
     weakref.finalize(program, program._cached.clear_cache).atexit = False
     return program
 
 
 def if_concrete(compile: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
-    """`compile(function)` where it is called with numbers, and `function` while JAX traces."""
+    """`compile(function)` for concrete arguments, and `function` itself for traced ones."""
     program = compile(function)
 
     @functools.wraps(function)
@@ -63,5 +64,5 @@ def _program(function: Callable[..., Any], leaves: tuple, treedef: Any) -> Calla
     def of_arrays(arrays: Any) -> Any:
         return function(*eqx.combine(arrays, jax.tree.unflatten(treedef, leaves)))
 
-    of_arrays.__name__ = of_arrays.__qualname__ = function.__name__  # JAX names the program by it
+    of_arrays.__name__ = of_arrays.__qualname__ = function.__name__  # the program's name
     return compiled_while_used(of_arrays)

@@ -14,7 +14,7 @@ class Value(NamedTuple):
     """A value of a program.
 
     Attributes:
-        number: Different for each value. The result of a call is the value inside the call.
+        number: A unique number. The result of a call is the same value as inside the call.
         inputs: The positions of the program's inputs that the value depends on.
     """
 
@@ -23,7 +23,7 @@ class Value(NamedTuple):
 
 
 class FlatStep(NamedTuple):
-    """An operation with its values; a literal is a value without inputs."""
+    """An operation with its arguments and results; a literal is a value without inputs."""
 
     operation: Operation
     args: list[Value]
@@ -31,10 +31,10 @@ class FlatStep(NamedTuple):
 
 
 class Flat(NamedTuple):
-    """A program whose calls are inlined, and whose loops and branches stand where they begin.
+    """A program as a list, with calls inlined.
 
-    The body of a loop is listed once, and so is each branch. The results of loops and branches
-    count as depending on all of their arguments.
+    A loop or a conditional is one operation, followed by those of its body or of its branches, each
+    listed once. Its results count as depending on all of its arguments.
     """
 
     inputs: list[Value]

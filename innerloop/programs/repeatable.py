@@ -1,4 +1,4 @@
-"""Whether a function is the same program each time it is traced."""
+"""Whether a function gives the same program each time it is traced."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,10 +14,10 @@ from innerloop.programs.operations import Operation
 from innerloop.trees import key_numbers
 
 _TRACE = jax.make_user_context("first")
-"""A part of the key of JAX's caches of traces, so that a jitted function is traced in each."""
+"""A part of the key of JAX's trace caches: a jitted function is traced again for another value."""
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, np.generic, np.dtype)
-"""Parameters of an operation that are compared; the others are functions, programs or places."""
+"""The types of parameters that are compared; others are functions, programs or source lines."""
 
 
 class Difference(NamedTuple):
@@ -27,21 +27,21 @@ class Difference(NamedTuple):
 
 
 def traced_anew() -> AbstractContextManager:
-    """A context in which JAX does not reuse what it traced outside, jitted functions included."""
+    """A context in which JAX does not reuse earlier traces, including those of jitted functions."""
     return _TRACE("again")
 
 
 def difference_between_traces(function: Callable, *args: PyTree) -> Difference | None:
     """The first difference between two traces of a function; None if there is none.
 
-    Nothing is run. Whatever a function reads on the host (a generator, an iterator, a counter) is
-    read in both traces, and shows as a constant that differs.
+    Nothing is run. A generator, an iterator or a counter on the host is read in both traces, so the
+    traces differ in a constant.
     """
     first = jax.make_jaxpr(lambda *args: function(*args))(*args)
     try:
         with traced_anew():
             second = jax.make_jaxpr(lambda *args: function(*args))(*args)
-    except Exception:  # what it reads on the host has come to its end
+    except Exception:  # an iterator on the host, for example, has ended
         return Difference(None)
     return difference(first, second)
 

@@ -31,14 +31,14 @@ class Traced(NamedTuple):
         """Run the program, operation by operation.
 
         Args:
-            constants: In place of the values that the function closes over.
-            *args: Of the structure and the shapes that it was traced with.
+            constants: The values to use in place of those that the function closes over.
+            *args: The arguments, with the structure and shapes of the trace.
 
         Returns:
             The result.
         """
         run = core.jaxpr_as_fun(core.ClosedJaxpr(self.closed.jaxpr, list(constants)))
-        leaves = map(jnp.asarray, run(*jax.tree.leaves(args)))  # a literal comes as NumPy's number
+        leaves = map(jnp.asarray, run(*jax.tree.leaves(args)))  # a literal is a NumPy scalar
         return jax.tree.unflatten(self.result, leaves)
 
 
@@ -49,10 +49,10 @@ def traced(function: Callable, *args: PyTree) -> Traced:
 
 
 def traced_without_mesh(function: Callable, *args: PyTree) -> Traced:
-    """The same, with types that name no mesh, so that the program can be run in any mesh.
+    """`traced`, with types that name no mesh, so that the program can be run in any mesh.
 
-    JAX writes into the type of a value the mesh that it is on, and into a traced program the types
-    of all its values. Inside `shard_map` they would be those of another mesh.
+    In JAX, the type of a value names the mesh that the value is on, and a traced program holds the
+    types of all its values. Inside `shard_map`, the mesh is a different one.
     """
     bare = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=leaf.weak_type)
     args = jax.tree.map(bare, jax.eval_shape(lambda args: args, args))
@@ -64,10 +64,10 @@ def traced_without_mesh(function: Callable, *args: PyTree) -> Traced:
 
 
 class _WithoutMesh(NamedTuple):
-    """Rewrites programs.
+    """Removes the mesh from programs.
 
-    `context` is what JAX keeps with an operation that is traced without a mesh; `atoms` and
-    `programs` have what was rewritten before.
+    `context` is the context that JAX keeps with an operation that is traced without a mesh; `atoms`
+    and `programs` map what was rewritten already to the result.
     """
 
     context: Any
@@ -75,7 +75,7 @@ class _WithoutMesh(NamedTuple):
     programs: dict[core.Jaxpr, core.Jaxpr]
 
     def program(self, jaxpr: core.Jaxpr) -> core.Jaxpr:
-        """A program that occurs twice stays one program, which is compiled once."""
+        """The rewritten program. If it occurs twice, it stays one program and is compiled once."""
         if jaxpr not in self.programs:
             self.programs[jaxpr] = jaxpr.replace(
                 constvars=self.all(jaxpr.constvars),

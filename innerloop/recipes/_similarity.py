@@ -100,7 +100,7 @@ def nearest_neighbour(loss: ExamplesLoss, ways: int) -> Recipe:
     def predict(params, meta, batch, key):
         width = params.features.shape[1]
         distances = _squared_distances(flat(meta, batch, key), params.features) / width
-        members = params.classes[None, :, :]  # NaN if a label is no class, and so is the distance
+        members = params.classes[None, :, :]  # an invalid label makes these and the result NaN
         of_class = members != 0
         nearest = jnp.min(jnp.where(of_class, members * distances[:, :, None], jnp.inf), axis=1)
         found = jnp.any(of_class, axis=1)

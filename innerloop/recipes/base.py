@@ -28,8 +28,8 @@ class Recipe(NamedTuple):
         adaptation: How one task is learned.
         gradient: The meta-gradient.
         init_meta: `key -> meta`, the meta-parameters before meta-training.
-        predict: `(params, meta, batch, key) -> predictions` after adaptation, -∞ at outputs that
-            are no classes of the task; None if the problem says all there is to say.
+        predict: `(params, meta, batch, key) -> predictions` after adaptation, with -∞ at outputs
+            that are not classes of the task; None if the recipe makes no predictions.
         tested: The learner of new tasks, if it differs from that of meta-training (pretraining).
         schedule: `outer step -> (problem, adaptation)` if they change during meta-training, as in
             `WholeTasks`. `problem` and `adaptation` are those at the end.
@@ -97,7 +97,7 @@ def prediction_loss(predict: Predict, loss: ExamplesLoss) -> Callable:
 
 
 def predict_classes(predict: Predict) -> Predict:
-    """The same predictions, with -∞ at outputs that are no classes of the task."""
+    """The same predictions, with -∞ at outputs that are not classes of the task."""
     return lambda params, meta, batch, key: class_scores(predict(params, meta, batch, key), batch)
 
 

@@ -1,4 +1,4 @@
-"""Arrays in files, read without trust: no more memory is taken than the file has bytes."""
+"""Arrays in files that are not trusted: reading takes no more memory than the file has bytes."""
 
 import io
 import math
@@ -15,9 +15,9 @@ _HEADERS = {
 
 
 def read_array(file: io.BufferedIOBase) -> np.ndarray:
-    """The next array of a file in NumPy's format. It cannot be written to.
+    """The next array of a file in NumPy's format, as a read-only array.
 
-    NumPy's own reader takes the memory that a header asks for before it looks for the data.
+    NumPy's own reader allocates the memory that the header asks for before it reads the data.
 
     Raises:
         ValueError: If it is not an array of numbers or text, or there are fewer bytes than its
@@ -40,8 +40,8 @@ def read_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
     """The arrays of an archive that `write_arrays` wrote, by name.
 
     Raises:
-        ValueError: If the archive is encrypted or compressed, or says that it holds more than it
-            has. A damaged archive may raise any other exception.
+        ValueError: If the archive is encrypted or compressed, or declares more content than the
+            file holds. A damaged archive may raise any other exception.
     """
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()

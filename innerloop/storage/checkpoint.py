@@ -26,7 +26,7 @@ FORMAT = 4
 """The number of the format in which checkpoints are written. No other format is read."""
 
 _FILE_AT_MOST = 2**28
-"""The most bytes of a file of a checkpoint that holds no arrays."""
+"""The largest size, in bytes, of a file of a checkpoint that holds no arrays."""
 
 
 def _score(value: Any) -> float:
@@ -45,7 +45,7 @@ _ABOUT = fields(
     },
     rest=anything,
 )
-"""The kind of what a checkpoint says about itself."""
+"""The kind of a checkpoint's description of itself."""
 
 
 @checked(folder=path(), every=at_least(1, such_as=500), keep=at_least(1, such_as=3))
@@ -199,7 +199,7 @@ class CheckpointFolder:
             return None
 
     def _about(self, step: int) -> dict[str, Any] | None:
-        """What a checkpoint says about itself, or None if it is damaged."""
+        """A checkpoint's description of itself, or None if it is damaged."""
         about = self._item(step, "about", self._ocp.args.JsonRestore())
         if not isinstance(about, dict) or not isinstance(about.get("format"), int):
             return None
@@ -269,7 +269,10 @@ class CheckpointFolder:
 
 
 def _require_plain(folder: Path) -> None:
-    """Raise `RunError` for what Orbax, which opens everything, would wait for or follow."""
+    """Raise `RunError` for files at which Orbax would wait, or links that it would follow.
+
+    Orbax opens everything that it finds in the folder.
+    """
     for each in folder.rglob("*"):
         found = each.lstat()
         small = found.st_size <= _FILE_AT_MOST or each.parent.name == "d"

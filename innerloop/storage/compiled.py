@@ -14,12 +14,13 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 class SealedPrograms:
-    """The entries of JAX's compilation cache, which believes whatever it finds.
+    """The entries of JAX's compilation cache, with checksums.
 
-    JAX writes an entry in place and never again: one that a kill or a disk has damaged would warn
-    and be compiled anew in every process, and one that was moved to the name of another is run.
-    Here an entry is written as a whole, together with a checksum of its name and content. One that
-    does not agree counts as missing, and is replaced.
+    JAX itself trusts every entry that it finds. It writes an entry in place and never replaces it.
+    If a kill or a disk fault damages an entry, every later process warns and compiles again, and an
+    entry that was moved to the name of another one is run. Here an entry is written as a whole,
+    together with a checksum of its name and content. An entry whose checksum is wrong counts as
+    missing and is replaced.
 
     Args:
         folder: The folder of the entries.
@@ -29,7 +30,7 @@ class SealedPrograms:
         self._path = Path(folder)
 
     def get(self, key: str) -> bytes | None:
-        """The content of an entry, or None if there is none that is whole."""
+        """The content of an entry, or None if the entry is missing or damaged."""
         with contextlib.suppress(Exception):
             sealed = read_bytes(self._file(key))
             if sealed[:_DIGEST] == _seal(key, sealed[_DIGEST:]):
@@ -37,7 +38,7 @@ class SealedPrograms:
         return None
 
     def put(self, key: str, value: bytes) -> None:
-        """Write an entry; a disk that takes none is no error."""
+        """Write an entry. If the disk refuses the write, no error is raised."""
         with contextlib.suppress(OSError):
             self._path.mkdir(parents=True, exist_ok=True)
             write_whole(self._file(key), lambda file: file.write(_seal(key, value) + value))
@@ -64,8 +65,8 @@ def keep_compiled(folder: Path) -> None:
         if name.upper() not in os.environ:
             jax.config.update(name, value)
     if jax.config.jax_compilation_cache_max_size != -1:  # pyright: ignore[reportAttributeAccessIssue]
-        return  # Only JAX's own cache throws out old entries.
-    # JAX has no public place for a cache of one's own. Without this one its own is used.
+        return  # Only JAX's own cache removes old entries.
+    # JAX has no public interface for a custom cache. If this fails, JAX uses its own cache.
     with contextlib.suppress(ImportError, AttributeError):
         from jax._src import compilation_cache
 

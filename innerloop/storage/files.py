@@ -1,4 +1,4 @@
-"""Plain files: read without trust, written as a whole; and JSON that any parser reads."""
+"""Plain files, which are not trusted and are written as a whole; JSON that any parser reads."""
 
 import contextlib
 import errno
@@ -16,20 +16,19 @@ import numpy as np
 from innerloop.errors import InnerloopError, RunError
 
 READ_AT_MOST = 2**31
-"""The most bytes of a file that is read into memory as a whole."""
+"""The largest size, in bytes, of a file that is read into memory as a whole."""
 
 
 @contextlib.contextmanager
 def plain_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> Iterator[BinaryIO]:
     """Open a plain file, in binary; anything else is refused before a byte is read or written.
 
-    A pipe or a device would keep its reader waiting. A file that is written is no link either:
-    another file would be written in its place.
+    A pipe or a device would keep its reader waiting. A link is refused if the file is opened for
+    writing, because the file that the link points to would be written.
 
     Args:
         path: The file.
-        flags: How it is opened, as `os.open` takes it. A file that is made gets the usual
-            permissions.
+        flags: The flags for `os.open`. A new file gets the usual permissions.
 
     Raises:
         OSError: If the path cannot be opened or is not a plain file.
@@ -42,7 +41,7 @@ def plain_file(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> Iterat
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "this is not a plain file", str(path))
         if writes and found.st_nlink > 1:
-            raise OSError(errno.EMLINK, "the file has another name, too", str(path))
+            raise OSError(errno.EMLINK, "the file has another name (a hard link)", str(path))
         file = os.fdopen(descriptor, "r+b" if writes else "rb", closefd=False)
         with file:
             yield file
@@ -54,7 +53,7 @@ def read_bytes(path: str | os.PathLike[str], at_most: int = READ_AT_MOST) -> byt
     """The content of a plain file.
 
     Raises:
-        OSError: If the file cannot be read, is no plain file, or has more than `at_most` bytes.
+        OSError: If the file cannot be read, is not a plain file, or has more than `at_most` bytes.
     """
     with plain_file(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -71,8 +70,8 @@ def read_json(path: str | os.PathLike[str], kind: Callable[[Any], Any]) -> Any:
 def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> Path:
     """Write a file so that a reader, or a run after a kill, finds all of it or nothing.
 
-    The file is written under a name that nobody can foresee, and moved into place. A link at
-    `path` is replaced, and the file that it points to is left alone.
+    The file is written under an unpredictable name and then moved into place. A link at `path` is
+    replaced, and the file that it points to is not changed.
 
     Args:
         path: The file. Its folder has to exist.
@@ -134,15 +133,15 @@ def reading(
     write: str | None = None,
     kind: type[InnerloopError] = RunError,
 ) -> Iterator[None]:
-    """A context in which any error of reading or understanding a file becomes one of ours.
+    """A context that turns any error in reading or decoding a file into a library error.
 
-    What a file has to be is checked where it is read. A decoder of another library may still raise
-    anything on a damaged file, up to a lack of memory, so no list of exceptions would be complete.
+    The content of a file is checked where it is read. A decoder of another library may still raise
+    anything on a damaged file, even `MemoryError`, so no list of exceptions would be complete.
 
     Args:
-        problem: What is wrong, for the error.
+        problem: The problem, for the error.
         path: The file.
-        expected: What it should be, for the error.
+        expected: The expected content, for the error.
         write: The cure, for the error, if there is one.
         kind: The class of the error.
     """
@@ -154,7 +153,7 @@ def reading(
 
 
 def require_text_name(path: str | os.PathLike[str]) -> None:
-    """Raise `RunError` if the path is no text, which neither JSON, HTML nor Orbax can hold."""
+    """Raise `RunError` if the path is not UTF-8, which JSON, HTML and Orbax need."""
     name = os.fspath(path)
     try:
         name.encode()
@@ -178,13 +177,13 @@ def read_json_lines(path: Path, kind: Callable[[Any], Any]) -> list[Any]:
     Lines that a kill cut short, or that are no objects, are left out.
 
     Raises:
-        OSError: If the file cannot be read, or is no plain file.
+        OSError: If the file cannot be read, or is not a plain file.
         ValueError: If a record is not of this kind.
     """
     records = []
     with contextlib.suppress(FileNotFoundError):
         for number, line in enumerate(read_bytes(path).splitlines(), 1):
-            try:  # A damaged line may be no text, or nested deeper than Python goes.
+            try:  # A damaged line may not be text, or may be nested too deeply.
                 content = json.loads(line)
             except (ValueError, RecursionError):
                 continue

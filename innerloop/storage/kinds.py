@@ -1,7 +1,7 @@
-"""Kinds of values in JSON: what a record has to be, checked where it is read.
+"""Kinds of JSON values, by which records are checked when they are read.
 
-A kind is a function. It returns the value as the program uses it, or raises `ValueError` with the
-place and the fault. The kinds of records are put together from those of their parts:
+A kind is a function that returns the value in the form that the program uses, or raises
+`ValueError` with the place and the fault. The kind of a record is composed of those of its parts:
 
 ```python
 run = fields({"step": count, "losses": numbers}, rest=anything)
@@ -18,7 +18,7 @@ import numpy as np
 Kind = Callable[[Any], Any]
 
 MOST = 2**53
-"""Whole numbers up to here are the same in every parser of JSON."""
+"""Every JSON parser reads integers up to this one exactly."""
 
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 """How `strict_json` writes numbers that are not finite."""

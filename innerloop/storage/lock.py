@@ -38,7 +38,7 @@ class Lock:
             self._opened = opened.pop_all()
 
     def deleted(self) -> bool:
-        """Whether its file was deleted meanwhile."""
+        """Whether the lock file was deleted in the meantime."""
         return os.fstat(self._file.fileno()).st_nlink == 0
 
     def close(self) -> None:

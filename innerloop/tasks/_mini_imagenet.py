@@ -24,10 +24,10 @@ def mini_imagenet(*, data: Folder = None) -> Splits:
 
     Images are uint8 `(classes, 600, 84, 84, 3)`. Those of `images/` are scaled as in the code of
     MAML (Lanczos, without regard to proportions), once, and kept in the cache folder. Unlike that
-    code, `image_folder` and this function turn images upright that have an EXIF orientation.
+    code, `image_folder` and this function rotate images according to their EXIF orientation.
 
-    A pickle may run any program when it is loaded. The reader used here builds arrays of numbers,
-    plain containers, numbers and text by itself, and refuses a file that asks for anything else.
+    A pickle may run any program when it is loaded. The loader used here runs no code from the file.
+    It builds arrays of numbers, plain containers, numbers and text, and refuses everything else.
 
     Source: Vinyals et al. 2016, "Matching networks for one shot learning"; Ravi and Larochelle
     2017, "Optimization as a model for few-shot learning", whose classes these are.

@@ -198,7 +198,7 @@ def drawings(
 ) -> np.ndarray:
     """All drawings of an archive, uint8 `(characters, 20, size, size)`, ink 255 and paper 0.
 
-    One-shot runs have three axes in place of the first two.
+    The array of the one-shot runs has three axes in place of the first two.
 
     Characters are in the order of their alphabets' names, then of their numbers. The drawings
     are kept in the cache folder under the md5 of the file and the size, so reading and scaling

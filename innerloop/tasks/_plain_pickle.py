@@ -1,9 +1,10 @@
-"""A pickle of arrays, containers, numbers and text, read without running any of it.
+"""A loader for pickles of arrays, containers, numbers and text that runs no code from the pickle.
 
-A pickle is a program for a small machine, which may call any function of Python and set the
-insides of any object. NumPy's own functions are no safe choice either: an array of objects over
-given bytes is an array of addresses, and a data type takes offsets beyond its size. This machine
-has the instructions that such a pickle needs, and builds its arrays by itself.
+A pickle is a program for a small virtual machine, which may call any Python function and set the
+internal state of any object. A whitelist of NumPy functions is not safe either: an object array
+over given bytes is an array of memory addresses, and a dtype accepts offsets beyond its size. The
+interpreter in this module has only the instructions that such a pickle needs, and it builds the
+arrays itself.
 """
 
 import math
@@ -19,10 +20,10 @@ _MARK = object()
 
 
 def load_plain(file: BinaryIO) -> Any:
-    """The content of a pickle of Python 2 or 3, in which arrays are of the class `Array`.
+    """The content of a pickle written by Python 2 or 3; its arrays are of the class `Array`.
 
-    The strings of Python 2 are read as Latin-1; protocol 0 has only those in ASCII. Dictionaries
-    have keys of text, bytes or whole numbers, and arrays hold numbers.
+    Python 2 strings are read as Latin-1 (in protocol 0, only ASCII is possible). The keys of
+    dictionaries are text, bytes or integers, and arrays hold numbers.
 
     Raises:
         ValueError: If the pickle is cut short or asks for anything else. A damaged one may raise
@@ -41,7 +42,7 @@ def load_plain(file: BinaryIO) -> Any:
 
 
 class Array:
-    """An array, which is empty until its content comes."""
+    """An array, which is empty until `fill` is called."""
 
     def fill(
         self, shape: Any, dtype: np.dtype, column_major: Any, content: Any, axes: Any = None
@@ -57,7 +58,7 @@ class Array:
         self._axes = axes
 
     def value(self) -> np.ndarray:
-        """The array of NumPy."""
+        """The NumPy array."""
         text = isinstance(self._content, str)
         content = self._content.encode("latin-1") if text else self._content
         array = np.ndarray(self._shape, self._dtype, content, order=self._order)
@@ -66,7 +67,7 @@ class Array:
 
 @dataclass
 class _Type:
-    """A type of numbers, whose byte order comes after it."""
+    """A dtype of numbers, whose byte order is set later, by `BUILD`."""
 
     dtype: np.dtype
 
@@ -77,7 +78,7 @@ class _Machine:
     memo: dict[int, Any]
 
     def above_mark(self) -> list[Any]:
-        """Takes what is above the last mark, and the mark."""
+        """Remove the last mark and the values above it, and return these values."""
         above = []
         while self.stack[-1] is not _MARK:
             above.append(self.stack.pop())
@@ -85,7 +86,7 @@ class _Machine:
         return above[::-1]
 
     def take(self, number: int) -> list[Any]:
-        """Takes this many from the top."""
+        """Remove this number of values from the top, and return them."""
         if len(self.stack) < number:
             raise ValueError("it takes more than there is")
         taken = self.stack[len(self.stack) - number :]

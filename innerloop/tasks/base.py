@@ -30,9 +30,9 @@ class TaskDistribution(Protocol):
     """Anything that draws tasks.
 
     `sample(key, n)` returns a batch of `n` episodes (one more leading axis, the task axis, on every
-    leaf). It is a pure function that runs on the device under `jax.jit`, with `n` static: a number
+    leaf). It is a pure function that runs on the device under `jax.jit`, with `n` static. A number
     that it draws or reads on the host would be the same in every step, so such a distribution is
-    refused. Tasks from the host are `StreamedTasks`. Task i depends only on
+    refused; use `StreamedTasks` for tasks from the host. Task i depends only on
     `jax.random.split(key, n)[i]`, so a set of tasks is the same in whatever blocks it is evaluated.
 
     A distribution of your own needs only this method; `sample_each` and `IndependentTasks` make it
@@ -58,7 +58,7 @@ def sample_each(
 
 
 def sampled(tasks: TaskDistribution, key: PRNGKeyArray, n: int) -> Episode:
-    """What `tasks.sample(key, n)` returns; an error in it is explained.
+    """The result of `tasks.sample(key, n)`; an error in `sample` is explained.
 
     Raises:
         StructureError: The distribution does not give n tasks, or it draws on the host while it is
@@ -70,7 +70,7 @@ def sampled(tasks: TaskDistribution, key: PRNGKeyArray, n: int) -> Episode:
         sample = eqx.combine(arrays, rest).sample
         return explained(f"{type(tasks).__name__}.sample", sample, "key", "n")(key, n)
 
-    if isinstance(key, Tracer):  # in Python nothing is frozen
+    if isinstance(key, Tracer):  # only a trace turns numbers from the host into constants
         require_pure(tasks, draw, arrays, key)
     held = _PURE.set(isinstance(key, Tracer))
     try:
@@ -91,14 +91,14 @@ _PURE = ContextVar("whether the function that draws was traced twice already", d
 
 
 def require_pure(source: Any, function: Callable, *args: Any) -> None:
-    """Raise `StructureError` if a function that draws tasks is another each time it is traced.
+    """Raise `StructureError` if a function that draws tasks differs each time it is traced.
 
-    It is traced twice and not run, so a host source that is read by a callback does not move on.
+    The function is traced twice and not run, so a callback does not advance a source on the host.
 
     Args:
         source: The task distribution, or the function that draws one task, for the message.
-        function: What is traced.
-        *args: Its arguments.
+        function: The function to trace.
+        *args: The arguments of the function.
     """
     if _PURE.get():
         return
@@ -114,9 +114,10 @@ def require_pure(source: Any, function: Callable, *args: Any) -> None:
     raise StructureError(
         "the tasks are drawn on the host while the program is traced, so every step would have the "
         "same ones",
-        got=f"{name}: another program each time it is traced" + (f", at {place}" if place else ""),
-        expected="a function of its key alone; what it reads on the host is read once, and is then "
-        "a constant of the compiled program",
+        got=f"{name}: a different program each time it is traced"
+        + (f", at {place}" if place else ""),
+        expected="a function of its key alone; a value that it reads on the host is read once and "
+        "is then a constant of the compiled program",
         write="jax.random with the key that it is given, or, for data and generators of the host, "
         "tasks.StreamedTasks(draw), which calls draw(numpy_generator) ahead of the steps",
     )
@@ -169,8 +170,8 @@ def evaluation_episodes(tasks: TaskDistribution, n: int, seed: int, purpose: str
     another `purpose`.
 
     Raises:
-        StructureError: If `n` is not an integer of at least 1, or `seed` none from 0 to 2³² - 1;
-            if the tasks are drawn on the host, or another number of them comes than n.
+        StructureError: If `n` is not an integer of at least 1 or `seed` is not an integer from 0 to
+            2³² - 1, if the tasks are drawn on the host, or if their number is not n.
     """
     return _sample(tasks, evaluation_key(seed, purpose), n)
 

@@ -180,7 +180,7 @@ def downloaded(file: KnownFile, base_url: str) -> Iterator[Path]:
         yield kept
         return
     with suppress(OSError):
-        kept.unlink()  # It went bad, or is a pipe, at which the download would wait.
+        kept.unlink()  # It is damaged, or it is a pipe at which the download would wait.
     cache = kept.parent
     with nullcontext(cache) if _is_writable(cache) else tempfile.TemporaryDirectory() as folder:
         yield _download(file, base_url, Path(folder))
@@ -224,10 +224,10 @@ def cached_array(
     folder cannot be written, it is built on every start.
 
     Args:
-        name: A name that encodes everything that the array depends on. The file holds it too, so
-            that one that was moved to another name is not believed.
-        build: Makes the array, which is uint8.
-        shape: The shape that it has; None where any length is right.
+        name: A name that encodes everything that the array depends on. The file also holds the
+            name, so a file that was moved to another name is not used.
+        build: Makes the array, whose dtype is uint8.
+        shape: The shape of the array; None for an axis of any length.
     """
     path = cache_folder() / f"{name}.npz"
     with suppress(Exception), plain.plain_file(path) as content:

@@ -20,7 +20,7 @@ from innerloop.tasks.image_classes import ImageClasses, by_label
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 _PIXELS = 2
-"""The number of the rules by which files become pixels. Other rules need another number."""
+"""The version of the conversion from files to pixels. Increase it if the conversion changes."""
 
 
 @checked(folder=path(), size=at_least(1, at_most=4096, such_as=84))
@@ -31,10 +31,11 @@ def image_folder(
 
     Class i is the i-th folder in alphabetical order; classes may differ in their number of images.
     Images are uint8 `(classes, images, size, size, 3)`, converted to RGB and scaled without regard
-    to their proportions (Lanczos, antialiased). They are turned upright as their EXIF orientation
-    says. Of 16 bits the upper 8 are taken, transparency is dropped, and of several images in a file
-    the first is taken. Files that are not named as images are left out with a warning. The images
-    are kept in the cache folder; if that cannot be written, they are read on every start.
+    to their proportions (Lanczos, antialiased). They are rotated according to their EXIF
+    orientation. 16-bit pixels are reduced to their upper 8 bits, transparency is dropped, and only
+    the first image of a file is read. Files without the suffix of an image format are left out with
+    a warning. The images are kept in the cache folder; if it cannot be written, they are read on
+    every start.
 
     Args:
         folder: The folder that holds the folders of the classes.
@@ -131,8 +132,8 @@ def _upright_rgb(image: Any) -> Any:
 def _digest(files: Sequence[Path]) -> str:
     """A digest of everything that the pixels depend on, without reading them.
 
-    The time at which a file was last changed in any way cannot be set by a program, so a file that
-    another one replaces is noticed though its size and its own time are the same.
+    No program can set the change time (ctime) of a file, so a replaced file is noticed even if its
+    size and its modification time are the same.
     """
     digest = hashlib.md5(str(_PIXELS).encode(), usedforsecurity=False)
     missing = [file for file in files if not file.is_file()]

@@ -83,9 +83,10 @@ class ClassificationTasks(OneByOne):
 
     If `ways` or `shots` is a range, tasks differ in size, and all sizes are equally likely. Rows of
     zeros fill every task up to the largest size, and the `mask` of its `Examples` says which rows
-    count. A task of n classes has the labels 0 … n - 1. The `Examples` say which outputs of a
-    network are classes, by `ways`, and by `classes` where ways differ. Losses, heads and
-    predictions leave out the others, so the result is that of the n-way task by itself.
+    count. A task of n classes has the labels 0 … n - 1. The fields `ways` and, if
+    tasks differ in size, `classes` of the `Examples` say which outputs of a network are classes.
+    Losses, heads and predictions leave the other outputs out, so the result is the same as for the
+    n-way task alone.
 
     Support and query are `Examples`: inputs `(rows, height, width, channels)`, real numbers in
     [0, 1] in JAX's default floating-point type (uint8 divided by 255, bool as 0 or 1; images that

@@ -94,7 +94,7 @@ def evaluate(
 
     Raises:
         StructureError: The parts do not fit, the episodes carry weights, the aux of the outer
-            loss has a leaf that is no real scalar, or a label is no class of its task.
+            loss has a leaf that is not a real scalar, or a label is not a class of its task.
     """
     require_on_host("evaluate", meta, episodes, key)
     how = {"steps": steps, "chunk": chunk, "calibration": calibration}
@@ -106,10 +106,10 @@ def evaluate(
 def refuse_values_of(
     results: TaskResults, learner: Learner, meta: PyTree, episodes: Episode, key: PRNGKeyArray
 ) -> None:
-    """Raise what is wrong in the values of the first task whose loss is NaN, if that explains it.
+    """Raise the error in the values of the first task whose loss is NaN, if there is one.
 
     Raises:
-        StructureError: A label of the task is no class.
+        StructureError: A label of the task is not a class.
     """
     losses = np.asarray(results.metrics["loss"])
     for i in np.flatnonzero(np.isnan(losses).any(axis=1))[:1].tolist():

@@ -147,9 +147,9 @@ def fit(
         estimator: What an outer step follows, such as `WholeTasks` or what a recipe makes.
         init_meta: The initial meta-parameters, or a function `key -> meta`.
         optimizer: Any optax transformation; clip with `optax.chain(optax.clip_by_global_norm(1.0),
-            optax.adam(1e-3))`. Its `update` receives the keyword arguments that its signature asks
-            for: `value`, `grad`, `value_fn` and `grad_fn` of the step's own tasks, whose slope is
-            the estimator's gradient.
+            optax.adam(1e-3))`. Its `update` receives those of the keyword arguments `value`,
+            `grad`, `value_fn` and `grad_fn` that its signature names. They belong to the tasks of
+            the step, and their gradient is the estimator's gradient.
         steps: Outer steps.
         key: A random key, from which everything random in the run follows.
         validation: How the best meta-parameters are chosen; several by name decide together.
@@ -158,9 +158,9 @@ def fit(
             an exact one that fits. What the trainer itself holds is in the budget.
         averaging: The decay of an exponential moving average of the meta-parameters, which is then
             what is validated and returned; 0 for none.
-        judged: `(optimizer_state, meta) -> meta`, the meta-parameters that are validated and
-            returned (and averaged), such as `optax.contrib.schedule_free_eval_params`; by default
-            those at which the gradient is taken.
+        judged: `(optimizer_state, meta) -> meta`, which returns the meta-parameters that are
+            validated, averaged and returned, such as `optax.contrib.schedule_free_eval_params`. By
+            default these are the meta-parameters at which the gradient is taken.
         per_call: Outer steps per call to the device.
         minutes: Validate and stop after the first call that ends later than this, since the run
             began; None for no limit.

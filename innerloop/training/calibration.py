@@ -20,8 +20,8 @@ def calibration_sums(
     """Of the predictions in each bin of confidence: their number, and the sums of confidence and
     of right ones.
 
-    Confidence is the probability of the predicted class. Rows that the mask leaves out, or
-    that have no label, are not counted. Sums of several batches add up to those of all.
+    The confidence is the probability of the predicted class. Rows that are masked or have no label
+    are not counted. The sums of several batches add up to the sums of all rows.
     """
     found = labels(examples, logits.shape[-1])
     probabilities = jax.nn.softmax(class_scores(at_least_float32(logits), examples))

@@ -55,7 +55,7 @@ class Clip(NonFinite):
 
 
 def in_a_step(error: InnerloopError, step: int) -> RunError:
-    """An error in the values of the tasks, as the error that ends a run at this outer step."""
+    """The error that ends a run at this outer step, from an error in the values of the tasks."""
     got = f"{error.got}, at outer step {step}"
     return RunError(error.problem, got=got, expected=error.expected, write=error.write)
 
@@ -74,8 +74,8 @@ class Fault(NamedTuple):
         keys: The keys that these tasks were learned with, as numbers.
         policy: The name of the policy.
         ends: Whether the run ends here.
-        why: The error in the values of the tasks that explains it, such as a label that is no
-            class; None if none is found, or the run goes on.
+        why: The error in the values of the tasks that explains the fault, such as a label that is
+            not a class; None if no such error is found or the run continues.
     """
 
     step: int
@@ -98,7 +98,7 @@ class Fault(NamedTuple):
             got=f"a loss of {self.loss} at outer step {self.step}, caused by "
             + (
                 causes
-                or "no single task: each is finite when it is computed alone, and their weighted "
+                or "no single task: each is finite when it is computed alone, but their weighted "
                 "mean is not, as with weights of sum 0 or an overflow"
             ),
             expected="finite losses and gradients",

@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
 
     Attributes:
         meta: The meta-parameters.
-        average: The exponential moving average of the meta-parameters that are judged. It is
+        average: The exponential moving average of the meta-parameters to be evaluated. It is
             float32 at least, because a narrower type would round its small changes away.
         optimizer: The outer optimizer's state.
         step: The number of outer steps taken.
@@ -70,7 +70,7 @@ class Program(eqx.Module):
     def update(
         self, state: TrainState, loss: Scalar, grads: PyTree, data: Any, key: PRNGKeyArray
     ) -> TrainState:
-        """What a finite loss and meta-gradient do to the state."""
+        """The state after a step whose loss and meta-gradient are finite."""
 
         def objective(meta: PyTree) -> Scalar:
             """The loss of the step at other meta-parameters, with the estimator's gradient."""
@@ -205,7 +205,8 @@ class OuterLoop:
         at_most: The most steps of a call.
         non_finite: The policy for steps that are not finite.
         placement: The devices.
-        judged: The meta-parameters that are averaged and validated; None for those of the gradient.
+        judged: Returns the meta-parameters that are averaged and validated; if None, these are the
+            meta-parameters at which the gradient is taken.
     """
 
     estimator: Estimator
@@ -256,7 +257,7 @@ class OuterLoop:
                 self._program, state, data, self._key, count, self.at_most
             )
             taken, fault = int(sound), None
-        except RuntimeError as error:  # a solver refuses what is not finite
+        except RuntimeError as error:  # a solver raises for values that are not finite
             why = self._error_of_values(state, jax.tree.map(lambda leaf: leaf[0], data))
             if why is None:
                 raise

@@ -1,4 +1,4 @@
-"""How the losses use the data that they are given, found by tracing alone."""
+"""Checks of how the losses use their data, by tracing only."""
 
 from collections.abc import Iterator
 
@@ -13,11 +13,11 @@ from innerloop.programs import FlatStep, Value
 
 _SETS = {"inner_loss": "support", "outer_loss": "query"}
 _OF_ALL_OPERATORS = {"forward_operator_to_aval"}
-"""Functions of JAX that every operator passes through."""
+"""JAX functions that every arithmetic operator passes through."""
 
 
 def losses_read_data(subject: Subject) -> Iterator[Finding]:
-    """Losses that read nothing of their set, and classes of a task that they do not read."""
+    """Losses that read nothing of their set, or do not read the classes of a task."""
     for name, program in subject.programs.items():
         own = _SETS[name]
         batch = program.inputs("batch")
@@ -41,8 +41,8 @@ def losses_read_data(subject: Subject) -> Iterator[Finding]:
                     Severity.WARNING,
                     f"{name} does not read the classes of the task",
                     f"{name}, batch.classes",
-                    f"episodes.{own}.classes excludes outputs that are no classes of the task, and "
-                    "they count",
+                    f"episodes.{own}.classes excludes outputs that are not classes of the task, "
+                    "but the loss counts them",
                     "models.cross_entropy(logits, batch), or jnp.where(batch.classes, logits, "
                     "-jnp.inf)",
                 )
@@ -62,10 +62,10 @@ def _init_reads(subject: Subject) -> bool:
 
 
 def broadcast_rows(subject: Subject) -> Iterator[Finding]:
-    """Operations on one number per row and on one column of rows, which give all pairs of rows.
+    """Operations that broadcast `(rows,)` with `(rows, 1)`, which gives all pairs of rows.
 
-    Only where one side comes from other data than the other, such as targets and predictions: all
-    pairs of one set of numbers, as in a kernel, are often intended.
+    An operation is reported only if its sides come from different data, such as targets and
+    predictions. All pairs of one set of numbers, as in a kernel, are often intended.
     """
     for name, program in subject.programs.items():
         for step in program.flat.steps:

@@ -30,9 +30,9 @@ def task_axis(subject: Subject) -> Iterator[Finding]:
 
 
 def weights_not_negative(subject: Subject) -> Iterator[Finding]:
-    """Weights below zero, and weights that do not add up to more than zero."""
+    """Weights below zero, and weights that are all zero."""
     weights = np.asarray(subject.weights, np.float64)
-    cure = "weights of zero or more, as weight=jnp.maximum(weight, 0)"
+    cure = "weights of zero or more, such as weight=jnp.maximum(weight, 0)"
     if np.any(weights < 0):
         yield Finding(
             Severity.ERROR if weights.sum() <= 0 else Severity.WARNING,
@@ -89,8 +89,8 @@ def targets_among_inputs(subject: Subject) -> Iterator[Finding]:
                 Severity.WARNING,
                 "the query inputs contain the targets",
                 f"episodes.query.inputs{jax.tree_util.keystr(path)}",
-                "a part of the inputs is the target, as it is or one-hot, in every row of every "
-                "task, so the outer loss rewards copying it",
+                "a part of the inputs equals the target, directly or one-hot, in every row of "
+                "every task, so the outer loss rewards copying it",
                 "inputs without their targets",
             )
 
@@ -106,9 +106,9 @@ def one_number_per_row(batch: Examples) -> bool:
 
 
 def _copied(columns: np.ndarray, targets: np.ndarray) -> bool:
-    """Whether a column is the targets, or a column for each class marks its rows.
+    """Whether one column equals the targets, or the columns contain the targets one-hot.
 
-    Not if that may be chance, as with few rows of few values.
+    False if the agreement may be chance, as with few rows and few different values.
     """
     values, counts = np.unique(targets, return_counts=True)
     chance = columns.shape[1] * float(np.sum((counts / len(targets)) ** 2)) ** len(targets)

@@ -20,7 +20,7 @@ from innerloop.trees import all_finite, norm
 _DIVERGED = 2.0
 """An inner loop diverges if it increases the mean loss over tasks by this factor."""
 _ZERO = float(np.finfo(np.float32).eps)
-"""A loss up to this size may be zero but for rounding."""
+"""A loss up to this size counts as zero, up to rounding."""
 _STATIONARY = 0.01
 """`Implicit` is nearly exact if the inner gradient falls below this fraction of its start value."""
 
@@ -44,8 +44,8 @@ def inner_loss_falls(subject: Subject) -> Iterator[Finding]:
     weights = np.asarray(subject.weights, np.float64)
     losses = np.average(np.asarray(losses, np.float64)[weights > 0], 0, weights[weights > 0])
     curve = f"{losses[0]:.4g} to {losses[-1]:.4g} in {len(losses) - 1} steps"
-    # A loss that is not finite from the start has not diverged. A loss of zero has no size, so the
-    # first one after it is what later losses are compared with.
+    # A loss that is not finite from the start has not diverged. Growth relative to a loss of zero
+    # is not defined, so later losses are compared with the first loss that is not zero.
     finite = losses[np.isfinite(losses)]
     first = finite[np.abs(finite) > _ZERO][:1]
     if np.any(finite[-1:] > first) and np.any(np.abs(finite[-1:]) > _DIVERGED * np.abs(first)):
@@ -113,9 +113,10 @@ class _Given(InnerRule):
 
 
 def steep_at_zero(subject: Subject) -> Iterator[Finding]:
-    """Checks the optimizer's derivative at a zero gradient, as of a dead ReLU unit.
+    """Checks the optimizer's derivative at a zero gradient, such as that of a dead ReLU unit.
 
-    The derivative is taken in reverse: forward mode does not see the branch that a `where` leaves.
+    The derivative is taken in reverse mode, because forward mode does not see a NaN in the branch
+    that a `where` does not select.
     """
     if not subject.steps or "inner_loss" not in subject.given:
         return
@@ -150,7 +151,8 @@ def steep_at_zero(subject: Subject) -> Iterator[Finding]:
             else "one dead rectifier can make the whole meta-gradient NaN"
         ),
         "eps_root=1e-8 where the optimizer has it, as in optax.adam(rate, eps_root=1e-8); "
-        "optax.clip(1.0) where it clips by a norm; or one without roots and norms of gradients",
+        "optax.clip(1.0) where it clips by a norm; or an optimizer without roots and norms of "
+        "gradients",
     )
 
 
@@ -163,7 +165,7 @@ def _with_a_zero(leaf: np.ndarray) -> np.ndarray:
 def _zero_gradients(subject: Subject) -> np.ndarray | None:
     """Whether each component of the inner gradients is zero: `(..., components)`.
 
-    None if the loss is not one of the adapted parameters.
+    None if the inner loss reads other parameters than the adaptation returns.
     """
     if not subject.learns_params:
         return None

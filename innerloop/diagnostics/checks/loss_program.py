@@ -11,11 +11,11 @@ from innerloop.programs import Flat, FlatStep, Value, flat
 PARTS = ("params", "meta", "batch", "key")
 """The arguments of a loss."""
 SHAPING = ("broadcast_in_dim", "convert_element_type", "copy", "reshape", "squeeze")
-"""Operations that do not change the numbers that they are given."""
+"""Operations that may change the shape or dtype of their argument, but not its values."""
 
 
 class LossProgram:
-    """A loss, traced.
+    """A traced loss.
 
     Attributes:
         closed: The program, whose inputs are the leaves of the loss's arguments.
@@ -42,7 +42,7 @@ class LossProgram:
         return {value.number: step for step in self.flat.steps for value in step.results}
 
     def source(self, value: Value) -> int | None:
-        """The position of the input that a value is, perhaps in another shape; None if none."""
+        """The position of the input that a value equals up to its shape; None if there is none."""
         while (maker := self.made_by.get(value.number)) is not None:
             if maker.operation.name not in SHAPING:
                 return None

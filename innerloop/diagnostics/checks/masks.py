@@ -1,4 +1,4 @@
-"""Rows that a mask excludes and that count all the same, found by computing the losses."""
+"""A check for masked rows that change a loss, made by computing the losses."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -15,7 +15,7 @@ from innerloop.problem import Examples
 from innerloop.trees import is_key
 
 _SAME = 1e-4
-"""Relative difference of two losses that rounding may explain."""
+"""The relative difference of two losses up to which rounding may explain it."""
 
 
 def masked_rows(subject: Subject) -> Iterator[Finding]:
@@ -40,7 +40,7 @@ def masked_rows(subject: Subject) -> Iterator[Finding]:
 
 
 def _others(batch: Examples) -> Iterator[Examples]:
-    """The batch with zeros, and with copies of the first row that counts, in the masked rows."""
+    """The batch with zeros in the masked rows, and with copies of the first valid row in them."""
     mask = jnp.asarray(batch.mask)
 
     def filled(leaf: Any, first: bool) -> Any:

@@ -1,4 +1,4 @@
-"""Random numbers that are the same each time, found by tracing alone."""
+"""Checks for random numbers that are the same in every call, by tracing only."""
 
 from collections.abc import Iterator
 
@@ -33,7 +33,7 @@ def keys_of_draws(subject: Subject) -> Iterator[Finding]:
                 leaves = ", ".join(program.leaves[i] for i in sorted(read & learned))
                 yield Finding(
                     Severity.ERROR,
-                    f"{name} draws random numbers by a key in {leaves}",
+                    f"{name} draws random numbers with a key in {leaves}",
                     place,
                     "a random state among the parameters is trained like a number, or keeps its "
                     "first value",

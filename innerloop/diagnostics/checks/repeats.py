@@ -21,14 +21,14 @@ _MOST_PAIRS = 100
 
 
 class _Set(NamedTuple):
-    """The rows of one set of one task that its mask leaves.
+    """The valid rows of one set of one task.
 
     Attributes:
         inputs: The inputs of each row as bytes.
-        targets: The targets of each row as bytes; all the same if the set has none.
+        targets: The targets of each row as bytes; all equal if the set has no targets.
         classes: Whether the targets are classes.
-        numbers: `(rows, numbers per row)`, the inputs as whole numbers with the same bits.
-        whole: `(numbers per row,)`, whether the inputs themselves are whole numbers.
+        numbers: `(rows, numbers per row)`, the inputs as unsigned integers with the same bits.
+        whole: `(numbers per row,)`, whether all values of this input are integers.
     """
 
     inputs: list[bytes]
@@ -46,8 +46,8 @@ class _Set(NamedTuple):
 def overlap(subject: Subject) -> Iterator[Finding]:
     """Rows of a task's query set that are also in its support set, whatever their labels.
 
-    Shared rows count as chance if rows repeat as often within a set, as with few categorical
-    inputs.
+    Shared rows count as chance if rows repeat equally often within a set, as they do with a few
+    categorical inputs.
     """
     support, query = _sets(subject.episodes.support), _sets(subject.episodes.query)
     if support is None or query is None:
@@ -64,7 +64,7 @@ def overlap(subject: Subject) -> Iterator[Finding]:
             Severity.NOTE,
             "support and query sets have the same inputs, with other targets",
             place,
-            "the outer loss rewards what the task is at these inputs, and not between them",
+            "the outer loss rewards predictions at these inputs only, and not between them",
             "inputs drawn for each set, if the task is to be learned everywhere",
         )
         return
@@ -80,8 +80,8 @@ def overlap(subject: Subject) -> Iterator[Finding]:
 def repeats(subject: Subject) -> Iterator[Finding]:
     """Rows that a set has twice, and inputs that have two labels in one task.
 
-    Not if the values of the inputs are so few that this is chance, and not of rows that have many
-    targets, such as windows of a text.
+    Repeats are not reported if the inputs have so few different values that chance explains them,
+    or if a row has many targets, as a window of a text does.
     """
     given = {name: getattr(subject.episodes, name) for name in ("support", "query")}
     several = lambda batch: isinstance(batch, Examples) and not one_number_per_row(batch)
@@ -120,12 +120,12 @@ def _labels(support: list[_Set] | None, query: list[_Set] | None) -> Iterator[Fi
             f"one input has two labels in {np.count_nonzero(two)} of {len(tasks)} tasks",
             f"task {worst}: {two[worst]} pairs of rows",
             "no function of the inputs gives both labels, so the loss cannot reach its minimum",
-            "one label for each input, as numpy.unique(inputs, axis=0) finds the copies",
+            "one label for each input; numpy.unique(inputs, axis=0) finds the copies",
         )
 
 
 def _is_beyond_chance(pairs: list[int], tasks: list[_Set], of_all: list[_Set]) -> bool:
-    """Whether equal rows within sets are beyond chance, as pairs of different sets show it."""
+    """Whether equal rows within sets are beyond chance, which pairs of different sets estimate."""
     alike = [each for each in of_all if each.whole.shape == tasks[0].whole.shape]
     once = [_chosen(each, np.unique(each.numbers, axis=0, return_index=True)[1]) for each in alike]
     possible = sum(math.comb(len(each.inputs), 2) for each in tasks)
@@ -133,19 +133,19 @@ def _is_beyond_chance(pairs: list[int], tasks: list[_Set], of_all: list[_Set]) -
 
 
 def _is_grid(support: _Set, query: _Set) -> bool:
-    """Whether the inputs are those of the support set, and none of them has its target."""
+    """Whether all query inputs are in the support set, and none of them with the same target."""
     same = set(query.inputs) <= set(support.inputs)
     return same and not support.classes and not set(query.rows) & set(support.rows)
 
 
 def _beyond_chance(count: int, possible: int, apart: list[tuple[_Set, _Set]]) -> bool:
-    """Whether more pairs of equal inputs are found than few different values would explain.
+    """Whether there are more pairs of equal inputs than a small number of values would explain.
 
     Args:
-        count: How many of the pairs of rows are equal.
-        possible: How many pairs there are.
-        apart: Pairs of sets whose rows are equal by chance alone; a set with itself stands for its
-            pairs of different rows.
+        count: The number of pairs of rows that are equal.
+        possible: The number of all pairs.
+        apart: Pairs of sets between which rows are equal only by chance. A pair of a set with
+            itself stands for the pairs of different rows of this set.
     """
     if not count or not apart:
         return False
@@ -154,8 +154,8 @@ def _beyond_chance(count: int, possible: int, apart: list[tuple[_Set, _Set]]) ->
     pairs = sum(map(len, equal))
     by_row = sum(int(np.sum(np.all(each, -1))) for each in equal)
     by_number = sum(np.sum(each, axis=0) for each in equal)
-    # Whole numbers may agree by chance even if no two of these rows do: with no equal pair among
-    # n, the chance is below 3 / n (at a confidence of 95%).
+    # Integers may be equal by chance even if none of these pairs is equal: if no pair among n is
+    # equal, the chance is below 3 / n with 95% confidence.
     whole = np.all([each.whole for pair in apart for each in pair], axis=0)
     chance = max(by_row / max(pairs, 1), float(np.prod((by_number + 3 * whole) / (pairs + 3))))
     expected = chance * possible
@@ -189,9 +189,9 @@ def _joined(a: _Set, b: _Set) -> _Set:
 
 
 def _sets(batch: PyTree) -> list[_Set] | None:
-    """The set of each task; None if its leaves have no common row axis.
+    """The set of each task; None if the leaves have no common row axis.
 
-    For a set that is not `Examples`, the leaf with the most numbers per row counts as the inputs.
+    If a set is not `Examples`, its largest leaf counts as the inputs.
     """
     if isinstance(batch, Examples):
         inputs, targets, mask = batch.inputs, batch.targets, batch.mask
@@ -224,7 +224,7 @@ def _sets(batch: PyTree) -> list[_Set] | None:
 
 
 def _bits(leaves: list[Array], tasks: int, rows: int) -> np.ndarray:
-    """The numbers of each row, `(tasks, rows, numbers)`, as whole numbers with the same bits."""
+    """The values of each row, `(tasks, rows, numbers)`, as unsigned integers of the same bits."""
     flat = [np.ascontiguousarray(np.asarray(leaf)).reshape(tasks, rows, -1) for leaf in leaves]
     whole = [leaf.view(f"u{leaf.dtype.itemsize}").astype(np.uint64) for leaf in flat]
     return np.concatenate(whole or [np.zeros((tasks, rows, 0), np.uint64)], axis=-1)

@@ -1,7 +1,7 @@
-"""Running statistics among the parameters, found by tracing alone.
+"""Checks for running statistics among the parameters, by tracing only.
 
-A loss returns no new statistics to the inner loop or to the trainer. Statistics in params or in
-meta therefore keep their first value, or a gradient trains them as if they were weights.
+A loss cannot return new statistics to the inner loop or to the trainer. Statistics in params or in
+meta therefore keep their initial value, or the gradient trains them as if they were weights.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _CURE = (
 
 
 def running_statistics(subject: Subject) -> Iterator[Finding]:
-    """Leaves that a loss updates and drops, and variances that are trained."""
+    """Leaves whose update a loss computes and does not return, and variances that are trained."""
     for name, program in subject.programs.items():
         learned = program.inputs("params", "meta")
         for leaf in sorted(learned):
@@ -43,14 +43,14 @@ def running_statistics(subject: Subject) -> Iterator[Finding]:
                     Severity.WARNING,
                     f"{program.leaves[leaf]} is the variance of a normalisation and is trained",
                     f"{name}, {written_at(root)}",
-                    "the gradient changes it like a weight, and what it is the variance of does "
-                    "not; it may become negative, which gives NaN",
+                    "the gradient changes it like a weight, whatever the variance of the data is; "
+                    "it may become negative, which gives NaN",
                     _CURE,
                 )
 
 
 def _kept(subject: Subject, name: str) -> bool:
-    """Whether the adaptation changes a parameter by data, as one that takes statistics from aux."""
+    """Whether the adaptation updates a parameter from data, such as a statistic from aux."""
     if not name.startswith("params") or not subject.steps:
         return False
     episode, key = subject.task()
@@ -69,9 +69,9 @@ def _kept(subject: Subject, name: str) -> bool:
 
 
 def _dropped_update(program: LossProgram, leaf: int) -> Operation | None:
-    """An operation that makes a new value of the leaf from the batch, which the loss does not use.
+    """The operation that computes a new value of the leaf from the batch, if nothing uses it.
 
-    Only if the loss does not use the leaf itself either.
+    None if the loss depends on the leaf itself.
     """
     if leaf in program.read:
         return None
@@ -91,7 +91,7 @@ def _kind(atom: Any) -> tuple:
 
 
 def _root_of(program: LossProgram, leaf: int) -> Operation | None:
-    """The root of the leaf plus a constant, if data have another leaf of its shape subtracted."""
+    """The root of the leaf plus a constant, if another leaf of its shape centres the data."""
     if not any(_centred(program, step, leaf) for step in program.flat.steps):
         return None
     roots = (

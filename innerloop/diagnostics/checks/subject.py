@@ -31,7 +31,7 @@ jit_quickly = partial(jax.jit, compiler_options={"xla_backend_optimization_level
 
 
 class _Recorded(InnerRule):
-    """The exact inner gradient, which keeps the arguments that it is called with."""
+    """The exact inner gradient, which also records the arguments of each call."""
 
     calls: list[tuple]
 
@@ -52,10 +52,10 @@ class _Recorded(InnerRule):
 
 
 class Outcome(NamedTuple):
-    """What tracing a meta-gradient gives.
+    """The result of tracing a meta-gradient.
 
     Attributes:
-        error: Why it cannot be traced; None if it can.
+        error: The error that tracing raises; None if there is none.
         unreached: The leaves of meta that its backward pass does not reach.
     """
 
@@ -80,12 +80,12 @@ class Subject:
 
     @cached_property
     def of_exact(self) -> "Outcome":
-        """What tracing the exact meta-gradient of this problem gives."""
+        """The result of tracing the exact meta-gradient of this problem."""
         return self._outcome(exact_gradient(self.adaptation))
 
     @cached_property
     def of_used(self) -> "Outcome":
-        """What tracing the meta-gradient in use gives."""
+        """The result of tracing the meta-gradient in use."""
         used, exact = self.gradient, exact_gradient(self.adaptation)
         return self.of_exact if used == exact else self._outcome(used)
 
@@ -105,8 +105,8 @@ class Subject:
         return (self.of_exact if self.missing is None else self.of_used).unreached
 
     def _outcome(self, gradient: MetaGradient) -> "Outcome":
-        # Some operations have a derivative, but none under `jax.vmap`, which maps over the tasks:
-        # a single task is traced as two.
+        # Some operations have a derivative, but not under `jax.vmap`, which maps over the tasks. A
+        # batch of one task is not vmapped, so it is traced as two tasks.
         rows = np.zeros(2, int) if self.tasks == 1 else np.arange(self.tasks)
         f = meta_value_and_grad(self.problem, self.adaptation, gradient)
         try:
@@ -206,7 +206,7 @@ class Subject:
         """`given` as arrays.
 
         An adaptation may give the inner loss other parameters than `init` returns, and other rows
-        than the whole support set. The arguments of its first inner gradient count.
+        than the whole support set, so the arguments of its first inner gradient are used.
         """
         problem, support = self.problem, episode.support
         start = lambda: initial_params(problem, needed_by="check")(meta, support, key)

@@ -51,7 +51,7 @@ def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
 
 
 def _refuse_values(subject: Subject, tasks: Iterable[int]) -> None:
-    """Raise what is wrong in the values of tasks, such as a label that is no class."""
+    """Raise an error in the values of tasks, such as a label that is not a class."""
     for task in tasks:
         refuse_values(subject.problem, subject.adaptation, subject.meta, *subject.task(task))
 
@@ -112,8 +112,8 @@ def _explained(culprit: Operation | None) -> tuple[str, str]:
     frame = written_at(culprit) if culprit else None
     if frame is not None and of_package(frame, "optax"):
         return (
-            f"{kind} in the optimizer, whose derivative is not finite: of a root or norm at zero, "
-            "or by its own formula",
+            f"{kind} in the optimizer, whose derivative is not finite: a root or norm is zero, or "
+            "its formula has no finite derivative",
             "eps_root=1e-8 where the optimizer has it, as in optax.adam(rate, eps_root=1e-8), or "
             "another optimizer, such as optax.sgd(rate)",
         )

@@ -41,10 +41,10 @@ def refuse_out_of_range(name: str, value: Any, declared: Any, usual: Any = None)
 
 
 def check_settings(experiment: Any) -> None:
-    """Check settings that were read from a file, and not by the command line, which knows types.
+    """Check settings that were read from a file; those of the command line have the right types.
 
     Raises:
-        ValueError: If a setting is not of its type.
+        ValueError: If a setting has the wrong type.
         StructureError: If a setting is out of range.
     """
     for name, hint in get_type_hints(type(experiment)).items():
@@ -55,7 +55,7 @@ def check_settings(experiment: Any) -> None:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a type that a field of an experiment may have."""
+    """Whether a value has the type that the annotation of a field demands."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Literal:
         return any(value == part and type(value) is type(part) for part in parts)

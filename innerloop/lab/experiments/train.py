@@ -98,7 +98,7 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
 
 @contextmanager
 def _discarded_if_refused(folder: RunFolder) -> Iterator[None]:
-    """Nothing is left of a run that failed before its first step."""
+    """Remove the files of a run that fails before its first step."""
     try:
         yield
     except Exception:

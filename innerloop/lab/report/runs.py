@@ -34,7 +34,7 @@ PICTURES = {
 }
 """The figures of a run that show single tasks, and their titles."""
 
-# What the files of a run have to be: the page shows only what was checked here.
+# The kinds of the files of a run. The page shows only values that were checked by these kinds.
 _AMOUNTS = ("seconds_per_step", "compile_seconds", "peak_memory_bytes", "flops_per_step")
 _COST = {each: or_null(amount) for each in _AMOUNTS}
 _COST |= {"flops_are_lower_bound": flag, "unreached": or_null(listed(text))}

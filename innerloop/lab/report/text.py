@@ -9,7 +9,7 @@ from innerloop.lab.plots.style import is_fraction
 
 
 def decimals(halves: ArrayLike, metric: str) -> int:
-    """The decimals of a column: as many as the smallest of its intervals leaves certain."""
+    """The number of decimals of a column, which the smallest of its intervals determines."""
     if is_fraction(metric):
         return 1
     known = np.ravel(np.asarray(halves, float))
