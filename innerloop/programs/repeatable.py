@@ -26,6 +26,13 @@ class Difference(NamedTuple):
     operation: Operation | None
 
 
+class _Open(NamedTuple):
+    """A program whose constants are passed by the operation that holds it."""
+
+    jaxpr: core.Jaxpr
+    consts: tuple[Any, ...] = ()
+
+
 def traced_anew() -> AbstractContextManager:
     """A context in which JAX does not reuse earlier traces, including those of jitted functions."""
     return _TRACE("again")
@@ -103,13 +110,6 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, tuple | list) and isinstance(other, tuple | list):
         return _all(_same, one, other)
     return not (isinstance(one, _PLAIN) and isinstance(other, _PLAIN)) or _equal(one, other)
-
-
-class _Open(NamedTuple):
-    """A program whose constants are passed by the operation that holds it."""
-
-    jaxpr: core.Jaxpr
-    consts: tuple[Any, ...] = ()
 
 
 def _held(eqn: core.JaxprEqn) -> Iterator[core.ClosedJaxpr | _Open]:
