@@ -201,3 +201,20 @@ def test_nothing_is_said_of_a_clean_problem(make):
     report = check(recipe.problem, recipe.adaptation, meta, data, KEY, recipe.gradient)
     assert not report, str(report)
     assert str(report) == "No findings."
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_complex_inputs_are_searched_for_rows_that_occur_twice(dtype):
+    size = lambda batch: jnp.abs(batch.inputs[..., 0]).astype("float32")
+    loss = lambda params, meta, batch, key: jnp.mean((params * size(batch) - batch.targets) ** 2)
+    problem = il.Problem(lambda meta, support, key: meta, loss, loss)
+
+    def rows(seed):
+        a, b, c = np.random.default_rng(seed).normal(size=(3, 2, 4))
+        return il.Examples((a + 1j * b)[..., None].astype(dtype), c.astype("float32"))
+
+    found = lambda support, query: check(
+        problem, LEARN, jnp.ones((), "float32"), il.Episode(support, query), KEY, run=False
+    )
+    assert not any("share rows" in each.problem for each in found(rows(0), rows(1)).findings)
+    assert any("share rows" in each.problem for each in found(rows(0), rows(0)).findings)
