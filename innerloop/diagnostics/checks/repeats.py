@@ -225,14 +225,14 @@ def _sets(batch: PyTree) -> list[_Set] | None:
     ]
 
 
-def _bits(leaves: list[Array], tasks: int, rows: int) -> np.ndarray:
+def _bits(leaves: list[Array | np.ndarray], tasks: int, rows: int) -> np.ndarray:
     """The numbers of each row, `(tasks, rows, numbers)`, as whole numbers with the same bits."""
     flat = [_numbers(leaf, tasks, rows) for leaf in leaves]
     whole = [leaf.view(f"u{leaf.dtype.itemsize}").astype(np.uint64) for leaf in flat]
     return np.concatenate(whole or [np.zeros((tasks, rows, 0), np.uint64)], axis=-1)
 
 
-def _numbers(leaf: Array, *axes: int) -> np.ndarray:
+def _numbers(leaf: Array | np.ndarray, *axes: int) -> np.ndarray:
     """The real numbers of each row, `(*axes, numbers)`: of complex ones, both parts."""
     flat = np.ascontiguousarray(np.asarray(leaf)).reshape(*axes, -1)
     return flat.view(flat.real.dtype) if np.iscomplexobj(flat) else flat
