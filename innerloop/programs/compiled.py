@@ -41,8 +41,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def compiled_while_used(function: Callable[..., Any]) -> Callable[..., Any]:
     """`equinox.filter_jit(function)`, whose programs are freed together with it."""
     program: Any = eqx.filter_jit(function)
-    # Equinox's cache holds the function by the programs that it holds by the function.
-    weakref.finalize(program, program._cached.clear_cache).atexit = False
+    # Equinox's cache holds the function by the programs that it holds by the function. It has no
+    # public name; a version that keeps it elsewhere would free these programs later, at the worst.
+    clear = getattr(getattr(program, "_cached", None), "clear_cache", None)
+    if clear is not None:
+        weakref.finalize(program, clear).atexit = False
     return program
 
 
