@@ -241,6 +241,7 @@ def meta_value_and_grad(
             data, keys = _with_stand_ins((data, keys), weights != 0)
         if any(jnp.result_type(leaf).itemsize < 4 for leaf in jax.tree.leaves(meta)):
             weights = _normalised(weights)  # a sum may be beyond the range of a narrow type
+        meta = jax.tree.map(jnp.asarray, meta)  # a number would be a part of the program
         return averages(meta, data, keys, weights, episodes.weight is not None)
 
     @partial(if_concrete, compiled_while_used)

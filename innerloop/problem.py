@@ -19,6 +19,7 @@ from innerloop.checks import (
     text_type,
 )
 from innerloop.errors import StructureError
+from innerloop.trees import definite
 
 Loss = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], tuple[Scalar, PyTree]]
 """A loss in its normal form: `(params, meta, batch, key) -> (value, aux)`."""
@@ -290,6 +291,6 @@ def initial_params(problem: Problem, needed_by: str) -> Callable[..., PyTree]:
                 expected="a pytree of floating-point arrays with at least one leaf; values "
                 "that are not adapted stay in meta, where the losses read them",
             )
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
+        return jax.tree.map(definite, params)
 
     return normal

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
@@ -95,7 +96,7 @@ def elements(batch: PyTree, rows: Any) -> PyTree:
     return stacked(element_structure(batch), leaves, len(rows))
 
 
-def stacked(structure: Any, leaves: Sequence[Array], size: int) -> PyTree:
+def stacked(structure: Any, leaves: Sequence[Array | np.ndarray], size: int) -> PyTree:
     """The batch of `size` elements with this tree structure, from its stacked leaves."""
     return jax.vmap(structure.unflatten, axis_size=size)(list(leaves))
 

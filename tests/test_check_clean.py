@@ -3,6 +3,7 @@
 import functools
 import re
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -201,3 +202,58 @@ def test_nothing_is_said_of_a_clean_problem(make):
     report = check(recipe.problem, recipe.adaptation, meta, data, KEY, recipe.gradient)
     assert not report, str(report)
     assert str(report) == "No findings."
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_complex_inputs_are_searched_for_rows_that_occur_twice(dtype):
+    size = lambda batch: jnp.abs(batch.inputs[..., 0]).astype("float32")
+    loss = lambda params, meta, batch, key: jnp.mean((params * size(batch) - batch.targets) ** 2)
+    problem = il.Problem(lambda meta, support, key: meta, loss, loss)
+
+    def rows(seed):
+        a, b, c = np.random.default_rng(seed).normal(size=(3, 2, 4))
+        return il.Examples((a + 1j * b)[..., None].astype(dtype), c.astype("float32"))
+
+    found = lambda support, query: check(
+        problem, LEARN, jnp.ones((), "float32"), il.Episode(support, query), KEY, run=False
+    )
+    assert not any("share rows" in each.problem for each in found(rows(0), rows(1)).findings)
+    assert any("share rows" in each.problem for each in found(rows(0), rows(0)).findings)
+
+
+class InALoop(il.extend.Adaptation):
+    """Each step takes three steps of its own, in a loop whose values cannot leave it."""
+
+    steps: int = 2
+    origin: il.extend.Origin = eqx.field(default=il.extend.Origin.STEPS, static=True)
+
+    def init(self, problem, meta, support, key):
+        return problem.init(meta, support, key)
+
+    def step(self, problem, meta, support, state, key, inner_gradient):
+        of = inner_gradient(lambda *given: (problem.inner_loss(*given), None))
+
+        def descend(params, _):
+            return params - 0.1 * of(params, meta, support, key)[1], None
+
+        return jax.lax.scan(descend, state, length=3)[0], None
+
+    def params(self, state):
+        return state
+
+
+def test_inner_gradients_in_a_loop_of_the_adaptation():
+    loss = lambda params, meta, batch, key: il.models.mean_squared_error(
+        batch.inputs @ params, batch
+    )
+    inner_loss = lambda *given: loss(*given)[0]
+    problem = il.Problem(lambda meta, support, key: meta, inner_loss, loss)
+
+    def rows(seed):
+        inputs, targets = jax.random.split(jax.random.key(seed))
+        mask = jnp.arange(12).reshape(3, 4) % 4 < 3
+        shapes = jax.random.normal(inputs, (3, 4, 2)), jax.random.normal(targets, (3, 4))
+        return il.Examples(*shapes, mask)
+
+    report = check(problem, InALoop(), jnp.ones(2), il.Episode(rows(0), rows(1)), KEY)
+    assert report.findings == () and report.left_out == ()

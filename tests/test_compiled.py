@@ -113,3 +113,21 @@ def test_a_runtime_error_is_equinoxs():
     for call in (compiled.compiled(fails), if_concrete(compiled_while_used, fails)):
         with pytest.raises(eqx.EquinoxRuntimeError, match="too large"):
             call(jnp.float32(3))
+
+
+def test_a_number_among_the_meta_parameters_is_no_part_of_the_program():
+    """A loop over numbers compiled a program for each of them."""
+    traced = []
+
+    def loss(params, meta, batch, key):
+        traced.append(meta)
+        return jnp.mean((params * meta - batch) ** 2)
+
+    problem = il.Problem(lambda meta, support, key: jnp.ones(3), loss, loss)
+    learn = il.GradientDescent(optax.sgd(0.1), 1)
+    f, learner = il.meta_value_and_grad(problem, learn), il.Learner(problem, learn)
+    for call in (f, functools.partial(il.evaluate, learner)):
+        call(0.1, EPISODES, KEY)
+        before = len(traced)
+        call(0.2, EPISODES, KEY)
+        assert len(traced) == before

@@ -111,9 +111,9 @@ def test_the_leaves_of_aux_are_evaluated():
     np.testing.assert_allclose(got.mean["sum.of"], 3.0)
 
 
-@pytest.mark.parametrize("name", ["loss", "gradient_norm", "diverged"])
+@pytest.mark.parametrize("name", ["loss", "gradient_norm", "diverged", "step", "losses"])
 def test_an_aux_with_the_name_of_a_metric_of_training_is_refused(name):
-    """It would take the place of the real one, also where the best is chosen."""
+    """It would take the place of the real one, in the log and where the best is chosen."""
     loss = lambda params, meta, batch, key: (jnp.sum(params["x"]), {name: jnp.float32(0)})
     recipe = point_recipe(loss)
     with pytest.raises(StructureError, match=f"training reserves.*my_{name}"):

@@ -14,8 +14,9 @@ import pytest
 from faulty import full_disk
 
 import innerloop as il
-from innerloop.errors import RunError
+from innerloop.errors import RunError, StructureError
 from innerloop.logging.records import record
+from innerloop.storage.files import strict_json
 
 KEY = jax.random.key(0)
 
@@ -61,6 +62,13 @@ def test_scalars_are_flat_numbers():
     }
     assert all(type(value) is float for value in flat.values())
     assert not any(name.startswith("validation") for name in il.logging.scalars(progress(4)))
+
+
+@pytest.mark.parametrize("why", [None, StructureError("a label", got="5", expected="0 to 1")])
+def test_a_fault_is_recorded_with_what_explains_it(why):
+    fault = il.training.Fault(3, math.nan, (0,), ([1, 2],), "stop", True, why)
+    (found,) = json.loads(strict_json(record(progress(4)._replace(fault=fault))))["faults"]
+    assert found["why"] == (None if why is None else str(why))
 
 
 def test_a_record_has_every_loss_and_the_validation_after_every_inner_step():

@@ -1,5 +1,6 @@
 """Tasks over the devices of a mesh, on one machine or many. Only this file chooses devices."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -137,7 +138,7 @@ class Sharding(Placement):
     def gathered(self, meta: PyTree) -> PyTree:
         if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(meta)):
             return meta
-        return jax.jit(lambda meta: meta, out_shardings=self._named(PartitionSpec()))(meta)
+        return _gather(self._named(PartitionSpec()))(meta)
 
     def place(self, tree: PyTree) -> PyTree:
         whole = self._named(PartitionSpec())
@@ -262,6 +263,11 @@ def placement(devices: Any) -> Placement:
             expected=f"devices of all {jax.process_count()} processes",
         )
     return place
+
+
+@functools.cache  # a new function at each validation would be compiled, and kept, each time
+def _gather(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
+    return jax.jit(lambda meta: meta, out_shardings=sharding)
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -8,6 +8,7 @@ from innerloop.errors import InnerloopError
 from innerloop.learner import Learner
 from innerloop.objective import adapt
 from innerloop.problem import Episode, Problem, initial_params, loss_function, task_keys
+from innerloop.trees import element
 
 
 def refuse_values(
@@ -51,7 +52,7 @@ def first_error(
         keys: `(tasks,)`, the key of each task.
     """
     for i in range(len(keys)):
-        episode, key = jax.tree.map(lambda leaf, i=i: leaf[i], (episodes, keys))
+        episode, key = element((episodes, keys), i)
         if episode.weight is not None and episode.weight == 0:
             continue
         try:

@@ -10,8 +10,11 @@ from innerloop.checks import describe, is_floating
 from innerloop.errors import StructureError
 from innerloop.trees import widened
 
-RESERVED = ("loss", "gradient_norm", "diverged")
-"""The metrics that training reports itself."""
+RESERVED = (
+    *("loss", "gradient_norm", "diverged"),
+    *("step", "seconds", "losses", "system", "validation", "faults"),
+)
+"""The metrics that training reports itself, and the other entries of a line of the log."""
 
 
 def named_metrics(aux: Any) -> dict[str, Any]:

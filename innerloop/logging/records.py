@@ -65,7 +65,8 @@ def record(progress: Progress) -> dict[str, Any]:
     if progress.evaluation is not None:
         content["validation"] = evaluation_record(progress.evaluation)
     if progress.fault is not None:
-        content["faults"] = [progress.fault._asdict()]
+        why = progress.fault.why
+        content["faults"] = [progress.fault._asdict() | {"why": None if why is None else str(why)}]
     return content
 
 

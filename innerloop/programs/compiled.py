@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 from jax.core import Tracer
 
-KEPT = 16
+KEPT = 64
 """How many programs of `compiled` functions are kept; the least recently used is dropped first."""
 
 
@@ -43,7 +43,10 @@ def compiled_while_used(function: Callable[..., Any]) -> Callable[..., Any]:
     """`equinox.filter_jit(function)`, whose programs are freed together with it."""
     program: Any = eqx.filter_jit(function)
     # Equinox's cache maps the function to programs that refer to it, so it would never be freed.
-    weakref.finalize(program, program._cached.clear_cache).atexit = False
+    # The cache has no public name: without it, the programs stay as long as the process.
+    clear = getattr(getattr(program, "_cached", None), "clear_cache", None)
+    if clear is not None:
+        weakref.finalize(program, clear).atexit = False
     return program
 
 

@@ -212,7 +212,8 @@ def _is_writable(folder: Path) -> bool:
 
 
 def _md5(path: Path) -> str:
-    return hashlib.md5(plain.read_bytes(path)).hexdigest()
+    with plain.plain_file(path) as content:
+        return hashlib.file_digest(content, "md5").hexdigest()
 
 
 def cached_array(

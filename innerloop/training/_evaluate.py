@@ -26,7 +26,7 @@ from innerloop.problem import Episode, loss_function, task_keys
 from innerloop.programs.compiled import compiled
 from innerloop.recipes import Recipe
 from innerloop.training.calibration import calibration_sums, expected_calibration_error
-from innerloop.trees import element_structure
+from innerloop.trees import element, element_structure
 
 TASKS_AT_ONCE = 100
 """Enough to fill the cores, few enough to stay in the cache: on a CPU faster than all at once."""
@@ -113,8 +113,7 @@ def refuse_values_of(
     """
     losses = np.asarray(results.metrics["loss"])
     for i in np.flatnonzero(np.isnan(losses).any(axis=1))[:1].tolist():
-        batch = (episodes, jax.random.split(key, len(losses)))
-        task = jax.tree.map(lambda leaf, i=i: leaf[i], batch)
+        task = element((episodes, jax.random.split(key, len(losses))), i)
         refuse_values(learner.problem, learner.adaptation, meta, *task)
 
 
@@ -164,6 +163,8 @@ def evaluated_tasks(
             expected="a learner that predicts logits",
             write="evaluate(Learner(problem, adaptation, predict), ..., calibration=True)",
         )
+    check_meta(meta)
+    meta = jax.tree.map(jnp.asarray, meta)  # a number would be a part of the program
     meta, episodes, key = map(placement.place, (meta, episodes, key))
     at_once = TASKS_AT_ONCE if chunk is None else chunk
     how = (steps, at_once, calibration, placement, each_step)
@@ -184,7 +185,6 @@ def _all_tasks(
 ) -> TaskResults:
     problem, adaptation = learner.problem, learner.adaptation
     outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
-    check_meta(meta)
     tasks = task_count(episodes)
     if episodes.weight is not None:
         raise StructureError(

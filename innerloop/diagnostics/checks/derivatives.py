@@ -46,8 +46,7 @@ def finite_differences(subject: Subject) -> Iterator[Finding]:
 
 def _of_losses(subject: Subject) -> Iterator[Finding]:
     arguments = _in_float64((subject.meta, *subject.task()))
-    given = jit_quickly(subject.arguments)(*arguments)
-    for name, (*at, batch, key) in given.items():
+    for name, (*at, batch, key) in subject.given_at(*arguments).items():
         at = _beside(_in_float64(at))
         loss, along = subject.loss(name), _directions(at)
         value = lambda at, loss=loss, rest=(batch, key): loss(*at, *rest)

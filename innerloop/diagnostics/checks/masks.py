@@ -21,7 +21,7 @@ _SAME = 1e-4
 def masked_rows(subject: Subject) -> Iterator[Finding]:
     """Losses that change with the content of rows that the mask excludes."""
     for task in _padded_tasks(subject)[:1]:
-        given = jit_quickly(subject.arguments)(subject.meta, *subject.task(task))
+        given = subject.given_at(subject.meta, *subject.task(task))
         for name, (params, meta, batch, key) in given.items():
             if not isinstance(batch, Examples) or batch.mask is None or bool(jnp.all(batch.mask)):
                 continue

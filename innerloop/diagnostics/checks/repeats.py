@@ -150,10 +150,12 @@ def _beyond_chance(count: int, possible: int, apart: list[tuple[_Set, _Set]]) ->
     if not count or not apart:
         return False
     apart = apart[:_MOST_PAIRS]
-    equal = [(a.numbers[:, None] == b.numbers)[_different(a, b)] for a, b in apart]
-    pairs = sum(map(len, equal))
-    by_row = sum(int(np.sum(np.all(each, -1))) for each in equal)
-    by_number = sum(np.sum(each, axis=0) for each in equal)
+    pairs, by_row, by_number = 0, 0, np.zeros(apart[0][0].whole.shape, int)
+    for a, b in apart:  # One after the other, because all of them may not fit into memory.
+        equal = (a.numbers[:, None] == b.numbers)[_different(a, b)]
+        pairs += len(equal)
+        by_row += int(np.sum(np.all(equal, -1)))
+        by_number += np.sum(equal, axis=0)
     # Integers may be equal by chance even if none of these pairs is equal: if no pair among n is
     # equal, the chance is below 3 / n with 95% confidence.
     whole = np.all([each.whole for pair in apart for each in pair], axis=0)
@@ -209,7 +211,7 @@ def _sets(batch: PyTree) -> list[_Set] | None:
     counted = np.ones((tasks, rows), bool) if mask is None else np.asarray(mask, bool)
     classes = isinstance(batch, Examples) and [np.asarray(t).dtype.kind for t in targets] == ["i"]
     given, wanted = _bits(inputs, tasks, rows), _bits(targets, tasks, rows)
-    flat = [np.asarray(leaf).reshape(tasks * rows, -1) for leaf in inputs]
+    flat = [_numbers(leaf, tasks * rows) for leaf in inputs]
     whole = np.concatenate([np.all(leaf == np.trunc(leaf), axis=0) for leaf in flat])
     return [
         _Set(
@@ -223,8 +225,14 @@ def _sets(batch: PyTree) -> list[_Set] | None:
     ]
 
 
-def _bits(leaves: list[Array], tasks: int, rows: int) -> np.ndarray:
+def _bits(leaves: list[Array | np.ndarray], tasks: int, rows: int) -> np.ndarray:
     """The values of each row, `(tasks, rows, numbers)`, as unsigned integers of the same bits."""
-    flat = [np.ascontiguousarray(np.asarray(leaf)).reshape(tasks, rows, -1) for leaf in leaves]
+    flat = [_numbers(leaf, tasks, rows) for leaf in leaves]
     whole = [leaf.view(f"u{leaf.dtype.itemsize}").astype(np.uint64) for leaf in flat]
     return np.concatenate(whole or [np.zeros((tasks, rows, 0), np.uint64)], axis=-1)
+
+
+def _numbers(leaf: Array | np.ndarray, *axes: int) -> np.ndarray:
+    """The real numbers of each row, `(*axes, numbers)`: of complex ones, both parts."""
+    flat = np.ascontiguousarray(np.asarray(leaf)).reshape(*axes, -1)
+    return flat.view(flat.real.dtype) if np.iscomplexobj(flat) else flat

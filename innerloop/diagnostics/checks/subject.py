@@ -184,17 +184,24 @@ class Subject:
 
     @cached_property
     def given(self) -> dict[str, tuple]:
-        """The arguments of each loss that exists, as shapes: `(params, meta, batch, key)`.
+        """The arguments of each loss that exists, as shapes: `(params, meta, batch, key)`."""
+        return self._given(jax.eval_shape, self.meta, *self.task())
 
-        If the adaptation cannot be traced, the initial parameters replace the adapted ones.
+    def given_at(self, meta: PyTree, episode: Episode, key: PRNGKeyArray) -> dict[str, tuple]:
+        """The same as arrays, for these meta-parameters and this task."""
+        return self._given(lambda f, *task: jit_quickly(f)(*task), meta, episode, key)
+
+    def _given(self, call: Callable, *task: Any) -> dict[str, tuple]:
+        """`given`, with the initial parameters if those of the adaptation cannot be traced.
+
+        An adaptation may compute inner gradients in a loop, whose values cannot leave it.
         """
-        task = (self.meta, *self.task())
         try:
-            return jax.eval_shape(self.arguments, *task)
+            return call(self.arguments, *task)
         except (InnerloopError, *NO_RULE):
             if self.problem.init is None:
                 return {}
-            return jax.eval_shape(partial(self.arguments, adapted=False), *task)
+            return call(partial(self.arguments, adapted=False), *task)
 
     @property
     def learns_params(self) -> bool:
