@@ -16,7 +16,7 @@ from jaxtyping import PyTree, Scalar
 
 from innerloop.arguments import function, requirement_of, with_methods
 from innerloop.checks import describe
-from innerloop.errors import StructureError
+from innerloop.errors import GradientError, StructureError
 from innerloop.tangents import is_zero, tangent_leaves
 from innerloop.trees import definite
 
@@ -92,8 +92,7 @@ class Offers(NamedTuple):
         grad: PyTree,
         loss: Callable[[PyTree], Scalar],
         gradient: Callable[[PyTree], PyTree],
-        *,
-        twice: bool,
+        objective: Callable[[PyTree], Scalar] | None = None,
     ) -> "Offers":
         """The offers of a loss.
 
@@ -102,7 +101,7 @@ class Offers(NamedTuple):
             grad: Its gradient.
             loss: `params -> value`.
             gradient: `params -> gradient`.
-            twice: Whether `loss` has second derivatives.
+            objective: The loss for second derivatives; None if it has none.
         """
 
         # Optax's line searches refuse arguments that `value_fn` does not take.
@@ -112,7 +111,10 @@ class Offers(NamedTuple):
         def grad_fn(params: PyTree, i: Any = None) -> PyTree:
             return gradient(params)
 
-        return cls(value, grad, value_fn, grad_fn, value_fn if twice else None)
+        def obj_fn(params: PyTree, *_: Any, **__: Any) -> Scalar:
+            return objective(params)  # pyright: ignore[reportOptionalCall]
+
+        return cls(value, grad, value_fn, grad_fn, obj_fn if objective else None)
 
     def asked_by(self, update: Callable) -> dict[str, Any]:
         """The arguments that `update` asks for."""
@@ -143,7 +145,7 @@ def begin(optimizer: Transformation, params: PyTree) -> PyTree:
     # Only dtypes are needed, so a sum of the parameters stands in for the loss.
     total = lambda params: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
     loss = lambda params: jnp.asarray(total(params), scalar.dtype)
-    offers = Offers.of(scalar, params, loss, lambda params: params, twice=True)
+    offers = Offers.of(scalar, params, loss, lambda params: params, loss)
 
     def after(state: PyTree) -> PyTree:
         return optimizer.update(params, state, params, **offers.asked_by(optimizer.update))[1]
@@ -240,3 +242,28 @@ def _sloped_jvp(primals: Any, tangents: Any) -> tuple[Scalar, Scalar]:
 
 
 sloped.defjvp(_sloped_jvp, symbolic_zeros=True)
+
+
+@jax.custom_jvp
+def curved(value: Scalar, params: PyTree) -> Scalar:
+    """`value`; a derivative in `params` is refused if the value is held constant.
+
+    A meta-gradient that holds the inner gradient constant leaves no curvature, and an optimizer
+    that reads it would take other steps than `adapt`.
+    """
+    return value
+
+
+def _curved_jvp(primals: Any, tangents: Any) -> tuple[Scalar, Scalar]:
+    value_dot, params_dot = tangents
+    if is_zero(value_dot) and not all(map(is_zero, tangent_leaves(params_dot))):
+        raise GradientError(
+            "the optimizer takes second derivatives of an inner loss that is held constant",
+            got="obj_fn, which the optimizer asks for, under a meta-gradient such as FirstOrder()",
+            expected="a meta-gradient that differentiates the inner gradient, or an optimizer that "
+            "does not ask for obj_fn",
+        )
+    return primals[0], value_dot
+
+
+curved.defjvp(_curved_jvp, symbolic_zeros=True)

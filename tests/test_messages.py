@@ -93,7 +93,8 @@ def test_the_failure_of_a_users_function_says_what_it_was_given(name):
     error = caught.value
     begin = name.partition(" of ")[0].partition(" (")[0]
     assert error.problem == f"{begin} failed on what it was given: ValueError: no such thing"
-    assert "=" in error.got and error.write is None
+    assert "=" in error.got
+    assert error.write is None or name.startswith("the optimizer")
     assert isinstance(error.__cause__, ValueError)
 
 

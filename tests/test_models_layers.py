@@ -274,6 +274,7 @@ def test_masked_mean_is_the_mean_of_the_rows_that_count(x64):
 @pytest.mark.parametrize(
     "mask", [jnp.ones(4, bool), jnp.ones((5, 1), bool), jnp.ones(5), [True] * 5]
 )
+@pytest.mark.usefixtures("as_users_see_it")
 def test_masks_must_hold_one_boolean_per_row(mask):
     with pytest.raises(StructureError, match="mask does not fit"):
         masked_mean(jnp.ones((5, 2)), mask)

@@ -174,9 +174,9 @@ def test_a_gradient_that_the_losses_refuse_is_left_out():
     learn = il.GradientDescent(optax.sgd(0.1), 2)
     meta, episodes = jnp.ones(3), il.Episode(jnp.ones((4, 3)), jnp.ones((4, 3)))
     made = plan(problem, learn, meta, episodes, "1GiB", gradients=[il.ForwardMode(), il.Unroll()])
-    refused = [option for option in made.options if "forward-mode" in option.verdict]
+    refused = [option for option in made.options if "forward mode" in option.verdict]
     assert refused and all(option.gradient != made.gradient for option in refused)
-    assert "forward-mode" in str(made)
+    assert "forward mode" in str(made)
 
 
 def test_a_solver_is_differentiated_implicitly(x64):

@@ -89,8 +89,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(draw, tmp_path, mon
     target = tmp_path / "a.png"
     target.write_bytes(b"old")
 
-    def half(self, path, **kwargs):
-        path.write_bytes(b"half")
+    def half(self, file, **kwargs):
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", half)

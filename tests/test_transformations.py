@@ -376,3 +376,25 @@ def test_a_judge_is_a_function_of_state_and_parameters():
     message = r"judged must be a function of .optimizer_state, params.*Write: GradientDescent"
     with pytest.raises(il.errors.StructureError, match=message):
         il.GradientDescent(optax.sgd(0.1), 1, judged=lambda params: params)
+
+
+def test_second_derivatives_of_a_loss_that_is_held_are_refused():
+    """A Newton step by obj_fn is that of `adapt` under every meta-gradient, or refused."""
+
+    def update(gradient, state, params, *, obj_fn):
+        return jax.tree.map(lambda g, h: -g / h, gradient, jax.hessian(obj_fn)(params)), state
+
+    newton = il.GradientDescent(optax.GradientTransformationExtraArgs(lambda p: (), update), 1)
+    problem = il.Problem(
+        lambda meta, support, key: meta["w"],
+        lambda params, meta, batch, key: (params - 1.0) ** 4,
+        lambda params, meta, batch, key: params**2,
+    )
+    meta, episode = {"w": jnp.array(2.0)}, il.Episode(jnp.zeros(1), jnp.zeros(1))
+    at = lambda gradient: il.meta_objective(problem, newton, gradient)(
+        meta, episode, jax.random.key(0)
+    )[0]
+    for gradient in (il.Unroll(), il.Unroll(il.MixedMode()), il.ForwardMode()):
+        np.testing.assert_allclose(at(gradient), (2 - 4 / 12) ** 2, rtol=1e-6)
+    with pytest.raises(il.errors.GradientError, match=r"held constant.*obj_fn"):
+        at(il.FirstOrder())

@@ -19,6 +19,7 @@ from innerloop.transformations import (
     Offers,
     Transformation,
     begin,
+    curved,
     is_transformation,
     lenient_promotion,
     sloped,
@@ -89,7 +90,11 @@ class GradientDescent(Adaptation):
             (found, _), slope = at(params)
             return sloped(found, slope, params)
 
-        offers = Offers.of(value, gradient, again, lambda params: at(params)[1], twice=True)
+        def objective(params: PyTree) -> Scalar:
+            return curved(at(params)[0][0], params)
+
+        slope = lambda params: at(params)[1]
+        offers = Offers.of(value, gradient, again, slope, objective)
         with self._explained(params=state.params, meta=meta):
             optimizer = self._transformation(meta)
             after = take_step(optimizer, state.optimizer, state.params, offers)

@@ -78,7 +78,7 @@ class Program(eqx.Module):
             found, _ = self.estimator.step(fixed, state.estimator, data, key, state.step)
             return known_gradient("the outer loss", found.loss, jax.tree.leaves(found.grads), meta)
 
-        offers = Offers.of(loss, grads, objective, jax.grad(objective), twice=False)
+        offers = Offers.of(loss, grads, objective, jax.grad(objective))
         with _explained(meta=state.meta), lenient_promotion():
             after = take_step(self.optimizer, state.optimizer, state.meta, offers)
             meta, optimizer_state = after
