@@ -83,6 +83,7 @@ def masked_mean(
         return jnp.mean(values, axis=axis)
     axes = range(values.ndim) if axis is None else axis
     entries_per_row = math.prod(values.shape[i] for i in axes if i != 0)
+    total = jnp.sum(blank_rows(values, mask), axis=axis)
     # With at least one row in the denominator, an empty mean is 0 / entries instead of 0 / 0.
     rows = jnp.maximum(jnp.sum(mask), 1).astype(values.dtype)
-    return jnp.sum(blank_rows(values, mask), axis=axis) / (rows * entries_per_row)
+    return total / (rows * entries_per_row)

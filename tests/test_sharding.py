@@ -264,5 +264,5 @@ def test_in_a_loop_of_ones_own_the_devices_must_share_the_tasks_evenly():
     object.__setattr__(sharding, "mesh", mesh)
     f = il.meta_value_and_grad(*RECIPE[:2], spread=sharding.spread)
     key = jax.random.key(0)
-    with pytest.raises(StructureError, match=r"6 tasks on 4 devices.*tasks.sample\(key, 8\)"):
+    with pytest.raises(StructureError, match=r"6 tasks on 4 devices"):
         f(RECIPE.init_meta(key), il.tasks.SinusoidTasks(3, 3).sample(key, 6), key)
