@@ -13,6 +13,7 @@ import extras
 import jax
 import jaxtyping
 import pytest
+from quick import mark_slow
 
 # XLA's optimiser and LLVM's would take most of the suite's time, for programs that run once. The
 # passes over the whole program, which decide what it stores, are left on. Not level 0: with it the
@@ -53,6 +54,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 
 MISSING = extras.MISSING
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects, and before xdist adds the group to the names
+def pytest_collection_modifyitems(config, items):
+    mark_slow(items, whole=config.args_source is config.ArgsSource.TESTPATHS)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -205,7 +205,7 @@ def test_several_families_train_one_optimizer():
         (
             lambda: il.tasks.optimization.TableTasks(il.tasks.optimization.wine_table(), 90),
             il.errors.DataError,
-            "not enough rows.*rows=89",
+            "not enough rows.*rows=90.*at most 89",
         ),
         (
             lambda: il.tasks.optimization.TextTasks("abc" * 10, 4, 16),
