@@ -213,7 +213,7 @@ def _is_writable(folder: Path) -> bool:
 
 def _md5(path: Path) -> str:
     with plain.plain_file(path) as content:
-        return hashlib.file_digest(content, "md5").hexdigest()
+        return hashlib.file_digest(content, "md5").hexdigest()  # pyright: ignore[reportArgumentType]
 
 
 def cached_array(

@@ -235,4 +235,4 @@ def _bits(leaves: list[Array | np.ndarray], tasks: int, rows: int) -> np.ndarray
 def _numbers(leaf: Array | np.ndarray, *axes: int) -> np.ndarray:
     """The real numbers of each row, `(*axes, numbers)`: of complex ones, both parts."""
     flat = np.ascontiguousarray(np.asarray(leaf)).reshape(*axes, -1)
-    return flat.view(flat.real.dtype) if np.iscomplexobj(flat) else flat
+    return flat.view(np.real(flat).dtype) if np.iscomplexobj(flat) else flat
