@@ -1,5 +1,6 @@
 """Files of data sets: found in a folder or downloaded, read, and kept as processed arrays."""
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -211,8 +212,15 @@ def _is_writable(folder: Path) -> bool:
     return True
 
 
+_LARGEST = 2**35
+"""Bytes. No data set here has a larger file, and a sparse file may claim terabytes."""
+
+
 def _md5(path: Path) -> str:
     with plain.plain_file(path) as content:
+        size = os.fstat(content.fileno()).st_size
+        if size > _LARGEST:
+            raise OSError(errno.EFBIG, f"{size:,} bytes, more than {_LARGEST:,}", str(path))
         return hashlib.file_digest(content, "md5").hexdigest()  # pyright: ignore[reportArgumentType]
 
 
