@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text().split("\n")[:-1])
-"""Parametrised cases that are slow and have faster siblings."""
+"""Tests and cases that are slow and have faster siblings."""
 
 
 def without(slow: Iterable[Any], cases: Iterable[Any]) -> list:
