@@ -1,20 +1,8 @@
 """The cures of problems, adaptations, heads, models and the meta-objective."""
 
+from cures_gradients import CLOSED_OVER, MINIMISE
 from sites import Case
 
-MINIMISE = "learn = Minimise(optimistix.BFGS(1e-3, 1e-3))"
-CLOSED_OVER = """
-def through(shift, gradient, learn=adaptation):
-    moved = Problem(init, lambda p, m, b, k: loss(p, m, b, k) + shift * jnp.sum(p["w"] ** 2), loss)
-    return meta_objective(moved, learn, gradient)(meta, episode, key)[0]
-
-def of_meta(gradient, learn=adaptation):
-    shifted = lambda p, m, b, k: loss(p, m, b, k) + m["shift"] * jnp.sum(p["w"] ** 2)
-    with_shift = Problem(init, shifted, loss)
-    objective = meta_objective(with_shift, learn, gradient)
-    whole = meta | {"shift": jnp.array(0.1)}
-    return jax.grad(lambda meta: objective(meta, episode, key)[0])(whole)
-"""
 PART = "part = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1))\n"
 
 

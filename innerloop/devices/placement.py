@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import PyTree
 
 from innerloop.arguments import CheckedModule
-from innerloop.objective import SumOverTasks
+from innerloop.sums import SumOverTasks
 from innerloop.transformations import Transformation
 
 

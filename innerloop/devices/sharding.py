@@ -17,8 +17,8 @@ from innerloop.checks import describe
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.masks import padding_rows
-from innerloop.objective import SumOverTasks
 from innerloop.programs import traced_without_mesh
+from innerloop.sums import SumOverTasks
 from innerloop.transformations import Transformation
 from innerloop.trees import is_key
 

@@ -24,7 +24,8 @@ from innerloop.estimators.window import Followed, InnerRun, Window, choose, task
 from innerloop.gradients.base import Aux
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.learner import Learner
-from innerloop.objective import check_meta, sum_over_tasks
+from innerloop.objective import check_meta
+from innerloop.sums import sum_over_tasks
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.trees import all_finite, key_numbers, leaf_shapes
 

@@ -24,8 +24,9 @@ from innerloop.gradients import Implicit, MetaGradient
 from innerloop.gradients.base import Fidelity
 from innerloop.learner import Learner
 from innerloop.masks import padding_rows
-from innerloop.objective import SumOverTasks, meta_value_and_grad, task_count
+from innerloop.objective import meta_value_and_grad, task_count
 from innerloop.problem import Episode
+from innerloop.sums import SumOverTasks
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.tasks.base import sampled
 from innerloop.tasks.streamed import on_device
