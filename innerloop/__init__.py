@@ -39,6 +39,7 @@ from innerloop.objective import meta_value_and_grad as meta_value_and_grad
 from innerloop.problem import Episode as Episode
 from innerloop.problem import Examples as Examples
 from innerloop.problem import Problem as Problem
+from innerloop.problem import Stateful as Stateful
 from innerloop.problem import subset as subset
 from innerloop.training import Validation as Validation
 from innerloop.training import evaluate as evaluate

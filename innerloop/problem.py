@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, Shaped
 
-from innerloop.arguments import CheckedModule, function, optional, or_none
+from innerloop.arguments import CheckedModule, flag, function, optional, or_none
 from innerloop.checks import (
     describe,
     explained,
@@ -83,6 +83,21 @@ class Examples(eqx.Module):
             )
 
 
+class Stateful(eqx.Module):
+    """The parameters that an inner step learns, and the model state that no gradient moves.
+
+    The losses, `adapt` and predictions have it in place of the parameters if the problem has a
+    `state`.
+
+    Args:
+        params: The parameters, a pytree of floating-point arrays.
+        state: The model state, such as batch statistics or a recurrent carry: any pytree of arrays.
+    """
+
+    params: PyTree
+    state: PyTree
+
+
 class Problem(CheckedModule):
     r"""The bilevel problem: what is optimised, without a gradient, an optimizer or a device.
 
@@ -94,17 +109,30 @@ class Problem(CheckedModule):
     where $\phi$ is `meta`, any pytree of floating-point arrays, and the adaptation takes
     $\theta_t$ to $\theta_{t+1}$ with the inner loss on the support set.
 
+    Two kinds of arrays are not learned by a gradient. `frozen` holds arrays that never change, such
+    as pretrained weights; every function sees them as a part of `meta`. `state` is the model state
+    at the beginning of a task, such as batch statistics. With it, the losses are given
+    `Stateful(params, state)` as `params`, the inner loss returns the state for the next step, and
+    the outer loss reads the last one.
+
     Args:
         init: `(meta, support, key) -> params`, the parameters that adaptation starts from and
             changes. None if the adaptation builds its own parameters.
         inner_loss: `(params, meta, batch, key) -> scalar | (scalar, aux)`, the loss on the support
-            set. None if the adaptation needs none.
+            set; with `state`, `-> (scalar, aux, state)`. None if the adaptation needs none.
         outer_loss: `(params, meta, batch, key) -> scalar | (scalar, aux)`, the loss on the query
             set; `aux` is a pytree of metrics. `fit` and `evaluate` name its leaves by their paths:
             `{"error": {"top1": x}}` gives `"error.top1"`.
         step_weights: `steps -> (steps + 1,)`, the weights $w_0 \dots w_K$; by default $w_K = 1$
             and the others are 0. (Multi-step loss: Antoniou et al. 2019, "How to train your
             MAML".)
+        frozen: A tree with an array of any dtype where `meta`, as the functions see it, holds a
+            frozen array, and with None where a part of meta is learned. `meta` itself holds None,
+            or anything of its own, in place of the frozen arrays.
+        state: The model state at the beginning of every task; None if the model has none. `fit`
+            replaces it after each outer step by the weighted mean of the states after the tasks.
+        through_state: Whether the meta-gradient includes the dependence of the state on the
+            parameters and on meta. By default the state is held constant, and fidelity says so.
 
     Raises:
         StructureError: If a function does not take exactly these arguments. The library never
@@ -121,6 +149,41 @@ class Problem(CheckedModule):
     step_weights: Callable[[int], Float[Array, " steps_plus_one"]] | None = optional(
         function("steps", gives="(steps + 1,) weights")
     )
+    frozen: PyTree = eqx.field(default=None, kw_only=True)
+    state: PyTree = eqx.field(default=None, kw_only=True)
+    through_state: bool = flag(default=False, kw_only=True)
+
+    def whole(self, meta: PyTree) -> PyTree:
+        """`meta` as the functions of the problem see it: with the frozen arrays in their places."""
+        return overlay(meta, self.frozen)
+
+
+def overlay(tree: PyTree, frozen: PyTree) -> PyTree:
+    """The tree with the arrays of `frozen` in their places.
+
+    Args:
+        tree: Any pytree.
+        frozen: A tree of arrays with the structure of `tree` or a prefix of it; None where `tree`
+            is not replaced.
+
+    Raises:
+        StructureError: If the structures do not fit.
+    """
+    is_none = lambda leaf: leaf is None
+    if frozen is None:
+        return tree
+    try:
+        return jax.tree.map(
+            lambda fixed, learned: learned if fixed is None else fixed,
+            *(frozen, tree),
+            is_leaf=is_none,
+        )
+    except (ValueError, TypeError) as error:
+        raise StructureError(
+            "the frozen arrays do not fit into meta",
+            got=f"frozen {jax.tree.structure(frozen)}, meta {jax.tree.structure(tree)}",
+            expected="one structure, in which each array is learned or frozen",
+        ) from error
 
 
 class TaskKeys(NamedTuple):

@@ -13,7 +13,7 @@ from innerloop.masks import blank_rows
 
 
 class Model(NamedTuple):
-    """A network as a pair of pure functions, without state, mode or devices.
+    """A network as pure functions of its arrays, without mode or devices.
 
     The library's classifiers keep their parameters as `{"body": ..., "head": ...}`, so that
     `subset(meta, lambda meta: meta["head"])` adapts the head alone.
@@ -28,6 +28,15 @@ class Model(NamedTuple):
         normalisation: The name of the normalisation policy (`"none"` if there is none). The policy
             decides whether predictions depend on the other rows of a batch, and so what a test
             accuracy means; the name is therefore written into every result.
+        frozen: The arrays of the network that are not learned, of any dtype, in a tree that has
+            None where `init` gives an array. `apply` and `learn` are given both in one tree. None
+            if all arrays are learned.
+        state: The model state before training, such as batch statistics: any pytree of arrays. With
+            it, `apply` and `learn` are given `Stateful(params, state)` as `params`. None if there
+            is none.
+        learn: `(params, inputs, key, mask) -> (outputs, state)`, the network while it is trained on
+            the support set, and the state after it; such a network may drop out at random with
+            `key`. None if training uses `apply`.
     """
 
     init: Callable[[PRNGKeyArray], PyTree[Array]]
@@ -36,6 +45,9 @@ class Model(NamedTuple):
         Float[Array, "rows ..."],
     ]
     normalisation: str
+    frozen: PyTree = None
+    state: PyTree = None
+    learn: Callable[..., tuple[Array, PyTree]] | None = None
 
 
 def model_inputs(
