@@ -236,8 +236,8 @@ class Subject:
         if adapted and self.steps:
             self.run(meta, support, task_keys(key).adapt, inner=_Recorded(calls), steps=1)
         if problem.inner_loss is not None and (calls or problem.init is not None):
-            read, _, *rest = calls[0] if calls else (start(), meta, support, key)
-            given["inner_loss"] = (read, meta, *rest)
+            read, _, batch, of_step = calls[0] if calls else (start(), meta, support, key)
+            given["inner_loss"] = (read, meta, batch, of_step)
         return given
 
     @property
