@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 import innerloop as il
 from innerloop.errors import StructureError
@@ -17,7 +18,7 @@ RATE, STEPS = 0.1, 3
 
 
 def normalised(x, mean, variance):
-    return (x - mean) / jnp.sqrt(variance + 1e-5)
+    return (x - mean[None]) / jnp.sqrt(variance[None] + 1e-5)
 
 
 def init(key):
@@ -34,7 +35,7 @@ FROZEN = {"weights": None, "head": None, "scales": jnp.array([1, 2, 3], jnp.int8
 
 
 def hidden(params, x):
-    return x * params["scales"].astype(x.dtype) @ params["weights"]
+    return x * params["scales"].astype(x.dtype)[None] @ params["weights"]
 
 
 def learn(given, x, key, mask):
@@ -144,10 +145,12 @@ def test_an_implicit_gradient_holds_the_state_where_the_loop_left_it():
         f = il.meta_objective(problem, learn, gradient)
         grads, aux = jax.grad(f, has_aux=True)(meta, episode, KEY)
         # With the state fixed from the beginning, unrolling to the optimum gives the same gradient.
-        fixed = lambda *given: (*held.inner_loss(*given)[:2], held.state)
-        held = dataclasses.replace(held, inner_loss=lambda params, meta, batch, key: fixed(
-            params, meta, batch, key
-        ))  # fmt: skip
+        moving = held.inner_loss
+        fixed = lambda params, meta, batch, key: (
+            *moving(params, meta, batch, key)[:2],
+            adapted.state,
+        )
+        held = dataclasses.replace(held, inner_loss=fixed)
         other, _ = jax.grad(il.meta_objective(held, learn), has_aux=True)(meta, episode, KEY)
         assert gradient.fidelity(learn, problem).kind == "biased"
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 2e-2, 1e-3), grads, other)
@@ -311,7 +314,7 @@ def _shapes_made(jaxpr) -> set:
     made = set()
     for eqn in jaxpr.eqns:
         made |= {getattr(out.aval, "shape", None) for out in eqn.outvars}
-        for inner in jax.core.jaxprs_in_params(eqn.params):
+        for inner in jaxprs_in_params(eqn.params):
             made |= _shapes_made(inner)
     return made
 

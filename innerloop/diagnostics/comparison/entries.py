@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from innerloop.diagnostics.compiled import Compiled, compile_ahead
 from innerloop.errors import GradientError, InnerloopError
 from innerloop.fidelity import Fidelity
 from innerloop.gradients import MetaGradient
+from innerloop.problem import Problem
 
 _MOST_CALLS = 100
 """The largest number of timed calls of one program; more do not improve the median."""
@@ -48,7 +50,9 @@ class Entry:
         self.set(refusal=reason(error))
         self.program = None
 
-    def compile(self, build: Callable[[MetaGradient], Callable], arguments: tuple) -> None:
+    def compile(
+        self, build: Callable[[MetaGradient, Problem], Callable], problem: Problem, arguments: tuple
+    ) -> None:
         """Trace and compile the meta-gradient. An error refuses it, because the problem itself is
         valid.
 
@@ -56,7 +60,8 @@ class Entry:
         or a program that is too large for the device.
         """
         try:
-            self.program = compile_ahead(build(self.row.gradient), *arguments)
+            of_problem = partial(build, self.row.gradient)
+            self.program = compile_ahead(of_problem, problem, *arguments)
         except Exception as error:
             self.refuse(error)
             return
