@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,7 @@ from innerloop.adaptation import Adaptation
 from innerloop.arguments import at_least, checked, each, instance, one_of, optional
 from innerloop.diagnostics.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.candidates import biased_gradients, chunk_sizes, exact_gradients
-from innerloop.diagnostics.compiled import Compiled, compile_ahead
+from innerloop.diagnostics.compiled import Compiled, compile_for
 from innerloop.diagnostics.text import table
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.fidelity import Kind
@@ -233,9 +232,9 @@ class _Candidate:
         An error in the losses refuses only this meta-gradient, since they may work with another.
         """
         if self.error is None and chunk not in self.programs:
-            build = partial(self.build, chunk=chunk)
+            build = lambda problem: self.build(problem, chunk)
             try:
-                self.programs[chunk] = compile_ahead(build, self.problem, *self.arguments)
+                self.programs[chunk] = compile_for(build, self.problem, *self.arguments)
             except (InnerloopError, TypeError, ValueError, NotImplementedError) as error:
                 self.error = error
         return self.programs.get(chunk)

@@ -26,17 +26,21 @@ class Compiled(NamedTuple):
     temporary: int
 
 
-def compile_ahead(
-    build: Callable[[Problem], Callable], problem: Problem, *args: PyTree
-) -> Compiled:
-    """Compile `build(problem)` for arguments of these shapes, such as `jax.ShapeDtypeStruct`s.
+def compile_for(build: Callable[[Problem], Callable], problem: Problem, *args: PyTree) -> Compiled:
+    """Compile `build(problem)` for arguments of these shapes.
 
-    The frozen arrays and the model state of the problem are arguments of the program too.
+    The frozen arrays and the model state of the problem are arguments of the program, too.
     """
-    begin = time.perf_counter()
     held = problem.frozen, problem.state
     function = lambda held, *args: build(problem.holding(*held))(*args)
-    program = jax.jit(function).lower(held, *args).compile()
+    program = compile_ahead(function, held, *args)
+    return program._replace(call=lambda *args: program.call(held, *args))
+
+
+def compile_ahead(function: Callable, *args: PyTree) -> Compiled:
+    """Compile `function` for arguments of these shapes, such as `jax.ShapeDtypeStruct`s."""
+    begin = time.perf_counter()
+    program = jax.jit(function).lower(*args).compile()
     seconds = time.perf_counter() - begin
     sizes: Any = program.memory_analysis()  # every current backend of JAX has one
     memory = (
@@ -45,5 +49,4 @@ def compile_ahead(
         - sizes.alias_size_in_bytes
         + sizes.temp_size_in_bytes
     )
-    call = lambda *args: program(held, *args)
-    return Compiled(call, seconds, memory, sizes.temp_size_in_bytes)
+    return Compiled(program, seconds, memory, sizes.temp_size_in_bytes)

@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from innerloop.diagnostics.comparison.result import ComparisonRow
-from innerloop.diagnostics.compiled import Compiled, compile_ahead
+from innerloop.diagnostics.compiled import Compiled, compile_for
 from innerloop.errors import GradientError, InnerloopError
 from innerloop.fidelity import Fidelity
 from innerloop.gradients import MetaGradient
@@ -60,8 +59,8 @@ class Entry:
         or a program that is too large for the device.
         """
         try:
-            of_problem = partial(build, self.row.gradient)
-            self.program = compile_ahead(of_problem, problem, *arguments)
+            of_problem = lambda problem: build(self.row.gradient, problem)
+            self.program = compile_for(of_problem, problem, *arguments)
         except Exception as error:
             self.refuse(error)
             return
