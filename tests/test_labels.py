@@ -13,6 +13,7 @@ from quick import without
 import innerloop as il
 from innerloop.diagnostics.known_values import first_error
 from innerloop.labels import labels
+from innerloop.training import outer_loop
 from innerloop.training.calibration import calibration_sums
 
 KEY = jax.random.key(0)
@@ -283,6 +284,16 @@ def test_the_first_step_of_fit_says_so(name, part):
     options = {"optimizer": optax.adam(1e-3), "steps": 2, "key": KEY}
     with pytest.raises(il.errors.RunError, match="targets reach 3, the network has 3 outputs"):
         il.fit(recipe.estimator(tasks(3, part), 8), recipe.init_meta, **options)
+
+
+def test_an_error_of_the_device_is_not_explained_by_labels(monkeypatch):
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(outer_loop, "outer_steps", exhausted)
+    recipe, options = RECIPES["maml"], {"optimizer": optax.adam(1e-3), "steps": 2, "key": KEY}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        il.fit(recipe.estimator(tasks(3), 8), recipe.init_meta, **options)
 
 
 def test_tasks_with_the_same_labels_are_traced_once():
