@@ -21,11 +21,11 @@ from innerloop.gradients.base import TaskObjective
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.instead import gradient_instead
 from innerloop.gradients.loops import StoreAll
-from innerloop.gradients.missing import missing_derivatives_explained
 from innerloop.gradients.names import gradient_name
 from innerloop.gradients.reach import detached, require_reach
 from innerloop.gradients.surrogate import once_differentiable
 from innerloop.learner import Learner
+from innerloop.missing import missing_derivatives_explained
 from innerloop.problem import Episode, Problem, task_keys
 from innerloop.programs.compiled import compiled_while_used, if_concrete
 from innerloop.sums import Spread, sum_over_tasks

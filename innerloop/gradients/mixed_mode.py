@@ -12,7 +12,7 @@ from innerloop.adaptation import Adaptation, InnerGradient, InnerRule
 from innerloop.fidelity import EXACT, Derivatives, Fidelity
 from innerloop.gradients.forward import jvp
 from innerloop.gradients.inner import named
-from innerloop.gradients.missing import missing_derivatives_explained
+from innerloop.missing import missing_derivatives_explained
 from innerloop.problem import Loss, Problem
 from innerloop.programs import Traced, inputs_read, traced
 from innerloop.tangents import dense, is_zero

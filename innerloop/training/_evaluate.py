@@ -19,8 +19,8 @@ from innerloop.errors import StructureError
 from innerloop.estimators.metrics import named_metrics
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
-from innerloop.gradients.missing import missing_derivatives_explained
 from innerloop.learner import Learner
+from innerloop.missing import missing_derivatives_explained
 from innerloop.objective import check_meta, task_count
 from innerloop.problem import Episode, loss_function, task_keys
 from innerloop.programs.compiled import compiled
