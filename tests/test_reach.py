@@ -205,6 +205,19 @@ def test_backtracking_has_a_reverse_mode(x64, gradient, store_grad):
     np.testing.assert_allclose(grads["w"], expected, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("steps", [1, 9])
+def test_what_acts_in_held_steps_alone_is_named_if_they_are_known_while_tracing(steps):
+    """In a scan the number of a step is traced, so the derivative is a zero that is computed."""
+    inner = lambda params, meta, batch, key: meta["scale"] * jnp.sum(params**2)
+    problem = il.Problem(lambda meta, support, key: meta["w"], inner, fit)
+    held = il.FirstOrder(where=lambda t, params: t < 9)
+    learn = il.GradientDescent(optax.sgd(0.1), steps)
+    step = il.meta_value_and_grad(problem, learn, held)
+    (_, aux), grads = step({"w": META["w"], "scale": jnp.ones(())}, episodes(), KEY)
+    assert grads["scale"] == 0
+    assert list(aux.diagnostics["unreached"]) == ["['scale']"] * (steps == 1)
+
+
 def test_hessian_is_that_of_finite_differences(x64):
     meta = jnp.array([0.5, -1.0, 0.3])
 
