@@ -172,7 +172,8 @@ def meta_value_and_grad(
     """The meta-objective of a batch of tasks and its gradient.
 
     If the returned function is called with concrete arrays, it is compiled, once for each set of
-    argument shapes.
+    argument shapes. A compiled function cannot raise for a value: if a label is not a class, the
+    loss and the gradient are NaN. `check` names such a label.
 
     `aux.diagnostics["unreached"]` has one entry, named by its path, for each leaf of meta that no
     gradient reaches; its gradient is zero. (Meta-gradients without a backward pass, `ForwardMode`
