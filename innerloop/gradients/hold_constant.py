@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation, InnerGradient, InnerRule
 from innerloop.arguments import function, optional
-from innerloop.arguments.kinds import of_python
+from innerloop.arguments.requirement import of_python
 from innerloop.checks import explained
 from innerloop.errors import StructureError
 from innerloop.fidelity import ESTIMATE, Fidelity
