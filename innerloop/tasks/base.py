@@ -12,10 +12,10 @@ from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
 
 from innerloop.arguments import CheckedModule, at_least, checked, function, random_key
+from innerloop.batches import task_count
 from innerloop.checks import explained
 from innerloop.diagnostics.checks.source import written_at
 from innerloop.errors import StructureError
-from innerloop.objective import task_count
 from innerloop.problem import Episode
 from innerloop.programs import difference_between_traces
 from innerloop.programs.compiled import compiled

@@ -11,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import run
 from innerloop.arguments import at_least, checked, flag, instance, optional, random_key
+from innerloop.batches import task_count
 from innerloop.checks import explained, require_on_host
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import placement
@@ -21,7 +22,7 @@ from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
 from innerloop.learner import Learner
 from innerloop.missing import missing_derivatives_explained
-from innerloop.objective import check_meta, task_count
+from innerloop.objective import check_meta
 from innerloop.problem import Episode, loss_function, task_keys
 from innerloop.programs.compiled import compiled
 from innerloop.recipes import Recipe
