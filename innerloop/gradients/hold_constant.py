@@ -131,8 +131,6 @@ def _leaf_by_leaf(held: PyTree, params: PyTree) -> list:
 def _stop_if(held: Any, leaf: Any) -> Any:
     if isinstance(held, bool):
         return jax.lax.stop_gradient(leaf) if held else leaf
-    if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-        return leaf
     return jnp.where(held, jax.lax.stop_gradient(leaf), leaf)
 
 
