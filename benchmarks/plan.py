@@ -32,11 +32,11 @@ from plan_problems import CASES
 from runs import RESULTS, markdown_table, write_json
 
 import innerloop as il
+from innerloop.batches import task_count
 from innerloop.diagnostics import plan
 from innerloop.diagnostics.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.candidates import exact_gradients
 from innerloop.diagnostics.compiled import compile_ahead
-from innerloop.objective import task_count
 
 KEY = jax.random.key(1)
 

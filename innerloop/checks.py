@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jaxtyping import PyTree
 
 from innerloop.errors import InnerloopError, RunError, StructureError
+from innerloop.missing import missing_derivative
 
 T = TypeVar("T")
 
@@ -93,7 +94,7 @@ def failures_explained(name: str, *, write: str | None = None, **given: PyTree) 
     except (InnerloopError, *_TRACING_ERRORS):
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        if misses_derivative(error):  # the function itself is correct
+        if missing_derivative(error):  # the function itself is correct
             raise
         said = " ".join(str(error).split()).rstrip(".")
         raise StructureError(
@@ -118,19 +119,6 @@ def explained(name: str, function: Callable[..., T], *parts: str) -> Callable[..
             return function(*arguments)
 
     return call
-
-
-def misses_derivative(error: BaseException | None) -> bool:
-    """Whether JAX raised an error because a derivative does not exist."""
-    return any(words in str(error) for words in _NO_DERIVATIVE)
-
-
-_NO_DERIVATIVE = (
-    "Reverse-mode differentiation does not work for lax.while_loop",
-    "can't apply forward-mode autodiff (jvp) to a custom_vjp",
-    "allbacks do not support JVP",
-    "Differentiation rule for",
-)
 
 
 def optional_package(name: str, needed_by: str, extra: str) -> Any:

@@ -1,6 +1,5 @@
 """The meta-objective: problem, adaptation and meta-gradient together."""
 
-import math
 from collections.abc import Callable
 from contextlib import ContextDecorator
 from functools import partial
@@ -8,12 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
+from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
 from innerloop.arguments import at_least, checked, instance, optional, random_key
+from innerloop.batches import check_episode, normalised, task_count, task_weights, with_stand_ins
 from innerloop.checks import describe, describe_briefly, is_floating, require_tree
 from innerloop.errors import GradientError, StructureError
 from innerloop.gradients import Aux, MetaGradient, Unroll
@@ -21,16 +19,16 @@ from innerloop.gradients.base import TaskObjective
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.instead import gradient_instead
 from innerloop.gradients.loops import StoreAll
-from innerloop.gradients.missing import missing_derivatives_explained
 from innerloop.gradients.names import gradient_name
 from innerloop.gradients.reach import detached, require_reach
 from innerloop.gradients.surrogate import once_differentiable
 from innerloop.learner import Learner
+from innerloop.missing import missing_derivatives_explained
 from innerloop.problem import Episode, Problem, task_keys
 from innerloop.programs.compiled import compiled_while_used, if_concrete
 from innerloop.sums import Spread, sum_over_tasks
 from innerloop.tangents import refuse_derivative
-from innerloop.trees import element, leaf_names, widened
+from innerloop.trees import element
 
 MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
 """`(meta, episodes, key) -> ((loss, aux), grads)`, over a batch of tasks."""
@@ -150,7 +148,7 @@ def _meta_objective(
     @checked("meta_objective(...)", key=random_key())
     def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
         check_meta(meta)
-        _check_episode(episode)
+        check_episode(episode)
         loss, aux = task_objective(meta, episode, key)
         loss = require_reach(loss, meta, detached)
         if not fidelity.derivatives.second:
@@ -172,7 +170,8 @@ def meta_value_and_grad(
     """The meta-objective of a batch of tasks and its gradient.
 
     If the returned function is called with concrete arrays, it is compiled, once for each set of
-    argument shapes.
+    argument shapes. A compiled function cannot raise for a value: if a label is not a class, the
+    loss and the gradient are NaN. `check` names such a label.
 
     `aux.diagnostics["unreached"]` has one entry, named by its path, for each leaf of meta that no
     gradient reaches; its gradient is zero. (Meta-gradients without a backward pass, `ForwardMode`
@@ -222,10 +221,10 @@ def meta_value_and_grad(
         keys = jax.random.split(key, tasks)
         weights, data = jnp.ones(tasks), Episode(episodes.support, episodes.query)
         if episodes.weight is not None:
-            weights = _task_weights(episodes.weight, tasks)
-            data, keys = _with_stand_ins((data, keys), weights != 0)
+            weights = task_weights(episodes.weight, tasks)
+            data, keys = with_stand_ins((data, keys), weights != 0)
         if any(jnp.result_type(leaf).itemsize < 4 for leaf in jax.tree.leaves(meta)):
-            weights = _normalised(weights)  # a sum may be beyond the range of a narrow type
+            weights = normalised(weights)  # a sum may be beyond the range of a narrow type
         meta = jax.tree.map(jnp.asarray, meta)  # a number would be a part of the program
         given = (problem.frozen, problem.state), meta, data, keys, weights
         return averages(*given, episodes.weight is not None)
@@ -258,51 +257,6 @@ def meta_value_and_grad(
     return value_and_grad
 
 
-def _task_weights(weight: Any, tasks: int) -> Array:
-    """The weights of a batch, `(tasks,)`."""
-    dtype, real = getattr(weight, "dtype", None), (jnp.floating, jnp.integer, jnp.bool_)
-    is_real = dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in real)
-    if not is_real or weight.shape != (tasks,):
-        raise StructureError(
-            "the weights of a batch are one real number for each task",
-            got=f"weight of {describe(weight)} for {tasks} tasks",
-            expected=f"an array of shape ({tasks},)",
-            write=f"Episode(support, query, weight=jax.numpy.ones({tasks}))",
-        )
-    if not isinstance(weight, Tracer):
-        total = float(np.sum(np.asarray(weight, np.float64)))
-        if np.any(np.asarray(weight) != 0) and not 0 < abs(total) < math.inf:
-            raise StructureError(
-                "the weights of a batch have no mean",
-                got=f"{tasks} weights with the sum {total:g}",
-                expected="weights whose sum is finite and not 0, or no task that counts",
-            )
-    weight = jnp.asarray(weight)
-    return widened(weight if is_floating(weight) else weight.astype(float))
-
-
-def _normalised(weights: Array) -> Array:
-    """The weights, scaled to the sum 1; zeros if no task counts."""
-    total = jnp.sum(weights)
-    return jnp.where(jnp.any(weights != 0), weights / total, 0)
-
-
-def _with_stand_ins(batch: PyTree, counts: Bool[Array, " tasks"]) -> PyTree:
-    """The batch with a copy of the first task that counts in place of each that does not.
-
-    Zero times a derivative that is not finite is NaN, so a task of weight zero must not be learned
-    from its own data.
-    """
-    first = jnp.argmax(counts)
-
-    def replaced(leaf: Any) -> Array:
-        leaf = jnp.asarray(leaf)  # NumPy takes no traced index
-        of_task = counts.reshape(-1, *(1,) * (leaf.ndim - 1))
-        return jnp.where(of_task, leaf, leaf[first])
-
-    return jax.tree.map(replaced, batch)
-
-
 def check_meta(meta: PyTree) -> None:
     """Raise `StructureError` unless all leaves of `meta` are floating-point arrays."""
     require_tree("meta", meta)
@@ -316,35 +270,3 @@ def check_meta(meta: PyTree) -> None:
             expected="floating-point numbers and arrays; the functions of a problem "
             "close over all other values",
         )
-
-
-def _check_episode(episode: Episode) -> None:
-    if isinstance(episode, Episode):
-        return
-    several = isinstance(episode, list | tuple) and all(isinstance(e, Episode) for e in episode)
-    write = "jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *episodes)" if several else None
-    if hasattr(episode, "sample"):
-        write = "tasks.evaluation_episodes(distribution, 100, seed=1)"
-    raise StructureError(
-        "a task comes as an Episode",
-        got=describe_briefly(episode),
-        expected="Episode(support, query); a batch of them has the task axis first in every array",
-        write=write,
-    )
-
-
-def task_count(episodes: Episode) -> int:
-    """The number of tasks in a batch; raises `StructureError` if its leaves do not agree."""
-    _check_episode(episodes)
-    leaves = zip(leaf_names(episodes), jax.tree.leaves(episodes), strict=True)
-    shapes = {name: getattr(leaf, "shape", ()) for name, leaf in leaves}  # strings have no shape
-    counts = {name: shape[0] if shape else None for name, shape in shapes.items()}
-    distinct = set(counts.values())
-    tasks = distinct.pop() if len(distinct) == 1 else None
-    if tasks:
-        return tasks
-    raise StructureError(
-        "a batch of episodes needs one task axis that all its leaves share",
-        got=f"leading axes {counts}",
-        expected="the same number of tasks, at least 1, on every leaf",
-    )

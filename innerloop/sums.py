@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.gradients.missing import missing_derivatives_explained
 from innerloop.gradients.reach import watch_reach
 from innerloop.masks import padding_rows
 from innerloop.trees import cast_like, element_structure, stacked, widened
@@ -74,8 +73,7 @@ def _weighted_sum(objective: Callable, unreached: list[str], meta, episodes, key
         loss = widened(loss)
         return jnp.sum(weights.astype(loss.dtype) * loss), aux
 
-    with missing_derivatives_explained():
-        (value, aux), grads = jax.value_and_grad(total, has_aux=True)(meta)
+    (value, aux), grads = jax.value_and_grad(total, has_aux=True)(meta)
     unreached[:] = names()
     return value, aux, grads
 

@@ -103,9 +103,9 @@ CASES = [
         given="search = optimistix.GoldenSearch(1e-3, 1e-3)\n"
         "scalar = Problem(lambda *a: jnp.zeros(()), lambda p, m, b, k: (p - m['w'][0]) ** 2, loss)",
     ),
-    # objective.py
+    # batches.py and objective.py
     Case(
-        "objective.py: a task comes as an Episode",
+        "batches.py: a task comes as an Episode",
         "trace(meta_value_and_grad(problem, adaptation), meta, distribution, key)",
         (
             (
@@ -116,7 +116,7 @@ CASES = [
         ),
     ),
     Case(
-        "objective.py: a task comes as an Episode",
+        "batches.py: a task comes as an Episode",
         "trace(meta_value_and_grad(problem, adaptation), meta, episodes, key)",
         (
             (
@@ -157,7 +157,7 @@ CASES = [
         given="mesh = jax.make_mesh((1,), ('devices',))",
     ),
     Case(
-        "objective.py: the weights of a batch",
+        "batches.py: the weights of a batch",
         "trace(meta_value_and_grad(problem, adaptation), meta, "
         "Episode(support, query, weight=jnp.ones((2, 1))), key)",
         ("Episode(support, query, weight=jax.numpy.ones(2))",),

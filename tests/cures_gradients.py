@@ -124,7 +124,7 @@ CASES = [
         given="procedure = Procedure(lambda meta, support, key: {'w': meta['w']})",
     ),
     Case(
-        "gradients/missing.py: …",
+        "missing.py: …",
         "trace(meta_value_and_grad(Problem(init, loss, halved(loss, of_while)), adaptation))",
         (
             (
@@ -147,7 +147,7 @@ CASES = [
         full=True,
     ),
     Case(
-        "gradients/missing.py: …",
+        "missing.py: …",
         "trace(meta_value_and_grad(custom, adaptation, Unroll(MixedMode())))",
         (
             ("Unroll()", "trace(meta_value_and_grad(custom, adaptation, Unroll()))"),
@@ -166,7 +166,7 @@ CASES = [
         "custom = Problem(init, lambda *a: once(loss(*a)), loss)",
     ),
     Case(
-        "gradients/missing.py: …",
+        "missing.py: …",
         "trace(meta_value_and_grad(problem, called, FirstOrder()))",
         (
             (

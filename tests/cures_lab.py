@@ -26,7 +26,7 @@ CASES = [
         given="from innerloop.checks import optional_package",
     ),
     Case(
-        "arguments/kinds.py: … must be …",
+        "arguments/requirement.py: … must be …",
         "GradientDescent(optax.sgd(0.1), steps=-1)",
         ("GradientDescent(..., steps=5)",),
     ),

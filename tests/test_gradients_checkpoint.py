@@ -72,6 +72,12 @@ def test_offloaded_values_go_to_the_host(offload):
     assert ("MemorySpace.Host" in str(program)) == offload
 
 
+def test_offloaded_values_have_second_derivatives_in_forward_over_reverse(x64):
+    """Reverse over reverse is an error of JAX, which adds a cotangent on the host to another."""
+    hessian = lambda loop: jax.jit(jax.hessian(objective(il.Unroll(loop=loop))))(quadratic_meta())
+    assert_close(hessian(il.Segments(1, offload=True)), hessian(il.Segments(1)))
+
+
 def divided_by_lineax(vector, diagonal):
     return lx.linear_solve(lx.DiagonalLinearOperator(diagonal), vector, lx.Diagonal()).value
 

@@ -11,7 +11,9 @@ import pytest
 from quick import without
 
 import innerloop as il
+from innerloop.diagnostics.known_values import first_error
 from innerloop.labels import labels
+from innerloop.training import outer_loop
 from innerloop.training.calibration import calibration_sums
 
 KEY = jax.random.key(0)
@@ -282,6 +284,33 @@ def test_the_first_step_of_fit_says_so(name, part):
     options = {"optimizer": optax.adam(1e-3), "steps": 2, "key": KEY}
     with pytest.raises(il.errors.RunError, match="targets reach 3, the network has 3 outputs"):
         il.fit(recipe.estimator(tasks(3, part), 8), recipe.init_meta, **options)
+
+
+def test_an_error_of_the_device_is_not_explained_by_labels(monkeypatch):
+    def exhausted(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(outer_loop, "outer_steps", exhausted)
+    recipe, options = RECIPES["maml"], {"optimizer": optax.adam(1e-3), "steps": 2, "key": KEY}
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+        il.fit(recipe.estimator(tasks(3), 8), recipe.init_meta, **options)
+
+
+def test_tasks_with_the_same_labels_are_traced_once():
+    traced, model = [], il.models.linear_head(FEATURES, WIDTH, WAYS)
+
+    def loss(logits, given):
+        traced.append(given)
+        return LOSS(logits, given)
+
+    maml = il.recipes.maml(model, loss, rate=0.4, steps=3)
+    inputs, targets = jax.random.normal(KEY, (8, 9, 2)), jnp.tile(LABELS, (8, 1))
+    given, wrong = (il.Examples(inputs, t) for t in (targets, targets.at[6, 4].set(3)))
+    keys, meta = jax.random.split(KEY, 8), maml.init_meta(KEY)
+    assert first_error(maml.learner, meta, il.Episode(given, given), keys) is None
+    assert len(traced) == 3  # the inner loss by itself and in one step, and the outer loss
+    found = first_error(maml.learner, meta, il.Episode(given, wrong), keys)
+    assert found is not None and "targets reach 3" in found.got
 
 
 @pytest.mark.parametrize("part", without({"query"}, ["support", "query"]))

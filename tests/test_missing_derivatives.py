@@ -199,6 +199,34 @@ def test_the_meta_objective_says_the_same(name):
         jax.eval_shape(jax.grad(f, has_aux=True), META, one, KEY)
 
 
+def test_an_error_that_hides_another_is_not_explained_by_it():
+    """`from None` says that the error before has no part in it."""
+
+    def outer(params, meta, batch, key):
+        try:
+            jax.grad(looped)(params)
+        except ValueError:
+            raise NotImplementedError("a matter of its own") from None
+
+    hiding = il.Problem(lambda meta, support, key: meta["start"], None, outer)
+    learn = il.Procedure(lambda meta, support, key: meta["start"])
+    with pytest.raises(NotImplementedError, match="of its own"):
+        jax.eval_shape(il.meta_value_and_grad(hiding, learn), META, episodes(1), KEY)
+
+
+def test_a_missing_derivative_is_explained_once():
+    with pytest.raises(GradientError) as caught:
+        shapes(looped, "outer", il.Unroll())
+    assert type(caught.value.__context__) is ValueError
+
+
+def test_windows_say_the_same():
+    drawn = il.tasks.IndependentTasks(lambda key: jax.tree.map(lambda x: x[0], episodes(1)))
+    runs = il.estimators.TruncatedUnroll(problem(looped, "outer"), LEARN, drawn, 1, 2, 1)
+    with pytest.raises(GradientError, match=SCAN[0]):
+        runs.step(META, runs.init(META, KEY), None, KEY, 0)
+
+
 def test_learning_and_evaluating_a_loss_without_a_gradient_say_so():
     looping = problem(looped, "inner")
     support = episodes(1).support[0]

@@ -189,23 +189,33 @@ def test_a_differentiable_line_search_is_refused_by_reverse_mode(gradient, chunk
         jax.eval_shape(step, META, episodes(), KEY)
 
 
-def test_backtracking_is_refused_or_right(x64):
+@pytest.mark.parametrize("gradient", [il.Unroll(), il.Unroll(il.MixedMode())])
+@pytest.mark.parametrize("store_grad", [False, True])
+def test_backtracking_has_a_reverse_mode(x64, gradient, store_grad):
     """A backtracked step length is piecewise constant, so JAX can differentiate around its loop."""
-    search = optax.chain(
-        optax.sgd(5.0), optax.scale_by_backtracking_linesearch(max_backtracking_steps=15)
-    )
-    step = jax.jit(il.meta_value_and_grad(LIVE, il.GradientDescent(search, steps=2)))
+    search = optax.scale_by_backtracking_linesearch(15, store_grad=store_grad)
+    learn = il.GradientDescent(optax.chain(optax.sgd(5.0), search), steps=2)
+    step = jax.jit(il.meta_value_and_grad(LIVE, learn, gradient))
     tasks = jax.tree.map(lambda leaf: leaf.astype(float), episodes())
     meta = jnp.array([0.5, -1.0])
-    try:
-        _, grads = step({"w": meta}, tasks, KEY)
-    except il.errors.GradientError as error:
-        assert "until a condition holds" in str(error)
-        return
+    _, grads = step({"w": meta}, tasks, KEY)
     value = lambda w: step({"w": w}, tasks, KEY)[0][0]
     h = 1e-6
     expected = [(value(meta + h * e) - value(meta - h * e)) / (2 * h) for e in jnp.eye(2)]
     np.testing.assert_allclose(grads["w"], expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("steps", [1, 9])
+def test_what_acts_in_held_steps_alone_is_named_if_they_are_known_while_tracing(steps):
+    """In a scan the number of a step is traced, so the derivative is a zero that is computed."""
+    inner = lambda params, meta, batch, key: meta["scale"] * jnp.sum(params**2)
+    problem = il.Problem(lambda meta, support, key: meta["w"], inner, fit)
+    held = il.FirstOrder(where=lambda t, params: t < 9)
+    learn = il.GradientDescent(optax.sgd(0.1), steps)
+    step = il.meta_value_and_grad(problem, learn, held)
+    (_, aux), grads = step({"w": META["w"], "scale": jnp.ones(())}, episodes(), KEY)
+    assert grads["scale"] == 0
+    assert list(aux.diagnostics["unreached"]) == ["['scale']"] * (steps == 1)
 
 
 def test_hessian_is_that_of_finite_differences(x64):

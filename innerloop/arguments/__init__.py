@@ -23,7 +23,6 @@ field; without a default the argument is required. `optional` has the default No
 
 from innerloop.arguments.checking import CheckedModule as CheckedModule
 from innerloop.arguments.checking import checked as checked
-from innerloop.arguments.kinds import Requirement as Requirement
 from innerloop.arguments.kinds import at_least as at_least
 from innerloop.arguments.kinds import between as between
 from innerloop.arguments.kinds import each as each
@@ -32,7 +31,6 @@ from innerloop.arguments.kinds import flag as flag
 from innerloop.arguments.kinds import function as function
 from innerloop.arguments.kinds import instance as instance
 from innerloop.arguments.kinds import interval as interval
-from innerloop.arguments.kinds import kind as kind
 from innerloop.arguments.kinds import number as number
 from innerloop.arguments.kinds import one_of as one_of
 from innerloop.arguments.kinds import optional as optional
@@ -40,6 +38,8 @@ from innerloop.arguments.kinds import or_none as or_none
 from innerloop.arguments.kinds import path as path
 from innerloop.arguments.kinds import positive as positive
 from innerloop.arguments.kinds import random_key as random_key
-from innerloop.arguments.kinds import require as require
-from innerloop.arguments.kinds import requirement_of as requirement_of
 from innerloop.arguments.kinds import with_methods as with_methods
+from innerloop.arguments.requirement import Requirement as Requirement
+from innerloop.arguments.requirement import kind as kind
+from innerloop.arguments.requirement import require as require
+from innerloop.arguments.requirement import requirement_of as requirement_of

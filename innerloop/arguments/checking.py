@@ -18,15 +18,14 @@ from innerloop.arguments.kinds import (
     instance,
     interval,
     number,
-    of_python,
     one_of,
     or_none,
     path,
     positive,
     random_key,
-    require,
     with_methods,
 )
+from innerloop.arguments.requirement import of_python, require
 
 if TYPE_CHECKING:  # the metaclass has no public name
     from equinox._module._module import _ModuleMeta as ModuleMeta

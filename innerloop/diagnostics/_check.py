@@ -8,6 +8,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.arguments import checked, flag, random_key
+from innerloop.batches import task_count
 from innerloop.diagnostics.candidates import exact_gradient
 from innerloop.diagnostics.checks import derivatives, inner_loop, paths, purity, tracing, values
 from innerloop.diagnostics.checks.batches import broadcast_rows, losses_read_data
@@ -24,7 +25,7 @@ from innerloop.diagnostics.checks.statistics import running_statistics
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import NotChecked, Report, Severity
 from innerloop.gradients import MetaGradient
-from innerloop.objective import GRADIENT, check_meta, meta_objective, parts, task_count
+from innerloop.objective import GRADIENT, check_meta, meta_objective, parts
 from innerloop.problem import Episode, Problem
 
 TRACED = (

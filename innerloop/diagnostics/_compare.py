@@ -10,12 +10,13 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.arguments import at_least, between, checked, optional, random_key
+from innerloop.batches import task_count
 from innerloop.diagnostics.candidates import exact_gradient, one_of_every_kind
 from innerloop.diagnostics.comparison.entries import Entry, measure_errors, measure_seconds, reason
 from innerloop.diagnostics.comparison.result import Comparison, ComparisonRow
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.gradients import MetaGradient, gradient_name
-from innerloop.objective import GRADIENT, check_meta, meta_value_and_grad, parts, task_count
+from innerloop.objective import GRADIENT, check_meta, meta_value_and_grad, parts
 from innerloop.problem import Episode, Problem
 from innerloop.trees import number_count
 

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.arguments import at_least, checked, each, instance, one_of, optional
+from innerloop.batches import task_count
 from innerloop.diagnostics.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.candidates import biased_gradients, chunk_sizes, exact_gradients
 from innerloop.diagnostics.compiled import Compiled, compile_for
@@ -18,7 +19,7 @@ from innerloop.diagnostics.text import table
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.fidelity import Kind
 from innerloop.gradients import MetaGradient, gradient_name
-from innerloop.objective import check_meta, meta_value_and_grad, parts, task_count
+from innerloop.objective import check_meta, meta_value_and_grad, parts
 from innerloop.problem import Episode, Problem
 from innerloop.trees import abstract, tree_bytes
 

@@ -24,6 +24,7 @@ from innerloop.estimators.window import Followed, InnerRun, Window, choose, task
 from innerloop.gradients.base import Aux
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.learner import Learner
+from innerloop.missing import missing_derivatives_explained
 from innerloop.objective import check_meta
 from innerloop.sums import sum_over_tasks
 from innerloop.tasks import StreamedTasks, TaskDistribution
@@ -180,7 +181,9 @@ class OnlineWindows(LearningEstimator):
 
         unreached: list[str] = []
         sums = sum_over_tasks(next_window, self.chunk, self.placement.spread, unreached)
-        total, (aux, runs), grads = sums(meta, state, jax.random.split(key, batch), weights)
+        keys = jax.random.split(key, batch)
+        with missing_derivatives_explained():
+            total, (aux, runs), grads = sums(meta, state, keys, weights)
         return _mean(total, aux, grads, weights, unreached), self.placement.by_task(runs)
 
     def apart(self, meta, state, data, key, outer_step, norm) -> Apart:

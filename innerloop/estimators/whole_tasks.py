@@ -12,6 +12,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
 from innerloop.arguments import at_least, instance, with_methods
+from innerloop.batches import task_count
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import round_up
 from innerloop.diagnostics import Plan, plan
@@ -25,7 +26,7 @@ from innerloop.gradients import Implicit, MetaGradient
 from innerloop.gradients.base import Fidelity
 from innerloop.learner import Learner
 from innerloop.masks import padding_rows
-from innerloop.objective import meta_value_and_grad, task_count
+from innerloop.objective import meta_value_and_grad
 from innerloop.problem import Episode, Problem
 from innerloop.sums import SumOverTasks
 from innerloop.tasks import StreamedTasks, TaskDistribution

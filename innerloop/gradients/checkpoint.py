@@ -39,7 +39,9 @@ class Segments(Loop):
         keep_inner_gradients: Whether to keep the inner gradients too (K times the size of the
             parameters). With `MixedMode()`, the repeated steps then compute no gradient.
         offload: Whether to keep the stored values in host memory, if the backend has host memory
-            apart from its own (on a CPU it is the same memory).
+            apart from its own (on a CPU it is the same memory). The meta-objective then has no
+            reverse mode over reverse mode, for which JAX raises its own error about a cotangent of
+            type `<host>`; use `jax.hessian` for second derivatives.
 
     Raises:
         StructureError: If `length` is below 1.

@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation, InnerGradient, InnerRule
 from innerloop.arguments import function, optional
+from innerloop.arguments.requirement import of_python
 from innerloop.checks import explained
 from innerloop.errors import StructureError
 from innerloop.fidelity import ESTIMATE, Fidelity
@@ -33,9 +34,11 @@ class HoldConstant(InnerRule):
     Args:
         where: `(t, params) -> held`, a boolean or a prefix tree of params with booleans: True holds
             the gradient constant at this step or leaf; by default all are held constant. The others
-            are differentiated exactly, at the cost of `Exact()`. t may be traced. A choice of steps
-            is derivative-order annealing within the loop; a choice of leaves can differentiate the
-            head exactly and the body to first order.
+            are differentiated exactly, at the cost of `Exact()`. A choice of steps is
+            derivative-order annealing within the loop; a choice of leaves can differentiate the
+            head exactly and the body to first order. t may be traced: the gradient of a
+            meta-parameter that acts in held steps alone is then a zero that `unreached` does not
+            name.
 
     Raises:
         StructureError: If `where` does not take these arguments, and while tracing if it returns
@@ -115,7 +118,7 @@ def _leaf_by_leaf(held: PyTree, params: PyTree) -> list:
         eqx.is_array_like(flag) and (jnp.result_type(flag) == jnp.bool_ and jnp.shape(flag) == ())
     )
     if flags is not None and all(map(is_boolean, flags)):
-        return flags
+        return of_python(flags)  # for an int t, a comparison may be a boolean of NumPy
     raise StructureError(
         "where must say which inner gradients are constants",
         got=f"where(t, params) = {held!r}",
@@ -128,8 +131,6 @@ def _leaf_by_leaf(held: PyTree, params: PyTree) -> list:
 def _stop_if(held: Any, leaf: Any) -> Any:
     if isinstance(held, bool):
         return jax.lax.stop_gradient(leaf) if held else leaf
-    if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-        return leaf
     return jnp.where(held, jax.lax.stop_gradient(leaf), leaf)
 
 

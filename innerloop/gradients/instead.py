@@ -19,7 +19,7 @@ _CANDIDATES: dict[str, tuple[MetaGradient, ...]] = {
     "while_loop": (Unroll(MixedMode()), ForwardMode(), *_ESTIMATES),
     "custom_vjp": (Unroll(), *_ESTIMATES),
 }
-"""The meta-gradients that may exist without a derivative, by a word of JAX's message about it.
+"""The meta-gradients that may exist without a derivative, by the kind of the derivative.
 
 Exact ones come first."""
 
@@ -33,7 +33,7 @@ def gradient_instead(
         problem: What is optimised.
         adaptation: How the task is learned.
         task: `(meta, episode, key)` of one task, or their shapes.
-        missing: A word of JAX's message about the derivative that is missing.
+        missing: The kind of the derivative that is missing.
 
     Returns:
         The code that constructs the meta-gradient, and its fidelity if it is not exact.

@@ -11,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import run
 from innerloop.arguments import at_least, checked, flag, instance, optional, random_key
+from innerloop.batches import task_count
 from innerloop.checks import explained, require_on_host
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import placement
@@ -19,9 +20,9 @@ from innerloop.errors import StructureError
 from innerloop.estimators.metrics import named_metrics
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
-from innerloop.gradients.missing import missing_derivatives_explained
 from innerloop.learner import Learner
-from innerloop.objective import check_meta, task_count
+from innerloop.missing import missing_derivatives_explained
+from innerloop.objective import check_meta
 from innerloop.problem import Episode, loss_function, task_keys
 from innerloop.programs.compiled import compiled
 from innerloop.recipes import Recipe

@@ -273,7 +273,7 @@ class OuterLoop:
                 self._program, state, data, self._key, count, self.at_most
             )
             taken, fault = int(sound), None
-        except RuntimeError as error:  # a solver raises for values that are not finite
+        except eqx.EquinoxRuntimeError as error:  # a solver raises for values that are not finite
             why = self._error_of_values(state, jax.tree.map(lambda leaf: leaf[0], data))
             if why is None:
                 raise

@@ -13,13 +13,14 @@ from jax.extend import core
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, InnerGradient, InnerRule, Origin, run
+from innerloop.batches import task_count
 from innerloop.diagnostics.candidates import exact_gradient
 from innerloop.diagnostics.checks.loss_program import LossProgram
 from innerloop.diagnostics.findings import Severity
 from innerloop.errors import DetachedError, InnerloopError
 from innerloop.fidelity import EXACT, Fidelity
 from innerloop.gradients import Exact, MetaGradient, StoreAll
-from innerloop.objective import adapt, meta_objective, meta_value_and_grad, task_count
+from innerloop.objective import adapt, meta_objective, meta_value_and_grad
 from innerloop.problem import (
     Episode,
     Loss,

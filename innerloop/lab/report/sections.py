@@ -1,6 +1,6 @@
 """The sections of a report: one table, with a function per entry."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -10,10 +10,10 @@ from innerloop.diagnostics.amounts import format_bytes
 from innerloop.lab.experiments.optimizer_trials import PER_TASK
 from innerloop.lab.experiments.printing import TRIALS, median_and_quartiles, shown_steps, trial_rows
 from innerloop.lab.report import figures, text
-from innerloop.lab.report.blocks import Content, Facts, Figures, Missing, Note, Pairs, TextTable
+from innerloop.lab.report.blocks import Content, Facts, Figures, Note, TextTable
 from innerloop.lab.report.runs import Run, differing, half_interval, same_but_for_the_seed
+from innerloop.lab.report.several import NOT_RECORDED, by_metric, by_name, by_run, having, of_runs
 
-_NONE = "not recorded"
 _CALIBRATION = "calibration error"
 _FAULTS = 20
 """The most rows of the table of outer steps that were not finite."""
@@ -35,7 +35,7 @@ def results(runs: list[Run]) -> Iterator[Content]:
 
 def _outcome(run: Run, digits: int) -> dict[str, tuple[str, str]]:
     """By name, a value and a remark."""
-    reached, calibration = (_NONE, ""), {}
+    reached, calibration = (NOT_RECORDED, ""), {}
     if run.finished:
         mean, half = run.test.mean[run.metric], run.test.interval[run.metric]
         remark = f"{run.test.tasks:,} tasks, {len(mean) - 1} inner steps"
@@ -48,7 +48,7 @@ def _outcome(run: Run, digits: int) -> dict[str, tuple[str, str]]:
     return {
         f"test {run.metric}": reached,
         **calibration,
-        "normalisation": (run.normalisation or _NONE, ""),
+        "normalisation": (run.normalisation or NOT_RECORDED, ""),
         "best by validation": (_known("step {:,}".format, run.best_step), ""),
         "outer steps": (progress, "" if run.finished else "not finished"),
         "wall time": (_wall_time(run), "with compilation and validation"),
@@ -69,7 +69,7 @@ def differences(runs: list[Run]) -> Iterator[Content]:
 def against_tuned(runs: list[Run]) -> Iterator[Content]:
     """Loss curves and a table of each evaluation; nothing for runs that learn no optimizer."""
     for of, trials in [(run, trials) for run in runs for trials in run.trials]:
-        of_run = _of_runs([of], runs)
+        of_run = of_runs([of], runs)
         yield Note(
             f"{trials.steps:,} inner steps on {trials.tasks:,} new tasks of each family (seed "
             f"{trials.seed}){of_run}. Every tuned optimizer has the best of its rates for the "
@@ -89,10 +89,10 @@ def against_tuned(runs: list[Run]) -> Iterator[Content]:
 
 def learning(runs: list[Run]) -> Iterator[Content]:
     """Training loss and validation over outer steps and over time."""
-    begun = yield from _having(runs, lambda run: len(run.log.losses), "the log of outer steps")
-    validated = yield from _having(runs, lambda run: run.log.validations.size, "validation")
+    begun = yield from having(runs, lambda run: len(run.log.losses), "the log of outer steps")
+    validated = yield from having(runs, lambda run: run.log.validations.size, "validation")
     drawn = [figures.training_loss(begun)] if begun else []
-    for metric, same in _by_metric(validated):
+    for metric, same in by_metric(validated):
         drawn += [figures.validation(same, metric, along) for along in ("outer step", "minutes")]
     if drawn:
         yield Figures(runs, drawn)
@@ -100,9 +100,9 @@ def learning(runs: list[Run]) -> Iterator[Content]:
 
 def adaptation(runs: list[Run]) -> Iterator[Content]:
     """The metrics of the test tasks after each inner step."""
-    tested = yield from _having(runs, lambda run: run.finished, "the test evaluation")
+    tested = yield from having(runs, lambda run: run.finished, "the test evaluation")
     if tested:
-        named = _by_name(tested, lambda run: run.metrics)
+        named = by_name(tested, lambda run: run.metrics)
         yield Figures(runs, [figures.adaptation(same, name) for name, same in named])
         twice = dict.fromkeys(pair for run in tested for pair in run.same_metrics)
         for name, other in twice:
@@ -111,13 +111,13 @@ def adaptation(runs: list[Run]) -> Iterator[Content]:
 
 def intervals(runs: list[Run]) -> Iterator[Content]:
     """Means with intervals over tasks, and over seeds where runs differ in the seed only."""
-    tested = yield from _having(runs, lambda run: run.finished, "the test evaluation")
+    tested = yield from having(runs, lambda run: run.finished, "the test evaluation")
     if len(tested) == 1:
         caption = f"Mean over {tested[0].test.tasks:,} test tasks ± 95% interval over tasks"
         yield _by_step(_means(tested[0]), caption)
     else:
         calibrated = f"Expected {_CALIBRATION} of all predictions, 15 bins of confidence"
-        for name, same in _by_name(tested, _means):
+        for name, same in by_name(tested, _means):
             averaged = f"{name}: mean over test tasks ± 95% interval over tasks"
             columns = {run.name: _means(run)[name] for run in same}
             yield _by_step(columns, calibrated if name == _CALIBRATION else averaged)
@@ -168,15 +168,15 @@ def _over_seeds(group: list[Run]) -> TextTable:
 def spread(runs: list[Run]) -> Iterator[Content]:
     """The distribution over single test tasks."""
     what = "the metrics of single test tasks"
-    known = yield from _having(runs, lambda run: run.metric in run.per_task, what)
-    for metric, same in _by_metric(known):
+    known = yield from having(runs, lambda run: run.metric in run.per_task, what)
+    for metric, same in by_metric(known):
         drawn = [run for run in same if len(_ends(run))]
         if drawn:
             yield Figures(
                 runs, [figures.histogram(drawn, metric), figures.quantiles(drawn, metric)]
             )
         yield Note(f"{metric} after the last inner step:")
-        yield _by_run(same, _quantiles)
+        yield by_run(same, _quantiles)
 
 
 def _quantiles(run: Run) -> dict[str, str]:
@@ -184,7 +184,7 @@ def _quantiles(run: Run) -> dict[str, str]:
     shown = {"5% of tasks are below": 0.05, "median task": 0.5, "95% of tasks are below": 0.95}
     values = [np.quantile(finite, share) for share in shown.values()] if len(finite) else []
     digits = text.decimals(np.diff(values) / 10, run.metric)
-    cells = [text.value(each, run.metric, digits) for each in values] or [_NONE] * len(shown)
+    cells = [text.value(each, run.metric, digits) for each in values] or [NOT_RECORDED] * len(shown)
     counted = {"tasks that are not finite": f"{len(run.per_task[run.metric]) - len(finite):,}"}
     return dict(zip(shown, cells, strict=True)) | counted
 
@@ -196,16 +196,16 @@ def _ends(run: Run) -> np.ndarray:
 
 def examples(runs: list[Run]) -> Iterator[Content]:
     """Pictures of single test tasks."""
-    pictured = yield from _having(runs, lambda run: run.pictures, "pictures of single tasks")
+    pictured = yield from having(runs, lambda run: run.pictures, "pictures of single tasks")
     for run in pictured:
         for picture in run.pictures:
-            yield picture._replace(title=f"{picture.title}{_of_runs([run], runs)}")
+            yield picture._replace(title=f"{picture.title}{of_runs([run], runs)}")
 
 
 def gradient(runs: list[Run]) -> Iterator[Content]:
     """The norm, the steps that are not finite, and the leaves that no gradient reaches."""
     what = "the norm of the meta-gradient"
-    normed = yield from _having(runs, lambda run: run.log.norms.size, what)
+    normed = yield from having(runs, lambda run: run.log.norms.size, what)
     if normed:
         yield Figures(runs, [figures.gradient_norm(normed)])
     for run in (run for run in runs if run.log.faults):
@@ -213,21 +213,21 @@ def gradient(runs: list[Run]) -> Iterator[Content]:
         names = list(dict.fromkeys(name for fault in faults for name in fault))
         rows = [[text.setting(fault.get(name)) for name in names] for fault in faults[:_FAULTS]]
         shown = f", the first {_FAULTS} of {len(faults):,}" * (len(faults) > _FAULTS)
-        caption = f"Outer steps that were not finite{_of_runs([run], runs)}{shown}"
+        caption = f"Outer steps that were not finite{of_runs([run], runs)}{shown}"
         yield TextTable(names, rows, caption)
     sound = [run for run in runs if not run.log.faults]
     if sound:
-        yield Note(f"Outer steps that were not finite: none in the log{_of_runs(sound, runs)}.")
+        yield Note(f"Outer steps that were not finite: none in the log{of_runs(sound, runs)}.")
     what = "which meta-parameters a gradient reaches"
-    told = yield from _having(runs, lambda run: run.cost["unreached"] is not None, what)
+    told = yield from having(runs, lambda run: run.cost["unreached"] is not None, what)
     for run in told:
         leaves = ", ".join(run.cost["unreached"]) or "none"
-        yield Note(f"Meta-parameters that no gradient reaches: {leaves}{_of_runs([run], runs)}.")
+        yield Note(f"Meta-parameters that no gradient reaches: {leaves}{of_runs([run], runs)}.")
 
 
 def cost(runs: list[Run]) -> Iterator[Content]:
     """Time, compilation, memory and operations."""
-    yield _by_run(runs, _cost_cells)
+    yield by_run(runs, _cost_cells)
     yield Note(
         "The time of an outer step is the median over calls to the device, without tracing and "
         "compilation. Operations are those of the estimator's step, counted from the program."
@@ -254,14 +254,14 @@ def _cost_cells(run: Run) -> dict[str, str]:
 def configuration(runs: list[Run]) -> Iterator[Content]:
     """Every setting."""
     shown = lambda config: {text.words(name): text.setting(x) for name, x in config.items()}
-    yield _by_run(runs, lambda run: {"experiment": run.experiment} | shown(run.config))
+    yield by_run(runs, lambda run: {"experiment": run.experiment} | shown(run.config))
 
 
 def environment(runs: list[Run]) -> Iterator[Content]:
     """Versions, device, machine."""
-    known = yield from _having(runs, lambda run: run.environment, "the environment")
+    known = yield from having(runs, lambda run: run.environment, "the environment")
     if known:
-        yield _by_run(known, lambda run: run.environment)
+        yield by_run(known, lambda run: run.environment)
 
 
 SECTIONS: Mapping[str, Callable[[list[Run]], Iterable[Content]]] = {
@@ -281,47 +281,9 @@ SECTIONS: Mapping[str, Callable[[list[Run]], Iterable[Content]]] = {
 """The sections in the order of the page, by title. A section without blocks is left out."""
 
 
-def _having(
-    runs: Sequence[Run], has: Callable[[Run], Any], what: str
-) -> Generator[Content, None, list[Run]]:
-    """Returns the runs that have something, and yields a note about those that do not."""
-    missing = [run for run in runs if not has(run)]
-    if missing:
-        yield Missing(f"{what}{_of_runs(missing, runs)}")
-    return [run for run in runs if has(run)]
-
-
-def _by_run(runs: Sequence[Run], entries: Callable[[Run], dict[str, str]]) -> Pairs | TextTable:
-    """Names and values, with a column for each of several runs."""
-    columns = [entries(run) for run in runs]
-    if len(runs) == 1:
-        return Pairs(list(columns[0].items()))
-    names = dict.fromkeys(name for column in columns for name in column)
-    rows = [[name, *(column.get(name, _NONE) for column in columns)] for name in names]
-    return TextTable(["", *(run.name for run in runs)], rows)
-
-
-def _by_name(
-    runs: Sequence[Run], names: Callable[[Run], Iterable[str]]
-) -> list[tuple[str, list[Run]]]:
-    """Each of the names, and the runs that have it."""
-    known = dict.fromkeys(name for run in runs for name in names(run))
-    return [(name, [run for run in runs if name in names(run)]) for name in known]
-
-
-def _by_metric(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
-    """Each metric by which runs are judged, and its runs, which can share axes."""
-    return _by_name(runs, lambda run: [run.metric])
-
-
-def _of_runs(some: Sequence[Run], runs: Sequence[Run]) -> str:
-    """The names of some runs, if there are others besides."""
-    return f" ({', '.join(run.name for run in some)})" if len(runs) > 1 else ""
-
-
 def _known(show: Callable[[Any], str], value: Any) -> str:
-    return _NONE if value is None else show(value)
+    return NOT_RECORDED if value is None else show(value)
 
 
 def _wall_time(run: Run) -> str:
-    return text.duration(run.log.seconds) if run.log.outer_steps else _NONE
+    return text.duration(run.log.seconds) if run.log.outer_steps else NOT_RECORDED
