@@ -1,6 +1,5 @@
 """The meta-objective: problem, adaptation and meta-gradient together."""
 
-import math
 from collections.abc import Callable
 from contextlib import ContextDecorator
 from functools import partial
@@ -8,8 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
@@ -28,9 +25,9 @@ from innerloop.gradients.surrogate import once_differentiable
 from innerloop.learner import Learner
 from innerloop.problem import Episode, Problem, task_keys
 from innerloop.programs.compiled import compiled_while_used, if_concrete
-from innerloop.sums import Spread, sum_over_tasks
+from innerloop.sums import Spread, sum_over_tasks, task_weights
 from innerloop.tangents import refuse_derivative
-from innerloop.trees import element, leaf_names, widened
+from innerloop.trees import element, leaf_names
 
 MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
 """`(meta, episodes, key) -> ((loss, aux), grads)`, over a batch of tasks."""
@@ -220,12 +217,10 @@ def meta_value_and_grad(
             )
         tasks = task_count(episodes)
         keys = jax.random.split(key, tasks)
-        weights, data = jnp.ones(tasks), Episode(episodes.support, episodes.query)
+        weights = task_weights(episodes.weight, tasks, meta)
+        data = Episode(episodes.support, episodes.query)
         if episodes.weight is not None:
-            weights = _task_weights(episodes.weight, tasks)
             data, keys = _with_stand_ins((data, keys), weights != 0)
-        if any(jnp.result_type(leaf).itemsize < 4 for leaf in jax.tree.leaves(meta)):
-            weights = _normalised(weights)  # a sum may be beyond the range of a narrow type
         meta = jax.tree.map(jnp.asarray, meta)  # a number would be a part of the program
         return averages(meta, data, keys, weights, episodes.weight is not None)
 
@@ -250,35 +245,6 @@ def meta_value_and_grad(
         return (total * scale.astype(total.dtype), aux), grads
 
     return value_and_grad
-
-
-def _task_weights(weight: Any, tasks: int) -> Array:
-    """The weights of a batch, `(tasks,)`."""
-    dtype, real = getattr(weight, "dtype", None), (jnp.floating, jnp.integer, jnp.bool_)
-    is_real = dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in real)
-    if not is_real or weight.shape != (tasks,):
-        raise StructureError(
-            "the weights of a batch are one real number for each task",
-            got=f"weight of {describe(weight)} for {tasks} tasks",
-            expected=f"an array of shape ({tasks},)",
-            write=f"Episode(support, query, weight=jax.numpy.ones({tasks}))",
-        )
-    if not isinstance(weight, Tracer):
-        total = float(np.sum(np.asarray(weight, np.float64)))
-        if np.any(np.asarray(weight) != 0) and not 0 < abs(total) < math.inf:
-            raise StructureError(
-                "the weights of a batch have no mean",
-                got=f"{tasks} weights with the sum {total:g}",
-                expected="weights whose sum is finite and not 0, or no task that counts",
-            )
-    weight = jnp.asarray(weight)
-    return widened(weight if is_floating(weight) else weight.astype(float))
-
-
-def _normalised(weights: Array) -> Array:
-    """The weights, scaled to the sum 1; zeros if no task counts."""
-    total = jnp.sum(weights)
-    return jnp.where(jnp.any(weights != 0), weights / total, 0)
 
 
 def _with_stand_ins(batch: PyTree, counts: Bool[Array, " tasks"]) -> PyTree:

@@ -7,8 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
+from innerloop.checks import describe, is_floating
+from innerloop.errors import StructureError
 from innerloop.gradients.missing import missing_derivatives_explained
 from innerloop.gradients.reach import watch_reach
 from innerloop.masks import padding_rows
@@ -57,6 +61,53 @@ def sum_over_tasks(
         return total, stacked(results[0], aux, len(weights)), grads
 
     return sums
+
+
+def task_weights(weight: Any, tasks: int, meta: PyTree) -> Array:
+    """The weights of a batch, `(tasks,)`: ones if none are given.
+
+    Weights that are given are scaled to the sum 1, and so are those of a narrow `meta`: a weight
+    multiplies the derivative of the loss, and a sum over tasks may be beyond the range of its type.
+
+    Args:
+        weight: The weights of the episodes, or None.
+        tasks: The number of tasks.
+        meta: The meta-parameters.
+
+    Returns:
+        The weights. If their sum is 0, they are not scaled, and have no mean.
+
+    Raises:
+        StructureError: If they are not one real number for each task, or known to have no mean.
+    """
+    narrow = any(jnp.result_type(leaf).itemsize < 4 for leaf in jax.tree.leaves(meta))
+    if weight is None and not narrow:
+        return jnp.ones(tasks)
+    weights = jnp.ones(tasks) if weight is None else _checked_weights(weight, tasks)
+    total = jnp.sum(weights)
+    return weights / jnp.where(total == 0, 1, total)
+
+
+def _checked_weights(weight: Any, tasks: int) -> Array:
+    dtype, real = getattr(weight, "dtype", None), (jnp.floating, jnp.integer, jnp.bool_)
+    is_real = dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in real)
+    if not is_real or weight.shape != (tasks,):
+        raise StructureError(
+            "the weights of a batch are one real number for each task",
+            got=f"weight of {describe(weight)} for {tasks} tasks",
+            expected=f"an array of shape ({tasks},)",
+            write=f"Episode(support, query, weight=jax.numpy.ones({tasks}))",
+        )
+    if not isinstance(weight, Tracer):
+        total = float(np.sum(np.asarray(weight, np.float64)))
+        if np.any(np.asarray(weight) != 0) and not 0 < abs(total) < math.inf:
+            raise StructureError(
+                "the weights of a batch have no mean",
+                got=f"{tasks} weights with the sum {total:g}",
+                expected="weights whose sum is finite and not 0, or no task that counts",
+            )
+    weight = jnp.asarray(weight)
+    return widened(weight if is_floating(weight) else weight.astype(float))
 
 
 def _weighted_sum(objective: Callable, unreached: list[str], meta, episodes, keys, weights):

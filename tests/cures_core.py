@@ -157,7 +157,7 @@ CASES = [
         given="mesh = jax.make_mesh((1,), ('devices',))",
     ),
     Case(
-        "objective.py: the weights of a batch",
+        "sums.py: the weights of a batch",
         "trace(meta_value_and_grad(problem, adaptation), meta, "
         "Episode(support, query, weight=jnp.ones((2, 1))), key)",
         ("Episode(support, query, weight=jax.numpy.ones(2))",),
