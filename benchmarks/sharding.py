@@ -104,7 +104,7 @@ def the_program(devices: int | str | None):
     estimator = recipe.estimator(il.tasks.SinusoidTasks(10, 10), BATCH).on(place)
     program = Program(place.place(estimator), optimizer, 0.999, place)
     meta = network.init(jax.random.key(0))
-    state = place.place_state(init_state(meta, optimizer), optimizer)
+    state = place.place_state(init_state(meta, optimizer))
     key, count = place.place(jax.random.key(0)), place.place(np.int32(50))
     lowered = outer_steps.lower(program, state, None, key, count, 50)
     return lowered.compile().compiled.as_text(), meta

@@ -48,8 +48,32 @@ def task_count(episodes: Episode) -> int:
     )
 
 
-def task_weights(weight: Any, tasks: int) -> Array:
-    """The weights of a batch, `(tasks,)`."""
+def task_weights(weight: Any, tasks: int, meta: PyTree) -> Array:
+    """The weights of a batch, `(tasks,)`: ones if none are given.
+
+    Weights that are given are scaled to the sum 1, and so are those of a narrow `meta`: a weight
+    multiplies the derivative of the loss, and a sum over tasks may be beyond the range of its type.
+
+    Args:
+        weight: The weights of the episodes, or None.
+        tasks: The number of tasks.
+        meta: The meta-parameters.
+
+    Returns:
+        The weights. If their sum is 0, they are not scaled, and have no mean.
+
+    Raises:
+        StructureError: If they are not one real number for each task, or known to have no mean.
+    """
+    narrow = any(jnp.result_type(leaf).itemsize < 4 for leaf in jax.tree.leaves(meta))
+    if weight is None and not narrow:
+        return jnp.ones(tasks)
+    weights = jnp.ones(tasks) if weight is None else _checked_weights(weight, tasks)
+    total = jnp.sum(weights)
+    return weights / jnp.where(total == 0, 1, total)
+
+
+def _checked_weights(weight: Any, tasks: int) -> Array:
     dtype, real = getattr(weight, "dtype", None), (jnp.floating, jnp.integer, jnp.bool_)
     is_real = dtype is not None and any(jnp.issubdtype(dtype, kind) for kind in real)
     if not is_real or weight.shape != (tasks,):
@@ -69,12 +93,6 @@ def task_weights(weight: Any, tasks: int) -> Array:
             )
     weight = jnp.asarray(weight)
     return widened(weight if is_floating(weight) else weight.astype(float))
-
-
-def normalised(weights: Array) -> Array:
-    """The weights, scaled to the sum 1; zeros if no task counts."""
-    total = jnp.sum(weights)
-    return jnp.where(jnp.any(weights != 0), weights / total, 0)
 
 
 def with_stand_ins(batch: PyTree, counts: Bool[Array, " tasks"]) -> PyTree:

@@ -64,23 +64,30 @@ def labels(examples: Examples, outputs: int) -> Labels:
         StructureError: If a label whose value is known is not a class of its task, or the task has
             more classes than there are outputs.
     """
-    ways = _ways(examples, outputs)
+    ways, targets = _ways(examples, outputs), jnp.asarray(examples.targets)
+    if not jnp.issubdtype(targets.dtype, jnp.integer):
+        raise StructureError(
+            "labels are integers", got=f"targets {describe(targets)}", expected="integer classes"
+        )
+    classes = None if examples.classes is None else class_mask(examples, outputs)
     given = (examples.targets, examples.mask, examples.classes)
     if not any(isinstance(each, Tracer) for each in given):
-        _refuse_others(examples, outputs, ways)
-    targets = jnp.asarray(examples.targets).astype(jnp.result_type(int))
+        _refuse_others(examples, outputs, ways, classes)
+    whole = jnp.result_type(int)
+    if jnp.iinfo(targets.dtype).max > jnp.iinfo(whole).max:  # it would become a negative number
+        targets = jnp.minimum(targets, jnp.iinfo(whole).max)
+    targets = targets.astype(whole)
     inside = (targets >= 0) & (targets < ways)
     safe = jnp.where(inside, targets, 0)
-    if examples.classes is not None:
-        classes = jnp.asarray(class_mask(examples, outputs))
-        inside &= jnp.take_along_axis(classes, safe[..., None], axis=-1)[..., 0]
+    if classes is not None:
+        inside &= jnp.take_along_axis(jnp.asarray(classes), safe[..., None], axis=-1)[..., 0]
     counts = targets != IGNORED
     if examples.mask is not None:
         counts &= row_mask(targets, examples.mask)
     return Labels(safe, counts, ~jnp.any(counts & ~inside), examples.mask)
 
 
-def class_mask(examples: Examples, outputs: int) -> Bool[Array, "..."] | None:
+def class_mask(examples: Examples, outputs: int) -> Bool[Array | np.ndarray, "..."] | None:
     """For each row, whether each output is a class of the task; None if all outputs are."""
     ways, classes = _ways(examples, outputs), examples.classes
     if classes is None:
@@ -88,15 +95,18 @@ def class_mask(examples: Examples, outputs: int) -> Bool[Array, "..."] | None:
             return None
         rows = jnp.shape(examples.targets)
         return jnp.broadcast_to(jnp.arange(outputs, dtype=jnp.int32) < ways, (*rows, outputs))
-    most = classes.shape[-1] if classes.ndim else 0
-    if classes.dtype != jnp.bool_ or most > outputs:
+    *rows, most = jnp.shape(classes) or (0,)
+    fits = tuple(rows) == jnp.shape(examples.targets) and most <= outputs
+    if classes.dtype != jnp.bool_ or not fits:
         raise StructureError(
             "the classes of the task do not fit the scores",
-            got=f"classes {describe(classes)} for {outputs} outputs",
+            got=f"classes {describe(classes)} for targets {describe(examples.targets)} and "
+            f"{outputs} outputs",
             expected="one boolean per row and output",
         )
     beyond = [(0, 0)] * (classes.ndim - 1) + [(0, outputs - most)]
-    return jnp.pad(jnp.asarray(classes), beyond) if most < outputs else classes
+    pad = jnp.pad if isinstance(classes, Tracer) else np.pad  # known values stay known
+    return pad(classes, beyond) if most < outputs else classes
 
 
 def class_scores(
@@ -134,7 +144,9 @@ def _ways(examples: Examples, outputs: int) -> int:
     return ways
 
 
-def _refuse_others(examples: Examples, outputs: int, ways: int) -> None:
+def _refuse_others(
+    examples: Examples, outputs: int, ways: int, classes: Array | np.ndarray | None
+) -> None:
     """Raise `StructureError` for a label that is not a class of its task."""
     targets = np.asarray(examples.targets)
     counted = targets != IGNORED
@@ -154,9 +166,9 @@ def _refuse_others(examples: Examples, outputs: int, ways: int) -> None:
             write=f"{more}labels from 0 on, such as numpy.unique(labels, return_inverse=True)[1], "
             f"or {IGNORED} in rows without a label",
         )
-    if examples.classes is None or not found.size:
+    if classes is None or not found.size:
         return
-    classes = np.asarray(examples.classes)
+    classes = np.asarray(classes)
     row = np.take_along_axis(classes, np.where(counted, targets, 0)[..., None], axis=-1)[..., 0]
     if not row[counted].all():
         label = targets[counted & ~row].flat[0]

@@ -50,7 +50,7 @@ def blank_rows(values: Shaped[Array, "..."], mask: Array | None) -> Shaped[Array
 
 
 def of_classes(
-    scores: Float[Array, "*rows ways"], classes: Array | None, absent: float
+    scores: Float[Array, "*rows ways"], classes: Array | np.ndarray | None, absent: float
 ) -> Float[Array, "*rows ways"]:
     """`scores` with `absent` at outputs that are not classes of the task; unchanged if `classes` is
     None.

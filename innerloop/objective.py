@@ -11,7 +11,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
 from innerloop.arguments import at_least, checked, instance, optional, random_key
-from innerloop.batches import check_episode, normalised, task_count, task_weights, with_stand_ins
+from innerloop.batches import check_episode, task_count, task_weights, with_stand_ins
 from innerloop.checks import describe, describe_briefly, is_floating, require_tree
 from innerloop.errors import GradientError, StructureError
 from innerloop.gradients import Aux, MetaGradient, Unroll
@@ -219,12 +219,10 @@ def meta_value_and_grad(
             )
         tasks = task_count(episodes)
         keys = jax.random.split(key, tasks)
-        weights, data = jnp.ones(tasks), Episode(episodes.support, episodes.query)
+        weights = task_weights(episodes.weight, tasks, meta)
+        data = Episode(episodes.support, episodes.query)
         if episodes.weight is not None:
-            weights = task_weights(episodes.weight, tasks)
             data, keys = with_stand_ins((data, keys), weights != 0)
-        if any(jnp.result_type(leaf).itemsize < 4 for leaf in jax.tree.leaves(meta)):
-            weights = normalised(weights)  # a sum may be beyond the range of a narrow type
         meta = jax.tree.map(jnp.asarray, meta)  # a number would be a part of the program
         given = (problem.frozen, problem.state), meta, data, keys, weights
         return averages(*given, episodes.weight is not None)

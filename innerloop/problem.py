@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar, Shaped
 
-from innerloop.arguments import CheckedModule, flag, function, optional, or_none
+from innerloop.arguments import (
+    CheckedModule,
+    at_least,
+    flag,
+    function,
+    optional,
+    or_none,
+    require,
+)
 from innerloop.checks import (
     describe,
     explained,
@@ -59,7 +67,8 @@ class Examples(eqx.Module):
             predictions leave the others out. None means that every output is a class.
 
     Raises:
-        StructureError: If inputs or targets are not numbers, such as labels in words.
+        StructureError: If inputs or targets are not numbers, such as labels in words, or `ways` is
+            not a whole number of at least 1.
     """
 
     inputs: PyTree[Array | np.ndarray]
@@ -69,6 +78,7 @@ class Examples(eqx.Module):
     ways: int | None = eqx.field(default=None, static=True)
 
     def __check_init__(self):
+        require(optional(at_least(1, such_as=5)), "ways", self.ways, "Examples")
         if text_type(self.targets) is not None:
             raise StructureError(
                 "targets are not numbers",

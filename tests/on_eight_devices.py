@@ -167,7 +167,7 @@ def held_in_parts():
     from innerloop.training.outer_loop import init_state
 
     meta = RECIPE.init_meta(KEY)
-    state = place.place_state(init_state(meta, optimizer), optimizer)
+    state = place.place_state(init_state(meta, optimizer))
     spread = lambda tree: sum(
         leaf.sharding.spec != PartitionSpec() for leaf in jax.tree.leaves(tree)
     )

@@ -174,6 +174,58 @@ def test_a_label_beyond_the_declared_classes_is_refused(as_users_see_it):
     assert np.isfinite(LOSS(jnp.zeros((9, 5)), examples(LABELS, ways=3))[0])
 
 
+OTHER_CLASSES = {
+    "another number of rows": np.ones((8, WAYS), bool),
+    "one row": np.ones(WAYS, bool),
+    "more classes than outputs": np.ones((9, WAYS + 1), bool),
+    "numbers": np.ones((9, WAYS)),
+}
+
+
+@pytest.mark.parametrize("head", [LOSS, lambda logits, given: labels(given, WAYS)])
+@pytest.mark.parametrize("name", OTHER_CLASSES)
+def test_classes_of_another_form_are_refused(as_users_see_it, name, head):
+    given = examples(LABELS, classes=jnp.asarray(OTHER_CLASSES[name]))
+    for call in (head, jax.jit(head)):
+        with pytest.raises(il.errors.StructureError, match="classes of the task do not fit"):
+            call(jnp.zeros((9, WAYS)), given)
+
+
+def test_classes_of_positions_have_the_shape_of_the_targets(as_users_see_it):
+    targets, logits = LABELS.reshape(3, 3) % 2, jnp.zeros((3, 3, WAYS))
+    given = lambda *shape: il.Examples(INPUTS[:3], targets, None, jnp.ones((*shape, 2), bool))
+    with pytest.raises(il.errors.StructureError, match="classes of the task do not fit"):
+        LOSS(logits, given(3))
+    np.testing.assert_allclose(LOSS(logits, given(3, 3))[0], np.log(2), rtol=1e-6)
+
+
+def test_a_label_beyond_fewer_classes_than_outputs_is_refused(as_users_see_it):
+    given = examples(LABELS, classes=jnp.ones((9, 2), bool))
+    with pytest.raises(il.errors.StructureError, match=r"label 2, whose classes are \[0, 1\]"):
+        LOSS(jnp.zeros((9, 5)), given)
+
+
+@pytest.mark.parametrize("ways", [0, -1, 2.5, True, "3"], ids=str)
+def test_the_number_of_classes_is_a_whole_number(as_users_see_it, ways):
+    with pytest.raises(il.errors.StructureError, match="ways"):
+        examples(LABELS, ways=ways)
+
+
+def test_a_label_of_any_integer_type_has_its_own_value():
+    """-100 in a type without negative numbers is a large label, and no row without a label."""
+    for dtype in (np.uint8, np.uint32):
+        wrapped = np.array([il.models.IGNORED] * 9).astype(dtype)
+        for targets in (wrapped, np.array([*LABELS[:8], wrapped[0]], dtype)):
+            assert np.isnan(jax.jit(LOSS)(jnp.zeros((9, WAYS)), examples(targets))[0])
+        fits = jax.jit(LOSS)(jnp.zeros((9, WAYS)), examples(LABELS.astype(dtype)))
+        np.testing.assert_allclose(fits[0], np.log(3), rtol=1e-6)
+
+
+def test_the_calibration_of_real_targets_is_refused():
+    with pytest.raises(il.errors.StructureError, match="labels are integers"):
+        calibration_sums(jnp.zeros((9, WAYS)), examples(np.zeros(9, np.float32)))
+
+
 def test_a_padded_row_may_have_any_label(x64):
     mask = jnp.arange(9) != 4
     logits = jnp.asarray(RNG.normal(size=(9, WAYS)))

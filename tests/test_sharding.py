@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,15 @@ from fitting import fit
 from halving import ESTIMATORS
 from jax.sharding import AbstractMesh
 from jaxtyping import config
+from optax_rows import ROWS
+from points import POINTS, point_recipe
+from quick import without
 
 import innerloop as il
-from innerloop.devices.sharding import placement
+from innerloop.devices.sharding import largest_axis, placement
 from innerloop.errors import StructureError
 from innerloop.lab.cli import main
+from innerloop.training.outer_loop import init_state
 
 SCRIPT = Path(__file__).parent / "on_eight_devices.py"
 FAST = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # of the time, most is compilation
@@ -104,6 +109,39 @@ ON_DEVICES = (jnp.array(2.0), jnp.array([0.5]))
 @pytest.mark.xdist_group("eight devices")
 def test_a_rule_spreads_meta_its_average_and_the_optimizers_state(found):
     assert found["leaves in parts"] == [3, 3, 3, 3]  # of four leaves: one has a single element
+
+
+NO_STATE_HERE = {  # refused on one device too, or they ask for gradients per example
+    *("scale_by_muon", "sam in a chain", "lookahead", "measure_with_ema", "monitor"),
+    *("differentially_private_aggregate", "dpsgd"),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in NO_STATE_HERE])
+def test_every_optimizers_state_has_a_place(name):
+    """Beside the leaf of meta that it belongs to, also where `init` reads its parameters."""
+    place = placement(jax.make_mesh((1,), ("tasks",)))
+    place = type(place)(place.mesh, largest_axis)
+    meta = {"w": jnp.ones((64, 32)), "b": jnp.ones(3), "in": {"w": jnp.ones((32, 64))}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some of Optax's own
+        state = init_state(meta, ROWS[name].make())
+    placed = place.place_state(state).optimizer
+    assert jax.tree.structure(placed) == jax.tree.structure(state.optimizer)
+    for leaf in jax.tree.leaves(placed):
+        split = leaf.shape in ((64, 32), (32, 64))
+        assert any(leaf.sharding.spec) == split
+
+
+@pytest.mark.parametrize("name", without({"lbfgs", "sm3"}, ["lbfgs", "sm3", "multi_transform"]))
+def test_on_devices_a_run_may_have_any_optimizer(name):
+    optimizer = ROWS[name].make()
+    close = partial(np.testing.assert_allclose, rtol=1e-6)
+    recipe, options = point_recipe(), {"optimizer": optimizer, "steps": 2, "key": jax.random.key(0)}
+    on = lambda devices: il.fit(
+        recipe.estimator(POINTS, 2), recipe.init_meta, **options, devices=devices
+    )
+    jax.tree.map(close, on(None).meta, on(1).meta)
 
 
 @pytest.mark.xdist_group("eight devices")

@@ -1,5 +1,7 @@
 """The weights of a batch of tasks: what they may be, and what does not count does no harm."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -135,6 +137,14 @@ def test_a_task_without_weight_is_not_blamed_for_its_stand_in():
         il.fit(estimator, META, optimizer=optax.sgd(0.1), steps=1, key=KEY)
 
 
+def test_a_run_of_windows_says_that_no_run_counts():
+    runs = il.estimators.TruncatedUnroll(
+        LINE, STILL, Weighted(lambda x: 0 * x), window=1, horizon=1, batch=2
+    )
+    with pytest.raises(il.errors.RunError, match=r"no single task.*weights of sum 0"):
+        il.fit(runs, {"w": jnp.array(2.0)}, optimizer=optax.sgd(0.1), steps=1, key=KEY)
+
+
 @pytest.mark.parametrize("weight", [[1.0, -1.0], [0.0, 0.0]], ids=["cancel", "none counts"])
 def test_a_run_says_that_the_weights_have_no_mean(weight):
     class Two(eqx.Module):
@@ -165,6 +175,75 @@ def test_narrow_weights_are_summed_in_a_wide_type(dtype):
     (expected, _), right = f(META, batch_of([ROWS[1]] * 3), KEY)
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     np.testing.assert_allclose(grads["scale"], right["scale"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", [il.Unroll(), il.ForwardMode()], ids=str)
+@pytest.mark.parametrize("weight", [1e-9, 1e-6, 1e5, 1e30])
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_weights_beyond_the_range_of_a_narrow_loss(weight, chunk, gradient):
+    """A weight multiplies the derivative of the loss, in the type of the loss."""
+    narrow = lambda params, meta, batch, key: ((params["w"] * batch).astype(jnp.float16), None)
+    problem = il.Problem(lambda meta, support, key: meta, narrow, narrow)
+    learn, data = il.GradientDescent(optax.sgd(0.0), 1), jnp.full(3, 2.0)
+    f = il.meta_value_and_grad(problem, learn, gradient, chunk=chunk)
+    (loss, _), grads = f({"w": jnp.array(1.5)}, il.Episode(data, data, jnp.full(3, weight)), KEY)
+    np.testing.assert_allclose([loss, grads["w"]], [3.0, 2.0], rtol=2e-3)
+
+
+class Weighted(eqx.Module):
+    """Tasks with a weight of their own each: the data is 1, 2 or 3, and so is the weight."""
+
+    of: Callable = eqx.field(static=True)
+
+    def sample(self, key, n):
+        data = jax.vmap(lambda key: jax.random.randint(key, (), 1, 4))(jax.random.split(key, n))
+        return il.Episode(data.astype(float), data.astype(float), self.of(data.astype(float)))
+
+
+PRODUCT = lambda params, meta, batch, key: params["w"] * batch.astype(params["w"].dtype)
+LINE = il.Problem(lambda meta, support, key: meta, PRODUCT, PRODUCT)
+STILL = il.GradientDescent(optax.sgd(0.0), 1)
+WEIGHTS = {
+    "real": lambda x: x,
+    "negative": lambda x: -x,
+    "float16, beyond its range": lambda x: (2e4 * x).astype(jnp.float16),
+    "whole": lambda x: x.astype(int),
+    "tiny": lambda x: 1e-30 * x,
+}
+
+
+def window(weight, dtype=float, **options):
+    """The loss and the gradient of windows that are the whole run, and the data."""
+    runs = il.estimators.TruncatedUnroll(
+        LINE, STILL, Weighted(weight), window=1, horizon=1, **{"batch": 5} | options
+    )
+    meta = {"w": jnp.array(2.0, dtype)}
+    state = runs.init(meta, KEY)
+    found, _ = runs.step(meta, state, None, KEY, 0)
+    return found, np.asarray(state.episode.query, float)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_windows_are_weighted_as_whole_tasks_are(name):
+    found, x = window(WEIGHTS[name])
+    assert len(set(x)) > 1
+    mean = np.average(x, weights=x)
+    np.testing.assert_allclose([found.loss, found.grads["w"]], [2 * mean, mean], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [lambda x: x[:, None], lambda x: x[:, None, None], lambda x: x.astype(complex)],
+    ids=["column", "array", "complex"],
+)
+def test_windows_refuse_weights_of_another_form(weight):
+    with pytest.raises(il.errors.StructureError, match="one real number for each task"):
+        window(weight)
+
+
+def test_the_mean_over_many_windows_is_within_the_range_of_float16():
+    found, x = window(lambda x: None, jnp.float16, batch=70_000)
+    np.testing.assert_allclose(np.float32(found.grads["w"]), x.mean(), rtol=2e-3)
 
 
 def test_a_mean_in_float16_is_finite_where_the_sum_is_not():
@@ -205,3 +284,25 @@ def test_sums_over_pairs_and_directions_are_kept_in_a_wide_type():
     ):
         _, grads = il.meta_value_and_grad(problem, learn, gradient)(meta, episode, KEY)
         assert 0.85 < np.float32(grads["w"]) < 1.15
+
+
+@pytest.mark.parametrize("make", [il.ForwardMode, il.EvolutionStrategies], ids=lambda m: m.__name__)
+def test_the_number_of_draws_may_be_beyond_the_range_of_float16(make):
+    one = jnp.ones(1, jnp.float16)
+    draws = il.gradients.RandomDirections(100_000) if make is il.ForwardMode else 100_000
+    rest = () if make is il.ForwardMode else (0.5,)
+    f = il.meta_value_and_grad(LINE, STILL, make(draws, *rest, chunk=1000))
+    _, grads = f({"w": jnp.array(1.0, jnp.float16)}, il.Episode(one, one), KEY)
+    np.testing.assert_allclose(np.float32(grads["w"]), 1, rtol=0.05)
+
+
+def test_the_loss_of_many_pairs_may_be_beyond_the_range_of_float16():
+    runs = il.estimators.PersistentES(
+        LINE, STILL, Weighted(lambda x: None), window=1, horizon=1, batch=1, pairs=40_000, sigma=0.3
+    )
+    meta = {"w": jnp.array(20.0, jnp.float16)}
+    state = runs.init(meta, KEY)
+    found, _ = runs.step(meta, state, None, KEY, 0)
+    x = float(state.episode.query[0])
+    np.testing.assert_allclose(found.loss, 20 * x, rtol=0.01)
+    np.testing.assert_allclose(np.float32(found.grads["w"]), x, rtol=0.05)

@@ -1,5 +1,6 @@
 """Tasks that are drawn on the host while a program is traced: refused, whatever draws them."""
 
+import functools
 import random
 
 import jax
@@ -43,6 +44,16 @@ def _wired(key):
     return values[0] - values[1]
 
 
+def _called(call):
+    like = jax.ShapeDtypeStruct((2,), jnp.float32)
+    return lambda key: jax.pure_callback(call(), like, point(key), vmap_method="sequential")
+
+
+def _in_a_closure():
+    number = np.float32(NUMPY.normal())
+    return lambda x: x * number
+
+
 def _in_a_loop(key):
     move = lambda x, _: (x + jnp.asarray(NUMPY.normal(size=2), jnp.float32), None)
     return jax.lax.scan(move, point(key), None, length=2)[0]
@@ -60,6 +71,9 @@ HOST = {
     "a static number": _rolled,
     "an order": _wired,
     "a loop": _in_a_loop,
+    "a callback's closure": _called(_in_a_closure),
+    "a callback's argument": _called(lambda: functools.partial(np.multiply, NUMPY.normal(size=2))),
+    "a callback's default": _called(lambda: lambda x, by=[NUMPY.normal(size=2)]: x * by[0]),
 }
 
 
@@ -72,6 +86,13 @@ def test_every_draw_on_the_host_is_found(name):
     assert difference_between_traces(draw, KEY) is not None
 
 
+def _recursive():
+    def call(x, times=3):
+        return call(x, times - 1) if times else x
+
+    return call
+
+
 PURE = {
     "a key": point,
     "constants of the host": lambda key: point(key) * np.float32([1, 2]),
@@ -79,6 +100,8 @@ PURE = {
     "a callback": lambda key: jax.pure_callback(
         lambda x: x, jax.ShapeDtypeStruct((2,), jnp.float32), point(key), vmap_method="sequential"
     ),
+    "a callback's closure": _called(lambda two=np.float32(2): lambda x: two * NUMPY.normal() * x),
+    "a callback that calls itself": _called(_recursive),
     "a loop": lambda key: jax.lax.scan(lambda x, _: (x * 2, None), point(key), None, length=3)[0],
     "a key of its own": lambda key: point(jax.random.fold_in(jax.random.key(3), 1)) + point(key),
 }

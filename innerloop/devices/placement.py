@@ -8,7 +8,6 @@ from jaxtyping import PyTree
 
 from innerloop.arguments import CheckedModule
 from innerloop.sums import SumOverTasks
-from innerloop.transformations import Transformation
 
 
 class Placement(CheckedModule):
@@ -40,7 +39,7 @@ class Placement(CheckedModule):
         """Inside a compiled function: places meta-parameters as in the training state."""
 
     @abc.abstractmethod
-    def as_optimizer_state(self, state: PyTree, optimizer: Transformation, meta: PyTree) -> PyTree:
+    def as_optimizer_state(self, state: PyTree, meta: PyTree) -> PyTree:
         """Inside a compiled function: places the optimizer's state of each leaf with that leaf."""
 
     @abc.abstractmethod
@@ -65,7 +64,7 @@ class Placement(CheckedModule):
         """
 
     @abc.abstractmethod
-    def place_state(self, state: PyTree, optimizer: Transformation) -> PyTree:
+    def place_state(self, state: PyTree) -> PyTree:
         """Places the training state, without the estimator's state."""
 
 

@@ -8,7 +8,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
@@ -19,7 +18,6 @@ from innerloop.errors import StructureError
 from innerloop.masks import padding_rows
 from innerloop.programs import traced_without_mesh
 from innerloop.sums import SumOverTasks
-from innerloop.transformations import Transformation
 from innerloop.trees import is_key
 
 MetaRule = Callable[[jax.ShapeDtypeStruct, int], int | None]
@@ -131,9 +129,9 @@ class Sharding(Placement):
         constrained = jax.lax.with_sharding_constraint
         return jax.tree.map(lambda leaf: constrained(leaf, self._sharding(leaf)), meta)
 
-    def as_optimizer_state(self, state: PyTree, optimizer: Transformation, meta: PyTree) -> PyTree:
+    def as_optimizer_state(self, state: PyTree, meta: PyTree) -> PyTree:
         put = jax.lax.with_sharding_constraint
-        return self._of_leaves(optimizer, state, meta, put, self.whole)
+        return self._of_leaves(state, meta, put, self.whole)
 
     def gathered(self, meta: PyTree) -> PyTree:
         if all(leaf.is_fully_replicated for leaf in jax.tree.leaves(meta)):
@@ -150,21 +148,29 @@ class Sharding(Placement):
         specs = {True: self._named(self._tasks), False: self._named(PartitionSpec())}
         return jax.tree.map(lambda leaf, flag: _put(leaf, specs[flag]), tree, flags)
 
-    def place_state(self, state: PyTree, optimizer: Transformation) -> PyTree:
-        inner = self._of_leaves(optimizer, state.optimizer, state.meta, _put, self.place)
+    def place_state(self, state: PyTree) -> PyTree:
+        inner = self._of_leaves(state.optimizer, state.meta, _put, self.place)
         placed = self.place(state._replace(meta=None, average=None, optimizer=None))
         parts = {"meta": state.meta, "average": state.average}
         parts = jax.tree.map(lambda leaf: _put(leaf, self._sharding(leaf)), parts)
         return placed._replace(**parts, optimizer=inner)
 
-    def _of_leaves(self, optimizer: Any, state: Any, meta: Any, put: Callable, rest: Callable):
-        """Places optimizer state with its leaf if the shapes agree, and the rest everywhere."""
+    def _of_leaves(self, state: PyTree, meta: PyTree, put: Callable, rest: Callable) -> PyTree:
+        """Places each array of optimizer state with the leaf of meta whose shape it has and with
+        whose path its own path ends. The rest is whole everywhere.
 
-        def one(kept: Any, leaf: Any) -> Any:
-            whole = self._named(PartitionSpec())
-            return put(kept, self._sharding(leaf) if kept.shape == leaf.shape else whole)
+        `optax.tree.map_params` calls the optimizer's `init` with placeholders in place of arrays,
+        on which line searches, `muon`, `sm3` and optimizers of parts of meta fail.
+        """
+        leaves = jax.tree.leaves_with_path(meta)
 
-        return optax.tree.map_params(optimizer, one, state, meta, transform_non_params=rest)
+        def one(path: tuple, kept: Any) -> Any:
+            for end, leaf in leaves:
+                if path[len(path) - len(end) :] == end and jnp.shape(kept) == leaf.shape:
+                    return put(kept, self._sharding(leaf))
+            return rest(kept)
+
+        return jax.tree.map_with_path(one, state)
 
     def _on_each(
         self, function: Callable, after: Callable, outs: Any, meta: PyTree, *batch: Any

@@ -26,9 +26,9 @@ from innerloop.gradients.surrogate import known_gradient
 from innerloop.learner import Learner
 from innerloop.missing import missing_derivatives_explained
 from innerloop.objective import check_meta
-from innerloop.sums import sum_over_tasks
+from innerloop.sums import sum_over_tasks, task_weights
 from innerloop.tasks import StreamedTasks, TaskDistribution
-from innerloop.trees import all_finite, key_numbers, leaf_shapes
+from innerloop.trees import all_finite, key_numbers, leaf_shapes, widened
 
 
 class WindowResult(NamedTuple):
@@ -171,7 +171,7 @@ class OnlineWindows(LearningEstimator):
         windows = self._windows(outer_step)
         self._check_state(state, partial(self._begun, windows, meta), key)
         batch = len(state.step)
-        weights = jnp.ones(batch) if state.episode.weight is None else state.episode.weight
+        weights = task_weights(state.episode.weight, batch, meta)
 
         def next_window(meta: PyTree, run: InnerRun, key: PRNGKeyArray):
             noise_key, new_key = jax.random.split(key)
@@ -187,11 +187,13 @@ class OnlineWindows(LearningEstimator):
         return _mean(total, aux, grads, weights, unreached), self.placement.by_task(runs)
 
     def apart(self, meta, state, data, key, outer_step, norm) -> Apart:
-        """Runs are kept apart in every step; a step is not finite only if no run is."""
+        """Runs are kept apart in every step. A step is not finite only if no run is, or if their
+        weights have no mean.
+        """
         estimate, after = self.step(meta, state, data, key, outer_step)
         keys = key_numbers(state.key)
         nothing = jax.tree.map(jnp.zeros_like, estimate.grads)
-        return Apart(nothing, after, {"": TaskFaults(jnp.zeros(len(keys), bool), keys)})
+        return Apart(nothing, after, {"": TaskFaults(estimate.aux.diagnostics["counts"], keys)})
 
     def error_of_values(self, meta, state, data, key, outer_step) -> InnerloopError | None:
         keys = jax.vmap(lambda key: jax.random.split(key, 3)[1])(state.key)
@@ -264,7 +266,11 @@ def _mean(total: Scalar, aux: Aux, grads: PyTree, weights: Array, unreached: lis
     """The estimate over the runs that count: NaN and zeros if no run does."""
     judged = jnp.where(aux.diagnostics["counts"], weights, 0)
     counted = jnp.sum(judged)
-    mean = lambda leaf: jnp.where(counted > 0, leaf / counted.astype(leaf.dtype), 0)
+
+    def mean(leaf: Array) -> Array:
+        wide = widened(leaf)
+        return jnp.where(counted != 0, wide / counted.astype(wide.dtype), 0).astype(leaf.dtype)
+
     marks = {name: jnp.ones(len(weights), bool) for name in unreached}
     aux = aux._replace(diagnostics=aux.diagnostics | {"unreached": marks})
     loss = total / counted.astype(total.dtype)

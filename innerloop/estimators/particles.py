@@ -12,7 +12,7 @@ from innerloop.checks import is_floating
 from innerloop.estimators.online_windows import OnlineWindows, WindowResult
 from innerloop.estimators.settings import NO_SETTING
 from innerloop.estimators.window import Followed, Window
-from innerloop.trees import add, differ, drawn_like
+from innerloop.trees import add, differ, drawn_like, widened
 
 
 class Particles(NamedTuple):
@@ -65,14 +65,18 @@ class AntitheticPairs(OnlineWindows):
         self, losses: Float[Array, "pairs 2"], noise: PyTree
     ) -> tuple[Scalar, list[Array | None]]:
         """Loss and estimate, as means over the pairs whose losses are finite; NaN if none is."""
-        plus, minus = losses[:, 0], losses[:, 1]
+        plus, minus = widened(losses[:, 0]), widened(losses[:, 1])
         slopes, means = (plus - minus) / (2 * self.sigma**2), (plus + minus) / 2
         usable = jnp.isfinite(slopes) & jnp.isfinite(means)
         count = jnp.sum(usable.astype(means.dtype))
         loss = jnp.sum(jnp.where(usable, means, 0)) / count
         slopes = jnp.where(usable, slopes, 0) / count
-        leaves = jax.tree.leaves(noise)
-        return loss, [jnp.tensordot(slopes.astype(leaf.dtype), leaf, 1) for leaf in leaves]
+
+        def sum_of(leaf: Array) -> Array:
+            wide = widened(leaf)
+            return jnp.tensordot(slopes.astype(wide.dtype), wide, 1).astype(leaf.dtype)
+
+        return loss, [sum_of(leaf) for leaf in jax.tree.leaves(noise)]
 
 
 class CarriedPairs(AntitheticPairs):
@@ -118,6 +122,7 @@ def mean_of_finite(metrics: PyTree, finite: Bool[Array, "pairs 2"]) -> PyTree:
     def mean(leaf: Array) -> Array:
         leaf = leaf if is_floating(leaf) else leaf.astype(jnp.result_type(float))
         mask = finite.reshape(*finite.shape, *[1] * (leaf.ndim - finite.ndim))
-        return jnp.sum(jnp.where(mask, leaf, 0), axis=(0, 1)) / jnp.sum(finite).astype(leaf.dtype)
+        total = jnp.sum(jnp.where(mask, widened(leaf), 0), axis=(0, 1))
+        return (total / jnp.sum(finite).astype(total.dtype)).astype(leaf.dtype)
 
     return jax.tree.map(mean, metrics)

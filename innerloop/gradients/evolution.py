@@ -65,12 +65,12 @@ class EvolutionStrategies(MetaGradient):
             def pair(i: Array) -> list[Array]:
                 noise = drawn_like(jax.random.fold_in(task_keys(key).gradient, i), fixed)
                 plus, minus = (add(fixed, noise, sign * self.sigma) for sign in (1, -1))
-                rise = outcome(plus).loss - outcome(minus).loss
+                rise = widened(outcome(plus).loss) - widened(outcome(minus).loss)
                 # A perturbation below the precision of meta changes neither meta nor the loss,
                 # which does not mean that the slope is zero.
                 rise = jnp.where(differ(plus, minus), rise, jnp.nan)
                 slope = rise / (2 * self.sigma * self.pairs)
-                return [slope.astype(draw.dtype) * draw for draw in jax.tree.leaves(noise)]
+                return [slope.astype(draw.dtype) * draw for draw in jax.tree.leaves(widened(noise))]
 
             total = sum_in_chunks(pair, self.pairs, self.chunk)
             gradient = cast_like(total, jax.tree.leaves(fixed))

@@ -126,7 +126,7 @@ class RandomDirections(Directions):
         def direction(i):
             return drawn_like(jax.random.fold_in(key, i), leaves, jax.random.rademacher)
 
-        weights = slopes(direction, self.count) / self.count
+        weights = widened(slopes(direction, self.count)) / self.count
 
         # Each direction is drawn again, so that none is kept.
         added = lambda total, i: (add(total, widened(direction(i)), weights[i]), None)

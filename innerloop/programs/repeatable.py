@@ -1,7 +1,9 @@
 """Whether a function gives the same program each time it is traced."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from types import CellType
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +20,10 @@ _TRACE = jax.make_user_context("first")
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, np.generic, np.dtype)
 """The types of parameters that are compared; others are functions, programs or source lines."""
+
+_NUMBERS = (*_PLAIN, jax.Array)
+_DEEPEST = 8
+"""How deep functions in functions are compared; one may hold itself."""
 
 
 class Difference(NamedTuple):
@@ -74,7 +80,9 @@ def _differences(
             yield _at(next(readers, None), callers)
     for one, other in zip(mine, others, strict=False):
         if one.primitive is not other.primitive or not (
-            _all(match, one.invars, other.invars) and _same_parameters(one.params, other.params)
+            _all(match, one.invars, other.invars)
+            and _same_parameters(one.params, other.params)
+            and _same_callback(one, other)
         ):
             yield _at(one, callers)
         for held, again in zip(_held(one), _held(other), strict=False):
@@ -110,6 +118,35 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, tuple | list) and isinstance(other, tuple | list):
         return _all(_same, one, other)
     return not (isinstance(one, _PLAIN) and isinstance(other, _PLAIN)) or _equal(one, other)
+
+
+def _same_callback(one: core.JaxprEqn, other: core.JaxprEqn) -> bool:
+    """Whether two calls of the host, if they return anything, hold the same numbers."""
+    mine, others = (eqn.params.get("callback") if eqn.outvars else None for eqn in (one, other))
+    of = lambda callback: getattr(callback, "callback_func", callback)
+    return _same_function(of(mine), of(others))
+
+
+def _same_function(one: Any, other: Any, depth: int = 0) -> bool:
+    """Whether two functions of the host hold the same numbers, as far as Python shows them."""
+    if isinstance(one, _NUMBERS) or isinstance(other, _NUMBERS):
+        return _equal(one, other)
+    if one is other or depth == _DEEPEST:
+        return True
+    deeper = functools.partial(_same_function, depth=depth + 1)
+    return _all(deeper, _values_of(one), _values_of(other))
+
+
+def _values_of(function: Any) -> list[Any]:
+    """The values that a function, or a container in it, holds."""
+    if isinstance(function, list | tuple):
+        return [*function]
+    if isinstance(function, functools.partial):
+        return [function.func, *function.args, *function.keywords.values()]
+    cells = getattr(function, "__closure__", None) or ()
+    defaults = getattr(function, "__defaults__", None) or ()
+    filled = [cell for cell in cells if cell != CellType()]
+    return [*(cell.cell_contents for cell in filled), *defaults]
 
 
 def _held(eqn: core.JaxprEqn) -> Iterator[core.ClosedJaxpr | _Open]:

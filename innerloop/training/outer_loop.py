@@ -98,7 +98,7 @@ class Program(eqx.Module):
             average = optax.incremental_update(wide, state.average, 1 - self.averaging)
         place = self.placement
         meta, average = place.as_state(meta), place.as_state(average)
-        optimizer_state = place.as_optimizer_state(optimizer_state, self.optimizer, meta)
+        optimizer_state = place.as_optimizer_state(optimizer_state, meta)
         moved = {"meta": meta, "average": average, "optimizer": optimizer_state}
         return state._replace(**moved, step=state.step + 1, in_a_row=jnp.int32(0))
 
@@ -239,7 +239,7 @@ class OuterLoop:
 
     def begin(self, meta: PyTree, step: int = 0) -> TrainState:
         """The state before the outer step `step`, from these meta-parameters."""
-        state = self.placement.place_state(init_state(meta, self.optimizer), self.optimizer)
+        state = self.placement.place_state(init_state(meta, self.optimizer))
         held = _init(self.estimator, meta, self.init_key, step)
         return state._replace(estimator=self._placed(held))
 
