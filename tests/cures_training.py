@@ -176,6 +176,20 @@ CASES = [
         full=True,
     ),
     Case(
+        "training/outer_loop.py: an outer step",
+        "train(of(lambda key: np.random.uniform()))",
+        (
+            (
+                "jax.random with the key that the function is given",
+                "train(of(jax.random.uniform))",
+            ),
+        ),
+        given="def of(draw):\n"
+        "    noisy = lambda params, meta, batch, key: loss(params, meta, batch, key) * draw(key)\n"
+        "    return WholeTasks(Problem(init, noisy, loss), adaptation, Unroll(), distribution, 2)",
+        full=True,
+    ),
+    Case(
         "training/non_finite.py: the loss or the meta-gradient",
         "train(diverging)",
         (

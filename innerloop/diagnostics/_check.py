@@ -30,7 +30,7 @@ from innerloop.problem import Episode, Problem
 TRACED = (
     (purity.captured_state, task_axis, weights_not_negative),
     (tracing.traceable,),
-    (tracing.missing_derivatives,),
+    (purity.same_program, tracing.missing_derivatives),
     (paths.losses_read_params, losses_read_data),
     (paths.unreached_leaves, broadcast_rows, keys_of_draws, running_statistics),
     (overlap, repeats, same_tasks, targets_among_inputs),
@@ -74,7 +74,8 @@ def check(
         run: Whether to run the checks that compute losses and gradients, a few dozen times. If
             False, only the checks that trace are made: missing derivatives (custom rules,
             callbacks, `while_loop`), leaves without a gradient, operations that block the gradient,
-            captured state, faults in the data, and faults in how the losses read the data.
+            captured state, numbers from the host, faults in the data, and faults in how the losses
+            read the data.
 
     Returns:
         A `Report` of findings. Its `left_out` names the checks that could not be made.

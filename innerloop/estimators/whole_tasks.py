@@ -28,7 +28,7 @@ from innerloop.objective import meta_value_and_grad, task_count
 from innerloop.problem import Episode
 from innerloop.sums import SumOverTasks
 from innerloop.tasks import StreamedTasks, TaskDistribution
-from innerloop.tasks.base import sampled
+from innerloop.tasks.base import sampled, tasks_of_any_key
 from innerloop.tasks.streamed import on_device
 from innerloop.trees import (
     all_finite,
@@ -165,8 +165,10 @@ class WholeTasks(LearningEstimator):
         return dataclasses.replace(self, gradient=found.gradient, chunk=chunk), found
 
     def checked_parts(self, key: PRNGKeyArray) -> dict[str, CheckedPart]:
-        learner = Learner(*self.at(0))
-        return {"": CheckedPart(learner, self.gradient, sampled(self.tasks, key, self.batch))}
+        learner, tasks = Learner(*self.at(0)), self.tasks
+        streamed = isinstance(tasks, StreamedTasks)  # which look at their draws themselves
+        found = [] if streamed else tasks_of_any_key(tasks, self.batch)
+        return {"": CheckedPart(learner, self.gradient, sampled(tasks, key, self.batch), found)}
 
     def _value_and_grad(self, outer_step, chunk: int | None, spread: Callable):
         return meta_value_and_grad(*self.at(outer_step), self.gradient, chunk=chunk, spread=spread)

@@ -287,6 +287,6 @@ def _stop_at_faults(estimator: Estimator, meta: PyTree, key: PRNGKeyArray) -> No
             run=False,
         )
         found.raise_errors()
-        for finding in found.findings:
+        for finding in (*part.findings, *found.findings):
             if finding.severity is not Severity.NOTE:
                 warnings.warn(str(finding), stacklevel=3)

@@ -238,8 +238,9 @@ def on_tasks(experiment: FewShot, tasks: int, trained: Path | None) -> tuple[Any
     estimator = dataclasses.replace(experiment, batch=tasks).parts().estimator
     init_key, sample_key, key = jax.random.split(jax.random.key(experiment.seed), 3)
     meta = _trained_meta(experiment, init_key, trained)
-    (learner, gradient, episodes), *_ = estimator.checked_parts(sample_key).values()
-    return learner.problem, learner.adaptation, meta, episodes, key, gradient
+    part, *_ = estimator.checked_parts(sample_key).values()
+    learner = part.learner
+    return learner.problem, learner.adaptation, meta, part.episodes, key, part.gradient
 
 
 def _trained_meta(experiment: FewShot, key: Any, trained: Path | None) -> PyTree:
