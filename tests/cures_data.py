@@ -78,10 +78,34 @@ CASES = [
         given=CHANGED,
     ),
     Case(
+        "tasks/images.py: the tasks are drawn from one split",
+        "ClassificationTasks(splits, ways=2, shots=1, queries=1)",
+        (
+            ("splits.train", "ClassificationTasks(splits.train, ways=2, shots=1, queries=1)"),
+            (
+                ", or splits.validation or splits.test for evaluation",
+                "ClassificationTasks(splits.test, ways=2, shots=1, queries=1)",
+            ),
+        ),
+        given=CHANGED + "splits = Splits(*[upright(images)] * 3)",
+    ),
+    Case(
         "tasks/images.py: there are not enough examples",
         "ClassificationTasks(images, ways=3, shots=7, queries=2)",
         ("ClassificationTasks(..., shots=5, queries=1)",),
         given=CHANGED,
+    ),
+    Case(
+        "tasks/images.py: there are not enough examples",
+        "ClassificationTasks(images, ways=2, shots=2, queries=3)",
+        (
+            "ClassificationTasks(..., shots=1, queries=1)",
+            (
+                ", or images.with_examples(5) in place of images",
+                "ClassificationTasks(images.with_examples(5), ways=2, shots=2, queries=3)",
+            ),
+        ),
+        given=CHANGED + "images = upright(images, counts=[6, 6, 2])",
     ),
     Case(
         "tasks/streamed.py: streamed tasks",

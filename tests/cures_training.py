@@ -1,6 +1,6 @@
 """The cures of estimators and training."""
 
-from cures_core import PART, other_optimizer
+from cures_core import other_optimizers
 from sites import Case
 
 STEPS = """
@@ -168,12 +168,10 @@ CASES = [
         "episodes = Episode(rows, rows)",
         full=True,
     ),
-    Case(
+    *other_optimizers(
         "training/outer_loop.py: the outer optimizer",
-        "train(estimator, optimizer=optax.chain(optax.clip(1.0), part))",
-        other_optimizer("fitted"),
-        given=PART + "fitted = lambda optimizer: train(estimator, optimizer=optimizer)",
-        full=True,
+        "fitted",
+        "fitted = lambda optimizer: train(estimator, optimizer=optimizer)",
     ),
     Case(
         "training/outer_loop.py: an outer step",

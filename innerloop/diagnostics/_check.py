@@ -12,6 +12,7 @@ from innerloop.diagnostics.candidates import exact_gradient
 from innerloop.diagnostics.checks import derivatives, inner_loop, paths, purity, tracing, values
 from innerloop.diagnostics.checks.batches import broadcast_rows, losses_read_data
 from innerloop.diagnostics.checks.episodes import (
+    no_labels,
     same_tasks,
     targets_among_inputs,
     task_axis,
@@ -33,7 +34,7 @@ TRACED = (
     (purity.same_program, tracing.missing_derivatives),
     (paths.losses_read_params, losses_read_data),
     (paths.unreached_leaves, broadcast_rows, keys_of_draws, running_statistics),
-    (overlap, repeats, same_tasks, targets_among_inputs),
+    (overlap, repeats, same_tasks, targets_among_inputs, no_labels),
     (paths.stopped_ways, paths.stepped_ways),
 )
 """Checks that only trace, in stages. Later stages are skipped after errors, which they repeat."""

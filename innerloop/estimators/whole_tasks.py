@@ -18,7 +18,7 @@ from innerloop.diagnostics.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.known_values import first_error
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, TaskFaults, TaskSet
-from innerloop.estimators.learning import LearningEstimator
+from innerloop.estimators.learning import TASKS, LearningEstimator
 from innerloop.estimators.metrics import mean_metrics
 from innerloop.gradients import Implicit, MetaGradient
 from innerloop.gradients.base import Fidelity
@@ -68,9 +68,7 @@ class WholeTasks(LearningEstimator):
     """
 
     gradient: MetaGradient = instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")
-    tasks: TaskDistribution | StreamedTasks = with_methods(
-        "sample", what="a task distribution", such_as="tasks.IndependentTasks(sample_one)"
-    )
+    tasks: TaskDistribution | StreamedTasks = with_methods("sample", **TASKS)
     batch: int = at_least(1, such_as=8)
     tested: Learner | None = eqx.field(default=None, kw_only=True)
 
@@ -155,7 +153,8 @@ class WholeTasks(LearningEstimator):
                 got=f"memory={format_bytes(budget)}",
                 expected=f"more than {format_bytes(held)}: meta-parameters, their average and the "
                 "optimizer's state, before and after a step, and the tasks' own arrays",
-                write=f"fit(..., memory='{math.ceil(2 * held / 2**20)}MiB') (--memory)",
+                write=f"fit(..., memory='{math.ceil(2 * held / 2**20)}MiB') "
+                f"(--memory {math.ceil(2 * held / 2**20)}MiB)",
             )
         problem, adaptation = self.at(0)
         exact = self.gradient.fidelity(adaptation, problem).kind == "exact"

@@ -25,11 +25,12 @@ from innerloop.arguments import (
     or_none,
     random_key,
 )
-from innerloop.checks import explained, require_on_host
+from innerloop.checks import describe_briefly, explained, require_on_host
 from innerloop.devices.placement import Placement
 from innerloop.devices.processes import in_any, together
 from innerloop.devices.sharding import placement
 from innerloop.diagnostics import Plan, Severity
+from innerloop.errors import StructureError
 from innerloop.estimators.base import SUCH_AS, Estimator, TaskSet
 from innerloop.objective import check_meta
 from innerloop.recipes import Recipe
@@ -194,6 +195,12 @@ def fit(
         init_meta = explained("init_meta", init_meta, "key")(init_key)
     meta = init_meta
     check_meta(meta)
+    if not jax.tree.leaves(meta):
+        raise StructureError(
+            "meta is empty, so there is nothing to train",
+            got=f"init_meta={describe_briefly(init_meta)}",
+            expected="a pytree with at least one floating-point array",
+        )
     if check:
         _stop_at_faults(estimator, meta, key)
     planned, plan = estimator.on(place), None

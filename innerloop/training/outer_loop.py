@@ -23,12 +23,12 @@ from innerloop.programs import traced_twice
 from innerloop.programs.compiled import compiled
 from innerloop.training.non_finite import Fault, NonFinite, in_a_step
 from innerloop.transformations import (
-    OTHER_OPTIMIZER,
     Judged,
     Offers,
     Transformation,
     begin,
     lenient_promotion,
+    other_optimizer,
     take_step,
 )
 from innerloop.trees import all_finite, cast_like, definite, length, widened
@@ -141,7 +141,7 @@ def init_state(meta: PyTree, optimizer: Transformation, estimator: PyTree = ()) 
 
 
 def _explained(**given: PyTree) -> AbstractContextManager[None]:
-    return failures_explained("the outer optimizer", write=OTHER_OPTIMIZER, **given)
+    return failures_explained("the outer optimizer", write=other_optimizer, **given)
 
 
 def averaged(state: TrainState) -> PyTree:

@@ -78,6 +78,8 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     chosen = _chosen_loggers(experiment, run)
     with together():
         folder = _folder(experiment, run, config)
+    if is_first():  # not before the settings and the data are known to give a run
+        print(f"{config['experiment']}: run folder {run}", flush=True)
     with closing(folder), _discarded_if_refused(folder):
         bar = ProgressBar(experiment.steps, parts.metric, folder)
         own = (JsonLines(run / LOG), BestMeta(folder), bar)  # The first removes damaged lines.
