@@ -87,11 +87,27 @@ def require_on_host(name: str, *trees: PyTree) -> None:
 
 
 @contextmanager
-def failures_explained(name: str, *, write: str | None = None, **given: PyTree) -> Iterator[None]:
-    """If a user's function raises on the given values, show these values in the error."""
+def failures_explained(
+    name: str, *, write: Callable[[Exception], str | None] | None = None, **given: PyTree
+) -> Iterator[None]:
+    """If a user's function raises on the given values, show these values in the error.
+
+    Args:
+        name: The name of the function.
+        write: Returns the cure for an error, or None.
+        **given: The arguments of the function.
+    """
     try:
         yield
-    except (InnerloopError, *_TRACING_ERRORS):
+    except InnerloopError:
+        raise
+    except _TRACING_ERRORS as error:
+        leaked = isinstance(error, jax.errors.UnexpectedTracerError)
+        if not leaked and not hasattr(error, "__notes__"):  # of a function within this one
+            error.add_note(
+                f"innerloop: {name} reads the value of a traced array. jax.numpy takes the place "
+                "of float, numpy and math, and jnp.where or jax.lax.cond that of if."
+            )
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         if missing_derivative(error):  # the function itself is correct
@@ -101,7 +117,7 @@ def failures_explained(name: str, *, write: str | None = None, **given: PyTree) 
             f"{name} failed on what it was given: {type(error).__name__}: {said}",
             got=", ".join(f"{part}={describe(value)}" for part, value in given.items()),
             expected="a function that runs on these values",
-            write=write,
+            write=write and write(error),
         ) from error
 
 

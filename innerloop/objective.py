@@ -5,6 +5,7 @@ from contextlib import ContextDecorator
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
@@ -267,4 +268,15 @@ def check_meta(meta: PyTree) -> None:
             got=describe_briefly(leaf),
             expected="floating-point numbers and arrays; the functions of a problem "
             "close over all other values",
+            write=_arrays_of(meta),
         )
+
+
+def _arrays_of(meta: PyTree) -> str | None:
+    """What to write if meta is a network, whose functions are leaves too."""
+    if isinstance(meta, eqx.Module):
+        return (
+            "meta, static = equinox.partition(network, equinox.is_inexact_array), and "
+            "equinox.combine(params, static) in the losses"
+        )
+    return "model.init(key)" if hasattr(meta, "init") and hasattr(meta, "apply") else None

@@ -53,11 +53,13 @@ def is_transformation(value: Any) -> bool:
     return requirement is not None and requirement.accepts(value)
 
 
-OTHER_OPTIMIZER = (
-    "optax.adam(1e-2), or for optax.lookahead il.optimizers.lookahead(optax.sgd(0.1), 5, 0.5), or "
-    "il.optimizers.named_arguments(part) around a part of optax.chain that refuses an argument"
-)
-"""The optimizers that the error names if an optimizer fails on its arguments."""
+def other_optimizer(error: Exception) -> str | None:
+    """What to write in place of an optimizer that fails with this error, if the error says it."""
+    if "unexpected keyword argument" in str(error):
+        return "il.optimizers.named_arguments(part) around the part that refuses the argument"
+    if isinstance(error, AttributeError) and "fast" in str(error):  # of `LookaheadParams`
+        return "il.optimizers.lookahead(optax.sgd(0.1), 5, 0.5)"
+    return None
 
 
 @contextmanager

@@ -6,21 +6,30 @@ from sites import Case
 PART = "part = optax.contrib.sam(optax.sgd(0.1), optax.sgd(0.1))\n"
 
 
-def other_optimizer(learned: str) -> tuple:
-    """What is offered in place of an optimizer that fails; `learned` names what calls it."""
+def other_optimizers(site: str, learned: str, given: str) -> list[Case]:
+    """The optimizers that are offered in place of one that fails; `learned` calls one."""
     in_chain = "optax.chain(optax.clip(1.0), il.optimizers.named_arguments(part))"
-    return (
-        ("optax.adam(1e-2)", f"{learned}(optax.adam(1e-2))"),
-        (
-            ", or for optax.lookahead il.optimizers.lookahead(optax.sgd(0.1), 5, 0.5)",
-            f"{learned}(il.optimizers.lookahead(optax.sgd(0.1), 5, 0.5))",
+    looks_ahead = "il.optimizers.lookahead(optax.sgd(0.1), 5, 0.5)"
+    return [
+        Case(
+            site,
+            f"{learned}(optax.chain(optax.clip(1.0), part))",
+            (
+                (
+                    "il.optimizers.named_arguments(part) around the part that refuses the argument",
+                    f"{learned}({in_chain})",
+                ),
+            ),
+            given=PART + given,
+            full=True,
         ),
-        (
-            ", or il.optimizers.named_arguments(part) around a part of optax.chain that refuses "
-            "an argument",
-            f"{learned}({in_chain})",
+        Case(
+            site,
+            f"{learned}(optax.lookahead(optax.sgd(0.1), 5, 0.5))",
+            ((looks_ahead, f"{learned}({looks_ahead})"),),
+            given=given,
         ),
-    )
+    ]
 
 
 CASES = [
@@ -50,11 +59,10 @@ CASES = [
         "trace(meta_value_and_grad(problem, GradientDescent(lambda meta: 0.1, 5)))",
         ("GradientDescent(lambda meta: optax.sgd(meta['rate']), steps=5)",),
     ),
-    Case(
+    *other_optimizers(
         "adaptation/gradient_descent.py: the optimizer",
-        "learned(optax.chain(optax.clip(1.0), part))",
-        other_optimizer("learned"),
-        given=PART + "learned = lambda optimizer: trace(meta_value_and_grad("
+        "learned",
+        "learned = lambda optimizer: trace(meta_value_and_grad("
         "problem, GradientDescent(optimizer, 1)))",
     ),
     Case(
@@ -162,6 +170,27 @@ CASES = [
         "Episode(support, query, weight=jnp.ones((2, 1))), key)",
         ("Episode(support, query, weight=jax.numpy.ones(2))",),
         given="support, query = episodes.support, episodes.query",
+    ),
+    Case(
+        "objective.py: … is not a floating-point array",
+        "adapt(problem, adaptation, network, (), key)",
+        (
+            (
+                "meta, static = equinox.partition(network, equinox.is_inexact_array), and "
+                "equinox.combine(params, static) in the losses",
+                "meta, static = equinox.partition(network, equinox.is_inexact_array)\n"
+                "loss = lambda p, m, b, k: jnp.sum(equinox.combine(p, static)(jnp.ones(1)))\n"
+                "problem = Problem(lambda meta, support, key: meta, loss, loss)\n"
+                "adapt(problem, adaptation, meta, (), key)",
+            ),
+        ),
+        given="import equinox\nnetwork = equinox.nn.MLP(1, 1, 2, 1, key=key)",
+    ),
+    Case(
+        "objective.py: … is not a floating-point array",
+        "train(estimator, meta=model)",
+        (("model.init(key)", "check_meta(model.init(key))"),),
+        given="from innerloop.objective import check_meta\nmodel = mlp([1, 4, 1])",
     ),
     # heads/
     Case(

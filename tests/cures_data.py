@@ -6,25 +6,33 @@ CHARACTERS = "images = np.zeros((3, 6, 4, 4), np.uint8)\n"
 CHANGED = "from innerloop.tasks import *\n" + CHARACTERS
 READ = "rates = il.optimizers.ParameterRates()\nparams = {'w': jnp.ones(2)}\n"
 
+DRAWN = (
+    (
+        "jax.random with the key that it is given",
+        "one = lambda key: Episode(jax.random.normal(key), jax.random.normal(key))\n"
+        "tasks.evaluation_episodes(tasks.IndependentTasks(one), 2, seed=0)",
+    ),
+    (
+        ", or, for data and generators of the host, tasks.StreamedTasks(draw), which calls "
+        "draw(numpy_generator) ahead of the steps",
+        "draw = lambda rng: Episode(rng.normal(size=2), rng.normal(size=2))\n"
+        "tasks.StreamedTasks(draw).sample(key, 2)",
+    ),
+)
+
 CASES = [
     Case(
         "tasks/base.py: the tasks are drawn on the host",
         "tasks.evaluation_episodes(tasks.IndependentTasks(one), 2, seed=0)",
-        (
-            (
-                "jax.random with the key that it is given",
-                "one = lambda key: Episode(jax.random.normal(key), jax.random.normal(key))\n"
-                "tasks.evaluation_episodes(tasks.IndependentTasks(one), 2, seed=0)",
-            ),
-            (
-                ", or, for data and generators of the host, tasks.StreamedTasks(draw), which calls "
-                "draw(numpy_generator) ahead of the steps",
-                "draw = lambda rng: Episode(rng.normal(size=2), rng.normal(size=2))\n"
-                "tasks.StreamedTasks(draw).sample(key, 2)",
-            ),
-        ),
+        DRAWN,
         given="host = np.random.default_rng(0)\n"
         "one = lambda key: Episode(jax.random.normal(key) * host.normal(), jnp.zeros(()))",
+    ),
+    Case(
+        "tasks/base.py: … reads the value of its key",
+        "tasks.evaluation_episodes(tasks.IndependentTasks(one), 2, seed=0)",
+        DRAWN,
+        given="one = lambda key: Episode(jnp.ones(int(jax.random.randint(key, (), 1, 9))), ())",
     ),
     Case(
         "tasks/augmentation.py: there are no images",
@@ -70,10 +78,34 @@ CASES = [
         given=CHANGED,
     ),
     Case(
+        "tasks/images.py: the tasks are drawn from one split",
+        "ClassificationTasks(splits, ways=2, shots=1, queries=1)",
+        (
+            ("splits.train", "ClassificationTasks(splits.train, ways=2, shots=1, queries=1)"),
+            (
+                ", or splits.validation or splits.test for evaluation",
+                "ClassificationTasks(splits.test, ways=2, shots=1, queries=1)",
+            ),
+        ),
+        given=CHANGED + "splits = Splits(*[upright(images)] * 3)",
+    ),
+    Case(
         "tasks/images.py: there are not enough examples",
         "ClassificationTasks(images, ways=3, shots=7, queries=2)",
         ("ClassificationTasks(..., shots=5, queries=1)",),
         given=CHANGED,
+    ),
+    Case(
+        "tasks/images.py: there are not enough examples",
+        "ClassificationTasks(images, ways=2, shots=2, queries=3)",
+        (
+            "ClassificationTasks(..., shots=1, queries=1)",
+            (
+                ", or images.with_examples(5) in place of images",
+                "ClassificationTasks(images.with_examples(5), ways=2, shots=2, queries=3)",
+            ),
+        ),
+        given=CHANGED + "images = upright(images, counts=[6, 6, 2])",
     ),
     Case(
         "tasks/streamed.py: streamed tasks",
@@ -81,6 +113,39 @@ CASES = [
         (("tasks.sample(key, n) outside jax.jit", "tasks.sample(key, n)"),),
         given="one = lambda rng: Episode(rng.normal(size=2), rng.normal(size=2))\n"
         "tasks, n = tasks.StreamedTasks(one), 2",
+    ),
+    Case(
+        "tasks/streamed.py: the tasks of a stream",
+        "tasks.StreamedTasks(draw).sample(key, 9)",
+        (
+            (
+                "Examples(inputs, targets, mask)",
+                "def filled(rng):\n"
+                "    one, mask = draw(rng).query, jnp.arange(4)\n"
+                "    rows = Examples(np.resize(one, 4), np.resize(one, 4), mask < len(one))\n"
+                "    return Episode(rows, rows)\n"
+                "tasks.StreamedTasks(filled).sample(key, 9)",
+            ),
+        ),
+        given="draw = lambda rng: Episode(rng.normal(), rng.normal(size=rng.integers(1, 4)))",
+    ),
+    Case(
+        "tasks/streamed.py: draw takes a random key",
+        "tasks.StreamedTasks(draw).sample(key, 2)",
+        (("tasks.IndependentTasks(draw)", "tasks.IndependentTasks(draw).sample(key, 2)"),),
+        given="draw = lambda key: Episode(jax.random.normal(key), jax.random.normal(key))",
+    ),
+    Case(
+        "tasks/streamed.py: draw gives another task",
+        "tasks.StreamedTasks(draw).sample(key, 2)",
+        (
+            (
+                "the generator that draw is given, in place of numpy.random or of a loader",
+                "draw = lambda rng: Episode(rng.normal(size=2), rng.normal(size=2))\n"
+                "tasks.StreamedTasks(draw).sample(key, 2)",
+            ),
+        ),
+        given="draw = lambda rng: Episode(np.random.normal(size=2), np.random.normal(size=2))",
     ),
     Case(
         "tasks/optimization/family.py: a spectrum",

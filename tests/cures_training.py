@@ -1,6 +1,6 @@
 """The cures of estimators and training."""
 
-from cures_core import PART, other_optimizer
+from cures_core import other_optimizers
 from sites import Case
 
 STEPS = """
@@ -168,11 +168,23 @@ CASES = [
         "episodes = Episode(rows, rows)",
         full=True,
     ),
-    Case(
+    *other_optimizers(
         "training/outer_loop.py: the outer optimizer",
-        "train(estimator, optimizer=optax.chain(optax.clip(1.0), part))",
-        other_optimizer("fitted"),
-        given=PART + "fitted = lambda optimizer: train(estimator, optimizer=optimizer)",
+        "fitted",
+        "fitted = lambda optimizer: train(estimator, optimizer=optimizer)",
+    ),
+    Case(
+        "training/outer_loop.py: an outer step",
+        "train(of(lambda key: np.random.uniform()))",
+        (
+            (
+                "jax.random with the key that the function is given",
+                "train(of(jax.random.uniform))",
+            ),
+        ),
+        given="def of(draw):\n"
+        "    noisy = lambda params, meta, batch, key: loss(params, meta, batch, key) * draw(key)\n"
+        "    return WholeTasks(Problem(init, noisy, loss), adaptation, Unroll(), distribution, 2)",
         full=True,
     ),
     Case(

@@ -271,6 +271,13 @@ def same_tasks(count=3):
     return jax.tree.map(lambda leaf: jnp.stack([leaf[0]] * count), episodes())
 
 
+def labelled_all(label, name="query"):
+    one = episodes()
+    targets = jnp.full((3, 5), label).at[0, 0].set(0 if label == 1 else label)
+    part = Examples(getattr(one, name).inputs, targets)
+    return Episode(one.support, part) if name == "query" else Episode(part, one.query)
+
+
 def leaked(batch):
     return Examples(batch.inputs.at[..., 1].set(batch.targets), batch.targets)
 
@@ -543,6 +550,20 @@ FAULTS = {
             {"data": same_tasks(), "inner": own_dropout},
             {"data": same_tasks(), "by": il.EvolutionStrategies(2, 0.1)},
         ),
+    ),
+    "no labels": Fault(
+        batch_of_episodes.no_labels,
+        {"data": labelled_all(-100)},
+        WARNING,
+        r"no row of the query sets has a label.*all targets are -100.*labels from 0 to classes",
+        ({"data": labelled_all(1)}, {"data": episodes()}),
+    ),
+    "no labels in the support sets": Fault(
+        batch_of_episodes.no_labels,
+        {"data": labelled_all(-100, "support")},
+        WARNING,
+        r"no row of the support sets has a label",
+        ({"data": labelled_all(1, "support")},),
     ),
     "targets among the inputs": Fault(
         batch_of_episodes.targets_among_inputs,

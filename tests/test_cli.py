@@ -1,6 +1,5 @@
 """The command line, in process: what it writes, and one line with the cure for each bad input."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -550,8 +549,18 @@ def test_a_demo_that_is_stopped_tells_the_command_that_goes_on(tmp_path, capsys,
         if len(asked) == 1:
             command = shlex.split(error.split("; ")[1].split(" goes on")[0])
             assert command[0] == "innerloop"
-    (first, run), (again, same) = asked
-    assert run == same and again == dataclasses.replace(first, resume=True)
+    assert asked[0] == asked[1]
+
+
+def test_a_demo_goes_on_with_both_runs_in_its_folder(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("innerloop.lab.cli._train", asked.append)
+    main(["demo", "--folder", str(tmp_path / "demo")])
+    main(["demo"])
+    folders = [tmp_path / "demo" / name for name in ("sinusoid", "digits")]
+    assert [experiment.run for experiment in asked[:2]] == folders
+    assert all(experiment.resume for experiment in asked)
+    assert asked[2].run.parent == asked[3].run.parent != tmp_path / "demo"
 
 
 def test_a_run_whose_name_is_no_text_is_refused(tmp_path, capsys):
@@ -597,6 +606,43 @@ def test_a_loss_that_diverges_is_one_line(tmp_path, capsys):
     log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     (fault,) = json.loads(log[-1])["faults"]
     assert (fault["step"], fault["policy"]) == (0, "stop")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--devices gpu", "Expected: all, None or a whole number from 1"),
+        ("--chunk all", "Expected: None or a whole number from 1"),
+        ("--clip-norm small", "Expected: None or a finite number above 0"),
+    ],
+)
+def test_a_word_that_is_no_number_is_told_what_is(flags, expected, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*SINUSOID, *flags.split()])
+    assert caught.value.code == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert expected in said
+    assert "typing" not in said and "Field(" not in said
+
+
+def test_words_and_numbers_are_read(capsys):
+    for flags in ("--devices all --chunk 2", "--devices 1 --chunk None", "--clip-norm 0.5"):
+        main(["check", "sinusoid", "--width", "5", "--tasks", "2", "--trace-only", *flags.split()])
+    assert capsys.readouterr().out == 3 * "No findings.\n"
+
+
+def test_fewer_steps_than_were_taken_are_refused_by_the_flag(sinusoid_run, tmp_path, capsys):
+    run = shutil.copytree(sinusoid_run, tmp_path / "run")
+    flags = ("--no-cosine", "--steps")
+    main([*SINUSOID, *flags, "3", "--run", str(tmp_path / "own")])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main([*SINUSOID, *flags, "2", "--run", str(tmp_path / "own"), "--resume"])
+    shown = capsys.readouterr()
+    assert shown.err.endswith("Write: --steps 3\n")
+    assert "3/2" not in shown.out
+    assert "the runs in its folders are" in refused(capsys, tmp_path, "report", tmp_path)
+    assert str(run) in refused(capsys, tmp_path, "report", tmp_path)
 
 
 def test_unknown_flags_and_experiments_exit_with_2(capsys):

@@ -45,9 +45,12 @@ def planned(steps=2, **options):
     return il.plan(PROBLEM, learner(steps), META, EPISODES, "1MiB", **options)
 
 
+def whole(tasks):
+    return il.WholeTasks(PROBLEM, learner(1), il.Unroll(), tasks, batch=2)
+
+
 def trained(tasks, **options):
-    estimator = il.WholeTasks(PROBLEM, learner(1), il.Unroll(), tasks, batch=2)
-    return il.fit(estimator, META, optimizer=optax.sgd(0.1), steps=1, key=KEY, **options)
+    return il.fit(whole(tasks), META, optimizer=optax.sgd(0.1), steps=1, key=KEY, **options)
 
 
 REFUSED = {
@@ -60,6 +63,10 @@ REFUSED = {
     "a leaf twice": (lambda: il.subset(META, lambda m: (m, m["w"])), "selects a leaf twice"),
     "a seed that wraps": (lambda: il.tasks.evaluation_episodes(SINES, 2, 2**32), "seed must be"),
     "another number of tasks": (lambda: trained(Three()), "3 tasks from Three"),
+    "no meta-parameters": (
+        lambda: il.fit(whole(SINES), None, optimizer=optax.sgd(0.1), steps=1, key=KEY),
+        "meta is empty, so there is nothing to train.*init_meta=None",
+    ),
     "no candidates": (lambda: planned(gradients=[]), "gradients must be"),
     "nothing biased": (
         lambda: planned(allow=("biased",), steps=0),
@@ -87,6 +94,23 @@ def test_is_refused(call, message):
     with pytest.raises(il.errors.StructureError, match=message) as caught:
         call()
     assert "Expected: " in str(caught.value)
+
+
+@pytest.mark.parametrize("several", [EPISODES, [EPISODES, EPISODES]], ids=["batch", "list"])
+def test_a_fixed_set_of_tasks_is_no_distribution_until_it_is_drawn_from(several):
+    """The names of the cure are those of the reader's arguments."""
+    with pytest.raises(
+        il.errors.StructureError, match="tasks must be a task distribution"
+    ) as caught:
+        whole(several)
+    cure = caught.value.write.partition("tasks=")[2].removesuffix(")")
+    numbered = jnp.tile(jnp.arange(4.0)[:, None], 3)
+    batch = il.Episode(numbered, numbered)
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(4)]
+    given = each if isinstance(several, list) else batch
+    drawn = eval(cure, {"tasks": il.tasks, "jax": jax, "episodes": given}).sample(KEY, 50)
+    np.testing.assert_array_equal(drawn.support, drawn.query)
+    assert set(np.asarray(drawn.support)[:, 0].tolist()) == {0.0, 1.0, 2.0, 3.0}
 
 
 def test_what_is_nearly_refused_is_not():

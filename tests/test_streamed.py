@@ -17,6 +17,7 @@ from innerloop.tasks import streamed
 pytest.importorskip("grain")
 
 CLASSES, EXAMPLES = 7, 8
+KEY = jax.random.key(0)
 
 
 @pytest.fixture
@@ -225,3 +226,49 @@ def test_without_grain_the_cure_is_named(stored, monkeypatch):
     tasks = streamed.StreamedTasks(il.tasks.StoredImages(stored, 2, 1, 1))
     with pytest.raises(il.errors.RunError, match=r"innerloop\[data\]"):
         tasks.feed(jax.random.key(0), 0, 1, 1)
+
+
+def points(values):
+    return il.Episode(np.float32(values), np.float32(values))
+
+
+def of_a_length(rng):
+    return points(rng.normal(size=rng.integers(1, 9)))
+
+
+FAULTY = {
+    "the generator of the module": (
+        lambda rng: points(np.random.normal(size=2)),  # noqa: NPY002
+        r"another task for the same generator.*Write: the generator that draw is given",
+    ),
+    "a generator of its own": (
+        lambda rng, own=np.random.default_rng(0): points(own.normal(size=2)),
+        "another task for the same generator",
+    ),
+    "shapes": (of_a_length, r"do not all have the same shapes.*Examples\(inputs, targets, mask\)"),
+    "a dictionary": (lambda rng: {"support": rng.normal()}, "must return one task as an Episode"),
+    "a key": (
+        lambda key: il.Episode(jax.random.normal(key), jax.random.normal(key)),
+        r"takes a random key of JAX.*tasks.IndependentTasks\(draw\)",
+    ),
+    "a fault of its own": (lambda rng: points(rng.normal(scale="wide")), "draw failed on what"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_draw_that_does_not_follow_from_its_generator_is_refused(name):
+    """By `sample` and by the steps of a run."""
+    draw, message = FAULTY[name]
+    tasks = il.tasks.StreamedTasks(draw)
+    for drawn in (lambda: tasks.sample(KEY, 9), lambda: tasks.feed(KEY, 0, 1, 9)):
+        with pytest.raises(il.errors.StructureError, match=message):
+            drawn()
+
+
+def test_one_task_for_all_generators_is_warned_of():
+    fixed = il.tasks.StreamedTasks(lambda rng: points(np.random.default_rng(0).normal(size=2)))
+    with pytest.warns(UserWarning, match="the same task for every generator"):
+        fixed.sample(KEY, 2)
+    fixed.sample(KEY, 2)  # once
+    few = il.tasks.StreamedTasks(lambda rng: points(rng.integers(2, size=1)))
+    few.sample(KEY, 2)

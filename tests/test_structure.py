@@ -321,6 +321,18 @@ def test_jax_errors_stay_their_own():
         jax.eval_shape(il.meta_value_and_grad(bad, LEARN), *inputs())
 
 
+def test_a_value_that_is_traced_is_told_the_function_that_reads_it():
+    """Beside JAX's own error."""
+    reads = lambda params, meta, batch, key: float(jnp.sum(params)) * jnp.sum(params)
+    problem = il.Problem(lambda meta, support, key: meta, reads, reads)
+    learn = il.GradientDescent(optax.sgd(0.1), 1)
+    one = il.Episode(jnp.ones(2), jnp.ones(2))
+    with pytest.raises(jax.errors.ConcretizationTypeError) as caught:
+        jax.eval_shape(il.meta_objective(problem, learn), jnp.ones(2), one, jax.random.key(0))
+    (note,) = caught.value.__notes__
+    assert "inner_loss reads the value of a traced array" in note
+
+
 def test_subset_merges_back():
     tree = {"head": jnp.ones(2), "body": [jnp.zeros(3)]}
     part, merge = il.subset(tree, lambda tree: (tree["head"], tree["body"][0]))

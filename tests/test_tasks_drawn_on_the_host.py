@@ -1,4 +1,4 @@
-"""Tasks that are drawn on the host while a program is traced: refused, whatever draws them."""
+"""Numbers that are drawn on the host while a program is traced: refused, whatever draws them."""
 
 import functools
 import random
@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from points import POINTS, point_recipe
+from points import POINTS, point_loss, point_recipe
 from quick import without
 
 import innerloop as il
 from innerloop.programs import difference_between_traces
+from innerloop.tasks.base import tasks_of_any_key
 
 KEY = jax.random.key(0)
 NUMPY = np.random.default_rng(0)
@@ -74,6 +75,7 @@ HOST = {
     "a callback's closure": _called(_in_a_closure),
     "a callback's argument": _called(lambda: functools.partial(np.multiply, NUMPY.normal(size=2))),
     "a callback's default": _called(lambda: lambda x, by=[NUMPY.normal(size=2)]: x * by[0]),
+    "the module of NumPy": lambda key: point(key) * np.random.uniform(0.5, 1.5),  # noqa: NPY002
 }
 
 
@@ -206,6 +208,40 @@ def test_a_source_that_the_run_reads_is_not_moved():
     assert len(calls) == 2
 
 
+class Seeded:
+    """A generator that is made anew, or from the value of the key."""
+
+    def __init__(self, of_key):
+        self.of_key = of_key
+
+    def sample(self, key, n):
+        seed = int(jax.random.key_data(key)[-1]) if self.of_key else 0
+        points = jnp.asarray(np.random.default_rng(seed).normal(size=(n, 2)), jnp.float32)
+        return il.Episode(points, points + 0.1)
+
+
+def test_the_same_tasks_in_every_step_are_a_finding():
+    """The cures of the finding have a test above."""
+    with pytest.warns(UserWarning, match="every outer step has the same tasks.*\n.*Seeded.sample"):
+        trained(Seeded(of_key=False), check=True)
+    trained(POINTS, check=True)
+
+    def from_a_callback(key):
+        like = jax.ShapeDtypeStruct((2,), jnp.float32)
+        return episode(jax.pure_callback(lambda: np.float32(NUMPY.normal(size=2)), like))
+
+    assert tasks_of_any_key(il.tasks.IndependentTasks(from_a_callback), 2) == []
+
+
+@pytest.mark.parametrize("where", without({"fit with a budget"}, DRAWN))
+def test_a_seed_from_the_value_of_the_key_is_refused_wherever_tasks_are_drawn(where):
+    by_one = il.tasks.IndependentTasks(lambda key: Seeded(of_key=True).sample(key, 1))
+    for tasks, name in [(Seeded(of_key=True), "Seeded.sample"), (by_one, "sample_one")]:
+        with pytest.raises(il.errors.StructureError, match=f"{name} reads the value") as raised:
+            DRAWN[where](tasks)
+        assert "test_tasks_drawn_on_the_host.py" in raised.value.got
+
+
 class More:
     """One task more than it is asked for."""
 
@@ -217,3 +253,50 @@ class More:
 def test_another_number_of_tasks_is_refused_wherever_they_are_drawn(where):
     with pytest.raises(il.errors.StructureError, match="different number of tasks"):
         DRAWN[where](More())
+
+
+# --- in what an outer step does besides ----------------------------------------------------------
+
+
+def noisy(params, meta, batch, key):
+    """A loss that is scaled by a Python number, which is a literal of the program."""
+    loss, aux = point_loss(params, meta, batch, key)
+    return loss * random.uniform(0.5, 1.5), aux
+
+
+def shifted(meta, support, key):
+    return {"x": meta["x"] + random.uniform(0, 1)}
+
+
+def descent():
+    return il.GradientDescent(lambda meta: optax.sgd(random.random()), 1)
+
+
+START, (PROBLEM, LEARN, *_) = (lambda meta, support, key: meta), point_recipe()
+NOISY = {
+    "the inner loss": (il.Problem(START, noisy, point_loss), LEARN),
+    "the outer loss": (il.Problem(START, point_loss, noisy), LEARN),
+    "init": (il.Problem(shifted, point_loss, point_loss), LEARN),
+    "the inner optimizer": (PROBLEM, descent()),
+    "a procedure": (il.Problem(None, None, point_loss), il.Procedure(shifted)),
+}
+
+
+@pytest.mark.parametrize("where", NOISY)
+def test_a_number_of_the_host_is_refused_in_every_function_of_a_step(where):
+    whole = il.WholeTasks(*NOISY[where], il.Unroll(), POINTS, 2)
+    with pytest.raises(il.errors.StructureError, match="different program each time") as raised:
+        il.fit(whole, point_recipe().init_meta, **OPTIONS)
+    place = "transform.py of a library" if "optimizer" in where else "drawn_on_the_host.py:"
+    assert place in raised.value.got
+    with pytest.raises(il.errors.GradientError, match="different function each time"):
+        il.fit(whole, point_recipe().init_meta, check=True, **OPTIONS)
+
+
+def test_a_number_of_the_host_is_refused_in_windows_and_in_the_outer_optimizer():
+    runs = il.estimators.TruncatedUnroll(*NOISY["the outer loss"], POINTS, 1, 2, 2)
+    whole = il.WholeTasks(PROBLEM, LEARN, il.Unroll(), POINTS, 2)
+    scheduled = optax.sgd(lambda count: 0.1 * random.random())
+    for estimator, optimizer in [(runs, optax.sgd(0.1)), (whole, scheduled)]:
+        with pytest.raises(il.errors.StructureError, match="different program each time"):
+            il.fit(estimator, point_recipe().init_meta, **OPTIONS | {"optimizer": optimizer})

@@ -168,7 +168,7 @@ def test_an_argument_that_a_part_of_a_chain_refuses():
 
 def test_lookahead_with_plain_parameters():
     raw = optax.lookahead(optax.sgd(0.1), 2, 0.5)
-    with pytest.raises(il.errors.StructureError, match=r"or for optax.lookahead il\.opt"):
+    with pytest.raises(il.errors.StructureError, match=r"Write: il\.optimizers\.lookahead"):
         adapted(il.GradientDescent(raw, steps=1))  # the cure is a row of JUDGED
 
 

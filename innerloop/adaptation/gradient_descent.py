@@ -15,7 +15,6 @@ from innerloop.errors import StructureError
 from innerloop.problem import at_state, initial_params, loss_function, next_state, with_state
 from innerloop.transformations import (
     JUDGED,
-    OTHER_OPTIMIZER,
     Judged,
     Offers,
     Transformation,
@@ -23,6 +22,7 @@ from innerloop.transformations import (
     curved,
     is_transformation,
     lenient_promotion,
+    other_optimizer,
     sloped,
     take_step,
     transformation,
@@ -133,6 +133,6 @@ class GradientDescent(Adaptation):
         Users who make promotion strict mean their own losses.
         """
         # If a function of meta makes the optimizer, meta may be the reason for the failure.
-        write = OTHER_OPTIMIZER if is_transformation(self.optimizer) else None
+        write = other_optimizer if is_transformation(self.optimizer) else None
         with failures_explained("the optimizer", write=write, **given), lenient_promotion():
             yield

@@ -123,11 +123,18 @@ def instance(
 
 
 @kind
-def with_methods(*methods: str, what: str, such_as: str, **field: Any) -> Any:
-    """An object, and no class, that has the methods; `what` and `such_as` as in `instance`."""
+def with_methods(
+    *methods: str,
+    what: str,
+    such_as: str,
+    instead: Mapping[type, str] = MappingProxyType({}),
+    **field: Any,
+) -> Any:
+    """An object, and no class, that has the methods; the other arguments are as in `instance`."""
     callables = lambda value: (callable(getattr(value, method, None)) for method in methods)
     accepts = lambda value: not isinstance(value, type) and all(callables(value))
-    return Requirement(accepts, what, f"an object with {', '.join(methods)}", such_as)
+    expected = f"an object with {', '.join(methods)}"
+    return Requirement(accepts, what, expected, such_as, instead=tuple(instead.items()))
 
 
 @kind

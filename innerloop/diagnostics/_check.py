@@ -13,6 +13,7 @@ from innerloop.diagnostics.candidates import exact_gradient
 from innerloop.diagnostics.checks import derivatives, inner_loop, paths, purity, tracing, values
 from innerloop.diagnostics.checks.batches import broadcast_rows, losses_read_data
 from innerloop.diagnostics.checks.episodes import (
+    no_labels,
     same_tasks,
     targets_among_inputs,
     task_axis,
@@ -31,10 +32,10 @@ from innerloop.problem import Episode, Problem
 TRACED = (
     (purity.captured_state, task_axis, weights_not_negative),
     (tracing.traceable,),
-    (tracing.missing_derivatives,),
+    (purity.same_program, tracing.missing_derivatives),
     (paths.losses_read_params, losses_read_data),
     (paths.unreached_leaves, broadcast_rows, keys_of_draws, running_statistics),
-    (overlap, repeats, same_tasks, targets_among_inputs),
+    (overlap, repeats, same_tasks, targets_among_inputs, no_labels),
     (paths.stopped_ways, paths.stepped_ways),
 )
 """Checks that only trace, in stages. Later stages are skipped after errors, which they repeat."""
@@ -75,7 +76,8 @@ def check(
         run: Whether to run the checks that compute losses and gradients, a few dozen times. If
             False, only the checks that trace are made: missing derivatives (custom rules,
             callbacks, `while_loop`), leaves without a gradient, operations that block the gradient,
-            captured state, faults in the data, and faults in how the losses read the data.
+            captured state, numbers from the host, faults in the data, and faults in how the losses
+            read the data.
 
     Returns:
         A `Report` of findings. Its `left_out` names the checks that could not be made.

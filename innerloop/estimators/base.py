@@ -1,6 +1,7 @@
 """What an estimator is: the gradient of the outer objective, with state between outer steps."""
 
 import abc
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.arguments import CheckedModule
 from innerloop.devices.placement import Placement
+from innerloop.diagnostics import Finding
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.estimators.settings import settings_of
 from innerloop.gradients.base import Fidelity
@@ -78,11 +80,15 @@ class TaskSet(NamedTuple):
 
 
 class CheckedPart(NamedTuple):
-    """What `check` looks at: one problem with its adaptation, meta-gradient and a few tasks."""
+    """What `check` looks at: one problem with its adaptation, meta-gradient and a few tasks.
+
+    `findings` are those about how the tasks are drawn.
+    """
 
     learner: Learner
     gradient: Any
     episodes: Any
+    findings: Sequence[Finding] = ()
 
 
 class Estimator(CheckedModule):

@@ -14,7 +14,20 @@ from innerloop.devices.placement import OneDevice, Placement
 from innerloop.errors import StructureError
 from innerloop.estimators.base import Estimator
 from innerloop.estimators.settings import NO_SETTING
-from innerloop.problem import Problem
+from innerloop.problem import Episode, Problem
+
+_FROM = "tasks.IndependentTasks(lambda key: jax.tree.map({}))"
+TASKS: dict[str, Any] = {
+    "what": "a task distribution",
+    "such_as": "tasks.IndependentTasks(sample_one)",
+    "instead": {
+        Episode: _FROM.format("lambda leaf: jax.random.choice(key, leaf), episodes"),
+        list: _FROM.format(
+            "lambda *leaves: jax.random.choice(key, jax.numpy.stack(leaves)), *episodes"
+        ),
+    },
+}
+"""What the error says of a fixed set of tasks: a step draws from it with replacement."""
 
 Schedule = Callable[[Int[Array, ""]], tuple[Problem, Adaptation]]
 """`outer step -> (problem, adaptation)`. The step is traced: numbers may differ, shapes may not."""

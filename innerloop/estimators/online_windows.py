@@ -18,7 +18,7 @@ from innerloop.diagnostics.known_values import first_error
 from innerloop.errors import GradientError, InnerloopError, StructureError
 from innerloop.estimators.base import Apart, Estimate, TaskFaults
 from innerloop.estimators.horizons import Horizon, as_tuple, check_windows, lengths_of
-from innerloop.estimators.learning import LearningEstimator
+from innerloop.estimators.learning import TASKS, LearningEstimator
 from innerloop.estimators.metrics import mean_metrics
 from innerloop.estimators.window import Followed, InnerRun, Window, choose, task_of_run
 from innerloop.gradients.base import Aux
@@ -78,9 +78,7 @@ class OnlineWindows(LearningEstimator):
         schedule: As in `WholeTasks`.
     """
 
-    tasks: TaskDistribution = with_methods(
-        "sample", what="a task distribution", such_as="tasks.IndependentTasks(sample_one)"
-    )
+    tasks: TaskDistribution = with_methods("sample", **TASKS)
     window: int = at_least(1, such_as=20)
     horizon: Horizon = either(at_least(1, such_as=100), each(at_least(1)))
     batch: int = at_least(1, such_as=8)

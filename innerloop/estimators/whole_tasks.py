@@ -20,7 +20,7 @@ from innerloop.diagnostics.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.known_values import first_error
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, TaskFaults, TaskSet
-from innerloop.estimators.learning import LearningEstimator
+from innerloop.estimators.learning import TASKS, LearningEstimator
 from innerloop.estimators.metrics import mean_metrics, mean_state
 from innerloop.gradients import Implicit, MetaGradient
 from innerloop.gradients.base import Fidelity
@@ -30,7 +30,7 @@ from innerloop.objective import meta_value_and_grad
 from innerloop.problem import Episode, Problem
 from innerloop.sums import SumOverTasks
 from innerloop.tasks import StreamedTasks, TaskDistribution
-from innerloop.tasks.base import sampled
+from innerloop.tasks.base import sampled, tasks_of_any_key
 from innerloop.tasks.streamed import on_device
 from innerloop.trees import (
     all_finite,
@@ -72,9 +72,7 @@ class WholeTasks(LearningEstimator):
     """
 
     gradient: MetaGradient = instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")
-    tasks: TaskDistribution | StreamedTasks = with_methods(
-        "sample", what="a task distribution", such_as="tasks.IndependentTasks(sample_one)"
-    )
+    tasks: TaskDistribution | StreamedTasks = with_methods("sample", **TASKS)
     batch: int = at_least(1, such_as=8)
     tested: Learner | None = eqx.field(default=None, kw_only=True)
 
@@ -170,7 +168,8 @@ class WholeTasks(LearningEstimator):
                 got=f"memory={format_bytes(budget)}",
                 expected=f"more than {format_bytes(held)}: meta-parameters, their average and the "
                 "optimizer's state, before and after a step, and the tasks' own arrays",
-                write=f"fit(..., memory='{math.ceil(2 * held / 2**20)}MiB') (--memory)",
+                write=f"fit(..., memory='{math.ceil(2 * held / 2**20)}MiB') "
+                f"(--memory {math.ceil(2 * held / 2**20)}MiB)",
             )
         problem, adaptation = self.at(0)
         exact = self.gradient.fidelity(adaptation, problem).kind == "exact"
@@ -180,8 +179,10 @@ class WholeTasks(LearningEstimator):
         return dataclasses.replace(self, gradient=found.gradient, chunk=chunk), found
 
     def checked_parts(self, key: PRNGKeyArray) -> dict[str, CheckedPart]:
-        learner = Learner(*self.at(0))
-        return {"": CheckedPart(learner, self.gradient, sampled(self.tasks, key, self.batch))}
+        learner, tasks = Learner(*self.at(0)), self.tasks
+        streamed = isinstance(tasks, StreamedTasks)  # which look at their draws themselves
+        found = [] if streamed else tasks_of_any_key(tasks, self.batch)
+        return {"": CheckedPart(learner, self.gradient, sampled(tasks, key, self.batch), found)}
 
     def _now(self, outer_step, state: PyTree) -> tuple[Problem, Adaptation]:
         """Problem and adaptation of an outer step, from the model state at that step."""

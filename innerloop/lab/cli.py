@@ -31,6 +31,7 @@ from innerloop.lab.experiments.base import Experiment
 from innerloop.lab.experiments.few_shot import FewShot
 from innerloop.lab.experiments.printing import print_test, print_trials
 from innerloop.lab.experiments.table import EXPERIMENTS, experiment_name
+from innerloop.lab.flags import FLAGS
 from innerloop.lab.plots import error_against_cost
 from innerloop.lab.report import write_report
 from innerloop.storage.compiled import keep_compiled
@@ -118,7 +119,6 @@ def _train(experiment: Experiment) -> None:
         training.train(experiment, run)
         return
     require_text_name(run)
-    print(f"{name}: run folder {run}", flush=True)
     result = training.train(experiment, run)
     print_test(result["test"], result["normalisation"])
     if result["plan"] is not None:
@@ -216,21 +216,19 @@ def plan(experiment: _FewShotExperiment) -> None:  # pyright: ignore[reportInval
     print(chosen)
 
 
-def demo(folder: Path = Path("runs")) -> None:
+def demo(folder: Path | None = None) -> None:
     """Meta-train sinusoid and digits to the end, in under three minutes on two cores.
 
     Args:
-        folder: Folder of the runs.
+        folder: Folder of the two runs; runs/demo-TIME by default. A demonstration that was
+            interrupted goes on in its folder.
     """
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = folder or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     for name in ("sinusoid", "digits"):
-        run = folder / f"demo-{stamp}" / name
         try:
-            _train(EXPERIMENTS[name](run=run))
+            _train(EXPERIMENTS[name](run=folder / name, resume=True))
         except KeyboardInterrupt as error:
-            error.add_note(
-                f"; innerloop train {name} --run {shlex.quote(str(run))} --resume goes on"
-            )
+            error.add_note(f"; innerloop demo --folder {shlex.quote(str(folder))} goes on")
             raise
 
 
@@ -256,13 +254,14 @@ def main(arguments: list[str] | None = None) -> None:
     except StructureError as error:
         print(f"innerloop: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    command = tyro.extras.subcommand_cli_from_dict(
-        {command.__name__: _later(command) for command in COMMANDS},
-        prog="innerloop",
-        description="Meta-learning on JAX: it differentiates through learning.",
-        args=arguments,
-        config=(tyro.conf.CascadeSubcommandArgs,),
-    )
+    with FLAGS:
+        command = tyro.extras.subcommand_cli_from_dict(
+            {command.__name__: _later(command) for command in COMMANDS},
+            prog="innerloop",
+            description="Meta-learning on JAX: it differentiates through learning.",
+            args=arguments,
+            config=(tyro.conf.CascadeSubcommandArgs,),
+        )
     own = arguments is None  # Otherwise the process belongs to a program or a test.
     goes_on = _GOES_ON.get(command.func, "")
     if own:
@@ -290,6 +289,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 _GOES_ON = {
     train: "; --run and --resume go on from the last save",
-    demo: "; innerloop train EXPERIMENT --run RUN --resume goes on with the run folder above",
+    demo: "; innerloop demo --folder FOLDER goes on, with the folder above the run folder",
 }
 """How to continue a command that a signal has ended, for its last line."""

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -45,8 +46,8 @@ def refuse_empty(arguments: Sequence[str]) -> None:
 
 def last_words(error: BaseException, goes_on: str) -> tuple[str, int]:
     """The message about the error that ended a command, and the exit status."""
-    if isinstance(error, InnerloopError):
-        return f"innerloop: {error}", 2
+    if isinstance(error, InnerloopError):  # with flags alone where Python and flags are named
+        return "innerloop: " + re.sub(r"\bfit\(\.\.\., .*\) \((--[^()]*)\)", r"\1", str(error)), 2
     known = "".join(getattr(error, "__notes__", ()))
     if isinstance(error, Stopped):
         message = f"innerloop: stopped {error}{known or '; --run and --resume go on with it'}"

@@ -118,10 +118,12 @@ class RunFolder:
         """Open a run to read it. Raises `RunError` if there is none."""
         require_text_name(path)
         if not os.path.lexists(path / CONFIG):
+            below = ", ".join(str(each.parent) for each in sorted(path.glob(f"*/{CONFIG}")))
             raise RunError(
                 "there is no run in this folder",
                 got=str(path),
-                expected=f"a folder with {CONFIG}, as innerloop train writes it",
+                expected=f"a folder with {CONFIG}, as innerloop train writes it"
+                + f"; the runs in its folders are {below}" * bool(below),
             )
         return RunFolder(path)
 

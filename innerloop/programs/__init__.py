@@ -14,9 +14,11 @@ from innerloop.programs.operations import operations as operations
 from innerloop.programs.origin import origin_of_non_finite as origin_of_non_finite
 from innerloop.programs.reading import between as between
 from innerloop.programs.reading import inputs_read as inputs_read
+from innerloop.programs.repeatable import Difference as Difference
 from innerloop.programs.repeatable import difference as difference
 from innerloop.programs.repeatable import difference_between_traces as difference_between_traces
 from innerloop.programs.repeatable import traced_anew as traced_anew
+from innerloop.programs.repeatable import traced_twice as traced_twice
 from innerloop.programs.replay import Traced as Traced
 from innerloop.programs.replay import traced as traced
 from innerloop.programs.replay import traced_without_mesh as traced_without_mesh

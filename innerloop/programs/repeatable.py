@@ -50,13 +50,19 @@ def difference_between_traces(function: Callable, *args: PyTree) -> Difference |
     Nothing is run. A generator, an iterator or a counter on the host is read in both traces, so the
     traces differ in a constant.
     """
-    first = jax.make_jaxpr(lambda *args: function(*args))(*args)
+    return traced_twice(function, *args)[1]
+
+
+def traced_twice(function: Callable, *args: PyTree) -> tuple[PyTree, Difference | None]:
+    """The shapes that a function returns, and the first difference between two traces of it."""
+    trace = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)
+    first, shapes = trace(*args)
     try:
         with traced_anew():
-            second = jax.make_jaxpr(lambda *args: function(*args))(*args)
+            second, _ = trace(*args)
     except Exception:  # an iterator on the host, for example, has ended
-        return Difference(None)
-    return difference(first, second)
+        return shapes, Difference(None)
+    return shapes, difference(first, second)
 
 
 def difference(a: core.ClosedJaxpr, b: core.ClosedJaxpr) -> Difference | None:

@@ -14,10 +14,11 @@ from jaxtyping import PRNGKeyArray
 from innerloop.arguments import CheckedModule, at_least, checked, function, random_key
 from innerloop.batches import task_count
 from innerloop.checks import explained
-from innerloop.diagnostics.checks.source import written_at
+from innerloop.diagnostics.checks.source import raised_at, written_at
+from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.errors import StructureError
 from innerloop.problem import Episode
-from innerloop.programs import difference_between_traces
+from innerloop.programs import difference_between_traces, inputs_read, operations
 from innerloop.programs.compiled import compiled
 
 # Evaluation keys live in a stream of their own: the first batch of a training loop that starts
@@ -52,7 +53,7 @@ def sample_each(
     Raises:
         StructureError: If `n` is not an integer of at least 1, or `sample_one` draws on the host.
     """
-    keys, draw_one = jax.random.split(key, n), explained("sample_one", sample_one, "key")
+    keys, draw_one = jax.random.split(key, n), _traceable("sample_one", sample_one, "key")
     # An uncompiled call pays for this in each call (20 to 50 ms of 40 to 60): a function that was
     # checked before is not known again, because a method is a new object in each call, and a module
     # that holds arrays has no hash. A compiled function pays once.
@@ -71,7 +72,7 @@ def sampled(tasks: TaskDistribution, key: PRNGKeyArray, n: int) -> Episode:
 
     def draw(arrays: Any, key: PRNGKeyArray) -> Episode:
         sample = eqx.combine(arrays, rest).sample
-        return explained(f"{type(tasks).__name__}.sample", sample, "key", "n")(key, n)
+        return _traceable(f"{type(tasks).__name__}.sample", sample, "key", "n")(key, n)
 
     if isinstance(key, Tracer):  # only a trace turns numbers from the host into constants
         require_pure(tasks, draw, arrays, key)
@@ -88,6 +89,54 @@ def sampled(tasks: TaskDistribution, key: PRNGKeyArray, n: int) -> Episode:
             write="tasks.IndependentTasks(sample_one)",
         )
     return episodes
+
+
+def _traceable(name: str, function: Callable[..., Episode], *parts: str) -> Callable[..., Episode]:
+    """A function that draws tasks; an error that asks for the value of its key is explained."""
+    draw = explained(name, function, *parts)
+
+    def traced(*arguments: Any) -> Episode:
+        try:
+            return draw(*arguments)
+        except _VALUE_ASKED_FOR as error:
+            place = raised_at(error)
+            raise StructureError(
+                f"{name} reads the value of its key on the host, where it is not known",
+                got=type(error).__name__ + (f", at {place}" if place else ""),
+                expected="a function that JAX can trace: it is compiled once for all keys",
+                write=_DRAWN,
+            ) from error
+
+    return traced
+
+
+_VALUE_ASKED_FOR = (
+    *(jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError),
+    *(jax.errors.TracerIntegerConversionError, jax.errors.NonConcreteBooleanIndexError),
+)
+_DRAWN = (
+    "jax.random with the key that it is given, or, for data and generators of the host, "
+    "tasks.StreamedTasks(draw), which calls draw(numpy_generator) ahead of the steps"
+)
+
+
+def tasks_of_any_key(tasks: TaskDistribution, n: int) -> list[Finding]:
+    """A finding if the tasks of a distribution do not depend on the key; nothing is run."""
+    sample = lambda key: sampled(tasks, key, n)
+    program = jax.make_jaxpr(sample)(jax.random.key(0)).jaxpr
+    # The result of a callback may differ in each call, whatever it is given.
+    callback = any("callback" in operation.name for operation in operations(program))
+    if callback or inputs_read(program)[-1]:
+        return []
+    return [
+        Finding(
+            Severity.WARNING,
+            "every outer step has the same tasks",
+            f"{type(tasks).__name__}.sample",
+            "the tasks do not depend on the key that sample is given",
+            f"{_DRAWN}; nothing, if there is only one set of tasks",
+        )
+    ]
 
 
 _PURE = ContextVar("whether the function that draws was traced twice already", default=False)
@@ -121,8 +170,7 @@ def require_pure(source: Any, function: Callable, *args: Any) -> None:
         + (f", at {place}" if place else ""),
         expected="a function of its key alone; a value that it reads on the host is read once and "
         "is then a constant of the compiled program",
-        write="jax.random with the key that it is given, or, for data and generators of the host, "
-        "tasks.StreamedTasks(draw), which calls draw(numpy_generator) ahead of the steps",
+        write=_DRAWN,
     )
 
 

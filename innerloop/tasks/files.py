@@ -72,7 +72,8 @@ def needed_folder(data: Folder, project: str, files: str, one_of: Sequence[str])
     if not any((folder / name).exists() for name in one_of):
         raise DataError(
             f"the files of {project} are missing",
-            got=f"no {' and no '.join(one_of)} in {folder}",
+            got=f"no {' and no '.join(one_of)} in {folder}"
+            + f" (from {DATA_VARIABLE})" * (data is None),
             expected=files,
         )
     return folder

@@ -73,16 +73,24 @@ class ImageClasses(eqx.Module):
 
     def with_examples(self, least: int) -> "ImageClasses":
         """The classes with at least `least` examples. Raises `DataError` if there are none."""
-        counts = np.full(len(self.images), self.fewest) if self.counts is None else self.counts
-        table = np.asarray(self.classes)
-        enough = np.asarray(counts)[table[:, 0]] >= least
+        counts = self._counts()
+        enough = counts >= least
         if not enough.any():
             raise DataError(
                 "no class has so many examples",
                 got=f"with_examples({least}) of {len(self)} classes",
-                expected=f"at most {np.max(np.asarray(counts)[table[:, 0]])}",
+                expected=f"at most {np.max(counts)}",
             )
-        return ImageClasses(self.images, table[enough], self.counts)
+        return ImageClasses(self.images, np.asarray(self.classes)[enough], self.counts)
+
+    def with_at_least(self, least: int) -> int:
+        """The number of classes with at least `least` examples."""
+        return int(np.sum(self._counts() >= least))
+
+    def _counts(self) -> np.ndarray:
+        """The number of examples of each class."""
+        counts = np.full(len(self.images), self.fewest) if self.counts is None else self.counts
+        return np.asarray(counts)[np.asarray(self.classes)[:, 0]]
 
 
 def upright(images: ArrayLike, counts: Counts = None) -> ImageClasses:

@@ -10,15 +10,27 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from innerloop.arguments import Requirement, at_least, either, kind, requirement_of
-from innerloop.errors import DataError
+from innerloop.errors import DataError, StructureError
 from innerloop.masks import blank_rows
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.base import OneByOne
 from innerloop.tasks.image_classes import ImageClasses, turn, upright
+from innerloop.tasks.splits import Splits
 
 
 def as_classes(images: ImageClasses | ArrayLike) -> ImageClasses:
-    """Returns an `ImageClasses` unchanged, and an array as upright classes."""
+    """Returns an `ImageClasses` unchanged, and an array as upright classes.
+
+    Raises:
+        StructureError: If `images` are all splits of a data set.
+    """
+    if isinstance(images, Splits):
+        raise StructureError(
+            "the tasks are drawn from one split of the data",
+            got="Splits, which hold the classes of all three",
+            expected="an ImageClasses, or an array by class",
+            write="splits.train, or splits.validation or splits.test for evaluation",
+        )
     return images if isinstance(images, ImageClasses) else upright(images)
 
 
@@ -128,14 +140,15 @@ class ClassificationTasks(OneByOne):
                 write=f"ClassificationTasks(..., ways={classes})" if classes > 1 else None,
             )
         if shots + self.queries > fewest:
-            fewer = min(shots, fewest - 1)
+            fewer, needed = min(shots, fewest - 1), shots + self.queries
+            cures = [f"ClassificationTasks(..., shots={fewer}, queries={fewest - fewer})"]
+            if self.images.with_at_least(needed) >= ways:
+                cures.append(f"images.with_examples({needed}) in place of images")
             raise DataError(
                 "there are not enough examples of each class",
                 got=f"shots={shots} + queries={self.queries} of {fewest} examples",
-                expected=f"shots + queries of at most {fewest}",
-                write=f"ClassificationTasks(..., shots={fewer}, queries={fewest - fewer})"
-                if fewer
-                else None,
+                expected=f"shots + queries of at most {fewest}, or classes that have {needed}",
+                write=", or ".join(cures[fewer == 0 :]) or None,
             )
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:

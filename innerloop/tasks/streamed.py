@@ -1,7 +1,9 @@
 """Tasks that the host draws, from data that is larger than the memory of the device."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +14,7 @@ from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
 
 from innerloop.arguments import at_least, checked, function, random_key
-from innerloop.checks import optional_package
+from innerloop.checks import describe, describe_briefly, failures_explained, optional_package
 from innerloop.errors import DataError, StructureError
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.images import as_unit_interval, labelled
@@ -45,8 +47,12 @@ class StreamedTasks:
         threads: How many threads draw.
         ahead: How many outer steps are drawn ahead.
 
+    Before the first step, `draw` is called a few times to see that a task follows from the
+    generator alone. A warning says if all generators give the same task.
+
     Raises:
-        StructureError: A count is below one.
+        StructureError: A count is below one. When tasks are drawn: `draw` does not return an
+            `Episode`, its tasks have different shapes, or it reads anything but its generator.
     """
 
     draw: Callable[[np.random.Generator], Episode]
@@ -91,9 +97,79 @@ class StreamedTasks:
             self._readers.popitem()[1].close()
 
     def _stacked(self, numbers: list[int], step: int, batch: int) -> Episode:
-        rngs = (np.random.default_rng([*numbers, step, i]) for i in range(batch))
-        episodes = [self.draw(rng) for rng in rngs]
+        episodes = [self._drawn([*numbers, step, i]) for i in range(batch)]
+        for episode in episodes:
+            if _shapes(episode) != _shapes(self._first):
+                raise StructureError(
+                    "the tasks of a stream do not all have the same shapes",
+                    got=f"{describe(self._first)} and {describe(episode)}",
+                    expected="one shape for all tasks, because compiled code is for one shape; "
+                    "smaller tasks are filled up, and the mask of Examples marks the rows that "
+                    "count",
+                    write="Examples(inputs, targets, mask)",
+                )
         return jax.tree.map(lambda *leaves: np.stack(leaves), *episodes)
+
+    def _drawn(self, seed: list[int]) -> Episode:
+        rng = np.random.default_rng(seed)
+        try:
+            with failures_explained("draw", rng=rng):
+                episode = self.draw(rng)
+        except StructureError:
+            if not _is_of_a_key(self.draw):
+                raise
+            raise StructureError(
+                "draw takes a random key of JAX",
+                got="a function that draws with jax.random",
+                expected="a function of a numpy.random.Generator, which the host calls",
+                write="tasks.IndependentTasks(draw)",
+            ) from None
+        if not isinstance(episode, Episode):
+            raise StructureError(
+                "draw must return one task as an Episode",
+                got=describe_briefly(episode),
+                expected="Episode(support, query) of NumPy arrays",
+            )
+        return episode
+
+    @cached_property
+    def _first(self) -> Episode:
+        """A task, once it is known to follow from the generator alone."""
+        first, again = self._drawn([0]), self._drawn([0])
+        if _bits(again) != _bits(first):
+            raise StructureError(
+                "draw gives another task for the same generator",
+                got=f"{describe_briefly(first)}, with other values in the second call",
+                expected="a function of its generator alone; otherwise a run cannot be repeated, "
+                "and not be resumed to the bit",
+                write="the generator that draw is given, in place of numpy.random or of a loader",
+            )
+        if all(_bits(self._drawn([seed])) == _bits(first) for seed in range(1, _OTHERS)):
+            warnings.warn(
+                "draw gives the same task for every generator, so all tasks of all steps are the "
+                "same: draw with the generator that it is given",
+                stacklevel=2,
+            )
+        return first
+
+
+_OTHERS = 8
+"""Different tasks are mostly seen in the first draws. A few tasks may be equal by chance."""
+
+
+def _shapes(episode: Episode) -> list[Any]:
+    return [jax.tree.structure(episode), *map(np.shape, jax.tree.leaves(episode))]
+
+
+def _is_of_a_key(draw: Callable) -> bool:
+    try:
+        return isinstance(jax.eval_shape(draw, jax.random.key(0)), Episode)
+    except Exception:
+        return False
+
+
+def _bits(episode: Episode) -> list[bytes]:
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(episode)]
 
 
 class _Reader:
@@ -101,6 +177,7 @@ class _Reader:
 
     def __init__(self, tasks: StreamedTasks, numbers: list[int], first: int, batch: int):
         grain = optional_package("grain", "streaming", extra="data")
+        _ = tasks._first  # an error is raised here, and not in a thread
         draw = lambda step: tasks._stacked(numbers, int(step), batch)
         options = grain.ReadOptions(min(tasks.threads, tasks.ahead), tasks.ahead)
         steps = grain.MapDataset.range(first, _LAST).map(draw).to_iter_dataset(options)

@@ -25,11 +25,12 @@ from innerloop.arguments import (
     or_none,
     random_key,
 )
-from innerloop.checks import explained, require_on_host
+from innerloop.checks import describe_briefly, explained, require_on_host
 from innerloop.devices.placement import Placement
 from innerloop.devices.processes import in_any, together
 from innerloop.devices.sharding import placement
 from innerloop.diagnostics import Plan, Severity
+from innerloop.errors import StructureError
 from innerloop.estimators.base import SUCH_AS, Estimator, TaskSet
 from innerloop.learner import Learner
 from innerloop.objective import check_meta
@@ -198,6 +199,12 @@ def fit(
         init_meta = explained("init_meta", init_meta, "key")(init_key)
     meta = init_meta
     check_meta(meta)
+    if not jax.tree.leaves(meta):
+        raise StructureError(
+            "meta is empty, so there is nothing to train",
+            got=f"init_meta={describe_briefly(init_meta)}",
+            expected="a pytree with at least one floating-point array",
+        )
     if check:
         _stop_at_faults(estimator, meta, key)
     planned, plan = estimator.on(place), None
@@ -295,6 +302,6 @@ def _stop_at_faults(estimator: Estimator, meta: PyTree, key: PRNGKeyArray) -> No
             run=False,
         )
         found.raise_errors()
-        for finding in found.findings:
+        for finding in (*part.findings, *found.findings):
             if finding.severity is not Severity.NOTE:
                 warnings.warn(str(finding), stacklevel=3)

@@ -13,20 +13,22 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.checks import failures_explained
 from innerloop.devices.placement import OneDevice, Placement
-from innerloop.errors import InnerloopError
+from innerloop.diagnostics.checks.source import place_of
+from innerloop.errors import InnerloopError, StructureError
 from innerloop.estimators import Estimator
 from innerloop.estimators.base import TaskFaults
 from innerloop.gradients.surrogate import known_gradient
 from innerloop.masks import padding_rows
+from innerloop.programs import traced_twice
 from innerloop.programs.compiled import compiled
 from innerloop.training.non_finite import Fault, NonFinite, in_a_step
 from innerloop.transformations import (
-    OTHER_OPTIMIZER,
     Judged,
     Offers,
     Transformation,
     begin,
     lenient_promotion,
+    other_optimizer,
     take_step,
 )
 from innerloop.trees import all_finite, cast_like, definite, length, widened
@@ -151,7 +153,7 @@ def init_state(meta: PyTree, optimizer: Transformation, estimator: PyTree = ()) 
 
 
 def _explained(**given: PyTree) -> AbstractContextManager[None]:
-    return failures_explained("the outer optimizer", write=OTHER_OPTIMIZER, **given)
+    return failures_explained("the outer optimizer", write=other_optimizer, **given)
 
 
 def averaged(state: TrainState) -> PyTree:
@@ -184,9 +186,21 @@ def outer_steps(
         The state, the metrics, and the number of steps that were finite. A step that is not finite
         leaves the state as it was. The metrics are arrays of length `at_most`, whose rows are
         filled up to and including that step.
+
+    Raises:
+        StructureError: If two traces of a step differ. A trace takes a small part of the time that
+            compilation takes, and a number of the host would be the same in every step.
     """
     of_step = lambda i: jax.tree.map(lambda leaf: leaf[i], data)
-    shapes = eqx.filter_eval_shape(program.step, state, of_step(0), key)[1]
+    (_, shapes, _), found = traced_twice(program.step, state, of_step(0), key)
+    if found is not None:
+        raise StructureError(
+            "an outer step is a different program each time it is traced",
+            got=f"another number or operation in the second trace, at {place_of(found)}",
+            expected="functions of their arguments alone; a number that a function draws or reads "
+            "on the host is read once and is then a constant of the compiled program",
+            write="jax.random with the key that the function is given",
+        )
     empty = jax.tree.map(lambda leaf: jnp.full(at_most, jnp.nan, leaf.dtype), shapes)
 
     def goes_on(carry):

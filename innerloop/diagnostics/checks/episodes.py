@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from innerloop.diagnostics.checks.loss_program import LossProgram
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import Finding, Severity
+from innerloop.labels import IGNORED
 from innerloop.problem import Examples
 from innerloop.trees import key_numbers
 
@@ -50,6 +51,23 @@ def weights_not_negative(subject: Subject) -> Iterator[Finding]:
             "all weights are zero, so the loss is NaN and the gradient zero",
             "weights above zero for the tasks that count",
         )
+
+
+def no_labels(subject: Subject) -> Iterator[Finding]:
+    """Sets in which no row has a label."""
+    for name in ("support", "query"):
+        batch = getattr(subject.episodes, name)
+        targets = jax.tree.leaves(batch.targets) if isinstance(batch, Examples) else []
+        whole = [np.asarray(leaf) for leaf in targets if np.asarray(leaf).dtype.kind == "i"]
+        if any(leaf.size and np.all(leaf == IGNORED) for leaf in whole):
+            yield Finding(
+                Severity.WARNING,
+                f"no row of the {name} sets has a label",
+                f"episodes.{name}.targets",
+                f"all targets are {IGNORED}, which marks a row without a label, so the loss and "
+                "its gradient are zero",
+                f"labels from 0 to classes - 1; {IGNORED} in the rows without one alone",
+            )
 
 
 def same_tasks(subject: Subject) -> Iterator[Finding]:

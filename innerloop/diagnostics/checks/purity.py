@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from innerloop.diagnostics.checks.source import is_library, written_at
+from innerloop.diagnostics.checks.source import is_library, place_of
 from innerloop.diagnostics.checks.subject import Subject, jit_quickly
 from innerloop.diagnostics.findings import Finding, Severity
 from innerloop.programs import difference, traced_anew
@@ -54,8 +54,8 @@ def captured_state(subject: Subject) -> Iterator[Finding]:
                 yield _finding(f"{function} changes {what}", place, list(changed.values()))
 
 
-def repeatable(subject: Subject) -> Iterator[Finding]:
-    """Checks that two traces give the same program, and two runs of it the same bits."""
+def same_program(subject: Subject) -> Iterator[Finding]:
+    """Checks that two traces of the losses give the same program."""
     first = subject.program
     with traced_anew():
         found = difference(first, subject.trace_loss())
@@ -63,11 +63,15 @@ def repeatable(subject: Subject) -> Iterator[Finding]:
         yield Finding(
             Severity.ERROR,
             "the losses are a different function each time they are traced",
-            str(found.operation and written_at(found.operation)),
+            place_of(found),
             "a number from the host is drawn or read during tracing, and is then a constant of "
             "the compiled program",
             "jax.random with the key that the function is given",
         )
+
+
+def repeatable(subject: Subject) -> Iterator[Finding]:
+    """Checks that two runs give the same bits."""
     objective, task = subject.objective(subject.exact), subject.task()
     run = jit_quickly(lambda meta: objective(meta, *task)[0])
     values = [np.asarray(run(subject.meta)) for _ in range(2)]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from jax.extend import core
 
-from innerloop.programs import Operation
+from innerloop.programs import Difference, Operation
 
 
 class Frame(NamedTuple):
@@ -36,6 +36,12 @@ def written_at(operation: Operation) -> Frame | None:
     frames = [frame for eqn in (operation.eqn, *operation.callers) for frame in _frames_of(eqn)]
     outside = (_outside(libraries, frames) for libraries in (_LIBRARIES, _JAX))
     return next(filter(None, outside), None)
+
+
+def place_of(difference: Difference) -> str:
+    """The line that led to the difference between two programs, or where to look for it."""
+    place = difference.operation and written_at(difference.operation)
+    return str(place) if place else "a place that no operation names"
 
 
 def named_places(operations: Iterable[Operation], otherwise: str) -> str:

@@ -22,6 +22,7 @@ class ProgressBar(Logger):
 
     def __init__(self, steps: int, metric: str, folder: RunFolder):
         self._metric = metric
+        self._steps = steps
         self._folder = folder
         self._bar = rich.Progress(
             rich.BarColumn(10),
@@ -35,6 +36,8 @@ class ProgressBar(Logger):
 
     def __enter__(self) -> "ProgressBar":
         for line in self._folder.read_log()[-1:]:  # A finished run reports nothing more.
+            if line["step"] > self._steps:  # the run may be refused, for steps that it has taken
+                return self
             loss = f"{line['loss']:.4f}" if "loss" in line else "…"
             self._bar.update(self._task, completed=line["step"], loss=loss)
         self._bar.start()
@@ -47,7 +50,8 @@ class ProgressBar(Logger):
         self._bar.update(self._task, completed=progress.step, **shown)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._bar.stop()
+        if self._bar.live.is_started:
+            self._bar.stop()
 
 
 class BestMeta(Logger):

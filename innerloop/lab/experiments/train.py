@@ -78,6 +78,8 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
     chosen = _chosen_loggers(experiment, run)
     with together():
         folder = _folder(experiment, run, config)
+    if is_first():  # not before the settings and the data are known to give a run
+        print(f"{config['experiment']}: run folder {run}", flush=True)
     with closing(folder), _discarded_if_refused(folder):
         bar = ProgressBar(experiment.steps, parts.metric, folder)
         own = (JsonLines(run / LOG), BestMeta(folder), bar)  # The first removes damaged lines.
@@ -238,8 +240,9 @@ def on_tasks(experiment: FewShot, tasks: int, trained: Path | None) -> tuple[Any
     estimator = dataclasses.replace(experiment, batch=tasks).parts().estimator
     init_key, sample_key, key = jax.random.split(jax.random.key(experiment.seed), 3)
     meta = _trained_meta(experiment, init_key, trained)
-    (learner, gradient, episodes), *_ = estimator.checked_parts(sample_key).values()
-    return learner.problem, learner.adaptation, meta, episodes, key, gradient
+    part, *_ = estimator.checked_parts(sample_key).values()
+    learner = part.learner
+    return learner.problem, learner.adaptation, meta, part.episodes, key, part.gradient
 
 
 def _trained_meta(experiment: FewShot, key: Any, trained: Path | None) -> PyTree:
