@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Origin
 from innerloop.arguments import at_least, each, either, number, or_none, with_methods
+from innerloop.batches import task_weights
 from innerloop.checks import describe
 from innerloop.devices.placement import Placement
 from innerloop.diagnostics.known_values import first_error
@@ -26,7 +27,7 @@ from innerloop.gradients.surrogate import known_gradient
 from innerloop.learner import Learner
 from innerloop.missing import missing_derivatives_explained
 from innerloop.objective import check_meta
-from innerloop.sums import sum_over_tasks, task_weights
+from innerloop.sums import sum_over_tasks
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.trees import all_finite, key_numbers, leaf_shapes, widened
 

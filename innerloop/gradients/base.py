@@ -158,9 +158,9 @@ def held_state(problem: Problem | None, always: bool = False) -> Fidelity:
         problem: The problem, or None.
         always: Whether the gradient holds the state constant even with `through_state`.
     """
-    through = problem is None or (problem.through_state and not always)
-    state = None if through else problem.state
-    if not any(map(is_floating, jax.tree.leaves(state))):
+    if problem is None or (problem.through_state and not always):
+        return EXACT
+    if not any(map(is_floating, jax.tree.leaves(problem.state))):
         return EXACT
     return Fidelity(
         "biased",
