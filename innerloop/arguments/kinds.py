@@ -33,6 +33,7 @@ class Requirement(NamedTuple):
         shown: `(name, value) -> str`, the argument as the error shows it.
         instead: Pairs of a class that is often passed by mistake and the source that the error then
             shows in place of `cure`.
+        cure_for: `value -> source` that the error shows for this value, or None if it has none.
     """
 
     accepts: Callable[[Any], bool]
@@ -41,10 +42,12 @@ class Requirement(NamedTuple):
     cure: str
     shown: Callable[[str, Any], str] = lambda name, value: f"{name}={describe_briefly(value)}"
     instead: tuple[tuple[type, str], ...] = ()
+    cure_for: Callable[[Any], str | None] = lambda value: None
 
     def refusal(self, name: str, value: Any, call: str) -> StructureError:
         """The error for a value that is not accepted, as the argument `name` of `call`."""
-        cure = next((cure for each, cure in self.instead if isinstance(value, each)), self.cure)
+        cure = next((cure for each, cure in self.instead if isinstance(value, each)), None)
+        cure = cure or self.cure_for(value) or self.cure
         return StructureError(
             f"{name} must be {self.what}",
             got=self.shown(name, value),
@@ -189,6 +192,7 @@ def instance(
     what: str,
     such_as: str,
     instead: Mapping[type, str] = MappingProxyType({}),
+    cure_for: Callable[[Any], str | None] = lambda value: None,
     **field: Any,
 ) -> Any:
     """An instance of one of the classes.
@@ -199,11 +203,13 @@ def instance(
         such_as: Python source of an instance, which the error shows.
         instead: The source that the error shows for values of certain other classes, such as
             `{Recipe: "recipe.learner"}`.
+        cure_for: `value -> source` that the error shows for a value, or None if it has none.
         **field: The keywords `default`, `static` and `kw_only` of a field.
     """
     names = " | ".join(map(_public_name, classes))
     accepts = lambda value: isinstance(value, classes)
-    return Requirement(accepts, what, names, such_as, instead=tuple(instead.items()))
+    pairs = tuple(instead.items())
+    return Requirement(accepts, what, names, such_as, instead=pairs, cure_for=cure_for)
 
 
 @kind

@@ -7,7 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, PRNGKeyArray, PyTree
 
-from innerloop.checks import describe
+from innerloop.arguments import instance
+from innerloop.checks import adapter_call, describe
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 
@@ -48,6 +49,15 @@ class Model(NamedTuple):
     frozen: PyTree = None
     state: PyTree = None
     learn: Callable[..., tuple[Array, PyTree]] | None = None
+
+
+MODEL = instance(
+    *(Model,),
+    what="a Model, which innerloop.adapters makes of a module of another library or of functions",
+    such_as="adapters.from_functions(init, apply)",
+    cure_for=adapter_call,
+)
+"""The kind of an argument that is a model."""
 
 
 def model_inputs(
