@@ -103,6 +103,15 @@ def failures_explained(name: str, *, write: str | None = None, **given: PyTree) 
             expected="a function that runs on these values",
             write=write,
         ) from error
+    except Exception as error:
+        if type(error).__name__ != "TraceContextError":  # flax may not be installed
+            raise
+        raise StructureError(
+            f"{name} changes a module of flax.nnx, such as its batch statistics or random state",
+            got=" ".join(str(error).split()),
+            expected="a function that changes nothing outside of itself",
+            write="adapters.from_nnx(module)",
+        ) from error
 
 
 def explained(name: str, function: Callable[..., T], *parts: str) -> Callable[..., T]:
@@ -135,6 +144,7 @@ _NO_DERIVATIVE = (
 
 
 _ADAPTERS = {
+    ("flax.nnx", "State"): "adapters.from_nnx(module)",
     ("flax.nnx", "Module"): "adapters.from_nnx(module)",
     ("flax.linen", "Module"): "adapters.from_linen(module, inputs)",
     ("torch.nn", "Module"): "adapters.from_torch(module)",

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
 from innerloop.arguments import at_least, checked, instance, optional, random_key
-from innerloop.checks import describe, describe_briefly, is_floating, require_tree
+from innerloop.checks import adapter_call, describe, describe_briefly, is_floating, require_tree
 from innerloop.errors import GradientError, StructureError
 from innerloop.gradients import Aux, MetaGradient, Unroll
 from innerloop.gradients.base import TaskObjective
@@ -304,11 +304,13 @@ def check_meta(meta: PyTree) -> None:
         if is_floating(leaf):
             continue
         name = f"meta{jax.tree_util.keystr(path)}"
+        nodes = jax.tree.leaves(meta, is_leaf=lambda node: adapter_call(node) is not None)
         raise StructureError(
             f"{name} is not a floating-point array, so it has no gradient",
             got=describe_briefly(leaf),
             expected="floating-point numbers and arrays; the functions of a problem "
             "close over all other values",
+            write=next((call for node in nodes if (call := adapter_call(node))), None),
         )
 
 

@@ -1,12 +1,16 @@
 """Networks of other libraries as models: the same network, the same meta-gradient, their rules."""
 
+import inspect
+
 import equinox as eqx
+import extras
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from foreign import (
     ADAPTERS,
+    EPSILON,
     INPUTS,
     OUTPUTS,
     POLICIES,
@@ -24,7 +28,9 @@ from foreign import (
 
 import innerloop as il
 from innerloop.checks import optional_package
-from innerloop.errors import StructureError
+from innerloop.errors import RunError, StructureError
+from innerloop.models import Model
+from innerloop.models.base import MODEL
 
 STEPS, RATE = 3, 0.1
 KEY = jax.random.key(0)
@@ -247,11 +253,9 @@ def test_transductive_statistics_of_equinox_are_those_of_the_rows_alone(mode):
     _, trained = over(5 + x, state)
     model = il.adapters.from_equinox((module, trained), normalisation="transductive")
     unit = (x - x.mean(0)) / np.sqrt(x.var(0) + EPSILON)
-    for f in (model.apply, lambda *given: model.learn(*given)[0]):
-        np.testing.assert_allclose(f(whole(model, model.init(KEY)), x, None, None), unit, rtol=1e-4)
-
-
-EPSILON = 1e-5
+    outputs = model.apply(whole(model, model.init(KEY)), x, None, None)
+    np.testing.assert_allclose(outputs, unit, rtol=1e-4)
+    assert model.learn is None  # training is no other mode
 
 
 def test_the_call_of_a_module_is_another_one():
@@ -330,3 +334,128 @@ def test_inputs_are_real_numbers_or_tokens_but_no_pixels():
         model.apply(params, pixels, None, None)
     with pytest.raises(StructureError, match="must be arrays"):
         model.apply(params, {"ids": "text"}, None, None)
+
+
+def modules():
+    """A module of each library, and the call that makes a model of it."""
+    nnx = optional_package("flax.nnx", "a test", extra="ecosystem")
+    linear = eqx.nn.Linear(INPUTS, OUTPUTS, key=KEY)
+    return {
+        "adapters.from_equinox(module)": linear,
+        "adapters.from_nnx(module)": nnx.Linear(INPUTS, OUTPUTS, rngs=nnx.Rngs(0)),
+        "adapters.from_linen(module, inputs)": linen_network()(),
+        "adapters.from_functions(init, apply)": (linear.__init__, linear.__call__),
+    }
+
+
+def takers():
+    """The functions of the library that take a model, with the names of these arguments."""
+    spaces = il.models, il.recipes, il.tasks.optimization
+    found = {f.__name__: f for space in spaces for f in vars(space).values() if callable(f)}
+    kinds = {
+        name: [each for each, kind in getattr(f, "__kinds__", {}).items() if kind is MODEL]
+        for name, f in found.items()
+    }
+    return {name: (found[name], names) for name, names in kinds.items() if names}
+
+
+def test_a_module_in_place_of_a_model_is_refused_with_its_adapter(as_users_see_it):
+    """Wherever an argument is annotated as a model."""
+    annotated = {
+        name
+        for space in (il.models, il.recipes, il.tasks.optimization)
+        for name, f in vars(space).items()
+        if inspect.isfunction(f)
+        if any(p.annotation is Model for p in inspect.signature(f).parameters.values())
+    }
+    assert set(takers()) == annotated and len(annotated) >= 20
+    for name, (f, names) in takers().items():
+        for each in names:
+            for call, module in modules().items():
+                needed = {
+                    other: il.models.mlp([1, 1]) if other in names else 2
+                    for other, parameter in inspect.signature(f).parameters.items()
+                    if parameter.default is parameter.empty
+                }
+                with pytest.raises(StructureError, match="must be a Model") as caught:
+                    f(**needed | {each: module})
+                assert caught.value.write == f"{name}(..., {each}={call})"
+
+
+def test_what_an_adapter_does_not_take_is_refused(as_users_see_it):
+    refused = {
+        "from_equinox": (3, lambda key: 3, lambda key: (key, None)),
+        "from_nnx": (3, lambda rngs: 3, eqx.nn.Linear(1, 1, key=KEY)),
+        "from_linen": (3, lambda key: 3),
+    }
+    for name, values in refused.items():
+        for value in values:
+            with pytest.raises(StructureError, match="does not take this module"):
+                getattr(il.adapters, name)(value)
+    linen = linen_network()()
+    x = rows().inputs
+    wrong = {
+        "does not know all arguments.*train": lambda: il.adapters.from_linen(linen, x),
+        "no argument training": lambda: il.adapters.from_linen(
+            linen_network()(), x, train="training", call=None
+        ),
+        "either example inputs or the variables": lambda: il.adapters.from_linen(linen),
+        "name of an argument, or a whole call": lambda: il.adapters.from_linen(
+            linen, x, train="train", call=lambda module, inputs: module(inputs)
+        ),
+        "does not know all arguments": lambda: il.adapters.from_equinox(
+            eqx.nn.Linear(1, 1, key=KEY), call=lambda module, inputs, mask: 0
+        ),
+        "complex parameters": lambda: il.adapters.from_functions(
+            lambda key: jnp.ones(2, complex), lambda params, inputs: inputs
+        ),
+    }
+    for message, call in wrong.items():
+        with pytest.raises(StructureError, match=message):
+            call()
+
+
+def test_a_network_that_does_not_follow_its_policy_is_refused():
+    nnx = optional_package("flax.nnx", "a test", extra="ecosystem")
+
+    class Fixed(nnx.Module):
+        def __init__(self, rngs, running):
+            self.norm, self.running = nnx.BatchNorm(INPUTS, rngs=rngs), running
+
+        def __call__(self, x):
+            return self.norm(x, use_running_average=self.running)
+
+    x = rows().inputs
+    for policy, averages, mode in (
+        ("transductive", True, "apply"),
+        ("carried", True, "learn"),
+        ("carried", False, "apply"),
+        ("frozen", False, "apply"),
+    ):
+        model = il.adapters.from_nnx(
+            lambda rngs, averages=averages: Fixed(rngs, averages), normalisation=policy
+        )
+        message = "uses running averages" if averages else "updates its batch statistics"
+        with pytest.raises(StructureError, match=message):
+            getattr(model, mode)(whole(model, model.init(KEY)), x, None, None)
+
+
+def test_without_flax_the_error_says_what_to_install(as_users_see_it):
+    with extras.blocked(["flax"]):
+        for adapter in (il.adapters.from_nnx, il.adapters.from_linen):
+            with pytest.raises(RunError, match="needs the package flax"):
+                adapter(3)
+        with pytest.raises(StructureError, match="must be a Model"):
+            il.recipes.maml(3, il.models.mean_squared_error)
+
+
+def test_the_running_variance_of_equinox_is_far_off_after_few_updates():
+    """Which its docstring says; if this fails, Equinox has changed and it can go."""
+    module, state = eqx.nn.make_with_state(lambda: eqx.nn.BatchNorm(1, "rows", mode="batch"))()
+    over = lambda module, x, state: jax.vmap(
+        module, axis_name="rows", in_axes=(0, None), out_axes=(0, None)
+    )(x, state)
+    x = jnp.array([[-1.0], [1.0]])
+    _, state = over(module, x, state)
+    outputs, _ = over(eqx.nn.inference_mode(module), x, state)
+    np.testing.assert_allclose(outputs[1] ** -2, 0.99 / 0.01 + 1, rtol=1e-3)

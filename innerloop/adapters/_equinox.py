@@ -19,8 +19,10 @@ from innerloop.adapters._network import (
     put_together,
     refuse_module,
     require_call,
+    takes_training,
 )
 from innerloop.arguments import checked
+from innerloop.checks import adapter_call
 from innerloop.errors import StructureError
 from innerloop.models import Model
 
@@ -62,7 +64,9 @@ def from_equinox(
             there are any. `"transductive"`: statistics of the rows at hand, in training and
             prediction. `"carried"`: statistics of the rows in training, which update running
             averages in the model state; running averages in prediction. `"frozen"`: running
-            averages that never change.
+            averages that never change. Few updates are too few for `eqx.nn.BatchNorm` with
+            `mode="batch"`: its running variance starts from 1 and is divided as if it started from
+            0, so after one update with the default momentum it is 99 too large.
 
     Returns:
         The model.
@@ -108,13 +112,18 @@ def from_equinox(
             outputs, after, updated = _on_each_row(network, start, inputs, key, axis_name)
         return Outcome(outputs, after if carried else None, updated)
 
-    return put_together(init, run, policy_name, frozen, state if carried else None)
+    modes = (_in_mode(static, Mode(training, of_rows=False)) for training in (True, False))
+    return put_together(
+        *(init, run, policy_name, frozen, state if carried else None),
+        has_modes=takes_training(call) or not eqx.tree_equal(*modes),
+    )
 
 
-def _maker(given: Any) -> Callable[[PRNGKeyArray], tuple[eqx.Module, eqx.nn.State | None]]:
+def _maker(given: Any) -> Callable[[PRNGKeyArray], tuple[Any, eqx.nn.State | None]]:
     """`key -> (module, state)`; the state is None if the module has no layer with one."""
 
-    def pair(made: Any) -> tuple[eqx.Module, eqx.nn.State | None]:
+    def pair(made: Any) -> tuple[Any, eqx.nn.State | None]:
+        module: Any
         module, state = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(module, eqx.Module) or not callable(module):
             refuse_module("from_equinox", module, "a module of Equinox that can be called")
@@ -133,7 +142,7 @@ def _maker(given: Any) -> Callable[[PRNGKeyArray], tuple[eqx.Module, eqx.nn.Stat
     if isinstance(given, eqx.Module | tuple):
         made = pair(given)
         return lambda key: made
-    if not callable(given):
+    if not callable(given) or adapter_call(given) is not None:
         refuse_module("from_equinox", given, "a module of Equinox, or a function key -> module")
     return lambda key: pair(given(key))
 

@@ -78,4 +78,7 @@ def from_functions(
         return Outcome(outputs, after, updated=None)
 
     start = None if state is None else state(jax.random.key(0))
-    return put_together(lambda key: learned_part(init(key)), run, policy_name, frozen, start)
+    return put_together(
+        *(lambda key: learned_part(init(key)), run, policy_name, frozen, start),
+        has_modes=learn is not None,
+    )

@@ -18,6 +18,7 @@ from innerloop.adapters._network import (
     put_together,
     refuse_module,
     require_call,
+    takes_training,
 )
 from innerloop.arguments import checked
 from innerloop.checks import optional_package
@@ -126,7 +127,10 @@ def from_linen(
         updated = None if had is None else differ_as_objects(had, after)
         return Outcome(outputs, after if carried else None, updated)
 
-    return put_together(init, run, policy_name, fixed, state)
+    return put_together(
+        *(init, run, policy_name, fixed, state),
+        has_modes=train is not None or takes_training(call),
+    )
 
 
 def _require_call(module: Any, train: str | None, call: Callable[..., Any] | None) -> None:
@@ -139,13 +143,13 @@ def _require_call(module: Any, train: str | None, call: Callable[..., Any] | Non
                 expected="one of them; `call` may take the argument training",
             )
         return
-    require_call("from_linen", module.__call__, "inputs", offered=(train,) if train else ())
     if train is not None and not named(module.__call__, **{train: None}):
         raise StructureError(
             f"the module's call has no argument {train}",
             got=f"train={train!r}",
             expected="the name of the argument that tells the module whether it is trained",
         )
+    require_call("from_linen", module.__call__, "inputs", offered=(train,) if train else ())
 
 
 def _arrays(inputs: PyTree) -> PyTree:

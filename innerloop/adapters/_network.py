@@ -126,6 +126,8 @@ def put_together(
     normalisation: str,
     frozen: PyTree,
     state: PyTree,
+    *,
+    has_modes: bool,
 ) -> Model:
     """The model of a network.
 
@@ -135,6 +137,8 @@ def put_together(
         normalisation: The policy.
         frozen: The arrays that are not learned, or a tree without arrays.
         state: The model state, or None if the policy carries none.
+        has_modes: Whether the network may differ between training and prediction in more than its
+            batch statistics.
     """
     frozen = jax.tree.map(definite, none_if_empty(frozen))
 
@@ -162,7 +166,13 @@ def put_together(
 
     start = checked("init", key=random_key())(lambda key: jax.tree.map(definite, init(key)))
     state = jax.tree.map(definite, state)
-    return Model(start, apply, normalisation, frozen=frozen, state=state, learn=learn)
+    differs = has_modes or in_training != in_prediction
+    return Model(
+        *(start, apply, normalisation),
+        frozen=frozen,
+        state=state,
+        learn=learn if differs else None,
+    )
 
 
 def _prepared(inputs: PyTree, learned: PyTree, mask: Array | None) -> PyTree:
@@ -219,6 +229,11 @@ def named(function: Callable[..., Any], **offered: Any) -> dict[str, Any]:
     """The offered arguments that a function takes by their names."""
     taken = inspect.signature(function).parameters
     return {name: value for name, value in offered.items() if name in taken}
+
+
+def takes_training(call: Callable[..., Any] | None) -> bool:
+    """Whether a call that the user gave may differ between training and prediction."""
+    return call is not None and bool(named(call, training=None))
 
 
 def require_call(

@@ -17,6 +17,7 @@ from innerloop.adapters._network import (
     put_together,
     refuse_module,
     require_call,
+    takes_training,
 )
 from innerloop.arguments import checked
 from innerloop.checks import adapter_call, optional_package
@@ -102,7 +103,11 @@ def from_nnx(
         return Outcome(outputs, state, updated if after.statistics else None)
 
     state = _nested(arrays.statistics) if carried else None
-    return put_together(init, run, policy_name, frozen, state)
+    modules = (each for _, each in nnx.iter_modules(template))
+    return put_together(
+        *(init, run, policy_name, frozen, state),
+        has_modes=takes_training(call) or any(hasattr(each, "deterministic") for each in modules),
+    )
 
 
 Flat = dict[tuple, Any]
