@@ -46,9 +46,9 @@ def usual_promotion(strict_promotion):
         yield
 
 
-def rows(count=5, seed=0, dtype=None):
+def rows(*shape, seed=0):
     inputs, targets = jax.random.split(jax.random.key(seed))
-    drawn = lambda key, width: jax.random.normal(key, (count, width), dtype or float)
+    drawn = lambda key, width: jax.random.normal(key, (*(shape or (5,)), width), float)
     return il.Examples(drawn(inputs, INPUTS), drawn(targets, OUTPUTS))
 
 
@@ -80,33 +80,25 @@ def by_hand(w, support, query, policy, averages):
 def test_the_meta_gradient_of_maml_is_that_of_the_formula(x64, name, policy):
     """So it is the same in all libraries; running averages are a library's own."""
     adapter, w = ADAPTERS[name], weights(np.float64)
-    model, support, query = adapter.model(policy), rows(), rows(7, seed=1)
-    params = lambda w: adapter.into(model.init(KEY), w)
-    expected_loss, expected = jax.value_and_grad(by_hand)(
-        w, support, query, policy, adapter.averages
-    )
-    loss, slopes = jax.jit(jax.value_and_grad(lambda w: through(model, params(w), support, query)))(
-        w
-    )
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
-    for each in w:
-        scale = np.max(np.abs(expected[each])) + 1e-6  # that of the bias before a norm is zero
-        np.testing.assert_allclose(slopes[each], expected[each], rtol=1e-5, atol=1e-5 * scale)
+    episodes = il.Episode(rows(2, 5), rows(2, 7, seed=1))
 
+    def expected_loss(w):
+        of_task = lambda each: by_hand(w, each.support, each.query, policy, adapter.averages)
+        return jnp.mean(jax.vmap(of_task)(episodes))
 
-def through(model, params, support, query):
-    state = model.state
-    given = lambda params: whole(model._replace(state=state), params)
-    for _ in range(STEPS):
-
-        def loss(params, given=given):
-            outputs, after = model.learn(given(params), support.inputs, None, None)
-            return squares(outputs, support), after
-
-        slopes, after = jax.grad(loss, has_aux=True)(params)
-        params = jax.tree.map(lambda leaf, slope: leaf - RATE * slope, params, slopes)
-        state = jax.lax.stop_gradient(after)
-    return squares(model.apply(given(params), query.inputs, None, None), query)
+    expected, slopes = jax.jit(jax.value_and_grad(expected_loss))(w)
+    model = adapter.model(policy)
+    recipe = il.recipes.maml(model, il.models.mean_squared_error, RATE, STEPS)
+    meta = adapter.into(recipe.init_meta(KEY), w)
+    f = il.meta_value_and_grad(recipe.problem, recipe.adaptation, recipe.gradient)
+    (loss, _), grads = f(meta, episodes, KEY)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert jax.tree.structure(grads) == jax.tree.structure(meta)
+    for got, want in zip(
+        jax.tree.leaves(grads), jax.tree.leaves(adapter.into(meta, slopes)), strict=True
+    ):
+        scale = np.max(np.abs(want)) + 1e-6  # the bias before statistics of the rows has none
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * scale)
 
 
 @every_policy
