@@ -1,6 +1,7 @@
 """Checks of arguments that all parts of the library use."""
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -119,6 +120,15 @@ def failures_explained(
             expected="a function that runs on these values",
             write=write and write(error),
         ) from error
+    except Exception as error:
+        if type(error).__name__ != "TraceContextError":  # flax may not be installed
+            raise
+        raise StructureError(
+            f"{name} changes a module of flax.nnx, such as its batch statistics or random state",
+            got=" ".join(str(error).split()),
+            expected="a function that changes nothing outside of itself",
+            write="adapters.from_nnx(module)",
+        ) from error
 
 
 def explained(name: str, function: Callable[..., T], *parts: str) -> Callable[..., T]:
@@ -135,6 +145,30 @@ def explained(name: str, function: Callable[..., T], *parts: str) -> Callable[..
             return function(*arguments)
 
     return call
+
+
+_ADAPTERS = {
+    ("flax.nnx", "State"): "adapters.from_nnx(module)",
+    ("flax.nnx", "Module"): "adapters.from_nnx(module)",
+    ("flax.linen", "Module"): "adapters.from_linen(module, inputs)",
+    ("torch.nn", "Module"): "adapters.from_torch(module)",
+    ("equinox", "Module"): "adapters.from_equinox(module)",
+}
+
+
+def adapter_call(value: Any) -> str | None:
+    """The call that makes a model of a module of another library; None for all other values.
+
+    No library is imported: a value can only be a module of a library that is.
+    """
+    own = __name__.partition(".")[0]
+    if any(cls.__module__.partition(".")[0] == own for cls in type(value).__mro__):
+        return None
+    for (package, name), call in _ADAPTERS.items():
+        kind = getattr(sys.modules.get(package), name, None)
+        if kind is not None and isinstance(value, kind):
+            return call
+    return None
 
 
 def optional_package(name: str, needed_by: str, extra: str) -> Any:

@@ -5,7 +5,6 @@ from contextlib import ContextDecorator
 from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
@@ -13,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 from innerloop.adaptation import Adaptation, run
 from innerloop.arguments import at_least, checked, instance, optional, random_key
 from innerloop.batches import check_episode, task_count, task_weights, with_stand_ins
-from innerloop.checks import describe, describe_briefly, is_floating, require_tree
+from innerloop.checks import adapter_call, describe, describe_briefly, is_floating, require_tree
 from innerloop.errors import GradientError, StructureError
 from innerloop.gradients import Aux, MetaGradient, Unroll
 from innerloop.gradients.base import TaskObjective
@@ -263,20 +262,13 @@ def check_meta(meta: PyTree) -> None:
         if is_floating(leaf):
             continue
         name = f"meta{jax.tree_util.keystr(path)}"
+        nodes = jax.tree.leaves(meta, is_leaf=lambda node: adapter_call(node) is not None)
+        network = hasattr(meta, "init") and hasattr(meta, "apply")
+        own = "model.init(key)" if network else None
         raise StructureError(
             f"{name} is not a floating-point array, so it has no gradient",
             got=describe_briefly(leaf),
             expected="floating-point numbers and arrays; the functions of a problem "
             "close over all other values",
-            write=_arrays_of(meta),
+            write=next((call for node in nodes if (call := adapter_call(node))), own),
         )
-
-
-def _arrays_of(meta: PyTree) -> str | None:
-    """What to write if meta is a network, whose functions are leaves too."""
-    if isinstance(meta, eqx.Module):
-        return (
-            "meta, static = equinox.partition(network, equinox.is_inexact_array), and "
-            "equinox.combine(params, static) in the losses"
-        )
-    return "model.init(key)" if hasattr(meta, "init") and hasattr(meta, "apply") else None

@@ -3,6 +3,7 @@
 import ast
 import re
 
+import cures_adapters
 import cures_core
 import cures_data
 import cures_diagnostics
@@ -16,7 +17,7 @@ from sites import Site, completed, offered, sites
 import innerloop as il
 
 TABLES = (
-    *(cures_core, cures_gradients, cures_training),
+    *(cures_core, cures_gradients, cures_training, cures_adapters),
     *(cures_data, cures_diagnostics, cures_lab),
 )
 CASES = [case for table in TABLES for case in table.CASES]

@@ -105,6 +105,7 @@ def instance(
     what: str,
     such_as: str,
     instead: Mapping[type, str] = MappingProxyType({}),
+    cure_for: Callable[[Any], str | None] = lambda value: None,
     **field: Any,
 ) -> Any:
     """An instance of one of the classes.
@@ -115,11 +116,13 @@ def instance(
         such_as: Python source of an instance, which the error shows.
         instead: The source that the error shows for values of certain other classes, such as
             `{Recipe: "recipe.learner"}`.
+        cure_for: `value -> source` that the error shows for a value, or None if it has none.
         **field: The keywords `default`, `static` and `kw_only` of a field.
     """
     names = " | ".join(map(_public_name, classes))
     accepts = lambda value: isinstance(value, classes)
-    return Requirement(accepts, what, names, such_as, instead=tuple(instead.items()))
+    pairs = tuple(instead.items())
+    return Requirement(accepts, what, names, such_as, instead=pairs, cure_for=cure_for)
 
 
 @kind

@@ -26,6 +26,7 @@ class Requirement(NamedTuple):
         shown: `(name, value) -> str`, the argument as the error shows it.
         instead: Pairs of a class that is often passed by mistake and the source that the error then
             shows in place of `cure`.
+        cure_for: `value -> source` that the error shows for this value, or None if it has none.
     """
 
     accepts: Callable[[Any], bool]
@@ -34,10 +35,12 @@ class Requirement(NamedTuple):
     cure: str
     shown: Callable[[str, Any], str] = lambda name, value: f"{name}={describe_briefly(value)}"
     instead: tuple[tuple[type, str], ...] = ()
+    cure_for: Callable[[Any], str | None] = lambda value: None
 
     def refusal(self, name: str, value: Any, call: str) -> StructureError:
         """The error for a value that is not accepted, as the argument `name` of `call`."""
-        cure = next((cure for each, cure in self.instead if isinstance(value, each)), self.cure)
+        cure = next((cure for each, cure in self.instead if isinstance(value, each)), None)
+        cure = cure or self.cure_for(value) or self.cure
         return StructureError(
             f"{name} must be {self.what}",
             got=self.shown(name, value),

@@ -7,7 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, PRNGKeyArray, PyTree
 
-from innerloop.checks import describe
+from innerloop.arguments import instance
+from innerloop.checks import adapter_call, describe
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 
@@ -50,6 +51,15 @@ class Model(NamedTuple):
     learn: Callable[..., tuple[Array, PyTree]] | None = None
 
 
+MODEL = instance(
+    *(Model,),
+    what="a Model, which innerloop.adapters makes of a module of another library or of functions",
+    such_as="adapters.from_functions(init, apply)",
+    cure_for=adapter_call,
+)
+"""The kind of an argument that is a model."""
+
+
 def model_inputs(
     inputs: ArrayLike, dtype: DTypeLike, mask: Array | None
 ) -> Float[Array, "rows ..."]:
@@ -70,10 +80,15 @@ def model_inputs(
         )
     numbers = jnp.asarray(inputs)
     if jnp.issubdtype(numbers.dtype, jnp.integer):
-        raise StructureError(
-            "the network's inputs are whole numbers, which may be pixels, measurements or classes",
-            got=describe(numbers),
-            expected="real numbers, in the range that they had in training; the library's image "
-            "tasks give pixels as inputs.astype(float) / 255",
-        )
+        refuse_whole_numbers(numbers)
     return blank_rows(numbers.astype(dtype), mask)
+
+
+def refuse_whole_numbers(numbers: Array) -> None:
+    """Raise `StructureError` for inputs that may be pixels."""
+    raise StructureError(
+        "the network's inputs are whole numbers, which may be pixels, measurements or classes",
+        got=describe(numbers),
+        expected="real numbers, in the range that they had in training; the library's image "
+        "tasks give pixels as inputs.astype(float) / 255",
+    )

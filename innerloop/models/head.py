@@ -7,13 +7,13 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, checked, random_key
 from innerloop.errors import StructureError
-from innerloop.models.base import Model
+from innerloop.models.base import MODEL, Model
 from innerloop.models.layers import GLOROT, dense, dense_init
 from innerloop.precision import default_float
 from innerloop.problem import parameters, state_of, with_state
 
 
-@checked(width=at_least(1, such_as=64), outputs=at_least(1, such_as=5))
+@checked(features=MODEL, width=at_least(1, such_as=64), outputs=at_least(1, such_as=5))
 def linear_head(features: Model, width: int, outputs: int, weights: Initializer = GLOROT) -> Model:
     """`features` followed by a dense layer: `(rows, ...) -> (rows, outputs)`.
 
@@ -57,7 +57,12 @@ def linear_head(features: Model, width: int, outputs: int, weights: Initializer 
     )
 
 
-@checked(width=at_least(1, such_as=64), context=at_least(1, such_as=100))
+@checked(
+    features=MODEL,
+    width=at_least(1, such_as=64),
+    head=MODEL,
+    context=at_least(1, such_as=100),
+)
 def film(features: Model, width: int, head: Model, context: int = 100) -> Model:
     r"""`head` on features that a context scales and shifts (FiLM: Perez et al. 2018).
 

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Scalar
 
+from innerloop.arguments import checked
 from innerloop.checks import describe
 from innerloop.errors import StructureError
 from innerloop.labels import IGNORED, class_scores, labels
 from innerloop.masks import blank_rows, masked_mean
-from innerloop.models.base import Model
+from innerloop.models.base import MODEL, Model
 from innerloop.precision import at_least_float32
 from innerloop.problem import Examples
 
@@ -18,6 +19,7 @@ ExamplesLoss = Callable[[PyTree, Examples], tuple[Scalar, dict]]
 """`(predictions, examples) -> (loss, metrics)`, such as `cross_entropy`."""
 
 
+@checked(model=MODEL)
 def supervised_loss(model: Model, loss: ExamplesLoss) -> Callable:
     """The loss of a model on `Examples`, with the signature of a `Problem`'s losses.
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.arguments import checked, function, or_none
 from innerloop.errors import StructureError
-from innerloop.models.base import Model
+from innerloop.models.base import MODEL, Model
 from innerloop.models.losses import ExamplesLoss
 from innerloop.problem import Examples, Problem, parameters, state_of, subset, with_state
 
@@ -90,6 +90,7 @@ def losses(
 
 
 @checked(
+    model=MODEL,
     step_weights=or_none(function("steps", gives="(steps + 1,) weights")),
 )
 def supervised_problem(

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Procedure
+from innerloop.arguments import checked
 from innerloop.heads.base import embedded, members
 from innerloop.masks import blank_rows, masked_mean
 from innerloop.models import Model
+from innerloop.models.base import MODEL
 from innerloop.models.supervised import stateless
 from innerloop.recipes.base import (
     ExamplesLoss,
@@ -18,6 +20,7 @@ from innerloop.recipes.base import (
 )
 
 
+@checked(features=MODEL, encoder=MODEL, decoder=MODEL)
 def cnp(
     features: Model, encoder: Model, decoder: Model, loss: ExamplesLoss, ways: int | None = None
 ) -> Recipe:

@@ -7,9 +7,11 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation
+from innerloop.arguments import checked
 from innerloop.heads import ConvexHead, RidgeHead, logistic, squared_hinge
 from innerloop.heads.base import Features
 from innerloop.models import Model
+from innerloop.models.base import MODEL
 from innerloop.precision import default_float
 from innerloop.recipes.base import (
     ExamplesLoss,
@@ -52,6 +54,7 @@ def _with_linear_head(
     return learned_head(head(embed, learned), init_meta, predict, loss, frozen)
 
 
+@checked(features=MODEL)
 def r2d2(
     features: Model,
     loss: ExamplesLoss,
@@ -82,6 +85,7 @@ def r2d2(
     return _with_linear_head(features, loss, head, strength, scale)
 
 
+@checked(features=MODEL)
 def logistic_head(
     features: Model, loss: ExamplesLoss, ways: int, strength: float = 1.0, scale: float = 1.0
 ) -> Recipe:
@@ -107,6 +111,7 @@ def logistic_head(
     return _with_linear_head(features, loss, head, strength, scale)
 
 
+@checked(features=MODEL)
 def svm_head(
     features: Model, loss: ExamplesLoss, ways: int, strength: float = 10.0, scale: float = 1.0
 ) -> Recipe:

@@ -16,11 +16,13 @@ from innerloop.estimators import Estimator, Phases, WholeTasks
 from innerloop.gradients import FirstOrder, Implicit, Reptile, proximal
 from innerloop.learner import Learner
 from innerloop.models import ExamplesLoss, Model
+from innerloop.models.base import MODEL
 from innerloop.optimizers import scale_by_rates, scale_by_scheduled_rates
 from innerloop.problem import Problem
 from innerloop.recipes.base import Recipe, learned_network
 
 
+@checked(model=MODEL)
 def maml(
     model: Model,
     loss: ExamplesLoss,
@@ -46,6 +48,7 @@ def maml(
     return learned_network(model, GradientDescent(optax.sgd(rate), steps), loss, step_weights)
 
 
+@checked(model=MODEL)
 def fomaml(
     model: Model,
     loss: ExamplesLoss,
@@ -60,6 +63,7 @@ def fomaml(
     return maml(model, loss, rate, steps, step_weights)._replace(gradient=FirstOrder())
 
 
+@checked(model=MODEL)
 def imaml(
     model: Model,
     loss: ExamplesLoss,
@@ -106,6 +110,7 @@ def imaml(
     )
 
 
+@checked(model=MODEL)
 def reptile(
     model: Model,
     loss: ExamplesLoss,
@@ -147,6 +152,7 @@ def reptile(
     )
 
 
+@checked(model=MODEL)
 def meta_sgd(model: Model, loss: ExamplesLoss, rate: float = 0.05, steps: int = 1) -> Recipe:
     r"""Meta-SGD (Li, Zhou, Chen and Li 2017, arXiv 1707.09835).
 
@@ -185,7 +191,12 @@ def annealed_weights(
     return jnp.full(steps + 1, early).at[0].set(0).at[-1].set(1 - (steps - 1) * early)
 
 
-@checked(steps=at_least(1, such_as=5), annealed_over=at_least(0), first_order_until=at_least(0))
+@checked(
+    model=MODEL,
+    steps=at_least(1, such_as=5),
+    annealed_over=at_least(0),
+    first_order_until=at_least(0),
+)
 def maml_plus_plus(
     model: Model,
     loss: ExamplesLoss,

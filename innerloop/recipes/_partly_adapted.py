@@ -8,11 +8,14 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import GradientDescent
+from innerloop.arguments import checked
 from innerloop.errors import StructureError
 from innerloop.models import Model
+from innerloop.models.base import MODEL
 from innerloop.recipes.base import ExamplesLoss, Recipe, learned_network, learned_start
 
 
+@checked(model=MODEL)
 def anil(model: Model, loss: ExamplesLoss, rate: float = 0.1, steps: int = 5) -> Recipe:
     r"""ANIL (Raghu, Raghu, Bengio and Vinyals 2020, arXiv 1909.09157): MAML of the head only.
 
@@ -32,6 +35,7 @@ def anil(model: Model, loss: ExamplesLoss, rate: float = 0.1, steps: int = 5) ->
     return partly_adapted(model, loss, lambda params: params["head"], rate, steps)
 
 
+@checked(model=MODEL)
 def boil(model: Model, loss: ExamplesLoss, rate: float = 0.5, steps: int = 1) -> Recipe:
     r"""BOIL (Oh, Yoo, Kim and Yun 2021, arXiv 2008.08882): MAML of the body only.
 
@@ -57,6 +61,7 @@ def partly_adapted(
     return learned_network(model, GradientDescent(optax.sgd(rate), steps), loss, where=where)
 
 
+@checked(model=MODEL)
 def cavia(model: Model, loss: ExamplesLoss, rate: float = 1.0, steps: int = 2) -> Recipe:
     r"""CAVIA (Zintgraf, Shiarlis, Kurin, Hofmann and Whiteson 2019, arXiv 1810.03642).
 

@@ -9,9 +9,11 @@ import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Procedure
+from innerloop.arguments import checked
 from innerloop.errors import StructureError
 from innerloop.learner import Learner
 from innerloop.models import ExamplesLoss, Model, linear_head
+from innerloop.models.base import MODEL
 from innerloop.models.supervised import network, stateless
 from innerloop.problem import subset
 from innerloop.recipes._maml import maml
@@ -20,6 +22,7 @@ from innerloop.recipes.base import InitMeta, Recipe, learned_head
 from innerloop.trees import leaf_shapes
 
 
+@checked(model=MODEL)
 def pretrain_finetune(
     model: Model, loss: ExamplesLoss, rate: float = 0.01, steps: int = 10
 ) -> Recipe:
@@ -41,6 +44,7 @@ def pretrain_finetune(
     return _pretrained(model, loss)._replace(tested=tuned.learner)
 
 
+@checked(features=MODEL)
 def pretrain_classifier(
     features: Model,
     width: int,

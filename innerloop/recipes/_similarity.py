@@ -12,6 +12,7 @@ from innerloop.arguments import at_least, checked
 from innerloop.heads import Prototypes
 from innerloop.heads.base import Features, embedded, members
 from innerloop.models import Model
+from innerloop.models.base import MODEL
 from innerloop.precision import default_float
 from innerloop.recipes.base import (
     ExamplesLoss,
@@ -22,6 +23,7 @@ from innerloop.recipes.base import (
 )
 
 
+@checked(features=MODEL)
 def protonet(features: Model, loss: ExamplesLoss, ways: int) -> Recipe:
     r"""Prototypical networks (Snell, Swersky and Zemel 2017, arXiv 1703.05175).
 
@@ -48,6 +50,7 @@ def protonet(features: Model, loss: ExamplesLoss, ways: int) -> Recipe:
     return learned_head(Prototypes(embed, ways), features.init, predict, loss, features.frozen)
 
 
+@checked(features=MODEL)
 def matching(features: Model, loss: ExamplesLoss, ways: int, scale: float = 10.0) -> Recipe:
     r"""Matching networks (Vinyals, Blundell, Lillicrap, Kavukcuoglu and Wierstra 2016).
 

@@ -16,6 +16,7 @@ from innerloop.adaptation.gradient_descent import MetaOptimizer
 from innerloop.arguments import checked, interval, positive
 from innerloop.errors import StructureError
 from innerloop.models import ExamplesLoss, Model, supervised_loss
+from innerloop.models.base import MODEL
 from innerloop.precision import default_float
 from innerloop.problem import Episode, Problem
 from innerloop.tasks.base import OneByOne, TaskDistribution
@@ -88,7 +89,7 @@ def rescaled(family: Family, factor: float) -> Family:
     return family._replace(name=f"{family.name}-times-{factor:g}", problem=problem)
 
 
-@checked(scale=interval(above=0, point=True))
+@checked(model=MODEL, scale=interval(above=0, point=True))
 def supervised_family(
     name: str,
     model: Model,
