@@ -1,6 +1,6 @@
 """Programs that JAX runs without this library: adapted parameters, or a whole learner."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from innerloop.arguments import (
     random_key,
 )
 from innerloop.checks import optional_package, require_arrays
-from innerloop.errors import StructureError
+from innerloop.errors import InnerloopError, StructureError
 from innerloop.learner import Learner
 from innerloop.objective import adapt
 from innerloop.problem import Examples, task_keys
@@ -154,6 +154,7 @@ def _predictions(
             write="Learner(..., predict=lambda params, meta, batch, key: ...)",
         )
     key = jax.random.key(0) if key is None else key
+    predict = explained("predict", predict, "params", "meta", "batch", "key")
     return lambda params, query: predict(params, learner.problem.whole(meta), query, key)
 
 
@@ -184,13 +185,13 @@ def _exported(
 ) -> bytes:
     optional_package("flatbuffers", "exporting a program", extra="export")
     jitted: Any = jax.jit(program)
-    make = lambda shapes: export.export(jitted, platforms=platforms)(*shapes)
+    made = lambda shapes: _serialised(jitted, shapes, platforms)
     if not any_rows:
-        return _serialised(make(arguments.values()))
+        return made(arguments.values())
     try:
-        return _serialised(make(_with_any_rows(arguments)))
+        return made(_with_any_rows(arguments))
     except Exception as error:
-        _serialised(make(arguments.values()))  # raises what is wrong with this number of rows too
+        made(arguments.values())  # raises what is wrong with this number of rows too
         raise StructureError(
             "the program cannot be made for any number of rows",
             got=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}",
@@ -214,19 +215,22 @@ def _with_any_rows(arguments: dict[str, PyTree]) -> list[PyTree]:
     return given
 
 
-def _serialised(exported: export.Exported) -> bytes:
+def _serialised(jitted: Any, shapes: Iterable[PyTree], platforms: Sequence[str] | None) -> bytes:
+    exported = export.export(jitted, platforms=platforms)
     try:
-        return bytes(exported.serialize())
+        return bytes(exported(*shapes).serialize())
+    except InnerloopError:
+        raise
     except ValueError as error:
         raise StructureError(
             "a program takes and returns arrays in dictionaries, lists and tuples",
-            got=f"{' '.join(str(error).split())[:200]}",
+            got=" ".join(str(error).split())[:200],
             expected="other containers as one of these",
         ) from error
     except NotImplementedError as error:
         raise StructureError(
             "a program without this process cannot call it back",
-            got=f"{' '.join(str(error).split())[:200]}",
-            expected="functions without callbacks; the solvers of ConvexHead and Minimise "
-            "check their results by callbacks",
+            got=" ".join(str(error).split())[:200],
+            expected="functions without callbacks; the solvers of ConvexHead and Minimise check "
+            "their results by callbacks",
         ) from error
