@@ -17,7 +17,7 @@ from innerloop.arguments import (
     optional,
     random_key,
 )
-from innerloop.checks import optional_package, require_arrays
+from innerloop.checks import explained, optional_package, require_arrays
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.learner import Learner
 from innerloop.objective import adapt
