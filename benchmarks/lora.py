@@ -29,10 +29,12 @@ from innerloop.models import cross_entropy, dense, dense_init
 from innerloop.trees import number_count, tree_bytes
 
 RESULTS = Path(__file__).parent / "results"
-PATCH, WIDTH, DEPTH, HEADS, WAYS, SHOTS, QUERIES = 7, 64, 3, 4, 5, 1, 5
+PATCH, WIDTH, DEPTH, HEADS, WAYS, SHOTS, QUERIES = 7, 64, 2, 4, 5, 1, 2
 RANK, ALPHA = 4, 4
-TRAIN_STEPS, MOST_STEPS = 3, 10
+TRAIN_STEPS, MOST_STEPS = 3, 5
 RATES = (0.03, 0.1, 0.3, 1.0)
+TESTS = 3
+PER_CALL = 20
 
 
 class Size(NamedTuple):
@@ -41,8 +43,8 @@ class Size(NamedTuple):
     pretraining: int = 2000
     outer_steps: int = 400
     batch: int = 4
-    validation_tasks: int = 100
-    test_tasks: int = 600
+    tasks: int = 200
+    """Validation tasks, and the test tasks of each of `TESTS` seeds."""
 
 
 # --- the network ---------------------------------------------------------------------------------
@@ -75,11 +77,12 @@ def patch_transformer() -> il.models.Model:
         return {
             "patches": dense_init(patches_key, PATCH**2, WIDTH),
             "positions": 0.02 * jax.random.normal(positions_key, (tokens, WIDTH)),
-            "blocks": [block_init(k) for k in jax.random.split(blocks_key, DEPTH)],
+            "blocks": jax.vmap(block_init)(jax.random.split(blocks_key, DEPTH)),
             "norm": scale_and_shift(),
         }
 
-    def block(params, x, rows):
+    def block(x, params):
+        rows = x.shape[0] // tokens
         projected = dense(params["query_key_value"], norm(params["attention_norm"], x))
         split = projected.reshape(rows, tokens, 3, HEADS, WIDTH // HEADS)
         query, key, value = (split[:, :, i] for i in range(3))
@@ -87,15 +90,14 @@ def patch_transformer() -> il.models.Model:
         attended = jnp.einsum("rhqk,rkhd->rqhd", jax.nn.softmax(scores), value)
         x = x + dense(params["attention_out"], attended.reshape(rows * tokens, WIDTH))
         hidden = jax.nn.gelu(dense(params["mlp_in"], norm(params["mlp_norm"], x)))
-        return x + dense(params["mlp_out"], hidden)
+        return x + dense(params["mlp_out"], hidden), None
 
     def apply(params, inputs, key, mask):
         rows, side = inputs.shape[0], 28 // PATCH
         patches = inputs.reshape(rows, side, PATCH, side, PATCH).transpose(0, 1, 3, 2, 4)
         x = dense(params["patches"], patches.reshape(rows * tokens, PATCH**2))
         x = x + jnp.tile(params["positions"], (rows, 1))
-        for each in params["blocks"]:
-            x = block(each, x, rows)
+        x, _ = lax.scan(block, x, params["blocks"])
         return jnp.mean(norm(params["norm"], x).reshape(rows, tokens, WIDTH), axis=1)
 
     return il.models.Model(init, apply, "none")
@@ -143,11 +145,13 @@ def pretrained_body(features, data: Data, size: Size) -> tuple[Any, dict]:
     return fitted.last["body"], {"classes": classes, "accuracy": accuracy, "seconds": seconds}
 
 
-def shown(what: str):
+def shown(what: str, seconds: list | None = None):
     def report(progress) -> None:
+        if seconds is not None:
+            seconds.append(time.perf_counter())
         if progress.step % 100 == 0:
-            print(f"  {what} {progress.step}: {float(np.mean(progress.metrics['loss'])):.3f}",
-                  flush=True)  # fmt: skip
+            loss = float(np.mean(progress.metrics["loss"]))
+            print(f"  {what} {progress.step}: {loss:.3f}", flush=True)
 
     return report
 
@@ -170,20 +174,33 @@ def networks(features, body) -> dict[str, il.models.Model]:
     }
 
 
-def judged(recipe, meta, tasks, count: int, seed: int, steps: int | None = None):
+def with_rate(model) -> il.Learner:
+    """MAML whose inner rate is a part of meta, so that one program serves all rates."""
+    problem = il.recipes.maml(model, cross_entropy).problem
+    of_net = lambda loss: lambda params, meta, *given: loss(params, meta["net"], *given)
+    moved = il.Problem(
+        lambda meta, *given: problem.init(meta["net"], *given),
+        of_net(problem.inner_loss),
+        of_net(problem.outer_loss),
+        frozen=None if problem.frozen is None else {"net": problem.frozen, "rate": None},
+    )
+    return il.Learner(moved, il.GradientDescent(lambda meta: optax.sgd(meta["rate"]), MOST_STEPS))
+
+
+def judged(learner, meta, tasks, count: int, seed: int) -> il.training.Evaluation:
     episodes = il.tasks.evaluation_episodes(tasks, count, seed=seed)
-    return il.evaluate(recipe.learner, meta, episodes, jax.random.key(seed), steps=steps, chunk=20)
+    return il.evaluate(learner, meta, episodes, jax.random.key(seed), chunk=20)
 
 
-def chosen_rate(model, meta, tasks, size: Size) -> tuple[float, int, dict]:
-    """The rate and the number of steps with the best accuracy on validation tasks."""
-    found = {}
-    for rate in RATES:
-        recipe = il.recipes.maml(model, cross_entropy, rate, TRAIN_STEPS)
-        result = judged(recipe, meta, tasks.validation, size.validation_tasks, 1, MOST_STEPS)
-        found[rate] = result.mean["accuracy"].tolist()
-    rate = max(found, key=lambda rate: max(found[rate]))
-    return rate, int(np.argmax(found[rate])), {str(rate): curve for rate, curve in found.items()}
+def tested(learner, meta, tasks, size: Size, step: int) -> dict:
+    """Mean and 95% interval on the test tasks after this inner step."""
+    found = [judged(learner, meta, tasks.test, size.tasks, seed) for seed in range(2, 2 + TESTS)]
+    squares = [each.interval["accuracy"][step] ** 2 for each in found]
+    return {
+        "steps": step,
+        "accuracy": float(np.mean([each.mean["accuracy"][step] for each in found])),
+        "interval": float(np.sum(squares) ** 0.5 / TESTS),
+    }
 
 
 class Tasks(NamedTuple):
@@ -217,9 +234,14 @@ def memory_of(model, rate: float, meta, tasks: Tasks, size: Size) -> dict:
 
 def measured(name: str, model, tasks: Tasks, size: Size) -> list[dict]:
     """One choice of what is adapted: from the pretrained network, and after meta-training."""
-    meta = model.init(jax.random.key(3))
+    meta, learner = model.init(jax.random.key(3)), with_rate(model)
     whole = number_count(meta) + number_count(model.frozen)
-    rate, steps, curves = chosen_rate(model, meta, tasks, size)
+    at = lambda meta, rate: {"net": meta, "rate": jnp.float32(rate)}
+    curve = lambda meta, rate: judged(
+        learner, at(meta, rate), tasks.validation, size.tasks, 1
+    ).mean["accuracy"].tolist()  # fmt: skip
+    curves = {rate: curve(meta, rate) for rate in RATES}
+    rate = max(RATES, key=lambda rate: max(curves[rate]))
     common = {
         "adapted": name,
         "parameters": number_count(meta),
@@ -227,54 +249,44 @@ def measured(name: str, model, tasks: Tasks, size: Size) -> list[dict]:
         "rate": rate,
         "memory": memory_of(model, rate, meta, tasks, size),
     }
-    untrained = tested(model, rate, steps, meta, tasks, size)
-    rows = [common | {"meta_trained": False, "validation": curves} | untrained]
+    test = lambda meta, curve: tested(
+        learner, at(meta, rate), tasks, size, int(np.argmax(curve))
+    )  # fmt: skip
+    validation = {str(rate): curve for rate, curve in curves.items()}
+    untrained = {"meta_trained": False, "validation": validation} | test(meta, curves[rate])
+    rows = [common | untrained]
     if "bfloat16" in name:
         return rows
     recipe = il.recipes.maml(model, cross_entropy, rate, TRAIN_STEPS)
-    begin = time.perf_counter()
+    seconds = []
     fitted = il.fit(
         recipe.estimator(tasks.train, batch=size.batch),
         meta,
         optimizer=optax.adam(optax.cosine_decay_schedule(1e-3, size.outer_steps)),
         steps=size.outer_steps,
         key=jax.random.key(4),
-        report=shown(f"MAML of {name}"),
+        per_call=PER_CALL,
+        report=shown(f"MAML of {name}", seconds),
     )
-    seconds = (time.perf_counter() - begin) / size.outer_steps
-    found = judged(
-        recipe, fitted.last, tasks.validation, size.validation_tasks, 1, MOST_STEPS
-    ).mean["accuracy"]
-    result = tested(model, rate, int(np.argmax(found)), fitted.last, tasks, size)
     trained = {
         "meta_trained": True,
-        "seconds_per_outer_step": seconds,
-        "validation": found.tolist(),
+        "validation": curve(fitted.last, rate),
+        "seconds_per_outer_step": float(np.median(np.diff(seconds))) / PER_CALL,
     }
-    return [*rows, common | trained | result]
-
-
-def tested(model, rate: float, steps: int, meta, tasks: Tasks, size: Size) -> dict:
-    recipe = il.recipes.maml(model, cross_entropy, rate, TRAIN_STEPS)
-    result = judged(recipe, meta, tasks.test, size.test_tasks, 2, steps)
-    return {
-        "steps": steps,
-        "accuracy": float(result.mean["accuracy"][-1]),
-        "interval": float(result.interval["accuracy"][-1]),
-    }
+    return [*rows, common | trained | test(fitted.last, trained["validation"])]
 
 
 def nearest_mean(features, body, tasks: Tasks, size: Size) -> dict:
     """The simple baseline: the nearest class mean of frozen features; nothing is learned."""
-    recipe = il.recipes.protonet(features, cross_entropy, WAYS)
-    result = judged(recipe, body, tasks.test, size.test_tasks, 2)
+    learner = il.recipes.protonet(features, cross_entropy, WAYS).learner
+    result = tested(learner, body, tasks, size, 0)
     return {
         "adapted": "nothing (nearest class mean)",
         "meta_trained": False,
         "parameters": 0,
         "share": 0.0,
-        "accuracy": float(result.mean["accuracy"][-1]),
-        "interval": float(result.interval["accuracy"][-1]),
+        "accuracy": result["accuracy"],
+        "interval": result["interval"],
     }
 
 
@@ -302,7 +314,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a minute; writes nothing")
     quick = parser.parse_args().quick
-    size = Size(30, 4, 2, 20, 20) if quick else Size()
+    size = Size(60, 40, 2, 20) if quick else Size()
     data, features = characters(), patch_transformer()
     given = (WAYS, SHOTS, QUERIES)
     of = lambda images: il.tasks.ClassificationTasks(images, *given)
