@@ -396,6 +396,134 @@ def test_wrong_parts_are_refused(name, as_users_see_it):
         call()
 
 
+# --- learned -------------------------------------------------------------------------------------
+
+SINE = il.models.mlp([1, 6, 1])
+EPISODES = il.tasks.SinusoidTasks(5, 5).sample(jax.random.key(2), 3)
+mse = il.models.mean_squared_error
+
+
+def in_float64(tree):
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
+
+
+def test_maml_of_a_factored_network_is_the_loop_written_by_hand(x64):
+    """Two steps on the factors and the head, of a network whose matrices are W + (α / r) a b."""
+    params, rate, alpha = in_float64(SINE.init(KEY)), 0.05, 3.0
+    model = lora(SINE, params, 1, matching("*weights"), learned=matching("head.bias"), alpha=alpha)
+    meta, episodes = drawn(model.init(KEY)), in_float64(EPISODES)
+    recipe = il.recipes.maml(model, mse, rate, steps=2)
+    (loss, _), grads = il.meta_value_and_grad(recipe.problem, recipe.adaptation)(
+        meta, episodes, jax.random.key(3)
+    )
+
+    paths = ("body.0.weights", "head.weights")
+
+    def outputs(theta, x):
+        weights = [
+            layer["weights"] + alpha * theta["factors"][path]["a"] @ theta["factors"][path]["b"]
+            for path, layer in zip(paths, [*params["body"], params["head"]], strict=True)
+        ]
+        hidden = jax.nn.relu(x @ weights[0] + params["body"][0]["bias"][None])
+        return hidden @ weights[1] + theta["base"]["head"]["bias"][None]
+
+    def error(theta, rows):
+        return jnp.mean((outputs(theta, rows.inputs) - rows.targets) ** 2)
+
+    def learned(theta, i):
+        support, query = jax.tree.map(lambda leaf: leaf[i], (episodes.support, episodes.query))
+        for _ in range(2):
+            slope = jax.grad(error)(theta, support)
+            theta = jax.tree.map(lambda x, g: x - rate * g, theta, slope)
+        return error(theta, query)
+
+    by_hand = lambda meta: sum(learned(meta, i) for i in range(3)) / 3
+    value, expected = jax.value_and_grad(by_hand)(meta)
+    np.testing.assert_allclose(loss, value, rtol=1e-12)
+    assert jax.tree.structure(grads) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
+
+
+def in_other_places(model):
+    """The same network with its parameters under other names."""
+    there = lambda params: {"layers": params["body"], "out": {"last": params["head"]}}
+    back = lambda params: {"body": params["layers"], "head": params["out"]["last"]}
+    return il.models.Model(
+        lambda key: there(model.init(key)),
+        lambda params, *given: model.apply(back(params), *given),
+        model.normalisation,
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "where"),
+    [
+        (il.recipes.anil, matching("out")),
+        (il.recipes.anil, lambda params: params["out"]["last"]),
+        (il.recipes.boil, ~matching("out.last")),
+        (il.recipes.boil, lambda params: params["layers"]),
+    ],
+)
+def test_a_recipe_adapts_the_part_that_where_selects(make, where):
+    usual, other = make(SINE, mse), make(in_other_places(SINE), mse, where=where)
+    results = []
+    for recipe in (usual, other):
+        f = il.meta_value_and_grad(recipe.problem, recipe.adaptation)
+        results.append(f(recipe.init_meta(KEY), EPISODES, jax.random.key(3)))
+    ((a, _), usual_grads), ((b, _), other_grads) = results
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+    usual_grads = {"layers": usual_grads["body"], "out": {"last": usual_grads["head"]}}
+    for x, y in zip(jax.tree.leaves(usual_grads), jax.tree.leaves(other_grads), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+
+
+def test_what_is_adapted_is_never_frozen():
+    """A choice is made among the learned arrays: "all but" does not mean the frozen ones."""
+    model = freeze(SINE, SINE.init(KEY), matching("body.0.weights"))
+    recipe = il.recipes.anil(model, mse, where=~matching("head.bias"))
+    meta = recipe.init_meta(KEY)
+    params = recipe.problem.init(recipe.problem.whole(meta), None, KEY)
+    assert params.keys() == {"body.0.bias", "head.weights"}
+
+
+UNNAMED = in_other_places(SINE)
+WRONG_RECIPES = {
+    "no head": (lambda: il.recipes.anil(UNNAMED, mse), "no part .* 'head'.*layers.0, out.last"),
+    "no body": (lambda: il.recipes.boil(UNNAMED, mse), "no part .* 'body'.*layers.0, out.last"),
+    "frozen head": (
+        lambda: il.recipes.anil(freeze(SINE, SINE.init(KEY), matching("head")), mse),
+        "no part .* 'head'",
+    ),
+    "everything": (
+        lambda: il.recipes.anil(UNNAMED, mse, where=matching("*")),
+        r"selects everything.*Write: maml\(model, loss\)",
+    ),
+    "nothing": (lambda: il.recipes.boil(SINE, mse, where=lambda p: []), "selects nothing"),
+    "no such path": (
+        lambda: il.recipes.anil(SINE, mse, where=matching("haed")),
+        "closest are head",
+    ),
+    "a text": (lambda: il.recipes.anil(SINE, mse, where="head"), r"where=matching\('head'\)"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_RECIPES)
+def test_a_recipe_refuses_a_part_that_is_none(name, as_users_see_it):
+    call, message = WRONG_RECIPES[name]
+    with pytest.raises(il.errors.StructureError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_a_factored_network_has_no_findings(dtype):
+    model = lora(SINE, SINE.init(KEY), 1, matching("*weights"), dtype=dtype)
+    recipe = il.recipes.maml(model, mse, 0.01)
+    meta = recipe.init_meta(KEY)
+    found = il.check(recipe.problem, recipe.adaptation, meta, EPISODES, jax.random.key(3))
+    assert not found.findings
+
+
 # --- check ---------------------------------------------------------------------------------------
 
 
@@ -407,8 +535,6 @@ def supervised(model, base):
     return il.Problem(lambda meta, support, key: meta, loss, loss)
 
 
-SINE = il.models.mlp([1, 6, 1])
-EPISODES = il.tasks.SinusoidTasks(5, 5).sample(jax.random.key(2), 3)
 SGD = il.GradientDescent(optax.sgd(0.01), 1)
 
 
