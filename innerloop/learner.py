@@ -45,5 +45,5 @@ class Learner(CheckedModule):
         """
         if self.problem.state is None or state is None:
             return self
-        problem = dataclasses.replace(self.problem, state=state)
+        problem = self.problem.holding(self.problem.frozen, state)
         return dataclasses.replace(self, problem=problem)

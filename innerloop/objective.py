@@ -1,6 +1,5 @@
 """The meta-objective: problem, adaptation and meta-gradient together."""
 
-import dataclasses
 import math
 from collections.abc import Callable
 from contextlib import ContextDecorator
@@ -236,8 +235,7 @@ def meta_value_and_grad(
     def averages(
         held: PyTree, meta: PyTree, data: Episode, keys: Array, weights: Array, weighted: bool
     ):
-        frozen, state = held
-        now = dataclasses.replace(problem, frozen=frozen, state=state)
+        now = problem.holding(*held)
         objective = _meta_objective(now, adaptation, gradient)
         tasks, unreached = len(weights), list[str]()
 

@@ -1,5 +1,6 @@
 """What is optimised: the problem, its episodes, and the random keys of a task."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -184,6 +185,10 @@ class Problem(CheckedModule):
     def whole(self, meta: PyTree) -> PyTree:
         """`meta` as the functions of the problem see it: with the frozen arrays in their places."""
         return overlay(meta, self.frozen)
+
+    def holding(self, frozen: PyTree, state: PyTree) -> "Problem":
+        """The same problem with other frozen arrays and another model state."""
+        return dataclasses.replace(self, frozen=frozen, state=state)
 
 
 def overlay(tree: PyTree, frozen: PyTree) -> PyTree:

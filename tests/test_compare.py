@@ -228,7 +228,7 @@ def _fails(params, meta, batch, key):
 )
 def test_a_broken_problem_raises(changes, monkeypatch):
     """Before anything is compiled."""
-    monkeypatch.setattr("innerloop.diagnostics.comparison.entries.compile_ahead", None)
+    monkeypatch.setattr("innerloop.diagnostics.comparison.entries.compile_for", None)
     with pytest.raises(StructureError):
         small(problem=scalar_problem(**changes))
 

@@ -252,7 +252,7 @@ def test_a_budget_below_the_arguments_is_refused_without_compiling(monkeypatch):
     def compiled(*args):
         raise AssertionError("it compiled")
 
-    monkeypatch.setattr("innerloop.diagnostics._plan.compile_ahead", compiled)
+    monkeypatch.setattr("innerloop.diagnostics._plan.compile_for", compiled)
     with pytest.raises(StructureError, match="smaller than the arguments and results"):
         plan(*network(), "4KiB")
 

@@ -84,8 +84,10 @@ def compare(
             it runs.
     """
     reference = exact or exact_gradient(adaptation)
-    build = lambda gradient: meta_value_and_grad(problem, adaptation, gradient, chunk=chunk)
-    function = build(reference)
+    build = lambda gradient, problem: meta_value_and_grad(
+        problem, adaptation, gradient, chunk=chunk
+    )
+    function = build(reference, problem)
     check_meta(meta)
     tasks = task_count(episodes)
     given = one_of_every_kind(adaptation, meta) if gradients is None else gradients
@@ -100,7 +102,7 @@ def compare(
     _require_sound(function, arguments, main)
 
     for entry in entries:
-        entry.compile(build, arguments)
+        entry.compile(build, problem, arguments)
     measure_errors(entries, main, (meta, episodes), keys)
     measure_seconds(entries, arguments, seconds)
     return Comparison(tuple(entry.row for entry in entries), main, tasks, number_count(meta), draws)

@@ -13,7 +13,7 @@ from innerloop.adaptation import Adaptation
 from innerloop.arguments import at_least, checked, each, instance, one_of, optional
 from innerloop.diagnostics.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.candidates import biased_gradients, chunk_sizes, exact_gradients
-from innerloop.diagnostics.compiled import Compiled, compile_ahead
+from innerloop.diagnostics.compiled import Compiled, compile_for
 from innerloop.diagnostics.text import table
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.fidelity import Kind
@@ -168,8 +168,10 @@ def plan(
     arguments = abstract((meta, episodes, jax.random.key(0)))
 
     def candidate(gradient: MetaGradient) -> _Candidate:
-        build = lambda chunk: meta_value_and_grad(problem, adaptation, gradient, chunk=chunk)
-        return _Candidate(gradient, build, arguments)
+        build = lambda problem, chunk: meta_value_and_grad(
+            problem, adaptation, gradient, chunk=chunk
+        )
+        return _Candidate(gradient, problem, build, arguments)
 
     built_in = {
         "exact": lambda: exact_gradients(problem, adaptation, meta),
@@ -210,14 +212,16 @@ class _Candidate:
 
     Args:
         gradient: The meta-gradient.
-        build: Maps a chunk to the function that is compiled.
+        problem: What is optimised.
+        build: Maps the problem and a chunk to the function that is compiled.
         arguments: Meta-parameters, episodes and a key, as shapes.
         programs: The compiled programs by their chunk.
         error: The error that tracing the meta-gradient raised, for which it is refused.
     """
 
     gradient: MetaGradient
-    build: Callable[[int], Callable]
+    problem: Problem
+    build: Callable[[Problem, int], Callable]
     arguments: tuple
     programs: dict[int, Compiled] = field(default_factory=dict)
     error: Exception | None = None
@@ -228,9 +232,9 @@ class _Candidate:
         An error in the losses refuses only this meta-gradient, since they may work with another.
         """
         if self.error is None and chunk not in self.programs:
-            function = self.build(chunk)
+            build = lambda problem: self.build(problem, chunk)
             try:
-                self.programs[chunk] = compile_ahead(function, *self.arguments)
+                self.programs[chunk] = compile_for(build, self.problem, *self.arguments)
             except (InnerloopError, TypeError, ValueError, NotImplementedError) as error:
                 self.error = error
         return self.programs.get(chunk)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
+from innerloop.problem import Problem
+
 
 class Compiled(NamedTuple):
     """A program compiled for given shapes.
@@ -22,6 +24,17 @@ class Compiled(NamedTuple):
     seconds: float
     memory: int
     temporary: int
+
+
+def compile_for(build: Callable[[Problem], Callable], problem: Problem, *args: PyTree) -> Compiled:
+    """Compile `build(problem)` for arguments of these shapes.
+
+    The frozen arrays and the model state of the problem are arguments of the program, too.
+    """
+    held = problem.frozen, problem.state
+    function = lambda held, *args: build(problem.holding(*held))(*args)
+    program = compile_ahead(function, held, *args)
+    return program._replace(call=lambda *args: program.call(held, *args))
 
 
 def compile_ahead(function: Callable, *args: PyTree) -> Compiled:

@@ -186,7 +186,7 @@ class WholeTasks(LearningEstimator):
         """Problem and adaptation of an outer step, from the model state at that step."""
         problem, adaptation = self.at(outer_step)
         if problem.state is not None:
-            problem = dataclasses.replace(problem, state=state)
+            problem = problem.holding(problem.frozen, state)
         return problem, adaptation
 
     def _value_and_grad(self, outer_step, state, chunk: int | None, spread: Callable):

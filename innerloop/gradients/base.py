@@ -151,9 +151,15 @@ def objective_after_run(
     return objective
 
 
-def held_state(problem: Problem | None) -> Fidelity:
-    """What a gradient drops because the model state is held constant."""
-    state = None if problem is None or problem.through_state else problem.state
+def held_state(problem: Problem | None, always: bool = False) -> Fidelity:
+    """What a gradient drops because the model state is held constant.
+
+    Args:
+        problem: The problem, or None.
+        always: Whether the gradient holds the state constant even with `through_state`.
+    """
+    through = problem is None or (problem.through_state and not always)
+    state = None if through else problem.state
     if not any(map(is_floating, jax.tree.leaves(state))):
         return EXACT
     return Fidelity(

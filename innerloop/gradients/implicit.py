@@ -110,7 +110,7 @@ class Implicit(MetaGradient):
                 write="Unroll(), which is exact, or Implicit(condition=...) with the condition "
                 "that it solves",
             )
-        return combined([self._of_solve(), held_state(problem)])
+        return combined([self._of_solve(), held_state(problem, always=True)])
 
     def _of_solve(self) -> Fidelity:
         if isinstance(self.solver, Neumann):

@@ -52,7 +52,7 @@ def _with_wide_arrays(subject: Subject) -> Subject:
     if problem.frozen is None and problem.state is None:
         return subject
     frozen, state = _in_float64((problem.frozen, problem.state))
-    wide = dataclasses.replace(problem, frozen=frozen, state=state, through_state=True)
+    wide = dataclasses.replace(problem.holding(frozen, state), through_state=True)
     return dataclasses.replace(subject, problem=wide)
 
 

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from innerloop.diagnostics.comparison.result import ComparisonRow
-from innerloop.diagnostics.compiled import Compiled, compile_ahead
+from innerloop.diagnostics.compiled import Compiled, compile_for
 from innerloop.errors import GradientError, InnerloopError
 from innerloop.fidelity import Fidelity
 from innerloop.gradients import MetaGradient
+from innerloop.problem import Problem
 
 _MOST_CALLS = 100
 """The largest number of timed calls of one program; more do not improve the median."""
@@ -48,7 +49,9 @@ class Entry:
         self.set(refusal=reason(error))
         self.program = None
 
-    def compile(self, build: Callable[[MetaGradient], Callable], arguments: tuple) -> None:
+    def compile(
+        self, build: Callable[[MetaGradient, Problem], Callable], problem: Problem, arguments: tuple
+    ) -> None:
         """Trace and compile the meta-gradient. An error refuses it, because the problem itself is
         valid.
 
@@ -56,7 +59,8 @@ class Entry:
         or a program that is too large for the device.
         """
         try:
-            self.program = compile_ahead(build(self.row.gradient), *arguments)
+            of_problem = lambda problem: build(self.row.gradient, problem)
+            self.program = compile_for(of_problem, problem, *arguments)
         except Exception as error:
             self.refuse(error)
             return
