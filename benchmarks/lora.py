@@ -213,9 +213,11 @@ def memory_of(model, rate: float, meta, tasks: Tasks, size: Size) -> dict:
     """Of one outer step of MAML: what the compiler says, and what `plan` counts."""
     recipe = il.recipes.maml(model, cross_entropy, rate, TRAIN_STEPS)
     episodes = tasks.train.sample(jax.random.key(0), size.batch)
-    step = il.meta_value_and_grad(recipe.problem, recipe.adaptation)
-    compiled = jax.jit(step).lower(meta, episodes, jax.random.key(1)).compile()
-    sizes = compiled.memory_analysis()
+    held = recipe.problem.frozen, recipe.problem.state
+    step = lambda held, *given: il.meta_value_and_grad(
+        recipe.problem.holding(*held), recipe.adaptation
+    )(*given)
+    sizes = jax.jit(step).lower(held, meta, episodes, jax.random.key(1)).compile().memory_analysis()
     planned = il.plan(
         *(recipe.problem, recipe.adaptation, meta, episodes, "8GiB"),
         gradients=[il.Unroll()],
