@@ -287,8 +287,13 @@ def subset(
     Raises:
         StructureError: If `where` selects nothing, or something that is not in the tree.
     """
+    leaves, treedef = jax.tree.flatten(tree)
+    # `where` may read the shapes of leaves, but a leaf may occur twice, so each has a stand-in.
+    places = [_stand_in(leaf) for leaf in leaves]
+    index = {id(place): i for i, place in enumerate(places)}
     try:
         part = where(tree)
+        chosen = [index[id(place)] for place in jax.tree.leaves(where(treedef.unflatten(places)))]
     except (KeyError, AttributeError, IndexError, TypeError) as error:
         raise StructureError(
             "where selects something that is not in the tree",
@@ -301,8 +306,6 @@ def subset(
             got=f"{part!r}",
             expected=f"a part of {jax.tree.structure(tree)} with at least one array",
         )
-    leaves, treedef = jax.tree.flatten(tree)
-    chosen = jax.tree.leaves(where(treedef.unflatten(range(len(leaves)))))
     if len(set(chosen)) < len(chosen):
         raise StructureError(
             "where selects a leaf twice, so it would be two parameters",
@@ -322,6 +325,13 @@ def subset(
         return treedef.unflatten(replaced.get(i, leaf) for i, leaf in enumerate(leaves))
 
     return part, merge
+
+
+def _stand_in(leaf: Any) -> Any:
+    """An object of its own with the shape and dtype of a leaf."""
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    return jax.ShapeDtypeStruct((), jnp.result_type(leaf)) if eqx.is_array_like(leaf) else object()
 
 
 def require_rows(name: str, examples: PyTree) -> None:

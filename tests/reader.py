@@ -65,6 +65,7 @@ def reader():
     inputs = jnp.ones((3, 2))
     return {
         **vars(il),
+        **vars(il.adapters),
         **vars(il.training),
         **vars(il.estimators),
         **vars(il.models),

@@ -37,23 +37,25 @@ def network(model: Model, of_meta: Part = lambda meta: meta, where: Part | None 
     Args:
         model: The network.
         of_meta: Selects the parameters of the model in meta.
-        where: Selects what is adapted of these parameters; by default all that is learned.
+        where: Selects what is adapted of the learned ones; by default all of them.
     """
     learn = model.learn
     if learn is None:
         learn = lambda params, *given: (model.apply(params, *given), None)
 
-    def start(meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+    def learned(meta: PyTree) -> PyTree:
         params = of_meta(meta)
-        if where is not None:
-            return subset(params, where)[0]
         return params if model.frozen is None else _learned(params, model.frozen)
+
+    def start(meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
+        params = learned(meta)
+        return params if where is None else subset(params, where)[0]
 
     def whole(adapted: PyTree, meta: PyTree) -> PyTree:
         params = parameters(adapted)
         if where is not None:
-            params = subset(of_meta(meta), where)[1](params)
-        elif model.frozen is not None:
+            params = subset(learned(meta), where)[1](params)
+        if model.frozen is not None:
             params = eqx.combine(params, of_meta(meta))
         return with_state(params, state_of(adapted))
 

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import GradientDescent
+from innerloop.adapters._where import SELECTION, Selection, chosen_leaves, named_leaves
 from innerloop.arguments import checked
 from innerloop.errors import StructureError
 from innerloop.models import Model
@@ -15,8 +16,24 @@ from innerloop.models.base import MODEL
 from innerloop.recipes.base import ExamplesLoss, Recipe, learned_network, learned_start
 
 
-@checked(model=MODEL)
-def anil(model: Model, loss: ExamplesLoss, rate: float = 0.1, steps: int = 5) -> Recipe:
+def head(params: PyTree) -> PyTree:
+    """The part of the library's networks that `anil` adapts."""
+    return params["head"]
+
+
+def body(params: PyTree) -> PyTree:
+    """The part of the library's networks that `boil` adapts."""
+    return params["body"]
+
+
+@checked(model=MODEL, where=SELECTION)
+def anil(
+    model: Model,
+    loss: ExamplesLoss,
+    rate: float = 0.1,
+    steps: int = 5,
+    where: Selection = head,
+) -> Recipe:
     r"""ANIL (Raghu, Raghu, Bengio and Vinyals 2020, arXiv 1909.09157): MAML of the head only.
 
     $$\min_{\phi} \; \mathbb{E}\, L_\text{query}(\theta_K, \phi_\text{body}), \qquad
@@ -27,16 +44,28 @@ def anil(model: Model, loss: ExamplesLoss, rate: float = 0.1, steps: int = 5) ->
     the paper uses.
 
     Args:
-        model: The network, with parameters `{"body", "head"}`.
+        model: The network.
         loss: The loss of the predictions.
         rate: α, the inner learning rate.
         steps: K, the number of inner steps.
+        where: Selects the head, as in `subset`, such as `adapters.matching("layers.2")`; by default
+            the `"head"` of the library's networks.
+
+    Raises:
+        StructureError: If the network has no such part, or `where` selects everything.
     """
-    return partly_adapted(model, loss, lambda params: params["head"], rate, steps)
+    _require_part(model, where, "anil", "head")
+    return partly_adapted(model, loss, where, rate, steps)
 
 
-@checked(model=MODEL)
-def boil(model: Model, loss: ExamplesLoss, rate: float = 0.5, steps: int = 1) -> Recipe:
+@checked(model=MODEL, where=SELECTION)
+def boil(
+    model: Model,
+    loss: ExamplesLoss,
+    rate: float = 0.5,
+    steps: int = 1,
+    where: Selection = body,
+) -> Recipe:
     r"""BOIL (Oh, Yoo, Kim and Yun 2021, arXiv 2008.08882): MAML of the body only.
 
     $$\min_{\phi} \; \mathbb{E}\, L_\text{query}(\theta_K, \phi_\text{head}), \qquad
@@ -46,12 +75,39 @@ def boil(model: Model, loss: ExamplesLoss, rate: float = 0.5, steps: int = 1) ->
     so the representation has to change, whereas `anil` reuses it. Body and head are meta-learned.
 
     Args:
-        model: The network, with parameters `{"body", "head"}`.
+        model: The network.
         loss: The loss of the predictions.
         rate: α, the inner learning rate.
         steps: K, the number of inner steps.
+        where: Selects the body, as in `subset`, such as `~adapters.matching("layers.2")`; by
+            default the `"body"` of the library's networks.
+
+    Raises:
+        StructureError: If the network has no such part, or `where` selects everything.
     """
-    return partly_adapted(model, loss, lambda params: params["body"], rate, steps)
+    _require_part(model, where, "boil", "body")
+    return partly_adapted(model, loss, where, rate, steps)
+
+
+def _require_part(model: Model, where: Selection, recipe: str, part: str) -> None:
+    """Raise `StructureError` unless `where` selects some and not all of what the model learns."""
+    learned = jax.eval_shape(model.init, jax.eval_shape(lambda: jax.random.key(0)))
+    has_part = isinstance(learned, dict) and bool(jax.tree.leaves(learned.get(part)))
+    if where in (head, body) and not has_part:
+        parts = dict.fromkeys(path.rpartition(".")[0] or path for path in named_leaves(learned))
+        raise StructureError(
+            f"the network learns no part with the name {part!r}",
+            got=f"a network that learns {', '.join(parts) or 'nothing'}",
+            expected=f"where=, which selects the {part}: matching(PATH), with one of these or "
+            "what contains them",
+        )
+    if all(chosen_leaves(learned, where)):
+        raise StructureError(
+            f"where selects everything, and {recipe} adapts a part",
+            got=f"where, which selects all of {', '.join(named_leaves(learned))}",
+            expected="a part of the network; maml adapts everything",
+            write="maml(model, loss)",
+        )
 
 
 def partly_adapted(

@@ -1,6 +1,6 @@
 """Meta-gradients that are not finite, or zero by accident, found by computing them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,12 @@ def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
         finding = _given_as_such(subject, title, int(tasks[0]))
         yield finding or _not_finite(subject, title, int(tasks[0]))
         return
-    for name, leaf in zip(leaf_names(subject.meta), jax.tree.leaves(grads), strict=True):
-        if not np.any(np.asarray(leaf)) and name not in subject.unreached:
+    names = leaf_names(subject.meta)
+    nonzero = [bool(np.any(np.asarray(leaf))) for leaf in jax.tree.leaves(grads)]
+    # Computed again only if there is such a leaf.
+    later = list(nonzero) if all(nonzero) else _nonzero_later(subject, per_task, nonzero)
+    for name, moves in zip(names, later, strict=True):
+        if not moves and name not in subject.unreached:
             yield Finding(
                 Severity.WARNING,
                 f"the gradient of meta{name} is zero on every task",
@@ -48,6 +52,26 @@ def finite_and_not_zero(subject: Subject) -> Iterator[Finding]:
                 "layer of zeros",
                 "another initialisation of the leaf, or of what multiplies it",
             )
+
+
+def _nonzero_later(subject: Subject, per_task: Callable, nonzero: Sequence[bool]) -> list[bool]:
+    """Which gradients are not zero once the leaves of zeros that move have moved.
+
+    The gradient of a leaf is zero as long as a leaf of zeros multiplies it, such as one factor of
+    LoRA at the start. This is no fault if the leaf of zeros has a gradient itself.
+    """
+    leaves, treedef = jax.tree.flatten(subject.meta)
+    generator = np.random.default_rng(0)
+    moved = [
+        jnp.asarray(1e-2 * generator.normal(size=leaf.shape), leaf.dtype)
+        if moves and not np.any(np.asarray(leaf))
+        else leaf
+        for leaf, moves in zip(leaves, nonzero, strict=True)
+    ]
+    arguments = (treedef.unflatten(moved), subject.episodes, subject.keys)
+    _, grads = jit_quickly(per_task)(*arguments)
+    pairs = zip(nonzero, jax.tree.leaves(grads), strict=True)
+    return [now or bool(np.any(np.asarray(leaf))) for now, leaf in pairs]
 
 
 def _refuse_values(subject: Subject, tasks: Iterable[int]) -> None:

@@ -1,0 +1,139 @@
+"""A network of which a part is frozen at given values, such as pretrained weights."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import DTypeLike, PRNGKeyArray, PyTree
+
+from innerloop.adapters._where import SELECTION, Selection, chosen_leaves, named_leaves, split
+from innerloop.arguments import checked, instance, random_key
+from innerloop.checks import is_floating, require_arrays
+from innerloop.errors import StructureError
+from innerloop.models import Model
+from innerloop.problem import Stateful, overlay
+from innerloop.trees import abstract
+
+MODEL = instance(Model, what="a Model", such_as="conv4(5)")
+"""The kind of an argument that is a network."""
+
+
+@checked(model=MODEL, where=SELECTION)
+def freeze(
+    model: Model, params: PyTree, where: Selection, *, dtype: DTypeLike | None = None
+) -> Model:
+    """The network with a part frozen at the given values; the rest is learned from its values.
+
+    ```python
+    model = il.adapters.freeze(model, pretrained, ~il.adapters.matching("head"))
+    ```
+
+    The frozen arrays lie in `Model.frozen`. They have no gradient and no optimizer state, and
+    `init` returns None in their places. Arrays that `model` freezes already stay frozen.
+
+    Args:
+        model: The network.
+        params: The values of all parameters, as `model.apply` takes them. Frozen arrays may have
+            any dtype that the network accepts, such as integers of quantised weights.
+        where: Selects the frozen part, a subtree or a tuple of subtrees, as in `subset`; see
+            `matching`.
+        dtype: The dtype in which frozen floating-point arrays are stored, such as
+            `jax.numpy.bfloat16`. The network is still given them in the dtype of `params`, so it
+            computes in that precision, with rounded values. None stores them as they are.
+
+    Returns:
+        A model whose `init` returns the learned part of `params`, whatever the key.
+
+    Raises:
+        StructureError: If `where` selects nothing or everything, or if a part that is learned is
+            not made of floating-point arrays.
+    """
+    whole, fixed = with_frozen(model, params)
+    frozen_marks = [a or b for a, b in zip(fixed, chosen_leaves(whole, where), strict=True)]
+    if all(frozen_marks):
+        raise StructureError(
+            "where selects everything, so nothing would be learned",
+            got=f"{len(frozen_marks)} of {len(frozen_marks)} arrays to be frozen",
+            expected="a part of the parameters, such as all but one of the paths "
+            + ", ".join(named_leaves(whole)),
+        )
+    frozen, learned = split(whole, frozen_marks)
+    require_floating(learned)
+    return Model(
+        start_from(learned),
+        on_params(restoring(frozen, dtype), model.apply),
+        model.normalisation,
+        stored(frozen, dtype),
+        model.state,
+        None if model.learn is None else on_params(restoring(frozen, dtype), model.learn),
+    )
+
+
+def with_frozen(model: Model, params: PyTree) -> tuple[PyTree, list[bool]]:
+    """All arrays of a network, and for each of them whether the network freezes it already."""
+    require_arrays("the parameters", params)
+    whole = overlay(params, model.frozen)
+    marks = overlay(
+        jax.tree.map(lambda _: False, whole), jax.tree.map(lambda _: True, model.frozen)
+    )
+    return jax.tree.map(jnp.asarray, whole), jax.tree.leaves(marks)
+
+
+def require_floating(learned: PyTree) -> None:
+    """Raise `StructureError` if an array that is to be learned has no gradient."""
+    others = [path for path, leaf in named_leaves(learned).items() if not is_floating(leaf)]
+    if others:
+        raise StructureError(
+            "an array that is not frozen is no floating-point array, so it cannot be learned",
+            got=", ".join(f"{path}: {named_leaves(learned)[path].dtype}" for path in others),
+            expected="floating-point arrays, or these arrays among the frozen ones",
+            write=f"matching({', '.join(map(repr, others))}) | where, for the frozen part",
+        )
+
+
+def start_from(learned: PyTree) -> Callable[[PRNGKeyArray], PyTree]:
+    """An `init` that returns these arrays."""
+
+    @checked("init", key=random_key())
+    def init(key: PRNGKeyArray) -> PyTree:
+        return learned
+
+    return init
+
+
+def stored(frozen: PyTree, dtype: DTypeLike | None) -> PyTree:
+    """The frozen arrays in the dtype in which they are stored."""
+    if dtype is None:
+        return frozen
+    return jax.tree.map(lambda leaf: leaf.astype(dtype) if is_floating(leaf) else leaf, frozen)
+
+
+def restoring(frozen: PyTree, dtype: DTypeLike | None) -> Callable[[PyTree], PyTree]:
+    """Gives the frozen arrays of a whole tree back the dtypes that they had before `stored`."""
+    if dtype is None:
+        return lambda whole: whole
+    before, treedef = jax.tree.flatten(abstract(frozen), is_leaf=lambda leaf: leaf is None)
+
+    def restored(whole: PyTree) -> PyTree:
+        parts = treedef.flatten_up_to(whole)
+        wide = [
+            leaf if old is None else leaf.astype(old.dtype)
+            for leaf, old in zip(parts, before, strict=True)
+        ]
+        return treedef.unflatten(wide)
+
+    return restored
+
+
+def on_params(change: Callable[[PyTree], PyTree], function: Callable) -> Callable[..., Any]:
+    """`apply` or `learn` of a model, with its parameters changed before."""
+
+    def call(params: PyTree, inputs: Any, key: PRNGKeyArray | None, mask: Any) -> Any:
+        if isinstance(params, Stateful):
+            params = Stateful(change(params.params), params.state)
+        else:
+            params = change(params)
+        return function(params, inputs, key, mask)
+
+    return call

@@ -1,0 +1,208 @@
+"""Pretrained weights from files in the safetensors format."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from innerloop.adapters._where import closest, holds, named_leaves
+from innerloop.arguments import checked
+from innerloop.arguments import path as path_of
+from innerloop.checks import is_floating, optional_package, require_tree
+from innerloop.errors import DataError, StructureError
+from innerloop.storage.files import plain_file, reading
+from innerloop.trees import abstract
+
+Names = Callable[[str], str] | Mapping[str, str] | None
+
+LISTED = 5
+"""How many faults of a kind an error lists."""
+
+
+@checked(path=path_of(such_as="'weights.safetensors'"))
+def load_safetensors(
+    path: Path | str,
+    like: PyTree = None,
+    *,
+    names: Names = None,
+    ignored: Sequence[str] = (),
+) -> PyTree[np.ndarray]:
+    """Read arrays from a file in the safetensors format, such as pretrained weights.
+
+    ```python
+    params = il.adapters.load_safetensors(
+        "weights.safetensors", like=params, names=lambda path: f"model.{path}"
+    )
+    ```
+
+    With `like`, every array of the tree must be in the file, in its shape, and every tensor of the
+    file must belong to an array of the tree or be `ignored`. Without `like`, the result holds all
+    tensors by name. It can be used to build a tree whose arrays are transposed or joined tensors.
+
+    It needs the package safetensors (`pip install 'innerloop[safetensors]'`).
+
+    Args:
+        path: The file.
+        like: A tree of arrays, or of `jax.ShapeDtypeStruct`s, as `jax.eval_shape(model.init, key)`
+            makes; None to read all tensors into a dictionary.
+        names: `path -> name`, as a function or a dictionary, the name in the file of the array at a
+            path of the tree, such as `"body.0.weights"`. Paths that are not in the dictionary, or
+            all paths if `names` is None, are names themselves.
+        ignored: Patterns, with the wildcards of `matching`, of names that may be in the file
+            without belonging to the tree.
+
+    Returns:
+        The tree with NumPy arrays from the file. Floating-point numbers are converted to the dtype
+        of `like`; other dtypes must be equal. Without `like`, a dictionary `{name: array}`.
+
+    Raises:
+        DataError: If the file is missing or damaged, or if names, shapes or dtypes do not fit. The
+            error names the closest names.
+        RunError: If the package is not installed.
+        StructureError: If an argument is wrong, or two arrays get the same name.
+    """
+    if like is None:
+        return _tensors(path, sorted(_shapes(path)))
+    require_tree("like", like)
+    leaves = named_leaves(abstract(like))
+    names_in_file = _names_in_file(list(leaves), names)
+    shapes = _shapes(path)
+    _require_names(path, names_in_file, shapes, ignored, names is None)
+    different = [
+        f"{name!r} is {shapes[name]}, and {place!r} of the tree {leaves[place].shape}"
+        for place, name in names_in_file.items()
+        if shapes[name] != leaves[place].shape
+    ]
+    if different:
+        raise DataError(
+            "tensors of the file have other shapes than the arrays of the tree",
+            got=f"{path}: {_listed(different)}",
+            expected="equal shapes; load_safetensors without like reads all tensors by name, to be "
+            "transposed or joined",
+        )
+    tensors = _tensors(path, list(names_in_file.values()))
+    loaded = [_converted(path, tensors[names_in_file[place]], place, leaves) for place in leaves]
+    return jax.tree.unflatten(jax.tree.structure(like), loaded)
+
+
+def _reading(path: Path | str) -> AbstractContextManager[None]:
+    expected = "a file in the safetensors format, with numbers of a type that NumPy or JAX has"
+    return reading("the tensors cannot be read", path, expected=expected, kind=DataError)
+
+
+@contextmanager
+def _opened(path: Path | str) -> Iterator[Any]:
+    # The package maps the file into memory, so it opens it once more.
+    with plain_file(path), _package().safe_open(path, framework="np") as file:
+        yield file
+
+
+def _package() -> Any:
+    return optional_package("safetensors", "load_safetensors", extra="safetensors")
+
+
+def _shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a file."""
+    _package()
+    with _reading(path), _opened(path) as file:
+        names = file.keys()
+        return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+
+
+def _tensors(path: Path | str, names: Sequence[str]) -> dict[str, np.ndarray]:
+    with _reading(path), _opened(path) as file:
+        return {name: file.get_tensor(name) for name in names}
+
+
+def _names_in_file(places: Sequence[str], names: Names) -> dict[str, str]:
+    """The name in the file for each path of the tree."""
+    if isinstance(names, Mapping):
+        unknown = [place for place in names if place not in places]
+        if unknown:
+            raise StructureError(
+                "names has paths that are not in the tree",
+                got=_listed([_with_closest(place, places) for place in unknown]),
+                expected="paths of the tree as keys, names in the file as values",
+            )
+        found = {place: names.get(place, place) for place in places}
+    else:
+        found = {place: names(place) if names else place for place in places}
+    for place, name in found.items():
+        other = next((each for each, same in found.items() if same == name and each != place), None)
+        if not isinstance(name, str) or other is not None:
+            raise StructureError(
+                "names gives no name of its own to each array",
+                got=f"{name!r} for {place!r}" + (f" and {other!r}" if other else ""),
+                expected="a different text for each path of the tree",
+            )
+    return found
+
+
+def _require_names(
+    path: Path | str,
+    wanted: Mapping[str, str],
+    shapes: Mapping[str, Any],
+    ignored: Sequence[str],
+    by_path: bool,
+) -> None:
+    """Raise `DataError` unless the file has the tensors of the tree and no others."""
+    missing = [name for name in wanted.values() if name not in shapes]
+    known = set(wanted.values())
+    extra = [
+        name
+        for name in sorted(shapes)
+        if name not in known and not any(holds(pattern, name) for pattern in ignored)
+    ]
+    if missing:
+        prefix = _prefix(missing, shapes) if by_path else ""
+        raise DataError(
+            "the file has no tensor for some arrays of the tree",
+            got=f"{path}: no {_listed([_with_closest(name, shapes) for name in missing])}",
+            expected=f"tensors with these names, or names=, which gives the name of each array; "
+            f"{len(extra)} tensors of the file belong to no array",
+            write=f"names=lambda path: f'{prefix}{{path}}'" if prefix else None,
+        )
+    if extra:
+        few = len(extra) <= LISTED
+        raise DataError(
+            "the file has tensors that belong to no array of the tree",
+            got=f"{path}: {_listed([_with_closest(name, wanted) for name in extra])}",
+            expected="an array for each tensor, or ignored=, a list of patterns of names",
+            write=f"ignored={extra}" if few else None,
+        )
+
+
+def _prefix(missing: Sequence[str], found: Collection[str]) -> str:
+    """What stands in front of the missing names in the file; empty if there is no such text."""
+    for name in found:
+        prefix = name.removesuffix(missing[0])
+        if prefix != name and all(prefix + each in found for each in missing):
+            return prefix
+    return ""
+
+
+def _converted(
+    path: Path | str, tensor: np.ndarray, place: str, leaves: Mapping[str, Any]
+) -> np.ndarray:
+    dtype = leaves[place].dtype
+    if tensor.dtype != dtype and not (is_floating(tensor) and is_floating(leaves[place])):
+        raise DataError(
+            "a tensor of the file has another dtype than the array of the tree",
+            got=f"{path}: {tensor.dtype} for {place!r}",
+            expected=f"{dtype}; floating-point numbers may be of any width",
+        )
+    return tensor.astype(dtype)
+
+
+def _with_closest(name: str, names: Collection[str]) -> str:
+    near = ", ".join(map(repr, closest(name, names)))
+    return f"{name!r} (closest: {near})" if near else repr(name)
+
+
+def _listed(texts: Sequence[str]) -> str:
+    more = len(texts) - LISTED
+    return "; ".join(texts[:LISTED]) + (f"; and {more} more" if more > 0 else "")

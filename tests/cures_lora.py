@@ -1,0 +1,109 @@
+"""The cures of chosen, frozen and factored parts, of files of weights and of exported programs."""
+
+from sites import Case
+
+NET = (
+    "from innerloop.adapters import *\n"
+    "model, loss = mlp([2, 3, 3]), cross_entropy\n"
+    "params = model.init(key)\n"
+    "where = matching('head')\n"
+)
+NUMBERS = (
+    NET
+    + "params = {'body': jnp.ones((2, 3), jnp.int8), 'scale': jnp.ones(()), 'head': jnp.ones(3)}"
+)
+FILE = (
+    NET + "from innerloop.checks import optional_package\n"
+    "save = optional_package('safetensors.numpy', 'a test', extra='safetensors').save_file\n"
+    "flat = {path: np.array(leaf) for path, leaf in matching('*')(params).items()}\n"
+    "path = tmp_path / 'weights'\n"
+)
+LEARNER = (
+    NET + "recipe = il.recipes.maml(model, loss)\n"
+    "rows = il.Examples(jnp.ones((3, 2)), jnp.zeros(3, int))\n"
+    "export = lambda learner, **options: "
+    "export_learner(learner, params, rows, rows, **options)\n"
+    "predict = lambda params, meta, batch, key: batch.inputs\n"
+    "def by_rows(params, meta, batch, key):\n"
+    "    return jnp.stack([batch.inputs[i] for i in range(len(batch.inputs))])\n"
+    "Learner = lambda problem, adaptation, predict=None: il.Learner(problem, adaptation, predict)\n"
+)
+
+CASES = [
+    Case(
+        "adapters/_where.py: arrays are chosen by",
+        "matching(3)(params)",
+        ("matching('head')", ", or matching(lambda path, leaf: leaf.ndim > 1)"),
+        given=NET,
+    ),
+    Case(
+        "adapters/_where.py: no array has a path",
+        "matching('haed')(params)",
+        ("matching('head')", ", or matching('head.bias')"),
+        given=NET,
+    ),
+    Case(
+        "adapters/_freeze.py: an array that is not frozen",
+        "freeze(model, params, where)",
+        (
+            (
+                "matching('body') | where, for the frozen part",
+                "freeze(model, params, matching('body') | where)",
+            ),
+        ),
+        given=NUMBERS,
+    ),
+    Case(
+        "adapters/_lora.py: the rank is larger",
+        "lora(model, params, rank=4, where=matching('*weights'))",
+        ("rank=2",),
+        given=NET,
+    ),
+    Case(
+        "adapters/_lora.py: only floating-point arrays with",
+        "lora(model, params, rank=1, where=matching('head'))",
+        ("where=matching('head.weights')",),
+        given=NET,
+    ),
+    Case(
+        "adapters/_lora.py: as_matrix gives a shape without",
+        "lora(model, params, 1, matching('*weights'), as_matrix=lambda path, shape: (-1,))",
+        ("as_matrix=lambda path, shape: (-1, shape[-1])",),
+        given=NET,
+    ),
+    Case(
+        "adapters/safetensors.py: the file has no tensor",
+        "load_safetensors(path, params, names=None)",
+        ("names=lambda path: f'model.{path}'",),
+        given=FILE + "save({'model.' + name: leaf for name, leaf in flat.items()}, path)",
+    ),
+    Case(
+        "adapters/safetensors.py: the file has tensors",
+        "load_safetensors(path, params, ignored=[])",
+        ("ignored=['step', 'x']",),
+        given=FILE + "save(flat | {'step': np.ones(1), 'x': np.ones(1)}, path)",
+    ),
+    Case(
+        "adapters/export.py: only a learner with predictions",
+        "export(Learner(recipe.problem, recipe.adaptation))",
+        (
+            (
+                "Learner(..., predict=lambda params, meta, batch, key: ...)",
+                "export(Learner(recipe.problem, recipe.adaptation, predict))",
+            ),
+        ),
+        given=LEARNER,
+    ),
+    Case(
+        "adapters/export.py: the program cannot be made",
+        "export(Learner(recipe.problem, recipe.adaptation, by_rows), any_rows=True)",
+        ("any_rows=False",),
+        given=LEARNER,
+    ),
+    Case(
+        "recipes/_partly_adapted.py: where selects everything",
+        "il.recipes.anil(model, loss, where=matching('*'))",
+        (("maml(model, loss)", "il.recipes.maml(model, loss)"),),
+        given=NET,
+    ),
+]
