@@ -212,7 +212,7 @@ def _call(
         an assignment to its name, and `functional_call` hands on both in the dict that it is given.
     """
     torch = optional_package("torch", "from_torch", "torch")
-    env = environment(key, mask)
+    env, jax_device = environment(key, mask), torch.device("jax")
     wrapped = env.j2t_iso(given)
     of = {id(tensor): wrapped[name] for name, tensor in _tensors(network).items()}
     every_name = [
@@ -220,7 +220,8 @@ def _call(
         *network.named_buffers(remove_duplicate=False),
     ]
     tensors = {name: of[id(tensor)] for name, tensor in every_name}
-    with env, torch.device("jax"):
+    # Modules mix dtypes and ranks as PyTorch does, also where JAX is told not to.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), env, jax_device:
         outputs = torch.func.functional_call(
             network, tensors, (env.j2t_iso(rows),), tie_weights=False
         )

@@ -30,7 +30,8 @@ def environment(key: PRNGKeyArray | None, mask: Array | None) -> Any:
         key: The key of this pass; None if the network may not draw at random.
         mask: `(rows,)`, False where a row is padding, or None.
     """
-XX
+    torch = optional_package("torch", "from_torch", "torch")
+    torchax = optional_package("torchax", "from_torch", "torch")
     ours = (torchax.tensor.Tensor, torchax.tensor.View)
     # A tensor without axes does not promote the dtype of others; torchax takes it as a number.
     is_constant = lambda leaf: (
