@@ -4,6 +4,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
@@ -60,8 +61,8 @@ def from_torch(module: Any, normalisation: str | None = None, state: Sequence[st
             if a name in `state` is not that of a buffer; while tracing, if the forward pass changes
             another buffer, does not return one tensor, or draws at random without a key.
     """
-    torch = optional_package("torch", "from_torch", "torch")
     optional_package("torchax", "from_torch", "torch")
+    torch = optional_package("torch", "from_torch", "torch")
     if not isinstance(module, torch.nn.Module) or isinstance(module, torch.jit.ScriptModule):
         raise StructureError(
             "from_torch takes a PyTorch module", got=describe(module), expected="a torch.nn.Module"

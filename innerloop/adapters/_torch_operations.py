@@ -175,7 +175,7 @@ def convolution_as_matmul(
         dilation: The step between the entries of a window.
     """
     outputs, inputs, *window = weights.shape
-    copies = shifted_copies(channels_last(x, padding, 0), window, stride, dilation)
+    copies = shifted_copies(channels_last(x, padding, 0.0), window, stride, dilation)
     columns = jnp.concatenate([copy.reshape(-1, inputs) for copy in copies], axis=1)
     flat = columns @ jnp.moveaxis(weights, (0, 1), (-1, -2)).reshape(-1, outputs)
     return jnp.moveaxis(flat.reshape(*copies[0].shape[:-1], outputs), -1, 1)
