@@ -1,5 +1,6 @@
 """A learner: what is learned of a task, how, and what is predicted with it."""
 
+import dataclasses
 from collections.abc import Callable
 
 from jaxtyping import Array, PRNGKeyArray, PyTree
@@ -35,3 +36,14 @@ class Learner(CheckedModule):
     predict: Predict | None = optional(
         function("params", "meta", "batch", "key", gives="predictions")
     )
+
+    def with_state(self, state: PyTree) -> "Learner":
+        """The learner whose tasks begin with this model state, such as the one after `fit`.
+
+        Args:
+            state: The model state. A problem without a state is not changed.
+        """
+        if self.problem.state is None or state is None:
+            return self
+        problem = dataclasses.replace(self.problem, state=state)
+        return dataclasses.replace(self, problem=problem)

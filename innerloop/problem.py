@@ -19,7 +19,7 @@ from innerloop.checks import (
     text_type,
 )
 from innerloop.errors import StructureError
-from innerloop.trees import definite
+from innerloop.trees import cast_like, definite, is_key
 
 Loss = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], tuple[Scalar, PyTree]]
 """A loss in its normal form: `(params, meta, batch, key) -> (value, aux)`."""
@@ -98,6 +98,21 @@ class Stateful(eqx.Module):
     state: PyTree
 
 
+def parameters(adapted: PyTree) -> PyTree:
+    """The parameters alone, of what an adaptation returns."""
+    return adapted.params if isinstance(adapted, Stateful) else adapted
+
+
+def state_of(adapted: PyTree) -> PyTree:
+    """The model state alone, of what an adaptation returns; None if there is none."""
+    return adapted.state if isinstance(adapted, Stateful) else None
+
+
+def with_state(params: PyTree, state: PyTree) -> PyTree:
+    """The parameters together with the model state, if there is one."""
+    return params if state is None else Stateful(params, state)
+
+
 class Problem(CheckedModule):
     r"""The bilevel problem: what is optimised, without a gradient, an optimizer or a device.
 
@@ -152,6 +167,14 @@ class Problem(CheckedModule):
     frozen: PyTree = eqx.field(default=None, kw_only=True)
     state: PyTree = eqx.field(default=None, kw_only=True)
     through_state: bool = flag(default=False, kw_only=True)
+
+    def __check_init__(self):
+        if any(map(is_key, jax.tree.leaves(self.state))):
+            raise StructureError(
+                "the model state holds a random key, which a mean over tasks would destroy",
+                got=describe(self.state),
+                expected="arrays of numbers; the key that a loss is given is another in each step",
+            )
 
     def whole(self, meta: PyTree) -> PyTree:
         """`meta` as the functions of the problem see it: with the frozen arrays in their places."""
@@ -291,26 +314,54 @@ def require_rows(name: str, examples: PyTree) -> None:
         )
 
 
-def loss_function(name: str, loss: Callable[..., Any] | None, needed_by: str) -> Loss:
-    """Bring a user's loss into the normal form `(params, meta, batch, key) -> (value, aux)`.
+class After(NamedTuple):
+    """The aux of an inner loss in its normal form, if the problem has a model state.
+
+    Args:
+        aux: The aux that the user's loss returns.
+        state: The model state for the next step.
+    """
+
+    aux: PyTree
+    state: PyTree
+
+
+def loss_function(name: str, problem: Problem, needed_by: str) -> Loss:
+    """Bring a loss of a problem into the normal form `(params, meta, batch, key) -> (value, aux)`.
+
+    The user's function gets `problem.whole(meta)`. If the problem has a model state, `params` is a
+    `Stateful`, and the aux of the inner loss is an `After`.
+
+    Args:
+        name: `"inner_loss"` or `"outer_loss"`.
+        problem: The problem.
+        needed_by: The name of what needs the loss, for error messages.
 
     Raises:
         StructureError: While tracing, if the loss is missing, gets an empty set, or is not one
             floating-point number per task.
     """
+    loss: Callable[..., Any] | None = getattr(problem, name)
+    keeps = name == "inner_loss" and problem.state is not None
+    gives = "(scalar, aux, state)" if keeps else "scalar | (scalar, aux)"
     if loss is None:
         raise StructureError(
             f"{needed_by} needs {name}",
             got=f"{name}=None",
-            expected="(params, meta, batch, key) -> scalar | (scalar, aux)",
+            expected=f"(params, meta, batch, key) -> {gives}",
         )
     explained_loss = explained(name, loss, "params", "meta", "batch", "key")
 
     def normal(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
         require_rows("support" if name == "inner_loss" else "query", batch)
-        result: Any = explained_loss(params, meta, batch, key)
+        result: Any = explained_loss(params, problem.whole(meta), batch, key)
         value: Any
-        value, aux = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+        state: PyTree = None
+        if keeps:
+            value, aux, state = _with_state(result, problem.state)
+        else:
+            pair = isinstance(result, tuple) and len(result) == 2
+            value, aux = result if pair else (result, None)
         if not is_floating(value) or jnp.shape(value) != ():
             raise StructureError(
                 f"{name} must return one real number per task",
@@ -318,9 +369,45 @@ def loss_function(name: str, loss: Callable[..., Any] | None, needed_by: str) ->
                 expected="a floating-point scalar of shape (), or a pair (scalar, aux)",
             )
         require_arrays(f"the aux of {name}", aux)
-        return jnp.asarray(value), aux
+        return jnp.asarray(value), After(aux, state) if keeps else aux
 
     return normal
+
+
+def at_state(loss: Loss, state: PyTree) -> Loss:
+    """The loss as a function of the parameters alone, at a model state."""
+    return lambda params, *given: loss(with_state(params, state), *given)
+
+
+def next_state(problem: Problem, aux: PyTree) -> tuple[PyTree, PyTree]:
+    """The aux of the user's inner loss and the model state for the next step, from a normal aux.
+
+    The state is None if the problem has none, and is held constant unless `through_state`.
+    """
+    if problem.state is None:
+        return aux, None
+    state = aux.state
+    return aux.aux, state if problem.through_state else jax.lax.stop_gradient(state)
+
+
+def _with_state(result: Any, like: PyTree) -> tuple[Any, Any, PyTree]:
+    """What an inner loss returns with a model state; the state in the dtypes that it had before."""
+    if not isinstance(result, tuple) or len(result) != 3:
+        raise StructureError(
+            "the inner loss of a problem with a state returns the state for the next step",
+            got=f"a tuple of {len(result)}" if isinstance(result, tuple) else describe(result),
+            expected="(scalar, aux, state)",
+            write="return loss, {}, params.state",
+        )
+    value, aux, state = result
+    shapes = lambda tree: (jax.tree.structure(tree), [jnp.shape(x) for x in jax.tree.leaves(tree)])
+    if shapes(state) != shapes(like):
+        raise StructureError(
+            "the inner loss returns a state of another structure than the problem's",
+            got=describe(state),
+            expected=describe(like),
+        )
+    return value, aux, cast_like(state, jax.tree.map(definite, like))
 
 
 def initial_params(problem: Problem, needed_by: str) -> Callable[..., PyTree]:
@@ -344,7 +431,7 @@ def initial_params(problem: Problem, needed_by: str) -> Callable[..., PyTree]:
     explained_init = explained("init", init, "meta", "support", "key")
 
     def normal(meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
-        params = explained_init(meta, support, key)
+        params = explained_init(problem.whole(meta), support, key)
         require_tree("what init returns", params)
         leaves = jax.tree.leaves(params)
         if not leaves or not all(is_floating(leaf) for leaf in leaves):

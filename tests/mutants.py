@@ -20,7 +20,7 @@ class DetachedStart(_Mutant):
     """Adapts from a copy of meta that no gradient flows back to."""
 
     def objective(self, problem, adaptation):
-        outer_loss = loss_function("outer_loss", problem.outer_loss, "the mutant")
+        outer_loss = loss_function("outer_loss", problem, "the mutant")
 
         def objective(meta, episode, key):
             keys = task_keys(key)

@@ -241,7 +241,7 @@ class MovingAverage(Adaptation):
         return everything(meta, support, key)
 
     def step(self, problem, meta, support, state, key, inner_gradient):
-        loss = loss_function("inner_loss", problem.inner_loss, needed_by="MovingAverage")
+        loss = loss_function("inner_loss", problem, needed_by="MovingAverage")
         (value, running), slope = inner_gradient(loss)(state, meta, support, key)
         return {**running, "w": state["w"] - 0.1 * slope["w"]}, Info(value, None)
 
@@ -690,7 +690,7 @@ class WithShift(Adaptation):
         return start(meta, support, key)
 
     def step(self, problem, meta, support, state, key, inner_gradient):
-        loss = loss_function("inner_loss", problem.inner_loss, needed_by="WithShift")
+        loss = loss_function("inner_loss", problem, needed_by="WithShift")
         shifted = {"w": state, "shift": jnp.zeros((), state.dtype)}
         (value, aux), slope = inner_gradient(loss)(shifted, meta, support, key)
         return state - 0.1 * slope["w"], Info(value, aux)

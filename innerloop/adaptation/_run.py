@@ -49,6 +49,7 @@ def run(
     """
     require_rows("support", support)
     steps = _step_count(adaptation, steps)
+    meta = problem.whole(meta)
     state = adaptation.init(problem, meta, support, jax.random.fold_in(key, 0))
     start = None if observe is None else observe(adaptation.params(state), jnp.int32(0))
     start = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], start)
@@ -86,6 +87,7 @@ def run_from(
     Returns:
         The same as `run`, with the observations after each of these steps only.
     """
+    meta = problem.whole(meta)
 
     def advance(state: PyTree, t: Any):
         t = first + t

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 from jaxtyping import PyTree, Scalar
 
 from innerloop.adaptation.base import Adaptation, Info, Origin
 from innerloop.arguments import at_least, either, function, or_none
 from innerloop.checks import describe, failures_explained
 from innerloop.errors import StructureError
-from innerloop.problem import initial_params, loss_function
+from innerloop.problem import at_state, initial_params, loss_function, next_state, with_state
 from innerloop.transformations import (
     JUDGED,
     OTHER_OPTIMIZER,
@@ -26,16 +27,17 @@ from innerloop.transformations import (
     take_step,
     transformation,
 )
-from innerloop.trees import cast_like
+from innerloop.trees import cast_like, definite
 
 MetaOptimizer = Callable[[PyTree], Transformation]
 
 
 class GradientDescentState(NamedTuple):
-    """The parameters and the optimizer's state."""
+    """The parameters, the optimizer's state, and the model state if there is one."""
 
     params: PyTree
     optimizer: PyTree
+    model: PyTree = None
 
 
 class GradientDescent(Adaptation):
@@ -76,11 +78,13 @@ class GradientDescent(Adaptation):
         """Parameters from the problem's `init`, and a fresh optimizer state."""
         params = initial_params(problem, needed_by="GradientDescent")(meta, support, key)
         with self._explained(params=params, meta=meta):
-            return GradientDescentState(params, begin(self._transformation(meta), params))
+            optimizer = begin(self._transformation(meta), params)
+        return GradientDescentState(params, optimizer, jax.tree.map(definite, problem.state))
 
     def step(self, problem, meta, support, state, key, inner_gradient) -> tuple[PyTree, Info]:
         """One update. `support` may be a mini-batch of the support set."""
-        loss = loss_function("inner_loss", problem.inner_loss, needed_by="GradientDescent")
+        loss = loss_function("inner_loss", problem, needed_by="GradientDescent")
+        loss = at_state(loss, state.model)
         # The optimizer's own calls go through the hook too, so that the meta-gradient decides about
         # their derivatives.
         at = lambda params: inner_gradient(loss)(params, meta, support, key)
@@ -98,14 +102,16 @@ class GradientDescent(Adaptation):
         with self._explained(params=state.params, meta=meta):
             optimizer = self._transformation(meta)
             after = take_step(optimizer, state.optimizer, state.params, offers)
-        return GradientDescentState(*after), Info(value, aux)
+        aux, model = next_state(problem, aux)
+        return GradientDescentState(*after, model), Info(value, aux)
 
     def params(self, state: GradientDescentState) -> PyTree:
         """The parameters after the steps so far; if `judged` is given, its result."""
-        if self.judged is None:
-            return state.params
-        with self._explained(params=state.params, state=state.optimizer):
-            return cast_like(self.judged(state.optimizer, state.params), state.params)
+        params = state.params
+        if self.judged is not None:
+            with self._explained(params=params, state=state.optimizer):
+                params = cast_like(self.judged(state.optimizer, params), params)
+        return with_state(params, state.model)
 
     def _transformation(self, meta: PyTree) -> Transformation:
         optimizer: Any = self.optimizer

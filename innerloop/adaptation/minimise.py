@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import PyTree
@@ -13,7 +14,15 @@ from innerloop.adaptation.base import Adaptation, Origin
 from innerloop.adaptation.constant import undifferentiable
 from innerloop.arguments import at_least, flag, instance, optional
 from innerloop.errors import GradientError, StructureError
-from innerloop.problem import initial_params, loss_function
+from innerloop.problem import (
+    initial_params,
+    loss_function,
+    next_state,
+    parameters,
+    state_of,
+    with_state,
+)
+from innerloop.trees import definite
 
 
 class MinimiseInfo(NamedTuple):
@@ -62,14 +71,21 @@ class Minimise(Adaptation):
     origin: Origin = eqx.field(default=Origin.SOLVER, init=False, static=True)
 
     def init(self, problem, meta, support, key) -> PyTree:
-        """Parameters from the problem's `init`."""
-        return initial_params(problem, needed_by="Minimise")(meta, support, key)
+        """Parameters from the problem's `init`, with the model state, which stays as it is."""
+        params = initial_params(problem, needed_by="Minimise")(meta, support, key)
+        return with_state(params, jax.tree.map(definite, problem.state))
 
     def step(
         self, problem, meta, support, state, key, inner_gradient
     ) -> tuple[PyTree, MinimiseInfo]:
         """Runs the solver to the minimum."""
-        loss = loss_function("inner_loss", problem.inner_loss, needed_by="Minimise")
+        normal = loss_function("inner_loss", problem, needed_by="Minimise")
+
+        def loss(params: PyTree, *given: Any):
+            value, aux = normal(with_state(params, model), *given)
+            return value, next_state(problem, aux)[0]
+
+        model = state_of(state)
 
         def solve(start: PyTree):
             with _options_explained(self.solver):
@@ -89,7 +105,8 @@ class Minimise(Adaptation):
             value, aux = loss(params, meta, support, key)
             return params, MinimiseInfo(value, aux, jnp.asarray(solution.stats["num_steps"]))
 
-        return undifferentiable(solve, _NO_DERIVATIVE)(state)
+        params, info = undifferentiable(solve, _NO_DERIVATIVE)(parameters(state))
+        return with_state(params, model), info
 
     def params(self, state: PyTree) -> PyTree:
         """The minimum."""

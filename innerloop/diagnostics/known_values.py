@@ -7,7 +7,14 @@ from innerloop.adaptation import Adaptation
 from innerloop.errors import InnerloopError
 from innerloop.learner import Learner
 from innerloop.objective import adapt
-from innerloop.problem import Episode, Problem, initial_params, loss_function, task_keys
+from innerloop.problem import (
+    Episode,
+    Problem,
+    initial_params,
+    loss_function,
+    task_keys,
+    with_state,
+)
 from innerloop.trees import element
 
 
@@ -31,10 +38,10 @@ def refuse_values(
         keys = task_keys(key)
         if problem.inner_loss is not None and problem.init is not None:
             start = initial_params(problem, "the inner loss")(meta, episode.support, keys.adapt)
-            inner = loss_function("inner_loss", problem.inner_loss, "the inner loss")
-            inner(start, meta, episode.support, keys.adapt)
+            inner = loss_function("inner_loss", problem, "the inner loss")
+            inner(with_state(start, problem.state), meta, episode.support, keys.adapt)
         params, _ = adapt(problem, adaptation, meta, episode.support, key)
-        outer = loss_function("outer_loss", problem.outer_loss, "the outer loss")
+        outer = loss_function("outer_loss", problem, "the outer loss")
         outer(params, meta, episode.query, keys.outer)
 
     jax.eval_shape(losses, meta)

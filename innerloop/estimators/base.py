@@ -176,6 +176,18 @@ class Estimator(CheckedModule):
         """
         return self
 
+    def model_state(self, state: PyTree) -> PyTree:
+        """The model state that new tasks begin with, in a state of the estimator.
+
+        Validation uses it in place of the `state` of the learner's problem, and `Fit.learner` has
+        it. None if the estimator carries none.
+        """
+        return None
+
+    def with_model_state(self, state: PyTree, model_state: PyTree) -> PyTree:
+        """The state of the estimator with another model state."""
+        return state
+
     def per_task(self, state: PyTree) -> PyTree:
         """How the state lies on devices, leaf by leaf.
 

@@ -64,6 +64,34 @@ def named_metrics(aux: Any) -> dict[str, Any]:
     return named
 
 
+def mean_state(states: PyTree, weight: Array | None, before: PyTree) -> PyTree:
+    """The mean over tasks of their model states, weighted as the loss is.
+
+    Of integers and booleans, such as counters, it is the largest value.
+
+    Args:
+        states: The model states after the tasks, leaves `(tasks, ...)`.
+        weight: The weights of the tasks, or None. A task of weight 0 does not count.
+        before: The state that the tasks began with, which stays if no task counts.
+    """
+
+    def mean(leaf: Array, old: Array) -> Array:
+        counts = jnp.ones(len(leaf), bool) if weight is None else weight != 0
+        shape = (-1, *(1,) * (leaf.ndim - 1))
+        if not is_floating(leaf):
+            least = False if leaf.dtype == bool else jnp.iinfo(leaf.dtype).min
+            most = jnp.max(jnp.where(counts.reshape(shape), leaf, least), axis=0)
+            return jnp.where(jnp.any(counts), most, old)
+        wide = widened(leaf)
+        shares = jnp.where(counts, 1 if weight is None else weight, 0).astype(wide.dtype)
+        kept = jnp.where(counts.reshape(shape), wide, 0)
+        total = jnp.where(jnp.any(counts), jnp.sum(shares), 1)
+        found = jnp.tensordot(shares, kept, axes=1) / total
+        return jnp.where(jnp.any(counts), found.astype(leaf.dtype), old)
+
+    return jax.tree.map(mean, states, before)
+
+
 def mean_metrics(metrics: PyTree, weight: Array | None) -> dict[str, Scalar]:
     """Means over tasks of the outer loss's metrics, weighted as the loss is."""
     if not jax.tree.leaves(metrics):

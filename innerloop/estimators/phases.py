@@ -32,8 +32,8 @@ class Phases(Combination):
     ```
 
     The state of `then` begins at the step `until`, from that step's meta-parameters; the state of
-    `first` is dropped. Each phase is compiled when it begins. Metrics are those of the estimator in
-    use. Phases nest, for more than two.
+    `first` is dropped, except for the model state, which `then` continues. Each phase is compiled
+    when it begins. Metrics are those of the estimator in use. Phases nest, for more than two.
 
     Args:
         first: The estimator of the outer steps 0 ... `until - 1`.
@@ -72,10 +72,19 @@ class Phases(Combination):
 
     def enter(self, state: PyTree, meta: PyTree, key: PRNGKeyArray, outer_step: int) -> PyTree:
         if outer_step == self.until:
-            return self.init(meta, key, outer_step)
+            begun, model_state = self.init(meta, key, outer_step), self.model_state(state)
+            return begun if model_state is None else self.with_model_state(begun, model_state)
         part, kind = self._of(state)
         own = key if kind is FirstState else self._then_key(key)
         return kind(part.enter(state.state, meta, own, outer_step))
+
+    def model_state(self, state: PyTree) -> PyTree:
+        part, _ = self._of(state)
+        return part.model_state(state.state)
+
+    def with_model_state(self, state: PyTree, model_state: PyTree) -> PyTree:
+        part, kind = self._of(state)
+        return kind(part.with_model_state(state.state, model_state))
 
     def per_task(self, state: PyTree) -> PyTree:
         part, kind = self._of(state)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
+from innerloop.adaptation import Adaptation
 from innerloop.arguments import at_least, instance, with_methods
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import round_up
@@ -19,13 +20,13 @@ from innerloop.diagnostics.known_values import first_error
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, TaskFaults, TaskSet
 from innerloop.estimators.learning import LearningEstimator
-from innerloop.estimators.metrics import mean_metrics
+from innerloop.estimators.metrics import mean_metrics, mean_state
 from innerloop.gradients import Implicit, MetaGradient
 from innerloop.gradients.base import Fidelity
 from innerloop.learner import Learner
 from innerloop.masks import padding_rows
 from innerloop.objective import meta_value_and_grad, task_count
-from innerloop.problem import Episode
+from innerloop.problem import Episode, Problem
 from innerloop.sums import SumOverTasks
 from innerloop.tasks import StreamedTasks, TaskDistribution
 from innerloop.tasks.base import sampled
@@ -46,7 +47,9 @@ class WholeTasks(LearningEstimator):
 
     $$\nabla_\phi \frac{1}{\sum_i w_i} \sum_{i=1}^{B} w_i\, L_i(\phi)$$
 
-    over the tasks i of the batch, by the given meta-gradient. There is no state.
+    over the tasks i of the batch, by the given meta-gradient. The state is the model state of the
+    problem, if it has one: each outer step replaces it by the mean of the states after the tasks,
+    weighted like their losses.
 
     Args:
         problem: What is optimised.
@@ -89,7 +92,13 @@ class WholeTasks(LearningEstimator):
         return self.gradient.fidelity(self.adaptation, self.problem)
 
     def init(self, meta: PyTree, key: PRNGKeyArray, outer_step: int = 0) -> PyTree:
-        return ()
+        return () if self.problem.state is None else self.problem.state
+
+    def model_state(self, state: PyTree) -> PyTree:
+        return None if self.problem.state is None else state
+
+    def with_model_state(self, state: PyTree, model_state: PyTree) -> PyTree:
+        return state if self.problem.state is None else model_state
 
     def on(self, placement: Placement) -> "WholeTasks":
         return dataclasses.replace(self, placement=placement)
@@ -105,8 +114,11 @@ class WholeTasks(LearningEstimator):
 
     def step(self, meta, state, data, key, outer_step) -> tuple[Estimate, PyTree]:
         episodes, task_key = self.drawn(data, key, outer_step, self.placement)
-        value_and_grad = self._value_and_grad(outer_step, self.chunk, self.placement.spread)
+        spread = self.placement.spread
+        value_and_grad = self._value_and_grad(outer_step, state, self.chunk, spread)
         (loss, aux), grads = value_and_grad(meta, episodes, task_key)
+        if self.problem.state is not None:
+            state = self.placement.whole(mean_state(aux.state, episodes.weight, state))
         return Estimate(loss, grads, mean_metrics(aux.metrics, episodes.weight), aux), state
 
     def apart(self, meta, state, data, key, outer_step, norm) -> Apart:
@@ -114,14 +126,16 @@ class WholeTasks(LearningEstimator):
         episodes, task_key = self.drawn(data, key, outer_step, OneDevice())
         whole = self.placement.whole(episodes)
         faults: list[TaskFaults] = []
-        value_and_grad = self._value_and_grad(outer_step, None, _task_by_task(norm, faults))
+        spread = _task_by_task(norm, faults)
+        value_and_grad = self._value_and_grad(outer_step, state, None, spread)
         (loss, _), grads = value_and_grad(meta, whole, task_key)
         return Apart(grads, state, {"": faults[0]}, loss)
 
     def error_of_values(self, meta, state, data, key, outer_step) -> InnerloopError | None:
         episodes, task_key = self.drawn(data, key, outer_step, OneDevice())
         keys = jax.random.split(task_key, task_count(episodes))
-        return first_error(Learner(*self.at(outer_step)), meta, episodes, keys)
+        problem, adaptation = self._now(outer_step, state)
+        return first_error(Learner(problem, adaptation), meta, episodes, keys)
 
     def tasks_of_step(self, key: PRNGKeyArray, outer_step: int) -> TaskSet:
         data = self.feed(key, outer_step, 1)
@@ -168,8 +182,16 @@ class WholeTasks(LearningEstimator):
         learner = Learner(*self.at(0))
         return {"": CheckedPart(learner, self.gradient, sampled(self.tasks, key, self.batch))}
 
-    def _value_and_grad(self, outer_step, chunk: int | None, spread: Callable):
-        return meta_value_and_grad(*self.at(outer_step), self.gradient, chunk=chunk, spread=spread)
+    def _now(self, outer_step, state: PyTree) -> tuple[Problem, Adaptation]:
+        """Problem and adaptation of an outer step, from the model state at that step."""
+        problem, adaptation = self.at(outer_step)
+        if problem.state is not None:
+            problem = dataclasses.replace(problem, state=state)
+        return problem, adaptation
+
+    def _value_and_grad(self, outer_step, state, chunk: int | None, spread: Callable):
+        now = self._now(outer_step, state)
+        return meta_value_and_grad(*now, self.gradient, chunk=chunk, spread=spread)
 
     def drawn(self, data: Any, key: PRNGKeyArray, outer_step: Any, placement: Placement):
         """The tasks of a step, and the key to learn them.

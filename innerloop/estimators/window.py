@@ -103,7 +103,8 @@ class Window:
     def begin(self, meta: PyTree) -> PyTree:
         """The inner state before the first step."""
         key = jax.random.fold_in(self._keys.adapt, 0)
-        state = self.adaptation.init(self.problem, meta, self.run.episode.support, key)
+        whole = self.problem.whole(meta)
+        state = self.adaptation.init(self.problem, whole, self.run.episode.support, key)
         return jax.tree.map(jnp.asarray, state)
 
     def follow(
@@ -144,7 +145,7 @@ class Window:
         return task_keys(jax.random.split(self.run.key, 3)[1])
 
     def _outer_loss(self, meta: PyTree):
-        loss = loss_function("outer_loss", self.problem.outer_loss, needed_by="the meta-objective")
+        loss = loss_function("outer_loss", self.problem, needed_by="the meta-objective")
 
         def clipped(params: PyTree):
             value, aux = loss(params, meta, self.run.episode.query, self._keys.outer)

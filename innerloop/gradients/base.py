@@ -10,12 +10,12 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, InnerRule, Loop, run
 from innerloop.arguments import CheckedModule
-from innerloop.checks import describe, failures_explained
+from innerloop.checks import describe, failures_explained, is_floating
 from innerloop.errors import StructureError
-from innerloop.fidelity import Fidelity
+from innerloop.fidelity import ESTIMATE, EXACT, Fidelity
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
-from innerloop.problem import Episode, Problem, loss_function, task_keys
+from innerloop.problem import Episode, Problem, loss_function, state_of, task_keys
 
 
 class Aux(NamedTuple):
@@ -26,11 +26,13 @@ class Aux(NamedTuple):
         info: The infos of the inner steps, stacked along a step axis of length K.
         diagnostics: The meta-gradient's own dictionary. `meta_value_and_grad` adds `"unreached"`,
             which names the meta leaves that no gradient reaches.
+        state: The model state after the inner steps; None if the problem has none.
     """
 
     metrics: Any
     info: Any
     diagnostics: dict[str, Any]
+    state: Any = None
 
 
 TaskObjective = Callable[[PyTree, Episode, PRNGKeyArray], tuple[Scalar, Aux]]
@@ -105,7 +107,7 @@ def run_task(
     Returns:
         The loss, its aux, and the state after the last inner step.
     """
-    outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="the meta-objective")
+    outer_loss = loss_function("outer_loss", problem, needed_by="the meta-objective")
     keys = task_keys(key)
 
     def outer(params: PyTree, t: Any = None):
@@ -115,15 +117,16 @@ def run_task(
     state, info, observed = run(
         problem, adaptation, meta, episode.support, keys.adapt, inner, loop, observe
     )
+    adapted = adaptation.params(state)
     if problem.step_weights is None:
-        loss, metrics = outer(adaptation.params(state))
+        loss, metrics = outer(adapted)
     else:
         losses, step_metrics = observed
         loss = jnp.sum(
             weights_of_steps(problem.step_weights, len(losses) - 1, losses.dtype) * losses
         )
         metrics = jax.tree.map(lambda leaf: leaf[-1], step_metrics)
-    return Outcome(loss, Aux(metrics, info, {}), state)
+    return Outcome(loss, Aux(metrics, info, {}, state_of(adapted)), state)
 
 
 def objective_after_run(
@@ -146,6 +149,19 @@ def objective_after_run(
         return loss, aux
 
     return objective
+
+
+def held_state(problem: Problem | None) -> Fidelity:
+    """What a gradient drops because the model state is held constant."""
+    state = None if problem is None or problem.through_state else problem.state
+    if not any(map(is_floating, jax.tree.leaves(state))):
+        return EXACT
+    return Fidelity(
+        "biased",
+        "The model state is held constant: its dependence on parameters and meta-parameters is "
+        "dropped.",
+        ESTIMATE,
+    )
 
 
 def weights_of_steps(step_weights: Callable, steps: int, dtype: Any) -> Array:

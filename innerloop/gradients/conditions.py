@@ -1,5 +1,6 @@
 """The equations that hold at the adapted parameters, which `Implicit` differentiates."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -10,7 +11,15 @@ from jaxtyping import PRNGKeyArray, PyTree, Scalar
 from innerloop.arguments import checked, either, function, instance, positive
 from innerloop.checks import explained
 from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.problem import Problem, initial_params, loss_function
+from innerloop.problem import (
+    After,
+    Problem,
+    at_state,
+    initial_params,
+    loss_function,
+    parameters,
+    state_of,
+)
 from innerloop.trees import add, dot
 
 Condition = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], PyTree]
@@ -19,9 +28,13 @@ Condition = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], PyTree]
 
 def stationarity(problem: Problem) -> Condition:
     r"""The condition $F = \nabla_\theta L_\text{inner}$ of a minimum."""
-    loss = loss_function("inner_loss", problem.inner_loss, needed_by="Implicit")
-    gradient = exact_inner_gradient(loss)
-    return lambda params, meta, batch, key: gradient(params, meta, batch, key)[1]
+    loss = loss_function("inner_loss", problem, needed_by="Implicit")
+
+    def condition(adapted: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray) -> PyTree:
+        gradient = exact_inner_gradient(at_state(loss, state_of(adapted)))
+        return gradient(parameters(adapted), meta, batch, key)[1]
+
+    return condition
 
 
 def fixed_point(function: Condition) -> Condition:
@@ -37,7 +50,8 @@ def fixed_point(function: Condition) -> Condition:
     """
 
     def condition(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray) -> PyTree:
-        return jax.tree.map(jnp.subtract, params, function(params, meta, batch, key))
+        after = function(params, meta, batch, key)
+        return jax.tree.map(jnp.subtract, parameters(params), after)
 
     return condition
 
@@ -60,7 +74,7 @@ def projected_gradient(
 
     def step(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray) -> PyTree:
         gradient = gradient_at(params, meta, batch, key)
-        return projection(add(params, gradient, -rate), meta)
+        return projection(add(parameters(params), gradient, -rate), meta)
 
     return fixed_point(step)
 
@@ -92,14 +106,15 @@ def proximal(problem: Problem, strength: float | Scalar | Callable[[PyTree], Sca
         StructureError: If the problem has no `init` or no `inner_loss`, or λ is a number that is
             not positive.
     """
-    inner_loss = loss_function("inner_loss", problem.inner_loss, needed_by="proximal")
+    inner_loss = loss_function("inner_loss", problem, needed_by="proximal")
     init = initial_params(problem, needed_by="proximal")
 
     def pulled(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
         value, aux = inner_loss(params, meta, batch, key)
         pull = explained("strength", strength, "meta")(meta) if callable(strength) else strength
-        way = jax.tree.map(jnp.subtract, params, init(meta, batch, key))
+        way = jax.tree.map(jnp.subtract, parameters(params), init(meta, batch, key))
         penalty = jnp.asarray(pull / 2, value.dtype) * dot(way, way).astype(value.dtype)
-        return value + penalty, aux
+        loss = value + penalty
+        return (loss, aux.aux, aux.state) if isinstance(aux, After) else (loss, aux)
 
-    return Problem(problem.init, pulled, problem.outer_loss, problem.step_weights)
+    return dataclasses.replace(problem, inner_loss=pulled)

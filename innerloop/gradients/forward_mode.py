@@ -12,8 +12,8 @@ from innerloop.adaptation import Adaptation
 from innerloop.arguments import CheckedModule, at_least, instance, optional
 from innerloop.checks import describe
 from innerloop.errors import StructureError
-from innerloop.fidelity import ESTIMATE, Fidelity
-from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
+from innerloop.fidelity import ESTIMATE, Fidelity, combined
+from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, held_state, run_task
 from innerloop.gradients.forward import jvp
 from innerloop.gradients.reach import detached, require_reach
 from innerloop.gradients.surrogate import known_gradient
@@ -168,7 +168,8 @@ class ForwardMode(MetaGradient):
 
     def fidelity(self, adaptation: Adaptation, problem: Problem | None = None) -> Fidelity:
         """The fidelity of the directions; undefined after a solver."""
-        return after_steps(adaptation) or self.directions.fidelity()._replace(derivatives=ESTIMATE)
+        own = self.directions.fidelity()._replace(derivatives=ESTIMATE)
+        return after_steps(adaptation) or combined([own, held_state(problem)])
 
     def objective(self, problem: Problem, adaptation: Adaptation) -> TaskObjective:
         """The meta-objective's value, with the gradient made from directional derivatives."""

@@ -12,8 +12,8 @@ from innerloop.adaptation import Adaptation, Origin, run
 from innerloop.arguments import between, flag, function, instance, optional
 from innerloop.checks import explained
 from innerloop.errors import GradientError, StructureError
-from innerloop.fidelity import ESTIMATE, Fidelity, undefined
-from innerloop.gradients.base import Aux, MetaGradient, TaskObjective
+from innerloop.fidelity import ESTIMATE, Fidelity, combined, undefined
+from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, held_state
 from innerloop.gradients.conditions import Condition, stationarity
 from innerloop.gradients.forward import has_forward_mode, jvp
 from innerloop.gradients.inner import Exact
@@ -21,7 +21,15 @@ from innerloop.gradients.linear_solve import Neumann, solve
 from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.reach import reached_leaves, require_reach, watched_value_and_grad
 from innerloop.gradients.surrogate import known_gradient
-from innerloop.problem import Episode, Problem, loss_function, task_keys
+from innerloop.problem import (
+    Episode,
+    Problem,
+    loss_function,
+    parameters,
+    state_of,
+    task_keys,
+    with_state,
+)
 from innerloop.trees import add, dot, norm
 
 
@@ -102,6 +110,9 @@ class Implicit(MetaGradient):
                 write="Unroll(), which is exact, or Implicit(condition=...) with the condition "
                 "that it solves",
             )
+        return combined([self._of_solve(), held_state(problem)])
+
+    def _of_solve(self) -> Fidelity:
         if isinstance(self.solver, Neumann):
             sentence = f"The linear solve is cut off after {self.solver.terms} terms of its series."
             return Fidelity("biased", sentence, ESTIMATE)
@@ -120,7 +131,7 @@ class Implicit(MetaGradient):
             self.condition or stationarity(problem),
             *("params", "meta", "batch", "key"),
         )
-        outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="Implicit")
+        outer_loss = loss_function("outer_loss", problem, needed_by="Implicit")
 
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             keys = task_keys(key)
@@ -128,12 +139,18 @@ class Implicit(MetaGradient):
             state, info, _ = run(
                 problem, adaptation, fixed, episode.support, keys.adapt, Exact(), StoreAll()
             )
-            params = adaptation.params(state)
+            adapted = adaptation.params(state)
+            params, model = parameters(adapted), state_of(adapted)
             last_step = jax.random.fold_in(keys.adapt, adaptation.steps or 1)
             residual = lambda params, meta: _shaped_like(
-                params, condition(params, meta, episode.support, last_step)
+                params,
+                condition(
+                    with_state(params, model), problem.whole(meta), episode.support, last_step
+                ),
             )
-            outer = lambda params, meta: outer_loss(params, meta, episode.query, keys.outer)
+            outer = lambda params, meta: outer_loss(
+                with_state(params, model), meta, episode.query, keys.outer
+            )
             rhs = jax.grad(lambda params: outer(params, fixed)[0])(params)
             matrix = self._matrix(lambda params: residual(params, fixed), params)
             symmetric = self.condition is None
@@ -153,7 +170,7 @@ class Implicit(MetaGradient):
                 "solve_steps": solution.steps,
             }
             loss = known_gradient("Implicit()", loss, reached_leaves(grads, unreached), meta)
-            return loss, Aux(metrics, info, diagnostics)
+            return loss, Aux(metrics, info, diagnostics, model)
 
         return objective
 

@@ -11,7 +11,7 @@ from innerloop.fidelity import ESTIMATE, Fidelity, undefined
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
 from innerloop.gradients.reach import reached_leaves, watch_reach
 from innerloop.gradients.surrogate import known_gradient
-from innerloop.problem import Episode, Problem, initial_params, task_keys
+from innerloop.problem import Episode, Problem, initial_params, parameters, task_keys
 
 
 class Reptile(MetaGradient):
@@ -49,7 +49,7 @@ class Reptile(MetaGradient):
         def objective(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
             fixed = jax.lax.stop_gradient(jax.tree.map(jnp.asarray, meta))
             outcome = run_task(problem, adaptation, fixed, episode, key)
-            adapted = adaptation.params(outcome.state)
+            adapted = parameters(adaptation.params(outcome.state))
             gradient = _direction(problem, fixed, adapted, episode, key)
             loss = known_gradient("Reptile()", outcome.loss, gradient, meta)
             return loss, outcome.aux

@@ -3,7 +3,12 @@
 from innerloop.adaptation import Adaptation, InnerRule, Loop, Origin
 from innerloop.arguments import instance
 from innerloop.fidelity import ESTIMATE, Fidelity, combined, undefined
-from innerloop.gradients.base import MetaGradient, TaskObjective, objective_after_run
+from innerloop.gradients.base import (
+    MetaGradient,
+    TaskObjective,
+    held_state,
+    objective_after_run,
+)
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.names import gradient_name
@@ -77,7 +82,7 @@ class Unroll(MetaGradient):
         if none is not None:
             return none
         slots = [slot.fidelity(adaptation, problem) for slot in (self.inner, self.loop)]
-        both = combined(slots)
+        both = combined([*slots, held_state(problem)])
         if self.inner.task_by_task and both.kind != "exact":
             # The gradient is computed before the objective is differentiated, so every mode works.
             return both._replace(derivatives=ESTIMATE)

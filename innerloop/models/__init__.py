@@ -27,3 +27,4 @@ from innerloop.models.normalisation import Normalisation as Normalisation
 from innerloop.models.normalisation import none as none
 from innerloop.models.normalisation import per_example as per_example
 from innerloop.models.normalisation import transductive as transductive
+from innerloop.models.supervised import supervised_problem as supervised_problem

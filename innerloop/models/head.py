@@ -6,9 +6,11 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from innerloop.arguments import at_least, checked, random_key
+from innerloop.errors import StructureError
 from innerloop.models.base import Model
 from innerloop.models.layers import GLOROT, dense, dense_init
 from innerloop.precision import default_float
+from innerloop.problem import parameters, state_of, with_state
 
 
 @checked(width=at_least(1, such_as=64), outputs=at_least(1, such_as=5))
@@ -37,9 +39,22 @@ def linear_head(features: Model, width: int, outputs: int, weights: Initializer 
         return {"body": features.init(body_key), "head": head}
 
     def apply(params, inputs, key, mask) -> Float[Array, "rows outputs"]:
-        return dense(params["head"], features.apply(params["body"], inputs, key, mask))
+        adapted, state = parameters(params), state_of(params)
+        body = with_state(adapted["body"], state)
+        return dense(adapted["head"], features.apply(body, inputs, key, mask))
 
-    return Model(init, apply, features.normalisation)
+    def learn(params, inputs, key, mask) -> tuple[Float[Array, "rows outputs"], PyTree]:
+        assert features.learn is not None
+        adapted, state = parameters(params), state_of(params)
+        x, state = features.learn(with_state(adapted["body"], state), inputs, key, mask)
+        return dense(adapted["head"], x), state
+
+    return Model(
+        *(init, apply, features.normalisation),
+        frozen=None if features.frozen is None else {"body": features.frozen, "head": None},
+        state=features.state,
+        learn=None if features.learn is None else learn,
+    )
 
 
 @checked(width=at_least(1, such_as=64), context=at_least(1, such_as=100))
@@ -64,6 +79,13 @@ def film(features: Model, width: int, head: Model, context: int = 100) -> Model:
     Raises:
         StructureError: If a size is not a positive integer.
     """
+    parts = {"body": features, "head": head}
+    if any(model.state is not None or model.learn is not None for model in parts.values()):
+        raise StructureError(
+            "film takes networks that are the same in training and prediction",
+            got="a model with a state, or with learn",
+            expected="models without batch statistics that are carried, and without dropout",
+        )
 
     @checked("init", key=random_key())
     def init(key: PRNGKeyArray) -> PyTree[Array]:
@@ -80,4 +102,6 @@ def film(features: Model, width: int, head: Model, context: int = 100) -> Model:
         scale, shift = jnp.split(dense(params["film"], params["context"][None, :]), 2, axis=1)
         return head.apply(params["head"], (1 + scale) * x + shift, key, mask)
 
-    return Model(init, apply, features.normalisation)
+    frozen = {name: model.frozen for name, model in parts.items()}
+    frozen = None if not jax.tree.leaves(frozen) else frozen | {"film": None, "context": None}
+    return Model(init, apply, features.normalisation, frozen=frozen)

@@ -19,7 +19,21 @@ ExamplesLoss = Callable[[PyTree, Examples], tuple[Scalar, dict]]
 
 
 def supervised_loss(model: Model, loss: ExamplesLoss) -> Callable:
-    """The loss of a model on `Examples`, with the signature of a `Problem`'s losses."""
+    """The loss of a model on `Examples`, with the signature of a `Problem`'s losses.
+
+    The parameters are all arrays of the model. For a model with frozen arrays, a model state or
+    another behaviour in training, see `supervised_problem`.
+
+    Raises:
+        StructureError: If the model has one of these.
+    """
+    if any(part is not None for part in (model.frozen, model.state, model.learn)):
+        raise StructureError(
+            "the losses of this model differ in training and prediction, or need frozen arrays",
+            got="a Model with frozen, state or learn",
+            expected="a problem with both losses",
+            write="models.supervised_problem(model, loss)",
+        )
 
     def judged(params: PyTree, meta: PyTree, batch: Examples, key: PRNGKeyArray):
         return loss(model.apply(params, batch.inputs, key, batch.mask), batch)

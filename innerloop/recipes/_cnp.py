@@ -8,7 +8,14 @@ from innerloop.adaptation import Procedure
 from innerloop.heads.base import embedded, members
 from innerloop.masks import blank_rows, masked_mean
 from innerloop.models import Model
-from innerloop.recipes.base import ExamplesLoss, Recipe, learned_head, model_features
+from innerloop.models.supervised import stateless
+from innerloop.recipes.base import (
+    ExamplesLoss,
+    Recipe,
+    frozen_parts,
+    learned_head,
+    model_features,
+)
 
 
 def cnp(
@@ -50,9 +57,13 @@ def cnp(
         known = jnp.broadcast_to(params[None, :], (x.shape[0], params.shape[0]))
         return decoder.apply(meta["decoder"], jnp.concatenate([x, known], 1), key, batch.mask)
 
+    models = {"features": features, "encoder": encoder, "decoder": decoder}
+    for model in models.values():
+        stateless(model, "cnp")
+
     def init_meta(key: PRNGKeyArray) -> PyTree:
-        models = {"features": features, "encoder": encoder, "decoder": decoder}
         keys = jax.random.split(key, len(models))
         return {name: model.init(k) for (name, model), k in zip(models.items(), keys, strict=True)}
 
-    return learned_head(Procedure(represent), init_meta, predict, loss)
+    frozen = frozen_parts(init_meta, **models)
+    return learned_head(Procedure(represent), init_meta, predict, loss, frozen)

@@ -11,7 +11,13 @@ from innerloop.heads import ConvexHead, RidgeHead, logistic, squared_hinge
 from innerloop.heads.base import Features
 from innerloop.models import Model
 from innerloop.precision import default_float
-from innerloop.recipes.base import ExamplesLoss, Recipe, learned_head, model_features
+from innerloop.recipes.base import (
+    ExamplesLoss,
+    Recipe,
+    frozen_parts,
+    learned_head,
+    model_features,
+)
 
 
 def _with_linear_head(
@@ -42,7 +48,8 @@ def _with_linear_head(
         }
 
     learned = lambda meta: jnp.exp(meta["log_strength"])
-    return learned_head(head(embed, learned), init_meta, predict, loss)
+    frozen = frozen_parts(init_meta, features=features)
+    return learned_head(head(embed, learned), init_meta, predict, loss, frozen)
 
 
 def r2d2(

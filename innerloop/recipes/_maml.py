@@ -18,7 +18,7 @@ from innerloop.learner import Learner
 from innerloop.models import ExamplesLoss, Model
 from innerloop.optimizers import scale_by_rates, scale_by_scheduled_rates
 from innerloop.problem import Problem
-from innerloop.recipes.base import Recipe, learned_start, model_predictions
+from innerloop.recipes.base import Recipe, learned_network
 
 
 def maml(
@@ -43,9 +43,7 @@ def maml(
         steps: K, the number of inner steps.
         step_weights: Weights of the query losses after each step, as in `Problem`.
     """
-    start = lambda meta, support, key: meta
-    learn = GradientDescent(optax.sgd(rate), steps)
-    return learned_start(start, learn, model.init, model_predictions(model), loss, step_weights)
+    return learned_network(model, GradientDescent(optax.sgd(rate), steps), loss, step_weights)
 
 
 def fomaml(
@@ -173,8 +171,7 @@ def meta_sgd(model: Model, loss: ExamplesLoss, rate: float = 0.05, steps: int = 
         return {"start": start, "rates": jax.tree.map(lambda x: jnp.full_like(x, rate), start)}
 
     learn = GradientDescent(lambda meta: scale_by_rates(meta["rates"]), steps)
-    start = lambda meta, support, key: meta["start"]
-    return learned_start(start, learn, init_meta, model_predictions(model), loss)
+    return learned_network(model, learn, loss, init_meta=init_meta)
 
 
 def annealed_weights(
@@ -227,8 +224,7 @@ def maml_plus_plus(
         rates = jax.tree.map(lambda leaf: jnp.full(steps, rate, leaf.dtype), start)
         return {"start": start, "rates": rates}
 
-    start = lambda meta, support, key: meta["start"]
-    recipe = learned_start(start, learn, init_meta, model_predictions(model), loss)
+    recipe = learned_network(model, learn, loss, init_meta=init_meta)
 
     def schedule(outer_step: Int[Array, ""]) -> tuple[Problem, GradientDescent]:
         weights: Any = lambda steps: annealed_weights(steps, outer_step, annealed_over)

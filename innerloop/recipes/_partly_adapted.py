@@ -10,8 +10,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from innerloop.adaptation import GradientDescent
 from innerloop.errors import StructureError
 from innerloop.models import Model
-from innerloop.problem import subset
-from innerloop.recipes.base import ExamplesLoss, Recipe, learned_start
+from innerloop.recipes.base import ExamplesLoss, Recipe, learned_network, learned_start
 
 
 def anil(model: Model, loss: ExamplesLoss, rate: float = 0.1, steps: int = 5) -> Recipe:
@@ -55,14 +54,7 @@ def partly_adapted(
     model: Model, loss: ExamplesLoss, where: Callable[[PyTree], PyTree], rate: float, steps: int
 ) -> Recipe:
     """MAML in which only the part of the parameters that `where` selects is adapted."""
-
-    def predict(params, meta, batch, key):
-        _, merge = subset(meta, where)
-        return model.apply(merge(params), batch.inputs, key, batch.mask)
-
-    start = lambda meta, support, key: subset(meta, where)[0]
-    learn = GradientDescent(optax.sgd(rate), steps)
-    return learned_start(start, learn, model.init, predict, loss)
+    return learned_network(model, GradientDescent(optax.sgd(rate), steps), loss, where=where)
 
 
 def cavia(model: Model, loss: ExamplesLoss, rate: float = 1.0, steps: int = 2) -> Recipe:
@@ -106,4 +98,5 @@ def cavia(model: Model, loss: ExamplesLoss, rate: float = 1.0, steps: int = 2) -
     dtype_of = lambda meta: jnp.result_type(*jax.tree.leaves(meta))
     start = lambda meta, support, key: jnp.zeros(context.shape, dtype_of(meta))
     learn = GradientDescent(optax.sgd(rate), steps)
-    return learned_start(start, learn, init_meta, predict, loss)
+    frozen = {name: part for name, part in (model.frozen or {}).items() if name != "context"}
+    return learned_start(start, learn, init_meta, predict, loss, frozen=frozen or None)

@@ -1,5 +1,6 @@
 """Pretraining: as the baseline without meta-learning, and as the start of any recipe."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -11,10 +12,11 @@ from innerloop.adaptation import Procedure
 from innerloop.errors import StructureError
 from innerloop.learner import Learner
 from innerloop.models import ExamplesLoss, Model, linear_head
-from innerloop.problem import Problem, subset
+from innerloop.models.supervised import network, stateless
+from innerloop.problem import subset
 from innerloop.recipes._maml import maml
 from innerloop.recipes._partly_adapted import partly_adapted
-from innerloop.recipes.base import InitMeta, Recipe, learned_head, model_predictions
+from innerloop.recipes.base import InitMeta, Recipe, learned_head
 from innerloop.trees import leaf_shapes
 
 
@@ -76,7 +78,7 @@ def pretrain_classifier(
         outputs = lambda leaf: (*leaf.shape[:-1], ways)
         return jax.tree.map(lambda leaf: jnp.zeros(outputs(leaf), leaf.dtype), meta["head"])
 
-    new_tasks = Problem(new_head, tuned.problem.inner_loss, tuned.problem.outer_loss)  # pyright: ignore[reportAttributeAccessIssue]
+    new_tasks = dataclasses.replace(tuned.problem, init=new_head)
     tested = Learner(new_tasks, tuned.adaptation, tuned.predict)
     return _pretrained(whole, loss)._replace(predict=tuned.predict, tested=tested)
 
@@ -84,7 +86,8 @@ def pretrain_classifier(
 def _pretrained(model: Model, loss: ExamplesLoss) -> Recipe:
     """One network for all tasks, with nothing adapted."""
     unchanged = Procedure(lambda meta, support, key: meta)
-    return learned_head(unchanged, model.init, model_predictions(model), loss)
+    predict = network(stateless(model, "pretraining")).outputs
+    return learned_head(unchanged, model.init, predict, loss, model.frozen)
 
 
 def pretrained(

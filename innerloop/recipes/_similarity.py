@@ -13,7 +13,13 @@ from innerloop.heads import Prototypes
 from innerloop.heads.base import Features, embedded, members
 from innerloop.models import Model
 from innerloop.precision import default_float
-from innerloop.recipes.base import ExamplesLoss, Recipe, learned_head, model_features
+from innerloop.recipes.base import (
+    ExamplesLoss,
+    Recipe,
+    frozen_parts,
+    learned_head,
+    model_features,
+)
 
 
 def protonet(features: Model, loss: ExamplesLoss, ways: int) -> Recipe:
@@ -39,7 +45,7 @@ def protonet(features: Model, loss: ExamplesLoss, ways: int) -> Recipe:
         distances = _squared_distances(embed(meta, batch, key), params.means)
         return jnp.where(params.counts[None, :] == 0, -jnp.inf, -distances)
 
-    return learned_head(Prototypes(embed, ways), features.init, predict, loss)
+    return learned_head(Prototypes(embed, ways), features.init, predict, loss, features.frozen)
 
 
 def matching(features: Model, loss: ExamplesLoss, ways: int, scale: float = 10.0) -> Recipe:
@@ -76,7 +82,8 @@ def matching(features: Model, loss: ExamplesLoss, ways: int, scale: float = 10.0
         # A class without support rows has no share; the logarithm stays finite.
         return jnp.log(jnp.maximum(share, jnp.finfo(share.dtype).tiny))
 
-    return learned_head(_remembered(embed, ways), init_meta, predict, loss)
+    frozen = frozen_parts(init_meta, features=features)
+    return learned_head(_remembered(embed, ways), init_meta, predict, loss, frozen)
 
 
 def nearest_neighbour(loss: ExamplesLoss, ways: int) -> Recipe:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
@@ -13,6 +14,7 @@ from innerloop.heads.base import Features
 from innerloop.labels import class_scores
 from innerloop.learner import Learner, Predict
 from innerloop.models import ExamplesLoss, Model
+from innerloop.models.supervised import Part, losses, network, stateless
 from innerloop.problem import Examples, Problem
 from innerloop.tasks import StreamedTasks, TaskDistribution
 
@@ -77,13 +79,9 @@ class Recipe(NamedTuple):
         return self.follow(whole)
 
 
-def model_predictions(model: Model) -> Predict:
-    """The predictions of a model whose parameters are the adapted ones."""
-    return lambda params, meta, batch, key: model.apply(params, batch.inputs, key, batch.mask)
-
-
 def model_features(model: Model, of_meta: Callable[[PyTree], PyTree]) -> Features:
     """The features for a head: the outputs of a model whose parameters are a part of meta."""
+    stateless(model, "a recipe with features")
     return lambda meta, batch, key: model.apply(of_meta(meta), batch.inputs, key, batch.mask)
 
 
@@ -101,13 +99,62 @@ def predict_classes(predict: Predict) -> Predict:
     return lambda params, meta, batch, key: class_scores(predict(params, meta, batch, key), batch)
 
 
+def train_classes(trained: Callable) -> Callable:
+    """The same outputs in training, with -∞ at outputs that are not classes of the task."""
+
+    def of_classes(params: PyTree, meta: PyTree, batch: Examples, key: PRNGKeyArray):
+        outputs, state = trained(params, meta, batch, key)
+        return class_scores(outputs, batch), state
+
+    return of_classes
+
+
 def learned_head(
-    adaptation: Adaptation, init_meta: InitMeta, predict: Predict, loss: ExamplesLoss
+    adaptation: Adaptation,
+    init_meta: InitMeta,
+    predict: Predict,
+    loss: ExamplesLoss,
+    frozen: PyTree = None,
 ) -> Recipe:
     """A recipe whose adaptation builds its own parameters: no initialisation, no inner loss."""
     predict = predict_classes(predict)
-    problem = Problem(None, None, prediction_loss(predict, loss))
+    problem = Problem(None, None, prediction_loss(predict, loss), frozen=frozen)
     return Recipe(problem, adaptation, Unroll(), init_meta, predict)
+
+
+def frozen_parts(init_meta: InitMeta, **models: Model) -> PyTree:
+    """`Problem.frozen` if meta is a dictionary that holds the parameters of models by name."""
+    if all(model.frozen is None for model in models.values()):
+        return None
+    names = jax.eval_shape(init_meta, jax.eval_shape(lambda: jax.random.key(0)))
+    return dict.fromkeys(names) | {name: model.frozen for name, model in models.items()}
+
+
+def learned_network(
+    model: Model,
+    adaptation: Adaptation,
+    loss: ExamplesLoss,
+    step_weights: Callable[[int], Any] | None = None,
+    where: Part | None = None,
+    init_meta: InitMeta | None = None,
+) -> Recipe:
+    """A recipe that descends the loss of a model from its learned initialisation.
+
+    Meta is the parameters of the model or, if `init_meta` is given, a dictionary that holds them
+    as `"start"`.
+    """
+    of_meta = (lambda meta: meta) if init_meta is None else (lambda meta: meta["start"])
+    parts = network(model, of_meta, where)
+    parts = parts._replace(
+        outputs=predict_classes(parts.outputs), trained=train_classes(parts.trained)
+    )
+    frozen = model.frozen if init_meta is None else frozen_parts(init_meta, start=model)
+    problem = Problem(
+        *(parts.start, *losses(parts, loss, model.state is not None), step_weights),
+        frozen=frozen,
+        state=model.state,
+    )
+    return Recipe(problem, adaptation, Unroll(), init_meta or model.init, parts.outputs)
 
 
 def learned_start(
@@ -116,10 +163,10 @@ def learned_start(
     init_meta: InitMeta,
     predict: Predict,
     loss: ExamplesLoss,
-    step_weights: Callable[[int], Any] | None = None,
+    frozen: PyTree = None,
 ) -> Recipe:
     """A recipe that descends one loss of its predictions from `start(meta, support, key)`."""
     predict = predict_classes(predict)
     task_loss = prediction_loss(predict, loss)
-    problem = Problem(start, task_loss, task_loss, step_weights)
+    problem = Problem(start, task_loss, task_loss, frozen=frozen)
     return Recipe(problem, adaptation, Unroll(), init_meta, predict)

@@ -184,7 +184,7 @@ def _all_tasks(
     each_step: bool,
 ) -> TaskResults:
     problem, adaptation = learner.problem, learner.adaptation
-    outer_loss = loss_function("outer_loss", problem.outer_loss, needed_by="evaluate")
+    outer_loss = loss_function("outer_loss", problem, needed_by="evaluate")
     tasks = task_count(episodes)
     if episodes.weight is not None:
         raise StructureError(
@@ -203,7 +203,7 @@ def _all_tasks(
                 return TaskResults(metrics, None)
             assert learner.predict is not None
             predict = explained("predict", learner.predict, "params", "meta", "batch", "key")
-            logits = predict(params, meta, episode.query, keys.outer)
+            logits = predict(params, problem.whole(meta), episode.query, keys.outer)
             return TaskResults(metrics, calibration_sums(logits, episode.query))
 
         with missing_derivatives_explained():

@@ -31,12 +31,13 @@ from innerloop.devices.processes import in_any, together
 from innerloop.devices.sharding import placement
 from innerloop.diagnostics import Plan, Severity
 from innerloop.estimators.base import SUCH_AS, Estimator, TaskSet
+from innerloop.learner import Learner
 from innerloop.objective import check_meta
 from innerloop.recipes import Recipe
 from innerloop.storage.checkpoint import Checkpoints
 from innerloop.training._evaluate import Evaluation
 from innerloop.training.non_finite import Fault, NonFinite, Stop
-from innerloop.training.outer_loop import OuterLoop, averaged, init_state
+from innerloop.training.outer_loop import OuterLoop, init_state
 from innerloop.training.saving import training_saved
 from innerloop.training.system import Meter
 from innerloop.training.validation import Validation, Validator
@@ -83,6 +84,8 @@ class Fit(NamedTuple):
         estimator: The estimator that was followed: the one given, or within a budget the one that
             was planned.
         plan: The plan by which `memory=` was met; None without a budget.
+        learner: The learner of new tasks, with the model state of the best meta-parameters; None if
+            the estimator has none.
     """
 
     meta: PyTree
@@ -92,6 +95,7 @@ class Fit(NamedTuple):
     faults: int
     estimator: Estimator
     plan: Plan | None
+    learner: Learner | None
 
 
 @checked(
@@ -209,7 +213,7 @@ def fit(
     settings = estimator.settings() | own | validate.settings()  # a field may have such a name
     with training_saved(checkpoints, settings, resume) as saved, closing(planned):
         meter = Meter(planned.tasks_per_step)
-        state, seconds = saved.begun(partial(loop.begin, meta), validate, steps)
+        state, seconds = saved.begun(partial(loop.begin, meta), loop.kept, validate, steps)
         step = int(state.step)
         begin = time.perf_counter() - seconds
         with meter:
@@ -224,24 +228,28 @@ def fit(
                 late = minutes is not None and time.perf_counter() - begin > 60 * minutes
                 fatal = fault if fault is not None and fault.ends else None
                 ends = in_any(late) or step == steps or fatal is not None
-                now = averaged(state)
+                now = loop.kept(state)
                 evaluation, best = (None, False) if fatal else validate(now, step, ends)
                 seconds = time.perf_counter() - begin
-                shown = now if evaluation is None else place.gathered(now)
+                shown = now.meta if evaluation is None else place.gathered(now.meta)
                 figures = meter.figures()
                 with together():
                     report(
                         Progress(step, metrics, seconds, evaluation, best, shown, fault, figures)
                     )
                 state = loop.enter(state)
-                saved.save(state, validate, seconds, last=ends)
+                saved.save(state, now, validate, seconds, last=ends)
                 if fatal is not None:
                     raise fatal.error()
                 if ends:
                     break
-    best_meta, best_step = validate.best or (averaged(state), step)
-    best_meta, last = place.gathered(best_meta), place.gathered(averaged(state))
-    return Fit(best_meta, last, step, best_step, int(state.faults), planned, plan)
+    now = loop.kept(state)
+    best, best_step = validate.best or (now, step)
+    best_meta, last = place.gathered(best.meta), place.gathered(now.meta)
+    learner = planned.learner
+    if learner is not None:
+        learner = learner.with_state(best.model_state)
+    return Fit(best_meta, last, step, best_step, int(state.faults), planned, plan, learner)
 
 
 def run_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray, PRNGKeyArray]:

@@ -55,6 +55,18 @@ class TrainState(NamedTuple):
     estimator: PyTree = ()
 
 
+class Kept(NamedTuple):
+    """What is validated, and kept if it is the best.
+
+    Attributes:
+        meta: The average of the meta-parameters.
+        model_state: The model state that tasks begin with; None if the estimator carries none.
+    """
+
+    meta: PyTree
+    model_state: PyTree = None
+
+
 class Program(eqx.Module):
     """What is compiled: the outer step of an estimator, an optimizer and a placement.
 
@@ -143,7 +155,7 @@ def _explained(**given: PyTree) -> AbstractContextManager[None]:
 
 
 def averaged(state: TrainState) -> PyTree:
-    """The average as meta-parameters: what is validated, kept and returned."""
+    """The average in the dtypes of the meta-parameters."""
     return jax.tree.map(lambda leaf, mean: mean.astype(leaf.dtype), state.meta, state.average)
 
 
@@ -230,6 +242,10 @@ class OuterLoop:
         state = self.placement.place_state(init_state(meta, self.optimizer), self.optimizer)
         held = _init(self.estimator, meta, self.init_key, step)
         return state._replace(estimator=self._placed(held))
+
+    def kept(self, state: TrainState) -> Kept:
+        """What is validated and kept of a state."""
+        return Kept(averaged(state), self.estimator.model_state(state.estimator))
 
     def enter(self, state: TrainState) -> TrainState:
         """The state, with the estimator's part replaced at one of the estimator's boundaries."""

@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from jaxtyping import PyTree
-
 from innerloop.devices.processes import in_any
 from innerloop.errors import RunError, StructureError
 from innerloop.storage.checkpoint import CheckpointFolder, Checkpoints
-from innerloop.training.outer_loop import TrainState, averaged
+from innerloop.training.outer_loop import Kept, TrainState
 from innerloop.training.signals import Stopped, signals_deferred
 from innerloop.training.validation import Validator
 
@@ -19,7 +17,7 @@ class _Saved(NamedTuple):
     """All that a run needs to go on. `best` is the state's average where nothing was validated."""
 
     state: TrainState
-    best: PyTree
+    best: Kept
 
 
 class _Saving:
@@ -35,12 +33,17 @@ class _Saving:
         self.every = folder.every
 
     def begun(
-        self, begin: Callable[..., TrainState], validate: Validator, steps: int
+        self,
+        begin: Callable[..., TrainState],
+        kept: Callable[[TrainState], Kept],
+        validate: Validator,
+        steps: int,
     ) -> tuple[TrainState, float]:
         """The state to continue from and the seconds spent so far; a new run's if none was saved.
 
         Args:
             begin: Makes the state of a run at an outer step, in the structure of the saved one.
+            kept: What is kept of a state as the best.
             validate: Receives the best meta-parameters so far and their score.
             steps: Outer steps of the whole run.
 
@@ -54,7 +57,7 @@ class _Saving:
 
         def like(step: int) -> _Saved:
             state = begin(step)
-            return _Saved(state, averaged(state))
+            return _Saved(state, kept(state))
 
         found = self._folder.load(like)
         if found is None:
@@ -72,12 +75,14 @@ class _Saving:
             validate.best, validate.score = (best, record["best_step"]), record["score"]
         return state, record["seconds"]
 
-    def save(self, state: TrainState, validate: Validator, seconds: float, last: bool) -> None:
+    def save(
+        self, state: TrainState, now: Kept, validate: Validator, seconds: float, last: bool
+    ) -> None:
         """Save if it is due, at the end of the run, and before a signal ends the run."""
         self._step = step = int(state.step)
         number = self._asked()
         if last or number is not None or step % self.every == 0:
-            best, best_step = validate.best or (averaged(state), None)
+            best, best_step = validate.best or (now, None)
             # A score of minus infinity is no JSON number.
             record = {"best_step": best_step, "score": str(validate.score), "seconds": seconds}
             self._folder.save(step, _Saved(state, best), record)

@@ -24,6 +24,7 @@ from innerloop.training._evaluate import (
     refuse_values_of,
     summarise,
 )
+from innerloop.training.outer_loop import Kept
 from innerloop.trees import leaf_shapes
 
 
@@ -80,7 +81,7 @@ class Validator:
 
     Attributes:
         every: Outer steps between validations; None if there is nothing to validate.
-        best: `(meta, step)`, once there is one.
+        best: What is kept of the best and its step, once there is one.
         score: Its score, of which more is better.
     """
 
@@ -91,7 +92,7 @@ class Validator:
         key: PRNGKeyArray,
         placement: Placement,
     ):
-        self.best: tuple[PyTree, int] | None = None
+        self.best: tuple[Kept, int] | None = None
         self.score = -np.inf
         self._placement, self._key = placement, placement.place(key)
         self._named = {
@@ -102,6 +103,7 @@ class Validator:
             )
             for name, each in _by_name(validation).items()
         }
+        self._follow = {name for name, each in _by_name(validation).items() if each.learner is None}
         self.every = _common_every(self._named)
 
     def settings(self) -> dict[str, Any]:
@@ -115,14 +117,17 @@ class Validator:
             "validation_episodes": {name: leaf_shapes(each.episodes) for name, each in named},
         }
 
-    def __call__(self, meta: PyTree, step: int, last: bool) -> tuple[Evaluation | None, bool]:
+    def __call__(self, now: Kept, step: int, last: bool) -> tuple[Evaluation | None, bool]:
         """Validate if it is due: the evaluation, and whether it is the best so far."""
         if self.every is None or not (last or step % self.every == 0):
             return None, False
-        results = {name: self._results(name, meta, self._placement) for name in self._named}
+        meta, model_state = now
+        learners = {name: self._learner(name, model_state) for name in self._named}
+        results = {
+            name: self._results(name, learners[name], meta, self._placement) for name in self._named
+        }
         for name, each in self._named.items():
-            assert each.learner is not None
-            refuse_values_of(results[name], each.learner, meta, each.episodes, self._key)
+            refuse_values_of(results[name], learners[name], meta, each.episodes, self._key)
         evaluations = {name: summarise(jax.device_get(each)) for name, each in results.items()}
         weights = {name: each.weight for name, each in self._named.items()}
         evaluation = combined(evaluations, weights)
@@ -134,13 +139,15 @@ class Validator:
         if self.best is not None and not score > self.score:
             return evaluation, False
         # The first is kept whatever it is, so that a run never ends without meta-parameters.
-        self.score, self.best = float(np.nan_to_num(score, nan=-np.inf)), (meta, step)
+        self.score, self.best = float(np.nan_to_num(score, nan=-np.inf)), (now, step)
         return evaluation, True
 
     def require_metrics(self, meta: PyTree) -> None:
         """Raise `StructureError`, from shapes alone, if it is not clear what decides."""
         for name, each in self._named.items():
-            found = jax.eval_shape(partial(self._results, name, placement=OneDevice()), meta)
+            learner = self._learner(name, None)
+            results = partial(self._results, name, learner, placement=OneDevice())
+            found = jax.eval_shape(results, meta)
             if each.metric not in found.metrics:
                 raise StructureError(
                     "the validation does not have the metric that decides",
@@ -156,11 +163,18 @@ class Validator:
                     write=f"Validation(..., metric={each.metric!r}, maximise=True)",
                 )
 
-    def _results(self, name: str, meta: PyTree, placement: Placement) -> TaskResults:
+    def _learner(self, name: str, model_state: PyTree) -> Learner:
+        """The learner, with the model state of the run unless it is one of the user's own."""
+        learner = self._named[name].learner
+        assert learner is not None
+        return learner.with_state(model_state) if name in self._follow else learner
+
+    def _results(
+        self, name: str, learner: Learner, meta: PyTree, placement: Placement
+    ) -> TaskResults:
         each = self._named[name]
-        assert each.learner is not None
         return evaluated_tasks(
-            *(each.learner, meta, each.episodes, self._key),
+            *(learner, meta, each.episodes, self._key),
             steps=each.steps,
             chunk=each.chunk,
             placement=placement,

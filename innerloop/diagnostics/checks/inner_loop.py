@@ -14,7 +14,7 @@ from innerloop.diagnostics.findings import Finding, NotChecked, Severity
 from innerloop.fidelity import EXACT
 from innerloop.gradients import Implicit
 from innerloop.gradients.conditions import Condition, stationarity
-from innerloop.problem import task_keys
+from innerloop.problem import parameters, task_keys
 from innerloop.trees import all_finite, norm
 
 _DIVERGED = 2.0
@@ -95,7 +95,8 @@ def _residual(subject: Subject, condition: Condition, steps: int) -> float:
         key = task_keys(key).adapt
         state, _, _ = subject.run(meta, support, key, steps=steps)
         params = subject.adaptation.params(state)
-        return norm(condition(params, meta, support, jax.random.fold_in(key, steps)))
+        whole = subject.problem.whole(meta)
+        return norm(condition(params, whole, support, jax.random.fold_in(key, steps)))
 
     return float(jnp.mean(_on_each_task(subject, residual)))
 
@@ -123,14 +124,16 @@ def steep_at_zero(subject: Subject) -> Iterator[Finding]:
     (params, *_), (episode, key) = subject.given["inner_loss"], subject.task()
 
     def slope(gradient):
-        run = lambda gradient: subject.adaptation.params(
-            subject.run(subject.meta, episode.support, key, inner=_Given(gradient), steps=1)[0]
-        )
-        after, pull_back = jax.vjp(run, gradient)
+        run = lambda gradient: subject.run(
+            subject.meta, episode.support, key, inner=_Given(gradient), steps=1
+        )[0]
+        learned = lambda gradient: parameters(subject.adaptation.params(run(gradient)))
+        after, pull_back = jax.vjp(learned, gradient)
         return all_finite(pull_back(jax.tree.map(jnp.ones_like, after)))
 
     is_finite = jit_quickly(slope)
-    of_ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), params)
+    like = parameters(params)
+    of_ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), like)
     of_zeros = jax.tree.map(np.zeros_like, of_ones)
     one_zero = jax.tree.map(_with_a_zero, of_ones)
     if not is_finite(of_ones) or (is_finite(of_zeros) and is_finite(one_zero)):

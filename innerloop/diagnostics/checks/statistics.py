@@ -1,7 +1,7 @@
 """Checks for running statistics among the parameters, by tracing only.
 
-A loss cannot return new statistics to the inner loop or to the trainer. Statistics in params or in
-meta therefore keep their initial value, or the gradient trains them as if they were weights.
+A loss returns new statistics only as the model state of its problem. Statistics in params or in
+meta keep their initial value, or the gradient trains them as if they were weights.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from innerloop.programs import FlatStep, Operation, Value
 from innerloop.trees import leaf_names
 
 _CURE = (
-    "statistics of the batch at hand, as models.conv4 takes them; or fixed statistics that the "
-    "loss closes over"
+    "statistics of the batch at hand, as models.conv4 takes them; Problem(..., state=statistics), "
+    "whose inner loss returns them; or Problem(..., frozen=statistics)"
 )
 
 
@@ -27,7 +27,10 @@ def running_statistics(subject: Subject) -> Iterator[Finding]:
     """Leaves whose update a loss computes and does not return, and variances that are trained."""
     for name, program in subject.programs.items():
         learned = program.inputs("params", "meta")
+        has_state = subject.problem.state is not None
         for leaf in sorted(learned):
+            if has_state and program.leaves[leaf].startswith("params.state"):
+                continue
             update = _dropped_update(program, leaf)
             if update is not None and not _kept(subject, program.leaves[leaf]):
                 yield Finding(

@@ -20,7 +20,15 @@ from innerloop.errors import DetachedError, InnerloopError
 from innerloop.fidelity import EXACT, Fidelity
 from innerloop.gradients import Exact, MetaGradient, StoreAll
 from innerloop.objective import adapt, meta_objective, meta_value_and_grad, task_count
-from innerloop.problem import Episode, Loss, Problem, initial_params, loss_function, task_keys
+from innerloop.problem import (
+    Episode,
+    Loss,
+    Problem,
+    initial_params,
+    loss_function,
+    task_keys,
+    with_state,
+)
 from innerloop.trees import abstract, element, elements, leaf_names
 
 NO_RULE = (TypeError, ValueError, NotImplementedError)
@@ -174,7 +182,7 @@ class Subject:
 
     def loss(self, name: str) -> Callable[..., Scalar]:
         """One of the losses of the problem: `(params, meta, batch, key) -> value`."""
-        loss = loss_function(name, getattr(self.problem, name), needed_by="check")
+        loss = loss_function(name, self.problem, needed_by="check")
         return lambda *arguments: loss(*arguments)[0]
 
     @cached_property
@@ -223,7 +231,8 @@ class Subject:
         if adapted and self.steps:
             self.run(meta, support, task_keys(key).adapt, inner=_Recorded(calls), steps=1)
         if problem.inner_loss is not None and (calls or problem.init is not None):
-            given["inner_loss"] = calls[0] if calls else (start(), meta, support, key)
+            read, _, *rest = calls[0] if calls else (start(), meta, support, key)
+            given["inner_loss"] = (with_state(read, problem.state), meta, *rest)
         return given
 
     @property

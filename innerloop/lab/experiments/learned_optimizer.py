@@ -158,7 +158,7 @@ def log_loss(family: Family) -> Family:
     `innerloop evaluate` judges by the whole set.
     """
     problem = family.problem
-    plain = loss_function("outer_loss", problem.outer_loss, needed_by="a learned optimizer")
+    plain = loss_function("outer_loss", problem, needed_by="a learned optimizer")
 
     def outer_loss(params: PyTree, meta: PyTree, batch: PyTree, key):
         rows_key, key = jax.random.split(key)
