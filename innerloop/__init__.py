@@ -1,5 +1,6 @@
 """innerloop: meta-learning on JAX. It differentiates through learning."""
 
+from innerloop import adapters as adapters
 from innerloop import diagnostics as diagnostics
 from innerloop import errors as errors
 from innerloop import estimators as estimators

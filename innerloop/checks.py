@@ -1,6 +1,7 @@
 """Checks of arguments that all parts of the library use."""
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -131,6 +132,29 @@ _NO_DERIVATIVE = (
     "allbacks do not support JVP",
     "Differentiation rule for",
 )
+
+
+_ADAPTERS = {
+    ("flax.nnx", "Module"): "adapters.from_nnx(module)",
+    ("flax.linen", "Module"): "adapters.from_linen(module, inputs)",
+    ("torch.nn", "Module"): "adapters.from_torch(module)",
+    ("equinox", "Module"): "adapters.from_equinox(module)",
+}
+
+
+def adapter_call(value: Any) -> str | None:
+    """The call that makes a model of a module of another library; None for all other values.
+
+    No library is imported: a value can only be a module of a library that is.
+    """
+    own = __name__.partition(".")[0]
+    if any(cls.__module__.partition(".")[0] == own for cls in type(value).__mro__):
+        return None
+    for (package, name), call in _ADAPTERS.items():
+        kind = getattr(sys.modules.get(package), name, None)
+        if kind is not None and isinstance(value, kind):
+            return call
+    return None
 
 
 def optional_package(name: str, needed_by: str, extra: str) -> Any:

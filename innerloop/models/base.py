@@ -70,10 +70,15 @@ def model_inputs(
         )
     numbers = jnp.asarray(inputs)
     if jnp.issubdtype(numbers.dtype, jnp.integer):
-        raise StructureError(
-            "the network's inputs are whole numbers, which may be pixels, measurements or classes",
-            got=describe(numbers),
-            expected="real numbers, in the range that they had in training; the library's image "
-            "tasks give pixels as inputs.astype(float) / 255",
-        )
+        refuse_whole_numbers(numbers)
     return blank_rows(numbers.astype(dtype), mask)
+
+
+def refuse_whole_numbers(numbers: Array) -> None:
+    """Raise `StructureError` for inputs that may be pixels."""
+    raise StructureError(
+        "the network's inputs are whole numbers, which may be pixels, measurements or classes",
+        got=describe(numbers),
+        expected="real numbers, in the range that they had in training; the library's image "
+        "tasks give pixels as inputs.astype(float) / 255",
+    )

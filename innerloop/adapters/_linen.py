@@ -1,0 +1,181 @@
+"""Models from modules of Flax linen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.adapters._network import (
+    NORMALISATION,
+    Mode,
+    Outcome,
+    differ_as_objects,
+    learnable,
+    named,
+    policy,
+    put_together,
+    refuse_module,
+    require_call,
+)
+from innerloop.arguments import checked
+from innerloop.checks import optional_package
+from innerloop.errors import StructureError
+from innerloop.models import Model
+
+STATISTICS = "batch_stats"
+
+
+@checked(normalisation=NORMALISATION)
+def from_linen(
+    module: Any,
+    inputs: PyTree = None,
+    *,
+    variables: PyTree = None,
+    train: str | None = None,
+    call: Callable[..., Any] | None = None,
+    normalisation: str | None = None,
+) -> Model:
+    """A model from a module of Flax linen.
+
+    ```python
+    model = il.adapters.from_linen(Network(), jnp.zeros((1, 28, 28, 1)), train="train")
+    ```
+
+    Parameters: the variables of linen, `{"params": ..., ...}`, with None in place of everything
+    that is not learned. A part is chosen by names: `lambda variables:
+    variables["params"]["Dense_1"]`. The floating-point arrays of the collection `params` are
+    learned. `batch_stats` follows the normalisation policy, and all other collections are frozen.
+
+    The module is called on the whole batch. `linen.BatchNorm` is told by the policy whether it uses
+    running averages, whatever its argument. All other layers follow the keyword that `train` names.
+    Every random stream, such as `dropout`, starts from the key of the call.
+
+    Args:
+        module: The module.
+        inputs: A batch of inputs, or arrays of the same shapes and dtypes, from which linen makes
+            the parameters. None if `variables` are given.
+        variables: The variables from which every key starts, such as pretrained ones; None if they
+            are drawn with the key.
+        train: The name of the argument that tells the module whether it is trained, such as
+            `"train"`; None if it has none.
+        call: `(module, inputs) -> outputs`, if it is not `module(inputs)`. It may also take, by
+            their names, `key` and `training` (True or False):
+            `call=lambda module, inputs, training: module(inputs, deterministic=not training)`.
+        normalisation: The policy for `batch_stats`, required if there are any. `"transductive"`:
+            statistics of the rows at hand, in training and prediction. `"carried"`: statistics of
+            the rows in training, which update running averages in the model state; running averages
+            in prediction. `"frozen"`: running averages that never change.
+
+    Returns:
+        The model.
+
+    Raises:
+        RunError: If Flax is not installed.
+        StructureError: If the module or its call is not as described, or the policy is missing;
+            while tracing, if there is a mask where batch statistics are computed, or if the network
+            does not follow the policy.
+    """
+    linen = optional_package("flax.linen", "from_linen", extra="ecosystem")
+    core = optional_package("flax.core", "from_linen", extra="ecosystem")
+    if not isinstance(module, linen.Module):
+        refuse_module("from_linen", module, "a module of flax.linen")
+    if (inputs is None) == (variables is None):
+        raise StructureError(
+            "from_linen needs either example inputs or the variables",
+            got="none of them" if inputs is None else "both",
+            expected="inputs from which linen makes the parameters, or variables=... ",
+        )
+    _require_call(module, train, call)
+    options = lambda training: {} if train is None else {train: training}
+
+    def method(network: Any, inputs: PyTree, key: Any, training: bool) -> Any:
+        if call is None:
+            return network(inputs, **options(training))
+        return call(network, inputs, **named(call, key=key, training=training))
+
+    def make(key: PRNGKeyArray) -> dict:
+        if variables is not None:
+            return core.unfreeze(variables)
+        return core.unfreeze(module.init(key, _arrays(inputs), None, False, method=method))
+
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    policy_name = policy("from_linen", normalisation, bool(jax.tree.leaves(shapes.get(STATISTICS))))
+    carried = policy_name == "carried"
+    fixed = jax.jit(lambda key: _fixed(make(key)))(jax.random.key(0))
+    state = fixed.pop(STATISTICS) if carried else None
+
+    def init(key: PRNGKeyArray) -> dict:
+        learned = lambda leaf: leaf if learnable(leaf) else None
+        nothing = jax.tree.map(lambda _: None, fixed)
+        return nothing | {"params": jax.tree.map(learned, make(key).get("params", {}))}
+
+    def run(whole: PyTree, before: PyTree, inputs: PyTree, key: Any, mode: Mode) -> Outcome:
+        given = whole | ({STATISTICS: before} if carried else {})
+        with linen.intercept_methods(_of_rows(linen, mode.of_rows)):
+            outputs, updates = module.apply(
+                given,
+                *(inputs, key, mode.training),
+                rngs=None if key is None else {"params": key},
+                mutable=[STATISTICS],
+                method=method,
+            )
+        after = core.unfreeze(updates).get(STATISTICS)
+        had = given.get(STATISTICS)
+        updated = None if had is None else differ_as_objects(had, after)
+        return Outcome(outputs, after if carried else None, updated)
+
+    return put_together(init, run, policy_name, fixed, state)
+
+
+def _require_call(module: Any, train: str | None, call: Callable[..., Any] | None) -> None:
+    if call is not None:
+        require_call("from_linen", call, "module", "inputs", offered=("key", "training"))
+        if train is not None:
+            raise StructureError(
+                "from_linen takes the name of an argument, or a whole call",
+                got=f"train={train!r} and call",
+                expected="one of them; `call` may take the argument training",
+            )
+        return
+    require_call("from_linen", module.__call__, "inputs", offered=(train,) if train else ())
+    if train is not None and not named(module.__call__, **{train: None}):
+        raise StructureError(
+            f"the module's call has no argument {train}",
+            got=f"train={train!r}",
+            expected="the name of the argument that tells the module whether it is trained",
+        )
+
+
+def _arrays(inputs: PyTree) -> PyTree:
+    """The inputs, with zeros in place of shapes."""
+    is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    return jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if is_shape(leaf) else jnp.asarray(leaf),
+        inputs,
+    )
+
+
+def _fixed(variables: dict) -> dict:
+    """The variables with None in place of what is learned."""
+    not_learned = lambda leaf: None if learnable(leaf) else leaf
+    return variables | {"params": jax.tree.map(not_learned, variables.get("params", {}))}
+
+
+def _of_rows(linen: Any, of_rows: bool) -> Callable[..., Any]:
+    """Tells every `linen.BatchNorm` whether its statistics are those of the rows at hand."""
+
+    def intercept(following: Callable[..., Any], args: tuple, kwargs: dict, context: Any) -> Any:
+        layer = context.module
+        if not isinstance(layer, linen.BatchNorm) or context.method_name != "__call__":
+            return following(*args, **kwargs)
+        # The layer refuses the argument if its field has a value too.
+        own = layer.use_running_average
+        object.__setattr__(layer, "use_running_average", None)
+        try:
+            return following(*args[:1], **kwargs | {"use_running_average": not of_rows})
+        finally:
+            object.__setattr__(layer, "use_running_average", own)
+
+    return intercept

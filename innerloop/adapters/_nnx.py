@@ -1,0 +1,192 @@
+"""Models from modules of Flax nnx."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray, PyTree
+
+from innerloop.adapters._network import (
+    NORMALISATION,
+    Mode,
+    Outcome,
+    learnable,
+    named,
+    policy,
+    put_together,
+    refuse_module,
+    require_call,
+)
+from innerloop.arguments import checked
+from innerloop.checks import adapter_call, optional_package
+from innerloop.errors import StructureError
+from innerloop.models import Model
+from innerloop.trees import abstract, is_key
+
+
+@checked(normalisation=NORMALISATION)
+def from_nnx(
+    module: Any,
+    *,
+    call: Callable[..., Any] | None = None,
+    normalisation: str | None = None,
+) -> Model:
+    """A model from a module of Flax nnx.
+
+    ```python
+    model = il.adapters.from_nnx(lambda rngs: Network(rngs=rngs))
+    ```
+
+    Parameters: a dictionary of the module's attributes, nested like the module, with None in place
+    of everything that is not learned. A part of it is chosen by names and positions:
+    `lambda params: params["layers"][2]`. The floating-point arrays of `nnx.Param` are learned.
+    `nnx.BatchStat` follows the normalisation policy. All other arrays are frozen, except those of
+    `nnx.RngState`: the random streams start anew from the key of each call.
+
+    The module is called on the whole batch, `module(inputs)`. As `module.train()` and
+    `module.eval()` do, the attribute `deterministic` is set to False in training and to True in
+    prediction, wherever a module has it, and `use_running_average` is set as the policy says.
+
+    Args:
+        module: A function `rngs -> module`, which is given an `nnx.Rngs`; or a module, whose own
+            arrays are the parameters for every key, such as a pretrained one. The module itself is
+            never changed.
+        call: `(module, inputs) -> outputs`, if it is not `module(inputs)`. It may also take, by
+            their names, `key` and `training` (True or False):
+            `call=lambda module, inputs, training: module(inputs, train=training)`.
+        normalisation: The policy for `nnx.BatchStat`, required if there is any. `"transductive"`:
+            statistics of the rows at hand, in training and prediction. `"carried"`: statistics of
+            the rows in training, which update running averages in the model state; running averages
+            in prediction. `"frozen"`: running averages that never change.
+
+    Returns:
+        The model.
+
+    Raises:
+        RunError: If Flax is not installed.
+        StructureError: If the module or its call is not as described, or the policy is missing;
+            while tracing, if there is a mask where batch statistics are computed, if the network
+            does not follow the policy, or if it draws at random in prediction without a key.
+    """
+    nnx = optional_package("flax.nnx", "from_nnx", extra="ecosystem")
+    make = _maker(nnx, module)
+    template = make(jax.random.key(0))
+    if call is None:
+        require_call("from_nnx", template.__call__, "inputs", offered=())
+    else:
+        require_call("from_nnx", call, "module", "inputs", offered=("key", "training"))
+    graph, arrays = _split(nnx, template)
+    policy_name = policy("from_nnx", normalisation, bool(arrays.statistics))
+    carried = policy_name == "carried"
+    others = arrays.others if carried else arrays.others | arrays.statistics
+    frozen = _nested(others | dict.fromkeys(arrays.learned))
+    init = lambda key: _nested(_split(nnx, make(key))[1].learned | dict.fromkeys(others))
+    streams = abstract(arrays.streams)
+
+    def run(whole: PyTree, before: PyTree, inputs: PyTree, key: Any, mode: Mode) -> Outcome:
+        drawn = _reseeded(streams, jax.random.key(0) if key is None else key)
+        given = _flat(whole) | drawn | (_flat(before) if carried else {})
+        network = nnx.merge(graph, _nested(given))
+        network.set_attributes(deterministic=not mode.training, raise_if_not_found=False)
+        network.set_attributes(use_running_average=not mode.of_rows, raise_if_not_found=False)
+        if call is None:
+            outputs = network(inputs)
+        else:
+            outputs = call(network, inputs, **named(call, key=key, training=mode.training))
+        after = _split(nnx, network)[1]
+        if key is None:
+            _require_no_draw(drawn, after.streams)
+        updated = any(leaf is not given[path] for path, leaf in after.statistics.items())
+        state = _nested(after.statistics) if carried else None
+        return Outcome(outputs, state, updated if after.statistics else None)
+
+    state = _nested(arrays.statistics) if carried else None
+    return put_together(init, run, policy_name, frozen, state)
+
+
+Flat = dict[tuple, Any]
+"""Arrays by their paths in a module."""
+
+
+class _Arrays(NamedTuple):
+    """The arrays of a module by their kinds."""
+
+    learned: Flat
+    statistics: Flat
+    streams: Flat
+    others: Flat
+
+
+def _maker(nnx: Any, given: Any) -> Callable[[PRNGKeyArray], Any]:
+    """`key -> module`."""
+
+    def required(module: Any) -> Any:
+        if not isinstance(module, nnx.Module) or not callable(module):
+            refuse_module("from_nnx", module, "a module of flax.nnx that can be called")
+        return module
+
+    if isinstance(given, nnx.Module):
+        required(given)
+        return lambda key: given
+    if not callable(given) or adapter_call(given) is not None:
+        refuse_module("from_nnx", given, "a module of flax.nnx, or a function rngs -> module")
+    return lambda key: required(given(nnx.Rngs(key)))
+
+
+def _split(nnx: Any, module: Any) -> tuple[Any, _Arrays]:
+    """The structure of a module, and its arrays."""
+    graph, state = nnx.split(module)
+    arrays = _Arrays({}, {}, {}, {})
+    for path, leaf in nnx.to_flat_state(state):
+        value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+        if isinstance(leaf, nnx.BatchStat):
+            arrays.statistics[path] = value
+        elif isinstance(leaf, nnx.RngState):
+            arrays.streams[path] = value
+        elif isinstance(leaf, nnx.Param) and learnable(value):
+            arrays.learned[path] = value
+        else:
+            arrays.others[path] = value
+    return graph, arrays
+
+
+def _nested(flat: Flat) -> dict:
+    tree: dict = {}
+    for path, value in flat.items():
+        inner = tree
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        inner[path[-1]] = value
+    return tree
+
+
+def _flat(tree: dict, path: tuple = ()) -> Flat:
+    found: Flat = {}
+    for name, value in tree.items():
+        inner = (*path, name)
+        found |= _flat(value, inner) if isinstance(value, dict) else {inner: value}
+    return found
+
+
+def _reseeded(streams: Flat, key: PRNGKeyArray) -> Flat:
+    """The random streams of a module, each from a key of its own, and their counts at zero."""
+    typed = key if is_key(key) else jax.random.wrap_key_data(key)
+
+    def stream(i: int, shape: tuple) -> PRNGKeyArray:
+        own = jax.random.fold_in(typed, i)
+        return jax.random.split(own, shape) if shape else own
+
+    return {
+        path: stream(i, leaf.shape) if is_key(leaf) else jnp.zeros(leaf.shape, leaf.dtype)
+        for i, (path, leaf) in enumerate(streams.items())
+    }
+
+
+def _require_no_draw(before: Flat, after: Flat) -> None:
+    if any(after[path] is not leaf for path, leaf in before.items()):
+        raise StructureError(
+            "the network draws at random, and has no key",
+            got="key=None",
+            expected="a random key",
+        )
