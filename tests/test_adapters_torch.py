@@ -90,7 +90,7 @@ def meta_gradient_in_torch(module, support, query, labels):
 def test_the_meta_gradient_is_that_of_a_double_backward_pass(x64, name):
     make, shape = NETWORKS[name]
     module = double(make).train()
-    model = from_torch(module, "transductive")
+    model = from_torch(module, normalisation="transductive")
     support, query = normal(2, TASKS, 2 * WAYS, *shape)
     labels = np.tile(np.arange(WAYS), 2)
     expected, expected_grads = meta_gradient_in_torch(module, support, query, labels)
@@ -122,7 +122,7 @@ def in_torch(module, inputs):
 
 def test_transductive_statistics_are_those_of_the_rows_at_hand(x64):
     module, inputs = double(normalised), normal(5, 3)
-    model = from_torch(module, "transductive")
+    model = from_torch(module, normalisation="transductive")
     assert (model.normalisation, model.state, model.frozen) == ("transductive", None, None)
     expected = in_torch(module.train(), inputs)
     np.testing.assert_allclose(apply(model, inputs), expected, rtol=1e-10)
@@ -133,7 +133,7 @@ def test_transductive_statistics_are_those_of_the_rows_at_hand(x64):
 
 def test_carried_averages_are_updated_in_training_and_used_in_predictions(x64):
     module, inputs = double(normalised), normal(5, 3)
-    model = from_torch(module, "carried")
+    model = from_torch(module, normalisation="carried")
     assert model.normalisation == "carried"
     assert model.state.keys() == {"1.running_mean", "1.running_var"}
     np.testing.assert_allclose(apply(model, inputs), in_torch(module.eval(), inputs), rtol=1e-10)
@@ -149,7 +149,7 @@ def test_carried_averages_are_updated_in_training_and_used_in_predictions(x64):
 
 def test_frozen_averages_never_change(x64):
     module, inputs = double(normalised), normal(5, 3)
-    model = from_torch(module, "frozen")
+    model = from_torch(module, normalisation="frozen")
     assert (model.normalisation, model.state) == ("frozen", None)
     averages = model.frozen["1"]
     np.testing.assert_array_equal(averages["running_mean"], module[1].running_mean.numpy())
@@ -161,7 +161,7 @@ def test_frozen_averages_never_change(x64):
 
 @pytest.mark.parametrize("policy", ["transductive", "carried", "frozen"])
 def test_padding_has_no_effect(x64, policy):
-    model = from_torch(double(convolutions), policy)
+    model = from_torch(double(convolutions), normalisation=policy)
     inputs = normal(4, 2, 8, 8)
     padded = np.concatenate([inputs, np.full((3, 2, 8, 8), np.nan)])
     mask = jnp.arange(7) < 4
@@ -185,7 +185,7 @@ def test_statistics_of_other_rows_than_those_of_the_mask_are_refused():
         def forward(self, x):
             return self.norm(x.reshape(-1, 3)).reshape(x.shape)
 
-    model = from_torch(Patches(), "transductive")
+    model = from_torch(Patches(), normalisation="transductive")
     inputs = normal(4, 2, 3).astype("f")
     assert apply(model, inputs).shape == (4, 2, 3)
     with pytest.raises(StructureError, match=r"other rows.*f32\[8,3\].*mask of 4 rows"):
@@ -358,22 +358,22 @@ class Pair(nn.Module):
 
 
 WRONG = {
-    "no module": (lambda: from_torch(jnp.tanh), "takes a PyTorch module.*a torch.nn.Module"),
-    "no policy": (lambda: from_torch(normalised()), r"no policy.*1: BatchNorm1d\(4"),
+    "no module": (lambda: from_torch(jnp.tanh), "does not take this module.*a torch.nn.Module"),
+    "no policy": (lambda: from_torch(normalised()), "only you can say what they are to be"),
     "no averages": (
-        lambda: from_torch(nn.BatchNorm1d(3, track_running_stats=False), "carried"),
+        lambda: from_torch(nn.BatchNorm1d(3, track_running_stats=False), normalisation="carried"),
         "no running averages that the policy 'carried' can use",
     ),
     "cumulative averages": (
-        lambda: from_torch(nn.BatchNorm1d(3, momentum=None), "carried"),
+        lambda: from_torch(nn.BatchNorm1d(3, momentum=None), normalisation="carried"),
         "no running averages.*a momentum",
     ),
     "averages of instances": (
-        lambda: from_torch(nn.InstanceNorm1d(3, track_running_stats=True), "carried"),
+        lambda: from_torch(nn.InstanceNorm1d(3, track_running_stats=True), normalisation="carried"),
         "no running averages that",
     ),
     "another policy": (
-        lambda: from_torch(normalised(), "batch"),
+        lambda: from_torch(normalised(), normalisation="batch"),
         "normalisation must be.*'transductive'",
     ),
     "two outputs": (
@@ -387,6 +387,15 @@ WRONG = {
 def test_what_is_refused(call, message):
     with pytest.raises(StructureError, match=message):
         call()
+
+
+def test_the_call_can_be_given(x64):
+    module, inputs = nn.Conv2d(2, 3, 3).double(), normal(2, 5, 6, 2)
+    call = lambda module, inputs: module(inputs.permute(0, 3, 1, 2)).flatten(1)
+    model = from_torch(module, call=call)
+    assert model.init(KEY).keys() == {"weight", "bias"}
+    expected = call(module, torch.tensor(inputs)).detach().numpy()
+    np.testing.assert_allclose(apply(model, inputs), expected, rtol=1e-10)
 
 
 def test_gradient_descent_on_a_network_without_policies():
