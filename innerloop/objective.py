@@ -1,5 +1,6 @@
 """The meta-objective: problem, adaptation and meta-gradient together."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from contextlib import ContextDecorator
@@ -206,7 +207,7 @@ def meta_value_and_grad(
             expected="a function of the sum over tasks",
             write="meta_value_and_grad(..., spread=Sharding(mesh).spread)",
         )
-    objective = _meta_objective(problem, adaptation, gradient)
+    _meta_objective(problem, adaptation, gradient)  # refuses now what it would refuse later
 
     @checked("meta_value_and_grad(...)", key=random_key())
     def value_and_grad(meta: PyTree, episodes: Episode, key: PRNGKeyArray):
@@ -227,14 +228,21 @@ def meta_value_and_grad(
         if any(jnp.result_type(leaf).itemsize < 4 for leaf in jax.tree.leaves(meta)):
             weights = _normalised(weights)  # a sum may be beyond the range of a narrow type
         meta = jax.tree.map(jnp.asarray, meta)  # a number would be a part of the program
-        return averages(meta, data, keys, weights, episodes.weight is not None)
+        given = (problem.frozen, problem.state), meta, data, keys, weights
+        return averages(*given, episodes.weight is not None)
 
+    # Frozen arrays and the model state are arguments, so that they are no constants of the program.
     @partial(if_concrete, compiled_while_used)
-    def averages(meta: PyTree, data: Episode, keys: Array, weights: Array, weighted: bool):
+    def averages(
+        held: PyTree, meta: PyTree, data: Episode, keys: Array, weights: Array, weighted: bool
+    ):
+        frozen, state = held
+        now = dataclasses.replace(problem, frozen=frozen, state=state)
+        objective = _meta_objective(now, adaptation, gradient)
         tasks, unreached = len(weights), list[str]()
 
         def instead(missing: str) -> str | None:
-            return gradient_instead(problem, adaptation, (meta, *element((data, keys), 0)), missing)
+            return gradient_instead(now, adaptation, (meta, *element((data, keys), 0)), missing)
 
         with missing_derivatives_explained(instead):
             sums = sum_over_tasks(objective, chunk, spread, unreached)

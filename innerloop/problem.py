@@ -109,8 +109,13 @@ def state_of(adapted: PyTree) -> PyTree:
 
 
 def with_state(params: PyTree, state: PyTree) -> PyTree:
-    """The parameters together with the model state, if there is one."""
-    return params if state is None else Stateful(params, state)
+    """The parameters with a model state, unless there is none or they have one already."""
+    return params if state is None or isinstance(params, Stateful) else Stateful(params, state)
+
+
+def _as_arguments(tree: PyTree) -> PyTree:
+    """The tree with JAX arrays for NumPy arrays, which would be constants of compiled programs."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
 
 
 class Problem(CheckedModule):
@@ -164,8 +169,8 @@ class Problem(CheckedModule):
     step_weights: Callable[[int], Float[Array, " steps_plus_one"]] | None = optional(
         function("steps", gives="(steps + 1,) weights")
     )
-    frozen: PyTree = eqx.field(default=None, kw_only=True)
-    state: PyTree = eqx.field(default=None, kw_only=True)
+    frozen: PyTree = eqx.field(default=None, kw_only=True, converter=_as_arguments)
+    state: PyTree = eqx.field(default=None, kw_only=True, converter=_as_arguments)
     through_state: bool = flag(default=False, kw_only=True)
 
     def __check_init__(self):

@@ -13,9 +13,6 @@ from innerloop.trees import key_numbers
 NO_SETTING = {"setting": False}
 """Metadata of a field that changes how numbers are computed, but only by rounding."""
 
-_LARGE = 2**26
-"""Bytes of an array from which on only its shape and type are compared: a checksum takes time."""
-
 
 def settings_of(value: Any, name: str = "") -> dict[str, Any]:
     """Every field of a module, and of the modules in its fields, under its dotted name.
@@ -53,6 +50,4 @@ def _plain(value: Any) -> Any:
         return getattr(value, "__qualname__", type(value).__name__)
     numbers = key_numbers(value)
     said = f"{numbers.dtype}{list(numbers.shape)}"
-    if numbers.nbytes >= _LARGE:
-        return said
     return f"{said} {zlib.crc32(np.ascontiguousarray(numbers).tobytes()):08x}"

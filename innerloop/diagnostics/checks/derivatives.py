@@ -1,5 +1,6 @@
 """Derivatives compared with finite differences, in float64."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
@@ -33,6 +34,7 @@ def finite_differences(subject: Subject) -> Iterator[Finding]:
     """
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         try:
+            subject = _with_wide_arrays(subject)
             findings = list(_of_losses(subject))
             # A solver stops within its tolerance, and finite differences would magnify that error.
             if not findings and subject.adaptation.origin is not Origin.SOLVER:
@@ -42,6 +44,16 @@ def finite_differences(subject: Subject) -> Iterator[Finding]:
         except Exception as error:  # the code may be correct only in its own types
             raise NotChecked("the losses cannot be differentiated in float64") from error
     yield from findings
+
+
+def _with_wide_arrays(subject: Subject) -> Subject:
+    """The subject with its frozen arrays and model state in float64, and no state held constant."""
+    problem = subject.problem
+    if problem.frozen is None and problem.state is None:
+        return subject
+    frozen, state = _in_float64((problem.frozen, problem.state))
+    wide = dataclasses.replace(problem, frozen=frozen, state=state, through_state=True)
+    return dataclasses.replace(subject, problem=wide)
 
 
 def _of_losses(subject: Subject) -> Iterator[Finding]:

@@ -35,7 +35,7 @@ def inner_loss_falls(subject: Subject) -> Iterator[Finding]:
 
     def learn(meta, support, key):
         key = task_keys(key).adapt
-        look = lambda params, t: (loss(params, meta, support, key), params)
+        look = lambda params, t: (loss(params, meta, support, key), parameters(params))
         _, _, (losses, path) = subject.run(meta, support, key, observe=look)
         apart = jax.tree.map(lambda leaf: jnp.any(leaf[-1] != leaf[0]), path)
         return losses, jax.tree.reduce(jnp.logical_or, apart)
@@ -132,8 +132,7 @@ def steep_at_zero(subject: Subject) -> Iterator[Finding]:
         return all_finite(pull_back(jax.tree.map(jnp.ones_like, after)))
 
     is_finite = jit_quickly(slope)
-    like = parameters(params)
-    of_ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), like)
+    of_ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), params)
     of_zeros = jax.tree.map(np.zeros_like, of_ones)
     one_zero = jax.tree.map(_with_a_zero, of_ones)
     if not is_finite(of_ones) or (is_finite(of_zeros) and is_finite(one_zero)):

@@ -27,10 +27,7 @@ def running_statistics(subject: Subject) -> Iterator[Finding]:
     """Leaves whose update a loss computes and does not return, and variances that are trained."""
     for name, program in subject.programs.items():
         learned = program.inputs("params", "meta")
-        has_state = subject.problem.state is not None
         for leaf in sorted(learned):
-            if has_state and program.leaves[leaf].startswith("params.state"):
-                continue
             update = _dropped_update(program, leaf)
             if update is not None and not _kept(subject, program.leaves[leaf]):
                 yield Finding(

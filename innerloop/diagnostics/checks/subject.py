@@ -24,10 +24,11 @@ from innerloop.problem import (
     Episode,
     Loss,
     Problem,
+    at_state,
     initial_params,
     loss_function,
+    parameters,
     task_keys,
-    with_state,
 )
 from innerloop.trees import abstract, element, elements, leaf_names
 
@@ -181,8 +182,12 @@ class Subject:
         return jax.make_jaxpr(lambda meta: objective(meta, *task)[0])(self.meta)
 
     def loss(self, name: str) -> Callable[..., Scalar]:
-        """One of the losses of the problem: `(params, meta, batch, key) -> value`."""
+        """One of the losses of the problem: `(params, meta, batch, key) -> value`.
+
+        A model state is the one at the beginning of a task.
+        """
         loss = loss_function(name, self.problem, needed_by="check")
+        loss = at_state(loss, self.problem.state)
         return lambda *arguments: loss(*arguments)[0]
 
     @cached_property
@@ -226,13 +231,13 @@ class Subject:
         problem, support = self.problem, episode.support
         start = lambda: initial_params(problem, needed_by="check")(meta, support, key)
         params = adapt(problem, self.adaptation, meta, support, key)[0] if adapted else start()
-        given = {"outer_loss": (params, meta, episode.query, key)}
+        given = {"outer_loss": (parameters(params), meta, episode.query, key)}
         calls: list[tuple] = []
         if adapted and self.steps:
             self.run(meta, support, task_keys(key).adapt, inner=_Recorded(calls), steps=1)
         if problem.inner_loss is not None and (calls or problem.init is not None):
-            read, _, *rest = calls[0] if calls else (start(), meta, support, key)
-            given["inner_loss"] = (with_state(read, problem.state), meta, *rest)
+            read, _, batch, of_step = calls[0] if calls else (start(), meta, support, key)
+            given["inner_loss"] = (read, meta, batch, of_step)
         return given
 
     @property

@@ -1,0 +1,357 @@
+"""Model state and frozen arrays: what no gradient moves, against loops by hand in float64."""
+
+import dataclasses
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import innerloop as il
+from innerloop.errors import StructureError
+
+KEY = jax.random.key(0)
+RATE, STEPS = 0.1, 3
+
+
+def normalised(x, mean, variance):
+    return (x - mean) / jnp.sqrt(variance + 1e-5)
+
+
+def init(key):
+    first, second = jax.random.split(key)
+    dtype = jnp.result_type(float)
+    return {
+        "weights": jax.random.normal(first, (3, 4), dtype),
+        "head": jax.random.normal(second, (4, 1), dtype),
+        "scales": None,
+    }
+
+
+FROZEN = {"weights": None, "head": None, "scales": jnp.array([1, 2, 3], jnp.int8)}
+
+
+def hidden(params, x):
+    return x * params["scales"].astype(x.dtype) @ params["weights"]
+
+
+def learn(given, x, key, mask):
+    params, state = given.params, given.state
+    h = hidden(params, x)
+    mean, variance = h.mean(0), h.var(0)
+    average = lambda old, new: 0.9 * old + 0.1 * new
+    after = {
+        "mean": average(state["mean"], mean),
+        "variance": average(state["variance"], variance),
+        "count": state["count"] + 1,
+    }
+    return jnp.tanh(normalised(h, mean, variance)) @ params["head"], after
+
+
+def apply(given, x, key, mask):
+    params, state = given.params, given.state
+    h = normalised(hidden(params, x), state["mean"], state["variance"])
+    return jnp.tanh(h) @ params["head"]
+
+
+def state_before():
+    dtype = jnp.result_type(float)
+    return {
+        "mean": jnp.zeros(4, dtype),
+        "variance": jnp.ones(4, dtype),
+        "count": jnp.int32(0),
+    }
+
+
+def recipe(**changed):
+    model = il.models.Model(
+        *(init, apply, "carried"), frozen=FROZEN, state=state_before(), learn=learn
+    )
+    made = il.recipes.maml(model, il.models.mean_squared_error, RATE, STEPS)
+    return made._replace(problem=dataclasses.replace(made.problem, **changed))
+
+
+def tasks(n=4, key=KEY):
+    x = jax.random.normal(key, (2, n, 6, 3), jnp.result_type(float))
+    y = jnp.sin(x.sum(-1, keepdims=True))
+    return il.Episode(il.Examples(x[0], y[0]), il.Examples(x[1], y[1]))
+
+
+def by_hand(meta, episode, state, through_state=False, hold=False):
+    """The loss of one task and the state after it, written out."""
+    whole = lambda params: params | {"scales": FROZEN["scales"]}
+    params = {name: meta[name] for name in ("weights", "head")}
+
+    def loss(params, state):
+        support = episode.support
+        outputs, after = learn(il.Stateful(whole(params), state), support.inputs, None, None)
+        return jnp.mean((outputs - support.targets) ** 2), after
+
+    for _ in range(STEPS):
+        slope, after = jax.grad(loss, has_aux=True)(params, state)
+        if hold:
+            slope, after = jax.lax.stop_gradient((slope, after))
+        state = after if through_state else jax.lax.stop_gradient(after)
+        params = jax.tree.map(lambda p, g: p - RATE * g, params, slope)
+    outputs = apply(il.Stateful(whole(params), state), episode.query.inputs, None, None)
+    return jnp.mean((outputs - episode.query.targets) ** 2), state
+
+
+GRADIENTS = {
+    "Unroll": il.Unroll(),
+    "mixed mode in segments": il.Unroll(il.MixedMode(), il.Segments(1)),
+    "binomial": il.Unroll(loop=il.Binomial(2)),
+    "forward mode": il.ForwardMode(),
+    "first order": il.FirstOrder(),
+}
+
+
+@pytest.mark.parametrize("through_state", [False, True])
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_the_meta_gradient_is_that_of_a_loop_by_hand(name, through_state):
+    with jax.enable_x64(True):
+        made, gradient = recipe(through_state=through_state), GRADIENTS[name]
+        meta, episodes = made.init_meta(KEY), tasks()
+        hold = name == "first order"
+
+        def objective(meta):
+            of_task = lambda task: by_hand(meta, task, state_before(), through_state, hold)
+            losses, states = jax.vmap(of_task)(episodes)
+            return losses.mean(), states
+
+        (value, states), expected = jax.value_and_grad(objective, has_aux=True)(meta)
+        f = il.meta_value_and_grad(made.problem, made.adaptation, gradient)
+        (loss, aux), grads = f(meta, episodes, KEY)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-9), grads, expected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-9), aux.state, states)
+        np.testing.assert_allclose(loss, value, 1e-12)
+        exact = through_state and not hold
+        kind = gradient.fidelity(made.adaptation, made.problem).kind
+        assert kind == ("exact" if exact else "biased")
+
+
+def test_an_implicit_gradient_holds_the_state_where_the_loop_left_it():
+    with jax.enable_x64(True):
+        made = recipe()
+        problem = il.gradients.proximal(made.problem, 5.0)
+        learn = il.GradientDescent(optax.sgd(0.05), 400)
+        meta, episode = made.init_meta(KEY), jax.tree.map(lambda leaf: leaf[0], tasks())
+        adapted, _ = il.adapt(problem, learn, meta, episode.support, KEY)
+        held = dataclasses.replace(problem, state=adapted.state)
+        gradient = il.Implicit()
+        f = il.meta_objective(problem, learn, gradient)
+        grads, aux = jax.grad(f, has_aux=True)(meta, episode, KEY)
+        # With the state fixed from the beginning, unrolling to the optimum gives the same gradient.
+        fixed = lambda *given: (*held.inner_loss(*given)[:2], held.state)
+        held = dataclasses.replace(held, inner_loss=lambda params, meta, batch, key: fixed(
+            params, meta, batch, key
+        ))  # fmt: skip
+        other, _ = jax.grad(il.meta_objective(held, learn), has_aux=True)(meta, episode, KEY)
+        assert gradient.fidelity(learn, problem).kind == "biased"
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 2e-2, 1e-3), grads, other)
+        jax.tree.map(np.testing.assert_array_equal, aux.state, adapted.state)
+
+
+class Same(eqx.Module):
+    """Always the same batch of tasks, with weights."""
+
+    episodes: il.Episode
+
+    def sample(self, key, n):
+        return self.episodes
+
+
+def weighted_tasks():
+    episodes = tasks()
+    return dataclasses.replace(episodes, weight=jnp.array([1.0, 3.0, 0.0, 0.5]))
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_fit_replaces_the_state_by_the_weighted_mean_over_tasks(chunk):
+    made, episodes = recipe(), weighted_tasks()
+    outcome = il.fit(
+        made.estimator(Same(episodes), 4, chunk), made.init_meta, optimizer=optax.sgd(0.0),
+        steps=2, key=KEY,
+    )  # fmt: skip
+    meta, state = outcome.meta, state_before()
+    for _ in range(2):
+        after = [
+            by_hand(meta, jax.tree.map(lambda leaf, i=i: leaf[i], episodes), state)[1]
+            for i in range(4)
+        ]
+        mean = lambda *leaves: np.average(np.stack(leaves), 0, episodes.weight)
+        count = after[0]["count"]
+        state = jax.tree.map(mean, *after) | {"count": count}
+    assert outcome.learner is not None
+    found = outcome.learner.problem.state
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4), found, state)
+    assert found["count"] == 2 * STEPS and found["count"].dtype == jnp.int32
+
+
+def test_validation_and_the_learner_use_the_state_of_the_best(tmp_path):
+    made, episodes = recipe(), tasks()
+    given = {"optimizer": optax.adam(0.05), "key": KEY}
+    validation = il.Validation(episodes, every=1)
+    reports = []
+    outcome = il.fit(
+        made.estimator(Same(episodes), 4), made.init_meta, steps=4, validation=validation,
+        report=reports.append, **given,
+    )  # fmt: skip
+    best = reports[outcome.best_step - 1].evaluation.mean["loss"][-1]
+    found = il.evaluate(outcome.learner, outcome.meta, episodes, KEY).mean["loss"][-1]
+    np.testing.assert_allclose(found, best, 1e-5)
+    stale = il.evaluate(made.learner, outcome.meta, episodes, KEY).mean["loss"][-1]
+    assert abs(stale - best) > 1e-4
+
+    # A run that is resumed goes on from the state, and remembers that of the best.
+    checkpoints = il.training.Checkpoints(tmp_path / "run", every=2)
+    run = lambda steps, resume: il.fit(
+        made.estimator(Same(episodes), 4), made.init_meta, steps=steps, validation=validation,
+        checkpoints=checkpoints, resume=resume, **given,
+    )  # fmt: skip
+    run(2, False)
+    resumed = run(4, True)
+    jax.tree.map(np.testing.assert_array_equal, resumed.meta, outcome.meta)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        resumed.learner.problem.state,
+        outcome.learner.problem.state,
+    )
+    # Other frozen arrays are another run.
+    other = recipe(frozen=FROZEN | {"scales": jnp.array([1, 2, 4], jnp.int8)})
+    with pytest.raises(il.errors.RunError, match=r"frozen.scales"):
+        il.fit(
+            other.estimator(Same(episodes), 4), made.init_meta, steps=6, validation=validation,
+            checkpoints=checkpoints, resume=True, **given,
+        )  # fmt: skip
+
+
+def test_phases_continue_the_state():
+    made, episodes = recipe(), tasks()
+    whole = made.estimator(Same(episodes), 4)
+    first = dataclasses.replace(whole, gradient=il.FirstOrder())
+    given = {"steps": 3, "key": KEY, "optimizer": optax.sgd(0.0)}
+    both = il.fit(il.estimators.Phases(first, whole, until=2), made.init_meta, **given)
+    alone = il.fit(whole, made.init_meta, **given)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-6),
+        both.learner.problem.state,
+        alone.learner.problem.state,
+    )
+    assert alone.learner.problem.state["count"] == 3 * STEPS
+
+
+@pytest.mark.parametrize("kind", [il.estimators.TruncatedUnroll, il.estimators.PersistentES])
+def test_windows_carry_the_state_through_a_run(kind):
+    made = recipe()
+
+    class Tasks(eqx.Module):
+        def sample(self, key, n):
+            return jax.vmap(lambda key: jax.tree.map(lambda leaf: leaf[0], tasks(1, key)))(
+                jax.random.split(key, n)
+            )
+
+    more = {"sigma": 0.01} if kind is il.estimators.PersistentES else {}
+    runs = kind(made.problem, made.adaptation, Tasks(), window=2, horizon=4, batch=2, **more)
+    outcome = il.fit(runs, made.init_meta, optimizer=optax.sgd(1e-3), steps=2, key=KEY)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(outcome.meta))
+
+
+LARGE = {"table": np.ones((1024, 512), np.float32), "weights": None}
+
+
+def large_problem():
+    def loss(params, meta, batch, key):
+        return jnp.mean((batch.inputs @ (meta["table"][:3] * params) - batch.targets) ** 2)
+
+    return il.Problem(lambda meta, support, key: meta["weights"], loss, loss, frozen=LARGE)
+
+
+def constants(program) -> int:
+    """Bytes of the largest constant in a lowered program."""
+    sizes = [0]
+    for line in program.as_text().splitlines():
+        if 'stablehlo.constant dense<"' in line or "dense_resource" in line:
+            sizes.append(len(line))
+    return max(sizes)
+
+
+def test_frozen_arrays_have_no_optimizer_state_no_cotangent_and_are_no_constants():
+    problem, learn = large_problem(), il.GradientDescent(optax.adam(0.1, eps_root=1e-8), 2)
+    meta, episodes = {"table": None, "weights": jnp.ones((3, 512))}, tasks()
+    episodes = dataclasses.replace(
+        episodes,
+        support=il.Examples(episodes.support.inputs, jnp.ones((4, 6, 512))),
+        query=il.Examples(episodes.query.inputs, jnp.ones((4, 6, 512))),
+    )
+    f = il.meta_value_and_grad(problem, learn)
+    _, grads = f(meta, episodes, KEY)
+    assert jax.tree.structure(grads) == jax.tree.structure(meta)
+    estimator = il.WholeTasks(problem, learn, il.Unroll(), Same(episodes), 4)
+    optimizer = optax.adam(1e-3)
+    outcome = il.fit(estimator, meta, optimizer=optimizer, steps=1, key=KEY)
+    assert jax.tree.structure(outcome.meta) == jax.tree.structure(meta)
+
+    def step(estimator, meta):
+        estimate, _ = estimator.step(meta, (), None, KEY, jnp.int32(0))
+        return estimate.grads
+
+    lowered = eqx.filter_jit(step).lower(estimator, meta)
+    assert constants(lowered.lowered) < 2**20
+    # No value of the size of the frozen table but the table itself: it has no cotangent.
+    closed = jax.make_jaxpr(lambda table, meta: il.meta_value_and_grad(
+        dataclasses.replace(problem, frozen={"table": table, "weights": None}), learn
+    )(meta, episodes, KEY))(LARGE["table"], meta)  # fmt: skip
+    assert LARGE["table"].shape not in _shapes_made(closed.jaxpr)
+
+
+def _shapes_made(jaxpr) -> set:
+    made = set()
+    for eqn in jaxpr.eqns:
+        made |= {getattr(out.aval, "shape", None) for out in eqn.outvars}
+        for inner in jax.core.jaxprs_in_params(eqn.params):
+            made |= _shapes_made(inner)
+    return made
+
+
+def test_plan_counts_frozen_arrays():
+    problem, learn = large_problem(), il.GradientDescent(optax.sgd(0.1), 2)
+    meta = {"table": None, "weights": jnp.ones((3, 512))}
+    x = jnp.ones((2, 2, 6, 3))
+    episodes = il.Episode(
+        il.Examples(x[0], jnp.ones((2, 6, 512))), il.Examples(x[1], jnp.ones((2, 6, 512)))
+    )
+    need = LARGE["table"].nbytes
+    assert need < il.plan(problem, learn, meta, episodes, "64MiB").memory
+    small = dataclasses.replace(problem, frozen={"table": LARGE["table"][:3], "weights": None})
+    assert il.plan(small, learn, meta, episodes, "64MiB").memory < need
+
+
+def test_check_finds_no_fault_in_a_model_state():
+    made = recipe()
+    found = il.check(made.problem, made.adaptation, made.init_meta(KEY), tasks(2), KEY)
+    assert not found.findings
+
+
+def bad(**changed):
+    made = recipe(**changed)
+    return il.meta_value_and_grad(made.problem, made.adaptation)(made.init_meta(KEY), tasks(), KEY)
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(StructureError, match="returns the state for the next step"):
+        bad(inner_loss=lambda params, meta, batch, key: jnp.mean(params.params["head"]))
+    with pytest.raises(StructureError, match="state of another structure"):
+        bad(inner_loss=lambda params, meta, batch, key: (jnp.mean(params.params["head"]), {}, {}))
+    with pytest.raises(StructureError, match="random key"):
+        bad(state={"rng": KEY})
+    with pytest.raises(StructureError, match="do not fit into meta"):
+        bad(frozen={"weights": None, "scales": jnp.ones(3)})
+    with pytest.raises(StructureError, match="carry a model state"):
+        model = il.models.Model(init, apply, "carried", FROZEN, state_before(), learn)
+        il.recipes.protonet(model, il.models.cross_entropy, 2)
+    with pytest.raises(StructureError, match="supervised_problem"):
+        model = il.models.Model(init, apply, "carried", FROZEN, state_before(), learn)
+        il.models.supervised_loss(model, il.models.mean_squared_error)
