@@ -1,7 +1,8 @@
 """A MAML step of a PyTorch network: by this library, by eager PyTorch and by torch.func.
 
 One outer step's value and exact gradient on 5 tasks of 5-way 1-shot images of Omniglot's size, with
-5 queries per class. The library compiles the network through torchax (`il.adapters.from_torch`).
+5 queries per class. The library compiles the network through torchax (`il.adapters.from_torch`),
+with the tasks one after the other (`chunk=1`) or all at once.
 Eager PyTorch takes the tasks one after the other and passes back through its own gradients
 (`create_graph=True`), as higher and learn2learn do. torch.func computes `grad` of `vmap` of `grad`.
 `torch.compile` of the torch.func step is tried in a process of its own and left out of the table if
@@ -69,14 +70,15 @@ def tasks() -> tuple[np.ndarray, ...]:
     return images(1), labels(1), images(QUERIES), labels(QUERIES)
 
 
-def by_library(module: nn.Module, steps: int) -> Callable[[], tuple]:
+def by_library(module: nn.Module, steps: int, chunk: int | None = 1) -> Callable[[], tuple]:
     model = il.adapters.from_torch(module, normalisation="transductive")
     recipe = il.recipes.maml(model, il.models.cross_entropy, RATE, steps)
     arrays = [jnp.asarray(array) for array in tasks()]
     episodes = il.Episode(il.Examples(*arrays[:2]), il.Examples(*arrays[2:]))
     key = jax.random.key(0)
     meta = recipe.init_meta(key)
-    step = jax.jit(il.meta_value_and_grad(recipe.problem, recipe.adaptation, recipe.gradient))
+    parts = (recipe.problem, recipe.adaptation, recipe.gradient)
+    step = jax.jit(il.meta_value_and_grad(*parts, chunk=chunk))
 
     def call() -> tuple:
         (value, _), grads = step(meta, episodes, key)
@@ -132,7 +134,13 @@ def transformed(module: nn.Module, steps: int, compiled: bool = False) -> Callab
     return lambda: step(params, *data)
 
 
-SIDES = {"library": by_library, "eager": eager, "torch.func": transformed}
+at_once = lambda module, steps: by_library(module, steps, chunk=None)
+SIDES = {
+    "library": by_library,
+    "library, tasks at once": at_once,
+    "eager": eager,
+    "torch.func": transformed,
+}
 
 
 def module_of(network: str) -> nn.Module:
@@ -202,7 +210,7 @@ def measure(network: str, steps: int, rounds: int) -> dict:
             "milliseconds": 1e3 * float(np.median(wall[name])),
             "processor_milliseconds": 1e3 * float(np.median(processor[name])),
         }
-    for name in ("eager", "torch.func"):
+    for name in ("library, tasks at once", "eager", "torch.func"):
         record[f"{name} / library"] = {
             "wall": ratio(wall[name], wall["library"]),
             "processor": ratio(processor[name], processor["library"]),
