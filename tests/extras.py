@@ -12,7 +12,7 @@ import pytest
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 REQUIREMENTS = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
-EXTRAS = ("data", "checkpoints", "lab", "ecosystem", "tensorboard", "wandb")
+EXTRAS = ("data", "checkpoints", "lab", "ecosystem", "torch", "tensorboard", "wandb")
 IMPORTED_AS = {
     "dm-haiku": "haiku",
     "orbax-checkpoint": "orbax",
