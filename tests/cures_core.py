@@ -173,21 +173,6 @@ CASES = [
     ),
     Case(
         "objective.py: … is not a floating-point array",
-        "adapt(problem, adaptation, network, (), key)",
-        (
-            (
-                "meta, static = equinox.partition(network, equinox.is_inexact_array), and "
-                "equinox.combine(params, static) in the losses",
-                "meta, static = equinox.partition(network, equinox.is_inexact_array)\n"
-                "loss = lambda p, m, b, k: jnp.sum(equinox.combine(p, static)(jnp.ones(1)))\n"
-                "problem = Problem(lambda meta, support, key: meta, loss, loss)\n"
-                "adapt(problem, adaptation, meta, (), key)",
-            ),
-        ),
-        given="import equinox\nnetwork = equinox.nn.MLP(1, 1, 2, 1, key=key)",
-    ),
-    Case(
-        "objective.py: … is not a floating-point array",
         "train(estimator, meta=model)",
         (("model.init(key)", "check_meta(model.init(key))"),),
         given="from innerloop.objective import check_meta\nmodel = mlp([1, 4, 1])",

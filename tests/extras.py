@@ -17,6 +17,7 @@ EXTRAS = (
     "checkpoints",
     "lab",
     "ecosystem",
+    "torch",
     "tensorboard",
     "wandb",
     "safetensors",

@@ -10,6 +10,7 @@ import cures_diagnostics
 import cures_gradients
 import cures_lab
 import cures_lora
+import cures_torch
 import cures_training
 import pytest
 from reader import reader
@@ -20,7 +21,7 @@ import innerloop as il
 TABLES = (
     *(cures_core, cures_gradients, cures_training, cures_adapters),
     *(cures_data, cures_diagnostics, cures_lab),
-    *(cures_lora,),
+    *(cures_lora, cures_torch),
 )
 CASES = [case for table in TABLES for case in table.CASES]
 pytestmark = pytest.mark.usefixtures("as_users_see_it")

@@ -8,6 +8,7 @@ from innerloop.adapters._lora import lora as lora
 from innerloop.adapters._lora import lora_factors as lora_factors
 from innerloop.adapters._lora import lora_merge as lora_merge
 from innerloop.adapters._nnx import from_nnx as from_nnx
+from innerloop.adapters._torch import from_torch as from_torch
 from innerloop.adapters._where import Where as Where
 from innerloop.adapters._where import matching as matching
 from innerloop.adapters.export import export_adapted as export_adapted
