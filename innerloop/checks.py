@@ -104,7 +104,9 @@ def failures_explained(
         raise
     except _TRACING_ERRORS as error:
         leaked = isinstance(error, jax.errors.UnexpectedTracerError)
-        if not leaked and not hasattr(error, "__notes__"):  # of a function within this one
+        notes = getattr(error, "__notes__", ())
+        told = any(note.startswith("innerloop") for note in notes)  # by a function within this one
+        if not leaked and not told:
             error.add_note(
                 f"innerloop: {name} reads the value of a traced array. jax.numpy takes the place "
                 "of float, numpy and math, and jnp.where or jax.lax.cond that of if."
