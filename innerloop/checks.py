@@ -104,9 +104,8 @@ def failures_explained(
         raise
     except _TRACING_ERRORS as error:
         leaked = isinstance(error, jax.errors.UnexpectedTracerError)
-        notes = getattr(error, "__notes__", ())
-        told = any(note.startswith("innerloop") for note in notes)  # by a function within this one
-        if not leaked and not told:
+        told = any("innerloop: " in note for note in getattr(error, "__notes__", ()))
+        if not leaked and not told:  # by a function within this one
             error.add_note(
                 f"innerloop: {name} reads the value of a traced array. jax.numpy takes the place "
                 "of float, numpy and math, and jnp.where or jax.lax.cond that of if."

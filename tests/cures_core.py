@@ -66,6 +66,18 @@ CASES = [
         "problem, GradientDescent(optimizer, 1)))",
     ),
     Case(
+        "checks.py: … failed on what it was given",
+        "learned(optax.lookahead(optax.sgd(0.1), 5, 0.5))",
+        (
+            (
+                "il.optimizers.lookahead(optax.sgd(0.1), 5, 0.5)",
+                "learned(il.optimizers.lookahead(optax.sgd(0.1), 5, 0.5))",
+            ),
+        ),
+        given="learned = lambda optimizer: trace(meta_value_and_grad("
+        "problem, GradientDescent(optimizer, 1)))",
+    ),
+    Case(
         "adaptation/mini_batches.py: a mini-batch is larger",
         "trace(meta_value_and_grad(problem, MiniBatches(adaptation, size=9)))",
         ("MiniBatches(..., size=4)",),
