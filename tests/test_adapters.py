@@ -451,3 +451,18 @@ def test_the_running_variance_of_equinox_is_far_off_after_few_updates():
     _, state = over(module, x, state)
     outputs, _ = over(eqx.nn.inference_mode(module), x, state)
     np.testing.assert_allclose(outputs[1] ** -2, 0.99 / 0.01 + 1, rtol=1e-3)
+
+
+def test_heads_and_contexts_take_the_networks_of_other_libraries():
+    body = ADAPTERS["equinox"].model("carried", 0.5)
+    whole_network = il.models.linear_head(body, OUTPUTS, 4)
+    recipe = il.recipes.anil(whole_network, il.models.mean_squared_error, steps=2)
+    x = jnp.ones((3, 5, INPUTS)) * jnp.arange(5.0)[:, None]
+    examples = il.Examples(x, jnp.zeros((3, 5, 4)))
+    meta = recipe.init_meta(KEY)
+    f = il.meta_value_and_grad(recipe.problem, recipe.adaptation)
+    (loss, _), grads = f(meta, il.Episode(examples, examples), KEY)
+    assert jnp.isfinite(loss) and jnp.any(grads["body"].body.weight != 0)
+    layers = [il.adapters.from_equinox(eqx.nn.Linear(2, 2, key=KEY)) for _ in range(2)]
+    film = il.models.film(layers[0], 2, layers[1], context=3)
+    assert film.apply(film.init(KEY), jnp.ones((4, 2)), None, None).shape == (4, 2)

@@ -59,7 +59,8 @@ def from_nnx(
         normalisation: The policy for `nnx.BatchStat`, required if there is any. `"transductive"`:
             statistics of the rows at hand, in training and prediction. `"carried"`: statistics of
             the rows in training, which update running averages in the model state; running averages
-            in prediction. `"frozen"`: running averages that never change.
+            in prediction. `"frozen"`: running averages that never change. `nnx.BatchNorm` holds its
+            running averages constant itself, so `Problem.through_state` has no effect on them.
 
     Returns:
         The model.
