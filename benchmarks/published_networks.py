@@ -100,7 +100,7 @@ NETWORKS = {
         lambda module, inputs: module(channels_first(inputs).expand(-1, 3, -1, -1)),
         "transductive",
         lambda params: params["fc"],
-        1e-3,
+        2e-4,
     ),
     "vit_tiny": Network(
         "timm",

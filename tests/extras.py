@@ -28,6 +28,7 @@ IMPORTED_AS = {
     "orbax-checkpoint": "orbax",
     "pillow": "PIL",
     "scikit-learn": "sklearn",
+    "torch": "torchax",  # stands for both: packages of the core look for torch among the modules
 }
 BRINGS = {"flax": {"rich"}}  # packages of other extras that these need themselves
 OF_JAX = {"scipy"}  # the core has it too, because JAX needs it

@@ -115,10 +115,9 @@ def test_what_needs_an_extra_says_which(extra, package, use, tmp_path, monkeypat
 
 
 def test_each_package_of_the_extras_is_among_them():
-    outside = ("data", "checkpoints", "tensorboard", "wandb")
+    outside = ("data", "checkpoints", "torch", "tensorboard", "wandb")
     tested = {package for _, package, _ in NEEDS.values()}
-    alone = {"torchax"}  # it stands for PyTorch too, which it imports
-    assert tested == alone.union(*map(extras.packages, outside))
+    assert tested == set().union(*map(extras.packages, outside))
 
 
 @pytest.mark.skipif("innerloop.lab" in extras.MISSING, reason="without the lab")
