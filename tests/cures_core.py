@@ -46,6 +46,32 @@ CASES = [
         "GradientDescent(lambda meta: optax.sgd(0.1), 1)))",
         ("Problem(..., init=lambda meta, support, key: meta)",),
     ),
+    Case(
+        "problem.py: the inner loss of a problem with a state",
+        "trace(meta_value_and_grad(Problem(start, wrong, wrong, state=0.0), adaptation))",
+        (
+            (
+                "return loss, {}, params.state",
+                "trace(meta_value_and_grad(Problem(start, right, wrong, state=0.0), adaptation))",
+            ),
+        ),
+        given="start = lambda meta, support, key: meta['w']\n"
+        "adaptation = GradientDescent(optax.sgd(0.1), 1)\n"
+        "wrong = lambda params, meta, batch, key: jnp.sum(params.params**2)\n"
+        "right = lambda params, meta, batch, key: (jnp.sum(params.params), {}, params.state)",
+    ),
+    Case(
+        "models/losses.py: the losses of this model",
+        "models.supervised_loss(model, models.mean_squared_error)",
+        (
+            (
+                "models.supervised_problem(model, loss)",
+                "models.supervised_problem(model, models.mean_squared_error)",
+            ),
+        ),
+        given="own = mlp([1, 4, 1])\n"
+        "model = own._replace(learn=lambda *given: (own.apply(*given), None))",
+    ),
     # adaptation/
     Case(
         "adaptation/_run.py: this adaptation has no steps to count",

@@ -15,6 +15,7 @@ from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.models import Model
 from innerloop.models.base import refuse_whole_numbers
+from innerloop.models.supervised import learned_part
 from innerloop.trees import definite
 
 POLICIES = {
@@ -105,16 +106,6 @@ def learnable(leaf: Any) -> bool:
     return is_floating(leaf)
 
 
-def without(tree: PyTree, frozen: PyTree) -> PyTree:
-    """The tree with None where `frozen` has an array: the learned part of a whole network."""
-    if frozen is None:
-        return tree
-    is_none = lambda leaf: leaf is None
-    return jax.tree.map(
-        lambda fixed, leaf: leaf if fixed is None else None, frozen, tree, is_leaf=is_none
-    )
-
-
 def none_if_empty(tree: PyTree) -> PyTree:
     """The tree, or None if it has no leaf."""
     return tree if jax.tree.leaves(tree) else None
@@ -150,7 +141,7 @@ def put_together(
                 got="a mask, where the statistics are those of the rows at hand",
                 expected="tasks without padding, or normalisation='frozen'",
             )
-        inputs = _prepared(inputs, without(whole, frozen), mask)
+        inputs = _prepared(inputs, learned_part(whole, frozen), mask)
         outcome = run(whole, before, inputs, key, mode)
         _require_policy(normalisation, outcome.updated, mode)
         return outcome

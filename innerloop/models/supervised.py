@@ -45,7 +45,7 @@ def network(model: Model, of_meta: Part = lambda meta: meta, where: Part | None 
 
     def learned(meta: PyTree) -> PyTree:
         params = of_meta(meta)
-        return params if model.frozen is None else _learned(params, model.frozen)
+        return params if model.frozen is None else learned_part(params, model.frozen)
 
     def start(meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
         params = learned(meta)
@@ -68,11 +68,12 @@ def network(model: Model, of_meta: Part = lambda meta: meta, where: Part | None 
     return Network(start, outputs, trained)
 
 
-def _learned(whole: PyTree, frozen: PyTree) -> PyTree:
+def learned_part(whole: PyTree, frozen: PyTree) -> PyTree:
     """The tree with None in place of the frozen arrays."""
-    is_none = lambda leaf: leaf is None
-    return jax.tree.map(lambda fixed, leaf: leaf if fixed is None else None, frozen, whole,
-                        is_leaf=is_none)  # fmt: skip
+    if frozen is None:
+        return whole
+    leaf_if_learned = lambda fixed, leaf: leaf if fixed is None else None
+    return jax.tree.map(leaf_if_learned, frozen, whole, is_leaf=lambda leaf: leaf is None)
 
 
 def losses(

@@ -37,7 +37,9 @@ def finite_differences(subject: Subject) -> Iterator[Finding]:
             subject = _with_wide_arrays(subject)
             findings = list(_of_losses(subject))
             # A solver stops within its tolerance, and finite differences would magnify that error.
-            if not findings and subject.adaptation.origin is not Origin.SOLVER:
+            # They would see the dependence of a model state that the meta-gradient leaves out.
+            solved = subject.adaptation.origin is Origin.SOLVER
+            if not findings and not solved and not subject.holds_state:
                 findings = list(_of_the_whole(subject))
         except NotChecked:
             raise
@@ -47,13 +49,12 @@ def finite_differences(subject: Subject) -> Iterator[Finding]:
 
 
 def _with_wide_arrays(subject: Subject) -> Subject:
-    """The subject with its frozen arrays and model state in float64, and no state held constant."""
+    """The subject with its frozen arrays and model state in float64."""
     problem = subject.problem
     if problem.frozen is None and problem.state is None:
         return subject
     frozen, state = _in_float64((problem.frozen, problem.state))
-    wide = dataclasses.replace(problem.holding(frozen, state), through_state=True)
-    return dataclasses.replace(subject, problem=wide)
+    return dataclasses.replace(subject, problem=problem.holding(frozen, state))
 
 
 def _of_losses(subject: Subject) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from jax.extend import core
 from innerloop.adaptation import Origin
 from innerloop.diagnostics.checks.source import asked_for, named_places, written_at
 from innerloop.diagnostics.checks.subject import Subject
-from innerloop.diagnostics.findings import Finding, Severity
+from innerloop.diagnostics.findings import Finding, NotChecked, Severity
 from innerloop.gradients import gradient_name
 from innerloop.programs import Operation, between
 from innerloop.trees import leaf_names
@@ -81,7 +81,13 @@ def unreached_leaves(subject: Subject) -> Iterator[Finding]:
 
 
 def stopped_ways(subject: Subject) -> Iterator[Finding]:
-    """The user's own stop_gradient between meta and the loss."""
+    """The user's own stop_gradient between meta and the loss.
+
+    Raises:
+        NotChecked: If a model state is held constant, since its own ways are stopped on purpose.
+    """
+    if subject.holds_state:
+        raise NotChecked("the model state is held constant")
     return _cut_ways(subject, True, "the value without it, if its derivative counts")
 
 

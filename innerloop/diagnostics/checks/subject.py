@@ -137,6 +137,11 @@ class Subject:
         return self.gradient.fidelity(self.adaptation, self.problem)
 
     @property
+    def holds_state(self) -> bool:
+        """Whether the meta-gradient holds a model state constant."""
+        return self.problem.state is not None and not self.problem.through_state
+
+    @property
     def steps(self) -> int:
         """The number of inner steps to differentiate; 0 if a task is learned in another way."""
         return (self.adaptation.steps or 0) if self.adaptation.origin is Origin.STEPS else 0
