@@ -129,11 +129,11 @@ CASES = [
             (
                 ", or Minimise(solver, throw=False) and watch "
                 "aux.diagnostics['inner_residual'] of Implicit()",
-                "meta_objective(problem, Minimise(solver, throw=False), Implicit())(meta, episode, "
+                "meta_objective(near, Minimise(solver, throw=False), Implicit())(meta, episode, "
                 "key)[1].diagnostics['inner_residual']",
             ),
         ),
-        given="solver = optimistix.BFGS(1e-6, 1e-6)",
+        given="solver = optimistix.BFGS(1e-6, 1e-6)\nnear = il.gradients.proximal(problem, 1.0)",
         full=True,
     ),
     Case(

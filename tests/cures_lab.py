@@ -147,11 +147,13 @@ CASES = [
                 "innerloop train with this run's flags and --resume, which makes the file anew "
                 "once config.json is deleted",
                 "Path('run/config.json').unlink()\n"
-                "main([*small, '--run', 'run', '--resume'])\n"
+                "with pytest.warns(UserWarning, match='without its config.json'):\n"
+                "    main([*small, '--run', 'run', '--resume'])\n"
                 "RunFolder.open(Path('run')).read_config()",
             ),
         ),
         given=RUN + "from pathlib import Path\nfrom innerloop.lab.run_folder import RunFolder\n"
+        "import pytest\n"
         "Path('run/config.json').write_text('damaged')",
         full=True,
     ),
