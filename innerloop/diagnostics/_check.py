@@ -102,7 +102,7 @@ def check(
         if any(finding.severity is Severity.ERROR for finding in chain(*found.values())):
             break
     if found.get(derivatives.finite_differences) == []:  # no stopped value changes the derivative
-        del found[paths.stopped_ways]
+        found.pop(paths.stopped_ways, None)
     order, once = list(Severity), dict.fromkeys(chain(*found.values()))
     gravest_first = sorted(once, key=lambda finding: order.index(finding.severity))
     return Report(tuple(gravest_first), tuple(left_out))
