@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.arguments import (
@@ -202,8 +203,6 @@ def _exported(
 
 def _with_any_rows(arguments: dict[str, PyTree]) -> list[PyTree]:
     """The shapes of the arguments, with a symbol for the number of rows of each."""
-    from jax import export  # it imports flatbuffers, which the library does without otherwise
-
     scope = export.SymbolicScope()
     given = []
     for name, shapes in arguments.items():
@@ -217,8 +216,6 @@ def _with_any_rows(arguments: dict[str, PyTree]) -> list[PyTree]:
 
 
 def _serialised(jitted: Any, shapes: Iterable[PyTree], platforms: Sequence[str] | None) -> bytes:
-    from jax import export
-
     exported = export.export(jitted, platforms=platforms)
     try:
         return bytes(exported(*shapes).serialize())
