@@ -154,6 +154,23 @@ def test_a_line_search_sees_the_slope_under_every_inner_rule():
         assert_close(probing(rule), expected)
 
 
+@pytest.mark.parametrize("gradient", [il.Unroll(il.MixedMode()), il.FirstOrder()], ids=str)
+def test_an_optimizer_may_take_the_gradient_of_the_value_alone(gradient):
+    """A search that stores the gradient of its last value does."""
+    search = optax.scale_by_backtracking_linesearch(5, store_grad=True)
+    learn = il.GradientDescent(optax.chain(optax.sgd(0.9), search), steps=2)
+    task = il.Episode(SUPPORT, SUPPORT)
+    at = lambda gradient: jax.jit(
+        jax.value_and_grad(
+            lambda meta: il.meta_objective(PROBLEM, learn, gradient)(meta, task, KEY)[0]
+        )
+    )(START)
+    (found, slope), (expected, exact) = at(gradient), at(il.Unroll())
+    assert_close(found, expected)
+    if gradient != il.FirstOrder():
+        assert_close(slope, exact, rtol=1e-5)
+
+
 # Refusals, and their cures.
 
 

@@ -134,18 +134,19 @@ def _operation(program: _Program) -> Callable:
 
 def _through_gradient(of_loss: Callable, params, live, value_bar, gradient_bar):
     """The cotangents through value and gradient, from one `jvp` for both."""
-    # In the gradient that an optimizer takes of its own, `value_bar` is a Python number.
+    # JAX passes a cotangent of one as a Python number.
+    scaled = lambda bar, leaf: jnp.asarray(bar, leaf.dtype) * leaf
     both = lambda params: jax.grad(of_loss, argnums=(0, 1), has_aux=True)(params, live)[0]
     if all(is_zero(bar) for bar in gradient_bar):
         if is_zero(value_bar):
             return None
-        return jax.tree.map(lambda first: jnp.asarray(value_bar, first.dtype) * first, both(params))
+        return jax.tree.map(lambda first: scaled(value_bar, first), both(params))
     direction = [dense(bar) for bar in gradient_bar]
     with missing_derivatives_explained():
         first, second = jvp(both, params, direction)
     if is_zero(value_bar):
         return second
-    return jax.tree.map(lambda a, b: jnp.asarray(value_bar, a.dtype) * a + b, first, second)
+    return jax.tree.map(lambda a, b: scaled(value_bar, a) + b, first, second)
 
 
 def _through_aux(of_loss: Callable, params, live, aux_bar):
