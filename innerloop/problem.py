@@ -189,7 +189,7 @@ class Problem(CheckedModule):
             raise StructureError(
                 "the model state holds a random key, which a mean over tasks would destroy",
                 got=describe(self.state),
-                expected="arrays of numbers; the key that a loss is given is another in each step",
+                expected="arrays of numbers; the losses get a new key in each step",
             )
 
     def whole(self, meta: PyTree) -> PyTree:

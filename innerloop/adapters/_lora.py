@@ -256,7 +256,7 @@ def _reshaped(path: str, leaf: Any, shape: Any) -> tuple[int, ...]:
         raise StructureError(
             "as_matrix gives a shape that the array cannot have",
             got=f"{path}: {leaf.shape} as {shape!r}",
-            expected="a shape of as many numbers",
+            expected="a shape with the same number of entries",
         ) from error
     if len(found) < 2:
         raise StructureError(

@@ -246,8 +246,8 @@ def require_call(
             f"{adapter} does not know all arguments of the network's call: {error}",
             got=f"a call with the arguments {signature}",
             expected=f"the arguments ({', '.join(positional)}) and, by name, any of "
-            f"{', '.join(offered)}; or call=lambda module, inputs, training: "
-            "module(inputs, train=training), with the call that is right",
+            f"{', '.join(offered)}; or the right call, such as call=lambda module, inputs, "
+            "training: module(inputs, train=training)",
         ) from error
 
 

@@ -225,11 +225,11 @@ def _serialised(jitted: Any, shapes: Iterable[PyTree], platforms: Sequence[str] 
         raise StructureError(
             "a program takes and returns arrays in dictionaries, lists and tuples",
             got=" ".join(str(error).split())[:200],
-            expected="other containers as one of these",
+            expected="these containers in place of others",
         ) from error
     except NotImplementedError as error:
         raise StructureError(
-            "a program without this process cannot call it back",
+            "an exported program has no host process and cannot call it back",
             got=" ".join(str(error).split())[:200],
             expected="functions without callbacks; the solvers of ConvexHead and Minimise check "
             "their results by callbacks",

@@ -135,7 +135,7 @@ def _names_in_file(places: Sequence[str], names: Names) -> dict[str, str]:
         other = next((each for each, same in found.items() if same == name and each != place), None)
         if not isinstance(name, str) or other is not None:
             raise StructureError(
-                "names gives no name of its own to each array",
+                "names does not give each array a name of its own",
                 got=f"{name!r} for {place!r}" + (f" and {other!r}" if other else ""),
                 expected="a different text for each path of the tree",
             )

@@ -129,7 +129,7 @@ def stateless(model: Model, needed_by: str) -> Model:
     if model.state is None:
         return model
     raise StructureError(
-        f"{needed_by} takes no inner steps, which carry a model state",
+        f"{needed_by} takes no inner steps, so nothing would carry the model state",
         got=f"a model with a state and the policy {model.normalisation!r}",
         expected='a model without a state, such as normalisation="transductive" or "frozen"',
     )
