@@ -107,8 +107,8 @@ def failures_explained(
         told = any("innerloop: " in note for note in getattr(error, "__notes__", ()))
         if not leaked and not told:  # by a function within this one
             error.add_note(
-                f"innerloop: {name} reads the value of a traced array. jax.numpy takes the place "
-                "of float, numpy and math, and jnp.where or jax.lax.cond that of if."
+                f"innerloop: {name} reads the value of a traced array. Use jax.numpy in place of "
+                "float, numpy and math, and jnp.where or jax.lax.cond in place of if."
             )
         raise
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:

@@ -95,10 +95,10 @@ class Examples(eqx.Module):
 
 
 class Stateful(eqx.Module):
-    """The parameters that an inner step learns, and the model state that no gradient moves.
+    """The parameters that an inner step learns, and the model state, which no gradient changes.
 
-    The losses, `adapt` and predictions have it in place of the parameters if the problem has a
-    `state`.
+    If the problem has a `state`, the losses and predictions get a `Stateful` in place of the
+    parameters, and `adapt` returns one.
 
     Args:
         params: The parameters, a pytree of floating-point arrays.
@@ -120,7 +120,7 @@ def state_of(adapted: PyTree) -> PyTree:
 
 
 def with_state(params: PyTree, state: PyTree) -> PyTree:
-    """The parameters with a model state, unless there is none or they have one already."""
+    """The parameters with a model state, unless there is none or they already have one."""
     return params if state is None or isinstance(params, Stateful) else Stateful(params, state)
 
 
@@ -142,9 +142,9 @@ class Problem(CheckedModule):
 
     Two kinds of arrays are not learned by a gradient. `frozen` holds arrays that never change, such
     as pretrained weights; every function sees them as a part of `meta`. `state` is the model state
-    at the beginning of a task, such as batch statistics. With it, the losses are given
+    at the beginning of a task, such as batch statistics. If there is one, the losses get
     `Stateful(params, state)` as `params`, the inner loss returns the state for the next step, and
-    the outer loss reads the last one.
+    the outer loss gets the state after the last step.
 
     Args:
         init: `(meta, support, key) -> params`, the parameters that adaptation starts from and
@@ -157,11 +157,11 @@ class Problem(CheckedModule):
         step_weights: `steps -> (steps + 1,)`, the weights $w_0 \dots w_K$; by default $w_K = 1$
             and the others are 0. (Multi-step loss: Antoniou et al. 2019, "How to train your
             MAML".)
-        frozen: A tree with an array of any dtype where `meta`, as the functions see it, holds a
-            frozen array, and with None where a part of meta is learned. `meta` itself holds None,
-            or anything of its own, in place of the frozen arrays.
-        state: The model state at the beginning of every task; None if the model has none. `fit`
-            replaces it after each outer step by the weighted mean of the states after the tasks.
+        frozen: The frozen arrays, of any dtype, in a tree with the structure of `meta` or a prefix
+            of it, and with None where meta is learned. In their places `meta` holds None, or
+            arrays that the functions do not see.
+        state: The model state at the beginning of every task; None if the model has none. After
+            each outer step, `fit` replaces it by the weighted mean of the states after the tasks.
         through_state: Whether the meta-gradient includes the dependence of the state on the
             parameters and on meta. By default the state is held constant, and fidelity says so.
 
@@ -189,7 +189,7 @@ class Problem(CheckedModule):
             raise StructureError(
                 "the model state holds a random key, which a mean over tasks would destroy",
                 got=describe(self.state),
-                expected="arrays of numbers; the key that a loss is given is another in each step",
+                expected="arrays of numbers; the losses get a new key in each step",
             )
 
     def whole(self, meta: PyTree) -> PyTree:

@@ -2,7 +2,7 @@
 them: those of one page in order, in one namespace, in JAX's default precision.
 
 A block runs without the extras of innerloop, which are blocked, except for those that the page
-says it needs: "Needs `innerloop[data]`:" right before the block, or "The code of this page needs
+says it needs: "Needs `innerloop[data]`:" right before the block, or "The code on this page needs
 `innerloop[data]`." anywhere on the page."""
 
 import contextlib
@@ -29,7 +29,7 @@ BLOCK = re.compile(
     r"(?:^Needs ([^\n]+):\n\n)?^```python\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?",
     re.DOTALL | re.MULTILINE,
 )
-OF_PAGE = re.compile(r"^The code of this page needs (.+)\.$", re.MULTILINE)
+OF_PAGE = re.compile(r"^The code on this page needs (.+)\.$", re.MULTILINE)
 
 
 def named_extras(text: str) -> list[str]:

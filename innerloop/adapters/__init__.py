@@ -1,4 +1,4 @@
-"""Networks of your own: from other libraries, in parts, with low-rank factors, in files."""
+"""Models from other libraries' networks; choosing, freezing, factoring, reading and exporting."""
 
 from innerloop.adapters._equinox import from_equinox as from_equinox
 from innerloop.adapters._freeze import freeze as freeze

@@ -1,4 +1,4 @@
-"""Models from modules of Equinox."""
+"""Models from Equinox modules."""
 
 from collections.abc import Callable
 from typing import Any
@@ -36,37 +36,37 @@ def from_equinox(
     call: Callable[..., Any] | None = None,
     normalisation: str | None = None,
 ) -> Model:
-    """A model from a module of Equinox.
+    """A model from an Equinox module.
 
     ```python
     model = il.adapters.from_equinox(lambda key: eqx.nn.MLP(1, 1, 40, 2, key=key))
     ```
 
-    Parameters: the module itself, with None in place of everything that is not learned. A part of
-    it is chosen as in Equinox: `lambda module: module.layers[-1]`. Floating-point arrays are
+    The parameters are the module itself, with None in place of everything that is not learned. A
+    part is chosen as in Equinox: `lambda module: module.layers[-1]`. Floating-point arrays are
     learned, and all other arrays are frozen.
 
-    The module is called on each row, under `jax.vmap`. If its `__call__` has arguments named `key`
-    and `state`, they are a random key for each row and the `eqx.nn.State`. Layers with a state,
-    such as `eqx.nn.BatchNorm`, compute over the rows: the name of their axis is read from them. In
-    training, `inference` is False for all other layers, so that `eqx.nn.Dropout` drops out; in
-    prediction, it is True.
+    The module is called on each row, under `jax.vmap`. If its `__call__` has an argument `key`, it
+    gets a random key for each row; if it has an argument `state`, it gets the `eqx.nn.State`.
+    Layers with a state, such as `eqx.nn.BatchNorm`, compute statistics over the rows; the adapter
+    reads the name of the axis from the layers. For all other layers, such as `eqx.nn.Dropout`,
+    `inference` is False in training and True in prediction.
 
     Args:
-        module: A function `key -> module`; or a module, whose own arrays are the parameters for
-            every key, such as a pretrained one. A pair `(module, state)`, as
+        module: A function `key -> module`; or a module, such as a pretrained one, whose own arrays
+            are the initial parameters for every key. A pair `(module, state)`, as
             `eqx.nn.make_with_state` returns it, can take the place of a module.
-        call: `(module, inputs) -> outputs`, the network on a whole batch, if it is not the module
-            on each row: `call=lambda module, inputs: module(inputs)`. It may also take, by their
-            names, `key`, `state` and `training` (True or False). With a state, it returns
-            `(outputs, state)`.
+        call: `(module, inputs) -> outputs`, the network on a whole batch, if the module is not to
+            be called on each row: `call=lambda module, inputs: module(inputs)`. It may also take,
+            by their names, `key`, `state` and `training` (True or False). If the module has a
+            state, `call` returns `(outputs, state)`.
         normalisation: The policy for the state of layers such as `eqx.nn.BatchNorm`, required if
             there are any. `"transductive"`: statistics of the rows at hand, in training and
             prediction. `"carried"`: statistics of the rows in training, which update running
             averages in the model state; running averages in prediction. `"frozen"`: running
-            averages that never change. Few updates are too few for `eqx.nn.BatchNorm` with
-            `mode="batch"`: its running variance starts from 1 and is divided as if it started from
-            0, so after one update with the default momentum it is 99 too large.
+            averages that never change. `eqx.nn.BatchNorm` with `mode="batch"` needs many updates:
+            its running variance starts from 1, but its bias correction assumes a start from 0, so
+            after one update with the default momentum the variance is too large by 99.
 
     Returns:
         The model.

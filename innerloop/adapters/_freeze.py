@@ -23,14 +23,14 @@ MODEL = instance(Model, what="a Model", such_as="conv4(5)")
 def freeze(
     model: Model, params: PyTree, where: Selection, *, dtype: DTypeLike | None = None
 ) -> Model:
-    """The network with a part frozen at the given values; the rest is learned from its values.
+    """The network with a part frozen at the given values; the rest starts from its values.
 
     ```python
     model = il.adapters.freeze(model, pretrained, ~il.adapters.matching("head"))
     ```
 
-    The frozen arrays lie in `Model.frozen`. They have no gradient and no optimizer state, and
-    `init` returns None in their places. Arrays that `model` freezes already stay frozen.
+    The frozen arrays are in `Model.frozen`. They have no gradient and no optimizer state, and
+    `init` returns None in their places. Arrays that `model` already freezes stay frozen.
 
     Args:
         model: The network.
@@ -39,8 +39,8 @@ def freeze(
         where: Selects the frozen part, a subtree or a tuple of subtrees, as in `subset`; see
             `matching`.
         dtype: The dtype in which frozen floating-point arrays are stored, such as
-            `jax.numpy.bfloat16`. The network is still given them in the dtype of `params`, so it
-            computes in that precision, with rounded values. None stores them as they are.
+            `jax.numpy.bfloat16`. The network still gets them in the dtype of `params`, so it
+            computes in that precision, with rounded values. None stores them unchanged.
 
     Returns:
         A model whose `init` returns the learned part of `params`, whatever the key.
@@ -85,7 +85,7 @@ def require_floating(learned: PyTree) -> None:
     others = [path for path, leaf in named_leaves(learned).items() if not is_floating(leaf)]
     if others:
         raise StructureError(
-            "an array that is not frozen is no floating-point array, so it cannot be learned",
+            "an array that is not frozen is not a floating-point array, so it cannot be learned",
             got=", ".join(f"{path}: {named_leaves(learned)[path].dtype}" for path in others),
             expected="floating-point arrays, or these arrays among the frozen ones",
             write=f"matching({', '.join(map(repr, others))}) | where, for the frozen part",
@@ -127,7 +127,7 @@ def restoring(frozen: PyTree, dtype: DTypeLike | None) -> Callable[[PyTree], PyT
 
 
 def on_params(change: Callable[[PyTree], PyTree], function: Callable) -> Callable[..., Any]:
-    """`apply` or `learn` of a model, with its parameters changed before."""
+    """`apply` or `learn` of a model, on changed parameters."""
 
     def call(params: PyTree, inputs: Any, key: PRNGKeyArray | None, mask: Any) -> Any:
         if isinstance(params, Stateful):

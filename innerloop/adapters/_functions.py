@@ -31,7 +31,7 @@ def from_functions(
     state: Callable[[PRNGKeyArray], PyTree] | None = None,
     normalisation: str | None = None,
 ) -> Model:
-    """A model from two functions: the parameters of a network, and its outputs.
+    """A model from two functions: one makes the parameters of a network, one its outputs.
 
     ```python
     model = il.adapters.from_functions(init, lambda params, inputs: jnp.tanh(inputs @ params["w"]))
@@ -47,15 +47,16 @@ def from_functions(
         init: `key -> params`, a pytree of arrays. Floating-point arrays are learned. Other arrays,
             such as integers, are frozen with the values of `init(jax.random.key(0))`.
         apply: `(params, inputs) -> outputs`, `(rows, ...) -> (rows, ...)`, the network in
-            prediction. With padded rows, the inputs hold zeros there.
+            prediction. The inputs are zero in padded rows.
         learn: `(params, inputs) -> outputs`, the network while it is trained on a support set; with
-            `state`, `-> (outputs, state)`. None if it is `apply`, whose state then stays the same.
+            `state`, `-> (outputs, state)`. If it is None, `apply` takes its place and the state
+            does not change.
         state: `key -> state`, the model state before training, a pytree of arrays; None if the
             network has none.
         normalisation: The name of the policy, which is written into results. `"transductive"` says
             that outputs depend on the other rows of a batch; a mask is then refused. `"carried"`
-            says that `learn` uses the statistics of its rows and `apply` those in the state.
-            None if the network treats every row by itself; required with `state`.
+            says that `learn` uses the statistics of its rows and `apply` those in the state. None
+            if the network treats each row independently. Required with `state`.
 
     Returns:
         The model.

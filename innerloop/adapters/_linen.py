@@ -1,4 +1,4 @@
-"""Models from modules of Flax linen."""
+"""Models from Flax linen modules."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,31 +38,31 @@ def from_linen(
     call: Callable[..., Any] | None = None,
     normalisation: str | None = None,
 ) -> Model:
-    """A model from a module of Flax linen.
+    """A model from a Flax linen module.
 
     ```python
     model = il.adapters.from_linen(Network(), jnp.zeros((1, 28, 28, 1)), train="train")
     ```
 
-    Parameters: the variables of linen, `{"params": ..., ...}`, with None in place of everything
-    that is not learned. A part is chosen by names: `lambda variables:
+    The parameters are the variables of linen, `{"params": ..., ...}`, with None in place of
+    everything that is not learned. A part is chosen by names: `lambda variables:
     variables["params"]["Dense_1"]`. The floating-point arrays of the collection `params` are
     learned. `batch_stats` follows the normalisation policy, and all other collections are frozen.
 
-    The module is called on the whole batch. `linen.BatchNorm` is told by the policy whether it uses
-    running averages, whatever its argument. All other layers follow the keyword that `train` names.
-    Every random stream, such as `dropout`, starts from the key of the call.
+    The module is called on the whole batch. The policy decides whether `linen.BatchNorm` uses
+    running averages, whatever the module passes to it. All other layers follow the argument that
+    `train` names. Every random stream, such as `dropout`, starts from the key of the call.
 
     Args:
         module: The module.
         inputs: A batch of inputs, or arrays of the same shapes and dtypes, from which linen makes
             the parameters. None if `variables` are given.
-        variables: The variables from which every key starts, such as pretrained ones; None if they
-            are drawn with the key.
-        train: The name of the argument that tells the module whether it is trained, such as
+        variables: The initial variables for every key, such as pretrained ones; None if they are
+            drawn with the key.
+        train: The name of the argument that tells the module whether it is in training, such as
             `"train"`; None if it has none.
-        call: `(module, inputs) -> outputs`, if it is not `module(inputs)`. It may also take, by
-            their names, `key` and `training` (True or False):
+        call: `(module, inputs) -> outputs`, if the call is not `module(inputs)`. It may also take,
+            by their names, `key` and `training` (True or False):
             `call=lambda module, inputs, training: module(inputs, deterministic=not training)`.
         normalisation: The policy for `batch_stats`, required if there are any. `"transductive"`:
             statistics of the rows at hand, in training and prediction. `"carried"`: statistics of

@@ -65,15 +65,15 @@ def lora(
     $$W = W_0 + \frac{\alpha}{r}\, a\, b, \qquad
       a: (\text{rows}, r), \quad b: (r, \text{columns})$$
 
-    $W_0$ is frozen. At the start b = 0, so the network computes what it computed before, and a is
-    drawn from N(0, 1/rows). The gradient of a is zero as long as b is.
+    $W_0$ is frozen. b starts at zero, so the network initially computes the same outputs as before,
+    and a is drawn from N(0, 1/rows). The gradient with respect to a is zero as long as b is zero.
 
-    Meta-parameters are `{"base", "factors"}`: `factors` is that of `lora_factors`, and `base` has
-    the arrays that `learned` selects, and None in place of the others.
+    The meta-parameters are `{"base": ..., "factors": ...}`: `factors` is as in `lora_factors`, and
+    `base` has the arrays that `learned` selects, and None in place of the others.
 
-    Departs from the paper: it does not give the variance of a. The factored weights are computed
-    before the network is applied, so their gradients need the memory of whole matrices; only
-    parameters, optimizer state and the states of the inner loop are small.
+    The paper does not give the variance of a. The merged weights are computed before the network is
+    applied, so their gradients need the memory of whole matrices; only the learned parameters, the
+    optimizer state and the states of the inner loop are small.
 
     Args:
         model: The network.
@@ -81,7 +81,7 @@ def lora(
         rank: r, the rank of the changes.
         where: Selects the factored arrays, a subtree or a tuple of subtrees, as in `subset`; see
             `matching`.
-        alpha: α; None for r, which gives the factor 1. The paper keeps α when it changes r.
+        alpha: α; None for α = r, which gives the factor 1. The paper keeps α when r changes.
         learned: Selects arrays that are learned as a whole, such as a new head; None for none.
         as_matrix: See `lora_factors`.
         dtype: The dtype in which frozen floating-point arrays are stored, as in `freeze`.
@@ -134,7 +134,7 @@ def lora_factors(
     *,
     as_matrix: AsMatrix | None = None,
 ) -> dict[str, dict[str, Array]]:
-    """The low-rank factors of some arrays of any tree, as they start; see `lora`.
+    """The initial low-rank factors of some arrays of any tree; see `lora`.
 
     The last two axes of an array are the rows and columns of a matrix. The axes before them count
     matrices, each with its own factors, as in a stack of blocks `(depth, rows, columns)`. If an
@@ -145,7 +145,7 @@ def lora_factors(
         params: A tree of arrays.
         rank: The rank r.
         where: Selects the factored arrays, as in `subset`; see `matching`.
-        key: Draws a.
+        key: The random key with which a is drawn.
         as_matrix: `(path, shape) -> shape` of at least two axes, the shape as which an array is
             factored; as in `reshape`, one size may be -1. None for the array's own shape.
 
@@ -153,7 +153,7 @@ def lora_factors(
         `{path: {"a": (..., rows, r), "b": (..., r, columns)}}`, in float32 at least.
 
     Raises:
-        StructureError: If `where` selects nothing, or an array that is a vector, is no
+        StructureError: If `where` selects nothing, or an array that is a vector, is not a
             floating-point array, or has fewer rows or columns than r.
     """
     require_arrays("the parameters", params)
@@ -192,9 +192,12 @@ def lora_merge(
 
     Args:
         base: The tree.
-        factors: What `lora_factors` made of a tree with these paths and shapes, or what it has
-            become in training.
-        alpha: α; None for r, which gives the factor 1.
+        factors: The factors that `lora_factors` made for a tree with these paths and shapes, before
+            or after training.
+        alpha: α; None for α = r, which gives the factor 1.
+
+    Returns:
+        The tree, with its structure and dtypes unchanged.
 
     Raises:
         StructureError: If the factors do not fit the tree.
@@ -253,7 +256,7 @@ def _reshaped(path: str, leaf: Any, shape: Any) -> tuple[int, ...]:
         raise StructureError(
             "as_matrix gives a shape that the array cannot have",
             got=f"{path}: {leaf.shape} as {shape!r}",
-            expected="a shape of as many numbers",
+            expected="a shape with the same number of entries",
         ) from error
     if len(found) < 2:
         raise StructureError(

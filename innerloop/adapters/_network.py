@@ -1,4 +1,4 @@
-"""What the adapters have in common: policies, inputs, calls, and the model that is put together."""
+"""What the adapters have in common: policies, inputs, calls, and making the model."""
 
 import inspect
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Mode(NamedTuple):
     """How a network is run.
 
     Args:
-        training: Whether it is trained, so that it may drop out at random.
+        training: Whether it is in training, where dropout is active.
         of_rows: Whether batch statistics are those of the rows at hand, and not running averages.
     """
 
@@ -246,8 +246,8 @@ def require_call(
             f"{adapter} does not know all arguments of the network's call: {error}",
             got=f"a call with the arguments {signature}",
             expected=f"the arguments ({', '.join(positional)}) and, by name, any of "
-            f"{', '.join(offered)}; or call=lambda module, inputs, training: "
-            "module(inputs, train=training), with the call that is right",
+            f"{', '.join(offered)}; or the right call, such as call=lambda module, inputs, "
+            "training: module(inputs, train=training)",
         ) from error
 
 

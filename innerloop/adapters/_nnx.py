@@ -1,4 +1,4 @@
-"""Models from modules of Flax nnx."""
+"""Models from Flax nnx modules."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,28 +33,28 @@ def from_nnx(
     call: Callable[..., Any] | None = None,
     normalisation: str | None = None,
 ) -> Model:
-    """A model from a module of Flax nnx.
+    """A model from a Flax nnx module.
 
     ```python
     model = il.adapters.from_nnx(lambda rngs: Network(rngs=rngs))
     ```
 
-    Parameters: a dictionary of the module's attributes, nested like the module, with None in place
-    of everything that is not learned. A part of it is chosen by names and positions:
+    The parameters are a dictionary of the module's attributes, nested like the module, with None in
+    place of everything that is not learned. A part is chosen by names and positions:
     `lambda params: params["layers"][2]`. The floating-point arrays of `nnx.Param` are learned.
     `nnx.BatchStat` follows the normalisation policy. All other arrays are frozen, except those of
     `nnx.RngState`: the random streams start anew from the key of each call.
 
-    The module is called on the whole batch, `module(inputs)`. As `module.train()` and
-    `module.eval()` do, the attribute `deterministic` is set to False in training and to True in
-    prediction, wherever a module has it, and `use_running_average` is set as the policy says.
+    The module is called on the whole batch, as `module(inputs)`. As with `module.train()` and
+    `module.eval()`, the attribute `deterministic` is False in training and True in prediction in
+    every layer that has it. The policy sets the attribute `use_running_average`.
 
     Args:
-        module: A function `rngs -> module`, which is given an `nnx.Rngs`; or a module, whose own
-            arrays are the parameters for every key, such as a pretrained one. The module itself is
-            never changed.
-        call: `(module, inputs) -> outputs`, if it is not `module(inputs)`. It may also take, by
-            their names, `key` and `training` (True or False):
+        module: A function `rngs -> module`, which is given an `nnx.Rngs`; or a module, such as a
+            pretrained one, whose own arrays are the initial parameters for every key. The module
+            itself is never changed.
+        call: `(module, inputs) -> outputs`, if the call is not `module(inputs)`. It may also take,
+            by their names, `key` and `training` (True or False):
             `call=lambda module, inputs, training: module(inputs, train=training)`.
         normalisation: The policy for `nnx.BatchStat`, required if there is any. `"transductive"`:
             statistics of the rows at hand, in training and prediction. `"carried"`: statistics of

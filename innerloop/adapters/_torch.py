@@ -1,4 +1,4 @@
-"""Models from modules of PyTorch: torchax runs their forward pass on JAX arrays."""
+"""Models from PyTorch modules: torchax runs their forward pass on JAX arrays."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ def from_torch(
     normalisation: str | None = None,
     state: Sequence[str] = (),
 ) -> Model:
-    """A model from a module of PyTorch.
+    """A model from a PyTorch module.
 
     ```python
     model = il.adapters.from_torch(torch.nn.Sequential(...))
@@ -45,9 +45,9 @@ def from_torch(
     torchax runs the forward pass on JAX arrays, so JAX compiles the network, batches it over tasks
     and differentiates it any number of times. The module itself is copied and never changed.
 
-    Parameters: nested dicts along the names of the module, so `params["layer1"]["0"]["weight"]` is
-    `layer1.0.weight`. They start from the module's own weights for every key. Parameters with
-    `requires_grad=False`, and buffers, are frozen.
+    The parameters are dictionaries, nested by the names in the module:
+    `params["layer1"]["0"]["weight"]` is `layer1.0.weight`. They start from the module's own weights
+    for every key. Parameters with `requires_grad=False`, and buffers, are frozen.
 
     `learn` runs the module in training mode, where dropout draws with the key of the inner step.
     `apply` runs it in evaluation mode. Images have the layout of the module, which usually is
@@ -60,8 +60,8 @@ def from_torch(
     Args:
         module: A `torch.nn.Module`. It takes one tensor and returns one, both with one row for each
             example.
-        call: `(module, inputs) -> outputs`, if it is not the module itself: `call=lambda module,
-            inputs: module(inputs.permute(0, 3, 1, 2)).logits`.
+        call: `(module, inputs) -> outputs`, if the call is not `module(inputs)`: `call=lambda
+            module, inputs: module(inputs.permute(0, 3, 1, 2)).logits`.
         normalisation: The policy for layers such as `torch.nn.BatchNorm2d`, required if there are
             any. `"transductive"`: statistics of the rows at hand, in training and prediction.
             `"carried"`: statistics of the rows in training, which update running averages in the
@@ -75,7 +75,7 @@ def from_torch(
 
     Raises:
         RunError: If PyTorch or torchax is not installed.
-        StructureError: If `module` is no module of PyTorch, if its layers and the policy do not fit
+        StructureError: If `module` is not a PyTorch module, if its layers and the policy do not fit
             together, or if a name in `state` is not that of a buffer; while tracing, if the forward
             pass changes another buffer, does not return one tensor, or draws at random without a
             key.

@@ -52,10 +52,10 @@ SELECTION = selection()
 class Where:
     """A choice of arrays, as the `where` of `subset`, `freeze`, `lora` and the recipes.
 
-    `matching` makes it. `a | b` chooses what either chooses, `a & b` what both choose, and `~a` the
-    rest. The other operand may be any function that selects subtrees.
+    `matching` makes one. `a | b` chooses the arrays that either chooses, `a & b` those that both
+    choose, and `~a` all others. One of two operands may be any function that selects subtrees.
 
-    Called with a tree, it returns the chosen leaves in a dictionary by their paths.
+    If it is called with a tree, it returns a dictionary of the chosen leaves by their paths.
 
     Args:
         paths: `tree -> paths`, the paths of the chosen leaves.
@@ -83,10 +83,10 @@ class Where:
 def matching(*choices: Choice) -> Where:
     """Chooses the arrays whose path matches a pattern, or for which a predicate holds.
 
-    The path of an array consists of the keys, indices and attributes that lead to it, with dots
-    between them, as in `"body.blocks.mlp_in.weights"` or `"layers.0.weight"`. A pattern may contain
-    the wildcards `*` (any text, dots too), `?` and `[...]`. It matches the whole path of an array,
-    or of a subtree that contains the array:
+    The path of an array consists of the keys, indices and attributes that lead to it, separated by
+    dots, as in `"body.blocks.mlp_in.weights"` or `"layers.0.weight"`. A pattern may contain the
+    wildcards `*` (any text, including dots), `?` and `[...]`. It matches the whole path of an
+    array, or of a subtree that contains the array:
 
     ```python
     matching("head")  # all arrays of the subtree "head"
@@ -98,9 +98,12 @@ def matching(*choices: Choice) -> Where:
         *choices: Patterns, and predicates `(path, leaf) -> bool`. An array is chosen if any of them
             chooses it. A predicate may read the shape and the dtype of the leaf, but no values.
 
+    Returns:
+        The choice, a function of a tree.
+
     Raises:
-        StructureError: If a choice is neither text nor a predicate, and when it is applied to a
-            tree in which one of the choices finds nothing. The error names the closest paths.
+        StructureError: If a choice is neither text nor a predicate, or if the result is applied to
+            a tree in which one of the choices finds nothing. The error names the closest paths.
     """
     predicate = _requirement(function_of("path", "leaf"))
     for choice in choices:

@@ -1,4 +1,4 @@
-"""Programs that JAX runs without this library: adapted parameters, or a whole learner."""
+"""Programs that JAX runs without this library: an adapted network, or a whole learner."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -43,7 +43,7 @@ def export_adapted(
     any_rows: bool = True,
     platforms: Sequence[str] | None = None,
 ) -> bytes:
-    """The predictions of adapted parameters, as a program that needs JAX alone.
+    """The predictions of adapted parameters, as a program that runs without innerloop.
 
     ```python
     params, _ = il.adapt(learner.problem, learner.adaptation, meta, support, key)
@@ -54,24 +54,24 @@ def export_adapted(
     predictions = adapted.call({"inputs": inputs})
     ```
 
-    The parameters and meta-parameters are constants of the program. It takes `query`, without its
-    targets if it is `Examples`: then the argument is a dictionary with `"inputs"` and those of
-    `"mask"` and `"classes"` that are not None. `jax.jit` may call it, but `jax.vmap` and
-    derivatives may not.
+    The parameters and meta-parameters are constants of the program. Its argument is the query set.
+    In place of `Examples`, it takes a dictionary with `"inputs"` and those of `"mask"` and
+    `"classes"` that are not None, without targets. The program works under `jax.jit`, but not under
+    `jax.vmap`, and it has no derivative.
 
-    It needs the package flatbuffers (`pip install 'innerloop[export]'`), as does loading.
+    Exporting and loading need the package flatbuffers (`pip install 'innerloop[export]'`).
 
     Args:
         learner: The learner, which has predictions.
         params: The adapted parameters, as `adapt` returns them.
         meta: The meta-parameters.
-        query: Rows to be predicted, as arrays or `jax.ShapeDtypeStruct`s: only the shapes and
-            dtypes matter.
+        query: A query set, as arrays or `jax.ShapeDtypeStruct`s: only the shapes and dtypes matter.
         key: The key of the predictions; None for `jax.random.key(0)`.
-        any_rows: Whether the program takes any number of rows, or as many as `query` has.
+        any_rows: Whether the program takes any number of rows; if False, it takes as many as
+            `query` has.
         platforms: The platforms on which the program runs, such as `("cpu", "cuda")`; None for the
-            one that JAX uses here. Networks are written for the one that JAX uses here: on another
-            they give the same numbers, but may be slower.
+            current one. Networks are traced for the current platform: on another, they give the
+            same results but may be slower.
 
     Returns:
         The program, to be written to a file.
@@ -98,7 +98,7 @@ def export_learner(
     any_rows: bool = True,
     platforms: Sequence[str] | None = None,
 ) -> bytes:
-    """The predictions after learning a task, as a program that needs JAX alone.
+    """The predictions after learning a task, as a program that runs without innerloop.
 
     ```python
     Path("learner.bin").write_bytes(il.adapters.export_learner(learner, meta, support, query))
@@ -108,18 +108,18 @@ def export_learner(
     predictions = learner.call({"inputs": images, "targets": labels}, {"inputs": others})
     ```
 
-    The inner loop is a part of the program, with the meta-parameters as constants. Its arguments
-    are the support set, as a dictionary like that of the query set but with `"targets"`, and the
-    query set. Everything else is as in `export_adapted`.
+    The inner loop is a part of the program, and the meta-parameters are constants. The arguments of
+    the program are the support set and the query set, as in `export_adapted`; the dictionary of the
+    support set also has `"targets"`.
 
     Args:
         learner: The learner, which has predictions.
         meta: The meta-parameters.
         support: The support set of a task, as arrays or `jax.ShapeDtypeStruct`s.
         query: The query set of a task, in the same form.
-        key: The key of the task; None for `jax.random.key(0)`. Every task is learned with it.
-        any_rows: Whether the program takes any number of rows in both sets, or as many as `support`
-            and `query` have.
+        key: The key with which every task is learned; None for `jax.random.key(0)`.
+        any_rows: Whether the program takes any number of rows in both sets; if False, it takes as
+            many as `support` and `query` have.
         platforms: See `export_adapted`.
 
     Returns:
@@ -159,7 +159,7 @@ def _predictions(
 
 
 def _plain(data: PyTree, with_targets: bool = True) -> tuple[PyTree, Callable[[PyTree], PyTree]]:
-    """The data in containers that a program may take, as shapes, and how they become data again."""
+    """The shapes of the data in containers that a program may take, and the inverse function."""
     require_arrays("the data of a program", data)
     shapes = abstract(data)
     if not isinstance(shapes, Examples):
@@ -225,11 +225,11 @@ def _serialised(jitted: Any, shapes: Iterable[PyTree], platforms: Sequence[str] 
         raise StructureError(
             "a program takes and returns arrays in dictionaries, lists and tuples",
             got=" ".join(str(error).split())[:200],
-            expected="other containers as one of these",
+            expected="these containers in place of others",
         ) from error
     except NotImplementedError as error:
         raise StructureError(
-            "a program without this process cannot call it back",
+            "an exported program has no host process and cannot call it back",
             got=" ".join(str(error).split())[:200],
             expected="functions without callbacks; the solvers of ConvexHead and Minimise check "
             "their results by callbacks",

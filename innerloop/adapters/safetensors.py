@@ -39,29 +39,29 @@ def load_safetensors(
     )
     ```
 
-    With `like`, every array of the tree must be in the file, in its shape, and every tensor of the
-    file must belong to an array of the tree or be `ignored`. Without `like`, the result holds all
-    tensors by name. It can be used to build a tree whose arrays are transposed or joined tensors.
+    With `like`, every array of the tree must be in the file with the same shape, and every tensor
+    of the file must belong to an array of the tree or be `ignored`. Without `like`, the result
+    holds all tensors by name, from which you can build a tree of transposed or joined tensors.
 
-    It needs the package safetensors (`pip install 'innerloop[safetensors]'`).
+    The function needs the package safetensors (`pip install 'innerloop[safetensors]'`).
 
     Args:
         path: The file.
-        like: A tree of arrays, or of `jax.ShapeDtypeStruct`s, as `jax.eval_shape(model.init, key)`
-            makes; None to read all tensors into a dictionary.
-        names: `path -> name`, as a function or a dictionary, the name in the file of the array at a
-            path of the tree, such as `"body.0.weights"`. Paths that are not in the dictionary, or
-            all paths if `names` is None, are names themselves.
-        ignored: Patterns, with the wildcards of `matching`, of names that may be in the file
-            without belonging to the tree.
+        like: A tree of arrays, or of `jax.ShapeDtypeStruct`s, such as that of
+            `jax.eval_shape(model.init, key)`; None to read all tensors into a dictionary.
+        names: A function or a dictionary from the path of an array in the tree, such as
+            `"body.0.weights"`, to its name in the file. Without `names`, and for a path that is not
+            in the dictionary, the path is the name.
+        ignored: Patterns, with the wildcards of `matching`, of names in the file that may belong to
+            no array of the tree.
 
     Returns:
         The tree with NumPy arrays from the file. Floating-point numbers are converted to the dtype
         of `like`; other dtypes must be equal. Without `like`, a dictionary `{name: array}`.
 
     Raises:
-        DataError: If the file is missing or damaged, or if names, shapes or dtypes do not fit. The
-            error names the closest names.
+        DataError: If the file is missing or damaged, or if names, shapes or dtypes do not fit. For
+            a name that does not fit, the error gives the closest names.
         RunError: If the package is not installed.
         StructureError: If an argument is wrong, or two arrays get the same name.
     """
@@ -135,7 +135,7 @@ def _names_in_file(places: Sequence[str], names: Names) -> dict[str, str]:
         other = next((each for each, same in found.items() if same == name and each != place), None)
         if not isinstance(name, str) or other is not None:
             raise StructureError(
-                "names gives no name of its own to each array",
+                "names does not give each array a name of its own",
                 got=f"{name!r} for {place!r}" + (f" and {other!r}" if other else ""),
                 expected="a different text for each path of the tree",
             )
@@ -177,7 +177,7 @@ def _require_names(
 
 
 def _prefix(missing: Sequence[str], found: Collection[str]) -> str:
-    """What stands in front of the missing names in the file; empty if there is no such text."""
+    """The common prefix that the missing names have in the file; empty if there is none."""
     for name in found:
         prefix = name.removesuffix(missing[0])
         if prefix != name and all(prefix + each in found for each in missing):

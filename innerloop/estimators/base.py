@@ -82,7 +82,7 @@ class TaskSet(NamedTuple):
 class CheckedPart(NamedTuple):
     """What `check` looks at: one problem with its adaptation, meta-gradient and a few tasks.
 
-    `findings` are those about how the tasks are drawn.
+    `findings` holds the findings about how the tasks are drawn.
     """
 
     learner: Learner
@@ -183,10 +183,10 @@ class Estimator(CheckedModule):
         return self
 
     def model_state(self, state: PyTree) -> PyTree:
-        """The model state that new tasks begin with, in a state of the estimator.
+        """The model state with which new tasks begin, taken from a state of the estimator.
 
-        Validation uses it in place of the `state` of the learner's problem, and `Fit.learner` has
-        it. None if the estimator carries none.
+        Validation uses it in place of the `state` of the learner's problem, and the problem of
+        `Fit.learner` has it. None if the estimator carries no model state.
         """
         return None
 

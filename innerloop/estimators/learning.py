@@ -27,7 +27,7 @@ TASKS: dict[str, Any] = {
         ),
     },
 }
-"""What the error says of a fixed set of tasks: a step draws from it with replacement."""
+"""The task-distribution argument; for a fixed set of tasks, the error says how to draw from it."""
 
 Schedule = Callable[[Int[Array, ""]], tuple[Problem, Adaptation]]
 """`outer step -> (problem, adaptation)`. The step is traced: numbers may differ, shapes may not."""

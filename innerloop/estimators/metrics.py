@@ -67,7 +67,7 @@ def named_metrics(aux: Any) -> dict[str, Any]:
 def mean_state(states: PyTree, weight: Array | None, before: PyTree) -> PyTree:
     """The mean over tasks of their model states, weighted as the loss is.
 
-    Of integers and booleans, such as counters, it is the largest value.
+    For integers and booleans, such as counters, it is the largest value.
 
     Args:
         states: The model states after the tasks, leaves `(tasks, ...)`.

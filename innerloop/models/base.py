@@ -14,7 +14,7 @@ from innerloop.masks import blank_rows
 
 
 class Model(NamedTuple):
-    """A network as pure functions of its arrays, without mode or devices.
+    """A network as pure functions of its arrays, without modes or devices.
 
     The library's classifiers keep their parameters as `{"body": ..., "head": ...}`, so that
     `subset(meta, lambda meta: meta["head"])` adapts the head alone.
@@ -30,14 +30,14 @@ class Model(NamedTuple):
             decides whether predictions depend on the other rows of a batch, and so what a test
             accuracy means; the name is therefore written into every result.
         frozen: The arrays of the network that are not learned, of any dtype, in a tree that has
-            None where `init` gives an array. `apply` and `learn` are given both in one tree. None
-            if all arrays are learned.
-        state: The model state before training, such as batch statistics: any pytree of arrays. With
-            it, `apply` and `learn` are given `Stateful(params, state)` as `params`. None if there
-            is none.
-        learn: `(params, inputs, key, mask) -> (outputs, state)`, the network while it is trained on
-            the support set, and the state after it; such a network may drop out at random with
-            `key`. None if training uses `apply`.
+            None where `init` returns an array. `apply` and `learn` get the learned and the frozen
+            arrays in one tree. None if all arrays are learned.
+        state: The model state before training, such as batch statistics: any pytree of arrays. If
+            the network has one, `apply` and `learn` get `Stateful(params, state)` as `params`. None
+            if it has none.
+        learn: `(params, inputs, key, mask) -> (outputs, state)`, the network in training on the
+            support set, and the state after it. It may use `key`, for example for dropout. None if
+            training uses `apply`.
     """
 
     init: Callable[[PRNGKeyArray], PyTree[Array]]
@@ -53,7 +53,7 @@ class Model(NamedTuple):
 
 MODEL = instance(
     *(Model,),
-    what="a Model, which innerloop.adapters makes of a module of another library or of functions",
+    what="a Model, which innerloop.adapters makes from another library's module or from functions",
     such_as="adapters.from_functions(init, apply)",
     cure_for=adapter_call,
 )

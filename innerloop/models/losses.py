@@ -23,11 +23,18 @@ ExamplesLoss = Callable[[PyTree, Examples], tuple[Scalar, dict]]
 def supervised_loss(model: Model, loss: ExamplesLoss) -> Callable:
     """The loss of a model on `Examples`, with the signature of a `Problem`'s losses.
 
-    The parameters are all arrays of the model. For a model with frozen arrays, a model state or
-    another behaviour in training, see `supervised_problem`.
+    The parameters are all arrays of the model. If a model has frozen arrays or a model state, or
+    behaves differently in training, use `supervised_problem`.
+
+    Args:
+        model: The network.
+        loss: The loss of its outputs, such as `cross_entropy`.
+
+    Returns:
+        `(params, meta, batch, key) -> (loss, metrics)`.
 
     Raises:
-        StructureError: If the model has one of these.
+        StructureError: If the model has frozen arrays, a model state or `learn`.
     """
     if any(part is not None for part in (model.frozen, model.state, model.learn)):
         raise StructureError(

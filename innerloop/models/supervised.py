@@ -37,7 +37,7 @@ def network(model: Model, of_meta: Part = lambda meta: meta, where: Part | None 
     Args:
         model: The network.
         of_meta: Selects the parameters of the model in meta.
-        where: Selects what is adapted of the learned ones; by default all of them.
+        where: Selects which of the learned parameters are adapted; by default all of them.
     """
     learn = model.learn
     if learn is None:
@@ -104,14 +104,14 @@ def supervised_problem(
 ) -> Problem:
     """The problem of learning a network on tasks of `Examples`, from a learned initialisation.
 
-    Meta is what `model.init` gives. The frozen arrays and the model state of the network go into
-    `Problem.frozen` and `Problem.state`. The inner loss is that of `model.learn`, if the model has
-    one.
+    Meta is what `model.init` returns. The frozen arrays and the model state of the network become
+    `Problem.frozen` and `Problem.state`. The inner loss uses `model.learn`, if the model has one.
 
     Args:
         model: The network.
         loss: The loss of its outputs, such as `cross_entropy`.
-        where: Selects what is adapted, as in `subset`; by default all that is learned.
+        where: Selects the parameters that are adapted, as in `subset`; by default all that are
+            learned.
         step_weights: Weights of the query losses after each step, as in `Problem`.
 
     Returns:
@@ -129,7 +129,7 @@ def stateless(model: Model, needed_by: str) -> Model:
     if model.state is None:
         return model
     raise StructureError(
-        f"{needed_by} takes no inner steps, which carry a model state",
+        f"{needed_by} takes no inner steps, so nothing would carry the model state",
         got=f"a model with a state and the policy {model.normalisation!r}",
         expected='a model without a state, such as normalisation="transductive" or "frozen"',
     )

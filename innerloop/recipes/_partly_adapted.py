@@ -98,8 +98,8 @@ def _require_part(model: Model, where: Selection, recipe: str, part: str) -> Non
         raise StructureError(
             f"the network learns no part with the name {part!r}",
             got=f"a network that learns {', '.join(parts) or 'nothing'}",
-            expected=f"where=, which selects the {part}: matching(PATH), with one of these or "
-            "what contains them",
+            expected=f"where=matching(PATH), which selects the {part}; PATH is one of these paths, "
+            "or that of a part that contains them",
         )
     if all(chosen_leaves(learned, where)):
         raise StructureError(

@@ -134,7 +134,7 @@ def tasks_of_any_key(tasks: TaskDistribution, n: int) -> list[Finding]:
             "every outer step has the same tasks",
             f"{type(tasks).__name__}.sample",
             "the tasks do not depend on the key that sample is given",
-            f"{_DRAWN}; nothing, if there is only one set of tasks",
+            f"{_DRAWN}; no change, if there is only one set of tasks",
         )
     ]
 

@@ -140,8 +140,8 @@ class StreamedTasks:
             raise StructureError(
                 "draw gives another task for the same generator",
                 got=f"{describe_briefly(first)}, with other values in the second call",
-                expected="a function of its generator alone; otherwise a run cannot be repeated, "
-                "and not be resumed to the bit",
+                expected="a function of its generator alone; otherwise a run can be neither "
+                "repeated nor resumed to the bit",
                 write="the generator that draw is given, in place of numpy.random or of a loader",
             )
         if all(_bits(self._drawn([seed])) == _bits(first) for seed in range(1, _OTHERS)):

@@ -66,7 +66,7 @@ def no_labels(subject: Subject) -> Iterator[Finding]:
                 f"episodes.{name}.targets",
                 f"all targets are {IGNORED}, which marks a row without a label, so the loss and "
                 "its gradient are zero",
-                f"labels from 0 to classes - 1; {IGNORED} in the rows without one alone",
+                f"labels from 0 to classes - 1; {IGNORED} only in rows without a label",
             )
 
 
