@@ -384,6 +384,13 @@ def loss_function(name: str, problem: Problem, needed_by: str) -> Loss:
 
     def normal(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
         require_rows("support" if name == "inner_loss" else "query", batch)
+        if problem.state is not None and not isinstance(params, Stateful):
+            raise StructureError(
+                f"{name} needs the model state, which the adaptation does not carry",
+                got=f"params {describe(params)}",
+                expected="an adaptation whose params are Stateful(params, state), such as those of "
+                "GradientDescent and Minimise",
+            )
         result: Any = explained_loss(params, problem.whole(meta), batch, key)
         value: Any
         state: PyTree = None

@@ -248,6 +248,46 @@ def test_phases_continue_the_state():
     assert alone.learner.problem.state["count"] == 3 * STEPS
 
 
+def test_parts_of_a_sum_share_the_mean_of_their_states():
+    made, one, other = recipe(), tasks(), tasks(4, jax.random.key(1))
+    parts = [made.estimator(Same(episodes), 4) for episodes in (one, other)]
+    given = {"steps": 2, "key": KEY, "optimizer": optax.sgd(0.0)}
+    both = il.estimators.WeightedSum((parts[0], 3.0), (parts[1], 1.0))
+    first = dataclasses.replace(parts[0], gradient=il.FirstOrder())
+    found = il.fit(il.estimators.Phases(first, both, until=1), made.init_meta, **given)
+    # The same as one batch of the tasks of both, with their weights.
+    every = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), one, other)
+    every = dataclasses.replace(every, weight=jnp.repeat(jnp.array([3.0, 1.0]), 4))
+    mixed = il.estimators.Phases(first, made.estimator(Same(every), 8), until=1)
+    expected = il.fit(mixed, made.init_meta, **given)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-5),
+        found.learner.problem.state,
+        expected.learner.problem.state,
+    )
+    assert found.learner.problem.state["count"] == 2 * STEPS
+
+
+def test_a_state_of_another_form_is_not_continued():
+    made, episodes = recipe(), tasks()
+    whole = made.estimator(Same(episodes), 4)
+    problem = il.Problem(
+        *(lambda meta, support, key: meta["head"],),
+        *(lambda params, meta, batch, key: (jnp.sum(params.params**2), {}, params.state + 1),),
+        *(lambda params, meta, batch, key: jnp.sum(params.params**2) + params.state,),
+        state=jnp.zeros(()),
+    )
+    other = il.WholeTasks(problem, made.adaptation, il.Unroll(), Same(episodes), 4)
+    phases = il.estimators.Phases(whole, other, until=1)
+    entered = phases.enter(phases.init(None, KEY), None, KEY, 1)
+    assert phases.model_state(entered) is problem.state
+    both = il.estimators.WeightedSum((whole, 1.0), (other, 1.0))
+    state = both.init(None, KEY)
+    assert both.model_state(state) is None
+    assert both.with_model_state(state, jnp.ones(()))[0] is state[0]
+    assert both.with_model_state(state, jnp.ones(()))[1] == 1
+
+
 @pytest.mark.parametrize("kind", [il.estimators.TruncatedUnroll, il.estimators.PersistentES])
 def test_windows_carry_the_state_through_a_run(kind):
     made = recipe()
@@ -312,6 +352,34 @@ def test_frozen_arrays_have_no_optimizer_state_no_cotangent_and_are_no_constants
     assert LARGE["table"].shape not in _shapes_made(closed.jaxpr)
 
 
+def test_frozen_arrays_of_a_schedule_and_a_proximal_problem_are_no_constants():
+    problem, adaptation = large_problem(), il.GradientDescent(optax.sgd(0.1), 1)
+    meta, episodes = {"table": None, "weights": jnp.ones((3, 512))}, tasks()
+    episodes = dataclasses.replace(
+        episodes,
+        support=il.Examples(episodes.support.inputs, jnp.ones((4, 6, 512))),
+        query=il.Examples(episodes.query.inputs, jnp.ones((4, 6, 512))),
+    )
+
+    def schedule(step):
+        return dataclasses.replace(
+            problem, step_weights=lambda k: jnp.full(k + 1, step)
+        ), adaptation
+
+    scheduled = il.WholeTasks(
+        *(problem, adaptation, il.Unroll(), Same(episodes), 4), schedule=schedule
+    )
+    near = il.gradients.proximal(problem, 1.0)
+    projected = il.gradients.projected_gradient(problem, lambda p, m: p + m["weights"], 0.1)
+    for estimator in (
+        scheduled,
+        il.WholeTasks(near, adaptation, il.Implicit(), Same(episodes), 4),
+        il.WholeTasks(problem, adaptation, il.Implicit(condition=projected), Same(episodes), 4),
+    ):
+        step = lambda estimator, meta: estimator.step(meta, (), None, KEY, jnp.int32(0))[0].grads
+        assert constants(eqx.filter_jit(step).lower(estimator, meta).lowered) < 2**20
+
+
 def _shapes_made(jaxpr) -> set:
     made = set()
     for eqn in jaxpr.eqns:
@@ -354,6 +422,9 @@ def test_bad_input_is_refused():
         bad(state={"rng": KEY})
     with pytest.raises(StructureError, match="do not fit into meta"):
         bad(frozen={"weights": None, "scales": jnp.ones(3)})
+    with pytest.raises(StructureError, match="which the adaptation does not carry"):
+        made, unchanged = recipe(), il.Procedure(lambda meta, support, key: meta)
+        il.meta_value_and_grad(made.problem, unchanged)(made.init_meta(KEY), tasks(), KEY)
     with pytest.raises(StructureError, match="carry a model state"):
         model = il.models.Model(init, apply, "carried", FROZEN, state_before(), learn)
         il.recipes.protonet(model, il.models.cross_entropy, 2)

@@ -278,6 +278,8 @@ def _gather(sharding: NamedSharding) -> Callable[[PyTree], PyTree]:
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     """Places this process's part of an array that every process has whole."""
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+        return leaf
     if is_key(leaf):
         data = _put(jax.random.key_data(leaf), NamedSharding(sharding.mesh, PartitionSpec()))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))

@@ -94,7 +94,7 @@ def compare(
     given = one_of_every_kind(adaptation, meta) if gradients is None else gradients
     named, main = _with_reference(_named(given), reference)
     entries = [
-        Entry(ComparisonRow(name, gradient), gradient.fidelity(adaptation))
+        Entry(ComparisonRow(name, gradient), gradient.fidelity(adaptation, problem))
         for name, gradient in named.items()
     ]
     _check_draws(entries, draws)

@@ -55,7 +55,7 @@ class LearningEstimator(Estimator):
     placement: Placement = eqx.field(default=OneDevice(), kw_only=True, metadata=NO_SETTING)
 
     def at(self, outer_step: int | Int[Array, ""]) -> tuple[Problem, Adaptation]:
-        """Problem and adaptation of an outer step."""
+        """Problem and adaptation of an outer step, with the frozen arrays of `problem`."""
         if self.schedule is None:
             return self.problem, self.adaptation
         step = jnp.asarray(outer_step, jnp.int32)
@@ -67,7 +67,9 @@ class LearningEstimator(Estimator):
                 got=describe_briefly(made),
                 expected="(problem, adaptation)",
             )
-        return made
+        problem, adaptation = made
+        # A schedule closes over frozen arrays, which would be constants of the compiled program.
+        return problem.holding(self.problem.frozen, self.problem.state), adaptation
 
     @property
     def tasks_at_once(self) -> int | None:

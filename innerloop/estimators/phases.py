@@ -10,6 +10,7 @@ from innerloop.arguments import at_least, instance
 from innerloop.errors import InnerloopError
 from innerloop.estimators.base import SUCH_AS, Apart, CheckedPart, Estimate, Estimator, TaskSet
 from innerloop.estimators.combination import Combination, joined
+from innerloop.estimators.metrics import state_form
 
 
 class FirstState(NamedTuple):
@@ -32,8 +33,9 @@ class Phases(Combination):
     ```
 
     The state of `then` begins at the step `until`, from that step's meta-parameters; the state of
-    `first` is dropped, except for the model state, which `then` continues. Each phase is compiled
-    when it begins. Metrics are those of the estimator in use. Phases nest, for more than two.
+    `first` is dropped, except for the model state, which `then` continues if it has one of the same
+    structure, shapes and dtypes. Each phase is compiled when it begins. Metrics are those of the
+    estimator in use. Phases nest, for more than two.
 
     Args:
         first: The estimator of the outer steps 0 ... `until - 1`.
@@ -73,7 +75,8 @@ class Phases(Combination):
     def enter(self, state: PyTree, meta: PyTree, key: PRNGKeyArray, outer_step: int) -> PyTree:
         if outer_step == self.until:
             begun, model_state = self.init(meta, key, outer_step), self.model_state(state)
-            return begun if model_state is None else self.with_model_state(begun, model_state)
+            continues = state_form(model_state) == state_form(self.model_state(begun))
+            return self.with_model_state(begun, model_state) if continues else begun
         part, kind = self._of(state)
         own = key if kind is FirstState else self._then_key(key)
         return kind(part.enter(state.state, meta, own, outer_step))

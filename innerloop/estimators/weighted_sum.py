@@ -13,6 +13,7 @@ from innerloop.checks import describe_briefly
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskSet
 from innerloop.estimators.combination import Combination, joined
+from innerloop.estimators.metrics import mean_state, state_form
 from innerloop.trees import all_finite
 
 
@@ -28,6 +29,9 @@ class WeightedSum(Combination):
     its metrics carry its name: `"sines/loss"`. The names of unnamed parts are their numbers. A part
     whose loss or gradient is not finite is left out of the step, and the weights of the others are
     scaled to the sum 1; the step is not finite if no part is.
+
+    Parts whose model states have the same structure, shapes and dtypes share one model state: the
+    mean of theirs after each step, by the same weights.
 
     Args:
         *parts: Pairs of an estimator and its weight, which is positive and finite.
@@ -91,6 +95,16 @@ class WeightedSum(Combination):
         parts = self._keyed(key, state)
         return tuple(part.enter(held, meta, own, outer_step) for part, own, held in parts)
 
+    def model_state(self, state: PyTree) -> PyTree:
+        found = list(_by_form(self._model_states(state)).values())
+        return found[0][0][1] if len(found) == 1 else None
+
+    def with_model_state(self, state: PyTree, model_state: PyTree) -> PyTree:
+        given = list(state)
+        for i, _ in _by_form(self._model_states(state)).get(state_form(model_state), ()):
+            given[i] = self.parts[i].with_model_state(state[i], model_state)
+        return tuple(given)
+
     def per_task(self, state: PyTree) -> PyTree:
         return tuple(part.per_task(held) for part, held in zip(self.parts, state, strict=True))
 
@@ -113,7 +127,8 @@ class WeightedSum(Combination):
         metrics = self._joined([{"loss": each.loss} | each.metrics for each in estimates])
         mean = jax.tree.map(lambda *leaves: _weighted(weights, *leaves), *grads)
         aux = dict(zip(self.names, (each.aux for each in estimates), strict=True))
-        return Estimate(loss, mean, metrics, aux), after
+        weights = jnp.where(sound, jnp.asarray(self.shares), 0)
+        return Estimate(loss, mean, metrics, aux), self._merged(state, after, weights)
 
     def apart(self, meta, state, data, key, outer_step, norm) -> Apart:
         parts = self._keyed(key, state, data)
@@ -141,6 +156,20 @@ class WeightedSum(Combination):
     def checked_parts(self, key: PRNGKeyArray) -> dict[str, CheckedPart]:
         return self._joined([part.checked_parts(own) for part, own in self._keyed(key)])
 
+    def _merged(self, before: tuple, after: tuple, weights: Array) -> tuple:
+        """The states after a step: parts whose model states have one form share their mean."""
+        old, merged = self._model_states(before), list(after)
+        for parts in _by_form(self._model_states(after)).values():
+            numbers, states = zip(*parts, strict=True)
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+            mean = mean_state(stacked, weights[jnp.asarray(numbers)], old[numbers[0]])
+            for i in numbers:
+                merged[i] = self.parts[i].with_model_state(after[i], mean)
+        return tuple(merged)
+
+    def _model_states(self, state: tuple) -> list[PyTree]:
+        return [part.model_state(held) for part, held in zip(self.parts, state, strict=True)]
+
     def _keyed(self, key: PRNGKeyArray, *more: Any) -> Iterator[tuple]:
         """Each part with its key, and with its entry of each of `more`."""
         return zip(self.parts, jax.random.split(key, len(self.parts)), *more, strict=True)
@@ -149,6 +178,15 @@ class WeightedSum(Combination):
         """One dictionary of what was found of each part, with the part's name before each name."""
         named = zip(self.names, found, strict=True)
         return {joined(name, inner): each for name, parts in named for inner, each in parts.items()}
+
+
+def _by_form(states: Sequence[PyTree]) -> dict[Any, list[tuple[int, PyTree]]]:
+    """The model states with the numbers of their parts, by `state_form`."""
+    found: dict[Any, list[tuple[int, PyTree]]] = {}
+    for i, state in enumerate(states):
+        if state is not None:
+            found.setdefault(state_form(state), []).append((i, state))
+    return found
 
 
 def _said(part: Any) -> str:

@@ -37,6 +37,14 @@ def stationarity(problem: Problem) -> Condition:
     return condition
 
 
+def _without_frozen(problem: Problem) -> Problem:
+    """The problem for a function that is given the frozen arrays in meta.
+
+    The function would otherwise hold them itself, as constants of the compiled program.
+    """
+    return problem.holding(None, problem.state)
+
+
 def fixed_point(function: Condition) -> Condition:
     r"""The condition $F = \theta - T(\theta, \phi)$ of a fixed point of `function`, T.
 
@@ -70,7 +78,7 @@ def projected_gradient(
     Returns:
         The condition, `(params, meta, batch, key) -> residual`.
     """
-    gradient_at = stationarity(problem)
+    gradient_at = stationarity(_without_frozen(problem))
 
     def step(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray) -> PyTree:
         gradient = gradient_at(params, meta, batch, key)
@@ -106,8 +114,9 @@ def proximal(problem: Problem, strength: float | Scalar | Callable[[PyTree], Sca
         StructureError: If the problem has no `init` or no `inner_loss`, or λ is a number that is
             not positive.
     """
-    inner_loss = loss_function("inner_loss", problem, needed_by="proximal")
-    init = initial_params(problem, needed_by="proximal")
+    own = _without_frozen(problem)
+    inner_loss = loss_function("inner_loss", own, needed_by="proximal")
+    init = initial_params(own, needed_by="proximal")
 
     def pulled(params: PyTree, meta: PyTree, batch: PyTree, key: PRNGKeyArray):
         value, aux = inner_loss(params, meta, batch, key)

@@ -166,7 +166,7 @@ def evaluated_tasks(
         )
     check_meta(meta)
     meta = jax.tree.map(jnp.asarray, meta)  # a number would be a part of the program
-    meta, episodes, key = map(placement.place, (meta, episodes, key))
+    learner, meta, episodes, key = map(placement.place, (learner, meta, episodes, key))
     at_once = TASKS_AT_ONCE if chunk is None else chunk
     how = (steps, at_once, calibration, placement, each_step)
     return _all_tasks(learner, meta, episodes, key, *how)
