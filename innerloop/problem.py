@@ -119,6 +119,12 @@ def state_of(adapted: PyTree) -> PyTree:
     return adapted.state if isinstance(adapted, Stateful) else None
 
 
+def state_form(state: PyTree) -> tuple:
+    """Structure, shapes and dtypes of a model state."""
+    leaves, structure = jax.tree.flatten(state)
+    return structure, *((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
 def with_state(params: PyTree, state: PyTree) -> PyTree:
     """The parameters with a model state, unless there is none or they have one already."""
     return params if state is None or isinstance(params, Stateful) else Stateful(params, state)

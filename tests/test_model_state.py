@@ -210,6 +210,18 @@ def test_validation_and_the_learner_use_the_state_of_the_best(tmp_path):
     stale = il.evaluate(made.learner, outcome.meta, episodes, KEY).mean["loss"][-1]
     assert abs(stale - best) > 1e-4
 
+    # A learner that is given follows the run too.
+    longer = dataclasses.replace(made.learner, adaptation=il.GradientDescent(optax.sgd(RATE), 4))
+    own = validation._replace(learner=longer)
+    after = il.fit(
+        made.estimator(Same(episodes), 4), made.init_meta, steps=1, validation=own,
+        report=reports.append, **given,
+    )  # fmt: skip
+    found = il.evaluate(
+        longer.with_state(after.learner.problem.state), reports[-1].meta, episodes, KEY
+    ).mean["loss"][-1]
+    np.testing.assert_allclose(reports[-1].evaluation.mean["loss"][-1], found, 1e-5)
+
     # A run that is resumed goes on from the state, and remembers that of the best.
     checkpoints = il.training.Checkpoints(tmp_path / "run", every=2)
     run = lambda steps, resume: il.fit(
@@ -428,6 +440,8 @@ def test_bad_input_is_refused():
     with pytest.raises(StructureError, match="carry a model state"):
         model = il.models.Model(init, apply, "carried", FROZEN, state_before(), learn)
         il.recipes.protonet(model, il.models.cross_entropy, 2)
+    with pytest.raises(StructureError, match="not one of this learner's problem"):
+        recipe().learner.with_state({"mean": jnp.zeros(4)})
     with pytest.raises(StructureError, match="supervised_problem"):
         model = il.models.Model(init, apply, "carried", FROZEN, state_before(), learn)
         il.models.supervised_loss(model, il.models.mean_squared_error)
