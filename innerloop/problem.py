@@ -166,8 +166,9 @@ class Problem(CheckedModule):
         frozen: A tree with an array of any dtype where `meta`, as the functions see it, holds a
             frozen array, and with None where a part of meta is learned. `meta` itself holds None,
             or anything of its own, in place of the frozen arrays.
-        state: The model state at the beginning of every task; None if the model has none. `fit`
-            replaces it after each outer step by the weighted mean of the states after the tasks.
+        state: The model state at the beginning of every task; None if the model has none.
+            `WholeTasks` replaces it after each outer step by the weighted mean of the states after
+            the tasks. With estimators of windows, every inner run begins with this one.
         through_state: Whether the meta-gradient includes the dependence of the state on the
             parameters and on meta. By default the state is held constant, and fidelity says so.
 

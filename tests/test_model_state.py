@@ -300,18 +300,36 @@ def test_a_state_of_another_form_is_not_continued():
     assert both.with_model_state(state, jnp.ones(()))[1] == 1
 
 
+class Fresh(eqx.Module):
+    """Another task for each key."""
+
+    def sample(self, key, n):
+        return jax.vmap(lambda key: jax.tree.map(lambda leaf: leaf[0], tasks(1, key)))(
+            jax.random.split(key, n)
+        )
+
+
+def test_a_run_goes_on_in_a_phase_without_a_model_state(tmp_path):
+    made = recipe()
+    whole = made.estimator(Same(tasks()), 4)
+    windows = il.estimators.TruncatedUnroll(
+        made.problem, made.adaptation, Fresh(), window=2, horizon=4, batch=2
+    )
+    phases = il.estimators.Phases(whole, windows, until=1)
+    run = lambda steps, resume: il.fit(
+        phases, made.init_meta, optimizer=optax.sgd(1e-3), steps=steps, key=KEY, resume=resume,
+        checkpoints=il.training.Checkpoints(tmp_path / "run", every=1),
+    )  # fmt: skip
+    run(1, False)
+    assert run(2, True).step == 2
+    assert run(3, True).step == 3
+
+
 @pytest.mark.parametrize("kind", [il.estimators.TruncatedUnroll, il.estimators.PersistentES])
 def test_windows_carry_the_state_through_a_run(kind):
     made = recipe()
-
-    class Tasks(eqx.Module):
-        def sample(self, key, n):
-            return jax.vmap(lambda key: jax.tree.map(lambda leaf: leaf[0], tasks(1, key)))(
-                jax.random.split(key, n)
-            )
-
     more = {"sigma": 0.01} if kind is il.estimators.PersistentES else {}
-    runs = kind(made.problem, made.adaptation, Tasks(), window=2, horizon=4, batch=2, **more)
+    runs = kind(made.problem, made.adaptation, Fresh(), window=2, horizon=4, batch=2, **more)
     outcome = il.fit(runs, made.init_meta, optimizer=optax.sgd(1e-3), steps=2, key=KEY)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(outcome.meta))
 
