@@ -119,6 +119,12 @@ def state_of(adapted: PyTree) -> PyTree:
     return adapted.state if isinstance(adapted, Stateful) else None
 
 
+def state_form(state: PyTree) -> tuple:
+    """Structure, shapes and dtypes of a model state."""
+    leaves, structure = jax.tree.flatten(state)
+    return structure, *((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
 def with_state(params: PyTree, state: PyTree) -> PyTree:
     """The parameters with a model state, unless there is none or they already have one."""
     return params if state is None or isinstance(params, Stateful) else Stateful(params, state)
@@ -160,8 +166,9 @@ class Problem(CheckedModule):
         frozen: The frozen arrays, of any dtype, in a tree with the structure of `meta` or a prefix
             of it, and with None where meta is learned. In their places `meta` holds None, or
             arrays that the functions do not see.
-        state: The model state at the beginning of every task; None if the model has none. After
-            each outer step, `fit` replaces it by the weighted mean of the states after the tasks.
+        state: The model state at the beginning of every task; None if the model has none.
+            `WholeTasks` replaces it after each outer step by the weighted mean of the states after
+            the tasks. With estimators of windows, every inner run begins with this one.
         through_state: Whether the meta-gradient includes the dependence of the state on the
             parameters and on meta. By default the state is held constant, and fidelity says so.
 

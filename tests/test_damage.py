@@ -300,7 +300,7 @@ def saved(tmp_path_factory):
 def loaded(run):
     """The state, and its record."""
     with opened(run) as checkpoints:
-        found = checkpoints.load(lambda step: jax.tree.map(jnp.asarray, STATE))
+        found = checkpoints.load(lambda step, record: jax.tree.map(jnp.asarray, STATE))
     assert found is not None
     return found
 

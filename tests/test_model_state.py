@@ -210,6 +210,18 @@ def test_validation_and_the_learner_use_the_state_of_the_best(tmp_path):
     stale = il.evaluate(made.learner, outcome.meta, episodes, KEY).mean["loss"][-1]
     assert abs(stale - best) > 1e-4
 
+    # A learner that is given follows the run too.
+    longer = dataclasses.replace(made.learner, adaptation=il.GradientDescent(optax.sgd(RATE), 4))
+    own = validation._replace(learner=longer)
+    after = il.fit(
+        made.estimator(Same(episodes), 4), made.init_meta, steps=1, validation=own,
+        report=reports.append, **given,
+    )  # fmt: skip
+    found = il.evaluate(
+        longer.with_state(after.learner.problem.state), reports[-1].meta, episodes, KEY
+    ).mean["loss"][-1]
+    np.testing.assert_allclose(reports[-1].evaluation.mean["loss"][-1], found, 1e-5)
+
     # A run that is resumed goes on from the state, and remembers that of the best.
     checkpoints = il.training.Checkpoints(tmp_path / "run", every=2)
     run = lambda steps, resume: il.fit(
@@ -288,18 +300,36 @@ def test_a_state_of_another_form_is_not_continued():
     assert both.with_model_state(state, jnp.ones(()))[1] == 1
 
 
+class Fresh(eqx.Module):
+    """Another task for each key."""
+
+    def sample(self, key, n):
+        return jax.vmap(lambda key: jax.tree.map(lambda leaf: leaf[0], tasks(1, key)))(
+            jax.random.split(key, n)
+        )
+
+
+def test_a_run_goes_on_in_a_phase_without_a_model_state(tmp_path):
+    made = recipe()
+    whole = made.estimator(Same(tasks()), 4)
+    windows = il.estimators.TruncatedUnroll(
+        made.problem, made.adaptation, Fresh(), window=2, horizon=4, batch=2
+    )
+    phases = il.estimators.Phases(whole, windows, until=1)
+    run = lambda steps, resume: il.fit(
+        phases, made.init_meta, optimizer=optax.sgd(1e-3), steps=steps, key=KEY, resume=resume,
+        checkpoints=il.training.Checkpoints(tmp_path / "run", every=1),
+    )  # fmt: skip
+    run(1, False)
+    assert run(2, True).step == 2
+    assert run(3, True).step == 3
+
+
 @pytest.mark.parametrize("kind", [il.estimators.TruncatedUnroll, il.estimators.PersistentES])
 def test_windows_carry_the_state_through_a_run(kind):
     made = recipe()
-
-    class Tasks(eqx.Module):
-        def sample(self, key, n):
-            return jax.vmap(lambda key: jax.tree.map(lambda leaf: leaf[0], tasks(1, key)))(
-                jax.random.split(key, n)
-            )
-
     more = {"sigma": 0.01} if kind is il.estimators.PersistentES else {}
-    runs = kind(made.problem, made.adaptation, Tasks(), window=2, horizon=4, batch=2, **more)
+    runs = kind(made.problem, made.adaptation, Fresh(), window=2, horizon=4, batch=2, **more)
     outcome = il.fit(runs, made.init_meta, optimizer=optax.sgd(1e-3), steps=2, key=KEY)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(outcome.meta))
 
@@ -428,6 +458,8 @@ def test_bad_input_is_refused():
     with pytest.raises(StructureError, match="carry a model state"):
         model = il.models.Model(init, apply, "carried", FROZEN, state_before(), learn)
         il.recipes.protonet(model, il.models.cross_entropy, 2)
+    with pytest.raises(StructureError, match="not one of this learner's problem"):
+        recipe().learner.with_state({"mean": jnp.zeros(4)})
     with pytest.raises(StructureError, match="supervised_problem"):
         model = il.models.Model(init, apply, "carried", FROZEN, state_before(), learn)
         il.models.supervised_loss(model, il.models.mean_squared_error)

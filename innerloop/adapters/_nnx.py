@@ -99,6 +99,7 @@ def from_nnx(
         after = _split(nnx, network)[1]
         if key is None:
             _require_no_draw(drawn, after.streams)
+        _require_not_written(given, after.others)
         updated = any(leaf is not given[path] for path, leaf in after.statistics.items())
         state = _nested(after.statistics) if carried else None
         return Outcome(outputs, state, updated if after.statistics else None)
@@ -187,6 +188,17 @@ def _reseeded(streams: Flat, key: PRNGKeyArray) -> Flat:
         path: stream(i, leaf.shape) if is_key(leaf) else jnp.zeros(leaf.shape, leaf.dtype)
         for i, (path, leaf) in enumerate(streams.items())
     }
+
+
+def _require_not_written(before: Flat, after: Flat) -> None:
+    written = [path for path, leaf in after.items() if leaf is not before.get(path)]
+    if written:
+        raise StructureError(
+            "the network changes variables that nothing carries",
+            got=", ".join(".".join(map(str, path)) for path in written),
+            expected="changes of nnx.BatchStat and of random streams alone; from_functions takes "
+            "a network with a state of its own",
+        )
 
 
 def _require_no_draw(before: Flat, after: Flat) -> None:

@@ -92,12 +92,6 @@ def mean_state(states: PyTree, weight: Array | None, before: PyTree) -> PyTree:
     return jax.tree.map(mean, states, before)
 
 
-def state_form(state: PyTree) -> tuple:
-    """Structure, shapes and dtypes of a model state."""
-    leaves, structure = jax.tree.flatten(state)
-    return structure, *((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-
-
 def mean_metrics(metrics: PyTree, weight: Array | None) -> dict[str, Scalar]:
     """Means over tasks of the outer loss's metrics, weighted as the loss is."""
     if not jax.tree.leaves(metrics):

@@ -10,7 +10,7 @@ from innerloop.arguments import at_least, instance
 from innerloop.errors import InnerloopError
 from innerloop.estimators.base import SUCH_AS, Apart, CheckedPart, Estimate, Estimator, TaskSet
 from innerloop.estimators.combination import Combination, joined
-from innerloop.estimators.metrics import state_form
+from innerloop.problem import state_form
 
 
 class FirstState(NamedTuple):

@@ -13,7 +13,8 @@ from innerloop.checks import describe_briefly
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.estimators.base import Apart, CheckedPart, Estimate, Estimator, TaskSet
 from innerloop.estimators.combination import Combination, joined
-from innerloop.estimators.metrics import mean_state, state_form
+from innerloop.estimators.metrics import mean_state
+from innerloop.problem import state_form
 from innerloop.trees import all_finite
 
 

@@ -99,6 +99,19 @@ def predict_classes(predict: Predict) -> Predict:
     return lambda params, meta, batch, key: class_scores(predict(params, meta, batch, key), batch)
 
 
+def predict_with(frozen: PyTree, predict: Predict) -> Predict:
+    """The same predictions, also from a meta that lacks the frozen arrays, as `fit` returns it.
+
+    Those that meta has are read, since the ones here would be constants of a compiled program.
+    """
+    if frozen is None:
+        return predict
+    is_none = lambda leaf: leaf is None
+    given_or_held = lambda held, given: held if given is None else given
+    filled = lambda meta: jax.tree.map(given_or_held, frozen, meta, is_leaf=is_none)
+    return lambda params, meta, batch, key: predict(params, filled(meta), batch, key)
+
+
 def train_classes(trained: Callable) -> Callable:
     """The same outputs in training, with -∞ at outputs that are not classes of the task."""
 
@@ -119,7 +132,7 @@ def learned_head(
     """A recipe whose adaptation builds its own parameters: no initialisation, no inner loss."""
     predict = predict_classes(predict)
     problem = Problem(None, None, prediction_loss(predict, loss), frozen=frozen)
-    return Recipe(problem, adaptation, Unroll(), init_meta, predict)
+    return Recipe(problem, adaptation, Unroll(), init_meta, predict_with(frozen, predict))
 
 
 def frozen_parts(init_meta: InitMeta, **models: Model) -> PyTree:
@@ -154,7 +167,8 @@ def learned_network(
         frozen=frozen,
         state=model.state,
     )
-    return Recipe(problem, adaptation, Unroll(), init_meta or model.init, parts.outputs)
+    predict = predict_with(frozen, parts.outputs)
+    return Recipe(problem, adaptation, Unroll(), init_meta or model.init, predict)
 
 
 def learned_start(
@@ -169,4 +183,4 @@ def learned_start(
     predict = predict_classes(predict)
     task_loss = prediction_loss(predict, loss)
     problem = Problem(start, task_loss, task_loss, frozen=frozen)
-    return Recipe(problem, adaptation, Unroll(), init_meta, predict)
+    return Recipe(problem, adaptation, Unroll(), init_meta, predict_with(frozen, predict))

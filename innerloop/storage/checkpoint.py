@@ -129,14 +129,17 @@ class CheckpointFolder:
         with self._writing():
             self._manager.save(step, args=items)
 
-    def load(self, like: Callable[[int], PyTree]) -> tuple[PyTree, dict[str, Any]] | None:
+    def load(
+        self, like: Callable[[int, dict[str, Any]], PyTree]
+    ) -> tuple[PyTree, dict[str, Any]] | None:
         """The last state that can be read, and its record; None if nothing was saved.
 
         A checkpoint that cannot be read is skipped with a warning. It is deleted once an earlier
         one has been read, because the run will save that step again.
 
         Args:
-            like: `step -> state`, a state of the structure that is expected at an outer step.
+            like: `(step, record) -> state`, a state of the structure that is expected at an outer
+                step, with the record that was saved there.
 
         Raises:
             RunError: If the checkpoints have another format, other settings or a state of another
@@ -154,7 +157,7 @@ class CheckpointFolder:
             missing = in_any(about is None)  # Every process asks, whatever it found.
             if about is not None and not missing:
                 self._require_settings(about)
-                expected = like(step)
+                expected = like(step, about["record"])
                 self._require_leaves(about, expected)
                 state = self._state(step, expected, about)
                 if not in_any(state is None):

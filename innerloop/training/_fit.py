@@ -255,7 +255,7 @@ def fit(
     best_meta, last = place.gathered(best.meta), place.gathered(now.meta)
     learner = planned.learner
     if learner is not None:
-        learner = learner.with_state(best.model_state)
+        learner = learner.following(best.model_state)
     return Fit(best_meta, last, step, best_step, int(state.faults), planned, plan, learner)
 
 

@@ -55,9 +55,10 @@ class _Saving:
             self._folder.require_none()
             return begin(), 0.0
 
-        def like(step: int) -> _Saved:
-            state = begin(step)
-            return _Saved(state, kept(state))
+        def like(step: int, record: dict[str, Any]) -> _Saved:
+            # The best may be of an earlier phase, whose model state may have another structure.
+            last = (record["best_step"] or step) - 1
+            return _Saved(begin(step), kept(begin(max(last, 0))))
 
         found = self._folder.load(like)
         if found is None:

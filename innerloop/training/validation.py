@@ -58,7 +58,9 @@ class Validation(NamedTuple):
     Args:
         episodes: A fixed batch of meta-validation episodes.
         every: Outer steps between validations.
-        learner: The learner that learns the episodes; the estimator's own unless given.
+        learner: The learner that learns the episodes; the estimator's own unless given. Its tasks
+            begin with the model state of the run, if its problem has a state of the same structure,
+            shapes and dtypes.
         metric: The metric that decides, after `steps` inner steps; nothing is judged before.
         maximise: Whether more of it is better. It must be given for any metric but the loss.
         steps: Inner steps at validation; those of the adaptation unless given.
@@ -103,7 +105,6 @@ class Validator:
             )
             for name, each in _by_name(validation).items()
         }
-        self._follow = {name for name, each in _by_name(validation).items() if each.learner is None}
         self.every = _common_every(self._named)
 
     def settings(self) -> dict[str, Any]:
@@ -164,10 +165,10 @@ class Validator:
                 )
 
     def _learner(self, name: str, model_state: PyTree) -> Learner:
-        """The learner, with the model state of the run unless it is one of the user's own."""
+        """The learner, with the model state of the run."""
         learner = self._named[name].learner
         assert learner is not None
-        return learner.with_state(model_state) if name in self._follow else learner
+        return learner.following(model_state)
 
     def _results(
         self, name: str, learner: Learner, meta: PyTree, placement: Placement
