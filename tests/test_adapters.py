@@ -466,3 +466,20 @@ def test_heads_and_contexts_take_the_networks_of_other_libraries():
     layers = [il.adapters.from_equinox(eqx.nn.Linear(2, 2, key=KEY)) for _ in range(2)]
     film = il.models.film(layers[0], 2, layers[1], context=3)
     assert film.apply(film.init(KEY), jnp.ones((4, 2)), None, None).shape == (4, 2)
+
+
+def test_a_variable_of_nnx_that_is_written_and_not_carried_is_refused():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Counting(nnx.Module):
+        def __init__(self, rngs):
+            self.layer, self.calls = nnx.Linear(2, 1, rngs=rngs), nnx.Variable(jnp.zeros(()))
+
+        def __call__(self, x):
+            self.calls[...] += 1
+            return self.layer(x)
+
+    network = il.adapters.from_nnx(lambda rngs: Counting(rngs))
+    whole = il.problem.overlay(network.init(jax.random.key(0)), network.frozen)
+    with pytest.raises(il.errors.StructureError, match=r"that nothing carries.*calls"):
+        network.apply(whole, jnp.ones((3, 2)), None, None)

@@ -463,3 +463,12 @@ def test_bad_input_is_refused():
     with pytest.raises(StructureError, match="supervised_problem"):
         model = il.models.Model(init, apply, "carried", FROZEN, state_before(), learn)
         il.models.supervised_loss(model, il.models.mean_squared_error)
+
+
+def test_predictions_take_the_meta_that_fit_returns():
+    made, episodes = recipe(), tasks(1)
+    meta, task = made.init_meta(KEY), jax.tree.map(lambda leaf: leaf[0], episodes)
+    adapted, _ = il.adapt(made.problem, made.adaptation, meta, task.support, KEY)
+    whole = made.problem.whole(meta)
+    bare, filled = (made.learner.predict(adapted, each, task.query, KEY) for each in (meta, whole))
+    np.testing.assert_array_equal(bare, filled)
