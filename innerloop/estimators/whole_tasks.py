@@ -172,7 +172,9 @@ class WholeTasks(LearningEstimator):
                 f"(--memory {math.ceil(2 * held / 2**20)}MiB)",
             )
         problem, adaptation = self.at(0)
-        exact = self.gradient.fidelity(adaptation, problem).kind == "exact"
+        # A model state that is held constant is held by every exact meta-gradient alike.
+        stateless = problem.holding(problem.frozen, None)
+        exact = self.gradient.fidelity(adaptation, stateless).kind == "exact"
         kept = None if exact and not isinstance(self.gradient, Implicit) else [self.gradient]
         found = plan(problem, adaptation, meta, episodes, rest, gradients=kept)
         chunk = found.chunk or self.batch
