@@ -268,7 +268,7 @@ def check_meta(meta: PyTree) -> None:
         raise StructureError(
             f"{name} is not a floating-point array, so it has no gradient",
             got=describe_briefly(leaf),
-            expected="floating-point numbers and arrays; the functions of a problem "
-            "close over all other values",
+            expected="floating-point numbers and arrays; other arrays belong to "
+            "Problem(..., frozen=...), with None in their places in meta",
             write=next((call for node in nodes if (call := adapter_call(node))), own),
         )

@@ -167,6 +167,11 @@ WRONG_TENSORS = {
         {},
         "another dtype.*int64 for 'head.bias'.*float32",
     ),
+    "large numbers": (
+        changed(**{"head.bias": np.full(5, 1e300)}),
+        {},
+        "beyond the range.*1e.300 for 'head.bias'",
+    ),
     "no tensors": ({}, {}, MISSING),
 }
 

@@ -455,7 +455,7 @@ def test_bad_input_is_refused():
     with pytest.raises(StructureError, match="which the adaptation does not carry"):
         made, unchanged = recipe(), il.Procedure(lambda meta, support, key: meta)
         il.meta_value_and_grad(made.problem, unchanged)(made.init_meta(KEY), tasks(), KEY)
-    with pytest.raises(StructureError, match="carry a model state"):
+    with pytest.raises(StructureError, match="carry the model state"):
         model = il.models.Model(init, apply, "carried", FROZEN, state_before(), learn)
         il.recipes.protonet(model, il.models.cross_entropy, 2)
     with pytest.raises(StructureError, match="not one of this learner's problem"):

@@ -8,15 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import DTypeLike, PRNGKeyArray, PyTree
 
 from innerloop.adapters._where import SELECTION, Selection, chosen_leaves, named_leaves, split
-from innerloop.arguments import checked, instance, random_key
+from innerloop.arguments import checked, random_key
 from innerloop.checks import is_floating, require_arrays
 from innerloop.errors import StructureError
 from innerloop.models import Model
+from innerloop.models.base import MODEL
 from innerloop.problem import Stateful, overlay
 from innerloop.trees import abstract
-
-MODEL = instance(Model, what="a Model", such_as="conv4(5)")
-"""The kind of an argument that is a network."""
 
 
 @checked(model=MODEL, where=SELECTION)

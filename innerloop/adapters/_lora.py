@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, PRNGKeyArray, PyTree
 
 from innerloop.adapters._freeze import (
-    MODEL,
     on_params,
     require_floating,
     restoring,
@@ -28,6 +27,7 @@ from innerloop.arguments import at_least, checked, function, optional, positive,
 from innerloop.checks import describe, is_floating, require_arrays
 from innerloop.errors import StructureError
 from innerloop.models import Model
+from innerloop.models.base import MODEL
 from innerloop.trees import abstract
 
 AsMatrix = Callable[[str, tuple[int, ...]], tuple[int, ...]]

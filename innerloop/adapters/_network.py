@@ -245,8 +245,9 @@ def require_call(
         raise StructureError(
             f"{adapter} does not know all arguments of the network's call: {error}",
             got=f"a call with the arguments {signature}",
-            expected=f"the arguments ({', '.join(positional)}) and, by name, any of "
-            f"{', '.join(offered)}; or the right call, such as call=lambda module, inputs, "
+            expected=f"the arguments ({', '.join(positional)})"
+            + (f" and, by name, any of {', '.join(offered)}" if offered else "")
+            + "; or the right call, such as call=lambda module, inputs, "
             "training: module(inputs, train=training)",
         ) from error
 

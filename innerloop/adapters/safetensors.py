@@ -195,7 +195,15 @@ def _converted(
             got=f"{path}: {tensor.dtype} for {place!r}",
             expected=f"{dtype}; floating-point numbers may be of any width",
         )
-    return tensor.astype(dtype)
+    with np.errstate(over="ignore"):
+        converted = tensor.astype(dtype)
+    if is_floating(tensor) and np.isinf(converted).sum() > np.isinf(tensor).sum():
+        raise DataError(
+            "a tensor of the file has numbers beyond the range of the dtype of the tree",
+            got=f"{path}: {tensor.dtype} up to {np.abs(tensor).max():.3g} for {place!r}",
+            expected=f"numbers that {dtype} has, or a tree in {tensor.dtype}",
+        )
+    return converted
 
 
 def _with_closest(name: str, names: Collection[str]) -> str:
