@@ -41,13 +41,13 @@ CASES = [
         given="targets = numpy.array(['cat', 'dog', 'cat'])",
     ),
     Case(
-        "problem.py: … needs parameters to start from",
+        "normal_form.py: … needs parameters to start from",
         "trace(meta_value_and_grad(Problem(init=None, inner_loss=loss, outer_loss=loss), "
         "GradientDescent(lambda meta: optax.sgd(0.1), 1)))",
         ("Problem(..., init=lambda meta, support, key: meta)",),
     ),
     Case(
-        "problem.py: the inner loss of a problem with a state",
+        "normal_form.py: the inner loss of a problem with a state",
         "trace(meta_value_and_grad(Problem(start, wrong, wrong, state=0.0), adaptation))",
         (
             (

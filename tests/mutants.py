@@ -8,7 +8,8 @@ import innerloop as il
 from innerloop.adaptation import run
 from innerloop.gradients.base import objective_after_run
 from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.problem import loss_function, task_keys
+from innerloop.normal_form import loss_function
+from innerloop.problem import task_keys
 
 
 class _Mutant(il.extend.MetaGradient):

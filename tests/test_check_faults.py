@@ -38,7 +38,8 @@ from innerloop.diagnostics.checks import (
 from innerloop.diagnostics.checks.subject import Subject
 from innerloop.diagnostics.findings import NotChecked
 from innerloop.extend import Adaptation
-from innerloop.problem import Episode, Examples, loss_function
+from innerloop.normal_form import loss_function
+from innerloop.problem import Episode, Examples
 from innerloop.trees import elements
 
 ERROR, WARNING, NOTE = Severity.ERROR, Severity.WARNING, Severity.NOTE

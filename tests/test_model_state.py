@@ -12,6 +12,7 @@ from jax.extend.core import jaxprs_in_params
 
 import innerloop as il
 from innerloop.errors import StructureError
+from innerloop.estimators.metrics import mean_state
 
 KEY = jax.random.key(0)
 RATE, STEPS = 0.1, 3
@@ -472,3 +473,26 @@ def test_predictions_take_the_meta_that_fit_returns():
     whole = made.problem.whole(meta)
     bare, filled = (made.learner.predict(adapted, each, task.query, KEY) for each in (meta, whole))
     np.testing.assert_array_equal(bare, filled)
+
+
+STATES = {
+    "mean": jnp.array([1.0, jnp.nan, 5.0]),
+    "count": jnp.array([2, 9, 3]),
+    "seen": jnp.array([False, True, False]),
+}
+BEFORE = {"mean": jnp.array(7.0), "count": jnp.array(1), "seen": jnp.array(True)}
+MEANS = {
+    "every task counts": (None, {"mean": 3.0, "count": 3, "seen": False}),
+    "one weighs more": ([1.0, 0.0, 3.0], {"mean": 4.0, "count": 3, "seen": False}),
+    "none counts": ([0.0, 0.0, 0.0], {"mean": 7.0, "count": 1, "seen": True}),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_the_mean_of_states_leaves_out_tasks_that_do_not_count(name):
+    weight, expected = MEANS[name]
+    states = STATES if weight is not None else jax.tree.map(lambda x: x[jnp.array([0, 2])], STATES)
+    weight = None if weight is None else jnp.array(weight)
+    found = mean_state(states, weight, BEFORE)
+    assert {leaf: float(found[leaf]) for leaf in found} == expected
+    assert jax.tree.map(lambda x: x.dtype, found) == jax.tree.map(lambda x: x.dtype, BEFORE)

@@ -11,7 +11,8 @@ from innerloop.adaptation.base import Adaptation, InnerRule, InnerStep, Loop
 from innerloop.arguments import at_least, require
 from innerloop.checks import describe
 from innerloop.errors import StructureError
-from innerloop.problem import Problem, require_rows
+from innerloop.normal_form import require_rows
+from innerloop.problem import Problem
 
 
 def run(

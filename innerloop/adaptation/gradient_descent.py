@@ -12,7 +12,8 @@ from innerloop.adaptation.base import Adaptation, Info, Origin
 from innerloop.arguments import at_least, either, function, or_none
 from innerloop.checks import describe, failures_explained
 from innerloop.errors import StructureError
-from innerloop.problem import at_state, initial_params, loss_function, next_state, with_state
+from innerloop.normal_form import at_state, initial_params, loss_function, next_state
+from innerloop.problem import with_state
 from innerloop.transformations import (
     JUDGED,
     Judged,

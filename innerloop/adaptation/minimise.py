@@ -14,14 +14,8 @@ from innerloop.adaptation.base import Adaptation, Origin
 from innerloop.adaptation.constant import undifferentiable
 from innerloop.arguments import at_least, flag, instance, optional
 from innerloop.errors import GradientError, StructureError
-from innerloop.problem import (
-    initial_params,
-    loss_function,
-    next_state,
-    parameters,
-    state_of,
-    with_state,
-)
+from innerloop.normal_form import initial_params, loss_function, next_state
+from innerloop.problem import parameters, state_of, with_state
 from innerloop.trees import definite
 
 

@@ -10,14 +10,8 @@ from innerloop.errors import InnerloopError
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
 from innerloop.learner import Learner
-from innerloop.problem import (
-    Episode,
-    Problem,
-    initial_params,
-    loss_function,
-    task_keys,
-    with_state,
-)
+from innerloop.normal_form import initial_params, loss_function
+from innerloop.problem import Episode, Problem, task_keys, with_state
 from innerloop.trees import element, key_numbers
 
 

@@ -12,7 +12,8 @@ from innerloop.adaptation import Adaptation, InnerRule, Loop, run_from
 from innerloop.estimators.horizons import Lengths
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll, concatenate
-from innerloop.problem import Episode, Problem, loss_function, task_keys
+from innerloop.normal_form import loss_function
+from innerloop.problem import Episode, Problem, task_keys
 from innerloop.tasks import TaskDistribution
 from innerloop.tasks.base import sampled
 from innerloop.trees import all_finite, element

@@ -15,7 +15,8 @@ from innerloop.errors import StructureError
 from innerloop.fidelity import ESTIMATE, EXACT, Fidelity
 from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
-from innerloop.problem import Episode, Problem, loss_function, state_of, task_keys
+from innerloop.normal_form import loss_function
+from innerloop.problem import Episode, Problem, state_of, task_keys
 
 
 class Aux(NamedTuple):

@@ -11,15 +11,8 @@ from jaxtyping import PRNGKeyArray, PyTree, Scalar
 from innerloop.arguments import checked, either, function, instance, positive
 from innerloop.checks import explained
 from innerloop.gradients.inner import exact_inner_gradient
-from innerloop.problem import (
-    After,
-    Problem,
-    at_state,
-    initial_params,
-    loss_function,
-    parameters,
-    state_of,
-)
+from innerloop.normal_form import After, at_state, initial_params, loss_function
+from innerloop.problem import Problem, parameters, state_of
 from innerloop.trees import add, dot
 
 Condition = Callable[[PyTree, PyTree, PyTree, PRNGKeyArray], PyTree]

@@ -21,15 +21,8 @@ from innerloop.gradients.linear_solve import Neumann, solve
 from innerloop.gradients.loops import StoreAll
 from innerloop.gradients.reach import reached_leaves, require_reach, watched_value_and_grad
 from innerloop.gradients.surrogate import known_gradient
-from innerloop.problem import (
-    Episode,
-    Problem,
-    loss_function,
-    parameters,
-    state_of,
-    task_keys,
-    with_state,
-)
+from innerloop.normal_form import loss_function
+from innerloop.problem import Episode, Problem, parameters, state_of, task_keys, with_state
 from innerloop.trees import add, dot, norm
 
 

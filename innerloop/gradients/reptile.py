@@ -11,7 +11,8 @@ from innerloop.fidelity import ESTIMATE, Fidelity, undefined
 from innerloop.gradients.base import Aux, MetaGradient, TaskObjective, run_task
 from innerloop.gradients.reach import reached_leaves, watch_reach
 from innerloop.gradients.surrogate import known_gradient
-from innerloop.problem import Episode, Problem, initial_params, parameters, task_keys
+from innerloop.normal_form import initial_params
+from innerloop.problem import Episode, Problem, parameters, task_keys
 
 
 class Reptile(MetaGradient):

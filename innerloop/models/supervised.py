@@ -44,8 +44,7 @@ def network(model: Model, of_meta: Part = lambda meta: meta, where: Part | None 
         learn = lambda params, *given: (model.apply(params, *given), None)
 
     def learned(meta: PyTree) -> PyTree:
-        params = of_meta(meta)
-        return params if model.frozen is None else learned_part(params, model.frozen)
+        return learned_part(of_meta(meta), model.frozen)
 
     def start(meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
         params = learned(meta)

@@ -22,8 +22,9 @@ from innerloop.gradients.inner import Exact
 from innerloop.gradients.loops import StoreAll
 from innerloop.learner import Learner
 from innerloop.missing import missing_derivatives_explained
+from innerloop.normal_form import loss_function
 from innerloop.objective import check_meta
-from innerloop.problem import Episode, loss_function, task_keys
+from innerloop.problem import Episode, task_keys
 from innerloop.programs.compiled import compiled
 from innerloop.recipes import Recipe
 from innerloop.training.calibration import calibration_sums, expected_calibration_error

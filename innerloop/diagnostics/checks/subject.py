@@ -20,17 +20,9 @@ from innerloop.diagnostics.findings import Severity
 from innerloop.errors import DetachedError, InnerloopError
 from innerloop.fidelity import EXACT, Fidelity
 from innerloop.gradients import Exact, MetaGradient, StoreAll
+from innerloop.normal_form import at_state, initial_params, loss_function
 from innerloop.objective import adapt, meta_objective, meta_value_and_grad
-from innerloop.problem import (
-    Episode,
-    Loss,
-    Problem,
-    at_state,
-    initial_params,
-    loss_function,
-    parameters,
-    task_keys,
-)
+from innerloop.problem import Episode, Loss, Problem, parameters, task_keys
 from innerloop.trees import abstract, element, elements, leaf_names
 
 NO_RULE = (TypeError, ValueError, NotImplementedError)

@@ -19,7 +19,8 @@ from innerloop.estimators import Estimator, WeightedSum, WholeTasks
 from innerloop.lab.experiments.base import Experiment, HeldOut, Parts
 from innerloop.lab.experiments.ranges import PositiveInt, Rate
 from innerloop.learner import Learner
-from innerloop.problem import Problem, loss_function
+from innerloop.normal_form import loss_function
+from innerloop.problem import Problem
 from innerloop.tasks.optimization import Family, held_out_families, training_families
 
 OptimizerName = Literal[
