@@ -1,9 +1,11 @@
 """Checks of arguments that all parts of the library use."""
 
 import importlib
+import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -31,6 +33,12 @@ def describe_briefly(value: Any) -> str:
     """As `describe`, but only the class if the text would have more than 200 characters."""
     said = describe(value)
     return said if len(said) <= 200 else f"a {type(value).__name__}"
+
+
+def listed(texts: Sequence[str], most: int = 8) -> str:
+    """The first texts, and how many there are beyond them."""
+    more = [f"and {len(texts) - most} more"] if len(texts) > most else []
+    return "; ".join([*texts[:most], *more])
 
 
 def is_floating(leaf: Any) -> bool:
@@ -127,7 +135,8 @@ def failures_explained(
         raise StructureError(
             f"{name} changes a module of flax.nnx, such as its batch statistics or random state",
             got=" ".join(str(error).split()),
-            expected="a function that changes nothing outside of itself",
+            expected="a function that changes nothing outside of itself; a Model of the module, or "
+            "Problem(..., state=...), carries what changes",
             write="adapters.from_nnx(module)",
         ) from error
 
@@ -149,27 +158,62 @@ def explained(name: str, function: Callable[..., T], *parts: str) -> Callable[..
 
 
 _ADAPTERS = {
-    ("flax.nnx", "State"): "adapters.from_nnx(module)",
-    ("flax.nnx", "Module"): "adapters.from_nnx(module)",
-    ("flax.linen", "Module"): "adapters.from_linen(module, inputs)",
-    ("torch.nn", "Module"): "adapters.from_torch(module)",
-    ("equinox", "Module"): "adapters.from_equinox(module)",
+    ("flax.nnx", "State"): ("adapters.from_nnx(module)", ""),
+    ("flax.nnx", "Module"): ("adapters.from_nnx(module)", "lambda rngs: {}"),
+    ("flax.linen", "Module"): ("adapters.from_linen(module, inputs)", "{}"),
+    ("torch.nn", "Module"): ("adapters.from_torch(module)", "{}"),
+    ("equinox", "Module"): ("adapters.from_equinox(module)", "lambda key: {}"),
 }
+"""The calls that make a model of a module, and what they take in place of a class of modules."""
 
 
 def adapter_call(value: Any) -> str | None:
-    """The call that makes a model of a module of another library; None for all other values.
+    """The call that makes a model of another library's module, or of a class of such modules.
 
     No library is imported: a value can only be a module of a library that is.
+
+    Args:
+        value: Any object.
+
+    Returns:
+        Python source; None for all other values.
     """
     own = __name__.partition(".")[0]
-    if any(cls.__module__.partition(".")[0] == own for cls in type(value).__mro__):
+    cls = value if isinstance(value, type) else type(value)
+    if any(base.__module__.partition(".")[0] == own for base in cls.__mro__):
         return None
-    for (package, name), call in _ADAPTERS.items():
+    for (package, name), (call, maker) in _ADAPTERS.items():
         kind = getattr(sys.modules.get(package), name, None)
-        if kind is not None and isinstance(value, kind):
-            return call
+        if kind is not None and issubclass(cls, kind):
+            of_class = call.replace("module", maker.format(_instance_of(cls, maker)), 1)
+            return of_class if cls is value else call
     return None
+
+
+def _instance_of(cls: type, maker: str) -> str:
+    """Source that makes an instance of a class, with ... for arguments that it lacks."""
+    by_name = [name for name in ("rngs", "key") if f"lambda {name}:" in maker]
+    given = [f"{name}={name}" for name in by_name]
+    signature = signature_of(cls)
+    try:
+        if signature is not None:
+            signature.bind(**dict.fromkeys(by_name))
+    except TypeError:
+        given = ["...", *given]
+    return f"{cls.__name__}({', '.join(given)})"
+
+
+def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
+    """The signature of what can be called; None for builtins and compiled callables without one.
+
+    A class whose metaclass takes any arguments, such as those of flax.nnx, has that of `__init__`.
+    """
+    if isinstance(function, type) and type(function).__call__ is not type.__call__:
+        function = partial(function.__init__, None)
+    try:
+        return inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
 
 
 def optional_package(name: str, needed_by: str, extra: str) -> Any:

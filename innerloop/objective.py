@@ -264,11 +264,11 @@ def check_meta(meta: PyTree) -> None:
         name = f"meta{jax.tree_util.keystr(path)}"
         nodes = jax.tree.leaves(meta, is_leaf=lambda node: adapter_call(node) is not None)
         network = hasattr(meta, "init") and hasattr(meta, "apply")
-        own = "model.init(key)" if network else None
+        calls = ["model"] if network else [adapter_call(node) for node in nodes]
         raise StructureError(
             f"{name} is not a floating-point array, so it has no gradient",
             got=describe_briefly(leaf),
             expected="floating-point numbers and arrays; other arrays belong to "
             "Problem(..., frozen=...), with None in their places in meta",
-            write=next((call for node in nodes if (call := adapter_call(node))), own),
+            write=next((f"{call}.init(key)" for call in calls if call), None),
         )

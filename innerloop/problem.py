@@ -19,10 +19,7 @@ from innerloop.arguments import (
     or_none,
     require,
 )
-from innerloop.checks import (
-    describe,
-    text_type,
-)
+from innerloop.checks import describe, listed, text_type
 from innerloop.errors import StructureError
 from innerloop.trees import is_key
 
@@ -301,13 +298,13 @@ def subset(
         raise StructureError(
             "where selects something that is not in the tree",
             got=repr(error),
-            expected=f"a part of {jax.tree.structure(tree)}",
+            expected=f"a part of {_paths(tree)}",
         ) from error
     if not jax.tree.leaves(part):
         raise StructureError(
-            "where selects nothing, so nothing would be adapted",
+            "where selects no array",
             got=f"{part!r}",
-            expected=f"a part of {jax.tree.structure(tree)} with at least one array",
+            expected=f"a part of {_paths(tree)}",
         )
     if len(set(chosen)) < len(chosen):
         raise StructureError(
@@ -328,6 +325,12 @@ def subset(
         return treedef.unflatten(replaced.get(i, leaf) for i, leaf in enumerate(leaves))
 
     return part, merge
+
+
+def _paths(tree: PyTree) -> str:
+    """The paths of a tree's leaves, for errors."""
+    paths = [f"tree{jax.tree_util.keystr(path)}" for path, _ in jax.tree.leaves_with_path(tree)]
+    return listed(paths) or "a tree with arrays; this one has none"
 
 
 def _stand_in(leaf: Any) -> Any:

@@ -41,6 +41,20 @@ CASES = [
         given=LINEN + "module = linen.Dense(2)",
     ),
     Case(
+        "adapters/_network.py: … calls a function that makes a module",
+        "adapters.from_nnx(Network)",
+        ("adapters.from_nnx(lambda rngs: Network(rngs=rngs))",),
+        given=NNX + "class Network(nnx.Linear):\n"
+        "    def __init__(self, *, rngs):\n"
+        "        super().__init__(2, 2, rngs=rngs)\n",
+    ),
+    Case(
+        "adapters/_network.py: … calls a function that makes a module",
+        "adapters.from_equinox(lambda: 0)",
+        ("adapters.from_equinox(lambda key: Network(key=key))",),
+        given="import equinox as eqx\nNetwork = lambda key: eqx.nn.Linear(2, 2, key=key)",
+    ),
+    Case(
         "checks.py: … changes a module of flax.nnx",
         "trace(meta_value_and_grad(Problem(init, dropped, loss), adaptation))",
         ("adapters.from_nnx(module)",),
@@ -49,13 +63,13 @@ CASES = [
     Case(
         "objective.py: … is not a floating-point array",
         "trace(meta_value_and_grad(problem, adaptation), module, episodes, key)",
-        ("adapters.from_nnx(module)",),
+        ("adapters.from_nnx(module).init(key)",),
         given=NNX + "module = nnx.Dropout(0.5, rngs=nnx.Rngs(0))",
     ),
     Case(
         "objective.py: … is not a floating-point array",
         "trace(meta_value_and_grad(problem, adaptation), {'net': module}, episodes, key)",
-        ("adapters.from_equinox(module)",),
+        ("adapters.from_equinox(module).init(key)",),
         given="import equinox as eqx\nmodule = eqx.nn.MLP(2, 2, 3, 1, key=key)",
     ),
 ]

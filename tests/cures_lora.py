@@ -10,7 +10,8 @@ NET = (
 )
 NUMBERS = (
     NET
-    + "params = {'body': jnp.ones((2, 3), jnp.int8), 'scale': jnp.ones(()), 'head': jnp.ones(3)}"
+    + "params = {'body': jnp.ones((2, 3), jnp.int8), 'scale': jnp.ones(()), 'head': jnp.ones(3)}\n"
+    "model = model._replace(init=lambda key: params)\n"
 )
 FILE = (
     NET + "from innerloop.checks import optional_package\n"
@@ -41,6 +42,18 @@ CASES = [
         "matching('haed')(params)",
         ("matching('head')", ", or matching('head.bias')"),
         given=NET,
+    ),
+    Case(
+        "adapters/_freeze.py: params is a module",
+        "freeze(model, params, where)",
+        (
+            (
+                "adapters.from_equinox(module).init(jax.random.key(0)), with params as the module",
+                "freeze(model, il.adapters.from_equinox(params).init(jax.random.key(0)), where)",
+            ),
+        ),
+        given=NET + "import equinox as eqx\nparams = eqx.nn.MLP(2, 3, 3, 1, key=key)\n"
+        "model, where = il.adapters.from_equinox(params), matching('layers.0')",
     ),
     Case(
         "adapters/_freeze.py: an array that is not frozen",
@@ -80,6 +93,12 @@ CASES = [
     Case(
         "adapters/safetensors.py: the file has tensors",
         "load_safetensors(path, params, ignored=[])",
+        ("ignored=['step', 'x']",),
+        given=FILE + "save(flat | {'step': np.ones(1), 'x': np.ones(1)}, path)",
+    ),
+    Case(
+        "adapters/safetensors.py: a pattern of tensors",
+        "load_safetensors(path, params, ignored=['setp', 'step', 'x'])",
         ("ignored=['step', 'x']",),
         given=FILE + "save(flat | {'step': np.ones(1), 'x': np.ones(1)}, path)",
     ),

@@ -374,6 +374,36 @@ def test_a_module_in_place_of_a_model_is_refused_with_its_adapter(as_users_see_i
                 assert caught.value.write == f"{name}(..., {each}={call})"
 
 
+def test_a_class_or_a_function_of_other_arguments_in_place_of_a_module(as_users_see_it):
+    """The call that makes an instance is named, in adapters and where a model is wanted."""
+    nnx = optional_package("flax.nnx", "a test", extra="ecosystem")
+
+    class Bare(nnx.Module):
+        def __init__(self, *, rngs):
+            self.layer = nnx.Linear(1, 1, rngs=rngs)
+
+    made = {
+        nnx.Linear: "adapters.from_nnx(lambda rngs: Linear(..., rngs=rngs))",
+        Bare: "adapters.from_nnx(lambda rngs: Bare(rngs=rngs))",
+        eqx.nn.MLP: "adapters.from_equinox(lambda key: MLP(..., key=key))",
+        eqx.nn.Identity: "adapters.from_equinox(lambda key: Identity(key=key))",
+        linen_network(): "adapters.from_linen(Network(), inputs)",
+    }
+    for cls, call in made.items():
+        with pytest.raises(StructureError, match="must be a Model") as caught:
+            il.recipes.maml(cls, il.models.cross_entropy)
+        assert caught.value.write == f"maml(..., model={call})"
+        adapter = call.split("(")[0].removeprefix("adapters.")
+        if cls is not eqx.nn.Identity:  # it takes any arguments
+            with pytest.raises(StructureError, match=f"the class {cls.__qualname__}") as caught:
+                getattr(il.adapters, adapter)(cls)
+            assert caught.value.write == call
+    for adapter, argument in (("from_nnx", "rngs"), ("from_equinox", "key")):
+        for function in (lambda: None, lambda a, b: None):
+            with pytest.raises(StructureError, match=f"one argument, {argument}"):
+                getattr(il.adapters, adapter)(function)
+
+
 def test_what_an_adapter_does_not_take_is_refused(as_users_see_it):
     refused = {
         "from_equinox": (3, lambda key: 3, lambda key: (key, None)),

@@ -114,6 +114,10 @@ def test_other_tensors_of_the_file_may_be_ignored(file):
     same(load(path, PARAMS, ignored=["lm_head", "st?p"]), jax.tree.map(np.asarray, PARAMS))
     with pytest.raises(il.errors.DataError, match=r"'step'.*ignored=\['step'\]"):
         load(path, PARAMS, ignored=["lm_head"])
+    with pytest.raises(
+        il.errors.DataError, match=r"matches no tensor.*'lmhead' \(closest: 'lm_head"
+    ):
+        load(path, PARAMS, ignored=["lmhead", "lm_head", "st?p"])
 
 
 def changed(**tensors):

@@ -129,7 +129,7 @@ WRONG_CHOICES = {
     "equal paths": (lambda: matching("a")({"a.b": 1.0, "a": {"b": 2.0}}), "same path.*'a.b'"),
     "intersection": (
         lambda: il.subset(TREES["dict"], matching("head") & matching("body")),
-        "selects nothing",
+        "selects no array",
     ),
 }
 
@@ -191,7 +191,7 @@ def quantised_apply(params, inputs, key, mask):
     return inputs @ (body["numbers"].astype(head.dtype) * body["scale"]) @ head
 
 
-QUANTISED = il.models.Model(lambda key: None, quantised_apply, "none")
+QUANTISED = il.models.Model(lambda key: NUMBERS, quantised_apply, "none")
 NUMBERS = {
     "body": {"numbers": jnp.array([[127, -3], [5, 0], [-128, 9]], jnp.int8), "scale": jnp.ones(())},
     "head": jnp.ones((2, 4)),
@@ -344,9 +344,29 @@ def pair(rows, columns):
 PARAMS = MLP.init(KEY)
 VECTOR = "arrays with rows and columns"
 WRONG = {
-    "freeze nothing": (lambda: freeze(MLP, PARAMS, lambda p: ()), "selects nothing"),
+    "freeze nothing": (lambda: freeze(MLP, PARAMS, lambda p: ()), "selects no array"),
     "freeze what is not there": (lambda: freeze(MLP, PARAMS, matching("tail")), "closest are"),
     "freeze all": (lambda: freeze(MLP, PARAMS, matching("*")), "selects everything.*body.0.bias"),
+    "freeze all but everything": (
+        lambda: freeze(MLP, PARAMS, ~matching("*")),
+        r"selects no array.*tree\['body'\]\[0\]\['bias'\]; ",
+    ),
+    "other sizes": (
+        lambda: freeze(MLP, il.models.mlp([3, 5, 4]).init(KEY), is_matrix),
+        r"not those of the network. Got: body.0.bias \(5,\), where",
+    ),
+    "a part missing": (
+        lambda: lora(MLP, {"head": PARAMS["head"]}, 1, is_matrix),
+        "not those of the network. Got: parameters without body.0.bias",
+    ),
+    "a part too many": (
+        lambda: freeze(MLP, PARAMS | {"neck": 1.0}, is_matrix),
+        r"neck \(\), which the network does not have",
+    ),
+    "a module": (
+        lambda: freeze(MLP, eqx.nn.MLP(3, 4, 4, 1, key=KEY), is_matrix),
+        r"params is a module.*from_equinox\(module\).init",
+    ),
     "freeze by a text": (lambda: freeze(MLP, PARAMS, "body"), r"selects a part.*matching\('head'"),
     "freeze no model": (lambda: freeze(MLP.apply, PARAMS, matching("body")), "must be a Model"),
     "learn integers": (
@@ -362,7 +382,7 @@ WRONG = {
     "everything": (lambda: lora(MLP, PARAMS, 1, matching("*")), VECTOR),
     "integers": (lambda: lora(QUANTISED, NUMBERS, 1, matching("*numbers")), VECTOR + ".*i8"),
     "nothing": (lambda: lora_factors(PARAMS, 1, matching("head") & matching("body"), KEY),
-                "selects nothing"),
+                "selects no array"),
     "rank": (lambda: lora(MLP, PARAMS, 4, is_matrix), "rank=4 for body.0.weights, 3 × 4.*rank=3"),
     "no rank": (lambda: lora(MLP, PARAMS, 0, is_matrix), "rank must be a whole number"),
     "alpha": (lambda: lora(MLP, PARAMS, 1, is_matrix, alpha=0), "alpha must be"),
@@ -499,7 +519,7 @@ WRONG_RECIPES = {
         lambda: il.recipes.anil(UNNAMED, mse, where=matching("*")),
         r"selects everything.*Write: maml\(model, loss\)",
     ),
-    "nothing": (lambda: il.recipes.boil(SINE, mse, where=lambda p: []), "selects nothing"),
+    "nothing": (lambda: il.recipes.boil(SINE, mse, where=lambda p: []), "selects no array"),
     "no such path": (
         lambda: il.recipes.anil(SINE, mse, where=matching("haed")),
         "closest are head",

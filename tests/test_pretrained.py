@@ -93,7 +93,7 @@ def test_all_of_meta_unless_told_otherwise():
         (jax.tree.map(lambda x: np.asarray(x, np.float64), WEIGHTS), body, "float64.*float32"),
         (il.models.mlp([1, 6]).init(KEY), body, "nothing"),
         (WEIGHTS, lambda meta: meta["tail"], "not in the tree"),
-        (WEIGHTS, lambda meta: (), "selects nothing"),
+        (WEIGHTS, lambda meta: (), "selects no array"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_leaf(weights, into, message):

@@ -211,8 +211,8 @@ CASES = {
         "support set is empty",
     ),
     # subset.
-    "subset_nothing": (with_subset(lambda m: ()), "where selects nothing"),
-    "subset_none": (with_subset(lambda m: None), "where selects nothing"),
+    "subset_nothing": (with_subset(lambda m: ()), "where selects no array"),
+    "subset_none": (with_subset(lambda m: None), "where selects no array"),
     "subset_missing": (with_subset(lambda m: m["head"]), "not in the tree.*head"),
     "subset_attribute": (with_subset(lambda m: m.head), "not in the tree"),
     # Counts.

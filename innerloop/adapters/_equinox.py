@@ -19,10 +19,10 @@ from innerloop.adapters._network import (
     put_together,
     refuse_module,
     require_call,
+    require_maker,
     takes_training,
 )
 from innerloop.arguments import checked
-from innerloop.checks import adapter_call
 from innerloop.errors import StructureError
 from innerloop.models import Model
 
@@ -142,8 +142,7 @@ def _maker(given: Any) -> Callable[[PRNGKeyArray], tuple[Any, eqx.nn.State | Non
     if isinstance(given, eqx.Module | tuple):
         made = pair(given)
         return lambda key: made
-    if not callable(given) or adapter_call(given) is not None:
-        refuse_module("from_equinox", given, "a module of Equinox, or a function key -> module")
+    require_maker("from_equinox", given, "key", "a module of Equinox, or a function key -> module")
     return lambda key: pair(given(key))
 
 

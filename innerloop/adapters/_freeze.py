@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import DTypeLike, PRNGKeyArray, PyTree
 
 from innerloop.adapters._where import SELECTION, Selection, chosen_leaves, named_leaves, split
 from innerloop.arguments import checked, random_key
-from innerloop.checks import is_floating, require_arrays
+from innerloop.checks import adapter_call, is_floating, require_arrays
 from innerloop.errors import StructureError
 from innerloop.models import Model
 from innerloop.models.base import MODEL
@@ -44,8 +45,8 @@ def freeze(
         A model whose `init` returns the learned part of `params`, whatever the key.
 
     Raises:
-        StructureError: If `where` selects nothing or everything, or if a part that is learned is
-            not made of floating-point arrays.
+        StructureError: If `params` are not the parameters of `model`, if `where` selects nothing or
+            everything, or if a part that is learned is not made of floating-point arrays.
     """
     whole, fixed = with_frozen(model, params)
     frozen_marks = [a or b for a, b in zip(fixed, chosen_leaves(whole, where), strict=True)]
@@ -69,13 +70,45 @@ def freeze(
 
 
 def with_frozen(model: Model, params: PyTree) -> tuple[PyTree, list[bool]]:
-    """All arrays of a network, and for each of them whether the network freezes it already."""
+    """All arrays of a network, and for each of them whether the network freezes it already.
+
+    Raises:
+        StructureError: If the parameters are not those of the network.
+    """
+    if not all(map(eqx.is_array_like, jax.tree.leaves(params))) and adapter_call(params):
+        raise StructureError(
+            "params is a module, and not the parameters of the network",
+            got=f"a {type(params).__qualname__}",
+            expected="parameters as model.init returns them; a module's own are those of its "
+            "adapter",
+            write=f"{adapter_call(params)}.init(jax.random.key(0)), with params as the module",
+        )
     require_arrays("the parameters", params)
     whole = overlay(params, model.frozen)
+    own = overlay(jax.eval_shape(model.init, jax.random.key(0)), abstract(model.frozen))
+    if difference := _difference(named_leaves(own), named_leaves(whole)):
+        raise StructureError(
+            "the parameters are not those of the network",
+            got=difference,
+            expected="the arrays that model.init returns, with other values",
+        )
     marks = overlay(
         jax.tree.map(lambda _: False, whole), jax.tree.map(lambda _: True, model.frozen)
     )
     return jax.tree.map(jnp.asarray, whole), jax.tree.leaves(marks)
+
+
+def _difference(own: dict[str, Any], given: dict[str, Any]) -> str | None:
+    """In which array the given ones differ from a network's own."""
+    for path in own | given:
+        if path not in given:
+            return f"parameters without {path}"
+        shape = jnp.shape(given[path])
+        if path not in own:
+            return f"{path} {shape}, which the network does not have"
+        if shape != own[path].shape:
+            return f"{path} {shape}, where the network's has the shape {own[path].shape}"
+    return None
 
 
 def require_floating(learned: PyTree) -> None:

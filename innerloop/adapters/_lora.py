@@ -24,7 +24,7 @@ from innerloop.adapters._where import (
     split,
 )
 from innerloop.arguments import at_least, checked, function, optional, positive, random_key
-from innerloop.checks import describe, is_floating, require_arrays
+from innerloop.checks import describe, is_floating, listed, require_arrays
 from innerloop.errors import StructureError
 from innerloop.models import Model
 from innerloop.models.base import MODEL
@@ -239,10 +239,9 @@ def _require_matrices(chosen: Mapping[str, Any], arrays: int) -> None:
         write = f"where=matching({', '.join(map(repr, matrices))})"
     elif len(chosen) == arrays and matrices:
         write = "where=matching(lambda path, leaf: leaf.ndim > 1)"
-    shown = ", ".join(f"{path}: {describe(leaf)}" for path, leaf in list(vectors.items())[:LISTED])
     raise StructureError(
         "only floating-point arrays with rows and columns have low-rank factors",
-        got=shown + (f" and {len(vectors) - LISTED} more" if len(vectors) > LISTED else ""),
+        got=listed([f"{path}: {describe(leaf)}" for path, leaf in vectors.items()]),
         expected="arrays of two axes or more; learned= in lora learns other arrays as a whole",
         write=write,
     )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from innerloop.arguments import checked, one_of, optional, random_key
+from innerloop.arguments import checked, function, one_of, optional, random_key, requirement_of
 from innerloop.checks import adapter_call, describe, describe_briefly, is_floating
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
@@ -257,7 +257,29 @@ def refuse_module(adapter: str, module: Any, expected: str) -> None:
     right = adapter_call(module)
     raise StructureError(
         f"{adapter} does not take this module",
-        got=describe_briefly(module) if right is None else f"a {type(module).__qualname__}",
+        got=describe_briefly(module) if right is None else _briefly(module),
         expected=expected,
         write=right,
     )
+
+
+def require_maker(adapter: str, given: Any, argument: str, expected: str) -> None:
+    """Raise `StructureError` unless a value is a function of one argument that makes a module."""
+    is_module = adapter_call(given) is not None and not isinstance(given, type)
+    if is_module or not callable(given):
+        refuse_module(adapter, given, expected)
+    maker = requirement_of(function(argument))
+    if maker is not None and not maker.accepts(given):
+        raise StructureError(
+            f"{adapter} calls a function that makes a module with one argument, {argument}",
+            got=_briefly(given) if isinstance(given, type) else maker.shown("module", given),
+            expected=expected,
+            write=adapter_call(given)
+            or f"adapters.{adapter}(lambda {argument}: Network({argument}={argument}))",
+        )
+
+
+def _briefly(module: Any) -> str:
+    if isinstance(module, type):
+        return f"the class {module.__qualname__}"
+    return f"a {type(module).__qualname__}"

@@ -17,10 +17,11 @@ from innerloop.adapters._network import (
     put_together,
     refuse_module,
     require_call,
+    require_maker,
     takes_training,
 )
 from innerloop.arguments import checked
-from innerloop.checks import adapter_call, optional_package
+from innerloop.checks import optional_package
 from innerloop.errors import StructureError
 from innerloop.models import Model
 from innerloop.trees import abstract, is_key
@@ -136,8 +137,7 @@ def _maker(nnx: Any, given: Any) -> Callable[[PRNGKeyArray], Any]:
     if isinstance(given, nnx.Module):
         required(given)
         return lambda key: given
-    if not callable(given) or adapter_call(given) is not None:
-        refuse_module("from_nnx", given, "a module of flax.nnx, or a function rngs -> module")
+    require_maker("from_nnx", given, "rngs", "a module of flax.nnx, or a function rngs -> module")
     return lambda key: required(given(nnx.Rngs(key)))
 
 

@@ -4,7 +4,6 @@ Each is the field specifier of a module's field: type checkers see from `default
 argument is required.
 """
 
-import inspect
 import math
 import os
 import sys
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from innerloop.arguments.requirement import Requirement, kind, requirement_of
-from innerloop.checks import describe_briefly
+from innerloop.checks import describe_briefly, signature_of
 
 
 @kind
@@ -153,7 +152,7 @@ def function(*arguments: str, gives: str = "...", only: bool = False, **field: A
     listed = ", ".join(arguments)
 
     def accepts(value: Any) -> bool:
-        signature = _signature(value)
+        signature = signature_of(value)
         if signature is None:
             return callable(value)
         try:
@@ -163,7 +162,7 @@ def function(*arguments: str, gives: str = "...", only: bool = False, **field: A
         return not only or len(signature.parameters) == len(arguments)
 
     def shown(name: str, value: Any) -> str:
-        signature = _signature(value)
+        signature = signature_of(value)
         return f"{name}={describe_briefly(value)}" if signature is None else f"{name}{signature}"
 
     cure = f"lambda {listed}: ..." if arguments else "lambda: ..."
@@ -267,11 +266,3 @@ def _is_whole(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return _is_whole(value) or (isinstance(value, float | np.floating) and math.isfinite(value))
-
-
-def _signature(value: Any) -> inspect.Signature | None:
-    """None for builtins and compiled callables, which may have no signature."""
-    try:
-        return inspect.signature(value)
-    except (TypeError, ValueError):
-        return None
