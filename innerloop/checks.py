@@ -35,7 +35,7 @@ def describe_briefly(value: Any) -> str:
     return said if len(said) <= 200 else f"a {type(value).__name__}"
 
 
-def listed(texts: Sequence[str], most: int = 8) -> str:
+def first_of(texts: Sequence[str], most: int = 8) -> str:
     """The first texts, and how many there are beyond them."""
     more = [f"and {len(texts) - most} more"] if len(texts) > most else []
     return "; ".join([*texts[:most], *more])

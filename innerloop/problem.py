@@ -19,7 +19,7 @@ from innerloop.arguments import (
     or_none,
     require,
 )
-from innerloop.checks import describe, listed, text_type
+from innerloop.checks import describe, first_of, text_type
 from innerloop.errors import StructureError
 from innerloop.trees import is_key
 
@@ -330,7 +330,7 @@ def subset(
 def _paths(tree: PyTree) -> str:
     """The paths of a tree's leaves, for errors."""
     paths = [f"tree{jax.tree_util.keystr(path)}" for path, _ in jax.tree.leaves_with_path(tree)]
-    return listed(paths) or "a tree with arrays; this one has none"
+    return first_of(paths) or "a tree with arrays; this one has none"
 
 
 def _stand_in(leaf: Any) -> Any:

@@ -13,7 +13,10 @@ import extras
 import jax
 import jaxtyping
 import pytest
+import typed
 from quick import mark_slow
+
+typed.skip_inner_functions()
 
 # XLA's optimiser and LLVM's would take most of the suite's time, for programs that run once. The
 # passes over the whole program, which decide what it stores, are left on. Not level 0: with it the

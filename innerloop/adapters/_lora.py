@@ -24,7 +24,7 @@ from innerloop.adapters._where import (
     split,
 )
 from innerloop.arguments import at_least, checked, function, optional, positive, random_key
-from innerloop.checks import describe, is_floating, listed, require_arrays
+from innerloop.checks import describe, first_of, is_floating, require_arrays
 from innerloop.errors import StructureError
 from innerloop.models import Model
 from innerloop.models.base import MODEL
@@ -241,7 +241,7 @@ def _require_matrices(chosen: Mapping[str, Any], arrays: int) -> None:
         write = "where=matching(lambda path, leaf: leaf.ndim > 1)"
     raise StructureError(
         "only floating-point arrays with rows and columns have low-rank factors",
-        got=listed([f"{path}: {describe(leaf)}" for path, leaf in vectors.items()]),
+        got=first_of([f"{path}: {describe(leaf)}" for path, leaf in vectors.items()]),
         expected="arrays of two axes or more; learned= in lora learns other arrays as a whole",
         write=write,
     )

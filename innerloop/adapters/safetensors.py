@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from innerloop.adapters._where import closest, holds, named_leaves
 from innerloop.arguments import checked
 from innerloop.arguments import path as path_of
-from innerloop.checks import is_floating, listed, optional_package, require_tree
+from innerloop.checks import first_of, is_floating, optional_package, require_tree
 from innerloop.errors import DataError, StructureError
 from innerloop.storage.files import plain_file, reading
 from innerloop.trees import abstract
@@ -80,7 +80,7 @@ def load_safetensors(
     if different:
         raise DataError(
             "tensors of the file have other shapes than the arrays of the tree",
-            got=f"{path}: {listed(different, LISTED)}",
+            got=f"{path}: {first_of(different, LISTED)}",
             expected="equal shapes; load_safetensors without like reads all tensors by name, to be "
             "transposed or joined",
         )
@@ -125,7 +125,7 @@ def _names_in_file(places: Sequence[str], names: Names) -> dict[str, str]:
         if unknown:
             raise StructureError(
                 "names has paths that are not in the tree",
-                got=listed([_with_closest(place, places) for place in unknown], LISTED),
+                got=first_of([_with_closest(place, places) for place in unknown], LISTED),
                 expected="paths of the tree as keys, names in the file as values",
             )
         found = {place: names.get(place, place) for place in places}
@@ -161,7 +161,7 @@ def _require_names(
         prefix = _prefix(missing, shapes) if by_path else ""
         raise DataError(
             "the file has no tensor for some arrays of the tree",
-            got=f"{path}: no {listed([_with_closest(name, shapes) for name in missing], LISTED)}",
+            got=f"{path}: no {first_of([_with_closest(name, shapes) for name in missing], LISTED)}",
             expected=f"tensors with these names, or names=, which gives the name of each array; "
             f"{len(extra)} tensors of the file belong to no array",
             write=f"names=lambda path: f'{prefix}{{path}}'" if prefix else None,
@@ -170,7 +170,7 @@ def _require_names(
     if unused:
         raise DataError(
             "a pattern of tensors to ignore matches no tensor of the file",
-            got=f"{path}: {listed([_with_closest(each, shapes) for each in unused], LISTED)}",
+            got=f"{path}: {first_of([_with_closest(each, shapes) for each in unused], LISTED)}",
             expected="patterns of names in the file",
             write=f"ignored={[each for each in ignored if each not in unused]}",
         )
@@ -178,7 +178,7 @@ def _require_names(
         few = len(extra) <= LISTED
         raise DataError(
             "the file has tensors that belong to no array of the tree",
-            got=f"{path}: {listed([_with_closest(name, wanted) for name in extra], LISTED)}",
+            got=f"{path}: {first_of([_with_closest(name, wanted) for name in extra], LISTED)}",
             expected="an array for each tensor, or ignored=, a list of patterns of names",
             write=f"ignored={extra}" if few else None,
         )

@@ -50,19 +50,37 @@ def difference_between_traces(function: Callable, *args: PyTree) -> Difference |
     Nothing is run. A generator, an iterator or a counter on the host is read in both traces, so the
     traces differ in a constant.
     """
-    return traced_twice(function, *args)[1]
+    return traced_twice(function, *args).difference
 
 
-def traced_twice(function: Callable, *args: PyTree) -> tuple[PyTree, Difference | None]:
-    """The shapes that a function returns, and the first difference between two traces of it."""
+class Traced(NamedTuple):
+    """Two traces of a function.
+
+    Args:
+        program: The first trace, a function of arguments with the same shapes and dtypes. A
+            function that calls it is not traced through the original function again.
+        shapes: The shapes and dtypes of what it returns.
+        difference: The first difference between the traces; None if there is none.
+    """
+
+    program: Callable[..., PyTree]
+    shapes: PyTree
+    difference: Difference | None
+
+
+def traced_twice(function: Callable, *args: PyTree) -> Traced:
+    """Trace a function of arrays twice; nothing is run."""
     trace = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)
     first, shapes = trace(*args)
     try:
         with traced_anew():
             second, _ = trace(*args)
+        found = difference(first, second)
     except Exception:  # an iterator on the host, for example, has ended
-        return shapes, Difference(None)
-    return shapes, difference(first, second)
+        found = Difference(None)
+    flat, treedef = core.jaxpr_as_fun(first), jax.tree.structure(shapes)
+    program = lambda *args: jax.tree.unflatten(treedef, flat(*jax.tree.leaves(args)))
+    return Traced(program, shapes, found)
 
 
 def difference(a: core.ClosedJaxpr, b: core.ClosedJaxpr) -> Difference | None:

@@ -13,7 +13,7 @@ import jax
 from jaxtyping import Array, PyTree
 
 from innerloop.arguments import at_least, checked, path
-from innerloop.checks import describe, listed, optional_package
+from innerloop.checks import describe, first_of, optional_package
 from innerloop.devices.processes import in_any, same_in_all, together
 from innerloop.errors import RunError
 from innerloop.storage.files import require_text_name, writing
@@ -241,8 +241,8 @@ class CheckpointFolder:
         if changed:
             raise RunError(
                 "a run goes on with the settings that it began with",
-                got=listed([f"{name}={mine.get(name)}" for name in changed]),
-                expected=listed([f"{name}={theirs.get(name)}" for name in changed])
+                got=first_of([f"{name}={mine.get(name)}" for name in changed]),
+                expected=first_of([f"{name}={theirs.get(name)}" for name in changed])
                 + "; steps, minutes, chunk and per_call may change; with other values, such as other "
                 "frozen arrays, a new run in a folder of its own",
             )

@@ -192,7 +192,7 @@ def outer_steps(
             compilation takes, and a number of the host would be the same in every step.
     """
     of_step = lambda i: jax.tree.map(lambda leaf: leaf[i], data)
-    (_, shapes, _), found = traced_twice(program.step, state, of_step(0), key)
+    step, (_, shapes, _), found = traced_twice(program.step, state, of_step(0), key)
     if found is not None:
         raise StructureError(
             "an outer step is a different program each time it is traced",
@@ -209,7 +209,7 @@ def outer_steps(
 
     def body(carry):
         state, filled, i, _ = carry
-        state, metrics, sound = program.step(state, of_step(i), key)
+        state, metrics, sound = step(state, of_step(i), key)
         filled = jax.tree.map(lambda row, x: row.at[i].set(x), filled, metrics)
         return state, filled, i + sound.astype(i.dtype), sound
 
