@@ -243,8 +243,7 @@ class CheckpointFolder:
                 "a run goes on with the settings that it began with",
                 got=first_of([f"{name}={mine.get(name)}" for name in changed]),
                 expected=first_of([f"{name}={theirs.get(name)}" for name in changed])
-                + "; steps, minutes, chunk and per_call may change; with other values, such as other "
-                "frozen arrays, a new run in a folder of its own",
+                + "; steps, minutes, chunk and per_call may change; others need another folder",
             )
 
     def _require_leaves(self, about: dict[str, Any], like: PyTree) -> None:
