@@ -129,14 +129,14 @@ def pretrained_body(features, data: Data, size: Size) -> tuple[Any, dict]:
     rate = optax.cosine_decay_schedule(1e-3, size.pretraining)
     begin = time.perf_counter()
     fitted = il.fit(
-        recipe.estimator(il.tasks.LabelledImages(data.base, rows=128), batch=1),
+        recipe.estimator(il.tasks.LabelledRows(data.base, rows=128), batch=1),
         recipe.init_meta,
         optimizer=optax.adam(rate),
         steps=size.pretraining,
         key=jax.random.key(0),
         report=shown("pretraining"),
     )
-    batch = il.tasks.LabelledImages(data.base, rows=1000).sample(jax.random.key(1), 1)
+    batch = il.tasks.LabelledRows(data.base, rows=1000).sample(jax.random.key(1), 1)
     accuracy = float(
         il.evaluate(recipe._replace(tested=None).learner, fitted.last, batch, jax.random.key(2))
         .mean["accuracy"][-1]

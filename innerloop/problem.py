@@ -58,6 +58,8 @@ class Examples(eqx.Module):
             task, as in a task with fewer classes than others; None if all are.
         ways: The number of classes, which is static. If a model has more outputs, losses, heads and
             predictions leave the others out. None means that every output is a class.
+        source: `(rows, 2)`, the numbers of the class and of the row in the data from which each row
+            was drawn, -1 for padding; None if they are not known. Learning does not read it.
 
     Raises:
         StructureError: If inputs or targets are not numbers, such as labels in words, or `ways` is
@@ -69,6 +71,7 @@ class Examples(eqx.Module):
     mask: Array | None = None
     classes: Array | None = None
     ways: int | None = eqx.field(default=None, static=True)
+    source: Array | np.ndarray | None = None
 
     def __check_init__(self):
         require(optional(at_least(1, such_as=5)), "ways", self.ways, "Examples")

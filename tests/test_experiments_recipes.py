@@ -17,7 +17,7 @@ from innerloop.lab.experiments.sinusoid import Sinusoid
 from innerloop.lab.experiments.table import EXPERIMENTS
 from innerloop.lab.experiments.train import on_tasks, outer_optimizer
 from innerloop.recipes import RECIPES
-from innerloop.tasks import ClassificationTasks, LabelledImages
+from innerloop.tasks import ClassificationTasks, LabelledRows
 
 SMALL = [
     "--steps",
@@ -82,7 +82,7 @@ def test_shots_in_training_and_at_test():
 def test_every_recipe_is_an_experiment_on_images(name):
     """Only pretraining sees all classes at once."""
     experiment = Digits(recipe=name, filters=4)
-    kind = LabelledImages if name == "pretrain_finetune" else ClassificationTasks
+    kind = LabelledRows if name == "pretrain_finetune" else ClassificationTasks
     assert isinstance(experiment.parts().estimator.tasks, kind)
     assert isinstance(held_out(experiment).test, ClassificationTasks)
     assert callable(held_out(experiment).learner.predict)

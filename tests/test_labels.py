@@ -283,7 +283,7 @@ def test_the_tasks_of_the_library_say_how_many_classes_they_have():
         for ways in (3, (2, 3))
     )
     assert fixed.ways == varying.ways == 3 and fixed.classes is None
-    of_all = il.tasks.LabelledImages(images, 5)
+    of_all = il.tasks.LabelledRows(images, 5)
     assert jax.eval_shape(lambda key: of_all.sample(key, 2).query, KEY).ways == 6
     stored = il.tasks.StoredImages(images[..., None], 3, 1, 1)
     assert stored(np.random.default_rng(0)).support.ways == 3

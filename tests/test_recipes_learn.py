@@ -38,7 +38,7 @@ def test_recipe_learns_and_falls_to_chance_with_shuffled_labels(name, splits):
     recipe = il.recipes.named_recipe(name, network, SETTINGS.get(name, {}))
     tasks = il.tasks.ClassificationTasks(splits.train, WAYS, SHOTS, queries=5)
     if name == "pretrain_finetune":  # of all classes at once
-        tasks = il.tasks.LabelledImages(splits.train, rows=40)
+        tasks = il.tasks.LabelledRows(splits.train, rows=40)
     optimizer = optax.adam(1e-3 if name == "imaml" else 1e-2)  # its inner loop diverges at a larger
     estimator, key = recipe.estimator(tasks, batch=4), jax.random.key(0)
     trained = il.fit(estimator, recipe.init_meta, optimizer=optimizer, steps=60, key=key)

@@ -103,7 +103,7 @@ def test_examples_that_are_not_there_are_never_drawn():
     assert (drawn[:, 0] == 0).all() and (drawn[:, 3] == 255).all()
     # all of the examples of the smallest class, each time one of its turns is drawn
     assert classes.fewest == 4
-    batch = il.tasks.LabelledImages(classes, rows=30).sample(jax.random.key(0), 20)
+    batch = il.tasks.LabelledRows(classes, rows=30).sample(jax.random.key(0), 20)
     drawn = np.asarray(jnp.round(batch.query.inputs * 255)).reshape(-1, 4)
     assert (drawn.max(axis=1) == 255).all()
 

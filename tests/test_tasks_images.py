@@ -16,7 +16,7 @@ from innerloop.errors import DataError, StructureError
 from innerloop.tasks import (
     ClassificationTasks,
     ImageClasses,
-    LabelledImages,
+    LabelledRows,
     Splits,
     check_disjoint,
     upright,
@@ -238,11 +238,11 @@ def test_splits_of_images_that_are_not_square_are_checked_as_well():
 def test_labelled_images_say_which_of_all_classes_each_is():
     classes = with_quarter_turns(coded())
     table = np.asarray(classes.classes)
-    for task in sample(LabelledImages(classes, rows=40), 3):
+    for task in sample(LabelledRows(classes, rows=40), 3):
         assert task.query.inputs.shape == (40, 2, 2, 1)
         rows = decode(task.query.inputs)
         np.testing.assert_array_equal(rows[:, [0, 2]], table[np.asarray(task.query.targets)])
         assert len(np.unique(rows[:, 1])) > 1
         np.testing.assert_array_equal(task.support.targets, task.query.targets)
-    with pytest.raises(StructureError, match=r"rows must be .*Write: LabelledImages"):
-        LabelledImages(classes, rows=0)
+    with pytest.raises(StructureError, match=r"rows must be .*Write: LabelledRows"):
+        LabelledRows(classes, rows=0)

@@ -61,7 +61,7 @@ def pretrain_classifier(
       W'_{t+1} = W'_t - \alpha \nabla_{W'} \frac1n \sum_i \ell(f_\phi(x_i) W'_t, y_i), \; W'_0 = 0$$
 
     (arXiv 1904.04232). It is meta-trained on tasks whose labels number all `classes`
-    (`LabelledImages`), and learns tasks of `ways` classes at test (`recipe.tested`).
+    (`LabelledRows`), and learns tasks of `ways` classes at test (`recipe.tested`).
 
     Departs from the paper: the new head starts from zero, and gradient descent on the whole support
     set trains it without momentum and weight decay, at a rate of our choice.

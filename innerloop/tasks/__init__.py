@@ -20,17 +20,21 @@ from innerloop.tasks.base import TaskDistribution as TaskDistribution
 from innerloop.tasks.base import evaluation_episodes as evaluation_episodes
 from innerloop.tasks.base import evaluation_key as evaluation_key
 from innerloop.tasks.base import sample_each as sample_each
+from innerloop.tasks.classes import Classes as Classes
+from innerloop.tasks.classes import by_label as by_label
+from innerloop.tasks.classification import ClassificationTasks as ClassificationTasks
+from innerloop.tasks.classification import LabelledRows as LabelledRows
+from innerloop.tasks.classification import PerClass as PerClass
 from innerloop.tasks.image_classes import ImageClasses as ImageClasses
-from innerloop.tasks.image_classes import by_label as by_label
+from innerloop.tasks.image_classes import images_by_label as images_by_label
 from innerloop.tasks.image_classes import upright as upright
 from innerloop.tasks.image_classes import with_quarter_turns as with_quarter_turns
 from innerloop.tasks.image_files import image_folder as image_folder
-from innerloop.tasks.images import ClassificationTasks as ClassificationTasks
-from innerloop.tasks.images import LabelledImages as LabelledImages
-from innerloop.tasks.images import PerClass as PerClass
 from innerloop.tasks.sinusoid import SinusoidTasks as SinusoidTasks
 from innerloop.tasks.splits import Splits as Splits
 from innerloop.tasks.splits import check_disjoint as check_disjoint
+from innerloop.tasks.splits import split_classes as split_classes
+from innerloop.tasks.splits import split_rows as split_rows
 from innerloop.tasks.streamed import StoredImages as StoredImages
 from innerloop.tasks.streamed import StreamedTasks as StreamedTasks
 

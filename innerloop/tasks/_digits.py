@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from innerloop.checks import optional_package
-from innerloop.tasks.image_classes import ImageClasses
+from innerloop.tasks.image_classes import ImageClasses, with_quarter_turns
 from innerloop.tasks.splits import Splits
 
 # (digit, quarter turns) that are classes of their own. A class must be another glyph than every
@@ -32,7 +32,7 @@ def digits() -> Splits:
     The quarter turns of a digit are classes of their own, but for turns that look like another
     class. Meta-training: 14 classes of 0, 1, 2, 6, 8, 9; validation: 8 of 5, 7; test: 8 of 3, 4.
     Each class has 174 examples, as many as there are of the rarest digit, 8. The images are uint8
-    `(digits, 174, 8, 8, 1)`, 0 paper and 255 ink.
+    `(174 · digits, 8, 8, 1)`, 0 paper and 255 ink.
 
     Source: Alpaydin and Kaynak 1998, "Optical recognition of handwritten digits", UCI repository,
     in `sklearn.datasets.load_digits`.
@@ -44,7 +44,7 @@ def digits() -> Splits:
 
     def classes(turns: Mapping[int, tuple[int, ...]]) -> ImageClasses:
         rows = np.stack([scaled[labels == digit][:examples] for digit in turns])
-        table = [(row, turn) for row, digit in enumerate(turns) for turn in turns[digit]]
-        return ImageClasses(rows, np.array(table))
+        chosen = [row + k * len(turns) for row, digit in enumerate(turns) for k in turns[digit]]
+        return with_quarter_turns(rows).only(chosen)
 
     return Splits(classes(_TRAIN), classes(_VALIDATION), classes(_TEST))

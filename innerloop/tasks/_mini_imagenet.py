@@ -9,7 +9,7 @@ import numpy as np
 from innerloop.storage.files import plain_file
 from innerloop.tasks._plain_pickle import Array, load_plain
 from innerloop.tasks.files import Folder, inside, needed_folder, read_lines, reading
-from innerloop.tasks.image_classes import by_label
+from innerloop.tasks.image_classes import images_by_label
 from innerloop.tasks.image_files import classes_of_files
 from innerloop.tasks.splits import Splits, require_disjoint
 
@@ -51,7 +51,7 @@ def mini_imagenet(*, data: Folder = None) -> Splits:
         return Splits(*(classes_of_files(files, SIZE) for files in listed.values()))
     pickled = {part: _pickled(folder / _PICKLE.format(part)) for part in _PARTS}
     require_disjoint({part: labels for part, (_, labels) in pickled.items()}, "classes")
-    return Splits(*(by_label(images, labels) for images, labels in pickled.values()))
+    return Splits(*(images_by_label(images, labels) for images, labels in pickled.values()))
 
 
 def _listed(folder: Path, part: str) -> dict[str, list[Path]]:

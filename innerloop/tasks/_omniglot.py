@@ -13,8 +13,7 @@ from innerloop.arguments import at_least, checked
 from innerloop.checks import optional_package
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.files import Folder, KnownFile, cached_array, find
-from innerloop.tasks.image_classes import ImageClasses, with_quarter_turns
-from innerloop.tasks.images import as_unit_interval
+from innerloop.tasks.image_classes import ImageClasses, as_unit_interval, with_quarter_turns
 from innerloop.tasks.splits import Splits
 
 MakeClasses = Callable[[np.ndarray], ImageClasses]

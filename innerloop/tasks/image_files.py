@@ -15,7 +15,7 @@ from innerloop.checks import optional_package
 from innerloop.errors import DataError
 from innerloop.storage.files import plain_file
 from innerloop.tasks.files import cached_array, inside, reading
-from innerloop.tasks.image_classes import ImageClasses, by_label
+from innerloop.tasks.image_classes import ImageClasses, images_by_label
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -88,7 +88,9 @@ def classes_of_files(by_class: dict[str, list[Path]], size: int) -> ImageClasses
     files = [file for of_class in by_class.values() for file in of_class]
     labels = [name for name, of_class in by_class.items() for _ in of_class]
     name, shape = f"images-{_digest(files)}-{size}px", (len(files), size, size, 3)
-    return by_label(cached_array(name, lambda: _read(files, size), shape), np.array(labels, str))
+    return images_by_label(
+        cached_array(name, lambda: _read(files, size), shape), np.array(labels, str)
+    )
 
 
 def _read(files: Sequence[Path], size: int) -> np.ndarray:

@@ -4,27 +4,115 @@ from collections.abc import Iterable, Mapping
 from itertools import combinations
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from innerloop.errors import DataError
+from innerloop.arguments import at_least, between, checked, each, instance
+from innerloop.errors import DataError, StructureError
+from innerloop.tasks.classes import Classes
 from innerloop.tasks.image_classes import TURNS, ImageClasses
 
 
 class Splits(NamedTuple):
     """Classes for meta-training, for choosing between meta-trained models, and for the report."""
 
-    train: ImageClasses
-    validation: ImageClasses
-    test: ImageClasses
+    train: Classes
+    validation: Classes
+    test: Classes
+
+
+_SHARES = (0.6, 0.2, 0.2)
+_SPLIT = checked(
+    classes=instance(Classes, what="data by class", such_as="tasks.by_label(rows, labels)"),
+    shares=each(between(0, 1, such_as=0.5), length=3),
+    seed=at_least(0, such_as=0),
+)
+
+
+@_SPLIT
+def split_classes(
+    classes: Classes, shares: tuple[float, float, float] = _SHARES, *, seed: int = 0
+) -> Splits:
+    """Splits by class: the tasks of validation and test have classes that training never sees.
+
+    Args:
+        classes: The classes.
+        shares: The shares of the classes for training, validation and test, with sum 1.
+        seed: Decides which classes a split gets; the same in every version of NumPy.
+
+    Raises:
+        DataError: If a split would have fewer than two classes.
+        StructureError: If the shares do not add up to 1, or classes share rows, as turned images
+            do: split before you turn.
+    """
+    parts = _parts(len(classes), shares, seed, classes, least=2, what="classes")
+    return Splits(*(classes.only(part) for part in parts))
+
+
+@_SPLIT
+def split_rows(
+    classes: Classes, shares: tuple[float, float, float] = _SHARES, *, seed: int = 0
+) -> Splits:
+    """Splits the rows of each class: all three splits have all classes, and no row in common.
+
+    Rows that are nearly the same, such as the images of one film, may still be in two splits.
+
+    Args:
+        classes: The classes.
+        shares: The shares of the rows of each class, with sum 1.
+        seed: Decides which rows a split gets; the same in every version of NumPy.
+
+    Raises:
+        DataError: If a class has too few rows for one in each split.
+        StructureError: If the shares do not add up to 1, or classes share rows.
+    """
+    members: list[list[np.ndarray]] = [[], [], []]
+    for i, name in enumerate(classes.names):
+        rows = classes.members(i)
+        what = f"rows of class {name!r}"
+        for part, chosen in enumerate(_parts(len(rows), shares, seed + i, classes, 1, what)):
+            members[part].append(rows[chosen])
+    return Splits(*(classes.of_rows(part) for part in members))
+
+
+def _parts(
+    n: int, shares: tuple[float, ...], seed: int, classes: Classes, least: int, what: str
+) -> list[list[int]]:
+    """The numbers from 0 to n - 1 in three parts, in random order."""
+    if abs(sum(shares) - 1) > 1e-6:
+        raise StructureError(
+            "the shares of the splits do not add up to 1",
+            got=f"shares={shares}",
+            expected="three shares with sum 1",
+            write=f"shares={_SHARES}",
+        )
+    if len(np.unique(classes.order)) < len(classes.order):
+        raise StructureError(
+            "classes that share rows cannot be split without a leak",
+            got=f"{len(classes)} classes of {len(np.unique(classes.order))} rows",
+            expected="classes without common rows: split first, and turn the images of each split "
+            "afterwards",
+        )
+    ends = np.round(np.cumsum(shares) * n).astype(int)
+    # RandomState: its stream is frozen, so a split is the same in every version of NumPy
+    parts = np.split(np.random.RandomState(seed).permutation(n), ends[:-1])
+    if min(map(len, parts)) < least:
+        raise DataError(
+            f"there are too few {what} for three splits",
+            got=f"{n} {what}, split as {', '.join(str(len(part)) for part in parts)}",
+            expected=f"at least {least} in each split",
+        )
+    return [sorted(part.tolist()) for part in parts]
 
 
 def check_disjoint(splits: Splits) -> None:
-    """Raises `DataError` if two splits share an image, in any quarter turn.
+    """Raises `DataError` if two splits have an equal row; images may not even be equal when turned.
 
-    Runs on the host and reads every image: for tests and for new data, not for every start.
+    Runs on the host and reads all data: for tests and for new data, not for every start.
     """
-    images = {name: _images(classes) for name, classes in splits._asdict().items()}
-    require_disjoint(images, "images")
+    rows = {name: _contents(classes) for name, classes in splits._asdict().items()}
+    images = all(isinstance(classes, ImageClasses) for classes in splits)
+    require_disjoint(rows, "images" if images else "rows")
 
 
 def require_disjoint(parts: Mapping[str, Iterable], what: str) -> None:
@@ -40,12 +128,13 @@ def require_disjoint(parts: Mapping[str, Iterable], what: str) -> None:
             )
 
 
-def _images(classes: ImageClasses) -> set[bytes]:
-    """The bytes of every image, as the smallest of its four turns."""
-    images, counts = np.asarray(classes.images), classes.counts
-    if counts is not None:  # without what rows are filled up with, which all splits may share
-        images = images[np.arange(images.shape[1])[None, :] < np.asarray(counts)[:, None]][:, None]
-    turned = (np.rot90(images, turns, axes=(2, 3)) for turns in range(TURNS))
-    flat = (images.reshape(-1, *images.shape[2:]) for images in turned)
-    rows = [[image.tobytes() for image in images] for images in flat]
-    return {min(turns) for turns in zip(*rows, strict=True)}
+def _contents(classes: Classes) -> set[bytes]:
+    """The bytes of every row; of an image, those of the smallest of its four turns."""
+    numbers = np.unique(np.asarray(classes.order))
+    leaves = [np.asarray(leaf)[numbers] for leaf in jax.tree.leaves(classes.rows)]
+    if not isinstance(classes, ImageClasses):
+        rows = zip(*([row.tobytes() for row in leaf] for leaf in leaves), strict=True)
+        return {b"".join(row) for row in rows}
+    turned = (np.rot90(leaves[0], turns, axes=(1, 2)) for turns in range(TURNS))
+    images = [[image.tobytes() for image in each] for each in turned]
+    return {min(turns) for turns in zip(*images, strict=True)}

@@ -17,7 +17,8 @@ from innerloop.arguments import at_least, checked, function, random_key
 from innerloop.checks import describe, describe_briefly, failures_explained, optional_package
 from innerloop.errors import DataError, StructureError
 from innerloop.problem import Episode, Examples
-from innerloop.tasks.images import as_unit_interval, labelled
+from innerloop.tasks.classification import labelled
+from innerloop.tasks.image_classes import as_unit_interval
 from innerloop.trees import key_numbers
 
 _NO_SETTING = {"setting": False}
@@ -262,11 +263,12 @@ class StoredImages:
         """One task."""
         chosen = rng.choice(self.images.shape[0], self.ways, replace=False)
         number = self.shots + self.queries
-        rows = []
+        rows, source = [], []
         for row in chosen.tolist():
             count = self.images.shape[1] if self.counts is None else self.counts[row]
             drawn = rng.choice(count, number, replace=False).tolist()
             rows.append(np.stack([self.images[row, example] for example in drawn]))
-        images = np.stack(rows)
-        support, query = images[:, : self.shots], images[:, self.shots :]
-        return Episode(labelled(support, np), labelled(query, np))
+            source.append([(row, example) for example in drawn])
+        images, numbers = np.stack(rows), np.array(source, np.int32)
+        part = lambda rows: labelled(images[:, rows], np, numbers[:, rows])
+        return Episode(part(slice(None, self.shots)), part(slice(self.shots, None)))

@@ -18,7 +18,7 @@ from innerloop.lab.experiments.ranges import PositiveInt, Ways
 from innerloop.lab.plots import episodes_with_predictions
 from innerloop.models.normalisation import per_example, transductive
 from innerloop.recipes import Network, Recipe, named_recipe
-from innerloop.tasks import ClassificationTasks, LabelledImages, RandomAffine, Splits
+from innerloop.tasks import ClassificationTasks, LabelledRows, RandomAffine, Splits
 from innerloop.tasks.augmentation import Augment, Augmented
 
 # Of MAML on 5-way Omniglot; the recipe's defaults are for sinusoids.
@@ -121,7 +121,7 @@ class FewShotImages(FewShot, abc.ABC):
         splits, ways = self.splits(), self.train_ways or self.ways
         train = ClassificationTasks(splits.train, ways, self._shots_in_training(), self.queries)
         if self.recipe == "pretrain_finetune":  # Of all classes at once.
-            train = LabelledImages(splits.train, rows=ways * self.queries)
+            train = LabelledRows(splits.train, rows=ways * self.queries)
         if self.augment:
             train = Augmented(train, self.augmentation)
         sizes = (self.ways, self.shots, self.test_queries)

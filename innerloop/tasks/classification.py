@@ -1,4 +1,4 @@
-"""Classification tasks, few-shot and of all classes, drawn from images on the device."""
+"""Classification tasks, few-shot and of all classes, drawn from data on the device."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,24 +14,25 @@ from innerloop.errors import DataError, StructureError
 from innerloop.masks import blank_rows
 from innerloop.problem import Episode, Examples
 from innerloop.tasks.base import OneByOne
-from innerloop.tasks.image_classes import ImageClasses, turn, upright
+from innerloop.tasks.classes import Classes
+from innerloop.tasks.image_classes import upright
 from innerloop.tasks.splits import Splits
 
 
-def as_classes(images: ImageClasses | ArrayLike) -> ImageClasses:
-    """Returns an `ImageClasses` unchanged, and an array as upright classes.
+def as_classes(data: Classes | ArrayLike) -> Classes:
+    """Returns `Classes` unchanged, and images by class as upright classes.
 
     Raises:
-        StructureError: If `images` are all splits of a data set.
+        StructureError: If `data` are all splits of a data set.
     """
-    if isinstance(images, Splits):
+    if isinstance(data, Splits):
         raise StructureError(
             "the tasks are drawn from one split of the data",
             got="Splits, which hold the classes of all three",
-            expected="an ImageClasses, or an array by class",
+            expected="classes, or an array of images by class",
             write="splits.train, or splits.validation or splits.test for evaluation",
         )
-    return images if isinstance(images, ImageClasses) else upright(images)
+    return data if isinstance(data, Classes) else upright(data)
 
 
 @dataclass(frozen=True)
@@ -87,51 +88,54 @@ def draw_count(key: PRNGKeyArray, count: Count | PerClass, classes: int) -> Int[
 
 
 class ClassificationTasks(OneByOne):
-    """`ways`-way, `shots`-shot classification of images.
+    """`ways`-way, `shots`-shot classification.
 
     A task is `ways` classes, drawn without replacement and in random order, and `shots + queries`
     examples of each, drawn without replacement: no example is in both support and query, and a
     label says nothing about which class it stands for.
 
-    If `ways` or `shots` is a range, tasks differ in size, and all sizes are equally likely. Rows of
-    zeros fill every task up to the largest size, and the `mask` of its `Examples` says which rows
-    count. A task of n classes has the labels 0 … n - 1. The fields `ways` and, if
-    tasks differ in size, `classes` of the `Examples` say which outputs of a network are classes.
-    Losses, heads and predictions leave the other outputs out, so the result is the same as for the
-    n-way task alone.
+    If `ways`, `shots` or `queries` is a range, tasks differ in size, and all sizes are equally
+    likely. Rows of zeros fill every task up to the largest size, and the `mask` of its `Examples`
+    says which rows count. A task of n classes has the labels 0 … n - 1. The fields `ways` and, if
+    tasks differ in their number of classes, `classes` of the `Examples` say which outputs of a
+    network are classes. Losses, heads and predictions leave the other outputs out, so the result is
+    the same as for the n-way task alone.
 
-    Support and query are `Examples`: inputs `(rows, height, width, channels)`, real numbers in
-    [0, 1] in JAX's default floating-point type (uint8 divided by 255, bool as 0 or 1; images that
-    are floating-point already are left as they are); targets int32 `(rows,)` from 0 to ways - 1;
-    rows ordered by label, with those that do not count at the end of their class's.
+    Support and query are `Examples`: inputs `(rows, ...)`, the data as they are, and of images real
+    numbers in [0, 1] in JAX's default floating-point type (uint8 divided by 255, bool as 0 or 1;
+    images that are floating-point already are left as they are); targets int32 `(rows,)` from 0 to
+    ways - 1; rows ordered by label, with those that do not count at the end of their class's. Their
+    `source` says which class and row of the data each row is: `classes.names[source[i, 0]]` is the
+    name of its class.
 
     Source: Vinyals et al. 2016, "Matching networks for one shot learning". Classes are
     drawn from all turned ones, so a task may hold one character in two turns; the code of MAML
     draws characters first and turns them afterwards.
 
     Args:
-        images: An `ImageClasses`, or an array by class `(classes, examples, height, width)` or `(…,
-            channels)`. Its arrays are leaves of this module: pass the module into a compiled
-            function as an argument, and they are not copied into the program.
+        classes: What `by_label` or `images_by_label` gives, or images by class as an array
+            `(classes, examples, height, width)` or `(…, channels)`. Its arrays are leaves of this
+            module: pass the module into a compiled function as an argument, and they are not copied
+            into the program.
         ways: Classes per task: an int of at least 2, or `(least, most)`.
         shots: Examples per class in the support set: an int, `(least, most)` for the same number in
             every class, or `PerClass(least, most)` for a separate number in each class (an
             imbalanced support set).
-        queries: Examples per class in the query set.
+        queries: Examples per class in the query set, of the same form.
 
     Raises:
         StructureError: If `ways` is below 2, `shots` or `queries` is below 1, or a range is empty.
         DataError: If there are too few classes, or too few examples of a class.
     """
 
-    images: ImageClasses = eqx.field(converter=as_classes)
+    classes: Classes = eqx.field(converter=as_classes)
     ways: Count = either(at_least(2, such_as=5), range_of(2), static=True)
     shots: Count | PerClass = either(at_least(1), range_of(1), static=True)
-    queries: int = at_least(1, such_as=15, static=True)
+    queries: Count | PerClass = either(at_least(1, such_as=15), range_of(1), static=True)
 
     def __check_init__(self):
-        ways, shots = ends(self.ways)[1], ends(self.shots)[1]
-        classes, fewest = len(self.images), self.images.fewest
+        ways, shots, queries = (ends(each)[1] for each in (self.ways, self.shots, self.queries))
+        classes, fewest = len(self.classes), self.classes.fewest
         if ways > classes:
             raise DataError(
                 "there are not enough classes",
@@ -139,77 +143,83 @@ class ClassificationTasks(OneByOne):
                 expected=f"at most {classes} ways" if classes > 1 else "at least two classes",
                 write=f"ClassificationTasks(..., ways={classes})" if classes > 1 else None,
             )
-        if shots + self.queries > fewest:
-            fewer, needed = min(shots, fewest - 1), shots + self.queries
+        if shots + queries > fewest:
+            fewer, needed = min(shots, fewest - 1), shots + queries
             cures = [f"ClassificationTasks(..., shots={fewer}, queries={fewest - fewer})"]
-            if self.images.with_at_least(needed) >= ways:
-                cures.append(f"images.with_examples({needed}) in place of images")
+            if self.classes.with_at_least(needed) >= ways:
+                cures.append(f"classes.with_examples({needed}) in place of classes")
             raise DataError(
                 "there are not enough examples of each class",
-                got=f"shots={shots} + queries={self.queries} of {fewest} examples",
+                got=f"shots={shots} + queries={queries} of {fewest} examples",
                 expected=f"shots + queries of at most {fewest}, or classes that have {needed}",
                 write=", or ".join(cures[fewer == 0 :]) or None,
             )
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One task."""
-        (fewest, ways), (least, shots) = ends(self.ways), ends(self.shots)
-        vary = fewest < ways, least < shots
-        # Two keys if nothing varies, so that tasks of fixed size keep their draws.
-        class_key, example_key, *count_keys = jax.random.split(key, 4 if any(vary) else 2)
-        chosen = _distinct(class_key, ways, (len(self.images),))
-        images = self._draw(example_key, chosen, shots + self.queries)
-        support, query = images[:, :shots], images[:, shots:]
+        counts = self.ways, self.shots, self.queries
+        ways, shots, queries = (ends(each)[1] for each in counts)
+        vary = [ends(each)[0] < ends(each)[1] for each in counts]
+        # As few keys as are needed, so that tasks of fixed size keep their draws.
+        number = 5 if vary[2] else 4 if any(vary) else 2
+        class_key, example_key, *count_keys = jax.random.split(key, number)
+        chosen = _distinct(class_key, ways, (len(self.classes),))
+        support, query = self._draw(example_key, chosen, shots, queries)
         if not any(vary):
-            return Episode(labelled(support), labelled(query))
+            return Episode(support, query)
         present = jnp.arange(ways, dtype=jnp.int32) < draw_count(count_keys[0], self.ways, ways)
+        fixed = jnp.full(ways, queries, jnp.int32)
+        rows = draw_count(count_keys[2], self.queries, ways) if vary[2] else fixed
         return Episode(
             _padded(support, present, draw_count(count_keys[1], self.shots, ways), vary[0]),
-            _padded(query, present, jnp.full(ways, self.queries, jnp.int32), vary[0]),
+            _padded(query, present, rows, vary[0]),
         )
 
-    def _draw(self, key: PRNGKeyArray, chosen: jax.Array, number: int) -> jax.Array:
-        """`number` different images of each chosen class: `(classes, number, height, …)`."""
-        rows, turns = self.images.classes[chosen, 0], self.images.classes[chosen, 1]
-        shape = (len(chosen), self.images.images.shape[1])
-        counts = self.images.counts
-        example = _distinct(key, number, shape, None if counts is None else counts[rows])
-        # gathered as uint8 and converted afterwards: a quarter of the bytes to move
-        images = self.images.images[rows[:, None], example]
-        return as_unit_interval(turn(images, turns) if self.images.turned else images)
+    def _draw(
+        self, key: PRNGKeyArray, chosen: Array, shots: int, queries: int
+    ) -> tuple[Examples, Examples]:
+        """Different examples of each chosen class."""
+        data = self.classes
+        equal = data.fewest == data.most
+        shape, sizes = (len(chosen), data.most), None if equal else data.sizes[chosen]
+        examples = _distinct(key, shots + queries, shape, sizes)
+        inputs, numbers = data.take(chosen, examples), data.row_numbers(chosen, examples)
+        source = jnp.stack(jnp.broadcast_arrays(chosen[:, None], numbers), axis=-1)
+        part = lambda rows: labelled(
+            jax.tree.map(lambda leaf: leaf[:, rows], inputs), source=source[:, rows]
+        )
+        return part(slice(None, shots)), part(slice(shots, None))
 
 
-class LabelledImages(OneByOne):
-    """Batches of labelled images, whose labels are numbers of all classes.
+class LabelledRows(OneByOne):
+    """Batches of labelled rows, whose labels are numbers of all classes.
 
-    All tasks have the same distribution: `rows` images, drawn independently and uniformly over
-    classes and examples. The target is the number of the image's class in `images`. Support and
+    All tasks have the same distribution: `rows` rows, drawn independently and uniformly over
+    classes and examples. The target is the number of the row's class in `classes`. Support and
     query are the same `Examples`, like those of `ClassificationTasks` except for the labels and
     their order.
 
     Args:
-        images: An `ImageClasses`, or an array by class, as in `ClassificationTasks`.
-        rows: Images per task.
+        classes: The data by class, as in `ClassificationTasks`.
+        rows: Rows per task.
 
     Raises:
         StructureError: If `rows` is below 1.
     """
 
-    images: ImageClasses = eqx.field(converter=as_classes)
+    classes: Classes = eqx.field(converter=as_classes)
     rows: int = at_least(1, such_as=25, static=True)
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
         """One batch."""
         class_key, example_key = jax.random.split(key)
-        targets = jax.random.randint(class_key, (self.rows,), 0, len(self.images), jnp.int32)
-        row, turns = self.images.classes[targets, 0], self.images.classes[targets, 1]
-        counts = self.images.counts
-        number = self.images.images.shape[1] if counts is None else counts[row]
-        example = jax.random.randint(example_key, (self.rows,), 0, number, jnp.int32)
-        images = self.images.images[row, example]
-        if self.images.turned:
-            images = turn(images[:, None], turns)[:, 0]
-        examples = Examples(as_unit_interval(images), targets, ways=len(self.images))
+        data = self.classes
+        targets = jax.random.randint(class_key, (self.rows,), 0, len(data), jnp.int32)
+        number = data.most if data.fewest == data.most else data.sizes[targets]
+        example = jax.random.randint(example_key, (self.rows,), 0, number, jnp.int32)[:, None]
+        inputs = jax.tree.map(lambda leaf: leaf[:, 0], data.take(targets, example))
+        source = jnp.stack([targets, data.row_numbers(targets, example)[:, 0]], axis=-1)
+        examples = Examples(inputs, targets, ways=len(data), source=source)
         return Episode(examples, examples)
 
 
@@ -236,29 +246,25 @@ def _first(counts: jax.Array, most: int) -> jax.Array:
     return jnp.arange(most, dtype=jnp.int32)[None, :] < counts[:, None]
 
 
-def as_unit_interval(images: jax.Array) -> jax.Array:
-    """uint8 divided by 255, bool as 0 or 1; floating-point images as they are."""
-    if jnp.issubdtype(images.dtype, jnp.floating):
-        return images
-    values = images.astype(jnp.result_type(float))
-    return values / 255 if images.dtype == jnp.uint8 else values
-
-
-def labelled(images: Any, library: Any = jnp) -> Examples:
-    """Flatten `(ways, rows, height, width, channels)` into rows, each labelled by its place.
+def labelled(inputs: Any, library: Any = jnp, source: Any = None) -> Examples:
+    """Flatten leaves `(ways, rows, ...)` into rows, each labelled by its place.
 
     The library of the arrays is `jax.numpy` or `numpy`.
     """
-    ways, rows = images.shape[:2]
+    ways, rows = jax.tree.leaves(inputs)[0].shape[:2]
     targets = library.repeat(library.arange(ways, dtype=library.int32), rows)
-    return Examples(images.reshape(ways * rows, *images.shape[2:]), targets, ways=ways)
+    inputs, source = jax.tree.map(
+        lambda leaf: leaf.reshape(ways * rows, *leaf.shape[2:]), (inputs, source)
+    )
+    return Examples(inputs, targets, ways=ways, source=source)
 
 
-def _padded(images: jax.Array, present: jax.Array, counts: jax.Array, ways_vary: bool) -> Examples:
+def _padded(examples: Examples, present: Array, counts: Array, ways_vary: bool) -> Examples:
     """The first `counts` rows of the classes that are `present`, zeros in place of the others."""
-    examples = labelled(images)
     counts = jnp.where(present, counts, 0)
-    mask = _first(counts, images.shape[1]).reshape(-1)
-    inputs, targets = (blank_rows(leaf, mask) for leaf in (examples.inputs, examples.targets))
+    mask = _first(counts, len(examples.targets) // len(present)).reshape(-1)
+    blank = lambda tree: jax.tree.map(lambda leaf: blank_rows(leaf, mask), tree)
     classes = jnp.broadcast_to(present[None, :], (len(mask), len(present))) if ways_vary else None
-    return Examples(inputs, targets, mask, classes, examples.ways)
+    source = jax.tree.map(lambda leaf: jnp.where(mask[:, None], leaf, -1), examples.source)
+    inputs, targets = blank(examples.inputs), blank(examples.targets)
+    return Examples(inputs, targets, mask, classes, examples.ways, source)
