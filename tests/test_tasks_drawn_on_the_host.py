@@ -3,6 +3,7 @@
 import functools
 import random
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,6 +106,7 @@ PURE = {
     "a callback's closure": _called(lambda two=np.float32(2): lambda x: two * NUMPY.normal() * x),
     "a callback that calls itself": _called(_recursive),
     "a loop": lambda key: jax.lax.scan(lambda x, _: (x * 2, None), point(key), None, length=3)[0],
+    "an error of Equinox": lambda key: eqx.error_if(point(key), point(key)[0] > 99, "too large"),
     "a key of its own": lambda key: point(jax.random.fold_in(jax.random.key(3), 1)) + point(key),
 }
 
