@@ -117,7 +117,7 @@ class Data(NamedTuple):
 
 def characters() -> Data:
     splits = il.tasks.omniglot(classes=il.tasks.upright)
-    images = np.asarray(splits.train.images)
+    images = np.asarray(splits.train.rows).reshape(1100, 20, 28, 28, 1)
     turned = il.tasks.with_quarter_turns(images[:700])
     return Data(turned, il.tasks.upright(images[700:]), splits.validation, splits.test)
 

@@ -42,24 +42,6 @@ CASES = [
         "tasks, augment = SinusoidTasks(5, 5), lambda key, images: images",
     ),
     Case(
-        "tasks/image_classes.py: not a table",
-        "ImageClasses(images, [0, 1])",
-        ("upright(images)",),
-        given=CHANGED,
-    ),
-    Case(
-        "tasks/image_classes.py: no such row",
-        "ImageClasses(images, [(7, 0)])",
-        ("upright(images)",),
-        given=CHANGED,
-    ),
-    Case(
-        "tasks/image_classes.py: a class is listed",
-        "ImageClasses(images, [(0, 0), (0, 0)])",
-        ("upright(images)",),
-        given=CHANGED,
-    ),
-    Case(
         "tasks/image_classes.py: only square",
         "with_quarter_turns(images)",
         ("upright(images)",),
@@ -72,13 +54,13 @@ CASES = [
         given=CHANGED + "by_class = [images[0], images[1, :4], images[2, :5]]",
     ),
     Case(
-        "tasks/images.py: there are not enough classes",
+        "tasks/classification.py: there are not enough classes",
         "ClassificationTasks(images, ways=4, shots=1, queries=1)",
         ("ClassificationTasks(..., ways=3)",),
         given=CHANGED,
     ),
     Case(
-        "tasks/images.py: the tasks are drawn from one split",
+        "tasks/classification.py: the tasks are drawn from one split",
         "ClassificationTasks(splits, ways=2, shots=1, queries=1)",
         (
             ("splits.train", "ClassificationTasks(splits.train, ways=2, shots=1, queries=1)"),
@@ -90,22 +72,28 @@ CASES = [
         given=CHANGED + "splits = Splits(*[upright(images)] * 3)",
     ),
     Case(
-        "tasks/images.py: there are not enough examples",
+        "tasks/classification.py: there are not enough examples",
         "ClassificationTasks(images, ways=3, shots=7, queries=2)",
         ("ClassificationTasks(..., shots=5, queries=1)",),
         given=CHANGED,
     ),
     Case(
-        "tasks/images.py: there are not enough examples",
-        "ClassificationTasks(images, ways=2, shots=2, queries=3)",
+        "tasks/classification.py: there are not enough examples",
+        "ClassificationTasks(classes, ways=2, shots=2, queries=3)",
         (
             "ClassificationTasks(..., shots=1, queries=1)",
             (
-                ", or images.with_examples(5) in place of images",
-                "ClassificationTasks(images.with_examples(5), ways=2, shots=2, queries=3)",
+                ", or classes.with_examples(5) in place of classes",
+                "ClassificationTasks(classes.with_examples(5), ways=2, shots=2, queries=3)",
             ),
         ),
-        given=CHANGED + "images = upright(images, counts=[6, 6, 2])",
+        given=CHANGED + "classes = upright(images, counts=[6, 6, 2])",
+    ),
+    Case(
+        "tasks/splits.py: the shares of the splits",
+        "split_classes(classes, shares=(0.5, 0.5, 0.5))",
+        ("shares=(0.6, 0.2, 0.2)",),
+        given="classes = by_label(np.zeros((10, 2)), np.arange(10))",
     ),
     Case(
         "tasks/streamed.py: streamed tasks",

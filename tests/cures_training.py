@@ -133,7 +133,7 @@ CASES = [
     Case(
         "estimators/whole_tasks.py: the budget is smaller",
         "train(estimator, memory='10B')",
-        (("fit(..., memory='1MiB') (--memory)", "train(estimator, memory='1MiB')"),),
+        (("fit(..., memory='1MiB') (--memory 1MiB)", "train(estimator, memory='1MiB')"),),
         full=True,
     ),
     Case(

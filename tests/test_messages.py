@@ -253,7 +253,9 @@ NO_CURE = {
     "labels of several classes": lambda: il.models.cross_entropy(
         jnp.ones((3, 4)), il.Examples(jnp.ones((3, 2)), jnp.ones((3, 4)))
     ),
-    "vectors in place of images": lambda: il.tasks.by_label(np.ones((6, 3)), np.arange(6) % 2),
+    "vectors in place of images": lambda: il.tasks.images_by_label(
+        np.ones((6, 3)), np.arange(6) % 2
+    ),
     "one example": lambda: il.tasks.ClassificationTasks(np.zeros((5, 1, 8, 8), np.uint8), 5, 1, 1),
     "an array as a task": lambda: traced(episodes=jnp.ones(3)),
     "rows of another number": lambda: traced(

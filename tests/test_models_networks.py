@@ -8,7 +8,7 @@ import pytest
 from innerloop import models
 from innerloop.errors import StructureError
 from innerloop.problem import Examples, subset
-from innerloop.tasks.images import as_unit_interval
+from innerloop.tasks.image_classes import as_unit_interval
 
 IMAGE = (4, 8, 8, 1)
 networks = {

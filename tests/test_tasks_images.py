@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from innerloop.errors import DataError, StructureError
 from innerloop.tasks import (
     ClassificationTasks,
-    ImageClasses,
     LabelledRows,
     Splits,
     check_disjoint,
@@ -64,6 +63,12 @@ def classes_by_label(examples):
     }
 
 
+def turned(classes):
+    """(character, turns) of each class."""
+    turns = [0] * len(classes) if classes.turns is None else classes.turns.tolist()
+    return [(int(classes.members(i)[0]) // EXAMPLES, turn) for i, turn in enumerate(turns)]
+
+
 SHAPES = [  # few, as each is compiled: all classes of a table, all examples, neither
     (upright, CHARACTERS, 1, 2),
     (with_quarter_turns, 4 * CHARACTERS, 2, 1),
@@ -76,7 +81,7 @@ SHAPES = [  # few, as each is compiled: all classes of a table, all examples, ne
 def test_a_task_is_what_it_should_be(shape, seed):
     make, ways, shots, queries = shape
     classes = make(coded())
-    table = set(map(tuple, np.asarray(classes.classes).tolist()))
+    table = set(turned(classes))
     for task in sample(ClassificationTasks(classes, ways, shots, queries), 6, seed):
         for examples, rows in [(task.support, shots), (task.query, queries)]:
             assert examples.inputs.shape == (ways * rows, 2, 2, 1)
@@ -111,17 +116,32 @@ def test_turned_images_are_numpys_rot90_of_the_stored_ones():
     assert {turns for _, _, turns in seen} == {0, 1, 2, 3}
 
 
-def test_a_table_says_which_turns_are_classes():
-    table = [(0, 0), (0, 1), (3, 2)]
-    tasks = ClassificationTasks(ImageClasses(coded(), table), ways=3, shots=1, queries=1)
-    for task in sample(tasks, 5):
-        assert set.union(*classes_by_label(task.support).values()) == set(table)
+def test_some_of_the_turns_may_be_classes():
+    some = with_quarter_turns(coded()).only([0, CHARACTERS, 3 + 2 * CHARACTERS])
+    assert turned(some) == [(0, 0), (0, 1), (3, 2)]
+    assert some.names == ("0", "0 turned 90°", "3 turned 180°")
+    for task in sample(ClassificationTasks(some, ways=3, shots=1, queries=1), 5):
+        assert set.union(*classes_by_label(task.support).values()) == set(turned(some))
+
+
+def test_a_row_tells_where_it_comes_from():
+    for make in (upright, with_quarter_turns):
+        classes = make(coded())
+        for task in sample(ClassificationTasks(classes, ways=3, shots=2, queries=(1, 3)), 6):
+            for part in (task.support, task.query):
+                counts = part.mask
+                assert (np.asarray(part.source)[~counts] == -1).all()
+                drawn = decode(part.inputs[counts])
+                of_class, row = np.asarray(part.source)[counts].T
+                assert [turned(classes)[i] for i in of_class] == [(c, t) for c, _, t in drawn]
+                assert row.tolist() == [c * EXAMPLES + e for c, e, _ in drawn]
 
 
 def test_upright_and_turned_tables():
-    assert np.asarray(upright(coded(2)).classes).tolist() == [[0, 0], [1, 0]]
-    turned = np.asarray(with_quarter_turns(coded(2)).classes).tolist()
-    assert sorted(turned) == [[c, k] for c in range(2) for k in range(4)]
+    assert turned(upright(coded(2))) == [(0, 0), (1, 0)]
+    assert sorted(turned(with_quarter_turns(coded(2)))) == [
+        (c, k) for c in range(2) for k in range(4)
+    ]
     assert len(with_quarter_turns(coded())) == 4 * CHARACTERS
 
 
@@ -175,9 +195,9 @@ def test_images_that_are_not_square_may_stay_upright():
 
 def test_images_are_held_once_in_the_type_they_came_in():
     classes = with_quarter_turns(coded())
-    assert classes.images.dtype == jnp.uint8
-    assert classes.images.shape == (CHARACTERS, EXAMPLES, 2, 2, 1)
-    assert ClassificationTasks(classes, 2, 1, 1).images.images is classes.images
+    assert classes.rows.dtype == jnp.uint8
+    assert classes.rows.shape == (CHARACTERS * EXAMPLES, 2, 2, 1)
+    assert ClassificationTasks(classes, 2, 1, 1).classes.rows is classes.rows
 
 
 @pytest.mark.parametrize(
@@ -205,13 +225,10 @@ def test_tasks_that_cannot_be_drawn_are_refused(arguments, error, message):
         (lambda: upright(np.zeros((2, 2, 2, 2), np.int64)), StructureError, "int"),
         (lambda: upright(np.zeros((2, 0, 2, 2), np.uint8)), DataError, r"shape \(2, 0, 2, 2\)"),
         (lambda: with_quarter_turns(np.zeros((2, 2, 2, 3), bool)), StructureError, "2×3"),
-        (lambda: ImageClasses(coded(), np.array([[5, 0]])), StructureError, r"\[5, 0\]"),
-        (lambda: ImageClasses(coded(), np.array([[0, 4]])), StructureError, r"\[0, 4\]"),
-        (lambda: ImageClasses(coded(), np.array([[0, -1]])), StructureError, r"\[0, -1\]"),
-        (lambda: ImageClasses(coded(), np.array([[0, 1]] * 2)), StructureError, "2 times"),
-        (lambda: ImageClasses(coded(), np.array([0, 1])), StructureError, "not a table"),
-        (lambda: ImageClasses(coded(), np.array([[0.0, 1.0]])), StructureError, "not a table"),
-        (lambda: ImageClasses(coded(), np.zeros((0, 2), int)), StructureError, "not a table"),
+        (lambda: upright(coded()).only([99]), StructureError, "99"),
+        (lambda: upright(coded()).only([-1]), StructureError, "from 0 to"),
+        (lambda: upright(coded()).only([1, 1]), StructureError, "different"),
+        (lambda: upright(coded()).only([]), DataError, "no classes"),
     ],
 )
 def test_images_and_tables_that_do_not_fit_are_refused(make, error, message):
@@ -237,7 +254,7 @@ def test_splits_of_images_that_are_not_square_are_checked_as_well():
 
 def test_labelled_images_say_which_of_all_classes_each_is():
     classes = with_quarter_turns(coded())
-    table = np.asarray(classes.classes)
+    table = np.array(turned(classes))
     for task in sample(LabelledRows(classes, rows=40), 3):
         assert task.query.inputs.shape == (40, 2, 2, 1)
         rows = decode(task.query.inputs)

@@ -96,7 +96,7 @@ def archives(monkeypatch, tmp_path):
 
 
 def pixels(splits):
-    return [np.asarray(part.images) for part in splits]
+    return [np.asarray(part.rows) for part in splits]
 
 
 def assert_same(first, second):
@@ -109,15 +109,15 @@ def assert_same(first, second):
 
 def test_ink_is_bright_and_drawings_are_sorted_by_alphabet_and_number(archives):
     part = omniglot_official(data=archives, size=105, classes=upright).test
-    assert part.images.dtype == np.uint8
-    expected = np.where(papers(EVALUATION), 0, 255)[..., None]
-    np.testing.assert_array_equal(np.asarray(part.images), expected)
+    assert part.rows.dtype == np.uint8
+    expected = np.where(papers(EVALUATION), 0, 255).reshape(-1, 105, 105, 1)
+    np.testing.assert_array_equal(np.asarray(part.rows), expected)
 
 
 def test_scaled_drawings_are_antialiased_and_keep_their_ink(archives):
     part = omniglot_official(data=archives, classes=upright).test
-    images = np.asarray(part.images)
-    assert images.shape == (3, DRAWINGS, 28, 28, 1)
+    images = np.asarray(part.rows)
+    assert images.shape == (3 * DRAWINGS, 28, 28, 1)
     assert len(np.unique(images)) > 10
     np.testing.assert_allclose(images.mean() / 255, 1 - papers(EVALUATION).mean(), atol=0.01)
 
@@ -133,7 +133,7 @@ def test_official_split_holds_out_a_tenth_of_the_background_and_tests_on_the_eva
     train, validation, test = omniglot_official(data=archives, size=105)
     assert [len(train), len(validation), len(test)] == [4 * 11, 4 * 1, 4 * 3]
     background = {image.tobytes() for image in np.where(papers(BACKGROUND), 0, 255).astype("u1")}
-    read = [*np.asarray(train.images), *np.asarray(validation.images)]
+    read = np.concatenate([train.rows, validation.rows]).reshape(-1, DRAWINGS, 105, 105)
     assert {character.tobytes() for character in read} == background
     check_disjoint(omniglot_official(data=archives, size=105))
 
@@ -145,8 +145,8 @@ def test_turns_can_be_left_out(archives):
 def test_small_set_names_the_alphabet_of_each_character(archives):
     small = omniglot_small1(data=archives, size=105, classes=upright)
     assert small.names == ("Alphabet_of_the_Magi",) * 4 + ("Greek",) * 8
-    expected = np.where(papers(BACKGROUND), 0, 255)[..., None]
-    np.testing.assert_array_equal(np.asarray(small.classes.images), expected)
+    expected = np.where(papers(BACKGROUND), 0, 255).reshape(-1, 105, 105, 1)
+    np.testing.assert_array_equal(np.asarray(small.classes.rows), expected)
 
 
 def test_official_split_may_learn_from_a_small_set(archives):
@@ -217,7 +217,7 @@ def test_standard_split_is_a_fixed_permutation_of_1100_100_and_423_characters(mo
 
     monkeypatch.setattr(module, "drawings", numbered)
     splits = omniglot()
-    characters = [np.asarray(part.images).astype(int).ravel() for part in splits]
+    characters = [np.asarray(part.rows).astype(int).ravel() for part in splits]
     assert [len(part) for part in characters] == [1100, 100, 423]
     assert sorted(np.concatenate(characters).tolist()) == list(range(1623))
     assert [len(part) for part in splits] == [4400, 400, 1692]

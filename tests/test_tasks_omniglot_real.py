@@ -38,15 +38,15 @@ def real(monkeypatch, real_cache):
 
 def test_real_standard_split(real):
     splits = omniglot(data=real)
-    assert [part.images.shape for part in splits] == [(n, 20, 28, 28, 1) for n in (1100, 100, 423)]
+    assert [part.rows.shape for part in splits] == [(n * 20, 28, 28, 1) for n in (1100, 100, 423)]
     assert [len(part) for part in splits] == [4400, 400, 1692]
     check_disjoint(splits)
-    assert 0.07 < np.asarray(splits.test.images).mean() / 255 < 0.09
+    assert 0.07 < np.asarray(splits.test.rows).mean() / 255 < 0.09
 
 
 def test_real_official_split(real):
     splits = omniglot_official(data=real)
-    assert [len(part.images) for part in splits] == [868, 96, 659]
+    assert [len(part.rows) // 20 for part in splits] == [868, 96, 659]
     check_disjoint(splits)
 
 
@@ -74,7 +74,8 @@ def test_real_small_sets_are_those_characters_of_the_background(real, load, arch
     with zipfile.ZipFile(folder / archive[0].name) as content:
         names = [Path(name) for name in sorted(content.namelist()) if name.endswith("_01.png")]
     rows = [int(name.name[:4]) - 1 for name in names]
-    np.testing.assert_array_equal(np.asarray(small.classes.images)[..., 0], background[rows])
+    found = np.asarray(small.classes.rows)[..., 0]
+    np.testing.assert_array_equal(found, background[rows].reshape(found.shape))
 
 
 def test_real_one_shot_runs_are_drawings_of_the_evaluation_set(real):
@@ -97,5 +98,5 @@ def test_real_one_shot_runs_are_drawings_of_the_evaluation_set(real):
 
 def test_real_small_splits_are_for_learning_only(real):
     splits = omniglot_official(background="small1", data=real)
-    assert [len(part.images) for part in splits] == [123, 13, 659]
+    assert [len(part.rows) // 20 for part in splits] == [123, 13, 659]
     check_disjoint(splits)

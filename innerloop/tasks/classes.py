@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -14,6 +14,8 @@ from jaxtyping import Array, Int, PyTree
 
 from innerloop.checks import describe, first_of, text_type
 from innerloop.errors import DataError, StructureError
+
+C = TypeVar("C", bound="Classes")
 
 
 class Classes(eqx.Module):
@@ -49,7 +51,7 @@ class Classes(eqx.Module):
         start = int(self.first[number])
         return np.asarray(self.order[start : start + int(self.sizes[number])])
 
-    def only(self, numbers: Sequence[int]) -> Self:
+    def only(self: C, numbers: Sequence[int]) -> C:
         """Some of the classes, in the given order, of the same data.
 
         Raises:
@@ -63,14 +65,17 @@ class Classes(eqx.Module):
                 got=f"only({chosen}) of {len(self)} classes",
                 expected=f"different whole numbers from 0 to {len(self) - 1}",
             )
-        members, names = [self.members(i) for i in chosen], [self.names[i] for i in chosen]
-        return dataclasses.replace(self, **index_of(members, names))
+        return dataclasses.replace(self, **self._fields_of(chosen))
 
-    def of_rows(self, members: Sequence[np.ndarray]) -> Self:
+    def _fields_of(self, chosen: Sequence[int]) -> dict[str, Any]:
+        """The fields that differ if only some of the classes are left."""
+        return index_of([self.members(i) for i in chosen], [self.names[i] for i in chosen])
+
+    def of_rows(self: C, members: Sequence[np.ndarray]) -> C:
         """The same classes with other rows of the same data: the numbers of each class's rows."""
         return dataclasses.replace(self, **index_of(members, self.names))
 
-    def with_examples(self, least: int) -> Self:
+    def with_examples(self: C, least: int) -> C:
         """The classes with at least `least` examples. Raises `DataError` if there are none."""
         enough = np.flatnonzero(np.asarray(self.sizes) >= least)
         if not len(enough):

@@ -1,9 +1,8 @@
 """Images that the device holds once, and the classes made from them."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,11 +35,9 @@ class ImageClasses(Classes):
 
     turns: Int[Array, " classes"] | None = None
 
-    def only(self, numbers: Sequence[int]) -> Self:
-        """Some of the classes, in the given order, of the same images; see `Classes.only`."""
-        chosen = super().only(numbers)
-        turns = None if self.turns is None else self.turns[jnp.asarray(numbers, jnp.int32)]
-        return dataclasses.replace(chosen, turns=turns)
+    def _fields_of(self, chosen: Sequence[int]) -> dict[str, Any]:
+        turns = None if self.turns is None else self.turns[jnp.asarray(chosen, jnp.int32)]
+        return super()._fields_of(chosen) | {"turns": turns}
 
     def take(self, chosen: Array, examples: Array) -> Array:
         """The images, real numbers in [0, 1], `(classes, examples, height, width, channels)`."""
