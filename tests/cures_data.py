@@ -93,7 +93,30 @@ CASES = [
         "tasks/splits.py: the shares of the splits",
         "split_classes(classes, shares=(0.5, 0.5, 0.5))",
         ("shares=(0.6, 0.2, 0.2)",),
-        given="classes = by_label(np.zeros((10, 2)), np.arange(10))",
+        given=CHANGED + "classes = by_label(np.zeros((10, 2)), np.arange(10))",
+    ),
+    Case(
+        "tasks/data_sets.py: a data set is a pair",
+        "DataSetTasks([(inputs, targets)], 1, 1)",
+        (("Examples(inputs, targets)", "DataSetTasks([Examples(inputs, targets)], 1, 1)"),),
+        given=CHANGED + "inputs, targets = np.ones((3, 2)), np.ones(3)",
+    ),
+    Case(
+        "tasks/data_sets.py: a data set has no row left",
+        "DataSetTasks([Examples(np.ones((3, 2)), np.ones(3))], support=3, queries=1)",
+        ("DataSetTasks(..., support=2)",),
+        given=CHANGED,
+    ),
+    Case(
+        "tasks/iterated.py: an epoch of the iterator",
+        "IteratedTasks(lambda epoch: again).sample(key, 5)",
+        (
+            (
+                "lambda epoch: iter(tasks), with a list or a loader of tasks",
+                "IteratedTasks(lambda epoch: iter(many)).sample(key, 5)",
+            ),
+        ),
+        given=CHANGED + "many = [Episode(np.ones(2), np.ones(2))] * 3\nagain = iter(many)",
     ),
     Case(
         "tasks/streamed.py: streamed tasks",

@@ -28,7 +28,8 @@ from innerloop.learner import Learner
 from innerloop.missing import missing_derivatives_explained
 from innerloop.objective import check_meta
 from innerloop.sums import sum_over_tasks
-from innerloop.tasks import StreamedTasks, TaskDistribution
+from innerloop.tasks import TaskDistribution
+from innerloop.tasks.streamed import HostTasks
 from innerloop.trees import all_finite, key_numbers, leaf_shapes, widened
 
 
@@ -92,10 +93,10 @@ class OnlineWindows(LearningEstimator):
 
     def __check_init__(self):
         name = type(self).__name__
-        if isinstance(self.tasks, StreamedTasks):
+        if isinstance(self.tasks, HostTasks):
             raise StructureError(
                 "inner runs draw new tasks on the device whenever a run ends",
-                got=f"{name} with StreamedTasks",
+                got=f"{name} with {type(self.tasks).__name__}",
                 expected="a task distribution over data that the device holds",
             )
         if self.adaptation.origin is not Origin.STEPS or self.adaptation.steps is None:

@@ -29,9 +29,9 @@ from innerloop.masks import padding_rows
 from innerloop.objective import meta_value_and_grad
 from innerloop.problem import Episode, Problem
 from innerloop.sums import SumOverTasks
-from innerloop.tasks import StreamedTasks, TaskDistribution
+from innerloop.tasks import TaskDistribution
 from innerloop.tasks.base import sampled, tasks_of_any_key
-from innerloop.tasks.streamed import on_device
+from innerloop.tasks.streamed import HostTasks, on_device
 from innerloop.trees import (
     all_finite,
     cast_like,
@@ -56,7 +56,7 @@ class WholeTasks(LearningEstimator):
         problem: What is optimised.
         adaptation: How one task is learned.
         gradient: How the derivative is computed.
-        tasks: A task distribution, or `StreamedTasks` from data that the device does not hold.
+        tasks: A task distribution, or `StreamedTasks` or `IteratedTasks`, which the host draws.
         batch: B, tasks per outer step.
         chunk: Tasks that are computed at a time, as in `meta_value_and_grad`; None for all at once.
             On several devices it counts the tasks of one device. It changes results by rounding
@@ -72,7 +72,7 @@ class WholeTasks(LearningEstimator):
     """
 
     gradient: MetaGradient = instance(MetaGradient, what="a meta-gradient", such_as="Unroll()")
-    tasks: TaskDistribution | StreamedTasks = with_methods("sample", **TASKS)
+    tasks: TaskDistribution | HostTasks = with_methods("sample", **TASKS)
     batch: int = at_least(1, such_as=8)
     tested: Learner | None = eqx.field(default=None, kw_only=True)
 
@@ -103,12 +103,12 @@ class WholeTasks(LearningEstimator):
         return dataclasses.replace(self, placement=placement)
 
     def feed(self, key: PRNGKeyArray, first_step: int, n: int) -> Any:
-        if isinstance(self.tasks, StreamedTasks):
+        if isinstance(self.tasks, HostTasks):
             return self.tasks.feed(key, first_step, n, self.batch)
         return None
 
     def close(self) -> None:
-        if isinstance(self.tasks, StreamedTasks):
+        if isinstance(self.tasks, HostTasks):
             self.tasks.close()
 
     def step(self, meta, state, data, key, outer_step) -> tuple[Estimate, PyTree]:
@@ -182,7 +182,7 @@ class WholeTasks(LearningEstimator):
 
     def checked_parts(self, key: PRNGKeyArray) -> dict[str, CheckedPart]:
         learner, tasks = Learner(*self.at(0)), self.tasks
-        streamed = isinstance(tasks, StreamedTasks)  # which look at their draws themselves
+        streamed = isinstance(tasks, HostTasks)  # which look at their draws themselves
         found = [] if streamed else tasks_of_any_key(tasks, self.batch)
         return {"": CheckedPart(learner, self.gradient, sampled(tasks, key, self.batch), found)}
 

@@ -16,7 +16,8 @@ from innerloop.learner import Learner, Predict
 from innerloop.models import ExamplesLoss, Model
 from innerloop.models.supervised import Part, losses, network, stateless
 from innerloop.problem import Examples, Problem
-from innerloop.tasks import StreamedTasks, TaskDistribution
+from innerloop.tasks import TaskDistribution
+from innerloop.tasks.streamed import HostTasks
 
 InitMeta = Callable[[PRNGKeyArray], PyTree]
 """`key -> meta`, the meta-parameters before meta-training."""
@@ -54,7 +55,7 @@ class Recipe(NamedTuple):
         return self.tested or Learner(self.problem, self.adaptation, self.predict)
 
     def estimator(
-        self, tasks: TaskDistribution | StreamedTasks, batch: int, chunk: int | None = None
+        self, tasks: TaskDistribution | HostTasks, batch: int, chunk: int | None = None
     ) -> Estimator:
         """What an outer step of meta-training follows.
 

@@ -25,11 +25,13 @@ from innerloop.tasks.classes import by_label as by_label
 from innerloop.tasks.classification import ClassificationTasks as ClassificationTasks
 from innerloop.tasks.classification import LabelledRows as LabelledRows
 from innerloop.tasks.classification import PerClass as PerClass
+from innerloop.tasks.data_sets import DataSetTasks as DataSetTasks
 from innerloop.tasks.image_classes import ImageClasses as ImageClasses
 from innerloop.tasks.image_classes import images_by_label as images_by_label
 from innerloop.tasks.image_classes import upright as upright
 from innerloop.tasks.image_classes import with_quarter_turns as with_quarter_turns
 from innerloop.tasks.image_files import image_folder as image_folder
+from innerloop.tasks.iterated import IteratedTasks as IteratedTasks
 from innerloop.tasks.sinusoid import SinusoidTasks as SinusoidTasks
 from innerloop.tasks.splits import Splits as Splits
 from innerloop.tasks.splits import check_disjoint as check_disjoint

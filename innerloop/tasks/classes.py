@@ -196,6 +196,8 @@ def members_of(labels: ArrayLike | Sequence[str], n: int) -> tuple[list[np.ndarr
             got=f"labels of type {given.dtype}",
             expected="integers or strings, equal for rows of one class",
         )
+    if not n:
+        return [], []
     if given.dtype.kind == "S":
         given = np.char.decode(given)
     found, label = np.unique(given, return_inverse=True)

@@ -163,7 +163,7 @@ class ClassificationTasks(OneByOne):
         # As few keys as are needed, so that tasks of fixed size keep their draws.
         number = 5 if vary[2] else 4 if any(vary) else 2
         class_key, example_key, *count_keys = jax.random.split(key, number)
-        chosen = _distinct(class_key, ways, (len(self.classes),))
+        chosen = distinct(class_key, ways, (len(self.classes),))
         support, query = self._draw(example_key, chosen, shots, queries)
         if not any(vary):
             return Episode(support, query)
@@ -182,7 +182,7 @@ class ClassificationTasks(OneByOne):
         data = self.classes
         equal = data.fewest == data.most
         shape, sizes = (len(chosen), data.most), None if equal else data.sizes[chosen]
-        examples = _distinct(key, shots + queries, shape, sizes)
+        examples = distinct(key, shots + queries, shape, sizes)
         inputs, numbers = data.take(chosen, examples), data.row_numbers(chosen, examples)
         source = jnp.stack(jnp.broadcast_arrays(chosen[:, None], numbers), axis=-1)
         part = lambda rows: labelled(
@@ -223,7 +223,7 @@ class LabelledRows(OneByOne):
         return Episode(examples, examples)
 
 
-def _distinct(
+def distinct(
     key: PRNGKeyArray, count: int, shape: tuple[int, ...], first: jax.Array | None = None
 ) -> jax.Array:
     """`count` different indices into the last axis of `shape`, in random order: `(…, count)`.

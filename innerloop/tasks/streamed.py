@@ -1,7 +1,8 @@
 """Tasks that the host draws, from data that is larger than the memory of the device."""
 
+import abc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,7 +22,32 @@ from innerloop.tasks.classification import labelled
 from innerloop.tasks.image_classes import as_unit_interval
 from innerloop.trees import key_numbers
 
-_NO_SETTING = {"setting": False}
+NO_SETTING = {"setting": False}
+
+
+class HostTasks(abc.ABC):
+    """The base of task distributions that the host draws or reads."""
+
+    @abc.abstractmethod
+    def sample(self, key: PRNGKeyArray, n: int) -> Episode:
+        """A batch of `n` episodes, for validation and test sets."""
+
+    @abc.abstractmethod
+    def feed(self, key: PRNGKeyArray, first_step: int, n: int, batch: int) -> Episode:
+        """The tasks of n outer steps: NumPy arrays `(n, batch, ...)`."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Stop the threads that work ahead."""
+
+    def _refuse_tracing(self, key: PRNGKeyArray) -> None:
+        if isinstance(key, Tracer):
+            raise StructureError(
+                "streamed tasks are drawn by the host, and not in a compiled function",
+                got="tasks.sample(key, n) while tracing",
+                expected="WholeTasks(..., tasks, batch) in fit without memory=, or a known key",
+                write="tasks.sample(key, n) outside jax.jit",
+            )
 
 
 @checked(
@@ -30,7 +56,7 @@ _NO_SETTING = {"setting": False}
     ahead=at_least(1, such_as=16),
 )
 @dataclass(frozen=True, eq=False)
-class StreamedTasks:
+class StreamedTasks(HostTasks):
     """Tasks that the host draws while the device learns (needs innerloop[data]).
 
     `WholeTasks` takes them in place of a task distribution. Grain draws the batches ahead, in
@@ -59,7 +85,7 @@ class StreamedTasks:
     draw: Callable[[np.random.Generator], Episode]
     threads: int = 4
     ahead: int = 16
-    _readers: dict = field(default_factory=dict, init=False, repr=False, metadata=_NO_SETTING)
+    _readers: dict = field(default_factory=dict, init=False, repr=False, metadata=NO_SETTING)
 
     @checked("tasks.sample", key=random_key(), n=at_least(1, such_as=8))
     def sample(self, key: PRNGKeyArray, n: int) -> Episode:
@@ -68,13 +94,7 @@ class StreamedTasks:
         Raises:
             StructureError: It is called in a compiled function, which cannot wait for the host.
         """
-        if isinstance(key, Tracer):
-            raise StructureError(
-                "streamed tasks are drawn by the host, and not in a compiled function",
-                got="tasks.sample(key, n) while tracing",
-                expected="WholeTasks(..., tasks, batch) in fit without memory=, or a known key",
-                write="tasks.sample(key, n) outside jax.jit",
-            )
+        self._refuse_tracing(key)
         return on_device(self._stacked(_numbers(key), 0, n))
 
     def feed(self, key: PRNGKeyArray, first_step: int, n: int, batch: int) -> Episode:
@@ -98,18 +118,7 @@ class StreamedTasks:
             self._readers.popitem()[1].close()
 
     def _stacked(self, numbers: list[int], step: int, batch: int) -> Episode:
-        episodes = [self._drawn([*numbers, step, i]) for i in range(batch)]
-        for episode in episodes:
-            if _shapes(episode) != _shapes(self._first):
-                raise StructureError(
-                    "the tasks of a stream do not all have the same shapes",
-                    got=f"{describe(self._first)} and {describe(episode)}",
-                    expected="one shape for all tasks, because compiled code is for one shape; "
-                    "smaller tasks are filled up, and the mask of Examples marks the rows that "
-                    "count",
-                    write="Examples(inputs, targets, mask)",
-                )
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *episodes)
+        return stacked([self._drawn([*numbers, step, i]) for i in range(batch)], self._first)
 
     def _drawn(self, seed: list[int]) -> Episode:
         rng = np.random.default_rng(seed)
@@ -156,6 +165,21 @@ class StreamedTasks:
 
 _OTHERS = 8
 """Different tasks are mostly seen in the first draws. A few tasks may be equal by chance."""
+
+
+def stacked(episodes: Sequence[Episode], like: Episode | None = None) -> Episode:
+    """A batch of tasks of NumPy arrays. Raises `StructureError` unless they are alike."""
+    like = episodes[0] if like is None else like
+    for episode in episodes:
+        if _shapes(episode) != _shapes(like):
+            raise StructureError(
+                "the tasks of a stream do not all have the same shapes",
+                got=f"{describe(like)} and {describe(episode)}",
+                expected="one shape for all tasks, because compiled code is for one shape; smaller "
+                "tasks are filled up, and the mask of Examples marks the rows that count",
+                write="Examples(inputs, targets, mask)",
+            )
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *episodes)
 
 
 def _shapes(episode: Episode) -> list[Any]:
