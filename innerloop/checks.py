@@ -203,8 +203,10 @@ def _instance_of(cls: type, maker: str) -> str:
     return f"{cls.__name__}({', '.join(given)})"
 
 
-def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
-    """The signature of what can be called; None for builtins and compiled callables without one.
+def signature_of(function: Any) -> inspect.Signature | None:
+    """The signature of what can be called; None for all other values.
+
+    Builtins and compiled callables may have none either.
 
     A class whose metaclass takes any arguments, such as those of flax.nnx, has that of `__init__`.
     """

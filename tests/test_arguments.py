@@ -67,7 +67,12 @@ NOT_A_NUMBER = NO_NUMBERS | ARRAYS | NOT_FINITE | st.none()
 ANYTHING = FLOATS | WHOLE | NO_NUMBERS | ARRAYS | st.none()
 
 # Two functions of a network, from which `adapters` makes a model.
-NETWORK = {"init": lambda key: {"w": jnp.ones(2)}, "apply": lambda params, inputs: inputs}
+GIVEN = {
+    "init": lambda key: {"w": jnp.ones(2)},
+    "apply": lambda params, inputs: inputs,
+    "rows": np.ones((4, 2)),
+    "labels": [0, 1, 0, 1],
+}
 
 # Each kind with values that it accepts, and values that it refuses.
 KINDS = {
@@ -302,5 +307,5 @@ def test_every_error_of_the_package_says_something_that_works():
     for (member, name), kind in found.items():
         requirement = requirement_of(kind)
         for cure in (requirement.cure, *(cure for _, cure in requirement.instead)):
-            names = reader() | (NETWORK if cure.startswith("adapters.") else {})
+            names = reader() | (GIVEN if cure.startswith(("adapters.", "tasks.by")) else {})
             assert requirement.accepts(eval(cure, names)), (member, name)
