@@ -126,7 +126,7 @@ def index_of(members: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, A
     }
 
 
-def by_label(rows: PyTree, labels: ArrayLike | Sequence[str]) -> Classes:
+def by_label(rows: PyTree, labels: ArrayLike | Sequence[Any]) -> Classes:
     """One class for each different label, in the order of the sorted labels.
 
     Classes may differ in their number of rows, and labels may be numbers or words:
@@ -179,7 +179,7 @@ def _by_path(rows: PyTree) -> dict[str, Any]:
     }
 
 
-def members_of(labels: ArrayLike | Sequence[str], n: int) -> tuple[list[np.ndarray], list[str]]:
+def members_of(labels: ArrayLike | Sequence[Any], n: int) -> tuple[list[np.ndarray], list[str]]:
     """The numbers of the rows of each label, and the names of the labels."""
     given = np.asarray(labels)
     if given.dtype == object and all(isinstance(name, str) for name in given.flat):

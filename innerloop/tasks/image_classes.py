@@ -93,7 +93,7 @@ def with_quarter_turns(images: ArrayLike, counts: Counts = None) -> ImageClasses
     return ImageClasses(drawn.rows, **index_of(members, names), turns=turns)
 
 
-def images_by_label(images: ArrayLike, labels: ArrayLike | Sequence[str]) -> ImageClasses:
+def images_by_label(images: ArrayLike, labels: ArrayLike | Sequence[Any]) -> ImageClasses:
     """One class of images for each different label, in the order of the sorted labels.
 
     Args:
