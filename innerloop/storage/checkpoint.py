@@ -278,14 +278,28 @@ def _require_plain(folder: Path) -> None:
     """
     for each in folder.rglob("*"):
         found = each.lstat()
-        small = found.st_size <= _FILE_AT_MOST or each.parent.name == "d"
-        if not (stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and small)):
+        if stat.S_ISDIR(found.st_mode):
+            continue
+        arrays = each.parent.name == "d"
+        small = arrays or found.st_size <= _FILE_AT_MOST
+        if not (stat.S_ISREG(found.st_mode) and small) or (not arrays and _is_deep(each)):
             raise RunError(
                 "the checkpoints have a file that no checkpoint has",
-                got=f"{each}, which is a link, a pipe, a device or far too large",
+                got=f"{each}, which is a link, a pipe, a device, or too large or deep",
                 expected="folders and plain files, as a run writes them",
                 write="rm THAT_FILE, and the same run with resume=True (--resume)",
             )
+
+
+def _is_deep(path: Path) -> bool:
+    """Whether a file is JSON that is nested too deeply to be read, which Orbax does not expect."""
+    try:
+        json.loads(path.read_bytes())
+    except RecursionError:
+        return True
+    except ValueError:
+        pass
+    return False
 
 
 def _checksum(about: dict[str, Any]) -> int:
