@@ -4,6 +4,8 @@ from innerloop.devices.sharding import Sharding as Sharding
 from innerloop.devices.sharding import largest_axis as largest_axis
 from innerloop.devices.sharding import replicated as replicated
 from innerloop.storage.checkpoint import Checkpoints as Checkpoints
+from innerloop.storage.meta_file import load_meta as load_meta
+from innerloop.storage.meta_file import save_meta as save_meta
 from innerloop.training._evaluate import Evaluation as Evaluation
 from innerloop.training._evaluate import evaluate as evaluate
 from innerloop.training._fit import Fit as Fit
