@@ -7,7 +7,6 @@ from rich.progress import TextColumn
 
 from innerloop.lab.run_folder import RunFolder
 from innerloop.logging import Logger
-from innerloop.logging.records import means
 from innerloop.training import Progress
 
 
@@ -44,7 +43,7 @@ class ProgressBar(Logger):
         return self
 
     def __call__(self, progress: Progress) -> None:
-        shown: dict[str, Any] = {"loss": f"{means(progress)['loss']:.4f}"}
+        shown: dict[str, Any] = {"loss": f"{progress.means()['loss']:.4f}"}
         if progress.evaluation is not None:
             shown["validation"] = f"{progress.evaluation.mean[self._metric][-1]:.4f}"
         self._bar.update(self._task, completed=progress.step, **shown)
