@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from importlib.metadata import version
@@ -30,12 +30,17 @@ from innerloop.storage.files import (
     write_whole,
     writing,
 )
-from innerloop.storage.kinds import Kind, anything, by_name, fields, text
+from innerloop.storage.kinds import Kind, anything, by_name, count, fields, or_null, text
 from innerloop.storage.lock import Lock, locked
 from innerloop.storage.meta_file import read_sealed, sealed
 
 CONFIG, LOG, META, RESULT = "config.json", "log.jsonl", "best.eqx", "result.json"
 TEST_TASKS, CHECKPOINTS = "test_tasks.npz", "checkpoints"
+OWN = "own"
+"""The name of the experiment in the folder of a run that is none of the library's."""
+
+SETTINGS = fields({}, {"seed": count, "batch": or_null(count), "steps": count}, rest=anything)
+"""The kind of the settings of a run that a report shows."""
 
 _BEGUN = fields({"experiment": text, "config": by_name(anything)}, rest=anything)
 
@@ -62,7 +67,7 @@ class RunFolder:
 
     @staticmethod
     def begin(
-        path: Path, config: dict[str, Any], *, may_change: tuple[str, ...] | None = None
+        path: Path, config: dict[str, Any], *, may_change: Sequence[str] | None = None
     ) -> "RunFolder":
         """Start a run, or resume one. The run holds the folder until it is closed.
 
@@ -80,7 +85,7 @@ class RunFolder:
         folder, begun = RunFolder(path), os.path.lexists(path / CONFIG)
         if begun:
             folder._refuse_another(config)
-        held = [name for name in (CONFIG, LOG, META, RESULT, CHECKPOINTS) if folder.has(name)]
+        held = folder.held()
         if held and may_change is None:
             raise RunError(
                 "this folder already holds a run",
@@ -132,7 +137,7 @@ class RunFolder:
                 expected=f"{theirs}, or a folder without a run",
             )
 
-    def _refuse_changes(self, config: dict[str, Any], may_change: tuple[str, ...]) -> None:
+    def _refuse_changes(self, config: dict[str, Any], may_change: Sequence[str]) -> None:
         before = self.read_config()["config"]
         changed = {
             name: value
@@ -149,6 +154,10 @@ class RunFolder:
                 + ", ".join(f"--{name.replace('_', '-')}" for name in may_change)
                 + schedule * ("steps" in changed),
             )
+
+    def held(self) -> list[str]:
+        """The files of a run that the folder has."""
+        return [name for name in (CONFIG, LOG, META, RESULT, CHECKPOINTS) if self.has(name)]
 
     def close(self) -> None:
         """Let other processes write to the folder."""

@@ -44,7 +44,7 @@ def _outcome(run: Run, digits: int) -> dict[str, tuple[str, str]]:
         if run.test.ece is not None:
             calibration = {_CALIBRATION: (f"{run.test.ece[-1]:.1%}", "expected, 15 bins")}
     progress = f"{run.log.outer_steps:,}"
-    if not run.finished:
+    if not run.finished and "steps" in run.config:
         progress += f" of {run.config.get('steps')}"
     return {
         f"test {run.metric}": reached,
