@@ -55,7 +55,19 @@ class ProgressBar(Logger):
 
 
 class ProgressLines(Logger):
-    """A line after each call to the device, for output that is no terminal."""
+    """A line after each call to the device, for output that is no terminal.
+
+    Args:
+        folder: The folder of the run, whose log says how far it has come if it is resumed.
+    """
+
+    def __init__(self, folder: RunFolder):
+        self._folder = folder
+
+    def __enter__(self) -> "ProgressLines":
+        for line in self._folder.read_log()[-1:]:  # A finished run reports nothing more.
+            print(f"step {line['step']:,} is in the log", flush=True)
+        return self
 
     def __call__(self, progress: Progress) -> None:
         print(progress, flush=True)
@@ -65,7 +77,7 @@ def progress_display(steps: int | None, metric: str, folder: RunFolder) -> Logge
     """A bar in a terminal or a notebook, and lines elsewhere; see `ProgressBar`."""
     console = get_console()
     shows_bars = console.is_terminal or console.is_jupyter
-    return ProgressBar(steps, metric, folder) if shows_bars else ProgressLines()
+    return ProgressBar(steps, metric, folder) if shows_bars else ProgressLines(folder)
 
 
 class BestMeta(Logger):
