@@ -8,6 +8,7 @@ import optax
 import pytest
 from points import HELD_OUT, KEY, POINTS, assert_same_bits, point_recipe
 from rich.console import Console
+from test_report import make_run
 
 from innerloop.errors import RunError, StructureError
 from innerloop.lab import best_meta, own_run, write_report
@@ -40,7 +41,7 @@ def whole(tmp_path_factory):
     return folder, outcome
 
 
-def test_the_folder_is_that_of_an_experiment(whole):
+def test_the_folder_is_that_of_an_experiment(whole, tmp_path):
     folder, outcome = whole
     names = {path.name for path in folder.iterdir()}
     figures = {"learning_curve.png", "validation_over_time.png", "adaptation_curve.png"}
@@ -56,6 +57,8 @@ def test_the_folder_is_that_of_an_experiment(whole):
     page = write_report([folder]).read_text()
     assert "own: mine" in page
     assert "5 tasks, 1 inner steps" in page
+    beside = write_report([folder, make_run(tmp_path / "other")], tmp_path / "both.html")
+    assert "2 runs of own and" in beside.read_text()
 
 
 def test_a_run_that_goes_on_has_the_same_bits(whole, tmp_path):
