@@ -1,13 +1,14 @@
 """The meta-objective: problem, adaptation and meta-gradient together."""
 
 from collections.abc import Callable
-from contextlib import ContextDecorator
+from contextlib import ContextDecorator, suppress
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
+from jax.core import Tracer
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, run
 from innerloop.arguments import at_least, checked, instance, optional, random_key
@@ -25,10 +26,10 @@ from innerloop.gradients.surrogate import once_differentiable
 from innerloop.learner import Learner
 from innerloop.missing import missing_derivatives_explained
 from innerloop.problem import Episode, Problem, task_keys
-from innerloop.programs.compiled import compiled_while_used, if_concrete
+from innerloop.programs.compiled import compiled, compiled_while_used, if_concrete
 from innerloop.sums import Spread, sum_over_tasks
 from innerloop.tangents import refuse_derivative
-from innerloop.trees import element
+from innerloop.trees import all_finite, element
 
 MetaValueAndGrad = Callable[[PyTree, Any, PRNGKeyArray], tuple[tuple[Scalar, Any], PyTree]]
 """`(meta, episodes, key) -> ((loss, aux), grads)`, over a batch of tasks."""
@@ -63,8 +64,10 @@ def adapt(
 ) -> tuple[PyTree, Any]:
     """Learn one task and return the adapted parameters (inference).
 
-    Compile it if you call it often: `jax.jit(lambda meta, support, key: adapt(problem, adaptation,
-    meta, support, key))`. Outside of `jax.jit`, it also checks values, such as labels.
+    If it is called with concrete arrays, it is compiled once for its parts and the shapes of its
+    arguments; a later call runs the same program. If a function cannot be compiled, such as a
+    `Procedure` in NumPy, or the result is not finite, the task is learned operation by operation,
+    which also checks values, such as labels.
 
     Args:
         problem: What is optimised.
@@ -82,6 +85,20 @@ def adapt(
         StructureError: If the parts do not fit.
     """
     check_meta(meta)
+    given = problem, adaptation, meta, support, key
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
+        with suppress(Exception):  # the run below raises it, where values are known
+            as_arrays = jax.tree.map(jnp.asarray, meta)  # a number would be a part of the program
+            learned, finite = _adapted_and_finite(problem, adaptation, as_arrays, support, key)
+            if isinstance(finite, Tracer) or finite:  # traced inside of a function of the caller's
+                return learned
+    return _adapted(*given)
+
+
+def _adapted(
+    problem: Problem, adaptation: Adaptation, meta: PyTree, support: PyTree, key: PRNGKeyArray
+) -> tuple[PyTree, Any]:
+    """`adapt`, as it is written."""
     keys = task_keys(key)
     with missing_derivatives_explained():
         state, info, _ = run(problem, adaptation, meta, support, keys.adapt, Exact(), StoreAll())
@@ -94,6 +111,12 @@ def adapt(
             write="meta_objective(problem, adaptation, gradient)(meta, episode, key)",
         ),
     )
+
+
+@compiled
+def _adapted_and_finite(*given: Any) -> tuple[tuple[PyTree, Any], Bool[Array, ""]]:
+    learned = _adapted(*given)
+    return learned, all_finite(learned)
 
 
 @checked(**parts(gradient=GRADIENT))

@@ -140,6 +140,16 @@ CASES = [
         "RunFolder.begin(path, settings).close()",
     ),
     Case(
+        "lab/_own_run.py: there is a run",
+        "own_run(Path('run')).__enter__()",
+        (
+            ("own_run(..., resume=True)", "with own_run(Path('run'), resume=True):\n    pass"),
+            (", or own_run(another_folder, ...)", "with own_run(Path('another')):\n    pass"),
+        ),
+        given="from pathlib import Path\nfrom innerloop.lab import own_run\n"
+        "with own_run(Path('run')):\n    pass",
+    ),
+    Case(
         "lab/run_folder.py: the run cannot be read",
         "RunFolder.open(Path('run')).read_config()",
         (

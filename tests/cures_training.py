@@ -152,6 +152,16 @@ CASES = [
     ),
     # training/
     Case(
+        "storage/meta_file.py: the meta-parameters",
+        "save_meta(tmp_path / 'none' / 'file', meta)",
+        (
+            (
+                "save_meta(ANOTHER/FILE, meta)",
+                "save_meta(tmp_path / 'file', meta)\nload_meta(tmp_path / 'file', meta)",
+            ),
+        ),
+    ),
+    Case(
         "training/_evaluate.py: calibration is measured",
         "evaluate(Learner(problem, adaptation), meta, episodes, key, calibration=True)",
         (

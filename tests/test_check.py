@@ -360,6 +360,13 @@ def test_the_cheap_checks_run_nothing():
     assert not checked(inner=wired, run=False)
 
 
+def test_it_says_what_it_checks(capsys):
+    checked(run=False, report=print)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "captured state"
+    assert {"unreached leaves", "overlap"} < set(lines)
+
+
 def test_errors_can_be_raised():
     with pytest.raises(
         il.errors.GradientError, match=r"cut off.*\(stopped\).*Write: a path without"

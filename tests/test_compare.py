@@ -50,6 +50,13 @@ def scalar_problem(**changes):
     return il.Problem(**parts | changes)
 
 
+def test_it_says_what_it_does():
+    lines = []
+    small([il.Unroll(), il.FirstOrder()], report=lines.append)
+    compiling = ["compiling Unroll()", "compiling Unroll(HoldConstant())"]
+    assert lines == [*compiling, "measuring errors", "measuring times"]
+
+
 def vectors(gradient, keys):
     """Meta-gradients by the front door, flat, one per key."""
     f = jax.jit(il.meta_value_and_grad(quadratic_problem(), LEARN, gradient))

@@ -54,6 +54,7 @@ def eager(gradient, chunk=None):
 CALLS = {
     "fit": fit,
     "evaluate": lambda: il.evaluate(il.Learner(*parts()), META, EPISODES, KEY),
+    "adapt": lambda: il.adapt(*parts(), META, jnp.zeros(3), KEY),
     "evaluation_episodes": lambda: il.tasks.evaluation_episodes(tasks(), 2, 1),
     "plan": lambda: il.plan(*parts(1), META, EPISODES, "1GiB", gradients=[il.Unroll()]),
     "check": lambda: il.check(*parts(1), META, EPISODES, KEY, run=False),
@@ -85,6 +86,7 @@ def test_a_call_with_the_same_parts_finds_its_program():
     calls = [
         lambda meta: il.evaluate(il.Learner(problem, learn), meta, EPISODES, KEY).mean["loss"],
         lambda meta: f(meta, EPISODES, KEY)[1],
+        lambda meta: il.adapt(problem, learn, meta, EPISODES.support[0], KEY)[0],
     ]
     for call in calls:
         before = call(META)
@@ -131,3 +133,51 @@ def test_a_number_among_the_meta_parameters_is_no_part_of_the_program():
         before = len(traced)
         call(0.2, EPISODES, KEY)
         assert len(traced) == before
+
+
+def test_what_cannot_be_compiled_is_learned_as_it_is_written():
+    """And an error is that of the run in which the values are known."""
+    fitted = lambda meta, support, key: {"w": meta["w"] + np.asarray(support).mean(axis=0)}
+    problem = il.Problem(None, None, lambda params, meta, batch, key: jnp.sum(params["w"]))
+    params, _ = il.adapt(problem, il.Procedure(fitted), META, jnp.ones((2, 3)), KEY)
+    np.testing.assert_array_equal(params["w"], 2 * jnp.ones(3))
+
+    def refuses(meta, support, key):
+        raise ValueError(f"the mean is {float(jnp.mean(support))}")
+
+    with pytest.raises(il.errors.StructureError, match=r"the mean is 1\.0"):
+        il.adapt(problem, il.Procedure(refuses), META, jnp.ones((2, 3)), KEY)
+
+
+def test_values_are_checked_where_a_compiled_result_is_not_finite():
+    features = lambda meta, batch, key: batch.inputs * meta["w"][None]
+    wrong = il.Examples(jnp.ones((2, 3)), jnp.array([0, 5]))
+    loss = lambda params, meta, batch, key: jnp.sum(params)
+    adapt = lambda head, rows: il.adapt(il.Problem(None, None, loss), head, META, rows, KEY)
+    for head in (il.heads.Prototypes(features, ways=2), il.heads.RidgeHead(features, 1.0, ways=2)):
+        with pytest.raises(il.errors.StructureError, match="a label is not a class"):
+            adapt(head, wrong)
+    sound = il.Examples(jnp.ones((2, 3)), jnp.array([0, 1]))
+    negative = il.heads.RidgeHead(features, lambda meta: -meta["w"][0], ways=2)
+    with pytest.raises(il.errors.StructureError, match="must be a finite number above 0"):
+        adapt(negative, sound)
+
+
+def test_a_diverged_task_is_no_error():
+    problem, learn = parts()
+    params, _ = il.adapt(problem, learn, META, jnp.full(3, jnp.nan), KEY)
+    assert jnp.isnan(params["w"]).all()
+
+
+def test_adapt_gives_the_bits_of_its_program():
+    problem, learn = parts(5)
+    program = jax.jit(lambda meta, support, key: il.adapt(problem, learn, meta, support, key))
+    support = jax.random.normal(KEY, (3,))
+    for a, b in zip(
+        *map(
+            jax.tree.leaves,
+            (il.adapt(problem, learn, META, support, KEY), program(META, support, KEY)),
+        ),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)

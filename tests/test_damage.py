@@ -90,6 +90,11 @@ def meta_file(folder):
     return run.save_meta(META), lambda path: run.load_meta(META)
 
 
+def own_meta_file(folder):
+    path = il.training.save_meta(folder / "mine", META)
+    return path, lambda path: il.training.load_meta(path, META)
+
+
 def arrays_file(folder):
     run = RunFolder(folder)
     arrays = {"loss": np.linspace(0, 1, 24, dtype="f4").reshape(6, 4)}
@@ -122,7 +127,7 @@ def compiled_file(folder):
     return folder / "key-sealed", again
 
 
-EXACT = [meta_file, arrays_file, optimizer_file, cached_file, compiled_file]
+EXACT = [meta_file, own_meta_file, arrays_file, optimizer_file, cached_file, compiled_file]
 
 
 def assert_equal(one, other):

@@ -49,6 +49,7 @@ WRITERS = {
     "lock": lambda path: Lock(path.parent).close(),
     "config.json": lambda path: RunFolder(path.parent).write_json(path.name, {}),
     "best.eqx": lambda path: RunFolder(path.parent).save_meta({"w": jnp.ones(3)}),
+    "trained.meta": lambda path: il.training.save_meta(path, {"w": jnp.ones(3)}),
     "test_tasks.npz": lambda path: RunFolder(path.parent).write_arrays(
         path.name, {"a": np.ones(2)}
     ),

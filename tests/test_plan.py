@@ -57,6 +57,14 @@ def test_the_choice_fits_and_is_what_was_forecast(kib):
     assert made.gradient.fidelity(asked[1]).kind == "exact"
 
 
+def test_it_says_what_it_compiles():
+    lines = []
+    chosen = plan(*network(), "1GiB", report=lines.append)
+    assert len(lines) == chosen.compilations
+    assert all(line.startswith("compiling ") for line in lines)
+    assert lines[0] == "compiling Unroll(MixedMode()), 1 tasks at a time"
+
+
 def test_what_was_compiled_and_not_chosen_does_not_fit():
     made = planned(70)
     assert sum(len(option.tried) for option in made.options) == made.compilations > 1

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import innerloop as il
-from innerloop.lab.experiments.printing import shown_steps
+from innerloop.diagnostics.text import shown_steps
 from innerloop.lab.report import write_report
 from innerloop.lab.report.figures import _edges
 from innerloop.lab.report.runs import (

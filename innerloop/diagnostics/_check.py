@@ -1,13 +1,15 @@
 """`check`: findings before a run, because nested differentiation can fail silently."""
 
+from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.arguments import checked, flag, random_key
+from innerloop.arguments import checked, flag, function, random_key
 from innerloop.batches import task_count
 from innerloop.diagnostics.candidates import exact_gradient
 from innerloop.diagnostics.checks import derivatives, inner_loop, paths, purity, tracing, values
@@ -48,7 +50,7 @@ RUN = (
 )
 
 
-@checked(**parts(key=random_key(), gradient=GRADIENT, run=flag()))
+@checked(**parts(key=random_key(), gradient=GRADIENT, run=flag(), report=function("line")))
 def check(
     problem: Problem,
     adaptation: Adaptation,
@@ -58,6 +60,7 @@ def check(
     gradient: MetaGradient | None = None,
     *,
     run: bool = True,
+    report: Callable[[str], Any] = lambda line: None,
 ) -> Report:
     """Find errors in a meta-learning problem before they cause wrong results.
 
@@ -78,6 +81,7 @@ def check(
             callbacks, `while_loop`), leaves without a gradient, operations that block the gradient,
             captured state, numbers from the host, faults in the data, and faults in how the losses
             read the data.
+        report: Called with a line of text before each check, such as `print`.
 
     Returns:
         A `Report` of findings. Its `left_out` names the checks that could not be made.
@@ -95,10 +99,12 @@ def check(
     found, left_out = {}, []
     for stage in TRACED + RUN * run:
         for look in stage:
+            name = look.__name__.replace("_", " ")
+            report(name)
             try:
                 found[look] = list(look(subject))
             except NotChecked as reason:
-                left_out.append(f"{look.__name__.replace('_', ' ')}, since {reason}")
+                left_out.append(f"{name}, since {reason}")
         if any(finding.severity is Severity.ERROR for finding in chain(*found.values())):
             break
     if found.get(derivatives.finite_differences) == []:  # no stopped value changes the derivative

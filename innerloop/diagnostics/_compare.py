@@ -9,7 +9,7 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.arguments import at_least, between, checked, optional, random_key
+from innerloop.arguments import at_least, between, checked, function, optional, random_key
 from innerloop.batches import task_count
 from innerloop.diagnostics.candidates import exact_gradient, one_of_every_kind
 from innerloop.diagnostics.comparison.entries import Entry, measure_errors, measure_seconds, reason
@@ -28,6 +28,7 @@ from innerloop.trees import number_count
         chunk=optional(at_least(1)),
         draws=at_least(1, such_as=8),
         seconds=between(0, math.inf, such_as=0.5),
+        report=function("line"),
     )
 )
 def compare(
@@ -42,6 +43,7 @@ def compare(
     chunk: int | None = None,
     draws: int = 8,
     seconds: float = 1.0,
+    report: Callable[[str], Any] = lambda line: None,
 ) -> Comparison:
     r"""Compare meta-gradients with the exact one: cosine, relative error, memory and time.
 
@@ -73,6 +75,7 @@ def compare(
         draws: The number of keys for stochastic meta-gradients, at least 2 if there is one.
         seconds: The time to spend on timing each meta-gradient. After all are compiled, they take
             turns, with at least one call and at most 100 calls each.
+        report: Called with a line of text before each part of the work, such as `print`.
 
     Returns:
         A `Comparison`, which prints as a table.
@@ -103,8 +106,11 @@ def compare(
     _require_sound(function, arguments, main)
 
     for entry in entries:
+        report(f"compiling {entry.row.name}")
         entry.compile(build, problem, arguments)
+    report("measuring errors")
     measure_errors(entries, main, (meta, episodes), keys)
+    report("measuring times")
     measure_seconds(entries, arguments, seconds)
     return Comparison(tuple(entry.row for entry in entries), main, tasks, number_count(meta), draws)
 

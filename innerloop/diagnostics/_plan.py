@@ -10,7 +10,7 @@ import jax
 from jaxtyping import PyTree
 
 from innerloop.adaptation import Adaptation
-from innerloop.arguments import at_least, checked, each, instance, one_of, optional
+from innerloop.arguments import at_least, checked, each, function, instance, one_of, optional
 from innerloop.batches import task_count
 from innerloop.diagnostics.amounts import format_bytes, parse_bytes
 from innerloop.diagnostics.candidates import biased_gradients, chunk_sizes, exact_gradients
@@ -105,6 +105,7 @@ class Plan:
         gradients=optional(
             each(instance(MetaGradient, what="a meta-gradient", such_as="Unroll()"))
         ),
+        report=function("line"),
     )
 )
 def plan(
@@ -117,6 +118,7 @@ def plan(
     chunk: int | None = None,
     allow: Sequence[str] = ("exact",),
     gradients: Sequence[MetaGradient] | None = None,
+    report: Callable[[str], Any] = lambda line: None,
 ) -> Plan:
     """The first of the exact meta-gradients, from the fastest on, that fits into `memory`.
 
@@ -142,6 +144,7 @@ def plan(
             meta-gradient, `Truncated` or `FirstOrder`, is chosen only if no exact one fits.
         gradients: Candidates instead of the built-in ones, in order of preference; `allow` then has
             no effect.
+        report: Called with a line of text before each compilation, such as `print`.
 
     Returns:
         A `Plan`, which prints as a table.
@@ -172,7 +175,7 @@ def plan(
         build = lambda problem, chunk: meta_value_and_grad(
             problem, adaptation, gradient, chunk=chunk
         )
-        return _Candidate(gradient, problem, build, arguments)
+        return _Candidate(gradient, problem, build, arguments, report)
 
     built_in = {
         "exact": lambda: exact_gradients(problem, adaptation, meta),
@@ -216,6 +219,7 @@ class _Candidate:
         problem: What is optimised.
         build: Maps the problem and a chunk to the function that is compiled.
         arguments: Meta-parameters, episodes and a key, as shapes.
+        report: Called with a line before each compilation.
         programs: The compiled programs by their chunk.
         error: The error that tracing the meta-gradient raised, for which it is refused.
     """
@@ -224,6 +228,7 @@ class _Candidate:
     problem: Problem
     build: Callable[[Problem, int], Callable]
     arguments: tuple
+    report: Callable[[str], Any]
     programs: dict[int, Compiled] = field(default_factory=dict)
     error: Exception | None = None
 
@@ -233,6 +238,7 @@ class _Candidate:
         An error in the losses refuses only this meta-gradient, since they may work with another.
         """
         if self.error is None and chunk not in self.programs:
+            self.report(f"compiling {gradient_name(self.gradient)}, {chunk} tasks at a time")
             build = lambda problem: self.build(problem, chunk)
             try:
                 self.programs[chunk] = compile_for(build, self.problem, *self.arguments)

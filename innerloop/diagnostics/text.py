@@ -1,10 +1,22 @@
 """Tables and lists in plain text, 100 characters wide."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from itertools import zip_longest
 
 WIDTH = 100
+
+MANY = 20
+"""The number of inner steps above which a table shows some of them."""
+
+
+def shown_steps(last: int) -> list[int]:
+    """The inner steps 0 … `last` that a table shows: all, or 0, 1, 2, 5, 10, 20, … and the last."""
+    if last <= MANY:
+        return list(range(last + 1))
+    series = [lead * 10**power for power in range(len(str(last))) for lead in (1, 2, 5)]
+    return [0, *(step for step in series if step < last), last]
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: int) -> str:
@@ -38,6 +50,13 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: int) ->
     for row in rows:
         lines += _lines([wrap(*cell) for cell in zip(row, widths, strict=True)], widths, right)
     return "\n".join(lines)
+
+
+def plus_minus(mean: float, half: float) -> str:
+    """`0.8131 ± 0.0152`: a mean and half its interval, with three digits of the interval."""
+    digits = 2 - math.floor(math.log10(half)) if 0 < half < math.inf else 4
+    digits = min(max(digits, 0), 9)
+    return f"{mean:,.{digits}f} ± {half:,.{digits}f}"
 
 
 def definitions(pairs: Sequence[tuple[str, str]]) -> str:

@@ -94,7 +94,10 @@ def members(support: Examples, ways: int, dtype: DTypeLike) -> Members:
 
 
 def strength_at(strength: Strength, meta: PyTree, dtype: DTypeLike, head: str) -> Scalar:
-    """The strength as a scalar array. Raises `StructureError` if a function returns another."""
+    """The strength as a scalar array. Raises `StructureError` if a function returns another.
+
+    A compiled program cannot raise for a value: there, a strength that is not above 0 becomes NaN.
+    """
     of_meta = explained("strength", strength, "meta") if callable(strength) else None
     value: Any = of_meta(meta) if of_meta else strength
     traced = isinstance(value, Tracer)
@@ -106,4 +109,5 @@ def strength_at(strength: Strength, meta: PyTree, dtype: DTypeLike, head: str) -
             expected="a scalar above 0",
             write=f"{head}(..., strength=lambda meta: jnp.exp(meta['log_strength']))",
         )
-    return jnp.asarray(value, dtype)
+    array = jnp.asarray(value, dtype)
+    return jnp.where((array > 0) & (array < jnp.inf), array, jnp.nan) if traced else array

@@ -11,7 +11,8 @@ for _package in ("tyro", "rich", "matplotlib", "jinja2", "markupsafe"):
     if find_spec(_package) is None:  # Found and not imported: some take a second.
         optional_package(_package, "innerloop.lab", extra="lab")
 
+from innerloop.lab._own_run import OwnRun, own_run  # noqa: E402
 from innerloop.lab.experiments.table import best_meta  # noqa: E402
 from innerloop.lab.report import write_report  # noqa: E402
 
-__all__ = ["best_meta", "write_report"]
+__all__ = ["OwnRun", "best_meta", "own_run", "write_report"]

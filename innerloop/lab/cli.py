@@ -7,13 +7,15 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import tyro
 from rich.console import Console
+from rich.markup import escape
 
 from innerloop import diagnostics
 from innerloop.devices.processes import is_first, join
@@ -160,6 +162,13 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None
     print(write_report(runs, out))
 
 
+@contextmanager
+def _at_work(what: str) -> Iterator[Callable[[str], None]]:
+    """A line on standard error that says what is being done; gives the function that changes it."""
+    with Console(stderr=True).status(f"{what} …") as status:
+        yield lambda line: status.update(f"{what}: {escape(line)} …")
+
+
 def check(
     experiment: _FewShotExperiment,  # pyright: ignore[reportInvalidTypeForm]
     tasks: int = 4,
@@ -174,9 +183,9 @@ def check(
         trace_only: Leave out the checks that compute losses and gradients.
         trained: Run whose meta-parameters are checked; the initial ones by default.
     """
-    with Console(stderr=True).status("checking …"):
+    with _at_work("checking") as report:
         parts = training.on_tasks(experiment, tasks, trained)
-        found = diagnostics.check(*parts, run=not trace_only)
+        found = diagnostics.check(*parts, run=not trace_only, report=report)
     print(found)
     if found.errors:
         raise SystemExit(1)
@@ -194,9 +203,9 @@ def compare(
         trained: Run whose meta-parameters are used; the initial ones by default.
         figure: File for a figure of error against memory and time.
     """
-    with Console(stderr=True).status("comparing …"):
+    with _at_work("comparing") as report:
         *parts, _ = training.on_tasks(experiment, experiment.batch, trained)
-        comparison = diagnostics.compare(*parts, chunk=experiment.chunk)
+        comparison = diagnostics.compare(*parts, chunk=experiment.chunk, report=report)
     print(comparison)
     if figure is not None:
         print(error_against_cost(figure, comparison.records(), title=comparison.headline()))
@@ -209,10 +218,10 @@ def plan(experiment: _FewShotExperiment) -> None:  # pyright: ignore[reportInval
         experiment: The experiment. Each has its own settings. --memory is the budget, 2GiB by
             default.
     """
-    with Console(stderr=True).status("planning …"):
+    with _at_work("planning") as report:
         *parts, _, _ = training.on_tasks(experiment, experiment.batch, None)
         memory = experiment.memory or "2GiB"
-        chosen = diagnostics.plan(*parts, memory=memory, chunk=experiment.chunk)
+        chosen = diagnostics.plan(*parts, memory=memory, chunk=experiment.chunk, report=report)
     print(chosen)
 
 

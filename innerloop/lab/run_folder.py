@@ -1,19 +1,17 @@
 """The folder of a run: config, log, best meta-parameters, results. Every file is written whole."""
 
 import contextlib
-import hashlib
-import io
 import json
 import os
 import platform
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
@@ -32,15 +30,18 @@ from innerloop.storage.files import (
     write_whole,
     writing,
 )
-from innerloop.storage.kinds import Kind, anything, by_name, fields, text
+from innerloop.storage.kinds import Kind, anything, by_name, count, fields, or_null, text
 from innerloop.storage.lock import Lock, locked
-from innerloop.trees import tree_bytes
+from innerloop.storage.meta_file import read_sealed, sealed
 
 CONFIG, LOG, META, RESULT = "config.json", "log.jsonl", "best.eqx", "result.json"
 TEST_TASKS, CHECKPOINTS = "test_tasks.npz", "checkpoints"
+OWN = "own"
+"""The name of the experiment in the folder of a run that is none of the library's."""
 
-_SEAL = b"sha256 %s\n"
-_SEAL_BYTES = len(_SEAL) - 2 + 64
+SETTINGS = fields({}, {"seed": count, "batch": or_null(count), "steps": count}, rest=anything)
+"""The kind of the settings of a run that a report shows."""
+
 _BEGUN = fields({"experiment": text, "config": by_name(anything)}, rest=anything)
 
 
@@ -66,7 +67,7 @@ class RunFolder:
 
     @staticmethod
     def begin(
-        path: Path, config: dict[str, Any], *, may_change: tuple[str, ...] | None = None
+        path: Path, config: dict[str, Any], *, may_change: Sequence[str] | None = None
     ) -> "RunFolder":
         """Start a run, or resume one. The run holds the folder until it is closed.
 
@@ -84,7 +85,7 @@ class RunFolder:
         folder, begun = RunFolder(path), os.path.lexists(path / CONFIG)
         if begun:
             folder._refuse_another(config)
-        held = [name for name in (CONFIG, LOG, META, RESULT, CHECKPOINTS) if folder.has(name)]
+        held = folder.held()
         if held and may_change is None:
             raise RunError(
                 "this folder already holds a run",
@@ -136,7 +137,7 @@ class RunFolder:
                 expected=f"{theirs}, or a folder without a run",
             )
 
-    def _refuse_changes(self, config: dict[str, Any], may_change: tuple[str, ...]) -> None:
+    def _refuse_changes(self, config: dict[str, Any], may_change: Sequence[str]) -> None:
         before = self.read_config()["config"]
         changed = {
             name: value
@@ -153,6 +154,10 @@ class RunFolder:
                 + ", ".join(f"--{name.replace('_', '-')}" for name in may_change)
                 + schedule * ("steps" in changed),
             )
+
+    def held(self) -> list[str]:
+        """The files of a run that the folder has."""
+        return [name for name in (CONFIG, LOG, META, RESULT, CHECKPOINTS) if self.has(name)]
 
     def close(self) -> None:
         """Let other processes write to the folder."""
@@ -219,25 +224,18 @@ class RunFolder:
         return self._write(name, lambda file: write_arrays(file, arrays))
 
     def save_meta(self, meta: PyTree) -> Path:
-        """Write the best meta-parameters, and a checksum behind them."""
-        leaves = io.BytesIO()
-        eqx.tree_serialise_leaves(leaves, meta)
-        content = leaves.getvalue()
-        return self._write(META, lambda file: file.write(content + _seal(content)))
+        """Write the best meta-parameters, as `innerloop.training.save_meta`."""
+        content = sealed(meta)
+        return self._write(META, lambda file: file.write(content))
 
     def load_meta(self, like: PyTree) -> PyTree:
-        """The best meta-parameters, in the structure of `like`. Raises `RunError` if damaged."""
-        with self.reading(META):
-            headers = 1024 * (1 + len(jax.tree.leaves(like)))
-            whole = read_bytes(self.path / META, at_most=tree_bytes(like) + headers)
-            content, seal = whole[:-_SEAL_BYTES], whole[-_SEAL_BYTES:]
-            if seal != _seal(content):
-                raise ValueError("the checksum is not that of the content")
-            leaves = io.BytesIO(content)
-            meta = eqx.tree_deserialise_leaves(leaves, like)
-            if leaves.read(1):
-                raise ValueError("there are more arrays than the model has")
-            return meta
+        """The best meta-parameters, in the structure of `like`.
+
+        Raises:
+            RunError: If the file is damaged, or its names, shapes or dtypes are not those of
+                `like`.
+        """
+        return read_sealed(self.path / META, like, partial(self.reading, META))
 
     def _write(self, name: str, write: Callable[[BinaryIO], Any]) -> Path:
         with self.writing():
@@ -257,10 +255,6 @@ class RunFolder:
             write="innerloop train with this run's flags and --resume, which makes the file anew"
             + f" once {CONFIG} is deleted" * (name == CONFIG),
         )
-
-
-def _seal(content: bytes) -> bytes:
-    return _SEAL % hashlib.sha256(content).hexdigest().encode()
 
 
 def as_flag(name: str, value: Any) -> str:

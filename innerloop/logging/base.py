@@ -3,7 +3,7 @@
 import abc
 from contextlib import ExitStack
 
-from innerloop.training._fit import Progress
+from innerloop.training.results import Progress
 
 
 class Logger(abc.ABC):

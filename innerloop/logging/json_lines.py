@@ -17,7 +17,7 @@ from innerloop.storage.files import (
     write_text,
     writing,
 )
-from innerloop.training._fit import Progress
+from innerloop.training.results import Progress
 
 
 class JsonLines(Logger):

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
 from innerloop.storage.kinds import (
     amount,
     anything,
@@ -15,7 +13,7 @@ from innerloop.storage.kinds import (
     numbers,
 )
 from innerloop.training._evaluate import Evaluation
-from innerloop.training._fit import Progress
+from innerloop.training.results import Progress
 
 
 def evaluation(value: Any) -> dict[str, Any]:
@@ -60,7 +58,7 @@ def record(progress: Progress) -> dict[str, Any]:
     - `"faults"`: the step whose loss or meta-gradient was not finite, if there was one
     """
     content = {"step": progress.step, "seconds": round(progress.seconds, 3)}
-    content |= means(progress) | {"losses": progress.metrics["loss"].tolist()}
+    content |= progress.means() | {"losses": progress.metrics["loss"].tolist()}
     content["system"] = progress.system
     if progress.evaluation is not None:
         content["validation"] = evaluation_record(progress.evaluation)
@@ -78,7 +76,7 @@ def scalars(progress: Progress) -> dict[str, float]:
       width of its 95% interval as `"validation/accuracy/interval_95"`
     - `"system/step_seconds"`, …: the system figures
     """
-    flat = means(progress)
+    flat = progress.means()
     flat |= {f"system/{name}": value for name, value in progress.system.items()}
     if progress.evaluation is not None:
         mean, interval = progress.evaluation.mean, progress.evaluation.interval
@@ -95,13 +93,4 @@ def evaluation_record(evaluation: Evaluation) -> dict[str, Any]:
         "mean": {name: leaf.tolist() for name, leaf in evaluation.mean.items()},
         "interval_95": {name: leaf.tolist() for name, leaf in evaluation.interval.items()},
         **calibration,
-    }
-
-
-def means(progress: Progress) -> dict[str, float]:
-    """The mean of each metric over the finite steps of the call; NaN if there are none."""
-    rows = {name: np.asarray(leaf, np.float64) for name, leaf in progress.metrics.items()}
-    sound = np.isfinite(rows["loss"]) & np.isfinite(rows["gradient_norm"])
-    return {
-        name: float(leaf[sound].mean()) if sound.any() else np.nan for name, leaf in rows.items()
     }

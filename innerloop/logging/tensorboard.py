@@ -9,7 +9,7 @@ from innerloop.checks import optional_package
 from innerloop.logging.base import Logger, steps_before
 from innerloop.logging.records import scalars
 from innerloop.storage.files import writing
-from innerloop.training._fit import Progress
+from innerloop.training.results import Progress
 
 _FLUSH_SECONDS = 1
 """The most that a kill can lose. The default of tensorboardX is two minutes; if a checkpoint was

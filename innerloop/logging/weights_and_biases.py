@@ -13,7 +13,7 @@ from innerloop.logging.base import Logger, steps_before
 from innerloop.logging.records import scalars
 from innerloop.storage import kinds
 from innerloop.storage.files import read_json, reading, strict_json, write_text
-from innerloop.training._fit import Progress
+from innerloop.training.results import Progress
 
 _MEMORY = kinds.fields({"id": kinds.text, "step": kinds.count}, rest=kinds.anything)
 

@@ -12,10 +12,11 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from innerloop.adaptation import run
 from innerloop.arguments import at_least, checked, flag, instance, optional, random_key
 from innerloop.batches import task_count
-from innerloop.checks import explained, require_on_host
+from innerloop.checks import describe, explained, require_on_host
 from innerloop.devices.placement import OneDevice, Placement
 from innerloop.devices.sharding import placement
 from innerloop.diagnostics.known_values import refuse_values
+from innerloop.diagnostics.text import plus_minus, shown_steps, table
 from innerloop.errors import StructureError
 from innerloop.estimators.metrics import named_metrics
 from innerloop.gradients.inner import Exact
@@ -35,7 +36,7 @@ TASKS_AT_ONCE = 100
 
 
 class Evaluation(NamedTuple):
-    """Mean over tasks of every metric, and half the width of its 95% interval.
+    """Mean over tasks of every metric, and half the width of its 95% interval; prints as a table.
 
     Attributes:
         mean: Metric name -> `(steps + 1,)`, after 0 ... `steps` inner steps.
@@ -49,6 +50,24 @@ class Evaluation(NamedTuple):
     interval: dict[str, np.ndarray]
     tasks: int
     ece: np.ndarray | None = None
+
+    def __repr__(self) -> str:
+        return describe(self)
+
+    def __str__(self) -> str:
+        """The metrics after each of the inner steps, or some of many; one row each after one."""
+        columns = {
+            name: list(map(plus_minus, self.mean[name], self.interval[name])) for name in self.mean
+        }
+        if self.ece is not None:
+            columns["calibration error"] = [f"{error:.4f}" for error in self.ece]
+        headline = f"{self.tasks:,} tasks, mean ± 95% interval"
+        cells = list(zip(*columns.values(), strict=True))
+        if len(cells) < 2:
+            rows = [[name, *values] for name, values in columns.items()]
+            return f"{headline}\n{table(['metric', 'mean'], rows, right=1)}"
+        rows = [[f"{step:,}", *cells[step]] for step in shown_steps(len(cells) - 1)]
+        return f"{headline}\n{table(['inner steps', *columns], rows, right=0)}"
 
 
 class TaskResults(NamedTuple):

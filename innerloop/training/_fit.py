@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -29,16 +29,15 @@ from innerloop.checks import describe_briefly, explained, require_on_host
 from innerloop.devices.placement import Placement
 from innerloop.devices.processes import in_any, together
 from innerloop.devices.sharding import placement
-from innerloop.diagnostics import Plan, Severity
+from innerloop.diagnostics import Severity
 from innerloop.errors import StructureError
 from innerloop.estimators.base import SUCH_AS, Estimator, TaskSet
-from innerloop.learner import Learner
 from innerloop.objective import check_meta
 from innerloop.recipes import Recipe
 from innerloop.storage.checkpoint import Checkpoints
-from innerloop.training._evaluate import Evaluation
-from innerloop.training.non_finite import Fault, NonFinite, Stop
+from innerloop.training.non_finite import NonFinite, Stop
 from innerloop.training.outer_loop import OuterLoop, init_state
+from innerloop.training.results import Fit, Progress
 from innerloop.training.saving import training_saved
 from innerloop.training.system import Meter
 from innerloop.training.validation import Validation, Validator
@@ -47,56 +46,6 @@ from innerloop.trees import key_numbers, tree_bytes
 
 InitMeta = Callable[[PRNGKeyArray], PyTree] | PyTree
 """The initial meta-parameters, or a function of a random key that gives them."""
-
-
-class Progress(NamedTuple):
-    """What `fit` reports after each call to the device.
-
-    Attributes:
-        step: Outer steps taken so far.
-        metrics: Name -> one value per step of this call.
-        seconds: Since the start, compilation included.
-        evaluation: The validation made now, if one was due.
-        best: Whether it is the best so far.
-        meta: The meta-parameters now; those that were validated if an evaluation was due.
-        fault: The last of these steps, if its loss or meta-gradient was not finite.
-        system: Seconds, tasks per second, memory: the figures of `innerloop.training.system.Meter`.
-    """
-
-    step: int
-    metrics: dict[str, np.ndarray]
-    seconds: float
-    evaluation: Evaluation | None
-    best: bool
-    meta: PyTree
-    fault: Fault | None
-    system: dict[str, float]
-
-
-class Fit(NamedTuple):
-    """The outcome of meta-training.
-
-    Attributes:
-        meta: The best meta-parameters by validation; the last ones without validation.
-        last: The last meta-parameters.
-        step: Outer steps taken in all.
-        best_step: Outer steps taken up to the best.
-        faults: How many steps had a loss or meta-gradient that was not finite.
-        estimator: The estimator that was followed: the one given, or within a budget the one that
-            was planned.
-        plan: The plan by which `memory=` was met; None without a budget.
-        learner: The learner of new tasks, with the model state of the best meta-parameters; None if
-            the estimator has none.
-    """
-
-    meta: PyTree
-    last: PyTree
-    step: int
-    best_step: int
-    faults: int
-    estimator: Estimator
-    plan: Plan | None
-    learner: Learner | None
 
 
 @checked(

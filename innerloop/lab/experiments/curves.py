@@ -1,6 +1,6 @@
 """The series in the log of a run, and the figures that every run has."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +8,6 @@ import numpy as np
 
 from innerloop.lab import plots
 from innerloop.lab.experiments.cost import training_cost
-from innerloop.lab.experiments.printing import overall
 from innerloop.training import Evaluation
 
 
@@ -72,6 +71,11 @@ def read_evaluation(record: dict[str, Any]) -> Evaluation:
     mean = {name: record["mean"][name] for name in overall(record["mean"])}
     interval = {name: record["interval_95"][name] for name in mean}
     return Evaluation(mean, interval, record["tasks"], record.get("ece"))
+
+
+def overall(metrics: Iterable[str]) -> list[str]:
+    """The metrics of all test tasks. The names of those of a single test set have a slash."""
+    return [name for name in metrics if "/" not in name]
 
 
 def draw_curves(

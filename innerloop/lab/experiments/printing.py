@@ -1,37 +1,16 @@
 """Results as tables in the terminal."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from innerloop.diagnostics.text import table
-
-MANY = 20
-"""The number of inner steps above which a table shows some of them."""
-
-
-def shown_steps(last: int) -> list[int]:
-    """The inner steps 0 … `last` that a table shows: all, or 0, 1, 2, 5, 10, 20, … and the last."""
-    if last <= MANY:
-        return list(range(last + 1))
-    series = [lead * 10**power for power in range(len(str(last))) for lead in (1, 2, 5)]
-    return [0, *(step for step in series if step < last), last]
-
-
-def overall(metrics: Iterable[str]) -> list[str]:
-    """The metrics of all test tasks. The names of those of a single test set have a slash."""
-    return [name for name in metrics if "/" not in name]
+from innerloop.lab.experiments.curves import read_evaluation
+from innerloop.logging.records import evaluation
 
 
 def print_test(test: dict[str, Any], normalisation: str) -> None:
-    """Every metric after each inner step: mean and interval."""
-    print(f"{test['tasks']} test tasks, mean ± 95% interval; normalisation: {normalisation}")
-    names, calibration = overall(test["mean"]), [test["ece"]] if "ece" in test else []
-    rows = []
-    for step in shown_steps(len(test["mean"]["loss"]) - 1):
-        pairs = [(test["mean"][name][step], test["interval_95"][name][step]) for name in names]
-        cells = [f"{mean:.4f} ± {half:.4f}" for mean, half in pairs]
-        rows.append([str(step), *cells, *(f"{errors[step]:.4f}" for errors in calibration)])
-    print(table(["inner steps", *names, *["calibration error" for _ in calibration]], rows, 0))
+    """The evaluation on the test tasks, as a table."""
+    print(f"test, normalisation: {normalisation}\n{read_evaluation(evaluation(test))}")
 
 
 def print_trials(record: dict[str, Any]) -> None:

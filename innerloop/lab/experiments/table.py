@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxtyping import PyTree
 
+from innerloop.errors import RunError
 from innerloop.lab.experiments.base import Experiment
 from innerloop.lab.experiments.digits import Digits
 from innerloop.lab.experiments.learned_optimizer import OptimizerTraining
@@ -12,7 +13,7 @@ from innerloop.lab.experiments.omniglot import Omniglot
 from innerloop.lab.experiments.photographs import CifarFS, MiniImageNet
 from innerloop.lab.experiments.ranges import check_settings
 from innerloop.lab.experiments.sinusoid import Sinusoid
-from innerloop.lab.run_folder import CONFIG, RunFolder
+from innerloop.lab.run_folder import CONFIG, OWN, RunFolder
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "sinusoid": Sinusoid,
@@ -36,6 +37,13 @@ def read_experiment(folder: RunFolder) -> Experiment:
     """The experiment of a run. Raises `RunError` if the config is not one of an experiment."""
     content = folder.read_config()
     config = content["config"]
+    if content["experiment"] == OWN:
+        raise RunError(
+            "this run is not one of an experiment of innerloop",
+            got=f"{folder.path}, which own_run has made",
+            expected="a run of innerloop train; training.load_meta(RUN/best.eqx, like) reads the "
+            "best meta-parameters of any run",
+        )
     with folder.reading(CONFIG):
         # JSON has neither paths nor tuples.
         paths = {name: Path(config[name]) for name in _PATHS if config.get(name)}

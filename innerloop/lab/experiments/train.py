@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +12,18 @@ import numpy as np
 import optax
 from jaxtyping import PyTree
 
-from innerloop.devices.processes import is_first, together
+from innerloop.devices.processes import is_first
 from innerloop.devices.sharding import placement
 from innerloop.errors import RunError, StructureError
 from innerloop.lab.experiments.base import Experiment, Parts
-from innerloop.lab.experiments.cost import outer_step_record
 from innerloop.lab.experiments.curves import draw_curves, series
 from innerloop.lab.experiments.evaluation import pooled, summary, test_episodes, test_evaluation
 from innerloop.lab.experiments.few_shot import FewShot
-from innerloop.lab.experiments.progress import BestMeta, ProgressBar
 from innerloop.lab.experiments.ranges import COUNT, check_ranges, refuse_out_of_range
 from innerloop.lab.experiments.table import best_meta, experiment_name, read_experiment
-from innerloop.lab.run_folder import LOG, RESULT, TEST_TASKS, RunFolder, as_flag, environment
-from innerloop.logging import JsonLines, Logger, Loggers, TensorBoard, WeightsAndBiases
-from innerloop.logging.records import evaluation_record
+from innerloop.lab.recording import held_folder, outcome_record, run_logger
+from innerloop.lab.run_folder import RESULT, TEST_TASKS, RunFolder, as_flag
+from innerloop.logging import Logger, TensorBoard, WeightsAndBiases
 from innerloop.recipes._pretrained import started_from
 from innerloop.recipes.base import InitMeta
 from innerloop.tasks import evaluation_episodes
@@ -76,14 +72,12 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
         "metric": parts.metric,
     }
     chosen = _chosen_loggers(experiment, run)
-    with together():
-        folder = _folder(experiment, run, config)
-    if is_first():  # not before the settings and the data are known to give a run
-        print(f"{config['experiment']}: run folder {run}", flush=True)
-    with closing(folder), _discarded_if_refused(folder):
-        bar = ProgressBar(experiment.steps, parts.metric, folder)
-        own = (JsonLines(run / LOG), BestMeta(folder), bar)  # The first removes damaged lines.
-        with Loggers(*((*own, *chosen) if is_first() else ())) as log:
+    may_change = (*_MAY_CHANGE, *(["steps"] if not experiment.cosine else []))
+    known = tuple(name for name in may_change if name in config["config"])
+    with held_folder(run, config, known if experiment.resume else None) as folder:
+        if is_first():  # not before the settings and the data are known to give a run
+            print(f"{config['experiment']}: run folder {run}", flush=True)
+        with run_logger(folder, experiment.steps, parts.metric, chosen) as log:
             outcome = fit(
                 parts.estimator,
                 init_meta,
@@ -96,16 +90,6 @@ def train(experiment: Experiment, run: Path) -> dict[str, Any]:
                 **{name: value for name, value in vars(experiment).items() if name in _FIT},
             )
         return _tested(experiment, parts, config, folder, outcome, begin)
-
-
-@contextmanager
-def _discarded_if_refused(folder: RunFolder) -> Iterator[None]:
-    """Remove the files of a run that fails before its first step."""
-    try:
-        yield
-    except Exception:
-        folder.discard()
-        raise
 
 
 def _validation(experiment: Experiment, parts: Parts) -> dict[str, Validation]:
@@ -149,25 +133,15 @@ def _tested(
     begin: float,
 ) -> dict[str, Any]:
     """The content of `result.json`. Also writes it and the figures."""
-    log = series(folder.read_log(), parts.metric)
-    # The log also counts the time before the run was resumed.
-    seconds = max(time.perf_counter() - begin, log.seconds)
+    log, seconds = series(folder.read_log(), parts.metric), time.perf_counter() - begin
     experiment = dataclasses.replace(experiment, chunk=outcome.estimator.tasks_at_once)
     results = test_evaluation(experiment, parts, outcome.meta, test_episodes(experiment, parts))
     test, per_task = summary(results), pooled(results)
     result = {
         **config,
-        "environment": environment(),
         "normalisation": parts.normalisation,
         "trained_steps": parts.trained_steps,
-        "outer_steps": outcome.step,
-        "best_step": outcome.best_step,
-        "faults": outcome.faults,
-        "seconds": seconds,
-        "chunk": experiment.chunk,
-        "plan": None if outcome.plan is None else outcome.plan.summary(),
-        "cost": log.cost | outer_step_record(outcome.estimator, experiment.init_meta),
-        "test": evaluation_record(test),
+        **outcome_record(outcome, experiment.init_meta, log, test, seconds),
     }
     if is_first():
         folder.save_meta(outcome.meta)  # Once more: a resumed run may have lost it.
@@ -180,15 +154,6 @@ def _tested(
             meta = jax.device_put(jax.device_get(outcome.meta))
             experiment.write_learned(parts, meta, folder.path)
     return result
-
-
-def _folder(experiment: Experiment, run: Path, config: dict[str, Any]) -> RunFolder:
-    """The run's folder, new or resumed. Of several processes the first writes to it."""
-    if not is_first():
-        return RunFolder(run)
-    may_change = (*_MAY_CHANGE, *(["steps"] if not experiment.cosine else []))
-    known = tuple(name for name in may_change if name in config["config"])
-    return RunFolder.begin(run, config, may_change=known if experiment.resume else None)
 
 
 def _chosen_loggers(experiment: Experiment, run: Path) -> list[Logger]:

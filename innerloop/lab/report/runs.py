@@ -11,7 +11,7 @@ import numpy as np
 
 from innerloop.lab.experiments.curves import Log, read_evaluation, series
 from innerloop.lab.experiments.optimizer_trials import LEARNED
-from innerloop.lab.run_folder import CONFIG, RESULT, TEST_TASKS, RunFolder
+from innerloop.lab.run_folder import CONFIG, RESULT, SETTINGS, TEST_TASKS, RunFolder
 from innerloop.logging.records import evaluation
 from innerloop.storage.kinds import (
     amount,
@@ -38,8 +38,7 @@ PICTURES = {
 _AMOUNTS = ("seconds_per_step", "compile_seconds", "peak_memory_bytes", "flops_per_step")
 _COST = {each: or_null(amount) for each in _AMOUNTS}
 _COST |= {"flops_are_lower_bound": flag, "unreached": or_null(listed(text))}
-_CONFIG = fields({}, {"seed": count, "batch": or_null(count), "steps": count}, rest=anything)
-_BEGUN = fields({"experiment": text, "metric": text, "config": _CONFIG}, rest=anything)
+_BEGUN = fields({"experiment": text, "metric": text, "config": SETTINGS}, rest=anything)
 _ENVIRONMENT = fields({}, {"versions": by_name(text)}, rest=anything)
 _ENDED = fields(
     {},

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from innerloop.diagnostics.amounts import format_bytes
+from innerloop.diagnostics.text import shown_steps
 from innerloop.lab.experiments.optimizer_trials import PER_TASK
-from innerloop.lab.experiments.printing import TRIALS, median_and_quartiles, shown_steps, trial_rows
+from innerloop.lab.experiments.printing import TRIALS, median_and_quartiles, trial_rows
 from innerloop.lab.report import figures, text
 from innerloop.lab.report.blocks import Content, Facts, Figures, Note, TextTable
 from innerloop.lab.report.runs import Run, differing, half_interval, same_but_for_the_seed
@@ -43,7 +44,7 @@ def _outcome(run: Run, digits: int) -> dict[str, tuple[str, str]]:
         if run.test.ece is not None:
             calibration = {_CALIBRATION: (f"{run.test.ece[-1]:.1%}", "expected, 15 bins")}
     progress = f"{run.log.outer_steps:,}"
-    if not run.finished:
+    if not run.finished and "steps" in run.config:
         progress += f" of {run.config.get('steps')}"
     return {
         f"test {run.metric}": reached,
