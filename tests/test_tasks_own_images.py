@@ -231,6 +231,44 @@ def test_a_folder_for_each_class(tmp_path):
         il.tasks.image_folder(tmp_path / "n01" / "notes.txt", size=8)
 
 
+def test_unreadable_files_are_refused_or_skipped_and_counted(tmp_path, monkeypatch):
+    folder = tmp_path / "photographs"
+    for name in ("n01", "n02"):
+        for example in range(3):
+            save(folder / name / f"{example}.png", picture(name, example, 9, 7))
+    whole = (folder / "n01" / "1.png").read_bytes()
+    (folder / "n01" / "1.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "n02" / "x.jpg").write_text("no image")
+    with pytest.raises(il.errors.DataError, match="cannot be read"):
+        il.tasks.image_folder(folder, size=8)
+    skipping = partial(il.tasks.image_folder, folder, size=8, unreadable="skip")
+    with pytest.warns(UserWarning, match=r"2 of 7 files cannot be read.*first .*1\.png"):
+        classes = skipping()
+    assert classes.sizes.tolist() == [2, 3]
+    found = np.asarray(classes.rows)[np.asarray(classes.order), 0, 0].tolist()
+    expected = [colour("n01", 0), colour("n01", 2), *(colour("n02", i) for i in range(3))]
+    assert found == [each.tolist() for each in expected]
+    monkeypatch.setattr(image_files, "_pixels", None)  # a second start reads no image
+    with pytest.warns(UserWarning, match="2 of 7 files"):
+        assert skipping().sizes.tolist() == [2, 3]
+    (folder / "n03").mkdir()
+    with (
+        pytest.raises(il.errors.DataError, match=r"without images.*n03"),
+        pytest.warns(UserWarning),
+    ):
+        skipping()
+
+
+def test_duplicates_are_listed_with_their_classes():
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4), np.uint8)
+    images[3], images[5] = images[0], images[0]
+    classes = il.tasks.images_by_label(images, ["a", "a", "b", "b", "c", "a"])
+    assert il.tasks.duplicates(classes) == [[("a", 0), ("b", 3), ("a", 5)]]
+    assert il.tasks.duplicates(classes.only([2])) == []
+    rows = {"x": np.array([1.0, 2.0, 1.0]), "y": np.array([0, 1, 0])}
+    assert il.tasks.duplicates(il.tasks.by_label(rows, [0, 1, 2])) == [[("0", 0), ("2", 2)]]
+
+
 def of_one_file(folder):
     """The pixels of a folder with one class and one image, 2 × 2."""
     return np.asarray(il.tasks.image_folder(folder, size=2).rows[0]).astype(int)

@@ -35,6 +35,7 @@ from innerloop.tasks.iterated import IteratedTasks as IteratedTasks
 from innerloop.tasks.sinusoid import SinusoidTasks as SinusoidTasks
 from innerloop.tasks.splits import Splits as Splits
 from innerloop.tasks.splits import check_disjoint as check_disjoint
+from innerloop.tasks.splits import duplicates as duplicates
 from innerloop.tasks.splits import split_classes as split_classes
 from innerloop.tasks.splits import split_rows as split_rows
 from innerloop.tasks.streamed import StoredImages as StoredImages

@@ -5,12 +5,13 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from innerloop.arguments import at_least, checked, path
+from innerloop.arguments import at_least, checked, one_of, path
 from innerloop.checks import optional_package
 from innerloop.errors import DataError
 from innerloop.storage.files import plain_file
@@ -23,9 +24,20 @@ _PIXELS = 2
 """The version of the conversion from files to pixels. Increase it if the conversion changes."""
 
 
-@checked(folder=path(), size=at_least(1, at_most=4096, such_as=84))
+Unreadable = Literal["refuse", "skip"]
+
+
+@checked(
+    folder=path(),
+    size=at_least(1, at_most=4096, such_as=84),
+    unreadable=one_of("refuse", "skip"),
+)
 def image_folder(
-    folder: str | os.PathLike[str], size: int, *, names: list[str] | None = None
+    folder: str | os.PathLike[str],
+    size: int,
+    *,
+    names: list[str] | None = None,
+    unreadable: Unreadable = "refuse",
 ) -> ImageClasses:
     """The classes of a folder that holds one folder of image files for each.
 
@@ -41,10 +53,16 @@ def image_folder(
         folder: The folder that holds the folders of the classes.
         size: Pixels per side of the scaled images.
         names: The folders to read; by default all.
+        unreadable: What happens to files that are no images, are cut off, or have pixels of unknown
+            range: `"refuse"` raises an error, and `"skip"` leaves them out with a warning that
+            counts them.
+
+    Returns:
+        The classes, with the names of their folders.
 
     Raises:
-        DataError: If a folder is missing or has no images, or a file is not an image, has pixels
-            of unknown range, or all of them do not fit into memory.
+        DataError: If a folder is missing or has no images, a file is unreadable and not skipped, or
+            the images do not fit into memory.
         StructureError: If `size` is not from 1 to 4096.
     """
     path = Path(folder)
@@ -52,6 +70,8 @@ def image_folder(
         names = [entry.name for entry in path.iterdir() if entry.is_dir()] if path.is_dir() else []
     folders = {name: inside(path, name) for name in sorted(names)}
     by_class = {name: _images(each) for name, each in folders.items() if not name.startswith(".")}
+    if unreadable == "skip":
+        by_class = _readable(by_class)
     without = [name for name, files in by_class.items() if not files]
     if without or not by_class:
         raise DataError(
@@ -76,6 +96,34 @@ def _images(folder: Path) -> list[Path]:
     return [file for file in files if file.suffix.lower() in SUFFIXES]
 
 
+def _readable(by_class: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """The files that can be read. Warns of the others."""
+    files = [file for of_class in by_class.values() for file in of_class]
+    name = f"readable-{_digest(files)}"
+    found = cached_array(name, lambda: _check(files), (len(files),)).astype(bool)
+    kept = {file for file, whole in zip(files, found.tolist(), strict=True) if whole}
+    left_out = [file for file in files if file not in kept]
+    if left_out:
+        warnings.warn(
+            f"{len(left_out)} of {len(files)} files cannot be read and are left out; the first of "
+            f"them is {left_out[0]}",
+            stacklevel=4,
+        )
+    return {name: [file for file in each if file in kept] for name, each in by_class.items()}
+
+
+def _check(files: Sequence[Path]) -> np.ndarray:
+    def whole(file: Path) -> bool:
+        try:
+            _pixels(file, 1)
+        except DataError:
+            return False
+        return True
+
+    with ThreadPoolExecutor() as pool:
+        return np.array([*pool.map(whole, files)], np.uint8)
+
+
 def classes_of_files(by_class: dict[str, list[Path]], size: int) -> ImageClasses:
     """The images of each class, sorted by the classes' names: uint8 RGB, `size` × `size` pixels.
 
@@ -94,14 +142,6 @@ def classes_of_files(by_class: dict[str, list[Path]], size: int) -> ImageClasses
 
 
 def _read(files: Sequence[Path], size: int) -> np.ndarray:
-    Image = optional_package("PIL.Image", "reading image files", extra="data")
-
-    def pixels(file: Path) -> np.ndarray:
-        expected = "an image with pixels of 1, 8 or 16 bits"
-        with reading(file, expected), plain_file(file) as content, Image.open(content) as image:
-            scaled = _upright_rgb(image).resize((size, size), Image.Resampling.LANCZOS)
-            return np.asarray(scaled)
-
     try:
         images = np.empty((len(files), size, size, 3), np.uint8)
     except MemoryError as error:
@@ -112,9 +152,18 @@ def _read(files: Sequence[Path], size: int) -> np.ndarray:
             "classes by names=",
         ) from error
     with ThreadPoolExecutor() as pool:  # Pillow decodes and scales without holding Python's lock
-        for i, image in enumerate(pool.map(pixels, files)):
+        for i, image in enumerate(pool.map(partial(_pixels, size=size), files)):
             images[i] = image
     return images
+
+
+def _pixels(file: Path, size: int) -> np.ndarray:
+    """The pixels of a file, uint8 `(size, size, 3)`. Raises `DataError` if it cannot be read."""
+    Image = optional_package("PIL.Image", "reading image files", extra="data")
+    expected = "an image with pixels of 1, 8 or 16 bits"
+    with reading(file, expected), plain_file(file) as content, Image.open(content) as image:
+        scaled = _upright_rgb(image).resize((size, size), Image.Resampling.LANCZOS)
+        return np.asarray(scaled)
 
 
 def _upright_rgb(image: Any) -> Any:

@@ -128,6 +128,26 @@ def require_disjoint(parts: Mapping[str, Iterable], what: str) -> None:
             )
 
 
+def duplicates(classes: Classes) -> list[list[tuple[str, int]]]:
+    """Equal rows of the data, which a task may hold in both support and query.
+
+    Runs on the host and reads all data.
+
+    Args:
+        classes: The classes.
+
+    Returns:
+        For each set of equal rows, the names of their classes and the numbers of the rows.
+    """
+    of_row = {int(row): name for i, name in enumerate(classes.names) for row in classes.members(i)}
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(classes.rows)]
+    found: dict[bytes, list[tuple[str, int]]] = {}
+    for row in sorted(of_row):
+        content = b"".join(leaf[row].tobytes() for leaf in leaves)
+        found.setdefault(content, []).append((of_row[row], row))
+    return [rows for rows in found.values() if len(rows) > 1]
+
+
 def _contents(classes: Classes) -> set[bytes]:
     """The bytes of every row; of an image, those of the smallest of its four turns."""
     numbers = np.unique(np.asarray(classes.order))
