@@ -13,6 +13,7 @@ for _package in ("tyro", "rich", "matplotlib", "jinja2", "markupsafe"):
 
 from innerloop.lab._own_run import OwnRun, own_run  # noqa: E402
 from innerloop.lab.experiments.table import best_meta  # noqa: E402
+from innerloop.lab.prediction import Predictions, predict  # noqa: E402
 from innerloop.lab.report import write_report  # noqa: E402
 
-__all__ = ["OwnRun", "best_meta", "own_run", "write_report"]
+__all__ = ["OwnRun", "Predictions", "best_meta", "own_run", "predict", "write_report"]

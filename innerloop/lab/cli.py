@@ -20,6 +20,7 @@ from rich.markup import escape
 from innerloop import diagnostics
 from innerloop.devices.processes import is_first, join
 from innerloop.errors import InnerloopError, RunError, StructureError
+from innerloop.lab import prediction
 from innerloop.lab.ending import (
     last_words,
     leave,
@@ -152,6 +153,34 @@ def evaluate(
     print(record["file"])
 
 
+def predict(
+    run: tyro.conf.Positional[Path],
+    support: Path,
+    query: tuple[Path, ...],
+    csv: Path,
+    picture: Path | None = None,
+    unknown_below: float | None = None,
+) -> None:
+    """Learn classes from a few images of each, and predict the classes of other images.
+
+    Args:
+        run: Folder of a run of innerloop train images.
+        support: Folder that holds a folder of image files for each class; they need not be classes
+            of the run.
+        query: Image files, and folders of image files.
+        csv: File to write: a line for each image, with its class and all probabilities.
+        picture: PNG file with some of the images and their classes.
+        unknown_below: Probability below which an image counts as of no known class; by default
+            what 95 % of the images of the run's validation tasks reach.
+    """
+    with _at_work("learning"):
+        found = prediction.predict(run, support, query, unknown_below=unknown_below)
+    print(found)
+    print(found.write_csv(csv))
+    if picture is not None:
+        print(found.write_picture(picture))
+
+
 def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> None:
     """Write a run, or several side by side, as one self-contained HTML page.
 
@@ -241,7 +270,7 @@ def demo(folder: Path | None = None) -> None:
             raise
 
 
-COMMANDS = (train, evaluate, report, check, compare, plan, demo)
+COMMANDS = (train, evaluate, predict, report, check, compare, plan, demo)
 
 
 def _later(command: Callable[..., None]) -> Callable[..., Any]:

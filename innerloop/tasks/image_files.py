@@ -82,6 +82,20 @@ def image_folder(
     return classes_of_files(by_class, size)
 
 
+def read_images(
+    files: Sequence[Path], size: int, unreadable: Unreadable = "refuse"
+) -> tuple[list[Path], np.ndarray]:
+    """The files that are read, and their pixels, uint8 `(files, size, size, 3)`.
+
+    Raises:
+        DataError: If a file is missing, or unreadable and not skipped.
+    """
+    _digest(files)  # refuses what is missing
+    if unreadable == "skip":
+        files = _readable({"": [*files]})[""]
+    return [*files], _read(files, size)
+
+
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
@@ -142,6 +156,7 @@ def classes_of_files(by_class: dict[str, list[Path]], size: int) -> ImageClasses
 
 
 def _read(files: Sequence[Path], size: int) -> np.ndarray:
+    """The pixels of files, uint8 `(files, size, size, 3)`."""
     try:
         images = np.empty((len(files), size, size, 3), np.uint8)
     except MemoryError as error:

@@ -93,15 +93,18 @@ def _parts(
             expected="classes without common rows: split first, and turn the images of each split "
             "afterwards",
         )
-    ends = np.round(np.cumsum(shares) * n).astype(int)
-    # RandomState: its stream is frozen, so a split is the same in every version of NumPy
-    parts = np.split(np.random.RandomState(seed).permutation(n), ends[:-1])
-    if min(map(len, parts)) < least:
+    if n < least * len(shares):
         raise DataError(
             f"there are too few {what} for three splits",
-            got=f"{n} {what}, split as {', '.join(str(len(part)) for part in parts)}",
+            got=f"{n} {what}",
             expected=f"at least {least} in each split",
         )
+    sizes = np.diff(np.round(np.cumsum((0, *shares)) * n).astype(int))
+    while sizes.min() < least:  # small splits take from the largest
+        sizes[sizes.argmin()] += 1
+        sizes[sizes.argmax()] -= 1
+    # RandomState: its stream is frozen, so a split is the same in every version of NumPy
+    parts = np.split(np.random.RandomState(seed).permutation(n), np.cumsum(sizes)[:-1])
     return [sorted(part.tolist()) for part in parts]
 
 

@@ -11,7 +11,8 @@ from innerloop.tasks.augmentation import Augment
 _MAML = {"rate": 0.01, "steps": 5}  # on miniImageNet
 
 
-def _cropped_and_mirrored(padding: int) -> Augment:
+def cropped_and_mirrored(padding: int) -> Augment:
+    """Crops of images with an edge of this many pixels, and mirror images of half of them."""
     return tasks.Compose((tasks.RandomCrop(padding), tasks.RandomHorizontalFlip()))
 
 
@@ -48,7 +49,7 @@ class MiniImageNet(Photographs):
     """
 
     image: ClassVar[tuple[int, int]] = (84, 84)
-    augmentation: ClassVar[Augment] = _cropped_and_mirrored(8)
+    augmentation: ClassVar[Augment] = cropped_and_mirrored(8)
 
     def splits(self) -> tasks.Splits:
         """The split of Ravi and Larochelle."""
@@ -64,7 +65,7 @@ class CifarFS(Photographs):
     """
 
     image: ClassVar[tuple[int, int]] = (32, 32)
-    augmentation: ClassVar[Augment] = _cropped_and_mirrored(4)
+    augmentation: ClassVar[Augment] = cropped_and_mirrored(4)
 
     def splits(self) -> tasks.Splits:
         """The split of Bertinetto et al."""

@@ -10,6 +10,7 @@ from innerloop.lab.experiments.base import Experiment
 from innerloop.lab.experiments.digits import Digits
 from innerloop.lab.experiments.learned_optimizer import OptimizerTraining
 from innerloop.lab.experiments.omniglot import Omniglot
+from innerloop.lab.experiments.own_images import OwnImages
 from innerloop.lab.experiments.photographs import CifarFS, MiniImageNet
 from innerloop.lab.experiments.ranges import check_settings
 from innerloop.lab.experiments.sinusoid import Sinusoid
@@ -21,6 +22,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "omniglot": Omniglot,
     "mini-imagenet": MiniImageNet,
     "cifar-fs": CifarFS,
+    "images": OwnImages,
     "learned-optimizer": OptimizerTraining,
 }
 

@@ -10,4 +10,5 @@ from innerloop.lab.plots.curves import adaptation_curve as adaptation_curve
 from innerloop.lab.plots.curves import learning_curve as learning_curve
 from innerloop.lab.plots.curves import validation_over_time as validation_over_time
 from innerloop.lab.plots.episodes import episodes_with_predictions as episodes_with_predictions
+from innerloop.lab.plots.predictions import predicted_images as predicted_images
 from innerloop.lab.plots.sinusoid_fits import sinusoid_fits as sinusoid_fits

@@ -1,0 +1,203 @@
+"""Predictions of a run of own images for new images."""
+
+import csv
+import dataclasses
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from innerloop.adaptation import run as adapted
+from innerloop.errors import DataError, RunError
+from innerloop.gradients.inner import Exact
+from innerloop.gradients.loops import StoreAll
+from innerloop.lab.experiments.base import HeldOut
+from innerloop.lab.experiments.own_images import OwnImages
+from innerloop.lab.experiments.table import experiment_name, read_experiment
+from innerloop.lab.plots.predictions import predicted_images
+from innerloop.lab.run_folder import RunFolder
+from innerloop.problem import Examples, task_keys
+from innerloop.storage.files import write_text
+from innerloop.tasks import evaluation_episodes, image_folder
+from innerloop.tasks.image_classes import as_unit_interval
+from innerloop.tasks.image_files import SUFFIXES, read_images
+
+TASKS = 50
+"""How many validation tasks calibrate the probabilities."""
+DOUBTFUL = 0.05
+"""The share of validation images, of classes of their task, that would be called unknown."""
+
+
+class Predictions(NamedTuple):
+    """What a run predicts for image files.
+
+    Attributes:
+        files: The files.
+        images: Their scaled pixels, uint8 `(files, size, size, 3)`.
+        classes: The names of the classes.
+        probabilities: The calibrated probability of each class, `(files, classes)`.
+        unknown_below: A file whose largest probability is below this is of no known class.
+        temperature: What the scores were divided by.
+    """
+
+    files: list[Path]
+    images: np.ndarray
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+    unknown_below: float
+    temperature: float
+
+    @property
+    def names(self) -> list[str]:
+        """The most probable class of each file."""
+        return [self.classes[i] for i in self.probabilities.argmax(axis=1)]
+
+    @property
+    def unknown(self) -> np.ndarray:
+        """Whether each file seems to be of none of the classes, bool `(files,)`."""
+        return self.probabilities.max(axis=1) < self.unknown_below
+
+    def write_csv(self, path: str | os.PathLike[str]) -> Path:
+        """A line for each file: its path, the class, its probability, whether it is unknown, and
+        the probability of each class.
+        """
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(["file", "class", "probability", "unknown", *self.classes])
+        each = zip(self.files, self.names, self.unknown, self.probabilities, strict=True)
+        for file, name, unknown, row in each:
+            of_classes = [f"{value:.4f}" for value in row]
+            said = "yes" if unknown else "no"
+            lines.writerow([file, name, f"{row.max():.4f}", said, *of_classes])
+        return write_text(Path(path), text.getvalue())
+
+    def write_picture(self, path: str | os.PathLike[str]) -> Path:
+        """A PNG file with some of the images, their classes and probabilities."""
+        titles = [
+            f"{'unknown?' if unknown else name} {row.max():.0%}"
+            for name, unknown, row in zip(self.names, self.unknown, self.probabilities, strict=True)
+        ]
+        return predicted_images(path, self.images, titles)
+
+    def __str__(self) -> str:
+        known = [
+            name for name, unknown in zip(self.names, self.unknown, strict=True) if not unknown
+        ]
+        counts = [f"{name}: {known.count(name)}" for name in self.classes]
+        return f"{', '.join(counts)}, unknown: {int(self.unknown.sum())}"
+
+
+def predict(
+    run: str | os.PathLike[str],
+    support: str | os.PathLike[str],
+    query: Sequence[str | os.PathLike[str]],
+    *,
+    unknown_below: float | None = None,
+) -> Predictions:
+    """Learn classes from a few images of each, and predict the classes of other images.
+
+    Probabilities are calibrated by one temperature, with which those of the run's validation tasks
+    are the most likely (Guo et al. 2017, "On calibration of modern neural networks").
+
+    Args:
+        run: The folder of a run of `innerloop train images`.
+        support: A folder that holds a folder of image files for each class. The classes need not be
+            those of the run.
+        query: Image files, and folders of image files at any depth.
+        unknown_below: A file whose largest probability is below this counts as of no known class;
+            by default the probability that 95 % of the images of the validation tasks reach.
+
+    Returns:
+        The predictions.
+
+    Raises:
+        RunError: If the folder holds no run of own images, or a damaged one.
+        DataError: If images are missing or cannot be read.
+        StructureError: If there are more classes than the run's recipe can learn.
+    """
+    folder = RunFolder.open(Path(run))
+    experiment = read_experiment(folder)
+    if not isinstance(experiment, OwnImages):
+        raise RunError(
+            "only a run of own images can predict the classes of image files",
+            got=f"{folder.path}, a run of {experiment_name(experiment)}",
+            expected="the folder of a run of innerloop train images",
+        )
+    meta = folder.load_meta(experiment.meta_shapes())
+    known = image_folder(support, experiment.size, unreadable=experiment.unreadable)
+    files, images = read_images(_files(query), experiment.size, experiment.unreadable)
+    (held_out,) = experiment.parts().held_out.values()
+    temperature, usual = _calibration(held_out, meta, experiment.seed)
+    if len(known) > experiment.ways:
+        trained = experiment.train_ways or experiment.ways
+        wider = dataclasses.replace(experiment, ways=len(known), train_ways=trained)
+        held_out = held_out._replace(learner=wider.build_recipe().learner)
+    labels = np.repeat(np.arange(len(known), dtype=np.int32), np.asarray(known.sizes))
+    rows = as_unit_interval(known.rows[known.order])
+    scores = _scores(
+        held_out,
+        meta,
+        Examples(rows, jnp.asarray(labels), ways=len(known)),
+        Examples(as_unit_interval(jnp.asarray(images)), jnp.zeros(len(files), jnp.int32)),
+        jax.random.key(experiment.seed),
+    )
+    found = np.asarray(jax.nn.softmax(scores[:, : len(known)] / temperature))
+    below = usual if unknown_below is None else unknown_below
+    return Predictions(files, images, known.names, found, below, temperature)
+
+
+def _files(query: Sequence[str | os.PathLike[str]]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, query):
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        files += [each for each in inside if each == path or each.suffix.lower() in SUFFIXES]
+    if not files:
+        raise DataError(
+            "there are no images to predict",
+            got=", ".join(str(path) for path in query) or "no files",
+            expected=f"files, or folders of files with the suffixes {' '.join(SUFFIXES)}",
+        )
+    return files
+
+
+def _scores(
+    held_out: HeldOut, meta: PyTree, support: Examples, query: Examples, key: PRNGKeyArray
+) -> Array:
+    """The logits of the query rows after the task is learned, as in the run's test."""
+    learner = held_out.learner
+    predict = learner.predict
+    assert predict is not None
+    _, _, predictions = adapted(
+        *(learner.problem, learner.adaptation, meta, support, task_keys(key).adapt),
+        *(Exact(), StoreAll(), lambda params, t: predict(params, meta, query, key)),
+        steps=held_out.steps,
+    )
+    return predictions[-1]
+
+
+def _calibration(held_out: HeldOut, meta: PyTree, seed: int) -> tuple[float, float]:
+    """The temperature of the validation tasks, and the probability that most of them reach."""
+    episodes = evaluation_episodes(held_out.validation, TASKS, seed, "calibration")
+
+    @jax.jit
+    def learned(meta, episodes):
+        one = lambda episode, key: _scores(held_out, meta, episode.support, episode.query, key)
+        return jax.lax.map(
+            lambda pair: one(*pair), (episodes, jax.random.split(jax.random.key(seed), TASKS))
+        )
+
+    scores = np.asarray(learned(meta, episodes), np.float64)
+    scores = scores[..., : episodes.query.ways].reshape(-1, episodes.query.ways)
+    targets = np.asarray(episodes.query.targets).reshape(-1)
+    temperatures = np.geomspace(0.05, 20, 121)
+    log_probabilities = lambda t: np.asarray(jax.nn.log_softmax(scores / t))
+    right = [log_probabilities(t)[np.arange(len(targets)), targets].mean() for t in temperatures]
+    best = float(temperatures[int(np.argmax(right))])
+    reached = np.exp(log_probabilities(best)).max(axis=1)
+    return best, float(np.quantile(reached, DOUBTFUL))
