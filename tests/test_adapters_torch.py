@@ -363,6 +363,88 @@ def test_attention_differentiates_twice(x64):
     np.testing.assert_allclose(inner, second.numpy(), rtol=1e-6, atol=1e-8)
 
 
+class Changed(nn.Module):
+    """A network whose result a function changes in place, or replaces."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.layer, self.change = nn.Linear(3, 2), change
+
+    def forward(self, x):
+        y = self.layer(x) * 1
+        replaced = self.change(y)
+        return y if replaced is None else replaced
+
+
+def change(operation, result=lambda y: None):
+    """The function that an operation in place and a result make."""
+    return lambda y: (operation(y), result(y))[1]
+
+
+def stale(y):
+    before = y.view(-1)
+    y.mul_(2)
+    return before
+
+
+def halves(y):
+    with torch.no_grad():
+        first, second = y.chunk(2, 1)
+        first.sigmoid_()
+        return first + second, y
+
+
+LOST = {
+    "view": (change(lambda y: y.view(-1).mul_(2)), "mul_ changes"),
+    "reshape": (change(lambda y: y.reshape(2, 4).add_(1)), "add_ changes"),
+    "flatten": (change(lambda y: y.flatten().mul_(2)), "mul_ changes"),
+    "an index of a view": (change(lambda y: y.t()[0].add_(1)), "add_ changes"),
+    "a view of an index": (change(lambda y: y[:, 0].view(-1).add_(1)), "add_ changes"),
+    "entries of a view": (change(lambda y: y.T.__setitem__(0, 5)), "assignment to its entries"),
+    "unsqueeze": (change(lambda y: y.unsqueeze(0).add_(1)), "add_ changes"),
+    "transpose": (change(lambda y: y.transpose(0, 1).mul_(3)), "mul_ changes"),
+    "permute": (change(lambda y: y.permute(1, 0).mul_(3)), "mul_ changes"),
+    "narrow": (change(lambda y: y.narrow(1, 0, 1).mul_(3)), "mul_ changes"),
+    "squeeze": (change(lambda y: y.squeeze().mul_(3)), "mul_ changes"),
+    "select": (change(lambda y: y.select(1, 0).fill_(0)), "fill_ changes"),
+    "detach": (change(lambda y: y.detach().mul_(2)), "mul_ changes"),
+    "in place by an argument": (
+        change(lambda y: functional.relu(y.view(-1), inplace=True)),
+        "relu_ changes",
+    ),
+    "read by an operation": (
+        change(lambda y: y.view(-1).mul_(2), lambda y: y + 1),
+        "add reads the other",
+    ),
+    "a view that is read after a change": (stale, "mul_ changes.*the end of the forward pass"),
+    "a part": (lambda y: halves(y)[1], "sigmoid_ changes"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), LOST.values(), ids=LOST)
+def test_a_change_in_place_that_would_be_lost_is_refused(change, message):
+    with pytest.raises(StructureError, match=f"one memory in PyTorch.*{message}"):
+        apply(from_torch(Changed(change)), np.ones((4, 3), "f"))
+
+
+KEPT = {
+    "an index": lambda y: y[:, 0].add_(1).sum() * 0 + y,
+    "entries of an index": change(lambda y: y[1].__setitem__(0, 5)),
+    "the base, with a new view": change(lambda y: y.mul_(2), lambda y: y.view(-1)),
+    "a view whose base is not read": lambda y: functional.relu(y.flatten(), inplace=True),
+    "the shape of an old view": lambda y: (y.view(-1), y.mul_(2))[0].size(0) * y,
+    "a copy of a view": change(lambda y: y.t().clone().mul_(2)),
+    "parts": lambda y: halves(y)[0],
+    "the advice": change(lambda y: y.__setitem__(..., y.view(-1).mul(2).view(y.shape))),
+}
+
+
+@pytest.mark.parametrize("change", KEPT.values(), ids=KEPT)
+def test_changes_in_place_that_are_not_lost_are_those_of_pytorch(x64, change):
+    module, inputs = Changed(change).double(), normal(4, 3)
+    np.testing.assert_allclose(apply(from_torch(module), inputs), in_torch(module, inputs))
+
+
 class Pair(nn.Module):
     def forward(self, x):
         return x, x

@@ -77,8 +77,8 @@ def from_torch(
         RunError: If PyTorch or torchax is not installed.
         StructureError: If `module` is not a PyTorch module, if its layers and the policy do not fit
             together, or if a name in `state` is not that of a buffer; while tracing, if the forward
-            pass changes another buffer, does not return one tensor, or draws at random without a
-            key.
+            pass changes another buffer, does not return one tensor, draws at random without a key,
+            or reads a tensor after a change in place of a view of it.
     """
     optional_package("torchax", "from_torch", "torch")
     torch = optional_package("torch", "from_torch", "torch")
@@ -238,6 +238,7 @@ def _run(network: Any, call: Call, given: Named, rows: Array, env: Any) -> tuple
         outputs = torch.func.functional_call(
             Called(), tensors, (env.j2t_iso(rows),), tie_weights=False
         )
+    env.finish((outputs, tensors))
     if not isinstance(outputs, torch.Tensor):
         raise StructureError(
             "the forward pass does not return one tensor",

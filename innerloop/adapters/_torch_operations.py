@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
+from innerloop.adapters._torch_views import Memories, makes_views, name_of, refuse_out_of_date
 from innerloop.checks import describe, optional_package
 from innerloop.errors import StructureError
 from innerloop.masks import masked_mean
@@ -31,6 +32,7 @@ def environment(key: PRNGKeyArray | None, mask: Array | None) -> Any:
     - Max pooling, and on CPU convolutions, differentiate twice at full speed.
     - Tensors that are neither parameters nor buffers of the module are constants.
     - Results of operations under `torch.no_grad()` are constants for every derivative.
+    - A change in place that torchax would lose, in a view or in its base, is an error.
 
     Images are `(rows, channels, *sizes)` for the module. Matrix products need the channels last, so
     the operations here also keep the result in that layout, for the next of them to begin with.
@@ -50,24 +52,55 @@ def environment(key: PRNGKeyArray | None, mask: Array | None) -> Any:
         isinstance(leaf, torch.Tensor) and not isinstance(leaf, ours) and leaf.ndim > 0
     )
 
+    class Tensor(torchax.tensor.Tensor):
+        """A tensor whose methods that are no operations for torchax are noted too."""
+
+        type_as = torch.Tensor.type_as
+
+        def flatten(self, start_dim=0, end_dim=-1):
+            return self._env.noted(super().flatten(start_dim, end_dim), of=self)
+
+        def detach(self):
+            return self._env.noted(super().detach(), of=self)
+
     class Environment(torchax.tensor.Environment):
-        def get_and_rotate_prng_key(self, generator=None):
-            nonlocal key
-            if generator is not None:
-                return super().get_and_rotate_prng_key(generator)
-            if key is None:
-                raise StructureError(
-                    "the network draws at random, and this pass has no key",
-                    got="key=None",
-                    expected="a key, such as jax.random.key(0)",
-                )
-            key, own = jax.random.split(key)
-            return own
+        def __init__(self):
+            super().__init__()
+            self.memories = Memories(torchax.tensor.View)
+            self.operation = None
+
+        def noted(self, view, of):
+            self.memories.note_view(of, [self.own(view)], divided=False)
+            return view
+
+        def constant_of(self, tensor):
+            constant = torchax.tensor.Tensor.detach(tensor)
+            is_view = id(tensor) in self.memories.known
+            return self.noted(constant, tensor) if is_view else self.own(constant)
+
+        def own(self, result):
+            """The result of an operation; its tensors become those of this environment."""
+            for leaf in jax.tree.leaves(result):
+                if type(leaf) is torchax.tensor.Tensor:
+                    leaf.__class__ = Tensor
+            return result
+
+        def j2t_iso(self, jaxarray):
+            return self.own(super().j2t_iso(jaxarray))
 
         def dispatch(self, func, types, args, kwargs):
+            within, self.operation = self.operation, self.operation or name_of(func)
+            try:
+                return self.run(func, types, args, kwargs)
+            finally:
+                self.operation = within
+
+        def run(self, func, types, args, kwargs):
             given = jax.tree.leaves((args, kwargs))
-            if not any(isinstance(leaf, ours) for leaf in given):
-                return super().dispatch(func, types, args, kwargs)
+            tensors = [leaf for leaf in given if isinstance(leaf, ours)]
+            if not tensors:
+                return self.own(super().dispatch(func, types, args, kwargs))
+            out_of_date = self.memories.out_of_date(tensors)
             constant = lambda leaf: self.j2t_iso(self.t2j_copy(leaf)) if is_constant(leaf) else leaf
             args, kwargs = jax.tree.map(constant, (args, kwargs or {}))
             own = {
@@ -80,12 +113,26 @@ def environment(key: PRNGKeyArray | None, mask: Array | None) -> Any:
             else:
                 result = NotImplemented if own is None else own(*args, **kwargs)
             if result is NotImplemented:
+                # An operation that torchax does not know is left here, for the parts of it.
                 result = super().dispatch(func, types, args, kwargs)
-            if torch.is_grad_enabled():
-                return result
+            refuse_out_of_date(out_of_date, self.operation)
+            self.memories.note_changes(tensors, self.operation)
             old = {id(leaf) for leaf in given}
             is_new = lambda leaf: isinstance(leaf, ours[0]) and id(leaf) not in old
-            return jax.tree.map(lambda leaf: leaf.detach() if is_new(leaf) else leaf, result)
+            if not torch.is_grad_enabled():
+                result = jax.tree.map(lambda x: self.constant_of(x) if is_new(x) else x, result)
+            new = [leaf for leaf in jax.tree.leaves(self.own(result)) if is_new(leaf)]
+            if makes_views(func):
+                same = [leaf for leaf in new if leaf.dtype == tensors[0].dtype]
+                divided = isinstance(result, list | tuple)
+                self.memories.note_view(tensors[0], same, divided=divided)
+            return result
+
+        def finish(self, tree):
+            """Ends the pass, whose results these are."""
+            tensors = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, ours)]
+            refuse_out_of_date(self.memories.out_of_date(tensors), "the end of the forward pass")
+            self.memories.known.clear()
 
         def in_layout(self, args) -> bool:
             """Whether the channels of the first image are last already."""
