@@ -1,5 +1,6 @@
 """Networks of other libraries as models: the same network, the same meta-gradient, their rules."""
 
+import functools
 import inspect
 
 import equinox as eqx
@@ -435,6 +436,22 @@ def test_what_an_adapter_does_not_take_is_refused(as_users_see_it):
     for message, call in wrong.items():
         with pytest.raises(StructureError, match=message):
             call()
+
+
+def test_a_mode_that_the_call_itself_leaves_as_it_is_is_refused():
+    """`tests/cures_adapters.py` has the modules; a bound argument and None are no fault."""
+    layer = eqx.nn.Linear(2, 2, key=KEY)
+    apply = lambda params, inputs, *, train=False: inputs * params * (1 + train)
+    init = lambda key: jnp.ones(2)
+    with pytest.raises(StructureError, match="argument train, which from_equinox would leave"):
+        il.adapters.from_equinox(layer, call=lambda module, inputs, train=False: inputs)
+    with pytest.raises(StructureError, match="argument train, which from_functions would leave"):
+        il.adapters.from_functions(init, apply)
+    il.adapters.from_functions(init, functools.partial(apply, train=True))
+    il.adapters.from_functions(init, apply, functools.partial(apply, train=True))
+    il.adapters.from_equinox(eqx.nn.Dropout(0.5))
+    with pytest.raises(StructureError, match=r"such as apply=lambda params, inputs, key: apply"):
+        il.adapters.from_functions(init, lambda params, key, inputs, more: inputs)
 
 
 def test_a_network_that_does_not_follow_its_policy_is_refused():

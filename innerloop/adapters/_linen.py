@@ -8,9 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adapters._network import (
+    MODES,
     NORMALISATION,
     Mode,
     Outcome,
+    call_with_mode,
     differ_as_objects,
     learnable,
     named,
@@ -18,6 +20,7 @@ from innerloop.adapters._network import (
     put_together,
     refuse_module,
     require_call,
+    require_mode,
     takes_training,
 )
 from innerloop.arguments import checked
@@ -136,6 +139,7 @@ def from_linen(
 def _require_call(module: Any, train: str | None, call: Callable[..., Any] | None) -> None:
     if call is not None:
         require_call("from_linen", call, "module", "inputs", offered=("key", "training"))
+        require_mode("from_linen", call, offered=("training",))
         if train is not None:
             raise StructureError(
                 "from_linen takes the name of an argument, or a whole call",
@@ -149,7 +153,18 @@ def _require_call(module: Any, train: str | None, call: Callable[..., Any] | Non
             got=f"train={train!r}",
             expected="the name of the argument that tells the module whether it is trained",
         )
-    require_call("from_linen", module.__call__, "inputs", offered=(train,) if train else ())
+    offered = () if train is None else (train,)
+    require_call("from_linen", module.__call__, "inputs", offered=offered)
+    if train is not None and MODES.get(train) == "not training":
+        raise StructureError(
+            "train names an argument that is to be False in training",
+            got=f"train={train!r}",
+            expected="the name of an argument that is True in training; or a call in place of it",
+            write=call_with_mode(train),
+        )
+    names_itself = lambda name: MODES[name] == "training"
+    cure = lambda name: f"train={name!r}" if names_itself(name) else call_with_mode(name)
+    require_mode("from_linen", module.__call__, cure, offered=offered)
 
 
 def _arrays(inputs: PyTree) -> PyTree:

@@ -18,6 +18,7 @@ from innerloop.adapters._network import (
     refuse_module,
     require_call,
     require_maker,
+    require_mode,
     takes_training,
 )
 from innerloop.arguments import checked
@@ -77,8 +78,10 @@ def from_nnx(
     template = make(jax.random.key(0))
     if call is None:
         require_call("from_nnx", template.__call__, "inputs", offered=())
+        require_mode("from_nnx", template.__call__)
     else:
         require_call("from_nnx", call, "module", "inputs", offered=("key", "training"))
+        require_mode("from_nnx", call, offered=("training",))
     graph, arrays = _split(nnx, template)
     policy_name = policy("from_nnx", normalisation, bool(arrays.statistics))
     carried = policy_name == "carried"
