@@ -93,6 +93,29 @@ CASES = [
         given=SWITCHED,
     ),
     Case(
+        "adapters/_linen.py: the module's call has no argument",
+        "from_linen(Trained(), inputs, train=True)",
+        ("from_linen(..., train='train')",),
+        given=SWITCHED,
+    ),
+    Case(
+        "adapters/_linen.py: the second argument",
+        "from_linen(module, variables)",
+        ("from_linen(module, variables=variables)",),
+        given=SWITCHED + "module = linen.Dense(2)\nvariables = module.init(key, inputs)",
+    ),
+    Case(
+        "adapters/_linen.py: the variables have no collection params",
+        "from_linen(module, variables=variables)",
+        (
+            (
+                "from_linen(..., variables={'params': ...})",
+                "from_linen(module, variables={'params': variables})",
+            ),
+        ),
+        given=SWITCHED + "module = linen.Dense(2)\nvariables = module.init(key, inputs)['params']",
+    ),
+    Case(
         "adapters/_network.py: the network keeps batch statistics",
         "adapters.from_equinox(norm)",
         ("from_equinox(..., normalisation='transductive')",),

@@ -25,6 +25,7 @@ from innerloop.adapters._network import (
     takes_training,
 )
 from innerloop.arguments import checked
+from innerloop.checks import explained
 from innerloop.errors import StructureError
 from innerloop.models import Model
 
@@ -161,7 +162,8 @@ def _maker(given: Any) -> Callable[[PRNGKeyArray], tuple[Any, eqx.nn.State | Non
         made = pair(given)
         return lambda key: made
     require_maker("from_equinox", given, "key", "a module of Equinox, or a function key -> module")
-    return lambda key: pair(given(key))
+    make = explained("the function that makes the module", given, "key")
+    return lambda key: pair(make(key))
 
 
 def _is_index(leaf: Any) -> bool:

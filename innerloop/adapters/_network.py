@@ -313,8 +313,10 @@ def refuse_module(adapter: str, module: Any, expected: str) -> None:
 
 def require_maker(adapter: str, given: Any, argument: str, expected: str) -> None:
     """Raise `StructureError` unless a value is a function of one argument that makes a module."""
-    is_module = adapter_call(given) is not None and not isinstance(given, type)
-    if is_module or not callable(given):
+    right = adapter_call(given)
+    of_another = right is not None and not right.startswith(f"adapters.{adapter}(")
+    is_module = right is not None and not isinstance(given, type)
+    if is_module or of_another or not callable(given):
         refuse_module(adapter, given, expected)
     maker = requirement_of(function(argument))
     if maker is not None and not maker.accepts(given):
@@ -322,8 +324,7 @@ def require_maker(adapter: str, given: Any, argument: str, expected: str) -> Non
             f"{adapter} calls a function that makes a module with one argument, {argument}",
             got=_briefly(given) if isinstance(given, type) else maker.shown("module", given),
             expected=expected,
-            write=adapter_call(given)
-            or f"adapters.{adapter}(lambda {argument}: Network({argument}={argument}))",
+            write=right or f"adapters.{adapter}(lambda {argument}: Network({argument}={argument}))",
         )
 
 
