@@ -316,6 +316,7 @@ CONVOLUTIONS = [
     nn.Conv2d(2, 3, (1, 4), stride=(2, 1), padding=(0, 2), dilation=(1, 2), bias=False),
     nn.Conv2d(2, 4, 3, groups=2),
     nn.Conv2d(2, 3, 3, padding="same"),
+    nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding="valid"),
     nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"),
     nn.ConvTranspose2d(2, 3, 3, stride=2),
     nn.Conv2d(2, 3, 4, stride=4),
@@ -445,6 +446,30 @@ def test_changes_in_place_that_are_not_lost_are_those_of_pytorch(x64, change):
     np.testing.assert_allclose(apply(from_torch(module), inputs), in_torch(module, inputs))
 
 
+@pytest.mark.parametrize("policy", ["transductive", "carried", "frozen"])
+def test_synchronised_statistics_are_those_of_the_rows(x64, policy):
+    layers = lambda norm: nn.Sequential(nn.Linear(3, 4), norm(4), nn.Linear(4, 2)).double()
+    module, inputs = layers(nn.SyncBatchNorm), normal(5, 3)
+    plain = layers(nn.BatchNorm1d)
+    plain.load_state_dict(module.state_dict())
+    found, expected = (
+        apply(from_torch(each, normalisation=policy), inputs, network="learn")
+        for each in (module, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), found, expected)
+
+
+class Moded(nn.Module):
+    def forward(self, x, deterministic=True):
+        return x if deterministic else 2 * x
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+
+
 class Pair(nn.Module):
     def forward(self, x):
         return x, x
@@ -469,6 +494,17 @@ WRONG = {
         lambda: from_torch(normalised(), normalisation="batch"),
         "normalisation must be.*'transductive'",
     ),
+    "no shape yet": (lambda: from_torch(nn.LazyLinear(2)), "shapes its first call decides.*weight"),
+    "complex": (lambda: from_torch(Complex()), "complex parameters"),
+    "a call of other arguments": (
+        lambda: from_torch(nn.Linear(3, 2), call=lambda module, inputs, training: inputs),
+        r"from_torch does not know all arguments.*such as call=lambda module, inputs: module",
+    ),
+    "a forward pass of other arguments": (
+        lambda: from_torch(nn.Bilinear(3, 3, 2)),
+        r"from_torch does not know all arguments.*input2",
+    ),
+    "a mode": (lambda: from_torch(Moded()), "argument deterministic, which from_torch would leave"),
     "two outputs": (
         lambda: apply(from_torch(Pair()), np.ones((2, 3), "f")),
         "does not return one tensor",

@@ -67,7 +67,7 @@ def environment(key: PRNGKeyArray | None, mask: Array | None) -> Any:
         def __init__(self):
             super().__init__()
             self.memories = Memories(torchax.tensor.View)
-            self.operation = None
+            self.operation = ""
 
         def noted(self, view, of):
             self.memories.note_view(of, [self.own(view)], divided=False)
@@ -189,7 +189,10 @@ def environment(key: PRNGKeyArray | None, mask: Array | None) -> Any:
             if jax.default_backend() != "cpu" or transposed or groups != 1:
                 return NotImplemented
             x, (weights, bias) = self.channels_last(x), self.t2j_iso((weights, bias))
-            y = convolution_as_matmul(x, weights, stride, padding, dilation)
+            # PyTorch gives one number for all axes with padding="valid".
+            of_each_axis = lambda window: tuple(window) * (1 if len(window) > 1 else x.ndim - 2)
+            windows = map(of_each_axis, (stride, padding, dilation))
+            y = convolution_as_matmul(x, weights, *windows)
             return self.channels_first(y if bias is None else y + bias)
 
     return Environment()

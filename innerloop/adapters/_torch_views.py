@@ -100,7 +100,7 @@ def makes_views(function: Any) -> bool:
     torch = optional_package("torch", "from_torch", "torch")
     if isinstance(function, torch._ops.OpOverload):
         return function.is_view
-    packet = getattr(torch.ops.aten, getattr(function, "__name__", ""), None)
+    packet: Any = getattr(torch.ops.aten, getattr(function, "__name__", ""), None)
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return False
     return any(getattr(packet, name).is_view for name in packet.overloads())
