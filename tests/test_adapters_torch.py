@@ -446,6 +446,37 @@ def test_changes_in_place_that_are_not_lost_are_those_of_pytorch(x64, change):
     np.testing.assert_allclose(apply(from_torch(module), inputs), in_torch(module, inputs))
 
 
+ANY_ROWS = {
+    "groups": lambda y: functional.group_norm(y, 1),
+    "as another": lambda y: y.mean(0, keepdim=True).expand_as(y).sum(0) + y,
+    "broadcast": lambda y: torch.broadcast_tensors(y.mean(0), y)[0].sum(0) + y,
+    "a mean over rows": lambda y: y * functional.kl_div(y, y.softmax(1), reduction="batchmean"),
+    "flat": lambda y: y.unsqueeze(1).flatten().reshape(-1, 2),
+}
+
+
+def exported(change):
+    """The network of the change, and its program for any number of rows."""
+    model = from_torch(Changed(change))
+    (count,) = jax.export.symbolic_shape("count")
+    inputs = jax.ShapeDtypeStruct((count, 3), jnp.float32)
+    return model, jax.export.export(jax.jit(lambda inputs: apply(model, inputs)))(inputs)
+
+
+@pytest.mark.parametrize("change", ANY_ROWS.values(), ids=ANY_ROWS)
+def test_a_program_for_any_number_of_rows(change):
+    model, program = exported(change)
+    inputs = normal(5, 3).astype("f")
+    found, expected = program.call(inputs), apply(model, inputs)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [lambda y: y.size(0), lambda y: y.numel(), lambda y: y.shape[0]])
+def test_a_number_of_rows_that_the_module_reads_is_not_exported(size):
+    with pytest.raises(TypeError):
+        exported(lambda y: y / size(y))
+
+
 @pytest.mark.parametrize("policy", ["transductive", "carried", "frozen"])
 def test_synchronised_statistics_are_those_of_the_rows(x64, policy):
     layers = lambda norm: nn.Sequential(nn.Linear(3, 4), norm(4), nn.Linear(4, 2)).double()

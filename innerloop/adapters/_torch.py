@@ -118,7 +118,7 @@ def from_torch(
         tree, before = (params.params, params.state) if carried else (params, {})
         given = {name: _at(tree, name) for name in names} | before
         rows = _prepared(inputs, [given[name] for name in names if name in learned], mask)
-        outputs, after = _run(network, call, given, rows, environment(key, mask))
+        outputs, after = _run(network, call, given, rows, key, mask)
         if changed := [name for name in fixed if after[name] is not given[name]]:
             raise StructureError(
                 "the forward pass changes buffers that are not a part of the model state",
@@ -261,7 +261,12 @@ def _at(tree: PyTree, name: str) -> Array:
 
 
 def _run(
-    network: Any, call: Call | None, given: Named, rows: Array, env: Any
+    network: Any,
+    call: Call | None,
+    given: Named,
+    rows: PyTree,
+    key: PRNGKeyArray | None,
+    mask: Any,
 ) -> tuple[Array, Named]:
     """One forward pass.
 
@@ -279,6 +284,8 @@ def _run(
         def forward(self, inputs):
             return self.network(inputs) if call is None else call(self.network, inputs)
 
+    count = next((leaf.shape[0] for leaf in jax.tree.leaves(rows) if leaf.ndim), 1)
+    env = environment(key, mask, count)
     wrapped = env.j2t_iso(given)
     first_name = {id(tensor): name for name, tensor in _tensors(network).items()}
     every_name = [
