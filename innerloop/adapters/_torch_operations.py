@@ -112,6 +112,19 @@ def environment(key: PRNGKeyArray | None, mask: Array | None, rows: Any) -> Any:
         def j2t_iso(self, jaxarray):
             return self.own(super().j2t_iso(jaxarray))
 
+        def get_and_rotate_prng_key(self, generator=None):
+            nonlocal key
+            if generator is not None:
+                return super().get_and_rotate_prng_key(generator)
+            if key is None:
+                raise StructureError(
+                    "the network draws at random, and this pass has no key",
+                    got="key=None",
+                    expected="a key, such as jax.random.key(0)",
+                )
+            key, own = jax.random.split(key)
+            return own
+
         def dispatch(self, func, types, args, kwargs):
             within, self.operation = self.operation, self.operation or name_of(func)
             try:
