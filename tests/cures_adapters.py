@@ -15,7 +15,106 @@ DROPPED = (
     "module(params['w']))\n"
 )
 
+SWITCHED = (
+    LINEN
+    + """
+import equinox as eqx
+from_linen, from_nnx = adapters.from_linen, adapters.from_nnx
+from_equinox, from_functions = adapters.from_equinox, adapters.from_functions
+inputs = jnp.ones((1, 2))
+class Trained(linen.Module):
+    @linen.compact
+    def __call__(self, x, train=False):
+        return linen.Dropout(0.5, deterministic=not train)(linen.Dense(2)(x))
+class Fixed(linen.Module):
+    @linen.compact
+    def __call__(self, x, deterministic=True):
+        return linen.Dropout(0.5)(linen.Dense(2)(x), deterministic=deterministic)
+class Dropped(nnx.Module):
+    def __init__(self, rngs):
+        self.layer, self.dropout = nnx.Linear(2, 2, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+    def __call__(self, x, training=False):
+        return self.dropout(self.layer(x), deterministic=not training)
+class Inferring(eqx.Module):
+    layer: eqx.nn.Linear
+    dropout: eqx.nn.Dropout
+    def __call__(self, x, *, key=None, inference=True):
+        return self.dropout(self.layer(x), key=key, inference=inference)
+inferring = Inferring(eqx.nn.Linear(2, 2, key=key), eqx.nn.Dropout(0.5))
+apply = lambda params, inputs, train=False: inputs @ params * (1 + train)
+class Doubled(eqx.Module):
+    w: jax.Array
+    def __call__(self, x, is_training=False):
+        return self.w * x * (1 + is_training)
+def differs(model):
+    params, x = model.init(key), jnp.ones((5, 2))
+    outputs = model.apply(params, x, None, None)
+    assert not (model.learn(params, x, key, None)[0] == outputs).all()
+"""
+)
+BY_ROWS = (
+    "call=lambda module, inputs, key, training: jax.vmap(lambda x, k: module(x, key=k, "
+    "inference=not training))(inputs, None if key is None else jax.random.split(key, len(inputs)))"
+)
+BY_ROWS_WITHOUT_KEY = (
+    "call=lambda module, inputs, training: jax.vmap(lambda x: module(x, is_training=training))"
+    "(inputs)"
+)
+NOT_TRAINING = "call=lambda module, inputs, training: module(inputs, deterministic=not training)"
+
+
+def left_as_it_is(call, adapter, argument):
+    """The case of a network whose mode an adapter does not fill."""
+    return Case(
+        "adapters/_network.py: the network's call has an argument",
+        f"{adapter}({call})",
+        ((f"{adapter}(..., {argument})", f"differs({adapter}({call}, {argument}))"),),
+        given=SWITCHED,
+    )
+
+
 CASES = [
+    left_as_it_is("Trained(), inputs", "from_linen", "train='train'"),
+    left_as_it_is("Fixed(), inputs", "from_linen", NOT_TRAINING),
+    left_as_it_is(
+        *("Dropped", "from_nnx"),
+        "call=lambda module, inputs, training: module(inputs, training=training)",
+    ),
+    left_as_it_is("inferring", "from_equinox", BY_ROWS),
+    left_as_it_is("Doubled(jnp.ones(2))", "from_equinox", BY_ROWS_WITHOUT_KEY),
+    left_as_it_is(
+        *("lambda key: jnp.ones((2, 2)), apply", "from_functions"),
+        "learn=lambda params, inputs: apply(params, inputs, train=True)",
+    ),
+    Case(
+        "adapters/_linen.py: train names an argument",
+        "from_linen(Fixed(), inputs, train='deterministic')",
+        ((NOT_TRAINING, f"differs(from_linen(Fixed(), inputs, {NOT_TRAINING}))"),),
+        given=SWITCHED,
+    ),
+    Case(
+        "adapters/_linen.py: the module's call has no argument",
+        "from_linen(Trained(), inputs, train=True)",
+        ("from_linen(..., train='train')",),
+        given=SWITCHED,
+    ),
+    Case(
+        "adapters/_linen.py: the second argument",
+        "from_linen(module, variables)",
+        ("from_linen(module, variables=variables)",),
+        given=SWITCHED + "module = linen.Dense(2)\nvariables = module.init(key, inputs)",
+    ),
+    Case(
+        "adapters/_linen.py: the variables have no collection params",
+        "from_linen(module, variables=variables)",
+        (
+            (
+                "from_linen(..., variables={'params': ...})",
+                "from_linen(module, variables={'params': variables})",
+            ),
+        ),
+        given=SWITCHED + "module = linen.Dense(2)\nvariables = module.init(key, inputs)['params']",
+    ),
     Case(
         "adapters/_network.py: the network keeps batch statistics",
         "adapters.from_equinox(norm)",

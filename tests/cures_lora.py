@@ -8,6 +8,13 @@ NET = (
     "params = model.init(key)\n"
     "where = matching('head')\n"
 )
+NNX = (
+    "from innerloop.checks import optional_package\n"
+    "nnx = optional_package('flax.nnx', 'a test', extra='ecosystem')\n"
+    "module = nnx.Linear(2, 3, rngs=nnx.Rngs(0))\n"
+    "model = from_nnx(module)\n"
+    "start = lambda weights: il.recipes.pretrained(il.recipes.maml(model, loss), weights)\n"
+)
 NUMBERS = (
     NET
     + "params = {'body': jnp.ones((2, 3), jnp.int8), 'scale': jnp.ones(()), 'head': jnp.ones(3)}\n"
@@ -48,12 +55,30 @@ CASES = [
         "freeze(model, params, where)",
         (
             (
-                "adapters.from_equinox(module).init(jax.random.key(0)), with params as the module",
+                "adapters.from_equinox(module).init(jax.random.key(0))",
                 "freeze(model, il.adapters.from_equinox(params).init(jax.random.key(0)), where)",
             ),
         ),
         given=NET + "import equinox as eqx\nparams = eqx.nn.MLP(2, 3, 3, 1, key=key)\n"
         "model, where = il.adapters.from_equinox(params), matching('layers.0')",
+    ),
+    *(
+        Case(
+            site,
+            wrong.format(params),
+            (
+                (
+                    "adapters.from_nnx(module).init(jax.random.key(0))",
+                    wrong.format("from_nnx(module).init(jax.random.key(0))"),
+                ),
+            ),
+            given=NET + NNX,
+        )
+        for site, wrong in {
+            "adapters/_freeze.py: params is a module": "freeze(model, {}, matching('bias'))",
+            "recipes/_pretrained.py: the pretrained weights": "start({}).init_meta(key)",
+        }.items()
+        for params in ("nnx.state(module)", "module")
     ),
     Case(
         "adapters/_freeze.py: an array that is not frozen",

@@ -39,4 +39,45 @@ CASES = [
         ),
         given=TORCH,
     ),
+    Case(
+        "adapters/_torch.py: the module has parameters whose shapes",
+        "from_torch(module)",
+        (
+            (
+                "module(inputs), before from_torch(module)",
+                "module(torch.ones((2, 3))); outputs(from_torch(module))",
+            ),
+        ),
+        given=TORCH + "module = torch.nn.LazyLinear(2)",
+    ),
+    Case(
+        "adapters/_torch.py: the module cannot be copied",
+        "from_torch(torch.nn.utils.weight_norm(torch.nn.Linear(3, 2)))",
+        (
+            (
+                "torch.nn.utils.parametrizations.weight_norm, in place of "
+                "torch.nn.utils.weight_norm",
+                "outputs(from_torch(torch.nn.utils.parametrizations.weight_norm("
+                "torch.nn.Linear(3, 2))))",
+            ),
+        ),
+        given=TORCH + "import warnings\nwarnings.simplefilter('ignore')",
+    ),
+    Case(
+        "adapters/_network.py: the network's call has an argument",
+        "from_torch(Moded())",
+        (
+            (
+                "from_torch(..., call=lambda module, inputs: "
+                "module(inputs, deterministic=not module.training))",
+                "model = from_torch(Moded(), call=lambda module, inputs: "
+                "module(inputs, deterministic=not module.training))\n"
+                "assert (outputs(model) == 1).all()\n"
+                "assert (model.learn({}, ones, None, None)[0] == 2).all()",
+            ),
+        ),
+        given=TORCH + "class Moded(torch.nn.Module):\n"
+        "    def forward(self, x, deterministic=True):\n"
+        "        return x if deterministic else 2 * x\n",
+    ),
 ]

@@ -1,5 +1,6 @@
 """Networks of other libraries as models: the same network, the same meta-gradient, their rules."""
 
+import functools
 import inspect
 
 import equinox as eqx
@@ -398,6 +399,10 @@ def test_a_class_or_a_function_of_other_arguments_in_place_of_a_module(as_users_
             with pytest.raises(StructureError, match=f"the class {cls.__qualname__}") as caught:
                 getattr(il.adapters, adapter)(cls)
             assert caught.value.write == call
+        for other in {"from_nnx", "from_equinox"} - {adapter}:
+            with pytest.raises(StructureError, match=f"the class {cls.__qualname__}") as caught:
+                getattr(il.adapters, other)(cls)
+            assert caught.value.write == call
     for adapter, argument in (("from_nnx", "rngs"), ("from_equinox", "key")):
         for function in (lambda: None, lambda a, b: None):
             with pytest.raises(StructureError, match=f"one argument, {argument}"):
@@ -435,6 +440,80 @@ def test_what_an_adapter_does_not_take_is_refused(as_users_see_it):
     for message, call in wrong.items():
         with pytest.raises(StructureError, match=message):
             call()
+
+
+def test_linen_is_told_what_it_is_not_given(as_users_see_it):
+    linen = optional_package("flax.linen", "a test", extra="ecosystem")
+    from_linen, x, dense = il.adapters.from_linen, rows().inputs, linen.Dense(2)
+
+    class Counting(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            self.variable("cache", "calls", lambda: jnp.zeros(())).value += 1
+            return linen.Dropout(0.5, deterministic=False)(x)
+
+    class Drawing(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dropout(0.5, deterministic=False)(linen.Dense(2)(x))
+
+    counting, drawing = from_linen(Counting(), x), from_linen(Drawing(), x)
+    wrong = {
+        r"from a batch of inputs. Got: inputs=\(1, 3\)": lambda: from_linen(dense, (1, 3)),
+        "not those of flax.linen. Got: variables=3": lambda: from_linen(dense, variables=3),
+        "nothing carries.*collection": lambda: counting.apply(counting.frozen, x, KEY, None),
+        "at random, and has no key": lambda: drawing.apply(drawing.init(KEY), x, None, None),
+    }
+    for message, call in wrong.items():
+        with pytest.raises(StructureError, match=message):
+            call()
+
+
+def test_a_parameter_of_nnx_may_be_a_pytree():
+    nnx = optional_package("flax.nnx", "a test", extra="ecosystem")
+
+    class Paired(nnx.Module):
+        def __init__(self, rngs):
+            pair = jnp.array([1.0, 2.0]), jnp.array([3, 4])
+            self.layer, self.pair = nnx.Linear(2, 2, rngs=rngs), nnx.Param({"both": pair})
+
+        def __call__(self, x):
+            scale, shift = self.pair.get_value()["both"]
+            return self.layer(x) * scale + shift
+
+    module, x = Paired(nnx.Rngs(0)), jnp.ones((3, 2))
+    model = il.adapters.from_nnx(module)
+    params = model.init(KEY)
+    assert params["pair"]["both"].keys() == {0, 1} and params["pair"]["both"][1] is None
+    whole = il.problem.overlay(params, model.frozen)
+    np.testing.assert_allclose(model.apply(whole, x, None, None), module(x), rtol=1e-6)
+    alone = il.adapters.from_nnx(
+        module, call=lambda module, x: x * module.pair.get_value()["both"][0]
+    )
+    f = lambda params: jnp.sum(alone.apply(il.problem.overlay(params, alone.frozen), x, None, None))
+    np.testing.assert_allclose(jax.grad(f)(params)["pair"]["both"][0], [3.0, 3.0])
+
+
+def test_a_function_that_makes_a_module_of_nnx_gets_rngs(as_users_see_it):
+    nnx = optional_package("flax.nnx", "a test", extra="ecosystem")
+    with pytest.raises(StructureError, match=r"with an nnx.Rngs.*such as lambda rngs: Network"):
+        il.adapters.from_nnx(lambda key: nnx.Linear(2, 2, rngs=nnx.Rngs(key)))
+
+
+def test_a_mode_that_the_call_itself_leaves_as_it_is_is_refused():
+    """`tests/cures_adapters.py` has the modules; a bound argument and None are no fault."""
+    layer = eqx.nn.Linear(2, 2, key=KEY)
+    apply = lambda params, inputs, *, train=False: inputs * params * (1 + train)
+    init = lambda key: jnp.ones(2)
+    with pytest.raises(StructureError, match="argument train, which from_equinox would leave"):
+        il.adapters.from_equinox(layer, call=lambda module, inputs, train=False: inputs)
+    with pytest.raises(StructureError, match="argument train, which from_functions would leave"):
+        il.adapters.from_functions(init, apply)
+    il.adapters.from_functions(init, functools.partial(apply, train=True))
+    il.adapters.from_functions(init, apply, functools.partial(apply, train=True))
+    il.adapters.from_equinox(eqx.nn.Dropout(0.5))
+    with pytest.raises(StructureError, match=r"such as apply=lambda params, inputs, key: apply"):
+        il.adapters.from_functions(init, lambda params, key, inputs, more: inputs)
 
 
 def test_a_network_that_does_not_follow_its_policy_is_refused():

@@ -316,6 +316,7 @@ CONVOLUTIONS = [
     nn.Conv2d(2, 3, (1, 4), stride=(2, 1), padding=(0, 2), dilation=(1, 2), bias=False),
     nn.Conv2d(2, 4, 3, groups=2),
     nn.Conv2d(2, 3, 3, padding="same"),
+    nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding="valid"),
     nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"),
     nn.ConvTranspose2d(2, 3, 3, stride=2),
     nn.Conv2d(2, 3, 4, stride=4),
@@ -363,6 +364,143 @@ def test_attention_differentiates_twice(x64):
     np.testing.assert_allclose(inner, second.numpy(), rtol=1e-6, atol=1e-8)
 
 
+class Changed(nn.Module):
+    """A network whose result a function changes in place, or replaces."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.layer, self.change = nn.Linear(3, 2), change
+
+    def forward(self, x):
+        y = self.layer(x) * 1
+        replaced = self.change(y)
+        return y if replaced is None else replaced
+
+
+def change(operation, result=lambda y: None):
+    """The function that an operation in place and a result make."""
+    return lambda y: (operation(y), result(y))[1]
+
+
+def stale(y):
+    before = y.view(-1)
+    y.mul_(2)
+    return before
+
+
+def halves(y):
+    with torch.no_grad():
+        first, second = y.chunk(2, 1)
+        first.sigmoid_()
+        return first + second, y
+
+
+LOST = {
+    "view": (change(lambda y: y.view(-1).mul_(2)), "mul_ changes"),
+    "reshape": (change(lambda y: y.reshape(2, 4).add_(1)), "add_ changes"),
+    "flatten": (change(lambda y: y.flatten().mul_(2)), "mul_ changes"),
+    "an index of a view": (change(lambda y: y.t()[0].add_(1)), "add_ changes"),
+    "a view of an index": (change(lambda y: y[:, 0].view(-1).add_(1)), "add_ changes"),
+    "entries of a view": (change(lambda y: y.T.__setitem__(0, 5)), "assignment to its entries"),
+    "unsqueeze": (change(lambda y: y.unsqueeze(0).add_(1)), "add_ changes"),
+    "transpose": (change(lambda y: y.transpose(0, 1).mul_(3)), "mul_ changes"),
+    "permute": (change(lambda y: y.permute(1, 0).mul_(3)), "mul_ changes"),
+    "narrow": (change(lambda y: y.narrow(1, 0, 1).mul_(3)), "mul_ changes"),
+    "squeeze": (change(lambda y: y.squeeze().mul_(3)), "mul_ changes"),
+    "select": (change(lambda y: y.select(1, 0).fill_(0)), "fill_ changes"),
+    "detach": (change(lambda y: y.detach().mul_(2)), "mul_ changes"),
+    "in place by an argument": (
+        change(lambda y: functional.relu(y.view(-1), inplace=True)),
+        "relu_ changes",
+    ),
+    "read by an operation": (
+        change(lambda y: y.view(-1).mul_(2), lambda y: y + 1),
+        "add reads the other",
+    ),
+    "a view that is read after a change": (stale, "mul_ changes.*the end of the forward pass"),
+    "a part": (lambda y: halves(y)[1], "sigmoid_ changes"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), LOST.values(), ids=LOST)
+def test_a_change_in_place_that_would_be_lost_is_refused(change, message):
+    with pytest.raises(StructureError, match=f"one memory in PyTorch.*{message}"):
+        apply(from_torch(Changed(change)), np.ones((4, 3), "f"))
+
+
+KEPT = {
+    "an index": lambda y: y[:, 0].add_(1).sum() * 0 + y,
+    "entries of an index": change(lambda y: y[1].__setitem__(0, 5)),
+    "the base, with a new view": change(lambda y: y.mul_(2), lambda y: y.view(-1)),
+    "a view whose base is not read": lambda y: functional.relu(y.flatten(), inplace=True),
+    "the shape of an old view": lambda y: (y.view(-1), y.mul_(2))[0].size(0) * y,
+    "a copy of a view": change(lambda y: y.t().clone().mul_(2)),
+    "parts": lambda y: halves(y)[0],
+    "the advice": change(lambda y: y.__setitem__(..., y.view(-1).mul(2).view(y.shape))),
+}
+
+
+@pytest.mark.parametrize("change", KEPT.values(), ids=KEPT)
+def test_changes_in_place_that_are_not_lost_are_those_of_pytorch(x64, change):
+    module, inputs = Changed(change).double(), normal(4, 3)
+    np.testing.assert_allclose(apply(from_torch(module), inputs), in_torch(module, inputs))
+
+
+ANY_ROWS = {
+    "groups": lambda y: functional.group_norm(y, 1),
+    "as another": lambda y: y.mean(0, keepdim=True).expand_as(y).sum(0) + y,
+    "broadcast": lambda y: torch.broadcast_tensors(y.mean(0), y)[0].sum(0) + y,
+    "a mean over rows": lambda y: y * functional.kl_div(y, y.softmax(1), reduction="batchmean"),
+    "flat": lambda y: y.unsqueeze(1).flatten().reshape(-1, 2),
+}
+
+
+def exported(change):
+    """The network of the change, and its program for any number of rows."""
+    model = from_torch(Changed(change))
+    (count,) = jax.export.symbolic_shape("count")
+    inputs = jax.ShapeDtypeStruct((count, 3), jnp.float32)
+    return model, jax.export.export(jax.jit(lambda inputs: apply(model, inputs)))(inputs)
+
+
+@pytest.mark.parametrize("change", ANY_ROWS.values(), ids=ANY_ROWS)
+def test_a_program_for_any_number_of_rows(change):
+    model, program = exported(change)
+    inputs = normal(5, 3).astype("f")
+    found, expected = program.call(inputs), apply(model, inputs)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [lambda y: y.size(0), lambda y: y.numel(), lambda y: y.shape[0]])
+def test_a_number_of_rows_that_the_module_reads_is_not_exported(size):
+    with pytest.raises(TypeError):
+        exported(lambda y: y / size(y))
+
+
+@pytest.mark.parametrize("policy", ["transductive", "carried", "frozen"])
+def test_synchronised_statistics_are_those_of_the_rows(x64, policy):
+    layers = lambda norm: nn.Sequential(nn.Linear(3, 4), norm(4), nn.Linear(4, 2)).double()
+    module, inputs = layers(nn.SyncBatchNorm), normal(5, 3)
+    plain = layers(nn.BatchNorm1d)
+    plain.load_state_dict(module.state_dict())
+    found, expected = (
+        apply(from_torch(each, normalisation=policy), inputs, network="learn")
+        for each in (module, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10), found, expected)
+
+
+class Moded(nn.Module):
+    def forward(self, x, deterministic=True):
+        return x if deterministic else 2 * x
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+
+
 class Pair(nn.Module):
     def forward(self, x):
         return x, x
@@ -387,6 +525,17 @@ WRONG = {
         lambda: from_torch(normalised(), normalisation="batch"),
         "normalisation must be.*'transductive'",
     ),
+    "no shape yet": (lambda: from_torch(nn.LazyLinear(2)), "shapes its first call decides.*weight"),
+    "complex": (lambda: from_torch(Complex()), "complex parameters"),
+    "a call of other arguments": (
+        lambda: from_torch(nn.Linear(3, 2), call=lambda module, inputs, training: inputs),
+        r"from_torch does not know all arguments.*such as call=lambda module, inputs: module",
+    ),
+    "a forward pass of other arguments": (
+        lambda: from_torch(nn.Bilinear(3, 3, 2)),
+        r"from_torch does not know all arguments.*input2",
+    ),
+    "a mode": (lambda: from_torch(Moded()), "argument deterministic, which from_torch would leave"),
     "two outputs": (
         lambda: apply(from_torch(Pair()), np.ones((2, 3), "f")),
         "does not return one tensor",

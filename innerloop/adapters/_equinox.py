@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adapters._network import (
+    MODES,
     NORMALISATION,
     Mode,
     Outcome,
@@ -20,9 +21,11 @@ from innerloop.adapters._network import (
     refuse_module,
     require_call,
     require_maker,
+    require_mode,
     takes_training,
 )
 from innerloop.arguments import checked
+from innerloop.checks import explained
 from innerloop.errors import StructureError
 from innerloop.models import Model
 
@@ -85,8 +88,10 @@ def from_equinox(
                 got=f"{type(template).__name__}.__call__ without an argument state",
                 expected="__call__(x, state) -> (outputs, state)",
             )
+        require_mode("from_equinox", template.__call__, _call_with_mode(template))
     else:
         require_call("from_equinox", call, "module", "inputs", offered=(*NAMES, "training"))
+        require_mode("from_equinox", call, offered=("training",))
     policy_name = policy("from_equinox", normalisation, state is not None)
     if policy_name == "transductive":
         state = _as_before_the_first_batch(template, state)
@@ -119,6 +124,20 @@ def from_equinox(
     )
 
 
+def _call_with_mode(module: Any) -> Callable[[str], str]:
+    """The call of a module on each row, for an argument that says whether it is in training."""
+    if not named(module.__call__, key=None):
+        return lambda name: (
+            "call=lambda module, inputs, training: "
+            f"jax.vmap(lambda x: module(x, {name}={MODES[name]}))(inputs)"
+        )
+    return lambda name: (
+        "call=lambda module, inputs, key, training: "
+        f"jax.vmap(lambda x, k: module(x, key=k, {name}={MODES[name]}))"
+        "(inputs, None if key is None else jax.random.split(key, len(inputs)))"
+    )
+
+
 def _maker(given: Any) -> Callable[[PRNGKeyArray], tuple[Any, eqx.nn.State | None]]:
     """`key -> (module, state)`; the state is None if the module has no layer with one."""
 
@@ -143,7 +162,8 @@ def _maker(given: Any) -> Callable[[PRNGKeyArray], tuple[Any, eqx.nn.State | Non
         made = pair(given)
         return lambda key: made
     require_maker("from_equinox", given, "key", "a module of Equinox, or a function key -> module")
-    return lambda key: pair(given(key))
+    make = explained("the function that makes the module", given, "key")
+    return lambda key: pair(make(key))
 
 
 def _is_index(leaf: Any) -> bool:

@@ -75,17 +75,19 @@ def with_frozen(model: Model, params: PyTree) -> tuple[PyTree, list[bool]]:
     Raises:
         StructureError: If the parameters are not those of the network.
     """
-    if not all(map(eqx.is_array_like, jax.tree.leaves(params))) and adapter_call(params):
+    own = overlay(jax.eval_shape(model.init, jax.random.key(0)), abstract(model.frozen))
+    has_others = not all(map(eqx.is_array_like, jax.tree.leaves(params)))
+    call = adapter_call(params)
+    if call is not None and (has_others or adapter_call(own) != call):
         raise StructureError(
-            "params is a module, and not the parameters of the network",
+            "params is a module or its state, and not the parameters of the network",
             got=f"a {type(params).__qualname__}",
-            expected="parameters as model.init returns them; a module's own are those of its "
-            "adapter",
-            write=f"{adapter_call(params)}.init(jax.random.key(0)), with params as the module",
+            expected="parameters as model.init returns them; those of a module are what its "
+            "adapter makes of it",
+            write=f"{call}.init(jax.random.key(0))",
         )
     require_arrays("the parameters", params)
     whole = overlay(params, model.frozen)
-    own = overlay(jax.eval_shape(model.init, jax.random.key(0)), abstract(model.frozen))
     if difference := _difference(named_leaves(own), named_leaves(whole)):
         raise StructureError(
             "the parameters are not those of the network",

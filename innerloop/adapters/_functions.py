@@ -7,6 +7,7 @@ import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adapters._network import (
+    MODES,
     NORMALISATION,
     Mode,
     Outcome,
@@ -15,6 +16,7 @@ from innerloop.adapters._network import (
     policy,
     put_together,
     require_call,
+    require_mode,
 )
 from innerloop.arguments import checked, function, optional
 from innerloop.models import Model
@@ -65,7 +67,14 @@ def from_functions(
         StructureError: If the functions do not take these arguments, or the policy is missing.
     """
     for each in (apply, *([] if learn is None else [learn])):
-        require_call("from_functions", each, "params", "inputs", offered=NAMES)
+        require_call(
+            "from_functions",
+            *(each, "params", "inputs"),
+            offered=NAMES,
+            example="apply=lambda params, inputs, key: apply(params, key, inputs)",
+        )
+    if learn is None:
+        require_mode("from_functions", apply, _learn_with_mode)
     keeps = state is not None
     policy_name = policy("from_functions", normalisation, keeps)
     whole = init(jax.random.key(0))
@@ -83,3 +92,8 @@ def from_functions(
         *(lambda key: learned_part(init(key)), run, policy_name, frozen, start),
         has_modes=learn is not None,
     )
+
+
+def _learn_with_mode(name: str) -> str:
+    in_training = MODES[name] == "training"
+    return f"learn=lambda params, inputs: apply(params, inputs, {name}={in_training})"

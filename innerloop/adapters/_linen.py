@@ -1,16 +1,21 @@
 """Models from Flax linen modules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adapters._network import (
+    MODES,
     NORMALISATION,
     Mode,
     Outcome,
+    call_with_mode,
     differ_as_objects,
     learnable,
     named,
@@ -18,14 +23,15 @@ from innerloop.adapters._network import (
     put_together,
     refuse_module,
     require_call,
+    require_mode,
     takes_training,
 )
 from innerloop.arguments import checked
-from innerloop.checks import optional_package
+from innerloop.checks import adapter_call, describe, failures_explained, optional_package
 from innerloop.errors import StructureError
 from innerloop.models import Model
 
-STATISTICS = "batch_stats"
+PARAMS, STATISTICS = "params", "batch_stats"
 
 
 @checked(normalisation=NORMALISATION)
@@ -88,6 +94,7 @@ def from_linen(
             got="none of them" if inputs is None else "both",
             expected="inputs from which linen makes the parameters, or variables=... ",
         )
+    _require_given(inputs, variables)
     _require_call(module, train, call)
     options = lambda training: {} if train is None else {train: training}
 
@@ -101,7 +108,8 @@ def from_linen(
             return core.unfreeze(variables)
         return core.unfreeze(module.init(key, _arrays(inputs), None, False, method=method))
 
-    shapes = jax.eval_shape(make, jax.random.key(0))
+    with failures_explained("the network", inputs=inputs, variables=variables):
+        shapes = jax.eval_shape(make, jax.random.key(0))
     policy_name = policy("from_linen", normalisation, bool(jax.tree.leaves(shapes.get(STATISTICS))))
     carried = policy_name == "carried"
     fixed = jax.jit(lambda key: _fixed(make(key)))(jax.random.key(0))
@@ -114,7 +122,8 @@ def from_linen(
 
     def run(whole: PyTree, before: PyTree, inputs: PyTree, key: Any, mode: Mode) -> Outcome:
         given = whole | ({STATISTICS: before} if carried else {})
-        with linen.intercept_methods(_of_rows(linen, mode.of_rows)):
+        followed = linen.intercept_methods(_of_rows(linen, mode.of_rows))
+        with followed, _explained(key):
             outputs, updates = module.apply(
                 given,
                 *(inputs, key, mode.training),
@@ -133,9 +142,71 @@ def from_linen(
     )
 
 
+def _require_given(inputs: PyTree, variables: PyTree) -> None:
+    """Raise `StructureError` unless these are a batch of inputs, or variables of linen."""
+    is_array = lambda leaf: (
+        eqx.is_array(leaf) or isinstance(leaf, np.ndarray | np.generic | jax.ShapeDtypeStruct)
+    )
+    if inputs is not None:
+        if isinstance(inputs, Mapping) and isinstance(inputs.get(PARAMS), Mapping):
+            raise StructureError(
+                "the second argument of from_linen is a batch of inputs, and not the variables",
+                got=describe(inputs),
+                expected="variables by their name",
+                write="from_linen(module, variables=variables)",
+            )
+        if not all(is_array(leaf) and leaf.ndim for leaf in jax.tree.leaves(inputs)):
+            raise StructureError(
+                "from_linen makes the parameters from a batch of inputs",
+                got=f"inputs={describe(inputs)}",
+                expected="an array with one row for each example, such as jnp.zeros((1, 3))",
+            )
+        return
+    if adapter_call(variables) is not None:
+        refuse_module("from_linen", variables, "variables of flax.linen")
+    collections = variables if isinstance(variables, Mapping) else {}
+    if not collections or not all(map(eqx.is_array_like, jax.tree.leaves(collections))):
+        raise StructureError(
+            "variables are not those of flax.linen",
+            got=f"variables={describe(variables)}",
+            expected="what module.init returns: a dictionary with arrays, {'params': ...}",
+        )
+    if PARAMS not in collections:
+        raise StructureError(
+            "the variables have no collection params, so nothing would be learned",
+            got=f"variables with {', '.join(map(str, collections))}",
+            expected="all that module.init returns: the collection params, and perhaps others",
+            write="from_linen(..., variables={'params': ...})",
+        )
+
+
+@contextmanager
+def _explained(key: PRNGKeyArray | None) -> Iterator[None]:
+    """Explains what linen refuses while the network runs."""
+    errors = optional_package("flax.errors", "from_linen", extra="ecosystem")
+    try:
+        yield
+    except errors.ModifyScopeVariableError as error:
+        raise StructureError(
+            "the network changes variables that nothing carries",
+            got=str(error).partition(". (http")[0],
+            expected=f"changes of {STATISTICS} alone; from_functions takes a network with a state "
+            "of its own",
+        ) from error
+    except errors.InvalidRngError as error:
+        if key is not None:
+            raise
+        raise StructureError(
+            "the network draws at random, and has no key",
+            got="key=None",
+            expected="a random key",
+        ) from error
+
+
 def _require_call(module: Any, train: str | None, call: Callable[..., Any] | None) -> None:
     if call is not None:
         require_call("from_linen", call, "module", "inputs", offered=("key", "training"))
+        require_mode("from_linen", call, offered=("training",))
         if train is not None:
             raise StructureError(
                 "from_linen takes the name of an argument, or a whole call",
@@ -143,13 +214,26 @@ def _require_call(module: Any, train: str | None, call: Callable[..., Any] | Non
                 expected="one of them; `call` may take the argument training",
             )
         return
-    if train is not None and not named(module.__call__, **{train: None}):
+    if train is not None and not named(module.__call__, **{str(train): None}):
+        names = [name for name in MODES if named(module.__call__, **{name: None})]
         raise StructureError(
             f"the module's call has no argument {train}",
             got=f"train={train!r}",
             expected="the name of the argument that tells the module whether it is trained",
+            write=f"from_linen(..., train={names[0]!r})" if names else None,
         )
-    require_call("from_linen", module.__call__, "inputs", offered=(train,) if train else ())
+    offered = () if train is None else (train,)
+    require_call("from_linen", module.__call__, "inputs", offered=offered)
+    if train is not None and MODES.get(train) == "not training":
+        raise StructureError(
+            "train names an argument that is to be False in training",
+            got=f"train={train!r}",
+            expected="the name of an argument that is True in training; or a call in place of it",
+            write=call_with_mode(train),
+        )
+    names_itself = lambda name: MODES[name] == "training"
+    cure = lambda name: f"train={name!r}" if names_itself(name) else call_with_mode(name)
+    require_mode("from_linen", module.__call__, cure, offered=offered)
 
 
 def _arrays(inputs: PyTree) -> PyTree:

@@ -227,8 +227,16 @@ def takes_training(call: Callable[..., Any] | None) -> bool:
     return call is not None and bool(named(call, training=None))
 
 
+TRAINING_CALL = "call=lambda module, inputs, training: module(inputs, train=training)"
+"""An example of a `call`, for errors."""
+
+
 def require_call(
-    adapter: str, function: Callable[..., Any], *positional: str, offered: tuple[str, ...]
+    adapter: str,
+    function: Callable[..., Any],
+    *positional: str,
+    offered: tuple[str, ...],
+    example: str = TRAINING_CALL,
 ) -> None:
     """Raise `StructureError` unless a function can be called with what an adapter gives it.
 
@@ -237,6 +245,7 @@ def require_call(
         function: The function, or the method of a module.
         *positional: The names of the arguments by position.
         offered: The names of the arguments that it may take by name.
+        example: An argument of the adapter that would be right.
     """
     signature = inspect.signature(function)
     try:
@@ -247,9 +256,48 @@ def require_call(
             got=f"a call with the arguments {signature}",
             expected=f"the arguments ({', '.join(positional)})"
             + (f" and, by name, any of {', '.join(offered)}" if offered else "")
-            + "; or the right call, such as call=lambda module, inputs, "
-            "training: module(inputs, train=training)",
+            + f"; or the right call, such as {example}",
         ) from error
+
+
+MODES = {
+    **dict.fromkeys(("train", "training", "is_training"), "training"),
+    **dict.fromkeys(("deterministic", "inference"), "not training"),
+}
+"""Names by which a network's call takes whether it is in training, and what they then are."""
+
+
+def call_with_mode(name: str) -> str:
+    """The argument `call` of an adapter for a network whose call has an argument of `MODES`."""
+    return f"call=lambda module, inputs, training: module(inputs, {name}={MODES[name]})"
+
+
+def require_mode(
+    adapter: str,
+    function: Callable[..., Any],
+    cure: Callable[[str], str] = call_with_mode,
+    *,
+    offered: tuple[str, ...] = (),
+) -> None:
+    """Raise `StructureError` if a network would not learn whether it is in training.
+
+    Args:
+        adapter: The name of the adapter.
+        function: The function, or the method of a module.
+        cure: `name -> argument of the adapter` that fills the argument of this name.
+        offered: The names of the arguments that the adapter fills.
+    """
+    given = {*offered, *getattr(function, "keywords", ())}  # of functools.partial
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in MODES or name in given:
+            continue
+        if parameter.default is not None and parameter.default is not parameter.empty:
+            raise StructureError(
+                f"the network's call has an argument {name}, which {adapter} would leave as it is",
+                got=f"{name}={parameter.default!r} in training and in prediction",
+                expected=f"a call that passes {name}={MODES[name]}",
+                write=f"{adapter}(..., {cure(name)})",
+            )
 
 
 def refuse_module(adapter: str, module: Any, expected: str) -> None:
@@ -265,8 +313,10 @@ def refuse_module(adapter: str, module: Any, expected: str) -> None:
 
 def require_maker(adapter: str, given: Any, argument: str, expected: str) -> None:
     """Raise `StructureError` unless a value is a function of one argument that makes a module."""
-    is_module = adapter_call(given) is not None and not isinstance(given, type)
-    if is_module or not callable(given):
+    right = adapter_call(given)
+    of_another = right is not None and not right.startswith(f"adapters.{adapter}(")
+    is_module = right is not None and not isinstance(given, type)
+    if is_module or of_another or not callable(given):
         refuse_module(adapter, given, expected)
     maker = requirement_of(function(argument))
     if maker is not None and not maker.accepts(given):
@@ -274,8 +324,7 @@ def require_maker(adapter: str, given: Any, argument: str, expected: str) -> Non
             f"{adapter} calls a function that makes a module with one argument, {argument}",
             got=_briefly(given) if isinstance(given, type) else maker.shown("module", given),
             expected=expected,
-            write=adapter_call(given)
-            or f"adapters.{adapter}(lambda {argument}: Network({argument}={argument}))",
+            write=right or f"adapters.{adapter}(lambda {argument}: Network({argument}={argument}))",
         )
 
 

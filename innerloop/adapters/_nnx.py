@@ -18,6 +18,7 @@ from innerloop.adapters._network import (
     refuse_module,
     require_call,
     require_maker,
+    require_mode,
     takes_training,
 )
 from innerloop.arguments import checked
@@ -42,7 +43,8 @@ def from_nnx(
 
     The parameters are a dictionary of the module's attributes, nested like the module, with None in
     place of everything that is not learned. A part is chosen by names and positions:
-    `lambda params: params["layers"][2]`. The floating-point arrays of `nnx.Param` are learned.
+    `lambda params: params["layers"][2]`. The floating-point arrays of `nnx.Param` are learned; its
+    value may be a pytree.
     `nnx.BatchStat` follows the normalisation policy. All other arrays are frozen, except those of
     `nnx.RngState`: the random streams start anew from the key of each call.
 
@@ -77,9 +79,12 @@ def from_nnx(
     template = make(jax.random.key(0))
     if call is None:
         require_call("from_nnx", template.__call__, "inputs", offered=())
+        require_mode("from_nnx", template.__call__)
     else:
         require_call("from_nnx", call, "module", "inputs", offered=("key", "training"))
+        require_mode("from_nnx", call, offered=("training",))
     graph, arrays = _split(nnx, template)
+    trees = _trees(nnx, template)
     policy_name = policy("from_nnx", normalisation, bool(arrays.statistics))
     carried = policy_name == "carried"
     others = arrays.others if carried else arrays.others | arrays.statistics
@@ -90,7 +95,7 @@ def from_nnx(
     def run(whole: PyTree, before: PyTree, inputs: PyTree, key: Any, mode: Mode) -> Outcome:
         drawn = _reseeded(streams, jax.random.key(0) if key is None else key)
         given = _flat(whole) | drawn | (_flat(before) if carried else {})
-        network = nnx.merge(graph, _nested(given))
+        network = nnx.merge(graph, _nested(_with_trees(given, trees)))
         network.set_attributes(deterministic=not mode.training, raise_if_not_found=False)
         network.set_attributes(use_running_average=not mode.of_rows, raise_if_not_found=False)
         if call is None:
@@ -138,7 +143,19 @@ def _maker(nnx: Any, given: Any) -> Callable[[PRNGKeyArray], Any]:
         required(given)
         return lambda key: given
     require_maker("from_nnx", given, "rngs", "a module of flax.nnx, or a function rngs -> module")
-    return lambda key: required(given(nnx.Rngs(key)))
+
+    def made(rngs: Any) -> Any:
+        try:
+            return given(rngs)
+        except (TypeError, ValueError) as error:
+            said = str(error).splitlines()[0]
+            raise StructureError(
+                "from_nnx calls the function that makes the module with an nnx.Rngs, and it fails",
+                got=f"{type(error).__name__}: {said}",
+                expected="a function rngs -> module, such as lambda rngs: Network(rngs=rngs)",
+            ) from error
+
+    return lambda key: required(made(nnx.Rngs(key)))
 
 
 def _split(nnx: Any, module: Any) -> tuple[Any, _Arrays]:
@@ -146,16 +163,61 @@ def _split(nnx: Any, module: Any) -> tuple[Any, _Arrays]:
     graph, state = nnx.split(module)
     arrays = _Arrays({}, {}, {}, {})
     for path, leaf in nnx.to_flat_state(state):
-        value = leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
-        if isinstance(leaf, nnx.BatchStat):
-            arrays.statistics[path] = value
-        elif isinstance(leaf, nnx.RngState):
-            arrays.streams[path] = value
-        elif isinstance(leaf, nnx.Param) and learnable(value):
-            arrays.learned[path] = value
-        else:
-            arrays.others[path] = value
+        for inner, value in _parts(_value(nnx, leaf)).items():
+            if isinstance(leaf, nnx.BatchStat):
+                kind = arrays.statistics
+            elif isinstance(leaf, nnx.RngState):
+                kind = arrays.streams
+            elif isinstance(leaf, nnx.Param) and learnable(value):
+                kind = arrays.learned
+            else:
+                kind = arrays.others
+            kind[*path, *inner] = value
     return graph, arrays
+
+
+def _value(nnx: Any, leaf: Any) -> Any:
+    return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _parts(value: PyTree) -> Flat:
+    """The arrays of a variable by their paths in it; the path of a single array is empty."""
+    leaves = jax.tree.leaves_with_path(value)
+    return {tuple(map(_name, path)): leaf for path, leaf in leaves}
+
+
+def _name(entry: Any) -> Any:
+    """The key, index or attribute of an entry of a path."""
+    (name,) = (getattr(entry, each) for each in ("key", "idx", "name") if hasattr(entry, each))
+    return name
+
+
+class _Tree(NamedTuple):
+    """A variable whose value is a pytree, such as a dictionary of arrays."""
+
+    variable: Any
+    paths: list[tuple]
+    structure: Any
+
+
+def _trees(nnx: Any, module: Any) -> dict[tuple, _Tree]:
+    """The variables of a module whose values are pytrees, without their arrays."""
+    leaves = nnx.to_flat_state(nnx.state(module))
+    return {
+        path: _Tree(leaf.replace(None), list(_parts(value)), jax.tree.structure(value))
+        for path, leaf in leaves
+        if isinstance(leaf, nnx.Variable)
+        and not jax.tree_util.treedef_is_leaf(jax.tree.structure(value := leaf.get_value()))
+    }
+
+
+def _with_trees(given: Flat, trees: dict[tuple, _Tree]) -> Flat:
+    """The arrays, with variables in place of those that are parts of a pytree."""
+    whole = dict(given)
+    for path, tree in trees.items():
+        parts = [whole.pop((*path, *inner)) for inner in tree.paths]
+        whole[path] = tree.variable.replace(tree.structure.unflatten(parts))
+    return whole
 
 
 def _nested(flat: Flat) -> dict:

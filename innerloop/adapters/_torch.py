@@ -9,15 +9,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adapters._network import (
+    MODES,
     NORMALISATION,
     _prepared,
+    learnable,
     none_if_empty,
     policy,
     refuse_module,
+    require_call,
+    require_mode,
 )
 from innerloop.adapters._torch_operations import environment
 from innerloop.arguments import checked
-from innerloop.checks import describe, optional_package
+from innerloop.checks import describe, optional_package, signature_of
 from innerloop.errors import StructureError
 from innerloop.models import Model
 from innerloop.problem import Stateful
@@ -32,7 +36,7 @@ Call = Callable[[Any, Any], Any]
 def from_torch(
     module: Any,
     *,
-    call: Call = lambda module, inputs: module(inputs),
+    call: Call | None = None,
     normalisation: str | None = None,
     state: Sequence[str] = (),
 ) -> Model:
@@ -75,15 +79,18 @@ def from_torch(
 
     Raises:
         RunError: If PyTorch or torchax is not installed.
-        StructureError: If `module` is not a PyTorch module, if its layers and the policy do not fit
-            together, or if a name in `state` is not that of a buffer; while tracing, if the forward
-            pass changes another buffer, does not return one tensor, or draws at random without a
-            key.
+        StructureError: If `module` is not a PyTorch module, cannot be copied, or has complex
+            parameters or parameters without a shape; if `call` is not as described; if the layers
+            and the policy do not fit together; if a name in `state` is not that of a buffer; while
+            tracing, if the forward pass changes another buffer, does not return one tensor, draws
+            at random without a key, or reads a tensor after a change in place of a view of it.
     """
     optional_package("torchax", "from_torch", "torch")
     torch = optional_package("torch", "from_torch", "torch")
     if not isinstance(module, torch.nn.Module):
         refuse_module("from_torch", module, "a torch.nn.Module")
+    _require_call(module, call)
+    _require_shapes(torch, module)
     learning, predicting = _copies(module)
     layers = _statistical_layers(torch, learning)
     normalisation = policy("from_torch", normalisation, bool(layers))
@@ -91,7 +98,9 @@ def from_torch(
         pair = learning.get_submodule(name), predicting.get_submodule(name)
         _set_policy(torch, normalisation, name, *pair)
     arrays = {name: _to_jax(tensor) for name, tensor in _tensors(learning).items()}
-    learned = {name for name, tensor in learning.named_parameters() if tensor.requires_grad}
+    named_parameters = learning.named_parameters()
+    is_learned = lambda name, tensor: tensor.requires_grad and learnable(arrays[name])
+    learned = {name for name, tensor in named_parameters if is_learned(name, tensor)}
     buffers = [name for name in arrays if name not in dict(learning.named_parameters())]
     if unknown := sorted(set(state) - {*buffers}):
         raise StructureError(
@@ -109,7 +118,7 @@ def from_torch(
         tree, before = (params.params, params.state) if carried else (params, {})
         given = {name: _at(tree, name) for name in names} | before
         rows = _prepared(inputs, [given[name] for name in names if name in learned], mask)
-        outputs, after = _run(network, call, given, rows, environment(key, mask))
+        outputs, after = _run(network, call, given, rows, key, mask)
         if changed := [name for name in fixed if after[name] is not given[name]]:
             raise StructureError(
                 "the forward pass changes buffers that are not a part of the model state",
@@ -135,12 +144,50 @@ def from_torch(
     )
 
 
+def _require_call(module: Any, call: Call | None) -> None:
+    function = module.forward if call is None else call
+    if signature_of(function) is None:
+        return
+    arguments = ("inputs",) if call is None else ("module", "inputs")
+    example = "call=lambda module, inputs: module(inputs, None)"
+    require_call("from_torch", function, *arguments, offered=(), example=example)
+    require_mode("from_torch", function, _call_with_mode)
+
+
+def _call_with_mode(name: str) -> str:
+    value = MODES[name].replace("training", "module.training")
+    return f"call=lambda module, inputs: module(inputs, {name}={value})"
+
+
+def _require_shapes(torch: Any, module: Any) -> None:
+    """Raise `StructureError` if layers, such as `torch.nn.LazyLinear`, have no shapes yet."""
+    lazy = torch.nn.parameter.is_lazy
+    if names := [name for name, tensor in _tensors(module).items() if lazy(tensor)]:
+        raise StructureError(
+            "the module has parameters whose shapes its first call decides",
+            got=", ".join(names),
+            expected="a module that was called with a batch of inputs",
+            write="module(inputs), before from_torch(module)",
+        )
+
+
 def _copies(module: Any) -> tuple[Any, Any]:
     """The module in training mode and in evaluation mode; both share the tensors of the module."""
     tensors = [*module.parameters(), *module.buffers()]
-    learning, predicting = (
-        copy.deepcopy(module, {id(tensor): tensor for tensor in tensors}) for _ in range(2)
-    )
+    try:
+        learning, predicting = (
+            copy.deepcopy(module, {id(tensor): tensor for tensor in tensors}) for _ in range(2)
+        )
+    except RuntimeError as error:
+        hooks = [hook for each in module.modules() for hook in each._forward_pre_hooks.values()]
+        has_hook = any(type(hook).__name__ == "WeightNorm" for hook in hooks)
+        cure = "torch.nn.utils.parametrizations.weight_norm"
+        raise StructureError(
+            "the module cannot be copied, because it has a tensor that is computed from others",
+            got=str(error).splitlines()[0],
+            expected="tensors that are parameters or buffers, or that the forward pass computes",
+            write=f"{cure}, in place of torch.nn.utils.weight_norm" if has_hook else None,
+        ) from error
     return learning.train(), predicting.eval()
 
 
@@ -172,9 +219,14 @@ def _set_policy(torch: Any, policy: str, name: str, in_training: Any, in_predict
             write="from_torch(..., normalisation='transductive')",
         )
     for layer in (in_training, in_prediction):
-        layer.num_batches_tracked = None  # needed for averages without a momentum alone
+        # The number is needed for averages without a momentum alone, but SyncBatchNorm counts it.
+        layer.num_batches_tracked = None
+        if isinstance(layer, torch.nn.SyncBatchNorm):
+            del layer.num_batches_tracked
+            layer.num_batches_tracked = torch.zeros(())
         if policy == "transductive":
             layer.train().running_mean = layer.running_var = None
+            layer.track_running_stats = False
     if policy == "frozen":
         in_training.eval()
 
@@ -208,7 +260,14 @@ def _at(tree: PyTree, name: str) -> Array:
     return tree
 
 
-def _run(network: Any, call: Call, given: Named, rows: Array, env: Any) -> tuple[Array, Named]:
+def _run(
+    network: Any,
+    call: Call | None,
+    given: Named,
+    rows: PyTree,
+    key: PRNGKeyArray | None,
+    mask: Any,
+) -> tuple[Array, Named]:
     """One forward pass.
 
     Returns:
@@ -223,8 +282,10 @@ def _run(network: Any, call: Call, given: Named, rows: Array, env: Any) -> tuple
             self.network = network
 
         def forward(self, inputs):
-            return call(self.network, inputs)
+            return self.network(inputs) if call is None else call(self.network, inputs)
 
+    count = next((leaf.shape[0] for leaf in jax.tree.leaves(rows) if leaf.ndim), 1)
+    env = environment(key, mask, count)
     wrapped = env.j2t_iso(given)
     first_name = {id(tensor): name for name, tensor in _tensors(network).items()}
     every_name = [
@@ -238,6 +299,7 @@ def _run(network: Any, call: Call, given: Named, rows: Array, env: Any) -> tuple
         outputs = torch.func.functional_call(
             Called(), tensors, (env.j2t_iso(rows),), tie_weights=False
         )
+    env.finish((outputs, tensors))
     if not isinstance(outputs, torch.Tensor):
         raise StructureError(
             "the forward pass does not return one tensor",

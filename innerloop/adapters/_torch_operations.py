@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PRNGKeyArray
 
+from innerloop.adapters._torch_views import Memories, makes_views, name_of, refuse_out_of_date
 from innerloop.checks import describe, optional_package
 from innerloop.errors import StructureError
 from innerloop.masks import masked_mean
@@ -23,7 +24,15 @@ ELEMENTWISE = (
 """Operations, in place or not, that keep the layout of images."""
 
 
-def environment(key: PRNGKeyArray | None, mask: Array | None) -> Any:
+ROWS = 4099
+"""What PyTorch takes for the number of rows of a program that is exported for any number.
+
+A prime number that is no size of a layer, so that the arguments that PyTorch computes from it are
+found and replaced. The module itself never sees it.
+"""
+
+
+def environment(key: PRNGKeyArray | None, mask: Array | None, rows: Any) -> Any:
     """A torchax environment for one forward pass.
 
     - Random numbers come from `key`.
@@ -31,6 +40,8 @@ def environment(key: PRNGKeyArray | None, mask: Array | None) -> Any:
     - Max pooling, and on CPU convolutions, differentiate twice at full speed.
     - Tensors that are neither parameters nor buffers of the module are constants.
     - Results of operations under `torch.no_grad()` are constants for every derivative.
+    - A program for any number of rows is right, or an error: torchax gives PyTorch one row.
+    - A change in place that torchax would lose, in a view or in its base, is an error.
 
     Images are `(rows, channels, *sizes)` for the module. Matrix products need the channels last, so
     the operations here also keep the result in that layout, for the next of them to begin with.
@@ -39,6 +50,7 @@ def environment(key: PRNGKeyArray | None, mask: Array | None) -> Any:
     Args:
         key: The key of this pass; None if the network may not draw at random.
         mask: `(rows,)`, False where a row is padding, or None.
+        rows: The number of rows, of which JAX may know the name alone.
     """
     torch = optional_package("torch", "from_torch", "torch")
     torchax = optional_package("torchax", "from_torch", "torch")
@@ -50,7 +62,56 @@ def environment(key: PRNGKeyArray | None, mask: Array | None) -> Any:
         isinstance(leaf, torch.Tensor) and not isinstance(leaf, ours) and leaf.ndim > 0
     )
 
+    class Tensor(torchax.tensor.Tensor):
+        """A tensor whose methods that are no operations for torchax are noted too."""
+
+        @staticmethod
+        def __new__(cls, elem, env, requires_grad=False):
+            shape = [for_torch(size, rows) for size in elem.shape]
+            mappings = optional_package("torchax.ops.mappings", "from_torch", "torch")
+            options = {"dtype": mappings.j2t_dtype(elem.dtype), "device": "meta"}
+            return torch.Tensor._make_wrapper_subclass(cls, shape, **options)
+
+        type_as = torch.Tensor.type_as
+
+        def flatten(self, start_dim=0, end_dim=-1):
+            return self._env.noted(super().flatten(start_dim, end_dim), of=self)
+
+        def detach(self):
+            return self._env.noted(super().detach(), of=self)
+
+    size = lambda x, dim=None: torch.Size(x.jax().shape) if dim is None else x.jax().shape[dim]
+    numel = lambda x: math.prod(x.jax().shape)
+    sizes = {
+        torch.Tensor.size: size,
+        **dict.fromkeys((torch.numel, torch.Tensor.numel, torch.Tensor.nelement), numel),
+    }
+
     class Environment(torchax.tensor.Environment):
+        def __init__(self):
+            super().__init__()
+            self.memories = Memories(torchax.tensor.View)
+            self.operation = ""
+
+        def noted(self, view, of):
+            view = self.own(view)
+            self.memories.note_view(of, [view], divided=False)
+            return view
+
+        def constant_of(self, tensor):
+            constant = torchax.tensor.Tensor.detach(tensor)
+            is_view = id(tensor) in self.memories.known
+            return self.noted(constant, tensor) if is_view else self.own(constant)
+
+        def own(self, result):
+            """The result of an operation with tensors of this environment in it."""
+            is_other = lambda leaf: type(leaf) is torchax.tensor.Tensor
+            own = lambda leaf: Tensor(leaf.jax(), self) if is_other(leaf) else leaf
+            return jax.tree.map(own, result)
+
+        def j2t_iso(self, jaxarray):
+            return self.own(super().j2t_iso(jaxarray))
+
         def get_and_rotate_prng_key(self, generator=None):
             nonlocal key
             if generator is not None:
@@ -65,9 +126,22 @@ def environment(key: PRNGKeyArray | None, mask: Array | None) -> Any:
             return own
 
         def dispatch(self, func, types, args, kwargs):
+            within, self.operation = self.operation, self.operation or name_of(func)
+            try:
+                return self.run(func, types, args, kwargs)
+            finally:
+                self.operation = within
+
+        def run(self, func, types, args, kwargs):
             given = jax.tree.leaves((args, kwargs))
-            if not any(isinstance(leaf, ours) for leaf in given):
-                return super().dispatch(func, types, args, kwargs)
+            tensors = [leaf for leaf in given if isinstance(leaf, ours)]
+            if not isinstance(rows, int):
+                args, kwargs = jax.tree.map(lambda x: for_jax(x, rows), (args, kwargs or {}))
+            if not tensors:
+                return self.own(super().dispatch(func, types, args, kwargs))
+            if func in sizes:
+                return sizes[func](*args, **(kwargs or {}))
+            out_of_date = self.memories.out_of_date(tensors)
             constant = lambda leaf: self.j2t_iso(self.t2j_copy(leaf)) if is_constant(leaf) else leaf
             args, kwargs = jax.tree.map(constant, (args, kwargs or {}))
             own = {
@@ -80,12 +154,27 @@ def environment(key: PRNGKeyArray | None, mask: Array | None) -> Any:
             else:
                 result = NotImplemented if own is None else own(*args, **kwargs)
             if result is NotImplemented:
+                # An operation that torchax does not know is left here, for the parts of it.
                 result = super().dispatch(func, types, args, kwargs)
-            if torch.is_grad_enabled():
-                return result
+            result = self.own(result)
+            refuse_out_of_date(out_of_date, self.operation)
+            self.memories.note_changes(tensors, self.operation)
             old = {id(leaf) for leaf in given}
             is_new = lambda leaf: isinstance(leaf, ours[0]) and id(leaf) not in old
-            return jax.tree.map(lambda leaf: leaf.detach() if is_new(leaf) else leaf, result)
+            if not torch.is_grad_enabled():
+                result = jax.tree.map(lambda x: self.constant_of(x) if is_new(x) else x, result)
+            new = [leaf for leaf in jax.tree.leaves(result) if is_new(leaf)]
+            if makes_views(func):
+                same = [leaf for leaf in new if leaf.dtype == tensors[0].dtype]
+                divided = isinstance(result, list | tuple)
+                self.memories.note_view(tensors[0], same, divided=divided)
+            return result
+
+        def finish(self, tree):
+            """Ends the pass, whose results these are."""
+            tensors = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, ours)]
+            refuse_out_of_date(self.memories.out_of_date(tensors), "the end of the forward pass")
+            self.memories.known.clear()
 
         def in_layout(self, args) -> bool:
             """Whether the channels of the first image are last already."""
@@ -142,7 +231,10 @@ def environment(key: PRNGKeyArray | None, mask: Array | None) -> Any:
             if jax.default_backend() != "cpu" or transposed or groups != 1:
                 return NotImplemented
             x, (weights, bias) = self.channels_last(x), self.t2j_iso((weights, bias))
-            y = convolution_as_matmul(x, weights, stride, padding, dilation)
+            # PyTorch gives one number for all axes with padding="valid".
+            of_each_axis = lambda window: tuple(window) * (1 if len(window) > 1 else x.ndim - 2)
+            windows = map(of_each_axis, (stride, padding, dilation))
+            y = convolution_as_matmul(x, weights, *windows)
             return self.channels_first(y if bias is None else y + bias)
 
     return Environment()
@@ -152,6 +244,27 @@ def known_layout(image: Any) -> Array | None:
     """The values with the channels last, unless the tensor was changed since they were noted."""
     first, last = getattr(image, "layout_", (None, None))
     return last if first is not None and image.jax() is first else None
+
+
+def for_torch(size: Any, rows: Any) -> int:
+    """A size as PyTorch is told it, a multiple of `ROWS` if only JAX knows it."""
+    if isinstance(size, int):
+        return size
+    times = size // rows
+    if isinstance(rows, int) or times * rows != size:
+        raise StructureError(
+            "PyTorch needs to know this number of rows",
+            got=f"an array with {size} rows",
+            expected="any_rows=False, or an operation that has a multiple of the rows",
+        )
+    return ROWS * for_torch(times, rows)
+
+
+def for_jax(number: Any, rows: Any) -> Any:
+    """An argument of an operation, with the sizes of which PyTorch was told `ROWS`."""
+    if isinstance(number, int | float) and number > 0 and number % ROWS == 0:
+        return for_jax(int(number) // ROWS, rows) * rows
+    return number
 
 
 def batch_statistics(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:

@@ -10,6 +10,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Procedure
 from innerloop.arguments import checked
+from innerloop.checks import adapter_call
 from innerloop.errors import StructureError
 from innerloop.learner import Learner
 from innerloop.models import ExamplesLoss, Model, linear_head
@@ -130,10 +131,13 @@ def started_from(
     different = [name for name in expected | got if expected.get(name) != got.get(name)]
     if different or jax.tree.structure(part) != jax.tree.structure(weights):
         shown = lambda of: ", ".join(f"{name}: {of.get(name, 'nothing')}" for name in different)
+        call = adapter_call(weights)
+        is_module = call is not None and call != adapter_call(part)
         raise StructureError(
             "the pretrained weights do not fit the part that they are put into",
             got=shown(got) or str(jax.tree.structure(weights)),
             expected=shown(expected) or str(jax.tree.structure(part)),
+            write=f"{call}.init(jax.random.key(0))" if is_module else None,
         )
 
     def started(key: PRNGKeyArray) -> PyTree:
