@@ -147,7 +147,8 @@ class Problem(CheckedModule):
 
     Args:
         init: `(meta, support, key) -> params`, the parameters that adaptation starts from and
-            changes. None if the adaptation builds its own parameters.
+            changes. It returns no frozen array; see `learned_part`. None if the adaptation builds
+            its own parameters.
         inner_loss: `(params, meta, batch, key) -> scalar | (scalar, aux)`, the loss on the support
             set; with `state`, `-> (scalar, aux, state)`. None if the adaptation needs none.
         outer_loss: `(params, meta, batch, key) -> scalar | (scalar, aux)`, the loss on the query
@@ -227,6 +228,22 @@ def overlay(tree: PyTree, frozen: PyTree) -> PyTree:
             got=f"frozen {jax.tree.structure(frozen)}, meta {jax.tree.structure(tree)}",
             expected="one structure, in which each array is learned or frozen",
         ) from error
+
+
+def learned_part(tree: PyTree, frozen: PyTree) -> PyTree:
+    """The tree with None in place of the frozen arrays, such as the part of meta to be adapted.
+
+    Args:
+        tree: Any pytree.
+        frozen: A tree of arrays as in `overlay`; None if nothing is frozen.
+
+    Returns:
+        The tree. `equinox.combine(part, whole)` puts the frozen arrays back.
+    """
+    if frozen is None:
+        return tree
+    leaf_if_learned = lambda fixed, leaf: leaf if fixed is None else None
+    return jax.tree.map(leaf_if_learned, frozen, tree, is_leaf=lambda leaf: leaf is None)
 
 
 class TaskKeys(NamedTuple):

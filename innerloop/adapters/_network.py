@@ -15,7 +15,7 @@ from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.models import Model
 from innerloop.models.base import refuse_whole_numbers
-from innerloop.models.supervised import learned_part
+from innerloop.problem import learned_part
 from innerloop.trees import definite
 
 POLICIES = {
