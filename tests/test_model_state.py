@@ -466,6 +466,30 @@ def test_bad_input_is_refused():
         il.models.supervised_loss(model, il.models.mean_squared_error)
 
 
+def test_init_returns_no_frozen_array():
+    loss = lambda params, meta, batch, key: jnp.mean(batch.inputs @ params["weights"])
+    frozen = {"weights": None, "shift": jnp.ones(3), "deep": [None, jnp.ones(2)]}
+    weights, learning = jnp.ones((3, 1)), il.GradientDescent(optax.sgd(0.1), 1)
+    meta, whole = {"weights": weights, "shift": None, "deep": [weights, None]}, lambda meta: meta
+
+    def learned(part):
+        start = lambda meta, support, key: part(meta)
+        problem = il.Problem(start, loss, loss, frozen=frozen)
+        _, grads = il.meta_value_and_grad(problem, learning)(meta, tasks(2), KEY)
+        return grads, il.adapt(problem, learning, meta, tasks(2).support, KEY)[0]
+
+    with pytest.raises(StructureError, match=r"as params\['deep'\]\[1\]; params\['shift'\]"):
+        learned(whole)
+    with pytest.raises(StructureError, match="init returns frozen arrays"):
+        learned(lambda meta: {"weights": meta["weights"], "part": meta["shift"]})
+    _, adapted = learned(lambda meta: il.problem.learned_part(meta, frozen))
+    assert adapted["shift"] is None
+    # A copy is a start that the task may change, and one array may be in two places.
+    learned(lambda meta: {"weights": meta["weights"], "shift": meta["shift"] + 0})
+    frozen["deep"][1] = weights
+    learned(lambda meta: {"weights": meta["weights"]})
+
+
 def test_predictions_take_the_meta_that_fit_returns():
     made, episodes = recipe(), tasks(1)
     meta, task = made.init_meta(KEY), jax.tree.map(lambda leaf: leaf[0], episodes)
