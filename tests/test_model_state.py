@@ -130,8 +130,45 @@ def test_the_meta_gradient_is_that_of_a_loop_by_hand(name, through_state):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-9), aux.state, states)
         np.testing.assert_allclose(loss, value, 1e-12)
         exact = through_state and not hold
-        kind = gradient.fidelity(made.adaptation, made.problem).kind
-        assert kind == ("exact" if exact else "biased")
+        fidelity = gradient.fidelity(made.adaptation, made.problem)
+        assert fidelity.kind == ("exact" if exact else "biased")
+        assert ("model state is held constant" in fidelity.sentence) == (not exact)
+
+
+def test_partly_held_inner_gradients_say_which_states_they_hold():
+    made, gradient = recipe(through_state=True), il.FirstOrder(where=lambda t, params: t < 2)
+    fidelity = gradient.fidelity(made.adaptation, made.problem)
+    assert "state after a step at which all gradients are held is constant" in fidelity.sentence
+
+
+def complex_state(through_state):
+    """A complex state that begins at 1 and is divided by the parameter in each step."""
+
+    def inner(given, meta, batch, key):
+        turned = jax.lax.complex(jnp.zeros(()), 1 / given.params)
+        return (given.params - 1) ** 2, {}, given.state * turned
+
+    outer = lambda given, meta, batch, key: given.params**2 + jnp.abs(given.state)
+    return il.Problem(
+        lambda meta, support, key: meta,
+        *(inner, outer),
+        state=jnp.ones((), jnp.result_type(complex)),
+        through_state=through_state,
+    )
+
+
+@pytest.mark.parametrize("through_state", [False, True])
+def test_a_complex_state_is_held_or_differentiated_and_averaged(through_state):
+    learning = il.GradientDescent(optax.sgd(0.1), 1)
+    problem = complex_state(through_state)
+    kind = il.Unroll().fidelity(learning, problem).kind
+    assert kind == ("exact" if through_state else "biased")
+    # From 2, a step goes to 1.8 with the derivative 0.8, and the state is i / 2.
+    _, grads = il.meta_value_and_grad(problem, learning)(jnp.array(2.0), tasks(2), KEY)
+    np.testing.assert_allclose(grads, 2 * 1.8 * 0.8 - 0.25 * through_state, rtol=1e-5)
+    whole = il.WholeTasks(problem, learning, il.Unroll(), Same(tasks(2)), 2)
+    _, state = whole.step(jnp.array(2.0), problem.state, None, KEY, 0)
+    np.testing.assert_allclose(state, 0.5j)
 
 
 def test_an_implicit_gradient_holds_the_state_where_the_loop_left_it():
