@@ -54,7 +54,8 @@ CASES = [
         "frozen = {'w': None, 'shift': jnp.ones(2)}\n"
         "def fit_rows(params, meta, batch, key):\n"
         "    whole = eqx.combine(params, meta)\n"
-        "    return jnp.mean((batch.inputs @ whole['w'] + whole['shift'].sum() - batch.targets)**2)\n"
+        "    outputs = batch.inputs @ whole['w'] + whole['shift'].sum()\n"
+        "    return jnp.mean((outputs - batch.targets)**2)\n"
         "learned = lambda init: trace(meta_value_and_grad(Problem(init, fit_rows, fit_rows, "
         "frozen=frozen), GradientDescent(optax.sgd(0.1), 1)), {'w': jnp.ones(2), 'shift': None}, "
         "episodes, key)",

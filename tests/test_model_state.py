@@ -318,6 +318,45 @@ def test_parts_of_a_sum_share_the_mean_of_their_states():
     assert found.learner.problem.state["count"] == 2 * STEPS
 
 
+def growing_state():
+    """From 1, two of three tasks keep a finite state; in the last, the parameter overflows it."""
+
+    def inner(given, meta, batch, key):
+        return jnp.sum(given.params**2), {}, given.state * batch
+
+    outer = lambda given, meta, batch, key: jnp.sum((given.params - 1) ** 2)
+    problem = il.Problem(lambda meta, support, key: meta, inner, outer, state=jnp.ones(()))
+    factors = jnp.array([2.0, 4.0, jnp.inf])
+    learning = il.GradientDescent(optax.sgd(0.1), 1)
+    return il.WholeTasks(problem, learning, il.Unroll(), Same(il.Episode(factors, factors)), 3)
+
+
+@pytest.mark.parametrize("policy", [il.training.Skip(3), il.training.Clip(10.0, 3)])
+def test_a_step_whose_model_state_is_not_finite_is_a_fault(policy):
+    estimator, reports = growing_state(), []
+    given = {"optimizer": optax.sgd(0.1), "steps": 2, "key": KEY}
+    with pytest.raises(il.errors.RunError, match=r"model state is no longer finite.*task 2 with"):
+        il.fit(estimator, jnp.array(2.0), **given)
+    with pytest.raises(il.errors.RunError, match="no longer finite"):
+        il.fit(il.estimators.WeightedSum((estimator, 1.0)), jnp.array(2.0), **given)
+    outcome = il.fit(estimator, jnp.array(2.0), non_finite=policy, report=reports.append, **given)
+    assert outcome.faults == 2 and [report.fault.tasks for report in reports] == [(2,), (2,)]
+    assert outcome.learner.problem.state == 1
+    # Two of three tasks count with the derivative 2 * (1.6 - 1) * 0.8.
+    moved = 2.0 if policy.norm is None else 2.0 - 0.1 * 0.96 * 2 / 3
+    np.testing.assert_allclose(reports[0].meta, moved, rtol=1e-5)
+
+
+def test_a_part_of_a_sum_with_a_faulty_state_is_left_out():
+    faulty, key = growing_state(), jax.random.key(1)
+    tasks = Same(jax.tree.map(lambda leaf: leaf[:2], faulty.tasks.episodes))
+    sound = dataclasses.replace(faulty, tasks=tasks, batch=2)
+    both = il.estimators.WeightedSum((faulty, 1.0), (sound, 1.0))
+    meta = jnp.array(2.0)
+    _, after = both.step(meta, both.init(meta, key), (None, None), key, 0)
+    np.testing.assert_allclose(both.model_state(after), 3.0)
+
+
 def test_a_state_of_another_form_is_not_continued():
     made, episodes = recipe(), tasks()
     whole = made.estimator(Same(episodes), 4)

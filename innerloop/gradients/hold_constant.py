@@ -75,9 +75,9 @@ class HoldConstant(InnerRule):
         )
         # The inner loss returns the model state, so it is held with the gradient.
         state = held_state(problem, always=True)
-        if self.where is not None and state.kind != "exact" and problem.through_state:
+        if self.where is not None and problem is not None and problem.through_state:
             said = "The model state after a step at which all gradients are held is constant too."
-            state = state._replace(sentence=said)
+            state = state if state.kind == "exact" else state._replace(sentence=said)
         return combined([gradients, state])
 
 

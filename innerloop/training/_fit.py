@@ -59,7 +59,7 @@ class Progress(NamedTuple):
         evaluation: The validation made now, if one was due.
         best: Whether it is the best so far.
         meta: The meta-parameters now; those that were validated if an evaluation was due.
-        fault: The last of these steps, if its loss or meta-gradient was not finite.
+        fault: The last of these steps, if its loss, meta-gradient or model state was not finite.
         system: Seconds, tasks per second, memory: the figures of `innerloop.training.system.Meter`.
     """
 
@@ -81,7 +81,7 @@ class Fit(NamedTuple):
         last: The last meta-parameters.
         step: Outer steps taken in all.
         best_step: Outer steps taken up to the best.
-        faults: How many steps had a loss or meta-gradient that was not finite.
+        faults: How many steps were not finite, as in `non_finite`.
         estimator: The estimator that was followed: the one given, or within a budget the one that
             was planned.
         plan: The plan by which `memory=` was met; None without a budget.
@@ -170,8 +170,8 @@ def fit(
         minutes: Validate and stop after the first call that ends later than this, since the run
             began; None for no limit.
         check: Look for faults first, by tracing alone (`check(..., run=False)`).
-        non_finite: What happens at a step whose loss or meta-gradient is not finite: `Stop()`,
-            `Skip()` or `Clip(norm)`.
+        non_finite: What happens at a step whose loss, meta-gradient or model state is not finite:
+            `Stop()`, `Skip()` or `Clip(norm)`.
         devices: The devices that share the tasks of a step: `"all"`, how many, a mesh, or
             `Sharding(mesh, largest_axis)` for meta-parameters in parts; None for one.
         checkpoints: Where the training state is saved. With them, SIGTERM, SIGHUP and Ctrl-C finish
