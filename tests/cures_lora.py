@@ -44,6 +44,12 @@ CASES = [
         given=NET,
     ),
     Case(
+        "adapters/_where.py: no array has a path",
+        "matching('a.[x]')({'a': {'[x]': 1.0}})",
+        ("matching('a.[[]x]')",),
+        given=NET,
+    ),
+    Case(
         "adapters/_freeze.py: params is a module",
         "freeze(model, params, where)",
         (
