@@ -117,6 +117,10 @@ def anything(path, leaf):
 
 WRONG_CHOICES = {
     "misspelt": (lambda: matching("haed")(TREES["dict"]), "'haed'.*closest are head"),
+    "brackets": (
+        lambda: matching("a.[x]")({"a": {"[x]": 1.0}}),
+        r"Write: matching\('a.\[\[\]x\]'\)",
+    ),
     "another case": (lambda: matching("Head")(TREES["dict"]), "closest are head"),
     "keystr": (lambda: matching("['head']")(TREES["dict"]), "closest are head"),
     "one of two": (lambda: matching("head", "boddy")(TREES["dict"]), "'boddy'.*closest are body"),
@@ -342,6 +346,7 @@ def pair(rows, columns):
 
 
 PARAMS = MLP.init(KEY)
+LARGE = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e6), PARAMS["head"])
 VECTOR = "arrays with rows and columns"
 WRONG = {
     "freeze nothing": (lambda: freeze(MLP, PARAMS, lambda p: ()), "selects no array"),
@@ -366,6 +371,26 @@ WRONG = {
     "a module": (
         lambda: freeze(MLP, eqx.nn.MLP(3, 4, 4, 1, key=KEY), is_matrix),
         r"params is a module.*from_equinox\(module\).init",
+    ),
+    "freeze in integers": (
+        lambda: freeze(MLP, PARAMS, is_matrix, dtype=jnp.int8),
+        r"dtype must be a floating-point dtype.*int8.*dtype=jax.numpy.bfloat16",
+    ),
+    "freeze in no dtype": (
+        lambda: freeze(MLP, PARAMS, is_matrix, dtype="bf16"),
+        "floating-point dtype.*'bf16'",
+    ),
+    "factor in booleans": (
+        lambda: lora(MLP, PARAMS, 1, is_matrix, dtype=bool),
+        "floating-point dtype",
+    ),
+    "freeze beyond the range": (
+        lambda: freeze(MLP, {**PARAMS, "head": LARGE}, is_matrix, dtype=jnp.float16),
+        r"beyond the range.*float32 up to 1e\+06 for 'head.weights'.*float16 has",
+    ),
+    "factor beyond the range": (
+        lambda: lora(MLP, {**PARAMS, "head": LARGE}, 1, is_matrix, dtype=jnp.float8_e4m3fn),
+        "beyond the range.*for 'head.bias'",
     ),
     "freeze by a text": (lambda: freeze(MLP, PARAMS, "body"), r"selects a part.*matching\('head'"),
     "freeze no model": (lambda: freeze(MLP.apply, PARAMS, matching("body")), "must be a Model"),

@@ -6,10 +6,19 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import DTypeLike, PRNGKeyArray, PyTree
 
-from innerloop.adapters._where import SELECTION, Selection, chosen_leaves, named_leaves, split
-from innerloop.arguments import checked, random_key
+from innerloop.adapters._precision import require_range
+from innerloop.adapters._where import (
+    SELECTION,
+    Selection,
+    chosen_leaves,
+    literal,
+    named_leaves,
+    split,
+)
+from innerloop.arguments import checked, floating_dtype, optional, random_key
 from innerloop.checks import adapter_call, is_floating, require_arrays
 from innerloop.errors import StructureError
 from innerloop.models import Model
@@ -17,8 +26,10 @@ from innerloop.models.base import MODEL
 from innerloop.problem import Stateful, overlay
 from innerloop.trees import abstract
 
+DTYPE = optional(floating_dtype())
 
-@checked(model=MODEL, where=SELECTION)
+
+@checked(model=MODEL, where=SELECTION, dtype=DTYPE)
 def freeze(
     model: Model, params: PyTree, where: Selection, *, dtype: DTypeLike | None = None
 ) -> Model:
@@ -46,7 +57,8 @@ def freeze(
 
     Raises:
         StructureError: If `params` are not the parameters of `model`, if `where` selects nothing or
-            everything, or if a part that is learned is not made of floating-point arrays.
+            everything, if a part that is learned is not made of floating-point arrays, or if
+            `dtype` is not a floating-point dtype or has a smaller range than the frozen numbers.
     """
     whole, fixed = with_frozen(model, params)
     frozen_marks = [a or b for a, b in zip(fixed, chosen_leaves(whole, where), strict=True)]
@@ -119,7 +131,8 @@ def require_floating(learned: PyTree) -> None:
             "an array that is not frozen is not a floating-point array, so it cannot be learned",
             got=", ".join(f"{path}: {named_leaves(learned)[path].dtype}" for path in others),
             expected="floating-point arrays, or these arrays among the frozen ones",
-            write=f"matching({', '.join(map(repr, others))}) | where, for the frozen part",
+            write=f"matching({', '.join(repr(literal(path)) for path in others)}) | where, for the "
+            "frozen part",
         )
 
 
@@ -137,7 +150,12 @@ def stored(frozen: PyTree, dtype: DTypeLike | None) -> PyTree:
     """The frozen arrays in the dtype in which they are stored."""
     if dtype is None:
         return frozen
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if is_floating(leaf) else leaf, frozen)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(dtype) if is_floating(leaf) else leaf, frozen)
+    after = named_leaves(narrow)
+    for path, leaf in named_leaves(frozen).items():
+        if is_floating(leaf) and not isinstance(leaf, Tracer):
+            require_range(leaf, after[path], "a frozen array", repr(path), StructureError)
+    return narrow
 
 
 def restoring(frozen: PyTree, dtype: DTypeLike | None) -> Callable[[PyTree], PyTree]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, PRNGKeyArray, PyTree
 
 from innerloop.adapters._freeze import (
+    DTYPE,
     on_params,
     require_floating,
     restoring,
@@ -20,6 +21,7 @@ from innerloop.adapters._where import (
     chosen_leaves,
     chosen_paths,
     closest,
+    literal,
     named_leaves,
     split,
 )
@@ -47,6 +49,7 @@ LISTED = 8
     alpha=ALPHA,
     learned=optional(SELECTION),
     as_matrix=AS_MATRIX,
+    dtype=DTYPE,
 )
 def lora(
     model: Model,
@@ -91,7 +94,8 @@ def lora(
 
     Raises:
         StructureError: If `where` selects nothing or an array without rows and columns (a vector),
-            if an array is selected by `where` and by `learned`, or if the rank is too large.
+            if an array is selected by `where` and by `learned`, if the rank is too large, or if
+            `dtype` is wrong, as in `freeze`.
     """
     whole, fixed = with_frozen(model, params)
     factored = chosen_leaves(whole, where)
@@ -236,7 +240,7 @@ def _require_matrices(chosen: Mapping[str, Any], arrays: int) -> None:
         return
     write = None
     if 0 < len(matrices) <= LISTED:
-        write = f"where=matching({', '.join(map(repr, matrices))})"
+        write = f"where=matching({', '.join(repr(literal(path)) for path in matrices)})"
     elif len(chosen) == arrays and matrices:
         write = "where=matching(lambda path, leaf: leaf.ndim > 1)"
     raise StructureError(
