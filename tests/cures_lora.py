@@ -91,6 +91,20 @@ CASES = [
         given=NET,
     ),
     Case(
+        "adapters/_lora.py: the tree has None",
+        "lora_merge(meta['base'], meta['factors'])",
+        ("merged_params(model, meta)",),
+        given=NET + "model = lora(model, params, 2, matching('*weights'))\nmeta = model.init(key)",
+    ),
+    Case(
+        "adapters/_lora.py: the factors do not fit",
+        "lora_merge(tree, factors)",
+        ("lora_merge(..., as_matrix=lambda path, shape: (-1, shape[-1]))",),
+        given=NET + "tree = {'w': jnp.ones((3, 3, 4))}\n"
+        "factors = lora_factors(tree, 2, matching('w'), key, "
+        "as_matrix=lambda path, shape: (-1, shape[-1]))",
+    ),
+    Case(
         "adapters/safetensors.py: the file has no tensor",
         "load_safetensors(path, params, names=None)",
         ("names=lambda path: f'model.{path}'",),

@@ -1,5 +1,6 @@
 """Chosen, frozen and factored parts of networks, against sums and products in float64."""
 
+import functools
 import operator
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ TRANSFORMER = il.models.transformer(vocabulary=7, width=8, depth=2, heads=2, len
 CONV = il.models.conv4(5, filters=3, blocks=2)
 matching, freeze = il.adapters.matching, il.adapters.freeze
 lora, lora_factors, lora_merge = il.adapters.lora, il.adapters.lora_factors, il.adapters.lora_merge
+merged_params = il.adapters.merged_params
 
 
 class Pair(NamedTuple):
@@ -268,9 +270,10 @@ def test_factors_change_the_chosen_arrays_by_their_product(name, alpha, x64):
     tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
     factors = lora_factors(tree, 2, where, KEY, as_matrix=as_matrix)
     assert factors.keys() == shapes.keys()
-    same(lora_merge(tree, factors, alpha), tree)  # one factor is zero at the start
+    merge = functools.partial(lora_merge, as_matrix=as_matrix)
+    same(merge(tree, factors, alpha), tree)  # one factor is zero at the start
     factors = drawn(factors)
-    merged = named_leaves(lora_merge(tree, factors, alpha))
+    merged = named_leaves(merge(tree, factors, alpha))
     for path, leaf in named_leaves(tree).items():
         expected = np.asarray(leaf, np.float64)
         if path in shapes:
@@ -339,6 +342,24 @@ def test_a_factored_network_stores_its_base_in_bfloat16_and_computes_in_float32(
     np.testing.assert_array_equal(
         model.apply(whole(model), INPUTS, None, None), MLP.apply(rounded, INPUTS, None, None)
     )
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_merged_parameters_give_the_outputs_of_the_trained_model(dtype):
+    network, params = il.models.conv4(5, filters=2), il.models.conv4(5, filters=2).init(KEY)
+    kernels, images = matching("*weights"), jax.random.normal(KEY, (3, 16, 16, 1))
+    given = {"learned": matching("*.shift"), "alpha": 5, "as_matrix": as_kernel, "dtype": dtype}
+    model = lora(network, params, 1, kernels, **given)
+    meta = drawn(model.init(KEY))
+    merged = merged_params(model, meta)
+    assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, params)
+    assert jax.tree.map(lambda x: x.dtype, merged) == jax.tree.map(lambda x: x.dtype, params)
+    expected = model.apply(overlay(meta, model.frozen), images, None, None)
+    np.testing.assert_array_equal(network.apply(merged, images, None, None), expected)
+    # The parameters of a task with a model state, and a frozen network within the factored one.
+    same(merged_params(model, il.Stateful(meta, jnp.ones(2))), merged)
+    part = freeze(model, overlay(meta, model.frozen), matching("factors"))
+    same(merged_params(model, merged_params(part, part.init(KEY))), merged)
 
 
 def pair(rows, columns):
@@ -426,6 +447,34 @@ WRONG = {
     "merge, no such path": (
         lambda: lora_merge(PARAMS, {"haed.weights": pair(4, 5)}),
         "'haed.weights'.*closest are head.weights",
+    ),
+    "merge, transposed": (
+        lambda: lora_merge({"w": jnp.ones((6, 3))}, {"w": pair(3, 6)}),
+        r"do not fit the array. Got: w: f32\[6,3\], a f32\[3,1\]",
+    ),
+    "merge, transposed as a matrix": (
+        lambda: lora_merge({"w": jnp.ones((2, 3, 4))}, {"w": pair(4, 6)}, as_matrix=as_kernel),
+        "do not fit the array",
+    ),
+    "merge, another as_matrix": (
+        lambda: lora_merge({"w": jnp.ones((2, 3, 4))}, {"w": pair(6, 4)}),
+        r"do not fit.*same as_matrix.*as_matrix=lambda path, shape: \(-1, shape\[-1\]\)",
+    ),
+    "merge, other ranks": (
+        lambda: lora_merge({"w": jnp.ones((6, 3))}, {"w": {**pair(6, 3), "a": jnp.ones((6, 2))}}),
+        "do not fit the array",
+    ),
+    "merge, frozen": (
+        lambda: lora_merge({"w": None}, {"w": pair(6, 3)}),
+        r"None in place of an array that has factors. Got: w.*merged_params\(model, meta\)",
+    ),
+    "merge, no model of lora": (
+        lambda: merged_params(MLP, PARAMS),
+        "only a model of freeze or lora",
+    ),
+    "merge, other parameters": (
+        lambda: merged_params(lora(MLP, PARAMS, 1, is_matrix), PARAMS),
+        "do not fit into meta",
     ),
     "merge, sizes": (
         lambda: lora_merge(PARAMS, {"head.weights": pair(3, 5)}),
