@@ -123,6 +123,18 @@ CASES = [
         given=FILE + "save(flat | {'step': np.ones(1), 'x': np.ones(1)}, path)",
     ),
     Case(
+        "adapters/safetensors.py: the file has tensors",
+        "load_safetensors(path, params, ignored=[])",
+        ("ignored=['a[[]0]']",),
+        given=FILE + "save(flat | {'a[0]': np.ones(1)}, path)",
+    ),
+    Case(
+        "adapters/safetensors.py: like is not",
+        "load_safetensors(path, like=model)",
+        ("like=model.init(jax.random.key(0))",),
+        given=FILE + "save(flat, path)",
+    ),
+    Case(
         "adapters/export.py: only a learner with predictions",
         "export(Learner(recipe.problem, recipe.adaptation))",
         (
