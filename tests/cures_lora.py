@@ -146,6 +146,13 @@ CASES = [
         given=LEARNER,
     ),
     Case(
+        "adapters/export.py: params is the pair",
+        "export_adapted(learner, params, meta, query)",
+        ("export_adapted(learner, params[0], meta, query)",),
+        given=LEARNER + "learner, meta, query = recipe.learner, params, rows\n"
+        "params = il.adapt(learner.problem, learner.adaptation, meta, rows, key)",
+    ),
+    Case(
         "adapters/export.py: the program cannot be made",
         "export(Learner(recipe.problem, recipe.adaptation, by_rows), any_rows=True)",
         ("any_rows=False",),

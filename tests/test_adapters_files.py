@@ -542,6 +542,15 @@ WRONG_EXPORTS = {
         lambda: exported(lambda params, meta, batch, key: batch["x"]),
         "predict failed on what it was given",
     ),
+    "a pair": (
+        lambda: il.adapters.export_adapted(
+            learner_of(lambda params, meta, batch, key: batch.inputs @ params["head"]["weights"]),
+            (META, {}),
+            META,
+            QUERY,
+        ),
+        r"params is the pair.*export_adapted\(learner, params\[0\], meta, query\)",
+    ),
     "words": (lambda: exported(by_rows, support={"x": "a"}), "not an array"),
     "platform": (lambda: exported(by_rows, platforms=["gpu"]), "platforms must be"),
 }

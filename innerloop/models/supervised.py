@@ -8,7 +8,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.arguments import checked, function, or_none
 from innerloop.errors import StructureError
-from innerloop.models.base import MODEL, Model
+from innerloop.models.base import MODEL, Model, require_state
 from innerloop.models.losses import ExamplesLoss
 from innerloop.problem import (
     Examples,
@@ -58,6 +58,8 @@ def network(model: Model, of_meta: Part = lambda meta: meta, where: Part | None 
         return params if where is None else subset(params, where)[0]
 
     def whole(adapted: PyTree, meta: PyTree) -> PyTree:
+        if model.state is not None:
+            require_state(adapted)
         params = parameters(adapted)
         if where is not None:
             params = subset(learned(meta), where)[1](params)
