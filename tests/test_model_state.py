@@ -527,6 +527,15 @@ def test_bad_input_is_refused():
         bad(inner_loss=lambda params, meta, batch, key: (jnp.mean(params.params["head"]), {}, {}))
     with pytest.raises(StructureError, match="random key"):
         bad(state={"rng": KEY})
+    with pytest.raises(StructureError, match=r"state holds a leaf that is not an array.*'abc'"):
+        bad(state="abc")
+    with pytest.raises(StructureError, match="state holds a leaf that is not an array"):
+        bad(state={"activation": jnp.tanh})
+    with pytest.raises(StructureError, match="frozen holds a leaf that is not an array"):
+        bad(frozen=FROZEN | {"scales": np.array(["a", "b"])})
+    with pytest.raises(StructureError, match=r"come without one.*Stateful\(params, state"):
+        made, meta = recipe(), recipe().init_meta(KEY)
+        made.learner.predict(meta, meta, jax.tree.map(lambda leaf: leaf[0], tasks().query), KEY)
     with pytest.raises(StructureError, match="do not fit into meta"):
         bad(frozen={"weights": None, "scales": jnp.ones(3)})
     with pytest.raises(StructureError, match="which the adaptation does not carry"):
