@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
@@ -174,12 +173,9 @@ def initial_params(problem: Problem, needed_by: str) -> Callable[..., PyTree]:
 
 def _refuse_frozen(problem: Problem, whole: PyTree, params: PyTree) -> None:
     """Raise `StructureError` if a frozen array is among the parameters, where it would change."""
-    arrays = lambda tree: [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
-    if not arrays(problem.frozen):
-        return
     # One array may be in two places of meta, frozen in only one of them.
-    learned = set(map(id, arrays(learned_part(whole, problem.frozen))))
-    frozen = set(map(id, arrays(problem.frozen))) - learned
+    learned = map(id, jax.tree.leaves(learned_part(whole, problem.frozen)))
+    frozen = set(map(id, jax.tree.leaves(problem.frozen))).difference(learned)
     found = [
         f"params{jax.tree_util.keystr(path)}"
         for path, leaf in jax.tree.leaves_with_path(params)

@@ -567,6 +567,10 @@ def test_init_returns_no_frozen_array():
         learned(whole)
     with pytest.raises(StructureError, match="init returns frozen arrays"):
         learned(lambda meta: {"weights": meta["weights"], "part": meta["shift"]})
+    frozen["rate"] = meta["rate"] = 0.5
+    with pytest.raises(StructureError, match=r"as params\['rate'\]\. Expected"):
+        learned(lambda meta: {"weights": meta["weights"], "rate": meta["rate"]})
+    meta["rate"] = None
     _, adapted = learned(lambda meta: il.problem.learned_part(meta, frozen))
     assert adapted["shift"] is None
     # A copy is a start that the task may change, and one array may be in two places.
