@@ -47,6 +47,13 @@ def is_floating(leaf: Any) -> bool:
     return isinstance(leaf, float) or (dtype is not None and jnp.issubdtype(dtype, jnp.floating))
 
 
+def is_inexact(leaf: Any) -> bool:
+    """Whether a leaf is a real or complex floating-point number or array."""
+    dtype = getattr(leaf, "dtype", None)
+    is_number = isinstance(leaf, float | complex)
+    return is_number or (dtype is not None and jnp.issubdtype(dtype, jnp.inexact))
+
+
 def text_type(tree: PyTree) -> np.dtype | None:
     """The dtype of the first leaf that holds text, dates or Python objects; None if none does."""
     for leaf in jax.tree.leaves(tree):

@@ -7,9 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray, PyTree
 
-from innerloop.checks import describe, explained, is_floating, require_arrays, require_tree
+from innerloop.checks import (
+    describe,
+    explained,
+    first_of,
+    is_floating,
+    require_arrays,
+    require_tree,
+)
 from innerloop.errors import StructureError
-from innerloop.problem import Loss, Problem, Stateful, with_state
+from innerloop.problem import Loss, Problem, Stateful, learned_part, with_state
 from innerloop.trees import cast_like, definite
 
 
@@ -134,7 +141,7 @@ def initial_params(problem: Problem, needed_by: str) -> Callable[..., PyTree]:
 
     Raises:
         StructureError: If there is no `init`, and while tracing if it does not return
-            floating-point parameters.
+            floating-point parameters, or returns a frozen array.
     """
     init = problem.init
     if init is None:
@@ -147,8 +154,10 @@ def initial_params(problem: Problem, needed_by: str) -> Callable[..., PyTree]:
     explained_init = explained("init", init, "meta", "support", "key")
 
     def normal(meta: PyTree, support: PyTree, key: PRNGKeyArray) -> PyTree:
-        params = explained_init(problem.whole(meta), support, key)
+        whole = problem.whole(meta)
+        params = explained_init(whole, support, key)
         require_tree("what init returns", params)
+        _refuse_frozen(problem, whole, params)
         leaves = jax.tree.leaves(params)
         if not leaves or not all(is_floating(leaf) for leaf in leaves):
             raise StructureError(
@@ -160,3 +169,23 @@ def initial_params(problem: Problem, needed_by: str) -> Callable[..., PyTree]:
         return jax.tree.map(definite, params)
 
     return normal
+
+
+def _refuse_frozen(problem: Problem, whole: PyTree, params: PyTree) -> None:
+    """Raise `StructureError` if a frozen array is among the parameters, where it would change."""
+    # One array may be in two places of meta, frozen in only one of them.
+    learned = map(id, jax.tree.leaves(learned_part(whole, problem.frozen)))
+    frozen = set(map(id, jax.tree.leaves(problem.frozen))).difference(learned)
+    found = [
+        f"params{jax.tree_util.keystr(path)}"
+        for path, leaf in jax.tree.leaves_with_path(params)
+        if id(leaf) in frozen
+    ]
+    if found:
+        raise StructureError(
+            "init returns frozen arrays, which the inner loop would change",
+            got=f"frozen arrays as {first_of(found)}",
+            expected="only the learned part of meta, with None in place of frozen arrays, which "
+            "the losses read from meta: equinox.combine(params, meta)",
+            write="init=lambda meta, support, key: il.problem.learned_part(meta, frozen)",
+        )

@@ -19,7 +19,7 @@ from innerloop.arguments import (
     or_none,
     require,
 )
-from innerloop.checks import describe, first_of, text_type
+from innerloop.checks import describe, describe_briefly, first_of, text_type
 from innerloop.errors import StructureError
 from innerloop.trees import is_key
 
@@ -126,9 +126,16 @@ def with_state(params: PyTree, state: PyTree) -> PyTree:
     return params if state is None or isinstance(params, Stateful) else Stateful(params, state)
 
 
+def _is_numeric(leaf: Any) -> bool:
+    """Whether a leaf is an array of numbers or keys, the shape of one, or a number."""
+    is_array = isinstance(leaf, jax.ShapeDtypeStruct) or eqx.is_array_like(leaf)
+    return is_array and text_type(leaf) is None
+
+
 def _as_arguments(tree: PyTree) -> PyTree:
     """The tree with JAX arrays for NumPy arrays, which would be constants of compiled programs."""
-    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, tree)
+    is_numpy = lambda leaf: isinstance(leaf, np.ndarray) and text_type(leaf) is None
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf) if is_numpy(leaf) else leaf, tree)
 
 
 class Problem(CheckedModule):
@@ -150,7 +157,8 @@ class Problem(CheckedModule):
 
     Args:
         init: `(meta, support, key) -> params`, the parameters that adaptation starts from and
-            changes. None if the adaptation builds its own parameters.
+            changes. It returns no frozen array; see `learned_part`. None if the adaptation builds
+            its own parameters.
         inner_loss: `(params, meta, batch, key) -> scalar | (scalar, aux)`, the loss on the support
             set; with `state`, `-> (scalar, aux, state)`. None if the adaptation needs none.
         outer_loss: `(params, meta, batch, key) -> scalar | (scalar, aux)`, the loss on the query
@@ -169,8 +177,8 @@ class Problem(CheckedModule):
             parameters and on meta. By default the state is held constant, and fidelity says so.
 
     Raises:
-        StructureError: If a function does not take exactly these arguments. The library never
-            guesses at a signature.
+        StructureError: If a function does not take exactly these arguments, because the library
+            never guesses at a signature; or if `frozen` or `state` holds anything but arrays.
     """
 
     init: Callable[..., PyTree] | None = or_none(function("meta", "support", "key", gives="params"))
@@ -188,6 +196,14 @@ class Problem(CheckedModule):
     through_state: bool = flag(default=False, kw_only=True)
 
     def __check_init__(self):
+        for name, tree in {"frozen": self.frozen, "state": self.state}.items():
+            others = [leaf for leaf in jax.tree.leaves(tree) if not _is_numeric(leaf)]
+            if others:
+                raise StructureError(
+                    f"{name} holds a leaf that is not an array",
+                    got=f"{name}={describe_briefly(tree)}",
+                    expected="a pytree of arrays and numbers",
+                )
         if any(map(is_key, jax.tree.leaves(self.state))):
             raise StructureError(
                 "the model state holds a random key, which a mean over tasks would destroy",
@@ -230,6 +246,22 @@ def overlay(tree: PyTree, frozen: PyTree) -> PyTree:
             got=f"frozen {jax.tree.structure(frozen)}, meta {jax.tree.structure(tree)}",
             expected="one structure, in which each array is learned or frozen",
         ) from error
+
+
+def learned_part(tree: PyTree, frozen: PyTree) -> PyTree:
+    """The tree with None in place of the frozen arrays, such as the part of meta to be adapted.
+
+    Args:
+        tree: Any pytree.
+        frozen: A tree of arrays as in `overlay`; None if nothing is frozen.
+
+    Returns:
+        The tree. `equinox.combine(part, whole)` puts the frozen arrays back.
+    """
+    if frozen is None:
+        return tree
+    leaf_if_learned = lambda fixed, leaf: leaf if fixed is None else None
+    return jax.tree.map(leaf_if_learned, frozen, tree, is_leaf=lambda leaf: leaf is None)
 
 
 class TaskKeys(NamedTuple):

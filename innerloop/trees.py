@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, PRNGKeyArray, PyTree, Scalar
 
-from innerloop.checks import is_floating
+from innerloop.checks import is_inexact
 
 
 def leaf_names(tree: PyTree) -> list[str]:
@@ -102,8 +102,8 @@ def stacked(structure: Any, leaves: Sequence[Array | np.ndarray], size: int) -> 
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
-    """Whether every floating-point number in a tree is finite."""
-    leaves = [leaf for leaf in jax.tree.leaves(tree) if is_floating(leaf)]
+    """Whether every real or complex floating-point number in a tree is finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if is_inexact(leaf)]
     parts = [jnp.all(jnp.isfinite(leaf)) for leaf in leaves]
     return jnp.all(jnp.stack(parts)) if parts else jnp.bool_(True)
 

@@ -47,6 +47,20 @@ CASES = [
         ("Problem(..., init=lambda meta, support, key: meta)",),
     ),
     Case(
+        "normal_form.py: init returns frozen arrays",
+        "learned(init=lambda meta, support, key: meta)",
+        ("init=lambda meta, support, key: il.problem.learned_part(meta, frozen)",),
+        given="import equinox as eqx\n"
+        "frozen = {'w': None, 'shift': jnp.ones(2)}\n"
+        "def fit_rows(params, meta, batch, key):\n"
+        "    whole = eqx.combine(params, meta)\n"
+        "    outputs = batch.inputs @ whole['w'] + whole['shift'].sum()\n"
+        "    return jnp.mean((outputs - batch.targets)**2)\n"
+        "learned = lambda init: trace(meta_value_and_grad(Problem(init, fit_rows, fit_rows, "
+        "frozen=frozen), GradientDescent(optax.sgd(0.1), 1)), {'w': jnp.ones(2), 'shift': None}, "
+        "episodes, key)",
+    ),
+    Case(
         "normal_form.py: the inner loss of a problem with a state",
         "trace(meta_value_and_grad(Problem(start, wrong, wrong, state=0.0), adaptation))",
         (

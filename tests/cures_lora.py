@@ -51,6 +51,12 @@ CASES = [
         given=NET,
     ),
     Case(
+        "adapters/_where.py: no array has a path",
+        "matching('a.[x]')({'a': {'[x]': 1.0}})",
+        ("matching('a.[[]x]')",),
+        given=NET,
+    ),
+    Case(
         "adapters/_freeze.py: params is a module",
         "freeze(model, params, where)",
         (
@@ -110,6 +116,20 @@ CASES = [
         given=NET,
     ),
     Case(
+        "adapters/_lora.py: the tree has None",
+        "lora_merge(meta['base'], meta['factors'])",
+        ("merged_params(model, meta)",),
+        given=NET + "model = lora(model, params, 2, matching('*weights'))\nmeta = model.init(key)",
+    ),
+    Case(
+        "adapters/_lora.py: the factors do not fit",
+        "lora_merge(tree, factors)",
+        ("lora_merge(..., as_matrix=lambda path, shape: (-1, shape[-1]))",),
+        given=NET + "tree = {'w': jnp.ones((3, 3, 4))}\n"
+        "factors = lora_factors(tree, 2, matching('w'), key, "
+        "as_matrix=lambda path, shape: (-1, shape[-1]))",
+    ),
+    Case(
         "adapters/safetensors.py: the file has no tensor",
         "load_safetensors(path, params, names=None)",
         ("names=lambda path: f'model.{path}'",),
@@ -128,6 +148,18 @@ CASES = [
         given=FILE + "save(flat | {'step': np.ones(1), 'x': np.ones(1)}, path)",
     ),
     Case(
+        "adapters/safetensors.py: the file has tensors",
+        "load_safetensors(path, params, ignored=[])",
+        ("ignored=['a[[]0]']",),
+        given=FILE + "save(flat | {'a[0]': np.ones(1)}, path)",
+    ),
+    Case(
+        "adapters/safetensors.py: like is not",
+        "load_safetensors(path, like=model)",
+        ("like=model.init(jax.random.key(0))",),
+        given=FILE + "save(flat, path)",
+    ),
+    Case(
         "adapters/export.py: only a learner with predictions",
         "export(Learner(recipe.problem, recipe.adaptation))",
         (
@@ -137,6 +169,13 @@ CASES = [
             ),
         ),
         given=LEARNER,
+    ),
+    Case(
+        "adapters/export.py: params is the pair",
+        "export_adapted(learner, params, meta, query)",
+        ("export_adapted(learner, params[0], meta, query)",),
+        given=LEARNER + "learner, meta, query = recipe.learner, params, rows\n"
+        "params = il.adapt(learner.problem, learner.adaptation, meta, rows, key)",
     ),
     Case(
         "adapters/export.py: the program cannot be made",

@@ -198,7 +198,7 @@ CASES = [
         full=True,
     ),
     Case(
-        "training/non_finite.py: the loss or the meta-gradient",
+        "training/non_finite.py: the loss, the meta-gradient or",
         "train(diverging)",
         (
             (

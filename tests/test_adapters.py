@@ -433,6 +433,24 @@ def test_what_an_adapter_does_not_take_is_refused(as_users_see_it):
         "does not know all arguments": lambda: il.adapters.from_equinox(
             eqx.nn.Linear(1, 1, key=KEY), call=lambda module, inputs, mask: 0
         ),
+        "what init returns holds a leaf that is not an array": lambda: il.adapters.from_functions(
+            lambda key: {"w": jnp.ones(2), "act": jnp.tanh}, lambda params, inputs: inputs
+        ),
+        "init failed on what it was given": lambda: il.adapters.from_functions(
+            lambda key: {}["w"], lambda params, inputs: inputs
+        ),
+        "what state returns holds a leaf": lambda: il.adapters.from_functions(
+            lambda key: jnp.ones(2),
+            lambda params, inputs, state: inputs,
+            state=lambda key: "abc",
+            normalisation="carried",
+        ),
+        "parameters come without one": lambda: il.adapters.from_functions(
+            lambda key: jnp.ones(2),
+            lambda params, inputs, state: inputs,
+            state=lambda key: jnp.ones(2),
+            normalisation="carried",
+        ).apply(jnp.ones(2), x, None, None),
         "complex parameters": lambda: il.adapters.from_functions(
             lambda key: jnp.ones(2, complex), lambda params, inputs: inputs
         ),

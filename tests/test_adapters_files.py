@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +93,57 @@ def test_floats_of_any_width_become_those_of_the_tree(stored, wanted, file, x64)
     loaded = load(file({"w": numbers}), like)["w"]
     assert loaded.dtype == jnp.dtype(wanted)
     np.testing.assert_array_equal(loaded, numbers.astype(wanted))
+
+
+def raw(path, **tensors):
+    """A file of tensors by the names of their types, of which NumPy does not have all."""
+    header, content = {}, b""
+    for name, (kind, shape, data) in tensors.items():
+        offsets = [len(content), len(content) + len(data)]
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": offsets}
+        content += data
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
+    return path
+
+
+FLOAT8 = {
+    "F8_E4M3": jnp.float8_e4m3fn,
+    "F8_E5M2": jnp.float8_e5m2,
+    "F8_E8M0": jnp.float8_e8m0fnu,
+    "F8_E4M3FNUZ": jnp.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": jnp.float8_e5m2fnuz,
+}
+
+
+@pytest.mark.parametrize("kind", FLOAT8)
+def test_numbers_of_one_byte_are_read(kind, tmp_path):
+    numbers = np.array([[0.5, 1.0], [2.0, 4.0]], FLOAT8[kind])
+    one = ("F32", [1], np.ones(1, np.float32).tobytes())
+    path = raw(tmp_path / "w", x=one, w=(kind, [2, 2], numbers.tobytes()))
+    same(load(path), {"x": np.ones(1, np.float32), "w": numbers})
+    like = {"x": np.ones(1), "w": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
+    np.testing.assert_array_equal(load(path, like)["w"], numbers.astype(np.float32))
+    load(path, {"x": np.ones(1)}, ignored=["w"])["x"]
+
+
+def test_numbers_of_less_than_a_byte_do_not_prevent_others_from_being_read(tmp_path):
+    one = ("F32", [1], np.ones(1, np.float32).tobytes())
+    path = raw(tmp_path / "w", x=one, w=("F4", [4], b"12"), v=("F6_E2M3", [4], b"123"))
+    x = {"x": np.ones(1, np.float32)}
+    same(load(path, x, ignored=["w", "v"]), x)
+    message = "less than a byte.*w: F6_E2M3 for 'v'; F4 for 'w'.*with like"
+    with pytest.raises(il.errors.DataError, match=message):
+        load(path)
+
+
+@pytest.mark.parametrize("wanted", [jnp.float8_e4m3fn, jnp.float8_e5m2, jnp.float8_e4m3b11fnuz])
+def test_numbers_beyond_a_narrow_range_are_refused(wanted, file):
+    like = {"w": jax.ShapeDtypeStruct((2,), wanted)}
+    with pytest.raises(il.errors.DataError, match=r"beyond the range.*up to 1e\+05 for 'w' in"):
+        load(file({"w": np.array([1e5, 1], np.float32)}), like)
+    kept = load(file({"w": np.array([np.nan, 1], np.float32)}), like)["w"]
+    assert np.isnan(kept[0]) and kept[1] == 1
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, bool])
@@ -191,6 +243,34 @@ def test_tensors_that_do_not_fit_are_named_with_the_closest(name, file):
 
 WRONG_ARGUMENTS = {
     "path": (lambda path: load(3, PARAMS), "path must be a path"),
+    "ignored, a text": (
+        lambda path: load(path, PARAMS, ignored="lm_head"),
+        r"ignored must be a list of patterns.*ignored=\['lm_head'\]",
+    ),
+    "ignored, a number": (lambda path: load(path, PARAMS, ignored=3), "must be a list of patterns"),
+    "names, a text": (
+        lambda path: load(path, PARAMS, names="model."),
+        "names must be a function.*names=lambda path: 'model.' \\+ path",
+    ),
+    "names of other arguments": (
+        lambda path: load(path, PARAMS, names=lambda path, leaf: path),
+        "names must be a function",
+    ),
+    "names that raise": (
+        lambda path: load(path, PARAMS, names=lambda path: {}[path]),
+        "names failed on what it was given: KeyError",
+    ),
+    "like, a model": (
+        lambda path: load(path, MLP),
+        r"like is not a tree of arrays.*like=model.init\(jax.random.key\(0\)\)",
+    ),
+    "like, a module": (
+        lambda path: load(path, eqx.nn.MLP(3, 5, 4, 1, key=KEY)),
+        r"like is not a tree of arrays.*from_equinox\(module\).init",
+    ),
+    "like, a function": (lambda path: load(path, jnp.tanh), "not a tree of arrays"),
+    "like, text": (lambda path: load(path, {"a": "b"}), "not a tree of arrays"),
+    "like, an array of text": (lambda path: load(path, np.array(["b"])), "not a tree of arrays"),
     "names, a typo": (
         lambda path: load(path, PARAMS, names={"head.bais": "b"}),
         "'head.bais' .closest: 'head.bias'",
@@ -461,6 +541,15 @@ WRONG_EXPORTS = {
     "a fault of predict": (
         lambda: exported(lambda params, meta, batch, key: batch["x"]),
         "predict failed on what it was given",
+    ),
+    "a pair": (
+        lambda: il.adapters.export_adapted(
+            learner_of(lambda params, meta, batch, key: batch.inputs @ params["head"]["weights"]),
+            (META, {}),
+            META,
+            QUERY,
+        ),
+        r"params is the pair.*export_adapted\(learner, params\[0\], meta, query\)",
     ),
     "words": (lambda: exported(by_rows, support={"x": "a"}), "not an array"),
     "platform": (lambda: exported(by_rows, platforms=["gpu"]), "platforms must be"),

@@ -1,5 +1,6 @@
 """Chosen, frozen and factored parts of networks, against sums and products in float64."""
 
+import functools
 import operator
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ TRANSFORMER = il.models.transformer(vocabulary=7, width=8, depth=2, heads=2, len
 CONV = il.models.conv4(5, filters=3, blocks=2)
 matching, freeze = il.adapters.matching, il.adapters.freeze
 lora, lora_factors, lora_merge = il.adapters.lora, il.adapters.lora_factors, il.adapters.lora_merge
+merged_params = il.adapters.merged_params
 
 
 class Pair(NamedTuple):
@@ -117,6 +119,10 @@ def anything(path, leaf):
 
 WRONG_CHOICES = {
     "misspelt": (lambda: matching("haed")(TREES["dict"]), "'haed'.*closest are head"),
+    "brackets": (
+        lambda: matching("a.[x]")({"a": {"[x]": 1.0}}),
+        r"Write: matching\('a.\[\[\]x\]'\)",
+    ),
     "another case": (lambda: matching("Head")(TREES["dict"]), "closest are head"),
     "keystr": (lambda: matching("['head']")(TREES["dict"]), "closest are head"),
     "one of two": (lambda: matching("head", "boddy")(TREES["dict"]), "'boddy'.*closest are body"),
@@ -264,9 +270,10 @@ def test_factors_change_the_chosen_arrays_by_their_product(name, alpha, x64):
     tree = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), tree)
     factors = lora_factors(tree, 2, where, KEY, as_matrix=as_matrix)
     assert factors.keys() == shapes.keys()
-    same(lora_merge(tree, factors, alpha), tree)  # one factor is zero at the start
+    merge = functools.partial(lora_merge, as_matrix=as_matrix)
+    same(merge(tree, factors, alpha), tree)  # one factor is zero at the start
     factors = drawn(factors)
-    merged = named_leaves(lora_merge(tree, factors, alpha))
+    merged = named_leaves(merge(tree, factors, alpha))
     for path, leaf in named_leaves(tree).items():
         expected = np.asarray(leaf, np.float64)
         if path in shapes:
@@ -337,11 +344,30 @@ def test_a_factored_network_stores_its_base_in_bfloat16_and_computes_in_float32(
     )
 
 
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_merged_parameters_give_the_outputs_of_the_trained_model(dtype):
+    network, params = il.models.conv4(5, filters=2), il.models.conv4(5, filters=2).init(KEY)
+    kernels, images = matching("*weights"), jax.random.normal(KEY, (3, 16, 16, 1))
+    given = {"learned": matching("*.shift"), "alpha": 5, "as_matrix": as_kernel, "dtype": dtype}
+    model = lora(network, params, 1, kernels, **given)
+    meta = drawn(model.init(KEY))
+    merged = merged_params(model, meta)
+    assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, params)
+    assert jax.tree.map(lambda x: x.dtype, merged) == jax.tree.map(lambda x: x.dtype, params)
+    expected = model.apply(overlay(meta, model.frozen), images, None, None)
+    np.testing.assert_array_equal(network.apply(merged, images, None, None), expected)
+    # The parameters of a task with a model state, and a frozen network within the factored one.
+    same(merged_params(model, il.Stateful(meta, jnp.ones(2))), merged)
+    part = freeze(model, overlay(meta, model.frozen), matching("factors"))
+    same(merged_params(model, merged_params(part, part.init(KEY))), merged)
+
+
 def pair(rows, columns):
     return {"a": jnp.ones((rows, 1)), "b": jnp.ones((1, columns))}
 
 
 PARAMS = MLP.init(KEY)
+LARGE = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e6), PARAMS["head"])
 VECTOR = "arrays with rows and columns"
 WRONG = {
     "freeze nothing": (lambda: freeze(MLP, PARAMS, lambda p: ()), "selects no array"),
@@ -366,6 +392,26 @@ WRONG = {
     "a module": (
         lambda: freeze(MLP, eqx.nn.MLP(3, 4, 4, 1, key=KEY), is_matrix),
         r"params is a module.*from_equinox\(module\).init",
+    ),
+    "freeze in integers": (
+        lambda: freeze(MLP, PARAMS, is_matrix, dtype=jnp.int8),
+        r"dtype must be a floating-point dtype.*int8.*dtype=jax.numpy.bfloat16",
+    ),
+    "freeze in no dtype": (
+        lambda: freeze(MLP, PARAMS, is_matrix, dtype="bf16"),
+        "floating-point dtype.*'bf16'",
+    ),
+    "factor in booleans": (
+        lambda: lora(MLP, PARAMS, 1, is_matrix, dtype=bool),
+        "floating-point dtype",
+    ),
+    "freeze beyond the range": (
+        lambda: freeze(MLP, {**PARAMS, "head": LARGE}, is_matrix, dtype=jnp.float16),
+        r"beyond the range.*float32 up to 1e\+06 for 'head.weights'.*float16 has",
+    ),
+    "factor beyond the range": (
+        lambda: lora(MLP, {**PARAMS, "head": LARGE}, 1, is_matrix, dtype=jnp.float8_e4m3fn),
+        "beyond the range.*for 'head.bias'",
     ),
     "freeze by a text": (lambda: freeze(MLP, PARAMS, "body"), r"selects a part.*matching\('head'"),
     "freeze no model": (lambda: freeze(MLP.apply, PARAMS, matching("body")), "must be a Model"),
@@ -401,6 +447,34 @@ WRONG = {
     "merge, no such path": (
         lambda: lora_merge(PARAMS, {"haed.weights": pair(4, 5)}),
         "'haed.weights'.*closest are head.weights",
+    ),
+    "merge, transposed": (
+        lambda: lora_merge({"w": jnp.ones((6, 3))}, {"w": pair(3, 6)}),
+        r"do not fit the array. Got: w: f32\[6,3\], a f32\[3,1\]",
+    ),
+    "merge, transposed as a matrix": (
+        lambda: lora_merge({"w": jnp.ones((2, 3, 4))}, {"w": pair(4, 6)}, as_matrix=as_kernel),
+        "do not fit the array",
+    ),
+    "merge, another as_matrix": (
+        lambda: lora_merge({"w": jnp.ones((2, 3, 4))}, {"w": pair(6, 4)}),
+        r"do not fit.*same as_matrix.*as_matrix=lambda path, shape: \(-1, shape\[-1\]\)",
+    ),
+    "merge, other ranks": (
+        lambda: lora_merge({"w": jnp.ones((6, 3))}, {"w": {**pair(6, 3), "a": jnp.ones((6, 2))}}),
+        "do not fit the array",
+    ),
+    "merge, frozen": (
+        lambda: lora_merge({"w": None}, {"w": pair(6, 3)}),
+        r"None in place of an array that has factors. Got: w.*merged_params\(model, meta\)",
+    ),
+    "merge, no model of lora": (
+        lambda: merged_params(MLP, PARAMS),
+        "only a model of freeze or lora",
+    ),
+    "merge, other parameters": (
+        lambda: merged_params(lora(MLP, PARAMS, 1, is_matrix), PARAMS),
+        "do not fit into meta",
     ),
     "merge, sizes": (
         lambda: lora_merge(PARAMS, {"head.weights": pair(3, 5)}),

@@ -28,6 +28,7 @@ from innerloop.arguments import (
     each,
     either,
     flag,
+    floating_dtype,
     function,
     instance,
     interval,
@@ -140,6 +141,11 @@ KINDS = {
         random_key(),
         st.sampled_from([jax.random.key(1), jax.random.PRNGKey(1)]),
         ANYTHING | st.just(jax.random.split(jax.random.key(0), 2)),
+    ),
+    "floating_dtype": (
+        floating_dtype(),
+        st.sampled_from([jnp.bfloat16, "float16", np.dtype(np.float32), jnp.float8_e5m2]),
+        st.sampled_from([jnp.int8, bool, "bf16", complex, "", [], {}, 3, None, jnp.ones(2)]),
     ),
     "optimizer": (
         instance(optax.GradientTransformation, what="a rule", such_as="optax.sgd(0.1)"),

@@ -601,7 +601,9 @@ def test_a_loss_that_diverges_is_one_line(tmp_path, capsys):
         main(arguments)
     error = capsys.readouterr().err
     assert caught.value.code == 2
-    assert error.startswith("innerloop: the loss or the meta-gradient is no longer finite")
+    assert error.startswith(
+        "innerloop: the loss, the meta-gradient or the model state is no longer finite"
+    )
     assert error.count("\n") == 1
     log = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     (fault,) = json.loads(log[-1])["faults"]

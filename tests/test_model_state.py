@@ -130,8 +130,45 @@ def test_the_meta_gradient_is_that_of_a_loop_by_hand(name, through_state):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-9), aux.state, states)
         np.testing.assert_allclose(loss, value, 1e-12)
         exact = through_state and not hold
-        kind = gradient.fidelity(made.adaptation, made.problem).kind
-        assert kind == ("exact" if exact else "biased")
+        fidelity = gradient.fidelity(made.adaptation, made.problem)
+        assert fidelity.kind == ("exact" if exact else "biased")
+        assert ("model state is held constant" in fidelity.sentence) == (not exact)
+
+
+def test_partly_held_inner_gradients_say_which_states_they_hold():
+    made, gradient = recipe(through_state=True), il.FirstOrder(where=lambda t, params: t < 2)
+    fidelity = gradient.fidelity(made.adaptation, made.problem)
+    assert "state after a step at which all gradients are held is constant" in fidelity.sentence
+
+
+def complex_state(through_state):
+    """A complex state that begins at 1 and is divided by the parameter in each step."""
+
+    def inner(given, meta, batch, key):
+        turned = jax.lax.complex(jnp.zeros(()), 1 / given.params)
+        return (given.params - 1) ** 2, {}, given.state * turned
+
+    outer = lambda given, meta, batch, key: given.params**2 + jnp.abs(given.state)
+    return il.Problem(
+        lambda meta, support, key: meta,
+        *(inner, outer),
+        state=jnp.ones((), jnp.result_type(complex)),
+        through_state=through_state,
+    )
+
+
+@pytest.mark.parametrize("through_state", [False, True])
+def test_a_complex_state_is_held_or_differentiated_and_averaged(through_state):
+    learning = il.GradientDescent(optax.sgd(0.1), 1)
+    problem = complex_state(through_state)
+    kind = il.Unroll().fidelity(learning, problem).kind
+    assert kind == ("exact" if through_state else "biased")
+    # From 2, a step goes to 1.8 with the derivative 0.8, and the state is i / 2.
+    _, grads = il.meta_value_and_grad(problem, learning)(jnp.array(2.0), tasks(2), KEY)
+    np.testing.assert_allclose(grads, 2 * 1.8 * 0.8 - 0.25 * through_state, rtol=1e-5)
+    whole = il.WholeTasks(problem, learning, il.Unroll(), Same(tasks(2)), 2)
+    _, state = whole.step(jnp.array(2.0), problem.state, None, KEY, 0)
+    np.testing.assert_allclose(state, 0.5j)
 
 
 def test_an_implicit_gradient_holds_the_state_where_the_loop_left_it():
@@ -279,6 +316,45 @@ def test_parts_of_a_sum_share_the_mean_of_their_states():
         expected.learner.problem.state,
     )
     assert found.learner.problem.state["count"] == 2 * STEPS
+
+
+def growing_state():
+    """From 1, two of three tasks keep a finite state; in the last, the parameter overflows it."""
+
+    def inner(given, meta, batch, key):
+        return jnp.sum(given.params**2), {}, given.state * batch
+
+    outer = lambda given, meta, batch, key: jnp.sum((given.params - 1) ** 2)
+    problem = il.Problem(lambda meta, support, key: meta, inner, outer, state=jnp.ones(()))
+    factors = jnp.array([2.0, 4.0, jnp.inf])
+    learning = il.GradientDescent(optax.sgd(0.1), 1)
+    return il.WholeTasks(problem, learning, il.Unroll(), Same(il.Episode(factors, factors)), 3)
+
+
+@pytest.mark.parametrize("policy", [il.training.Skip(3), il.training.Clip(10.0, 3)])
+def test_a_step_whose_model_state_is_not_finite_is_a_fault(policy):
+    estimator, reports = growing_state(), []
+    given = {"optimizer": optax.sgd(0.1), "steps": 2, "key": KEY}
+    with pytest.raises(il.errors.RunError, match=r"model state is no longer finite.*task 2 with"):
+        il.fit(estimator, jnp.array(2.0), **given)
+    with pytest.raises(il.errors.RunError, match="no longer finite"):
+        il.fit(il.estimators.WeightedSum((estimator, 1.0)), jnp.array(2.0), **given)
+    outcome = il.fit(estimator, jnp.array(2.0), non_finite=policy, report=reports.append, **given)
+    assert outcome.faults == 2 and [report.fault.tasks for report in reports] == [(2,), (2,)]
+    assert outcome.learner.problem.state == 1
+    # Two of three tasks count with the derivative 2 * (1.6 - 1) * 0.8.
+    moved = 2.0 if policy.norm is None else 2.0 - 0.1 * 0.96 * 2 / 3
+    np.testing.assert_allclose(reports[0].meta, moved, rtol=1e-5)
+
+
+def test_a_part_of_a_sum_with_a_faulty_state_is_left_out():
+    faulty, key = growing_state(), jax.random.key(1)
+    tasks = Same(jax.tree.map(lambda leaf: leaf[:2], faulty.tasks.episodes))
+    sound = dataclasses.replace(faulty, tasks=tasks, batch=2)
+    both = il.estimators.WeightedSum((faulty, 1.0), (sound, 1.0))
+    meta = jnp.array(2.0)
+    _, after = both.step(meta, both.init(meta, key), (None, None), key, 0)
+    np.testing.assert_allclose(both.model_state(after), 3.0)
 
 
 def test_a_state_of_another_form_is_not_continued():
@@ -451,6 +527,15 @@ def test_bad_input_is_refused():
         bad(inner_loss=lambda params, meta, batch, key: (jnp.mean(params.params["head"]), {}, {}))
     with pytest.raises(StructureError, match="random key"):
         bad(state={"rng": KEY})
+    with pytest.raises(StructureError, match=r"state holds a leaf that is not an array.*'abc'"):
+        bad(state="abc")
+    with pytest.raises(StructureError, match="state holds a leaf that is not an array"):
+        bad(state={"activation": jnp.tanh})
+    with pytest.raises(StructureError, match="frozen holds a leaf that is not an array"):
+        bad(frozen=FROZEN | {"scales": np.array(["a", "b"])})
+    with pytest.raises(StructureError, match=r"come without one.*Stateful\(params, state"):
+        made, meta = recipe(), recipe().init_meta(KEY)
+        made.learner.predict(meta, meta, jax.tree.map(lambda leaf: leaf[0], tasks().query), KEY)
     with pytest.raises(StructureError, match="do not fit into meta"):
         bad(frozen={"weights": None, "scales": jnp.ones(3)})
     with pytest.raises(StructureError, match="which the adaptation does not carry"):
@@ -464,6 +549,34 @@ def test_bad_input_is_refused():
     with pytest.raises(StructureError, match="supervised_problem"):
         model = il.models.Model(init, apply, "carried", FROZEN, state_before(), learn)
         il.models.supervised_loss(model, il.models.mean_squared_error)
+
+
+def test_init_returns_no_frozen_array():
+    loss = lambda params, meta, batch, key: jnp.mean(batch.inputs @ params["weights"])
+    frozen = {"weights": None, "shift": jnp.ones(3), "deep": [None, jnp.ones(2)]}
+    weights, learning = jnp.ones((3, 1)), il.GradientDescent(optax.sgd(0.1), 1)
+    meta, whole = {"weights": weights, "shift": None, "deep": [weights, None]}, lambda meta: meta
+
+    def learned(part):
+        start = lambda meta, support, key: part(meta)
+        problem = il.Problem(start, loss, loss, frozen=frozen)
+        _, grads = il.meta_value_and_grad(problem, learning)(meta, tasks(2), KEY)
+        return grads, il.adapt(problem, learning, meta, tasks(2).support, KEY)[0]
+
+    with pytest.raises(StructureError, match=r"as params\['deep'\]\[1\]; params\['shift'\]"):
+        learned(whole)
+    with pytest.raises(StructureError, match="init returns frozen arrays"):
+        learned(lambda meta: {"weights": meta["weights"], "part": meta["shift"]})
+    frozen["rate"] = meta["rate"] = 0.5
+    with pytest.raises(StructureError, match=r"as params\['rate'\]\. Expected"):
+        learned(lambda meta: {"weights": meta["weights"], "rate": meta["rate"]})
+    meta["rate"] = None
+    _, adapted = learned(lambda meta: il.problem.learned_part(meta, frozen))
+    assert adapted["shift"] is None
+    # A copy is a start that the task may change, and one array may be in two places.
+    learned(lambda meta: {"weights": meta["weights"], "shift": meta["shift"] + 0})
+    frozen["deep"][1] = weights
+    learned(lambda meta: {"weights": meta["weights"]})
 
 
 def test_predictions_take_the_meta_that_fit_returns():

@@ -1,4 +1,4 @@
-"""Outer steps whose loss or meta-gradient is not finite: what is done, counted and found."""
+"""Outer steps whose loss, meta-gradient or state is not finite: what is done, counted and found."""
 
 import json
 

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from innerloop.checks import is_floating
+from innerloop.checks import is_inexact
 from innerloop.errors import GradientError
 from innerloop.tangents import refuse_derivative
 
@@ -19,7 +19,7 @@ def constant(function: Callable) -> Callable:
     """
     # A copy is a value of the program that is being traced. Without it, `stop_gradient` would drop
     # the tangent of a value that an outer forward mode differentiates, and nothing could refuse it.
-    copied = lambda leaf: jnp.copy(leaf) if is_floating(leaf) else leaf
+    copied = lambda leaf: jnp.copy(leaf) if is_inexact(leaf) else leaf
     stopped = lambda tree: jax.lax.stop_gradient(jax.tree.map(copied, tree))
     return _on_everything_it_reads(function, stopped)
 
@@ -34,7 +34,7 @@ def closed_values_fixed(function: Callable, error: GradientError) -> Callable:
 
     def call(*args):
         closed = eqx.filter_closure_convert(function, *args)
-        arrays, rest = eqx.partition(closed, is_floating)
+        arrays, rest = eqx.partition(closed, is_inexact)
         return eqx.combine(refuse_derivative(arrays, error), rest)(*args)
 
     return call

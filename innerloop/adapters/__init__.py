@@ -2,6 +2,7 @@
 
 from innerloop.adapters._equinox import from_equinox as from_equinox
 from innerloop.adapters._freeze import freeze as freeze
+from innerloop.adapters._freeze import merged_params as merged_params
 from innerloop.adapters._functions import from_functions as from_functions
 from innerloop.adapters._linen import from_linen as from_linen
 from innerloop.adapters._lora import lora as lora

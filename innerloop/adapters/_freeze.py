@@ -1,24 +1,36 @@
 """A network of which a part is frozen at given values, such as pretrained weights."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import DTypeLike, PRNGKeyArray, PyTree
 
-from innerloop.adapters._where import SELECTION, Selection, chosen_leaves, named_leaves, split
-from innerloop.arguments import checked, random_key
-from innerloop.checks import adapter_call, is_floating, require_arrays
+from innerloop.adapters._precision import require_range
+from innerloop.adapters._where import (
+    SELECTION,
+    Selection,
+    chosen_leaves,
+    literal,
+    named_leaves,
+    split,
+)
+from innerloop.arguments import checked, floating_dtype, optional, random_key
+from innerloop.checks import adapter_call, describe_briefly, is_floating, require_arrays
 from innerloop.errors import StructureError
 from innerloop.models import Model
 from innerloop.models.base import MODEL
-from innerloop.problem import Stateful, overlay
+from innerloop.problem import overlay, parameters, state_of, with_state
 from innerloop.trees import abstract
 
+DTYPE = optional(floating_dtype())
 
-@checked(model=MODEL, where=SELECTION)
+
+@checked(model=MODEL, where=SELECTION, dtype=DTYPE)
 def freeze(
     model: Model, params: PyTree, where: Selection, *, dtype: DTypeLike | None = None
 ) -> Model:
@@ -46,7 +58,8 @@ def freeze(
 
     Raises:
         StructureError: If `params` are not the parameters of `model`, if `where` selects nothing or
-            everything, or if a part that is learned is not made of floating-point arrays.
+            everything, if a part that is learned is not made of floating-point arrays, or if
+            `dtype` is not a floating-point dtype or has a smaller range than the frozen numbers.
     """
     whole, fixed = with_frozen(model, params)
     frozen_marks = [a or b for a, b in zip(fixed, chosen_leaves(whole, where), strict=True)]
@@ -61,11 +74,11 @@ def freeze(
     require_floating(learned)
     return Model(
         start_from(learned),
-        on_params(restoring(frozen, dtype), model.apply),
+        OnParams(restoring(frozen, dtype), model.apply),
         model.normalisation,
         stored(frozen, dtype),
         model.state,
-        None if model.learn is None else on_params(restoring(frozen, dtype), model.learn),
+        None if model.learn is None else OnParams(restoring(frozen, dtype), model.learn),
     )
 
 
@@ -121,7 +134,8 @@ def require_floating(learned: PyTree) -> None:
             "an array that is not frozen is not a floating-point array, so it cannot be learned",
             got=", ".join(f"{path}: {named_leaves(learned)[path].dtype}" for path in others),
             expected="floating-point arrays, or these arrays among the frozen ones",
-            write=f"matching({', '.join(map(repr, others))}) | where, for the frozen part",
+            write=f"matching({', '.join(repr(literal(path)) for path in others)}) | where, for the "
+            "frozen part",
         )
 
 
@@ -139,7 +153,12 @@ def stored(frozen: PyTree, dtype: DTypeLike | None) -> PyTree:
     """The frozen arrays in the dtype in which they are stored."""
     if dtype is None:
         return frozen
-    return jax.tree.map(lambda leaf: leaf.astype(dtype) if is_floating(leaf) else leaf, frozen)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(dtype) if is_floating(leaf) else leaf, frozen)
+    after = named_leaves(narrow)
+    for path, leaf in named_leaves(frozen).items():
+        if is_floating(leaf) and not isinstance(leaf, Tracer):
+            require_range(leaf, after[path], "a frozen array", repr(path), StructureError)
+    return narrow
 
 
 def restoring(frozen: PyTree, dtype: DTypeLike | None) -> Callable[[PyTree], PyTree]:
@@ -159,14 +178,55 @@ def restoring(frozen: PyTree, dtype: DTypeLike | None) -> Callable[[PyTree], PyT
     return restored
 
 
-def on_params(change: Callable[[PyTree], PyTree], function: Callable) -> Callable[..., Any]:
-    """`apply` or `learn` of a model, on changed parameters."""
+@dataclass(frozen=True)
+class OnParams:
+    """`apply` or `learn` of a model, on changed parameters.
 
-    def call(params: PyTree, inputs: Any, key: PRNGKeyArray | None, mask: Any) -> Any:
-        if isinstance(params, Stateful):
-            params = Stateful(change(params.params), params.state)
-        else:
-            params = change(params)
-        return function(params, inputs, key, mask)
+    Args:
+        change: `params -> params`.
+        function: `apply` or `learn`.
+    """
 
-    return call
+    change: Callable[[PyTree], PyTree]
+    function: Callable[..., Any]
+
+    def __call__(self, params: PyTree, inputs: Any, key: PRNGKeyArray | None, mask: Any) -> Any:
+        changed = with_state(self.change(parameters(params)), state_of(params))
+        return self.function(changed, inputs, key, mask)
+
+
+@checked(model=MODEL)
+def merged_params(model: Model, meta: PyTree) -> PyTree:
+    """The parameters of the network that `freeze` or `lora` was given, after training.
+
+    ```python
+    low_rank = il.adapters.lora(network, params, rank=4, where=where, alpha=8)
+    # ... train low_rank, which gives meta ...
+    params = il.adapters.merged_params(low_rank, meta)
+    ```
+
+    `network.apply(params, ...)` then computes the outputs of the trained model. The frozen arrays
+    and the learned ones are in one tree, and the changes of `lora` are merged with its `alpha` and
+    `as_matrix`. Frozen arrays that are stored in another dtype have that of the network's
+    parameters, with rounded values.
+
+    Args:
+        model: A model that `freeze` or `lora` returned.
+        meta: Its parameters: as `model.init` returns them, before or after training, or as `adapt`
+            returns them.
+
+    Returns:
+        The parameters, as `apply` of the network takes them.
+
+    Raises:
+        StructureError: If the model comes from elsewhere, or the parameters are not those of the
+            model.
+    """
+    if not isinstance(model.apply, OnParams):
+        raise StructureError(
+            "only a model of freeze or lora has parameters to merge",
+            got=f"a model with apply={describe_briefly(model.apply)}",
+            expected="a model that freeze or lora returned; the parameters of other models are "
+            "those that model.init returns, with model.frozen",
+        )
+    return model.apply.change(overlay(parameters(meta), model.frozen))

@@ -19,6 +19,7 @@ from innerloop.adapters._network import (
     require_mode,
 )
 from innerloop.arguments import checked, function, optional
+from innerloop.checks import explained, require_arrays
 from innerloop.models import Model
 
 NAMES = ("state", "key")
@@ -64,7 +65,8 @@ def from_functions(
         The model.
 
     Raises:
-        StructureError: If the functions do not take these arguments, or the policy is missing.
+        StructureError: If the functions do not take these arguments or do not return arrays, or if
+            the policy is missing.
     """
     for each in (apply, *([] if learn is None else [learn])):
         require_call(
@@ -77,7 +79,8 @@ def from_functions(
         require_mode("from_functions", apply, _learn_with_mode)
     keeps = state is not None
     policy_name = policy("from_functions", normalisation, keeps)
-    whole = init(jax.random.key(0))
+    whole = explained("init", init, "key")(jax.random.key(0))
+    require_arrays("what init returns", whole)
     frozen = jax.tree.map(lambda leaf: None if learnable(leaf) else leaf, whole)
     learned_part = lambda tree: jax.tree.map(lambda leaf: leaf if learnable(leaf) else None, tree)
 
@@ -87,7 +90,8 @@ def from_functions(
         outputs, after = result if keeps and chosen is learn else (result, before)
         return Outcome(outputs, after, updated=None)
 
-    start = None if state is None else state(jax.random.key(0))
+    start = None if state is None else explained("state", state, "key")(jax.random.key(0))
+    require_arrays("what state returns", start)
     return put_together(
         *(lambda key: learned_part(init(key)), run, policy_name, frozen, start),
         has_modes=learn is not None,

@@ -1,5 +1,6 @@
 """LoRA: low-rank changes of the frozen matrices of a network."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, PRNGKeyArray, PyTree
 
 from innerloop.adapters._freeze import (
-    on_params,
+    DTYPE,
+    OnParams,
     require_floating,
     restoring,
     stored,
@@ -20,6 +22,7 @@ from innerloop.adapters._where import (
     chosen_leaves,
     chosen_paths,
     closest,
+    literal,
     named_leaves,
     split,
 )
@@ -47,6 +50,7 @@ LISTED = 8
     alpha=ALPHA,
     learned=optional(SELECTION),
     as_matrix=AS_MATRIX,
+    dtype=DTYPE,
 )
 def lora(
     model: Model,
@@ -69,7 +73,8 @@ def lora(
     and a is drawn from N(0, 1/rows). The gradient with respect to a is zero as long as b is zero.
 
     The meta-parameters are `{"base": ..., "factors": ...}`: `factors` is as in `lora_factors`, and
-    `base` has the arrays that `learned` selects, and None in place of the others.
+    `base` has the arrays that `learned` selects, and None in place of the others. After training,
+    `merged_params` gives the parameters of `model` with the changes merged.
 
     The paper does not give the variance of a. The merged weights are computed before the network is
     applied, so their gradients need the memory of whole matrices; only the learned parameters, the
@@ -91,7 +96,8 @@ def lora(
 
     Raises:
         StructureError: If `where` selects nothing or an array without rows and columns (a vector),
-            if an array is selected by `where` and by `learned`, or if the rank is too large.
+            if an array is selected by `where` and by `learned`, if the rank is too large, or if
+            `dtype` is wrong, as in `freeze`.
     """
     whole, fixed = with_frozen(model, params)
     factored = chosen_leaves(whole, where)
@@ -114,14 +120,16 @@ def lora(
         return {"base": start, "factors": make(key)}
 
     restored = restoring(frozen, dtype)
-    merged = lambda meta: lora_merge(restored(meta["base"]), meta["factors"], alpha)
+    merged = lambda meta: lora_merge(
+        restored(meta["base"]), meta["factors"], alpha, as_matrix=as_matrix
+    )
     return Model(
         init,
-        on_params(merged, model.apply),
+        OnParams(merged, model.apply),
         model.normalisation,
         {"base": stored(frozen, dtype), "factors": None},
         model.state,
-        None if model.learn is None else on_params(merged, model.learn),
+        None if model.learn is None else OnParams(merged, model.learn),
     )
 
 
@@ -182,19 +190,26 @@ def lora_factors(
     return factors
 
 
-@checked(alpha=ALPHA)
+@checked(alpha=ALPHA, as_matrix=AS_MATRIX)
 def lora_merge(
-    base: PyTree, factors: Mapping[str, Mapping[str, Array]], alpha: float | int | None = None
+    base: PyTree,
+    factors: Mapping[str, Mapping[str, Array]],
+    alpha: float | int | None = None,
+    *,
+    as_matrix: AsMatrix | None = None,
 ) -> PyTree:
     r"""The tree with $W_0 + (\alpha / r)\, a\, b$ in place of the factored arrays $W_0$.
 
-    A sum is computed in the dtype of its factors and has the dtype of the array.
+    For a model of `lora`, `merged_params` does it with the arguments of `lora`. Here, a sum is
+    computed in the dtype of its factors and has the dtype of the array: in a narrow dtype such as
+    bfloat16, a small change is rounded away.
 
     Args:
-        base: The tree.
+        base: The tree, with an array in every place that has factors.
         factors: The factors that `lora_factors` made for a tree with these paths and shapes, before
             or after training.
         alpha: α; None for α = r, which gives the factor 1.
+        as_matrix: The function that `lora_factors` was given.
 
     Returns:
         The tree, with its structure and dtypes unchanged.
@@ -204,7 +219,15 @@ def lora_merge(
     """
     leaves, treedef = jax.tree.flatten(base)
     paths = list(named_leaves(base))
-    for path in factors.keys() - set(paths):
+    for path in sorted(factors.keys() - set(paths)):
+        if path in named_leaves(jax.tree.map(lambda leaf: 0, base, is_leaf=_is_none)):
+            raise StructureError(
+                "the tree has None in place of an array that has factors",
+                got=path,
+                expected="a tree with this array; merged_params puts the frozen arrays of a model "
+                "of lora in their places",
+                write="merged_params(model, meta)",
+            )
         raise StructureError(
             "the tree has no array for some factors",
             got=repr(path),
@@ -215,16 +238,27 @@ def lora_merge(
         if path not in factors:
             return leaf
         a, b = factors[path]["a"], factors[path]["b"]
-        change = (alpha / a.shape[-1] if alpha else 1.0) * (a @ b)
-        if change.size != leaf.size:
+        shape = leaf.shape
+        if as_matrix is not None:
+            shape = _reshaped(path, leaf, as_matrix(path, leaf.shape))
+        if a.shape[:-1] + b.shape[-1:] != shape or b.shape[:-1] != a.shape[:-2] + a.shape[-1:]:
+            usual = (math.prod(leaf.shape[:-1]), *leaf.shape[-1:]) == a.shape[:1] + b.shape[1:]
             raise StructureError(
                 "the factors do not fit the array",
                 got=f"{path}: {describe(leaf)}, a {describe(a)}, b {describe(b)}",
-                expected="the tree from which lora_factors made the factors",
+                expected="the tree for which lora_factors made the factors, and the same as_matrix",
+                write="lora_merge(..., as_matrix=lambda path, shape: (-1, shape[-1]))"
+                if usual and as_matrix is None
+                else None,
             )
+        change = (alpha / a.shape[-1] if alpha else 1.0) * (a @ b)
         return (leaf.astype(change.dtype) + change.reshape(leaf.shape)).astype(leaf.dtype)
 
     return treedef.unflatten(map(merged, paths, leaves))
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
 
 
 def _require_matrices(chosen: Mapping[str, Any], arrays: int) -> None:
@@ -236,7 +270,7 @@ def _require_matrices(chosen: Mapping[str, Any], arrays: int) -> None:
         return
     write = None
     if 0 < len(matrices) <= LISTED:
-        write = f"where=matching({', '.join(map(repr, matrices))})"
+        write = f"where=matching({', '.join(repr(literal(path)) for path in matrices)})"
     elif len(chosen) == arrays and matrices:
         write = "where=matching(lambda path, leaf: leaf.ndim > 1)"
     raise StructureError(

@@ -14,8 +14,8 @@ from innerloop.checks import adapter_call, describe, describe_briefly, is_floati
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
 from innerloop.models import Model
-from innerloop.models.base import refuse_whole_numbers
-from innerloop.models.supervised import learned_part
+from innerloop.models.base import refuse_whole_numbers, require_state
+from innerloop.problem import learned_part
 from innerloop.trees import definite
 
 POLICIES = {
@@ -134,6 +134,8 @@ def put_together(
     frozen = jax.tree.map(definite, none_if_empty(frozen))
 
     def forward(params, inputs, key, mask, mode: Mode) -> Outcome:
+        if state is not None:
+            require_state(params)
         whole, before = (params, None) if state is None else (params.params, params.state)
         if mode.of_rows and mask is not None:
             raise StructureError(

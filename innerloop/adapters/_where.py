@@ -193,6 +193,11 @@ def holds(choice: Choice, path: str, leaf: Any = None) -> bool:
     return bool(choice(path, leaf))
 
 
+def literal(path: str) -> str:
+    """The pattern that matches this path alone; a path may have brackets, as patterns have."""
+    return path.replace("[", "[[]")
+
+
 def _nothing(choice: Choice, leaves: dict[str, Any]) -> StructureError:
     """The error for a choice that finds nothing."""
     known = {each for path in leaves for each in _with_ancestors(path)}
@@ -209,5 +214,5 @@ def _nothing(choice: Choice, leaves: dict[str, Any]) -> StructureError:
         expected=f"a path of the tree, or a pattern with *; the closest are {', '.join(near)}"
         if near
         else "a tree with arrays",
-        write=", or ".join(f"matching({each!r})" for each in near) or None,
+        write=", or ".join(f"matching({literal(each)!r})" for each in near) or None,
     )

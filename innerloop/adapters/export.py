@@ -17,7 +17,7 @@ from innerloop.arguments import (
     optional,
     random_key,
 )
-from innerloop.checks import explained, optional_package, require_arrays
+from innerloop.checks import describe_briefly, explained, optional_package, require_arrays
 from innerloop.errors import InnerloopError, StructureError
 from innerloop.learner import Learner
 from innerloop.objective import adapt
@@ -82,6 +82,7 @@ def export_adapted(
         RunError: If the package is not installed.
     """
     predict = _predictions(learner, meta, key)
+    _refuse_pair(predict, params, query)
     data, rebuilt = _plain(query, with_targets=False)
     program = lambda query: predict(params, rebuilt(query))
     return _exported(program, {"query": data}, any_rows, platforms)
@@ -156,6 +157,27 @@ def _predictions(
     key = jax.random.key(0) if key is None else key
     predict = explained("predict", predict, "params", "meta", "batch", "key")
     return lambda params, query: predict(params, learner.problem.whole(meta), query, key)
+
+
+def _refuse_pair(predict: Callable, params: PyTree, query: PyTree) -> None:
+    """Raise `StructureError` for a pair of parameters and infos, which `adapt` returns."""
+
+    def fails(params: PyTree) -> bool:
+        try:
+            jax.eval_shape(predict, params, query)
+        except Exception:
+            return True
+        return False
+
+    # The parameters themselves may be a pair, too.
+    is_pair = isinstance(params, tuple) and len(params) == 2
+    if is_pair and fails(params) and not fails(params[0]):
+        raise StructureError(
+            "params is the pair (params, info) that adapt returns",
+            got=f"a pair of {describe_briefly(params[0])} and {describe_briefly(params[1])}",
+            expected="the first of the two",
+            write="export_adapted(learner, params[0], meta, query)",
+        )
 
 
 def _plain(data: PyTree, with_targets: bool = True) -> tuple[PyTree, Callable[[PyTree], PyTree]]:

@@ -1,29 +1,89 @@
 """Pretrained weights from files in the safetensors format."""
 
+import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from innerloop.adapters._where import closest, holds, named_leaves
-from innerloop.arguments import checked
+from innerloop.adapters._precision import require_range
+from innerloop.adapters._where import closest, holds, literal, named_leaves
+from innerloop.arguments import Requirement, checked, kind, optional, requirement_of
+from innerloop.arguments import function as function_of
 from innerloop.arguments import path as path_of
-from innerloop.checks import first_of, is_floating, optional_package, require_tree
+from innerloop.checks import (
+    adapter_call,
+    describe_briefly,
+    explained,
+    first_of,
+    is_floating,
+    optional_package,
+    require_tree,
+    text_type,
+)
 from innerloop.errors import DataError, StructureError
+from innerloop.models import Model
 from innerloop.storage.files import plain_file, reading
 from innerloop.trees import abstract
 
 Names = Callable[[str], str] | Mapping[str, str] | None
 
+
+@kind
+def naming(**field: Any) -> Any:
+    """A dictionary of names, or a function of a path."""
+    function = requirement_of(function_of("path"))
+    assert function is not None
+    return Requirement(
+        lambda value: isinstance(value, Mapping) or function.accepts(value),
+        "a function of a path, or a dictionary",
+        "path -> name in the file",
+        "lambda path: f'model.{path}'",
+        cure_for=lambda value: f"lambda path: {value!r} + path" if isinstance(value, str) else None,
+    )
+
+
+@kind
+def patterns(**field: Any) -> Any:
+    """A list of texts."""
+    return Requirement(
+        lambda value: (
+            isinstance(value, Collection)
+            and not isinstance(value, str)
+            and all(isinstance(each, str) for each in value)
+        ),
+        "a list of patterns",
+        "[text, ...]",
+        "['lm_head']",
+        cure_for=lambda value: f"[{value!r}]" if isinstance(value, str) else None,
+    )
+
+
+FLOAT8 = {
+    "F8_E4M3": jnp.float8_e4m3fn,
+    "F8_E5M2": jnp.float8_e5m2,
+    "F8_E8M0": jnp.float8_e8m0fnu,
+    "F8_E4M3FNUZ": jnp.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": jnp.float8_e5m2fnuz,
+}
+"""The types of one byte by their names in files."""
+
+PACKED = {"F4", "F6_E2M3", "F6_E3M2"}
+"""The types of less than a byte."""
+
 LISTED = 5
 """How many faults of a kind an error lists."""
 
 
-@checked(path=path_of(such_as="'weights.safetensors'"))
+@checked(
+    path=path_of(such_as="'weights.safetensors'"), names=optional(naming()), ignored=patterns()
+)
 def load_safetensors(
     path: Path | str,
     like: PyTree = None,
@@ -61,13 +121,15 @@ def load_safetensors(
 
     Raises:
         DataError: If the file is missing or damaged, or if names, shapes or dtypes do not fit. For
-            a name that does not fit, the error gives the closest names.
+            a name that does not fit, the error gives the closest names. Numbers beyond the range of
+            the dtype, and tensors of numbers of less than a byte, do not fit.
         RunError: If the package is not installed.
-        StructureError: If an argument is wrong, or two arrays get the same name.
+        StructureError: If an argument is wrong, `like` holds anything but arrays and shapes, or two
+            arrays get the same name.
     """
     if like is None:
         return _tensors(path, sorted(_shapes(path)))
-    require_tree("like", like)
+    _require_shapes(like)
     leaves = named_leaves(abstract(like))
     names_in_file = _names_in_file(list(leaves), names)
     shapes = _shapes(path)
@@ -87,6 +149,22 @@ def load_safetensors(
     tensors = _tensors(path, list(names_in_file.values()))
     loaded = [_converted(path, tensors[names_in_file[place]], place, leaves) for place in leaves]
     return jax.tree.unflatten(jax.tree.structure(like), loaded)
+
+
+def _require_shapes(like: PyTree) -> None:
+    """Raise `StructureError` unless a tree has arrays, or their shapes, in all places."""
+    require_tree("like", like)
+    has_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct) or eqx.is_array_like(leaf)
+    if all(map(has_shape, jax.tree.leaves(like))) and text_type(like) is None:
+        return
+    call = "model" if isinstance(like, Model) else adapter_call(like)
+    raise StructureError(
+        "like is not a tree of arrays",
+        got=describe_briefly(like),
+        expected="a tree of arrays, such as the parameters that model.init returns, or of "
+        "jax.ShapeDtypeStructs",
+        write=f"like={call}.init(jax.random.key(0))" if call else None,
+    )
 
 
 def _reading(path: Path | str) -> AbstractContextManager[None]:
@@ -115,7 +193,32 @@ def _shapes(path: Path | str) -> dict[str, tuple[int, ...]]:
 
 def _tensors(path: Path | str, names: Sequence[str]) -> dict[str, np.ndarray]:
     with _reading(path), _opened(path) as file:
-        return {name: file.get_tensor(name) for name in names}
+        types = {name: file.get_slice(name).get_dtype() for name in names}
+    packed = [f"{types[name]} for {name!r}" for name in names if types[name] in PACKED]
+    if packed:
+        raise DataError(
+            "tensors of the file have numbers of less than a byte, which NumPy does not have",
+            got=f"{path}: {first_of(packed, LISTED)}",
+            expected="numbers of a byte or more; with like, only the tensors of the tree are read",
+        )
+    with _reading(path), _opened(path) as file:
+        # NumPy alone, which the package uses, has no float8.
+        return {
+            name: _float8(path, name, FLOAT8[types[name]])
+            if types[name] in FLOAT8
+            else file.get_tensor(name)
+            for name in names
+        }
+
+
+def _float8(path: Path | str, name: str, dtype: Any) -> np.ndarray:
+    """A tensor of a file whose header the package has read without an error."""
+    with plain_file(path) as file:
+        size = int.from_bytes(file.read(8), "little")
+        tensor = json.loads(file.read(size))[name]
+        begin, end = tensor["data_offsets"]
+        file.seek(8 + size + begin)
+        return np.frombuffer(bytearray(file.read(end - begin)), dtype).reshape(tensor["shape"])
 
 
 def _names_in_file(places: Sequence[str], names: Names) -> dict[str, str]:
@@ -130,7 +233,8 @@ def _names_in_file(places: Sequence[str], names: Names) -> dict[str, str]:
             )
         found = {place: names.get(place, place) for place in places}
     else:
-        found = {place: names(place) if names else place for place in places}
+        name_of = explained("names", names, "path") if names else lambda path: path
+        found = {place: name_of(place) for place in places}
     for place, name in found.items():
         other = next((each for each, same in found.items() if same == name and each != place), None)
         if not isinstance(name, str) or other is not None:
@@ -180,7 +284,7 @@ def _require_names(
             "the file has tensors that belong to no array of the tree",
             got=f"{path}: {first_of([_with_closest(name, wanted) for name in extra], LISTED)}",
             expected="an array for each tensor, or ignored=, a list of patterns of names",
-            write=f"ignored={extra}" if few else None,
+            write=f"ignored={[literal(name) for name in extra]}" if few else None,
         )
 
 
@@ -203,14 +307,11 @@ def _converted(
             got=f"{path}: {tensor.dtype} for {place!r}",
             expected=f"{dtype}; floating-point numbers may be of any width",
         )
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         converted = tensor.astype(dtype)
-    if is_floating(tensor) and np.isinf(converted).sum() > np.isinf(tensor).sum():
-        raise DataError(
-            "a tensor of the file has numbers beyond the range of the dtype of the tree",
-            got=f"{path}: {tensor.dtype} up to {np.abs(tensor).max():.3g} for {place!r}",
-            expected=f"numbers that {dtype} has, or a tree in {tensor.dtype}",
-        )
+    if is_floating(tensor):
+        what = "a tensor of the file"
+        require_range(tensor, converted, what, f"{place!r} in {path}", DataError)
     return converted
 
 

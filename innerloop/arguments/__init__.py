@@ -28,6 +28,7 @@ from innerloop.arguments.kinds import between as between
 from innerloop.arguments.kinds import each as each
 from innerloop.arguments.kinds import either as either
 from innerloop.arguments.kinds import flag as flag
+from innerloop.arguments.kinds import floating_dtype as floating_dtype
 from innerloop.arguments.kinds import function as function
 from innerloop.arguments.kinds import instance as instance
 from innerloop.arguments.kinds import interval as interval

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from innerloop.arguments.requirement import Requirement, kind, requirement_of
-from innerloop.checks import describe_briefly, signature_of
+from innerloop.checks import describe_briefly, is_floating, signature_of
 
 
 @kind
@@ -195,6 +195,20 @@ def random_key(**field: Any) -> Any:
 
     expected = "one key, as jax.random.key makes"
     return Requirement(accepts, "a random key", expected, "jax.random.key(0)")
+
+
+@kind
+def floating_dtype(**field: Any) -> Any:
+    """A floating-point dtype that JAX has, as a type or as a name."""
+
+    def accepts(value: Any) -> bool:
+        try:
+            return value is not None and is_floating(jax.eval_shape(lambda: jnp.zeros((), value)))
+        except (TypeError, ValueError, SyntaxError):  # NumPy parses texts
+            return False
+
+    what = "a floating-point dtype"
+    return Requirement(accepts, what, "a floating-point dtype of JAX", "jax.numpy.bfloat16")
 
 
 @kind

@@ -41,7 +41,7 @@ class TaskFaults(NamedTuple):
     """Which tasks of a step are finite when each is computed alone.
 
     Attributes:
-        finite: `(tasks,)`, whether the task's loss and gradient are finite.
+        finite: `(tasks,)`, whether the task's loss, gradient and model state are finite.
         keys: `(tasks, ...)`, the keys that the tasks were learned with, as numbers.
     """
 
@@ -53,8 +53,8 @@ class Apart(NamedTuple):
     """An outer step whose tasks were computed one by one.
 
     Attributes:
-        grads: The weighted mean of the tasks' gradients, each clipped. Tasks whose loss or gradient
-            is not finite count as zero.
+        grads: The weighted mean of the tasks' gradients, each clipped. Tasks whose loss,
+            gradient or model state is not finite count as zero.
         state: The estimator's state after the step.
         faults: `TaskFaults` by the name of the part that the tasks belong to; the name is empty for
             an estimator without parts.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Scalar
 
-from innerloop.checks import describe, is_floating
+from innerloop.checks import describe, is_floating, is_inexact
 from innerloop.errors import StructureError
 from innerloop.trees import widened
 
@@ -78,7 +78,7 @@ def mean_state(states: PyTree, weight: Array | None, before: PyTree) -> PyTree:
     def mean(leaf: Array, old: Array) -> Array:
         counts = jnp.ones(len(leaf), bool) if weight is None else weight != 0
         shape = (-1, *(1,) * (leaf.ndim - 1))
-        if not is_floating(leaf):
+        if not is_inexact(leaf):
             least = False if leaf.dtype == bool else jnp.iinfo(leaf.dtype).min
             most = jnp.max(jnp.where(counts.reshape(shape), leaf, least), axis=0)
             return jnp.where(jnp.any(counts), most, old)

@@ -28,8 +28,8 @@ class WeightedSum(Combination):
 
     The parts may be of any kinds. Each has its own batch, its own state and its own random key, and
     its metrics carry its name: `"sines/loss"`. The names of unnamed parts are their numbers. A part
-    whose loss or gradient is not finite is left out of the step, and the weights of the others are
-    scaled to the sum 1; the step is not finite if no part is.
+    whose loss, gradient or model state is not finite is left out of the step, and the weights of
+    the others are scaled to the sum 1; the step is not finite if no part is.
 
     Parts whose model states have the same structure, shapes and dtypes share one model state: the
     mean of theirs after each step, by the same weights.
@@ -117,7 +117,8 @@ class WeightedSum(Combination):
         results = [part.step(meta, held, fed, own, outer_step) for part, own, held, fed in parts]
         estimates, after = zip(*results, strict=True)
         losses = jnp.stack([each.loss for each in estimates])
-        sound = jnp.stack([all_finite((each.loss, each.grads)) for each in estimates])
+        found = zip(estimates, self._model_states(after), strict=True)
+        sound = jnp.stack([all_finite((each.loss, each.grads, held)) for each, held in found])
         weights = jnp.where(sound, jnp.asarray(self.shares, losses.dtype), 0)
         weights = weights / jnp.sum(weights)  # NaN if no part is finite
         grads = [

@@ -125,7 +125,8 @@ class WholeTasks(LearningEstimator):
         episodes, task_key = self.drawn(data, key, outer_step, OneDevice())
         whole = self.placement.whole(episodes)
         faults: list[TaskFaults] = []
-        spread = _task_by_task(norm, faults)
+        states = len(jax.tree.leaves(self.problem.state))
+        spread = _task_by_task(norm, states, faults)
         value_and_grad = self._value_and_grad(outer_step, state, None, spread)
         (loss, _), grads = value_and_grad(meta, whole, task_key)
         return Apart(grads, state, {"": faults[0]}, loss)
@@ -227,17 +228,22 @@ def _filled(episodes: Episode, devices: int) -> Episode:
     return Episode(support, query, jnp.where(jnp.arange(rows) < tasks, weight, 0))
 
 
-def _task_by_task(norm: float, faults: list[TaskFaults]) -> Callable[[SumOverTasks], SumOverTasks]:
-    """Compute one task at a time and clip each gradient; a gradient that is not finite is zero.
+def _task_by_task(
+    norm: float, states: int, faults: list[TaskFaults]
+) -> Callable[[SumOverTasks], SumOverTasks]:
+    """Compute one task at a time and clip each gradient; that of a faulty task is zero.
 
-    Tracing the sum writes the faults of its tasks to `faults`.
+    Args:
+        norm: The norm to which gradients are clipped.
+        states: The number of arrays in the model state, which are the last of an `Aux`.
+        faults: Tracing the sum writes the faults of its tasks here.
     """
 
     def spread(sums: SumOverTasks) -> SumOverTasks:
         def run(meta: PyTree, episodes: PyTree, keys: jax.Array, weights: jax.Array):
             def add(total: PyTree, task: PyTree):
                 loss, aux, grads = sums(meta, *jax.tree.map(lambda leaf: leaf[None], task))
-                sound = all_finite((loss, grads))
+                sound = all_finite((loss, grads, aux[len(aux) - states :]))
                 short = shorten(grads, task[-1] * norm)
                 clipped = jax.tree.map(lambda leaf: jnp.where(sound, leaf, 0), short)
                 total = jax.tree.map(jnp.add, total, widened(clipped))

@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation import Adaptation, InnerRule, Loop, run
 from innerloop.arguments import CheckedModule
-from innerloop.checks import describe, failures_explained, is_floating
+from innerloop.checks import describe, failures_explained, is_inexact
 from innerloop.errors import StructureError
 from innerloop.fidelity import ESTIMATE, EXACT, Fidelity
 from innerloop.gradients.inner import Exact
@@ -161,7 +161,7 @@ def held_state(problem: Problem | None, always: bool = False) -> Fidelity:
     """
     if problem is None or (problem.through_state and not always):
         return EXACT
-    if not any(map(is_floating, jax.tree.leaves(problem.state))):
+    if not any(map(is_inexact, jax.tree.leaves(problem.state))):
         return EXACT
     return Fidelity(
         "biased",

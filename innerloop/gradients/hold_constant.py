@@ -13,7 +13,8 @@ from innerloop.arguments import function, optional
 from innerloop.arguments.requirement import of_python
 from innerloop.checks import explained
 from innerloop.errors import StructureError
-from innerloop.fidelity import ESTIMATE, Fidelity
+from innerloop.fidelity import ESTIMATE, Fidelity, combined
+from innerloop.gradients.base import held_state
 from innerloop.gradients.inner import exact_inner_gradient, named
 from innerloop.problem import Loss, Problem
 
@@ -25,7 +26,8 @@ class HoldConstant(InnerRule):
     For gradient descent from $\theta_0 = \phi$ this leaves
     $\nabla_\phi \approx \nabla L_\text{outer}(\theta_K)$. The dependence on `meta` outside the
     inner gradient (an initialisation, a learned rate, a weight decay) is still differentiated. The
-    dependence inside the inner loss is not, nor is the `value` that the optimizer receives.
+    dependence inside the inner loss is not, nor are the `value` that the optimizer receives and the
+    model state that the inner loss returns, even with `Problem(..., through_state=True)`.
 
     Fidelity: biased, by the dropped second derivatives; exact if there are no inner steps.
     Memory: that of a plain forward pass, plus the K inner gradients if an update reads meta (as a
@@ -64,13 +66,19 @@ class HoldConstant(InnerRule):
         which = (
             "Every inner gradient" if self.where is None else "An inner gradient chosen by where"
         )
-        return Fidelity(
+        gradients = Fidelity(
             "biased",
             f"{which} is held constant: its derivatives with respect to parameters and "
             "meta-parameters are dropped.",
             ESTIMATE,
             takes=1 if self.where is None else 2,
         )
+        # The inner loss returns the model state, so it is held with the gradient.
+        state = held_state(problem, always=True)
+        if self.where is not None and problem is not None and problem.through_state:
+            said = "The model state after a step at which all gradients are held is constant too."
+            state = state if state.kind == "exact" else state._replace(sentence=said)
+        return combined([gradients, state])
 
 
 def stopped_inner_gradient(loss: Loss):

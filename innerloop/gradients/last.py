@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from innerloop.adaptation import Adaptation, InnerStep, Loop
 from innerloop.adaptation.constant import constant
 from innerloop.arguments import at_least, flag, instance
-from innerloop.checks import is_floating
+from innerloop.checks import is_inexact
 from innerloop.fidelity import ESTIMATE, Fidelity, combined
 from innerloop.gradients.loops import StoreAll, concatenate, store_all
 from innerloop.problem import Problem
@@ -80,7 +80,7 @@ class Last(Loop):
 
     def _bridge(self, state: PyTree, start: PyTree) -> PyTree:
         def leaf(now, first):
-            if not self.identity or not is_floating(now):
+            if not self.identity or not is_inexact(now):
                 return now
             link = first - jax.lax.stop_gradient(first)
             return now + jnp.where(jnp.isfinite(first), link, 0)  # inf - inf is NaN, not zero

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, Scalar
 
 from innerloop.adaptation.constant import closed_values_fixed
-from innerloop.checks import is_floating
+from innerloop.checks import is_inexact
 from innerloop.errors import GradientError
 from innerloop.gradients.base import Aux, TaskObjective
 from innerloop.gradients.reach import reached_leaves, watched_value_and_grad
@@ -102,7 +102,7 @@ def in_meta_alone(name: str, objective: TaskObjective) -> TaskObjective:
     def alone(meta: PyTree, episode: Episode, key: PRNGKeyArray) -> tuple[Scalar, Aux]:
         as_array = lambda leaf: leaf if eqx.is_array(leaf) else jnp.asarray(leaf)
         meta, episode = jax.tree.map(as_array, (meta, episode))
-        floats, rest = eqx.partition(episode, is_floating)
+        floats, rest = eqx.partition(episode, is_inexact)
         episode = eqx.combine(refuse_derivative(floats, error), rest)
         return closed_values_fixed(objective, error)(meta, episode, key)
 

@@ -55,7 +55,7 @@ def record(progress: Progress) -> dict[str, Any]:
     - `"losses"`: the loss of each outer step
     - `"system"`: the system figures
     - `"validation"`: the evaluation, if one was made
-    - `"faults"`: the step whose loss or meta-gradient was not finite, if there was one
+    - `"faults"`: the step whose loss, meta-gradient or model state was not finite, if there was one
     """
     content = {"step": progress.step, "seconds": round(progress.seconds, 3)}
     content |= progress.means() | {"losses": progress.metrics["loss"].tolist()}

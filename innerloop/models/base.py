@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, DTypeLike, Float, PRNGKeyArray, PyTree
 
 from innerloop.arguments import instance
-from innerloop.checks import adapter_call, describe
+from innerloop.checks import adapter_call, describe, describe_briefly
 from innerloop.errors import StructureError
 from innerloop.masks import blank_rows
+from innerloop.problem import Stateful
 
 
 class Model(NamedTuple):
@@ -82,6 +83,17 @@ def model_inputs(
     if jnp.issubdtype(numbers.dtype, jnp.integer):
         refuse_whole_numbers(numbers)
     return blank_rows(numbers.astype(dtype), mask)
+
+
+def require_state(params: PyTree) -> None:
+    """Raise `StructureError` if the parameters of a network with a model state come without it."""
+    if not isinstance(params, Stateful):
+        raise StructureError(
+            "the network has a model state, and the parameters come without one",
+            got=describe_briefly(params),
+            expected="Stateful(params, state): what adapt returns, as a whole; or for parameters "
+            "from elsewhere, Stateful(params, model.state)",
+        )
 
 
 def refuse_whole_numbers(numbers: Array) -> None:

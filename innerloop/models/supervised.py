@@ -4,14 +4,21 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.arguments import checked, function, or_none
 from innerloop.errors import StructureError
-from innerloop.models.base import MODEL, Model
+from innerloop.models.base import MODEL, Model, require_state
 from innerloop.models.losses import ExamplesLoss
-from innerloop.problem import Examples, Problem, parameters, state_of, subset, with_state
+from innerloop.problem import (
+    Examples,
+    Problem,
+    learned_part,
+    parameters,
+    state_of,
+    subset,
+    with_state,
+)
 
 Part = Callable[[PyTree], PyTree]
 """`tree -> part`, a part of a tree or a tuple of parts, as in `subset`."""
@@ -51,6 +58,8 @@ def network(model: Model, of_meta: Part = lambda meta: meta, where: Part | None 
         return params if where is None else subset(params, where)[0]
 
     def whole(adapted: PyTree, meta: PyTree) -> PyTree:
+        if model.state is not None:
+            require_state(adapted)
         params = parameters(adapted)
         if where is not None:
             params = subset(learned(meta), where)[1](params)
@@ -65,14 +74,6 @@ def network(model: Model, of_meta: Part = lambda meta: meta, where: Part | None 
         return learn(whole(params, meta), batch.inputs, key, batch.mask)
 
     return Network(start, outputs, trained)
-
-
-def learned_part(whole: PyTree, frozen: PyTree) -> PyTree:
-    """The tree with None in place of the frozen arrays."""
-    if frozen is None:
-        return whole
-    leaf_if_learned = lambda fixed, leaf: leaf if fixed is None else None
-    return jax.tree.map(leaf_if_learned, frozen, whole, is_leaf=lambda leaf: leaf is None)
 
 
 def losses(

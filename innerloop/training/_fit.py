@@ -119,8 +119,8 @@ def fit(
         minutes: Validate and stop after the first call that ends later than this, since the run
             began; None for no limit.
         check: Look for faults first, by tracing alone (`check(..., run=False)`).
-        non_finite: What happens at a step whose loss or meta-gradient is not finite: `Stop()`,
-            `Skip()` or `Clip(norm)`.
+        non_finite: What happens at a step whose loss, meta-gradient or model state is not finite:
+            `Stop()`, `Skip()` or `Clip(norm)`.
         devices: The devices that share the tasks of a step: `"all"`, how many, a mesh, or
             `Sharding(mesh, largest_axis)` for meta-parameters in parts; None for one.
         checkpoints: Where the training state is saved. With them, SIGTERM, SIGHUP and Ctrl-C finish

@@ -1,4 +1,4 @@
-"""What happens at an outer step whose loss or meta-gradient is not finite."""
+"""What happens at an outer step whose loss, meta-gradient or model state is not finite."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ from innerloop.errors import InnerloopError, RunError
 
 
 class NonFinite(CheckedModule):
-    """A policy for outer steps whose loss or meta-gradient is not finite.
+    """A policy for outer steps whose loss, meta-gradient or model state is not finite.
 
     Args:
         in_a_row: How many such steps may follow each other; one more ends the run. The state before
@@ -43,7 +43,8 @@ class Skip(NonFinite):
 class Clip(NonFinite):
     r"""Step along $\frac{1}{W} \sum_i w_i\, g_i \min(1, c / \lVert g_i \rVert)$.
 
-    Tasks whose loss or gradient $g_i$ is not finite count as zero; W is the sum of all weights.
+    Tasks whose loss, gradient $g_i$ or model state is not finite count as zero; W is the sum of all
+    weights. The model state stays as it was.
 
     Args:
         norm: c, the largest norm of a task's gradient.
@@ -61,7 +62,7 @@ def in_a_step(error: InnerloopError, step: int) -> RunError:
 
 
 class Fault(NamedTuple):
-    """An outer step whose loss or meta-gradient was not finite.
+    """An outer step whose loss, meta-gradient or model state was not finite.
 
     `tasks_of_step` gives the same tasks and keys again.
 
@@ -94,14 +95,14 @@ class Fault(NamedTuple):
             f"task {task} with key {key}" for task, key in zip(self.tasks, self.keys, strict=True)
         )
         return RunError(
-            "the loss or the meta-gradient is no longer finite",
+            "the loss, the meta-gradient or the model state is no longer finite",
             got=f"a loss of {self.loss} at outer step {self.step}, caused by "
             + (
                 causes
                 or "no single task: each is finite when it is computed alone, but their weighted "
                 "mean is not, as with weights of sum 0 or an overflow"
             ),
-            expected="finite losses and gradients",
+            expected="finite losses, gradients and model states",
             write="fit(..., non_finite=Skip(in_a_row=100)) (--non-finite skip), or "
             f"tasks_of_step(estimator, key, {self.step}), which gives the tasks of that step",
         )

@@ -43,7 +43,7 @@ class TrainState(NamedTuple):
             float32 at least, because a narrower type would round its small changes away.
         optimizer: The outer optimizer's state.
         step: The number of outer steps taken.
-        faults: How many of them had a loss or a meta-gradient that was not finite.
+        faults: How many of them had a loss, a meta-gradient or a model state that was not finite.
         in_a_row: How many since the last step that was finite.
         estimator: The estimator's state.
     """
@@ -84,7 +84,7 @@ class Program(eqx.Module):
     def update(
         self, state: TrainState, loss: Scalar, grads: PyTree, data: Any, key: PRNGKeyArray
     ) -> TrainState:
-        """The state after a step whose loss and meta-gradient are finite."""
+        """The state after a step whose loss, meta-gradient and model state are finite."""
 
         def objective(meta: PyTree) -> Scalar:
             """The loss of the step at other meta-parameters, with the estimator's gradient."""
@@ -113,7 +113,8 @@ class Program(eqx.Module):
         """One outer step: `(state, metrics, sound)`. A step that is not sound changes nothing."""
         estimate, after = self.estimator.step(state.meta, state.estimator, data, key, state.step)
         norm = length(estimate.grads)
-        sound = all_finite((estimate.loss, estimate.grads))
+        found = estimate.loss, estimate.grads, self.estimator.model_state(after)
+        sound = all_finite(found)
 
         def moved(state: TrainState, after: PyTree) -> TrainState:
             moved = self.update(state, estimate.loss, estimate.grads, data, key)
@@ -170,7 +171,7 @@ def outer_steps(
     n: Int[Array, ""],
     at_most: int,
 ) -> tuple[TrainState, dict[str, Any], Int[Array, ""]]:
-    """Take n <= `at_most` outer steps, or end at the first whose loss or gradient is not finite.
+    """Take n <= `at_most` outer steps, or end at the first that is not finite.
 
     n is a traced number: one compiled program serves every n.
 

@@ -28,7 +28,7 @@ class Progress(NamedTuple):
         evaluation: The validation made now, if one was due.
         best: Whether it is the best so far.
         meta: The meta-parameters now; those that were validated if an evaluation was due.
-        fault: The last of these steps, if its loss or meta-gradient was not finite.
+        fault: The last of these steps, if its loss, meta-gradient or model state was not finite.
         system: Seconds, tasks per second, memory: the figures of `innerloop.training.system.Meter`.
     """
 
@@ -67,7 +67,7 @@ class Fit(NamedTuple):
         last: The last meta-parameters.
         step: Outer steps taken in all.
         best_step: Outer steps taken up to the best.
-        faults: How many steps had a loss or meta-gradient that was not finite.
+        faults: How many steps were not finite, as in `non_finite`.
         estimator: The estimator that was followed: the one given, or within a budget the one that
             was planned.
         plan: The plan by which `memory=` was met; None without a budget.
