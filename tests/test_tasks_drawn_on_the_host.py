@@ -111,6 +111,14 @@ PURE = {
 }
 
 
+def test_an_error_that_was_traced_elsewhere_is_let_pass():
+    """The lines that led to it differ in number, because JAX has kept the first trace."""
+    fails = jax.jit(lambda key: eqx.error_if(point(key), point(key)[0] > 99, "too large"))
+    (lambda key: fails.lower(key))(KEY)
+    assert difference_between_traces(lambda key: fails(key), KEY) is None
+    assert difference_between_traces(lambda key: jax.jit(fails)(key), KEY) is None
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_a_function_of_the_key_is_let_pass(name):
     assert difference_between_traces(PURE[name], KEY) is None
