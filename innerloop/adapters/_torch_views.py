@@ -1,8 +1,9 @@
-"""Which tensors of a forward pass have their values in one memory in PyTorch.
+"""A record of the tensors in a forward pass that would share memory in PyTorch.
 
-PyTorch keeps a view, such as `x.t()`, in the memory of `x`, so a change in place of one changes the
-other. torchax gives every view an array of its own, except for an index such as `x[:, 0]`, and
-passes no change on. What it would not pass on is noted here, and reading it is an error.
+In PyTorch, a view such as `x.t()` shares the memory of `x`, so an in-place operation on one changes
+the other. torchax gives every view its own array, except for an index such as `x[:, 0]`, and does
+not propagate in-place changes. This module records the tensors that miss a change. Reading such a
+tensor is an error.
 """
 
 import dataclasses
@@ -18,15 +19,16 @@ from innerloop.errors import StructureError
 
 @dataclasses.dataclass(eq=False)
 class _Tensor:
-    """A tensor that shares its memory with others.
+    """A tensor that would share its memory with others in PyTorch.
 
     Args:
-        tensor: The tensor. It is kept, so that no other object gets its `id`.
-        array: The values that it had when it was last seen.
-        memory: All tensors of this memory.
-        parts: The parts of the memory in which it lies, a pair for each operation that divides:
-            its results have one object and different numbers.
-        lost: The operation that changed the memory and not this tensor, or None.
+        tensor: The tensor. This reference prevents that another object gets its `id`.
+        array: The values of the tensor when it was last seen.
+        memory: All tensors that share this memory.
+        parts: The part of the memory that the tensor covers: one pair for each operation that
+            divided the memory. The first entry identifies the operation, and the second one is the
+            index of the result.
+        lost: The operation that changed the memory but not this tensor, or None.
     """
 
     tensor: Any
@@ -42,15 +44,15 @@ class _Tensor:
 
 
 class Memories:
-    """The tensors of one forward pass that share their memory with others."""
+    """The tensors of one forward pass that would share their memory with others in PyTorch."""
 
     def __init__(self, index_type: type):
-        """With the type of the results of an index, such as `x[:, 0]`."""
+        """Takes the type that torchax returns for an index such as `x[:, 0]`."""
         self.known: dict[int, _Tensor] = {}
         self._index_type = index_type
 
     def note_view(self, base: Any, views: Iterable[Any], *, divided: bool) -> None:
-        """Notes the results of a view operation; if `divided`, they have no memory in common."""
+        """Records the results of a view operation. If `divided`, the results do not overlap."""
         owner = self._owner(base)
         operation = object()
         for i, view in enumerate(views):
@@ -67,7 +69,7 @@ class Memories:
         tensor.memory.append(tensor)
 
     def note_changes(self, tensors: Iterable[Any], operation: str) -> None:
-        """Notes what an operation has changed in the memories of its tensors."""
+        """Records the changes that an operation has made to the memory of its tensors."""
         for tensor in self._of(tensors):
             for changed in tensor.memory:
                 if changed.tensor.jax() is changed.array:
@@ -78,7 +80,7 @@ class Memories:
                         other.lost = operation
 
     def out_of_date(self, tensors: Iterable[Any]) -> _Tensor | None:
-        """The first tensor that lacks a change that it would have in PyTorch, or None."""
+        """Returns the first tensor that lacks a change that PyTorch would have made, or None."""
         tensors = list(tensors)
         self.note_changes(tensors, "an assignment to its entries")
         return next((tensor for tensor in self._of(tensors) if tensor.lost is not None), None)
@@ -88,7 +90,7 @@ class Memories:
         return [self.known[each] for each in owners if each in self.known]
 
     def _owner(self, tensor: Any) -> Any:
-        """The tensor that has the values; those of `x[:, 0]` are those of `x`."""
+        """Returns the tensor that owns the values; for an index such as `x[:, 0]`, this is `x`."""
         while isinstance(tensor, self._index_type):
             tensor = tensor.parent
         return tensor
@@ -96,7 +98,7 @@ class Memories:
 
 @functools.cache
 def makes_views(function: Any) -> bool:
-    """Whether the result of an operation, such as `torch.Tensor.view`, shares its memory."""
+    """Returns whether an operation, such as `torch.Tensor.view`, returns views of its argument."""
     torch = optional_package("torch", "from_torch", "torch")
     if isinstance(function, torch._ops.OpOverload):
         return function.is_view
@@ -107,19 +109,19 @@ def makes_views(function: Any) -> bool:
 
 
 def name_of(function: Any) -> str:
-    """The name of an operation for errors, such as `mul_`."""
+    """Returns the name of an operation for error messages, such as `mul_`."""
     return getattr(function, "overloadpacket", function).__name__
 
 
 def refuse_out_of_date(tensor: _Tensor | None, reader: str) -> None:
-    """Raise `StructureError` if a tensor that is read lacks a change."""
+    """Raises `StructureError` if a tensor that is read lacks a change."""
     if tensor is not None:
         raise StructureError(
-            "a view and its base are one memory in PyTorch; here, a change in place of one does "
-            "not change the other, which is read later",
+            "a view and its base share one memory in PyTorch; here, an in-place change of one does "
+            "not change the other, which is read afterwards",
             got=f"{tensor.lost} changes one of them, and {reader} reads the other, "
             f"{describe(tensor.array)}",
-            expected="for a view z of y, an operation that is not in place, as in z = z.mul(2) for "
-            "z.mul_(2), and y[...] = z.view(y.shape) where y is to change; or a change of y "
-            "itself, and views of it that are made after the change",
+            expected="for a view z of y, an operation that is not in place, such as z = z.mul(2) "
+            "instead of z.mul_(2), followed by y[...] = z.view(y.shape) if y must change too; or "
+            "a change of y itself, with views that are made after the change",
         )

@@ -1,4 +1,4 @@
-"""A run folder, a progress bar and a page of the report for a `fit` of one's own."""
+"""A run folder, a progress bar and a page of the report for your own `fit`."""
 
 import json
 import os
@@ -20,13 +20,14 @@ from innerloop.training import Checkpoints, Evaluation, Fit
 
 
 class OwnRun:
-    """The folder of a run of one's own, as `own_run` opens it.
+    """A run of your own `fit`, which `own_run` opens.
 
     Attributes:
-        path: The folder.
-        report: For `fit(report=...)`: writes the log and the best meta-parameters, and shows a
-            progress bar in a terminal and a line after each call to the device elsewhere.
-        checkpoints: For `fit(checkpoints=...)`.
+        path: The folder of the run.
+        report: The argument `report` of `fit`. It writes the log and the best meta-parameters. In a
+            terminal or a notebook, it shows a progress bar; elsewhere, it prints a line after each
+            call to the device.
+        checkpoints: The argument `checkpoints` of `fit`.
     """
 
     path: Path
@@ -40,18 +41,18 @@ class OwnRun:
         self._folder, self._content, self._begin = folder, content, time.perf_counter()
 
     def finish(self, outcome: Fit, evaluation: Evaluation | None = None) -> dict[str, Any]:
-        """Write the result of the run, its best meta-parameters and its figures.
+        """Writes the result of the run, its best meta-parameters and its figures.
 
         Args:
-            outcome: What `fit` has returned.
-            evaluation: The evaluation of the best meta-parameters on the test tasks. Without it,
-                there are no figures, and a report shows the run as unfinished.
+            outcome: The result of `fit`.
+            evaluation: The evaluation of the best meta-parameters on the test tasks. If it is None,
+                no figures are drawn, and a report shows the run as unfinished.
 
         Returns:
             The content of `result.json`.
 
         Raises:
-            StructureError: If the evaluation does not have the metric of the run.
+            StructureError: If the evaluation does not contain the metric of the run.
             RunError: If the folder cannot be written.
         """
         metric = self._content["metric"]
@@ -90,7 +91,7 @@ def own_run(
     save_every: int = 500,
     resume: bool = False,
 ) -> Iterator[OwnRun]:
-    """Record a `fit` of one's own in a run folder, as `innerloop train` records an experiment.
+    """Records your own `fit` in a run folder, as `innerloop train` records an experiment.
 
     ```python
     with il.lab.own_run("runs/mine", {"seed": 0, "steps": 1000}) as run:
@@ -98,27 +99,27 @@ def own_run(
         run.finish(outcome, il.evaluate(outcome.learner, outcome.meta, episodes, key))
     ```
 
-    Then `innerloop report runs/mine` shows the run, also beside others, and
+    Afterwards, `innerloop report runs/mine` shows the run, alone or beside others, and
     `il.training.load_meta("runs/mine/best.eqx", like)` reads its best meta-parameters. No other
-    process can write to the folder until the end of the `with`.
+    process can open the run for writing until the `with` block ends.
 
     Args:
-        path: The folder, which is made if it does not exist.
-        config: The settings of the run, which the report shows: numbers, text, lists and
-            dictionaries of them. `seed`, `steps` and `batch` are whole numbers; `steps` are those
-            of the progress bar.
-        metric: The metric by which the run is judged in the report.
-        save_every: Outer steps between checkpoints.
-        resume: Go on with the run in the folder, if there is one; for `fit(..., resume=True)`,
-            which compares the settings that matter.
+        path: The folder. It is created if it does not exist.
+        config: The settings of the run, which the report shows: numbers, text, and lists and
+            dictionaries of them. `seed`, `steps` and `batch` must be whole numbers. The progress
+            bar counts to `steps`.
+        metric: The metric by which the report judges the run.
+        save_every: The number of outer steps between checkpoints.
+        resume: Whether to continue the run in the folder, if there is one. Also pass `resume=True`
+            to `fit`, which compares the settings that matter.
 
     Returns:
-        A context with an `OwnRun`.
+        A context manager that yields an `OwnRun`.
 
     Raises:
-        StructureError: If the settings are not JSON.
-        RunError: If the folder holds a run and `resume` is False, holds a run of an experiment,
-            cannot be written, or is written by another process.
+        StructureError: If the settings cannot be written as JSON.
+        RunError: If the folder contains a run and `resume` is False, if it contains a run of an
+            experiment, if it cannot be written, or if another process writes to it.
     """
     folder = Path(path)
     settings = _recorded(config or {})
@@ -139,13 +140,13 @@ def own_run(
 
 
 def _recorded(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as JSON has them."""
+    """Returns the settings as they are read back from JSON."""
     try:
         return SETTINGS(json.loads(strict_json(dict(config))))
     except (TypeError, ValueError) as error:
         raise StructureError(
             "the settings of a run cannot be recorded",
             got=f"{type(error).__name__}: {error}",
-            expected="numbers, text, lists and dictionaries of them by name; seed, steps and "
-            "batch are whole numbers",
+            expected="numbers, text, and lists and dictionaries of them; seed, steps and batch "
+            "must be whole numbers",
         ) from error

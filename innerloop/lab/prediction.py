@@ -1,4 +1,4 @@
-"""Predictions of a run of own images for new images."""
+"""Predictions for new images with a run of `innerloop train images`."""
 
 import csv
 import dataclasses
@@ -29,21 +29,22 @@ from innerloop.tasks.image_classes import as_unit_interval
 from innerloop.tasks.image_files import SUFFIXES, read_images
 
 TASKS = 50
-"""How many validation tasks calibrate the probabilities."""
+"""The number of validation tasks that calibrate the probabilities."""
 DOUBTFUL = 0.05
-"""The share of validation images, of classes of their task, that would be called unknown."""
+"""The fraction of the validation images that fall below the default threshold for unknown."""
 
 
 class Predictions(NamedTuple):
-    """What a run predicts for image files.
+    """The predictions of a run for image files.
 
     Attributes:
         files: The files.
-        images: Their scaled pixels, uint8 `(files, size, size, 3)`.
+        images: The scaled pixels of the files, uint8 `(files, size, size, 3)`.
         classes: The names of the classes.
         probabilities: The calibrated probability of each class, `(files, classes)`.
-        unknown_below: A file whose largest probability is below this is of no known class.
-        temperature: What the scores were divided by.
+        unknown_below: The threshold for unknown: a file whose largest probability is below it
+            counts as of no known class.
+        temperature: The temperature by which the logits were divided.
     """
 
     files: list[Path]
@@ -55,17 +56,19 @@ class Predictions(NamedTuple):
 
     @property
     def names(self) -> list[str]:
-        """The most probable class of each file."""
+        """The name of the most probable class of each file."""
         return [self.classes[i] for i in self.probabilities.argmax(axis=1)]
 
     @property
     def unknown(self) -> np.ndarray:
-        """Whether each file seems to be of none of the classes, bool `(files,)`."""
+        """Whether each file counts as of no known class, bool `(files,)`."""
         return self.probabilities.max(axis=1) < self.unknown_below
 
     def write_csv(self, path: str | os.PathLike[str]) -> Path:
-        """A line for each file: its path, the class, its probability, whether it is unknown, and
-        the probability of each class.
+        """Writes a header and one line for each file.
+
+        A line has the path of the file, the most probable class, its probability, whether the file
+        counts as unknown, and the probability of each class. Returns the path.
         """
         text = io.StringIO()
         lines = csv.writer(text, lineterminator="\n")
@@ -78,7 +81,7 @@ class Predictions(NamedTuple):
         return write_text(Path(path), text.getvalue())
 
     def write_picture(self, path: str | os.PathLike[str]) -> Path:
-        """A PNG file with some of the images, their classes and probabilities."""
+        """Writes a PNG file with some of the images, their classes and probabilities."""
         titles = [
             f"{'unknown?' if unknown else name} {row.max():.0%}"
             for name, unknown, row in zip(self.names, self.unknown, self.probabilities, strict=True)
@@ -100,26 +103,27 @@ def predict(
     *,
     unknown_below: float | None = None,
 ) -> Predictions:
-    """Learn classes from a few images of each, and predict the classes of other images.
+    """Learns classes from a few images of each, and predicts the classes of other images.
 
-    Probabilities are calibrated by one temperature, with which those of the run's validation tasks
-    are the most likely (Guo et al. 2017, "On calibration of modern neural networks").
+    The probabilities are calibrated by temperature scaling: one temperature maximises the
+    likelihood of the correct classes in the run's validation tasks (Guo et al. 2017, "On
+    calibration of modern neural networks").
 
     Args:
         run: The folder of a run of `innerloop train images`.
-        support: A folder that holds a folder of image files for each class. The classes need not be
-            those of the run.
-        query: Image files, and folders of image files at any depth.
-        unknown_below: A file whose largest probability is below this counts as of no known class;
-            by default the probability that 95 % of the images of the validation tasks reach.
+        support: A folder that contains one folder of image files for each class. The classes need
+            not be classes of the run.
+        query: Image files, and folders that contain image files at any depth.
+        unknown_below: A file whose largest probability is below this threshold counts as of no
+            known class. By default, 95 % of the images of the validation tasks reach the threshold.
 
     Returns:
         The predictions.
 
     Raises:
-        RunError: If the folder holds no run of own images, or a damaged one.
+        RunError: If the folder contains no run of `innerloop train images`, or a damaged one.
         DataError: If images are missing or cannot be read.
-        StructureError: If there are more classes than the run's recipe can learn.
+        StructureError: If there are more classes than the recipe of the run can learn.
     """
     folder = RunFolder.open(Path(run))
     experiment = read_experiment(folder)
@@ -169,7 +173,7 @@ def _files(query: Sequence[str | os.PathLike[str]]) -> list[Path]:
 def _scores(
     held_out: HeldOut, meta: PyTree, support: Examples, query: Examples, key: PRNGKeyArray
 ) -> Array:
-    """The logits of the query rows after the task is learned, as in the run's test."""
+    """Returns the logits of the query rows after adaptation, as in the test of the run."""
     learner = held_out.learner
     predict = learner.predict
     assert predict is not None
@@ -182,7 +186,7 @@ def _scores(
 
 
 def _calibration(held_out: HeldOut, meta: PyTree, seed: int) -> tuple[float, float]:
-    """The temperature of the validation tasks, and the probability that most of them reach."""
+    """Returns the temperature and the threshold for unknown, from the validation tasks."""
     episodes = evaluation_episodes(held_out.validation, TASKS, seed, "calibration")
 
     @jax.jit

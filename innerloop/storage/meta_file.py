@@ -1,4 +1,4 @@
-"""A tree of arrays in one file: its leaves as Equinox writes them, their names, and a checksum."""
+"""A file format for a tree of arrays: the leaves as Equinox writes them, names and a checksum."""
 
 import hashlib
 import io
@@ -29,15 +29,15 @@ _SEAL_BYTES = len(_SEAL) - 2 + 64
 
 @checked(path=path())
 def save_meta(path: str | os.PathLike[str], meta: PyTree) -> Path:
-    """Write meta-parameters, or any other tree of arrays, to one file.
+    """Writes meta-parameters, or any other tree of arrays, to one file.
 
-    The file is written as a whole. It ends with the names of the arrays and a checksum, and holds
-    no code. `equinox.tree_deserialise_leaves` reads it, too.
+    The file is written atomically. It ends with the names of the arrays and a checksum, and
+    contains no code. `equinox.tree_deserialise_leaves` can read it too.
 
     Args:
-        path: The file. Its folder has to exist.
-        meta: The tree, such as `outcome.meta`, or with the model state the pair `(outcome.meta,
-            outcome.learner.problem.state)`.
+        path: The path of the file. Its folder must exist.
+        meta: The tree, such as `outcome.meta`. To save the model state too, pass the pair
+            `(outcome.meta, outcome.learner.problem.state)`.
 
     Returns:
         The path of the file.
@@ -53,10 +53,10 @@ def save_meta(path: str | os.PathLike[str], meta: PyTree) -> Path:
 
 @checked(path=path())
 def load_meta(path: str | os.PathLike[str], like: PyTree) -> PyTree:
-    """Read a tree that `save_meta` wrote, or the best meta-parameters of a run (`best.eqx`).
+    """Reads a tree that `save_meta` wrote, or the best meta-parameters of a run (`best.eqx`).
 
     Args:
-        path: The file.
+        path: The path of the file.
         like: A tree of the same structure, of arrays or `jax.ShapeDtypeStruct`s, such as
             `jax.eval_shape(recipe.init_meta, key)`.
 
@@ -65,8 +65,8 @@ def load_meta(path: str | os.PathLike[str], like: PyTree) -> PyTree:
 
     Raises:
         StructureError: If a leaf of `like` is not an array.
-        RunError: If the file is missing or damaged, or the names, shapes or dtypes of its arrays
-            are not those of `like`; the error then names the leaves that differ.
+        RunError: If the file is missing or damaged, or if the names, shapes or dtypes of its arrays
+            differ from those of `like`. The error then names the leaves that differ.
     """
     expected = "a file as save_meta or a run writes it"
     context = partial(reading, "the meta-parameters cannot be read", path, expected=expected)
@@ -74,13 +74,13 @@ def load_meta(path: str | os.PathLike[str], like: PyTree) -> PyTree:
 
 
 def sealed(tree: PyTree) -> bytes:
-    """The content of a file that holds a tree. Raises `StructureError` for other leaves."""
+    """Returns the content of a file for a tree. Raises `StructureError` if a leaf is no array."""
     _require_numbers("meta", tree)
     arrays = jax.tree.map(lambda leaf: np.asarray(leaf, jnp.result_type(leaf)), tree)
     leaves = zip(leaf_names(arrays), jax.tree.leaves(arrays), strict=True)
     file = io.BytesIO()
     eqx.tree_serialise_leaves(file, arrays)
-    # NumPy writes the bytes of a bfloat16, but not its name.
+    # NumPy writes the bytes of a bfloat16 array, but not the name of its dtype.
     np.save(file, np.array(json.dumps({name: str(leaf.dtype) for name, leaf in leaves})))
     return file.getvalue() + _seal(file.getvalue())
 
@@ -88,16 +88,16 @@ def sealed(tree: PyTree) -> bytes:
 def read_sealed(
     path: Path, like: PyTree, context: Callable[[], AbstractContextManager[None]]
 ) -> PyTree:
-    """The tree in a file with `sealed` content.
+    """Reads the tree in a file whose content is that of `sealed`.
 
     Args:
-        path: The file.
+        path: The path of the file.
         like: A tree of the same structure, of arrays or `jax.ShapeDtypeStruct`s.
-        context: Makes the context that turns any error in reading into one of the library.
+        context: Returns a context manager that converts errors in reading to errors of the library.
 
     Raises:
         StructureError: If a leaf of `like` is not an array.
-        RunError: If the arrays of the file are not those of `like`.
+        RunError: If the names, shapes or dtypes of the arrays differ from those of `like`.
     """
     _require_numbers("like", like)
     with context():
@@ -108,7 +108,7 @@ def read_sealed(
     if differ:
         said = lambda of: first_of([f"{name}: {of.get(name, 'no array')}" for name in differ])
         raise RunError(
-            "the file holds other arrays than are expected",
+            "the arrays in the file are not the expected ones",
             got=f"{path} with {said(theirs)}",
             expected=said(mine),
         )
@@ -117,10 +117,10 @@ def read_sealed(
 
 
 def _unsealed(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays in `sealed` content, by name."""
+    """Returns the arrays in `sealed` content, by name."""
     content, seal = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
     if seal != _seal(content):
-        raise ValueError("the checksum is not that of the content")
+        raise ValueError("the checksum does not match the content")
     file, arrays = io.BytesIO(content), []
     while file.tell() < len(content):
         arrays.append(read_array(file))
@@ -130,7 +130,7 @@ def _unsealed(content: bytes) -> dict[str, np.ndarray]:
 
 
 def _require_numbers(name: str, tree: PyTree) -> None:
-    """Raise `StructureError` unless the leaves of a tree are arrays of numbers, or their shapes."""
+    """Raises `StructureError` unless the leaves of a tree are arrays of numbers, or shapes."""
     require_tree(name, tree)
     known = lambda leaf: eqx.is_array_like(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
     for place, leaf in jax.tree.leaves_with_path(tree):

@@ -1,4 +1,4 @@
-"""Labelled data that the device holds once, by class."""
+"""Labelled data, grouped by class and stored once on the device."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ C = TypeVar("C", bound="Classes")
 class Classes(eqx.Module):
     """The rows of a data set by class, from which few-shot tasks are drawn.
 
-    `by_label` makes it from any arrays with a label for each row, and `images_by_label` from
-    images. The arrays are held once, whatever the classes.
+    `by_label` makes it from arrays with one label for each row, and `images_by_label` from images.
+    The arrays are stored once: a selection of the classes refers to the same arrays.
 
     Attributes:
-        rows: The data, a pytree of arrays, leaves `(rows, ...)`.
-        order: int32, the numbers of the rows of each class, class after class.
-        first: int32 `(classes,)`, where each class begins in `order`.
+        rows: The data, a pytree of arrays with leaves `(rows, ...)`.
+        order: int32, the indices of the rows of each class, class after class.
+        first: int32 `(classes,)`, the position in `order` at which each class begins.
         sizes: int32 `(classes,)`, the number of rows of each class.
         names: The names of the classes.
         fewest: The number of rows of the smallest class.
@@ -43,77 +43,81 @@ class Classes(eqx.Module):
     most: int = eqx.field(static=True)
 
     def __len__(self) -> int:
-        """Number of classes."""
+        """Returns the number of classes."""
         return len(self.names)
 
     def members(self, number: int) -> np.ndarray:
-        """The numbers of the rows of a class."""
+        """Returns the indices of the rows of a class."""
         start = int(self.first[number])
         return np.asarray(self.order[start : start + int(self.sizes[number])])
 
     def only(self: C, numbers: Sequence[int]) -> C:
-        """Some of the classes, in the given order, of the same data.
+        """Returns the classes with these indices, in the given order, of the same data.
 
         Raises:
-            DataError: If there are none.
-            StructureError: If a number is that of no class, or occurs twice.
+            DataError: If no index is given.
+            StructureError: If an index is out of range, or occurs twice.
         """
         chosen = [int(number) for number in numbers]
         if len({*chosen}) < len(chosen) or any(not 0 <= each < len(self) for each in chosen):
             raise StructureError(
-                "these are not numbers of different classes",
+                "the indices of the classes must be different and in range",
                 got=f"only({chosen}) of {len(self)} classes",
                 expected=f"different whole numbers from 0 to {len(self) - 1}",
             )
         return dataclasses.replace(self, **self._fields_of(chosen))
 
     def _fields_of(self, chosen: Sequence[int]) -> dict[str, Any]:
-        """The fields that differ if only some of the classes are left."""
+        """Returns the fields that change if only the chosen classes are kept."""
         return index_of([self.members(i) for i in chosen], [self.names[i] for i in chosen])
 
     def of_rows(self: C, members: Sequence[np.ndarray]) -> C:
-        """The same classes with other rows of the same data: the numbers of each class's rows."""
+        """Returns the same classes with other rows of the same data.
+
+        Args:
+            members: The indices of the rows of each class.
+        """
         return dataclasses.replace(self, **index_of(members, self.names))
 
     def with_examples(self: C, least: int) -> C:
-        """The classes with at least `least` examples. Raises `DataError` if there are none."""
+        """Keeps the classes with at least `least` examples. Raises `DataError` if there is none."""
         enough = np.flatnonzero(np.asarray(self.sizes) >= least)
         if not len(enough):
             raise DataError(
-                "no class has so many examples",
+                "no class has that many examples",
                 got=f"with_examples({least}) of {len(self)} classes",
                 expected=f"at most {self.most}",
             )
         return self.only(enough.tolist())
 
     def with_at_least(self, least: int) -> int:
-        """The number of classes with at least `least` examples."""
+        """Returns the number of classes with at least `least` examples."""
         return int(np.sum(np.asarray(self.sizes) >= least))
 
     def row_numbers(self, chosen: Array, examples: Array) -> Int[Array, "classes examples"]:
-        """The numbers of rows in the data: for each chosen class, some of its examples.
+        """Returns the indices in the data of some examples of each chosen class.
 
         Args:
-            chosen: int `(classes,)`, numbers of classes.
-            examples: int `(classes, examples)`, below the size of the class.
+            chosen: int `(classes,)`, the indices of the classes.
+            examples: int `(classes, examples)`, indices within each class, below its size.
         """
         return self.order[self.first[chosen][:, None] + examples]
 
     def take(self, chosen: Array, examples: Array) -> PyTree[Array]:
-        """The data of these rows, leaves `(classes, examples, ...)`; see `row_numbers`."""
+        """Returns the data of these rows, leaves `(classes, examples, ...)`; see `row_numbers`."""
         numbers = self.row_numbers(chosen, examples)
         return jax.tree.map(lambda leaf: leaf[numbers], self.rows)
 
 
 def index_of(members: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, Any]:
-    """The fields of `Classes` other than `rows`, from the numbers of the rows of each class."""
+    """Returns the fields of `Classes` except `rows`, from the row indices of each class."""
     sizes = [len(each) for each in members]
     if not sizes or min(sizes) == 0:
         without = [name for name, size in zip(names, sizes, strict=True) if size == 0]
         raise DataError(
             "there are classes without rows" if sizes else "there are no classes",
             got=", ".join(without[:3]) or "no rows",
-            expected="at least one class, and one row of each",
+            expected="at least one class, and at least one row in each",
         )
     starts = np.cumsum([0, *sizes[:-1]])
     return {
@@ -127,9 +131,9 @@ def index_of(members: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, A
 
 
 def by_label(rows: PyTree, labels: ArrayLike | Sequence[Any]) -> Classes:
-    """One class for each different label, in the order of the sorted labels.
+    """Makes one class for each distinct label, in the order of the sorted labels.
 
-    Classes may differ in their number of rows, and labels may be numbers or words:
+    Classes may differ in their number of rows, and labels may be whole numbers or text:
 
     ```python
     classes = il.tasks.by_label({"signal": signals, "age": ages}, ["sit", "run", "sit", ...])
@@ -137,16 +141,16 @@ def by_label(rows: PyTree, labels: ArrayLike | Sequence[Any]) -> Classes:
     ```
 
     Args:
-        rows: An array or a pytree of arrays of numbers, `(rows, ...)`, in any order. Tasks have
-            them as they are; `images_by_label` is for images.
-        labels: One label for each row, whole numbers or text.
+        rows: An array or a pytree of arrays of numbers, `(rows, ...)`, in any order. Tasks contain
+            the rows without a conversion; use `images_by_label` for images.
+        labels: One label for each row: whole numbers or text.
 
     Returns:
         The classes. Their names are the labels.
 
     Raises:
-        StructureError: If the rows are not arrays of numbers with an equal number of rows, there
-            are not as many labels as rows, or the labels are floating-point numbers, which are
+        StructureError: If the data are not arrays of numbers with the same number of rows, if there
+            are not as many labels as rows, or if the labels are floating-point numbers, which are
             rarely equal.
         DataError: If there are no rows, or a number is not finite.
     """
@@ -156,7 +160,7 @@ def by_label(rows: PyTree, labels: ArrayLike | Sequence[Any]) -> Classes:
 
 
 def number_of_rows(rows: PyTree) -> int:
-    """The number of rows that all arrays of a tree have."""
+    """Returns the number of rows that all arrays of a tree have."""
     if text_type(rows) is not None or not jax.tree.leaves(rows):
         raise StructureError(
             "the data must be arrays of numbers",
@@ -180,13 +184,13 @@ def _by_path(rows: PyTree) -> dict[str, Any]:
 
 
 def members_of(labels: ArrayLike | Sequence[Any], n: int) -> tuple[list[np.ndarray], list[str]]:
-    """The numbers of the rows of each label, and the names of the labels."""
+    """Returns the indices of the rows of each label, and the names of the labels."""
     given = np.asarray(labels)
     if given.dtype == object and all(isinstance(name, str) for name in given.flat):
         given = given.astype(str)
     if given.shape != (n,):
         raise StructureError(
-            "there is not one label for each row",
+            "each row must have one label",
             got=f"labels of shape {given.shape}, {n} rows",
             expected=f"labels ({n},)",
         )
@@ -207,7 +211,7 @@ def members_of(labels: ArrayLike | Sequence[Any], n: int) -> tuple[list[np.ndarr
 
 
 def on_device(rows: PyTree) -> PyTree:
-    """The rows as arrays of the device. Raises `DataError` for numbers that are not finite."""
+    """Returns the rows as JAX arrays. Raises `DataError` if a number is not finite."""
     arrays = jax.tree.map(jnp.asarray, rows)
     for name, leaf in _by_path(arrays).items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating) or isinstance(leaf, Tracer):
@@ -215,8 +219,8 @@ def on_device(rows: PyTree) -> PyTree:
         finite = np.asarray(jnp.all(jnp.isfinite(leaf.reshape(len(leaf), -1)), axis=1))
         if not finite.all():
             raise DataError(
-                "the data hold numbers that are not finite",
-                got=f"{np.count_nonzero(~finite)} of {finite.size} rows, the first of them "
+                "the data contain numbers that are not finite",
+                got=f"{np.count_nonzero(~finite)} of {finite.size} rows, the first of which is "
                 f"{name}[{np.flatnonzero(~finite)[0]}]",
                 expected="finite numbers in every row",
             )

@@ -1,4 +1,4 @@
-"""Classification tasks, few-shot and of all classes, drawn from data on the device."""
+"""Few-shot tasks and batches of all classes, drawn from labelled data on the device."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +20,15 @@ from innerloop.tasks.splits import Splits
 
 
 def as_classes(data: Classes | ArrayLike) -> Classes:
-    """Returns `Classes` unchanged, and images by class as upright classes.
+    """Returns `Classes` unchanged, and converts an array of images by class to upright classes.
 
     Raises:
-        StructureError: If `data` are all splits of a data set.
+        StructureError: If `data` is a `Splits`, which contains all splits of a data set.
     """
     if isinstance(data, Splits):
         raise StructureError(
             "the tasks are drawn from one split of the data",
-            got="Splits, which hold the classes of all three",
+            got="Splits, which contains the classes of all three",
             expected="classes, or an array of images by class",
             write="splits.train, or splits.validation or splits.test for evaluation",
         )
@@ -37,9 +37,9 @@ def as_classes(data: Classes | ArrayLike) -> Classes:
 
 @dataclass(frozen=True)
 class PerClass:
-    """A number from `least` to `most`, both included, drawn for each class separately.
+    """A number from `least` to `most`, inclusive, that is drawn for each class separately.
 
-    For the shots of a task it gives imbalanced support sets, in which some classes have more
+    As the `shots` of a task, it makes imbalanced support sets, in which some classes have more
     examples than others.
 
     Args:
@@ -52,11 +52,11 @@ class PerClass:
 
 
 Count = int | tuple[int, int]
-"""A number, or `(least, most)`, both included, from which one is drawn for each task."""
+"""A number, or an inclusive range `(least, most)` from which one is drawn for each task."""
 
 
 def ends(count: Count | PerClass) -> tuple[int, int]:
-    """The fewest and the most."""
+    """Returns the smallest and the largest number of a count."""
     if isinstance(count, PerClass):
         return count.least, count.most
     return count if isinstance(count, tuple) else (count, count)
@@ -64,7 +64,7 @@ def ends(count: Count | PerClass) -> tuple[int, int]:
 
 @kind
 def range_of(least: int) -> Any:
-    """A range of whole numbers from `least` on, as a kind of argument; see `arguments`."""
+    """The kind of argument that is a range of whole numbers of at least `least`."""
     number = requirement_of(at_least(least))
     assert number is not None
 
@@ -74,13 +74,13 @@ def range_of(least: int) -> Any:
         both = ends(value)
         return len(both) == 2 and all(map(number.accepts, both)) and both[0] <= both[1]
 
-    what = f"a range (least, most) from {least} on"
+    what = f"a range (least, most) of numbers from {least} up"
     expected = f"(least, most) with {least} <= least <= most"
     return Requirement(accepts, what, expected, f"({least}, {least + 4})")
 
 
 def draw_count(key: PRNGKeyArray, count: Count | PerClass, classes: int) -> Int[Array, " classes"]:
-    """The number for each class, uniform over the range: one for all, or one for each."""
+    """Draws a number uniformly from the range, for all classes together or for each separately."""
     least, most = ends(count)
     shape = (classes,) if isinstance(count, PerClass) else (1,)
     drawn = jax.random.randint(key, shape, least, most + 1, jnp.int32)
@@ -88,35 +88,35 @@ def draw_count(key: PRNGKeyArray, count: Count | PerClass, classes: int) -> Int[
 
 
 class ClassificationTasks(OneByOne):
-    """`ways`-way, `shots`-shot classification.
+    """`ways`-way, `shots`-shot classification tasks.
 
-    A task is `ways` classes, drawn without replacement and in random order, and `shots + queries`
-    examples of each, drawn without replacement: no example is in both support and query, and a
-    label says nothing about which class it stands for.
+    A task has `ways` classes, drawn without replacement and in random order, and `shots + queries`
+    examples of each class, drawn without replacement. No example is in both the support set and the
+    query set. Because the order is random, a label does not reveal which class it stands for.
 
     If `ways`, `shots` or `queries` is a range, tasks differ in size, and all sizes are equally
-    likely. Rows of zeros fill every task up to the largest size, and the `mask` of its `Examples`
-    says which rows count. A task of n classes has the labels 0 … n - 1. The fields `ways` and, if
-    tasks differ in their number of classes, `classes` of the `Examples` say which outputs of a
-    network are classes. Losses, heads and predictions leave the other outputs out, so the result is
-    the same as for the n-way task alone.
+    likely. Every task is padded with rows of zeros to the largest size, and the `mask` of its
+    `Examples` marks the rows that count. A task of n classes has the labels 0 … n - 1. The field
+    `ways` of the `Examples` and, if tasks differ in their number of classes, the field `classes`
+    mark the outputs of a network that are classes. Losses, heads and predictions ignore the other
+    outputs, so the result is the same as for the n-way task alone.
 
-    Support and query are `Examples`: inputs `(rows, ...)`, the data as they are, and of images real
-    numbers in [0, 1] in JAX's default floating-point type (uint8 divided by 255, bool as 0 or 1;
-    images that are floating-point already are left as they are); targets int32 `(rows,)` from 0 to
-    ways - 1; rows ordered by label, with those that do not count at the end of their class's. Their
-    `source` says which class and row of the data each row is: `classes.names[source[i, 0]]` is the
-    name of its class.
+    The support set and the query set are `Examples`. The inputs `(rows, ...)` are the data without
+    a conversion. Images are real numbers in [0, 1] in JAX's default floating-point type: uint8 is
+    divided by 255, bool becomes 0 or 1, and floating-point images are not converted. The targets
+    are int32 `(rows,)`, from 0 to ways - 1. The rows are ordered by label, and the padding of a
+    class follows its rows. `source` holds the class and the row of the data from which each row
+    comes: `classes.names[source[i, 0]]` is the name of its class.
 
-    Source: Vinyals et al. 2016, "Matching networks for one shot learning". Classes are
-    drawn from all turned ones, so a task may hold one character in two turns; the code of MAML
-    draws characters first and turns them afterwards.
+    Source: Vinyals et al. 2016, "Matching networks for one shot learning". If the classes include
+    quarter turns, a task may contain one character in two orientations, because each orientation is
+    a class of its own; the code of MAML draws characters first and then turns them.
 
     Args:
-        classes: What `by_label` or `images_by_label` gives, or images by class as an array
+        classes: The result of `by_label` or `images_by_label`, or an array of images by class,
             `(classes, examples, height, width)` or `(…, channels)`. Its arrays are leaves of this
-            module: pass the module into a compiled function as an argument, and they are not copied
-            into the program.
+            module: pass the module to a compiled function as an argument, so that they are not
+            copied into the program.
         ways: Classes per task: an int of at least 2, or `(least, most)`.
         shots: Examples per class in the support set: an int, `(least, most)` for the same number in
             every class, or `PerClass(least, most)` for a separate number in each class (an
@@ -156,11 +156,11 @@ class ClassificationTasks(OneByOne):
             )
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
-        """One task."""
+        """Draws one task."""
         counts = self.ways, self.shots, self.queries
         ways, shots, queries = (ends(each)[1] for each in counts)
         vary = [ends(each)[0] < ends(each)[1] for each in counts]
-        # As few keys as are needed, so that tasks of fixed size keep their draws.
+        # Only as many keys as needed, so that the draws of tasks of fixed size do not change.
         number = 5 if vary[2] else 4 if any(vary) else 2
         class_key, example_key, *count_keys = jax.random.split(key, number)
         chosen = distinct(class_key, ways, (len(self.classes),))
@@ -178,7 +178,7 @@ class ClassificationTasks(OneByOne):
     def _draw(
         self, key: PRNGKeyArray, chosen: Array, shots: int, queries: int
     ) -> tuple[Examples, Examples]:
-        """Different examples of each chosen class."""
+        """Draws distinct examples of each chosen class."""
         data = self.classes
         equal = data.fewest == data.most
         shape, sizes = (len(chosen), data.most), None if equal else data.sizes[chosen]
@@ -192,16 +192,16 @@ class ClassificationTasks(OneByOne):
 
 
 class LabelledRows(OneByOne):
-    """Batches of labelled rows, whose labels are numbers of all classes.
+    """Batches of labelled rows, whose labels are indices into all classes.
 
-    All tasks have the same distribution: `rows` rows, drawn independently and uniformly over
-    classes and examples. The target is the number of the row's class in `classes`. Support and
-    query are the same `Examples`, like those of `ClassificationTasks` except for the labels and
-    their order.
+    All tasks have the same distribution: each of the `rows` rows is drawn independently, its class
+    uniformly from all classes and its example uniformly from the class. The target is the index of
+    the class in `classes`. The support set and the query set are the same `Examples`. They are like
+    those of `ClassificationTasks`, except for the labels and the order of the rows.
 
     Args:
         classes: The data by class, as in `ClassificationTasks`.
-        rows: Rows per task.
+        rows: The number of rows per task.
 
     Raises:
         StructureError: If `rows` is below 1.
@@ -211,7 +211,7 @@ class LabelledRows(OneByOne):
     rows: int = at_least(1, such_as=25, static=True)
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
-        """One batch."""
+        """Draws one batch."""
         class_key, example_key = jax.random.split(key)
         data = self.classes
         targets = jax.random.randint(class_key, (self.rows,), 0, len(data), jnp.int32)
@@ -226,14 +226,14 @@ class LabelledRows(OneByOne):
 def distinct(
     key: PRNGKeyArray, count: int, shape: tuple[int, ...], first: jax.Array | None = None
 ) -> jax.Array:
-    """`count` different indices into the last axis of `shape`, in random order: `(…, count)`.
+    """Draws `count` distinct indices into the last axis of `shape`, in random order: `(…, count)`.
 
     If `first` is given, the indices of a row are below `first[row]`.
 
-    The indices are the places of the largest random numbers. Of two equal numbers the first wins,
-    which shifts a probability by less than 1 part in 1000 for 4,000 classes. The numbers are
-    float32 because XLA's top_k is fast on CPU for this type only: 0.06 ms against 7 ms for
-    8 × 6,492 integers.
+    The indices are the positions of the largest of random numbers. If two numbers are equal, the
+    first wins, which shifts a probability by less than 1 part in 1000 for 4,000 classes. The
+    numbers are float32 because XLA's top_k on CPU is fast only for this type: for 8 × 6,492
+    numbers, it takes 0.06 ms, and for integers 7 ms.
     """
     numbers = jax.random.uniform(key, shape, jnp.float32)
     if first is not None:
@@ -242,14 +242,14 @@ def distinct(
 
 
 def _first(counts: jax.Array, most: int) -> jax.Array:
-    """`(rows, most)`: True in the first `counts` places of each row."""
+    """Returns bool `(rows, most)`, True in the first `counts` positions of each row."""
     return jnp.arange(most, dtype=jnp.int32)[None, :] < counts[:, None]
 
 
 def labelled(inputs: Any, library: Any = jnp, source: Any = None) -> Examples:
-    """Flatten leaves `(ways, rows, ...)` into rows, each labelled by its place.
+    """Flattens leaves `(ways, rows, ...)` into rows, each labelled by its index on the first axis.
 
-    The library of the arrays is `jax.numpy` or `numpy`.
+    `library` is `jax.numpy` or `numpy`, the library of the arrays.
     """
     ways, rows = jax.tree.leaves(inputs)[0].shape[:2]
     targets = library.repeat(library.arange(ways, dtype=library.int32), rows)
@@ -260,7 +260,7 @@ def labelled(inputs: Any, library: Any = jnp, source: Any = None) -> Examples:
 
 
 def _padded(examples: Examples, present: Array, counts: Array, ways_vary: bool) -> Examples:
-    """The first `counts` rows of the classes that are `present`, zeros in place of the others."""
+    """Keeps the first `counts` rows of each class that is `present`, and zeros the others."""
     counts = jnp.where(present, counts, 0)
     mask = _first(counts, len(examples.targets) // len(present)).reshape(-1)
     blank = lambda tree: jax.tree.map(lambda leaf: blank_rows(leaf, mask), tree)

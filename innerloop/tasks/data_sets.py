@@ -1,4 +1,4 @@
-"""Tasks from a list of data sets, each of which is a task."""
+"""Tasks from a list of data sets, each of which is one task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,12 +22,12 @@ Sets = Sequence[Examples] | Mapping[str, Examples]
 
 
 def joined(sets: Sets | Classes) -> Classes:
-    """The rows of all data sets in one array for each part, by data set.
+    """Concatenates the rows of all data sets, with one class for each data set.
 
     Raises:
-        DataError: If there is no data set, one has no rows, or a number is not finite.
-        StructureError: If a data set is not made of `Examples`, or its rows have other shapes, or
-            another number of classes, than those of the others.
+        DataError: If there is no data set, if one has no rows, or if a number is not finite.
+        StructureError: If a data set is not an `Examples`, or if its rows differ from those of the
+            others in their shapes or their number of classes.
     """
     if isinstance(sets, Classes):
         return sets
@@ -43,7 +43,7 @@ def joined(sets: Sets | Classes) -> Classes:
             raise StructureError(
                 "the rows of the data sets do not have the same shapes",
                 got=f"{first}: {describe(parts[first])}, {name}: {describe(each)}",
-                expected="data sets that differ in their number of rows alone",
+                expected="data sets that differ only in their number of rows",
             )
     rows = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts.values())
     return Classes(rows=on_device(rows), **index)
@@ -65,11 +65,12 @@ def _shapes(rows: Examples) -> list[Any]:
 
 
 class DataSetTasks(OneByOne):
-    """Each task is one of several data sets: a support set of its rows, and a query set of others.
+    """Tasks that are each one of several data sets, split into a support set and a query set.
 
-    All data sets are equally likely. The rows are drawn without replacement. Data sets may differ
-    in their number of rows: rows of zeros fill smaller tasks up, and the `mask` of the `Examples`
-    says which rows count. `source` holds the numbers of the data set and of the row in it.
+    All data sets are equally likely. The rows are drawn without replacement, so no row is in both
+    sets. Data sets may differ in their number of rows: smaller tasks are padded with rows of zeros,
+    and the `mask` of the `Examples` marks the rows that count. `source` holds the index of the data
+    set and the index of the row in it.
 
     ```python
     sets = [il.Examples(inputs, targets) for inputs, targets in tables]
@@ -77,12 +78,13 @@ class DataSetTasks(OneByOne):
     ```
 
     Args:
-        sets: The data sets, a list or a dictionary of `Examples`, leaves `(rows, ...)`.
-        support: Rows in the support set: an int, or `(least, most)`.
-        queries: The most rows in the query set. A data set with fewer rows left gives all of them.
+        sets: The data sets: a list or a dictionary of `Examples` with leaves `(rows, ...)`.
+        support: The number of rows in the support set: an int, or `(least, most)`.
+        queries: The largest number of rows in the query set. If fewer rows of the data set are
+            left, the query set has all of them.
 
     Raises:
-        StructureError: If a count is below one, or the data sets do not fit together.
+        StructureError: If a count is below one, or the rows of the data sets have different shapes.
         DataError: If a data set has no row left for the query set.
     """
 
@@ -104,7 +106,7 @@ class DataSetTasks(OneByOne):
             )
 
     def sample_one(self, key: PRNGKeyArray) -> Episode:
-        """One task."""
+        """Draws one task."""
         set_key, row_key, count_key = jax.random.split(key, 3)
         chosen = jax.random.randint(set_key, (1,), 0, len(self.sets), jnp.int32)
         support, size = ends(self.support)[1], self.sets.sizes[chosen]
@@ -118,7 +120,7 @@ class DataSetTasks(OneByOne):
 
 
 def _filled(rows: Examples, source: jax.Array, part: slice, count: jax.Array) -> Examples:
-    """A part of the rows, of which the first `count` count."""
+    """Returns a part of the rows, and masks all but the first `count` of them."""
     rows, source = jax.tree.map(lambda leaf: leaf[part], (rows, source))
     mask = jnp.arange(len(source), dtype=jnp.int32) < count
     inputs, targets = (

@@ -1,4 +1,4 @@
-"""Images that the device holds once, and the classes made from them."""
+"""Classes of images, which are stored once on the device."""
 
 import functools
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from innerloop.errors import DataError, StructureError
 from innerloop.tasks.classes import Classes, index_of, members_of, on_device
 
 Counts = ArrayLike | Sequence[int] | None
-"""The number of examples of each row of images; None for the whole second axis."""
+"""The number of examples of each class; None if all of the second axis are examples."""
 
 TURNS = 4
 
 
 class ImageClasses(Classes):
-    """Classes of images, which tasks have as real numbers in [0, 1].
+    """Classes of images, whose tasks contain real numbers in [0, 1].
 
     `images_by_label`, `upright`, `with_quarter_turns` and `image_folder` make it. The rows are
-    `(images, height, width, channels)`, kept in their dtype: uint8 (0 … 255), bool, or floating
-    point. A quarter turn of a character can be another class of the same pixels; turned classes as
-    new classes: Santoro et al. 2016, "Meta-learning with memory-augmented neural networks".
+    `(images, height, width, channels)`, stored in the dtype that they were given in: uint8
+    (0 … 255), bool, or floating point. A quarter turn of a character can be another class of the
+    same pixels, as in Santoro et al. 2016, "Meta-learning with memory-augmented neural networks".
 
     Attributes:
         turns: int32 `(classes,)`, the number of counterclockwise quarter turns of each class,
-            0 … 3, as `numpy.rot90` counts; None if no class is turned.
+            0 … 3, as in `numpy.rot90`; None if no class is turned.
     """
 
     turns: Int[Array, " classes"] | None = None
@@ -40,26 +40,27 @@ class ImageClasses(Classes):
         return super()._fields_of(chosen) | {"turns": turns}
 
     def take(self, chosen: Array, examples: Array) -> Array:
-        """The images, real numbers in [0, 1], `(classes, examples, height, width, channels)`."""
-        # gathered as uint8 and converted afterwards: a quarter of the bytes to move
+        """Returns images `(classes, examples, height, width, channels)`, real numbers in [0, 1]."""
+        # Gathering uint8 and converting afterwards moves a quarter of the bytes.
         images = self.rows[self.row_numbers(chosen, examples)]
         turned = images if self.turns is None else turn(images, self.turns[chosen])
         return as_unit_interval(turned)
 
 
 def upright(images: ArrayLike, counts: Counts = None) -> ImageClasses:
-    """One class per character, as drawn.
+    """Makes one class per character, in the orientation in which it was drawn.
 
     Args:
         images: `(characters, examples, height, width)` or `(…, channels)`: uint8, bool or floating
             point. An array without a channel axis gets one of size 1.
-        counts: int `(characters,)`, the number of examples of each character, if they differ. The
-            first `counts` examples are its own, and the others are never drawn. None: all.
+        counts: int `(characters,)`, the number of examples of each character. The first `counts`
+            entries of the second axis are examples, and the others are never used. None if all are
+            examples.
 
     Raises:
         StructureError: If the rank, the dtype or the counts are wrong.
-        DataError: If there are no images, or a pixel is not finite. All data are read, so call it
-            outside `jax.jit`.
+        DataError: If there are no images, or a pixel is not finite. This check reads all data, so
+            call the function outside `jax.jit`.
     """
     images = _with_channels(images, ("characters", "examples"))
     characters, examples = images.shape[:2]
@@ -72,10 +73,11 @@ def upright(images: ArrayLike, counts: Counts = None) -> ImageClasses:
 
 
 def with_quarter_turns(images: ArrayLike, counts: Counts = None) -> ImageClasses:
-    """Four classes per character, one per quarter turn; arguments and errors as in `upright`.
+    """Makes four classes per character, one per quarter turn, with the arguments of `upright`.
 
-    Class i is character i as drawn, and class i + j · characters is turned j times. Raises
-    `StructureError` for images that are not square.
+    Class i is character i as drawn, and class i + j · characters is the same character after j
+    quarter turns. Raises the errors of `upright`, and `StructureError` for images that are not
+    square.
     """
     drawn = upright(images, counts)
     height, width = drawn.rows.shape[1:3]
@@ -94,19 +96,19 @@ def with_quarter_turns(images: ArrayLike, counts: Counts = None) -> ImageClasses
 
 
 def images_by_label(images: ArrayLike, labels: ArrayLike | Sequence[Any]) -> ImageClasses:
-    """One class of images for each different label, in the order of the sorted labels.
+    """Makes one class of images for each distinct label, in the order of the sorted labels.
 
     Args:
         images: `(images, height, width)` or `(…, channels)`, in any order: uint8, bool or floating
             point. An array without a channel axis gets one of size 1.
-        labels: One label per image, whole numbers or text.
+        labels: One label per image: whole numbers or text.
 
     Returns:
         The classes, which may differ in their number of images. Their names are the labels.
 
     Raises:
-        StructureError: If the rank or the dtype is wrong, there are not as many labels as images,
-            or the labels are floating-point numbers, which are rarely equal.
+        StructureError: If the rank or the dtype is wrong, if there are not as many labels as
+            images, or if the labels are floating-point numbers, which are rarely equal.
         DataError: If there are no images, or a pixel is not finite.
     """
     images = _with_channels(images, ("images",))
@@ -115,22 +117,22 @@ def images_by_label(images: ArrayLike, labels: ArrayLike | Sequence[Any]) -> Ima
 
 
 def turn(images: jax.Array, turns: jax.Array) -> jax.Array:
-    """Turn each class's images counterclockwise.
+    """Turns the images of each class counterclockwise.
 
     Args:
         images: `(classes, rows, side, side, channels)`.
-        turns: int `(classes,)`, in 0 … 3.
+        turns: int `(classes,)`, the number of quarter turns, 0 … 3.
 
     Returns:
-        An array like `images`.
+        The turned images, in an array of the shape of `images`.
     """
     by_count = [functools.partial(jnp.rot90, k=count, axes=(1, 2)) for count in range(TURNS)]
-    # under vmap this is a select over four views, which XLA fuses with the gather before it
+    # Under vmap, this is a select over four views, which XLA fuses with the gather before it.
     return jax.vmap(lambda rows, count: jax.lax.switch(count, by_count, rows))(images, turns)
 
 
 def as_unit_interval(images: jax.Array) -> jax.Array:
-    """uint8 divided by 255, bool as 0 or 1; floating-point images as they are."""
+    """Divides uint8 by 255, converts bool to 0 or 1, and leaves floating-point images unchanged."""
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
     values = images.astype(jnp.result_type(float))
@@ -138,27 +140,27 @@ def as_unit_interval(images: jax.Array) -> jax.Array:
 
 
 def _with_channels(images: ArrayLike, axes: tuple[str, ...]) -> np.ndarray | jax.Array:
-    """Images with an axis of channels, after the named axes and height and width."""
+    """Returns images with a channel axis after the named axes, the height and the width."""
     images = images if isinstance(images, jax.Array) else np.asarray(images)
     shape, dtype, rank = images.shape, images.dtype, len(axes) + 2
     if dtype not in (jnp.uint8, jnp.bool_) and not jnp.issubdtype(dtype, jnp.floating):
         raise StructureError(
-            "images have a type whose range is unknown",
+            "the images have a dtype whose range is unknown",
             got=f"shape {shape}, type {dtype}",
             expected="uint8 (0 … 255), bool, or floating point",
         )
     if len(shape) not in (rank, rank + 1):
         raise StructureError(
-            "images have the wrong number of axes",
+            "the images have the wrong number of axes",
             got=f"shape {shape}, type {dtype}",
-            expected=f"({', '.join(axes)}, height, width) or (…, channels); by_label takes data of "
-            "any shape",
+            expected=f"({', '.join(axes)}, height, width) or (…, channels); by_label accepts data "
+            "of any shape",
         )
     if 0 in shape:
         raise DataError(
             "there are no images",
             got=f"shape {shape}",
-            expected=f"at least one of {', '.join(axes)}, and one pixel",
+            expected=f"at least one of {', '.join(axes)}, and at least one pixel",
         )
     return images if len(shape) > rank else images[..., None]
 

@@ -1,4 +1,4 @@
-"""Image files read into one array, which is kept in the cache folder."""
+"""Image files that are read into one array, which is stored in the cache folder."""
 
 import hashlib
 import os
@@ -39,31 +39,31 @@ def image_folder(
     names: list[str] | None = None,
     unreadable: Unreadable = "refuse",
 ) -> ImageClasses:
-    """The classes of a folder that holds one folder of image files for each.
+    """Reads the classes of a folder that contains one folder of image files for each class.
 
-    Class i is the i-th folder in alphabetical order; classes may differ in their number of images.
-    Images are uint8 `(classes, images, size, size, 3)`, converted to RGB and scaled without regard
-    to their proportions (Lanczos, antialiased). They are rotated according to their EXIF
-    orientation. 16-bit pixels are reduced to their upper 8 bits, transparency is dropped, and only
-    the first image of a file is read. Files without the suffix of an image format are left out with
-    a warning. The images are kept in the cache folder; if it cannot be written, they are read on
-    every start.
+    Class i is the i-th folder in alphabetical order. Classes may differ in their number of images.
+    The images are uint8 `(images, size, size, 3)`. They are converted to RGB, rotated according to
+    their EXIF orientation, and scaled without keeping their proportions (Lanczos, antialiased).
+    16-bit pixels are reduced to their upper 8 bits, transparency is dropped, and only the first
+    image of a file is read. Files without the suffix of an image format are left out with a
+    warning. The images are stored in the cache folder; if it cannot be written, they are read again
+    at every start.
 
     Args:
-        folder: The folder that holds the folders of the classes.
-        size: Pixels per side of the scaled images.
-        names: The folders to read; by default all.
-        unreadable: What happens to files that are no images, are cut off, or have pixels of unknown
-            range: `"refuse"` raises an error, and `"skip"` leaves them out with a warning that
-            counts them.
+        folder: The folder that contains the folders of the classes.
+        size: The number of pixels per side of the scaled images.
+        names: The names of the folders to read; None for all.
+        unreadable: The treatment of files that are not images, are truncated, or have pixels of
+            unknown range: `"refuse"` raises an error, and `"skip"` leaves them out with a warning
+            that counts them.
 
     Returns:
-        The classes, with the names of their folders.
+        The classes. Their names are the names of their folders.
 
     Raises:
-        DataError: If a folder is missing or has no images, a file is unreadable and not skipped, or
-            the images do not fit into memory.
-        StructureError: If `size` is not from 1 to 4096.
+        DataError: If a folder is missing or has no images, if a file is unreadable and not skipped,
+            or if the images do not fit into memory.
+        StructureError: If `size` is not an integer from 1 to 4096.
     """
     path = Path(folder)
     if names is None:
@@ -85,12 +85,12 @@ def image_folder(
 def read_images(
     files: Sequence[Path], size: int, unreadable: Unreadable = "refuse"
 ) -> tuple[list[Path], np.ndarray]:
-    """The files that are read, and their pixels, uint8 `(files, size, size, 3)`.
+    """Returns the files that were read, and their pixels, uint8 `(files, size, size, 3)`.
 
     Raises:
-        DataError: If a file is missing, or unreadable and not skipped.
+        DataError: If a file is missing, or if it is unreadable and not skipped.
     """
-    _digest(files)  # refuses what is missing
+    _digest(files)  # raises an error if a file is missing
     if unreadable == "skip":
         files = _readable({"": [*files]})[""]
     return [*files], _read(files, size)
@@ -103,7 +103,7 @@ def _images(folder: Path) -> list[Path]:
     others = [file.name for file in files if file.suffix.lower() not in SUFFIXES]
     if others:
         warnings.warn(
-            f"{len(others)} files in {folder} are left out, because their names end in none of "
+            f"{len(others)} files in {folder} are left out, because their names end with none of "
             f"{' '.join(SUFFIXES)}; the first of them is {others[0]}",
             stacklevel=4,
         )
@@ -111,7 +111,7 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _readable(by_class: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    """The files that can be read. Warns of the others."""
+    """Returns the files that can be read, and warns about the others."""
     files = [file for of_class in by_class.values() for file in of_class]
     name = f"readable-{_digest(files)}"
     found = cached_array(name, lambda: _check(files), (len(files),)).astype(bool)
@@ -139,13 +139,14 @@ def _check(files: Sequence[Path]) -> np.ndarray:
 
 
 def classes_of_files(by_class: dict[str, list[Path]], size: int) -> ImageClasses:
-    """The images of each class, sorted by the classes' names: uint8 RGB, `size` × `size` pixels.
+    """Reads the images of each class: uint8 RGB, `size` × `size` pixels.
 
-    Scaled without regard to their proportions (Lanczos, antialiased), as miniImageNet is. The array
-    is kept in the cache folder under the files' paths, sizes and times.
+    The classes are sorted by name. The images are scaled without keeping their proportions
+    (Lanczos, antialiased), as in miniImageNet. The array is stored in the cache folder, under a
+    digest of the paths, sizes and times of the files.
 
     Raises:
-        DataError: If a file is missing or is no image.
+        DataError: If a file is missing or is not an image.
     """
     files = [file for of_class in by_class.values() for file in of_class]
     labels = [name for name, of_class in by_class.items() for _ in of_class]
@@ -156,7 +157,7 @@ def classes_of_files(by_class: dict[str, list[Path]], size: int) -> ImageClasses
 
 
 def _read(files: Sequence[Path], size: int) -> np.ndarray:
-    """The pixels of files, uint8 `(files, size, size, 3)`."""
+    """Returns the pixels of files, uint8 `(files, size, size, 3)`."""
     try:
         images = np.empty((len(files), size, size, 3), np.uint8)
     except MemoryError as error:
@@ -164,16 +165,16 @@ def _read(files: Sequence[Path], size: int) -> np.ndarray:
             "the images do not fit into memory",
             got=f"{len(files)} images of {size} × {size} pixels",
             expected="images that fit into the memory of this machine: a smaller size, or fewer "
-            "classes by names=",
+            "classes with names=",
         ) from error
-    with ThreadPoolExecutor() as pool:  # Pillow decodes and scales without holding Python's lock
+    with ThreadPoolExecutor() as pool:  # Pillow releases the GIL to decode and to scale
         for i, image in enumerate(pool.map(partial(_pixels, size=size), files)):
             images[i] = image
     return images
 
 
 def _pixels(file: Path, size: int) -> np.ndarray:
-    """The pixels of a file, uint8 `(size, size, 3)`. Raises `DataError` if it cannot be read."""
+    """Returns the pixels of a file, `(size, size, 3)`. Raises `DataError` if it is unreadable."""
     Image = optional_package("PIL.Image", "reading image files", extra="data")
     expected = "an image with pixels of 1, 8 or 16 bits"
     with reading(file, expected), plain_file(file) as content, Image.open(content) as image:
@@ -182,31 +183,31 @@ def _pixels(file: Path, size: int) -> np.ndarray:
 
 
 def _upright_rgb(image: Any) -> Any:
-    """The image as a viewer shows it. Raises `ValueError` for pixels of unknown range."""
+    """Returns an upright RGB image. Raises `ValueError` if the range of its pixels is unknown."""
     Image, ImageOps = (
         optional_package(f"PIL.{name}", "reading image files", extra="data")
         for name in ("Image", "ImageOps")
     )
     upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I;16"):  # Pillow would clip what is above 255.
+    if upright.mode.startswith("I;16"):  # Pillow would clip values above 255.
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     if upright.mode in ("I", "F"):
-        raise ValueError("pixels of 32 bits, whose range the file does not say")
+        raise ValueError("the pixels have 32 bits, and the file does not state their range")
     return upright.convert("RGB")
 
 
 def _digest(files: Sequence[Path]) -> str:
-    """A digest of everything that the pixels depend on, without reading them.
+    """Returns a digest of everything that the pixels depend on, without reading the pixels.
 
-    No program can set the change time (ctime) of a file, so a replaced file is noticed even if its
-    size and its modification time are the same.
+    Programs cannot set the change time (ctime) of a file, so a replaced file is detected even if
+    its size and its modification time are the same.
     """
     digest = hashlib.md5(str(_PIXELS).encode(), usedforsecurity=False)
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DataError(
             "image files are missing",
-            got=f"{len(missing)} of {len(files)} files missing, the first of them {missing[0]}",
+            got=f"{len(missing)} of {len(files)} files missing, the first of which is {missing[0]}",
             expected="every file that the split names",
         )
     for file in files:

@@ -1,4 +1,4 @@
-"""Tasks in the order in which an iterator of the host gives them."""
+"""Tasks in the order in which an iterator on the host yields them."""
 
 import itertools
 import queue
@@ -21,7 +21,7 @@ from innerloop.tasks.streamed import NO_SETTING, HostTasks, on_device, stacked
 @checked(iterate=function("epoch", gives="iterable of Episode"), ahead=at_least(1, such_as=16))
 @dataclass(frozen=True, eq=False)
 class IteratedTasks(HostTasks):
-    """Tasks of any Python iterator, such as a loader of PyTorch or of Grain.
+    """Tasks from any Python iterator, such as a PyTorch or Grain data loader.
 
     ```python
     def iterate(epoch):
@@ -34,25 +34,25 @@ class IteratedTasks(HostTasks):
     tasks = il.tasks.IteratedTasks(iterate)
     ```
 
-    `WholeTasks` takes them in place of a task distribution. A thread reads the iterator ahead of
+    `WholeTasks` accepts them in place of a task distribution. A thread reads the iterator ahead of
     the device. An outer step takes the next `batch` tasks; when an epoch ends, the next one begins.
-    A resumed run reads the tasks of the steps before it and drops them, so it repeats an
-    uninterrupted run to the bit if `iterate` gives the same tasks for the same epoch.
+    A resumed run reads the tasks of the earlier steps and discards them, so it gives the same bits
+    as an uninterrupted run if `iterate` yields the same tasks for the same epoch.
 
-    Use `StreamedTasks` where a task can be drawn from a generator: it needs no order, draws in
-    several threads, and resumes without reading what was learned before.
+    Use `StreamedTasks` if a task can be drawn from a random generator: its tasks have no order, it
+    draws them in several threads, and a resumed run does not read the tasks of earlier steps.
 
     Args:
-        iterate: `epoch -> iterable of Episode`, called with 0, 1, 2, … Each episode is one task of
-            arrays of NumPy, or of anything that NumPy converts, with the same shapes in all tasks.
-            Inputs of `Examples` of type uint8 are pixels: on the device they are real numbers in
-            [0, 1].
-        ahead: How many batches are read ahead.
+        iterate: `epoch -> iterable of Episode`, called with 0, 1, 2, … Each episode is one task. It
+            consists of NumPy arrays, or of values that NumPy converts to arrays, with the same
+            shapes in all tasks. Inputs of `Examples` of dtype uint8 are pixels: on the device, they
+            are real numbers in [0, 1].
+        ahead: The number of batches that are read ahead.
 
     Raises:
-        StructureError: `ahead` is below one; when tasks are read: the iterator gives something
-            else, or tasks of different shapes.
-        DataError: When tasks are read: an epoch has no task.
+        StructureError: If `ahead` is below one. When tasks are read: if the iterator yields
+            anything but an `Episode`, or tasks of different shapes.
+        DataError: When tasks are read: if an epoch has no task.
     """
 
     iterate: Callable[[int], Iterable[Episode]]
@@ -61,16 +61,16 @@ class IteratedTasks(HostTasks):
 
     @checked("tasks.sample", key=random_key(), n=at_least(1, such_as=8))
     def sample(self, key: PRNGKeyArray, n: int) -> Episode:
-        """The first `n` tasks, whatever the key, for validation and test sets.
+        """Returns the first `n` tasks, for validation and test sets. The key has no effect.
 
         Raises:
-            StructureError: It is called in a compiled function, which cannot wait for the host.
+            StructureError: If it is called in a compiled function, which cannot wait for the host.
         """
         self._refuse_tracing(key)
         return on_device(stacked(list(itertools.islice(self._tasks(), n))))
 
     def feed(self, key: PRNGKeyArray, first_step: int, n: int, batch: int) -> Episode:
-        """The tasks of n outer steps: NumPy arrays `(n, batch, ...)`."""
+        """Returns the tasks of n outer steps: NumPy arrays `(n, batch, ...)`."""
         reader = self._readers.get(batch)
         if reader is None or first_step < reader.step:
             self.close()
@@ -81,7 +81,7 @@ class IteratedTasks(HostTasks):
         return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
     def close(self) -> None:
-        """Stop the thread that reads ahead."""
+        """Stops the thread that reads ahead."""
         while self._readers:
             self._readers.popitem()[1].close()
 
@@ -113,7 +113,7 @@ class IteratedTasks(HostTasks):
 
 
 class _Ahead:
-    """What an iterator gives, read by a thread of its own."""
+    """The items of an iterator, which a thread reads ahead."""
 
     def __init__(self, items: Iterator[Any], ahead: int):
         self.step = 0
@@ -127,7 +127,7 @@ class _Ahead:
                 self._put((item, None))
                 if self._stopped.is_set():
                     return
-        except BaseException as error:  # raised where the item would be taken
+        except BaseException as error:  # `take` raises it in place of the item
             self._put((None, error))
 
     def _put(self, pair: tuple) -> None:

@@ -1,4 +1,4 @@
-"""Meta-training, meta-validation and meta-test classes that share nothing."""
+"""Disjoint splits of classes or rows for meta-training, meta-validation and meta-test."""
 
 from collections.abc import Iterable, Mapping
 from itertools import combinations
@@ -14,7 +14,7 @@ from innerloop.tasks.image_classes import TURNS, ImageClasses
 
 
 class Splits(NamedTuple):
-    """Classes for meta-training, for choosing between meta-trained models, and for the report."""
+    """The classes for meta-training, for model selection, and for the final test."""
 
     train: Classes
     validation: Classes
@@ -33,17 +33,17 @@ _SPLIT = checked(
 def split_classes(
     classes: Classes, shares: tuple[float, float, float] = _SHARES, *, seed: int = 0
 ) -> Splits:
-    """Splits by class: the tasks of validation and test have classes that training never sees.
+    """Splits the classes: validation and test tasks have classes that training never sees.
 
     Args:
         classes: The classes.
-        shares: The shares of the classes for training, validation and test, with sum 1.
-        seed: Decides which classes a split gets; the same in every version of NumPy.
+        shares: The fractions of the classes for training, validation and test, with sum 1.
+        seed: The random seed of the split. A seed gives the same split in every version of NumPy.
 
     Raises:
         DataError: If a split would have fewer than two classes.
-        StructureError: If the shares do not add up to 1, or classes share rows, as turned images
-            do: split before you turn.
+        StructureError: If the shares do not add up to 1, or if classes share rows, as turned
+            images do. Split the images before you turn them.
     """
     parts = _parts(len(classes), shares, seed, classes, least=2, what="classes")
     return Splits(*(classes.only(part) for part in parts))
@@ -53,18 +53,19 @@ def split_classes(
 def split_rows(
     classes: Classes, shares: tuple[float, float, float] = _SHARES, *, seed: int = 0
 ) -> Splits:
-    """Splits the rows of each class: all three splits have all classes, and no row in common.
+    """Splits the rows of each class: each split has all classes, and no row is in two splits.
 
-    Rows that are nearly the same, such as the images of one film, may still be in two splits.
+    Rows that are nearly equal, such as frames of one film, may still be in different splits.
 
     Args:
         classes: The classes.
-        shares: The shares of the rows of each class, with sum 1.
-        seed: Decides which rows a split gets; the same in every version of NumPy.
+        shares: The fractions of the rows of each class for training, validation and test, with
+            sum 1.
+        seed: The random seed of the split. A seed gives the same split in every version of NumPy.
 
     Raises:
-        DataError: If a class has too few rows for one in each split.
-        StructureError: If the shares do not add up to 1, or classes share rows.
+        DataError: If a class has too few rows for each split to have one.
+        StructureError: If the shares do not add up to 1, or if classes share rows.
     """
     members: list[list[np.ndarray]] = [[], [], []]
     for i, name in enumerate(classes.names):
@@ -78,7 +79,7 @@ def split_rows(
 def _parts(
     n: int, shares: tuple[float, ...], seed: int, classes: Classes, least: int, what: str
 ) -> list[list[int]]:
-    """The numbers from 0 to n - 1 in three parts, in random order."""
+    """Splits the numbers from 0 to n - 1 into three random parts, each of them sorted."""
     if abs(sum(shares) - 1) > 1e-6:
         raise StructureError(
             "the shares of the splits do not add up to 1",
@@ -100,18 +101,19 @@ def _parts(
             expected=f"at least {least} in each split",
         )
     sizes = np.diff(np.round(np.cumsum((0, *shares)) * n).astype(int))
-    while sizes.min() < least:  # small splits take from the largest
+    while sizes.min() < least:  # too small a split takes from the largest
         sizes[sizes.argmin()] += 1
         sizes[sizes.argmax()] -= 1
-    # RandomState: its stream is frozen, so a split is the same in every version of NumPy
+    # NumPy has frozen the stream of RandomState, so every version gives the same split.
     parts = np.split(np.random.RandomState(seed).permutation(n), np.cumsum(sizes)[:-1])
     return [sorted(part.tolist()) for part in parts]
 
 
 def check_disjoint(splits: Splits) -> None:
-    """Raises `DataError` if two splits have an equal row; images may not even be equal when turned.
+    """Raises `DataError` if two splits contain equal rows.
 
-    Runs on the host and reads all data: for tests and for new data, not for every start.
+    Two images also count as equal if one is a quarter turn of the other. The check runs on the host
+    and reads all data: use it in tests and for new data, and not at every start.
     """
     rows = {name: _contents(classes) for name, classes in splits._asdict().items()}
     images = all(isinstance(classes, ImageClasses) for classes in splits)
@@ -119,28 +121,28 @@ def check_disjoint(splits: Splits) -> None:
 
 
 def require_disjoint(parts: Mapping[str, Iterable], what: str) -> None:
-    """Raises `DataError` if two parts share an entry."""
+    """Raises `DataError` if two parts have an entry in common."""
     for (first, one), (second, other) in combinations(parts.items(), 2):
         shared = sorted(set(one) & set(other))
         if shared:
-            named = f", the first of them {shared[0]}" if isinstance(shared[0], str) else ""
+            named = f", the first of which is {shared[0]}" if isinstance(shared[0], str) else ""
             raise DataError(
                 f"{first} and {second} share {what}",
                 got=f"{len(shared)} {what} in both{named}",
-                expected=f"{what} that no other split has",
+                expected=f"{what} that are in one split only",
             )
 
 
 def duplicates(classes: Classes) -> list[list[tuple[str, int]]]:
-    """Equal rows of the data, which a task may hold in both support and query.
+    """Finds equal rows of the data, which a task may have in both its support and its query set.
 
-    Runs on the host and reads all data.
+    The search runs on the host and reads all data.
 
     Args:
         classes: The classes.
 
     Returns:
-        For each set of equal rows, the names of their classes and the numbers of the rows.
+        For each set of equal rows, the names of their classes and the indices of the rows.
     """
     of_row = {int(row): name for i, name in enumerate(classes.names) for row in classes.members(i)}
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(classes.rows)]
@@ -152,7 +154,7 @@ def duplicates(classes: Classes) -> list[list[tuple[str, int]]]:
 
 
 def _contents(classes: Classes) -> set[bytes]:
-    """The bytes of every row; of an image, those of the smallest of its four turns."""
+    """Returns the bytes of each row. For an image, these are the smallest of its four turns."""
     numbers = np.unique(np.asarray(classes.order))
     leaves = [np.asarray(leaf)[numbers] for leaf in jax.tree.leaves(classes.rows)]
     if not isinstance(classes, ImageClasses):

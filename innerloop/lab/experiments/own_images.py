@@ -12,11 +12,11 @@ from innerloop.tasks.augmentation import Augment
 
 @dataclass(frozen=True)
 class OwnImages(Photographs):
-    """Few-shot classification of your own images: a folder that holds a folder for each class.
+    """Few-shot classification of your own images, in a folder with one folder for each class.
 
-    The network of MAML on miniImageNet, with each image normalised by itself, so that a prediction
-    does not depend on the other images. Three fifths of the classes are for training, a fifth each
-    for validation and test.
+    The network is that of MAML on miniImageNet, but it normalises each image separately, so a
+    prediction does not depend on the other query images. Three fifths of the classes are for
+    training, one fifth is for validation, and one fifth is for the test.
     """
 
     augmentation: ClassVar[Augment] = cropped_and_mirrored(4)
@@ -26,12 +26,12 @@ class OwnImages(Photographs):
     queries: int = 5
     transductive: bool = False
     size: PositiveInt = 84
-    """Pixels per side, to which every image is scaled."""
+    """Pixels per side of the scaled images."""
     split: Literal["classes", "files"] = "classes"
-    """What the splits do not share: classes, for tasks of new classes; or files, for tasks of these
-    classes with new images."""
+    """Whether splits differ in their classes or in their files. With classes, the test tasks have
+    new classes; with files, they have new images of the training classes."""
     unreadable: Literal["refuse", "skip"] = "refuse"
-    """What happens to files that cannot be read: an error, or a warning that counts them."""
+    """Whether files that cannot be read raise an error, or are left out with a warning."""
 
     @property
     def image(self) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -39,12 +39,12 @@ class OwnImages(Photographs):
         return self.size, self.size
 
     def splits(self) -> tasks.Splits:
-        """Three parts of the folder's classes, or of each class's files."""
+        """Splits the classes of the folder, or the files of each class, into three parts."""
         if self.data is None:
             raise StructureError(
-                "it is not known which images to learn",
+                "the folder of the images is not given",
                 got="no --data",
-                expected="a folder that holds a folder of image files for each class",
+                expected="a folder that contains one folder of image files for each class",
                 write="--data FOLDER",
             )
         classes = tasks.image_folder(self.data, self.size, unreadable=self.unreadable)
