@@ -11,8 +11,22 @@ RUN = SMALL + "main([*small, '--run', 'run'])\n"
 FILE = "(tmp_path / 'file').write_text('mine')\n"
 NO_FOLDER = "place = tmp_path / 'place'\nplace.write_text('a file where the folder should be')\n"
 PIPES = "import os, subprocess\nfrom pathlib import Path\n"
+FOLDER = (
+    "from PIL import Image\n"
+    "from innerloop.lab.experiments.own_images import OwnImages\n"
+    "folder = tmp_path / 'photographs'\n"
+    "for i in range(6):\n"
+    "    (folder / str(i)).mkdir(parents=True)\n"
+    "    Image.fromarray(np.full((8, 8), i, np.uint8)).save(folder / str(i) / '0.png')\n"
+)
 
 CASES = [
+    Case(
+        "lab/experiments/own_images.py: it is not known which images",
+        "OwnImages().splits()",
+        (("--data FOLDER", "OwnImages(data=folder, size=8).splits()"),),
+        given=FOLDER,
+    ),
     Case(
         "checks.py: … needs the package",
         "optional_package('not_installed', 'this logger', extra='tensorboard')",
