@@ -22,7 +22,7 @@ FOLDER = (
 
 CASES = [
     Case(
-        "lab/experiments/own_images.py: it is not known which images",
+        "lab/experiments/own_images.py: the folder of the images",
         "OwnImages().splits()",
         (("--data FOLDER", "OwnImages(data=folder, size=8).splits()"),),
         given=FOLDER,
