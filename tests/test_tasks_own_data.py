@@ -262,16 +262,14 @@ def test_a_run_goes_on_where_the_iterator_was(tmp_path):
 
 
 def test_a_thread_ends_with_its_reader():
-    before = threading.active_count()
+    reading = lambda: [each for each in threading.enumerate() if each.name == "IteratedTasks"]
+    before = reading()  # of other tests that have just ended
     tasks = IteratedTasks(lambda epoch: iter(tasks_of(range(3))))
     tasks.feed(KEY, 0, 1, 2)
-    assert threading.active_count() == before + 1
+    (own,) = [each for each in reading() if each not in before]
     tasks.close()
-    for _ in range(100):
-        if threading.active_count() == before:
-            break
-        threading.Event().wait(0.05)
-    assert threading.active_count() == before
+    own.join(10)
+    assert not own.is_alive()
 
 
 @pytest.mark.parametrize(

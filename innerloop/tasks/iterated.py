@@ -119,7 +119,7 @@ class _Ahead:
         self.step = 0
         self._items, self._stopped = items, threading.Event()
         self._read: queue.Queue = queue.Queue(ahead)
-        threading.Thread(target=self._run, daemon=True).start()
+        threading.Thread(target=self._run, name="IteratedTasks", daemon=True).start()
 
     def _run(self) -> None:
         try:
