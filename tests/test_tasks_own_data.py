@@ -48,8 +48,11 @@ def numbers(inputs):
 
 
 @pytest.mark.parametrize("name", DATA)
-@pytest.mark.parametrize("shots", [2, (1, 3), il.tasks.PerClass(1, 2)], ids=str)
-@pytest.mark.parametrize("queries", [3, (1, 4), il.tasks.PerClass(2, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("shots", "queries"),
+    [(2, 3), (2, (1, 4)), ((1, 3), il.tasks.PerClass(2, 4)), (il.tasks.PerClass(1, 2), 3)],
+    ids=str,
+)
 def test_a_row_of_a_task_is_a_row_of_the_data(name, shots, queries):
     """With its class, in its type, once in the task, and with its place in the data."""
     classes = by_label(DATA[name], LABELS)
