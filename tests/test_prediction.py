@@ -1,6 +1,7 @@
 """A folder of images from training to a table of predictions."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from sklearn.datasets import load_digits
 
 import innerloop as il
 from innerloop.errors import DataError, RunError, StructureError
+from innerloop.lab.calibration import DOUBTFUL, calibrate, calibrated, read_calibration
 from innerloop.lab.cli import main
-from innerloop.lab.experiments.own_images import OwnImages
+from innerloop.lab.experiments.own_images import CALIBRATION, OwnImages
 from innerloop.lab.experiments.table import read_experiment
 from innerloop.lab.experiments.train import train
-from innerloop.lab.prediction import Predictions, _calibration, predict
+from innerloop.lab.prediction import Predictions, predict
 from innerloop.lab.run_folder import RunFolder
 
 MODES = ["L", "RGB", "P", "1", "RGBA"]
@@ -83,19 +85,41 @@ def test_the_same_in_python(folder):
     assert 0 < found.unknown_below < 1 and found.files == again.files
 
 
-def test_the_temperature_makes_the_right_classes_of_validation_most_likely(folder):
-    """No other temperature of the grid does better; a division of all scores is undone by it."""
+def test_more_classes_than_in_training(folder):
+    """Prototypes have no parameters of a class; a linear head has."""
+    write(folder / "three", (0, 1, 4), slice(0, 5))
+    found = predict(folder / "run", folder / "three", [folder / "query"])
+    assert found.probabilities.shape == (40, 3)
+    np.testing.assert_allclose(found.probabilities.sum(axis=1), 1, rtol=1e-5)
+    right = [name == file.parent.name for name, file in zip(found.names, found.files, strict=True)]
+    assert np.mean(right) > 0.6
+
+
+def test_calibration_finds_the_temperature_and_the_share_of_doubtful_rows():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(20_000, 3)) * 2
+    uniform = rng.random((20_000, 1))
+    shares = np.exp(true) / np.exp(true).sum(axis=1, keepdims=True)
+    targets = (shares.cumsum(axis=1) < uniform).sum(axis=1)
+    for temperature in (0.2, 1.0, 5.0):
+        found = calibrated(temperature * true, targets)
+        assert found.temperature == pytest.approx(temperature, rel=0.1)
+        scores = temperature * true / found.temperature
+        largest = (np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)).max(axis=1)
+        assert (largest < found.unknown_below).mean() == pytest.approx(DOUBTFUL, abs=1e-3)
+
+
+def test_a_run_holds_the_calibration_of_its_validation_tasks(folder):
     run = RunFolder.open(folder / "run")
     experiment = read_experiment(run)
-    meta = run.load_meta(experiment.meta_shapes())
     (held_out,) = experiment.parts().held_out.values()
-    own, _ = _calibration(held_out, meta, 0)
-    learner = held_out.learner
-    scaled = il.Learner(
-        learner.problem, learner.adaptation, lambda *given: 3.0 * learner.predict(*given)
-    )
-    other, _ = _calibration(held_out._replace(learner=scaled), meta, 0)
-    assert other == pytest.approx(3.0 * own, rel=0.06)
+    found = calibrate(held_out, run.load_meta(experiment.meta_shapes()), experiment.seed)
+    np.testing.assert_allclose(run.read_json(CALIBRATION, read_calibration), found, rtol=1e-5)
+
+
+def test_the_images_that_a_run_has_learned_from_are_not_needed(folder, monkeypatch):
+    monkeypatch.setattr(OwnImages, "splits", None)
+    assert len(predict(folder / "run", folder / "support", [folder / "query"]).files) == 40
 
 
 def test_an_unknown_image_is_called_unknown():
@@ -110,7 +134,16 @@ def test_what_cannot_be_predicted_is_refused(folder, tmp_path):
     other = tmp_path / "other"
     RunFolder.begin(other, {"experiment": "sinusoid", "config": {}}).close()
     (tmp_path / "empty").mkdir()
+    unfinished, damaged = tmp_path / "unfinished", tmp_path / "damaged"
+    for copy in (unfinished, damaged):
+        shutil.copytree(run, copy)
+    (unfinished / CALIBRATION).unlink()
+    (damaged / CALIBRATION).write_text('{"temperature": "hot", "unknown_below": 0.5}')
+    shutil.copytree(support / "digit 0", tmp_path / "single" / "digit 0")
     cases = {
+        "has not ended": (RunError, unfinished, support, [query]),
+        "calibration.json": (RunError, damaged, support, [query]),
+        "only one class": (DataError, run, tmp_path / "single", [query]),
         "run of sinusoid.*innerloop train images": (RunError, other, support, [query]),
         "holds no run|no run": (RunError, tmp_path / "none", support, [query]),
         "no classes": (DataError, run, tmp_path / "none", [query]),

@@ -50,7 +50,13 @@ def test_an_evaluation_after_one_step_prints_a_row_per_metric():
     ],
 )
 def test_a_mean_is_shown_as_far_as_its_interval_tells(mean, half, shown):
-    assert plus_minus(mean, half) == shown
+    assert plus_minus([mean], [half]) == [shown]
+
+
+def test_the_means_of_a_column_have_the_same_number_of_decimals():
+    """That of the largest interval that is finite."""
+    shown = plus_minus(np.array([2.9988, 0.27944, 1.0]), np.array([0.0566, 0.00985, np.inf]))
+    assert shown == ["2.9988 ± 0.0566", "0.2794 ± 0.0098", "1.0000 ± inf"]
 
 
 def test_the_outcome_and_the_reports_of_fit_print_without_arrays(capsys):

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
 WIDTH = 100
@@ -52,11 +52,16 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: int) ->
     return "\n".join(lines)
 
 
-def plus_minus(mean: float, half: float) -> str:
-    """`0.8131 ± 0.0152`: a mean and half its interval, with three digits of the interval."""
-    digits = 2 - math.floor(math.log10(half)) if 0 < half < math.inf else 4
-    digits = min(max(digits, 0), 9)
-    return f"{mean:,.{digits}f} ± {half:,.{digits}f}"
+def plus_minus(means: Iterable[float], halves: Iterable[float]) -> list[str]:
+    """`0.8131 ± 0.0152`: means and half their intervals, all with the same number of decimals.
+
+    The largest interval has three digits.
+    """
+    halves = list(halves)
+    largest = max((half for half in halves if 0 < half < math.inf), default=0.01)
+    decimals = min(max(2 - math.floor(math.log10(largest)), 0), 9)
+    pairs = zip(means, halves, strict=True)
+    return [f"{mean:,.{decimals}f} ± {half:,.{decimals}f}" for mean, half in pairs]
 
 
 def definitions(pairs: Sequence[tuple[str, str]]) -> str:

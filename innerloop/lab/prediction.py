@@ -11,27 +11,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from innerloop.adaptation import run as adapted
 from innerloop.errors import DataError, RunError
-from innerloop.gradients.inner import Exact
-from innerloop.gradients.loops import StoreAll
-from innerloop.lab.experiments.base import HeldOut
-from innerloop.lab.experiments.own_images import OwnImages
+from innerloop.lab.calibration import read_calibration
+from innerloop.lab.experiments.few_shot import learned
+from innerloop.lab.experiments.own_images import CALIBRATION, OwnImages
 from innerloop.lab.experiments.table import experiment_name, read_experiment
 from innerloop.lab.plots.predictions import predicted_images
 from innerloop.lab.run_folder import RunFolder
-from innerloop.problem import Examples, task_keys
+from innerloop.problem import Episode, Examples
 from innerloop.storage.files import write_text
-from innerloop.tasks import evaluation_episodes, image_folder
+from innerloop.tasks import image_folder
 from innerloop.tasks.image_classes import as_unit_interval
 from innerloop.tasks.image_files import SUFFIXES, read_images
-
-TASKS = 50
-"""The number of validation tasks that calibrate the probabilities."""
-DOUBTFUL = 0.05
-"""The fraction of the validation images that fall below the default threshold for unknown."""
 
 
 class Predictions(NamedTuple):
@@ -121,8 +113,9 @@ def predict(
         The predictions.
 
     Raises:
-        RunError: If the folder contains no run of `innerloop train images`, or a damaged one.
-        DataError: If images are missing or cannot be read.
+        RunError: If the folder contains no finished run of `innerloop train images`, or a damaged
+            one.
+        DataError: If images are missing or cannot be read, or there is only one class.
         StructureError: If there are more classes than the recipe of the run can learn.
     """
     folder = RunFolder.open(Path(run))
@@ -133,27 +126,36 @@ def predict(
             got=f"{folder.path}, a run of {experiment_name(experiment)}",
             expected="the folder of a run of innerloop train images",
         )
+    if not folder.has(CALIBRATION):
+        raise RunError(
+            "the probabilities of a run are calibrated when it ends, and this run has not ended",
+            got=f"{folder.path}, without {CALIBRATION}",
+            expected="a run that is finished; the command that began it finishes it with --resume",
+        )
     meta = folder.load_meta(experiment.meta_shapes())
+    calibration = folder.read_json(CALIBRATION, read_calibration)
     known = image_folder(support, experiment.size, unreadable=experiment.unreadable)
+    if len(known) < 2:
+        raise DataError(
+            "there is only one class to choose from",
+            got=f"{known.names[0]!r} in {support}",
+            expected="a folder for each of two classes or more",
+        )
     files, images = read_images(_files(query), experiment.size, experiment.unreadable)
-    (held_out,) = experiment.parts().held_out.values()
-    temperature, usual = _calibration(held_out, meta, experiment.seed)
-    if len(known) > experiment.ways:
-        trained = experiment.train_ways or experiment.ways
-        wider = dataclasses.replace(experiment, ways=len(known), train_ways=trained)
-        held_out = held_out._replace(learner=wider.build_recipe().learner)
+    trained = experiment.train_ways or experiment.ways
+    ways = max(len(known), experiment.ways)
+    learner = dataclasses.replace(experiment, ways=ways, train_ways=trained).build_recipe().learner
     labels = np.repeat(np.arange(len(known), dtype=np.int32), np.asarray(known.sizes))
     rows = as_unit_interval(known.rows[known.order])
-    scores = _scores(
-        held_out,
-        meta,
+    task = Episode(
         Examples(rows, jnp.asarray(labels), ways=len(known)),
         Examples(as_unit_interval(jnp.asarray(images)), jnp.zeros(len(files), jnp.int32)),
-        jax.random.key(experiment.seed),
     )
-    found = np.asarray(jax.nn.softmax(scores[:, : len(known)] / temperature))
-    below = usual if unknown_below is None else unknown_below
-    return Predictions(files, images, known.names, found, below, temperature)
+    steps, key = experiment.steps_at_test(learner), jax.random.key(experiment.seed)
+    scores = learned(learner, meta, task, key, steps)[-1, :, : len(known)]
+    found = np.asarray(jax.nn.softmax(scores / calibration.temperature))
+    below = calibration.unknown_below if unknown_below is None else unknown_below
+    return Predictions(files, images, known.names, found, below, calibration.temperature)
 
 
 def _files(query: Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -168,40 +170,3 @@ def _files(query: Sequence[str | os.PathLike[str]]) -> list[Path]:
             expected=f"files, or folders of files with the suffixes {' '.join(SUFFIXES)}",
         )
     return files
-
-
-def _scores(
-    held_out: HeldOut, meta: PyTree, support: Examples, query: Examples, key: PRNGKeyArray
-) -> Array:
-    """Returns the logits of the query rows after adaptation, as in the test of the run."""
-    learner = held_out.learner
-    predict = learner.predict
-    assert predict is not None
-    _, _, predictions = adapted(
-        *(learner.problem, learner.adaptation, meta, support, task_keys(key).adapt),
-        *(Exact(), StoreAll(), lambda params, t: predict(params, meta, query, key)),
-        steps=held_out.steps,
-    )
-    return predictions[-1]
-
-
-def _calibration(held_out: HeldOut, meta: PyTree, seed: int) -> tuple[float, float]:
-    """Returns the temperature and the threshold for unknown, from the validation tasks."""
-    episodes = evaluation_episodes(held_out.validation, TASKS, seed, "calibration")
-
-    @jax.jit
-    def learned(meta, episodes):
-        one = lambda episode, key: _scores(held_out, meta, episode.support, episode.query, key)
-        return jax.lax.map(
-            lambda pair: one(*pair), (episodes, jax.random.split(jax.random.key(seed), TASKS))
-        )
-
-    scores = np.asarray(learned(meta, episodes), np.float64)
-    scores = scores[..., : episodes.query.ways].reshape(-1, episodes.query.ways)
-    targets = np.asarray(episodes.query.targets).reshape(-1)
-    temperatures = np.geomspace(0.05, 20, 121)
-    log_probabilities = lambda t: np.asarray(jax.nn.log_softmax(scores / t))
-    right = [log_probabilities(t)[np.arange(len(targets)), targets].mean() for t in temperatures]
-    best = float(temperatures[int(np.argmax(right))])
-    reached = np.exp(log_probabilities(best)).max(axis=1)
-    return best, float(np.quantile(reached, DOUBTFUL))

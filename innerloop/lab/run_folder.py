@@ -55,6 +55,7 @@ class RunFolder:
     - `best.eqx`: the best meta-parameters by validation, as Equinox writes leaves, and a checksum
     - `result.json`: the test evaluation with config, seed, versions, device and cost
     - `test_tasks.npz`: every metric of every test task, `(tasks, inner steps + 1)`
+    - `calibration.json`: temperature and threshold of a run of `innerloop train images`
     - `*.png`: figures
     - `lock`: held by the process that trains
     """

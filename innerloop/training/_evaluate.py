@@ -56,9 +56,7 @@ class Evaluation(NamedTuple):
 
     def __str__(self) -> str:
         """The metrics after each of the inner steps, or some of many; one row each after one."""
-        columns = {
-            name: list(map(plus_minus, self.mean[name], self.interval[name])) for name in self.mean
-        }
+        columns = {name: plus_minus(self.mean[name], self.interval[name]) for name in self.mean}
         if self.ece is not None:
             columns["calibration error"] = [f"{error:.4f}" for error in self.ece]
         headline = f"{self.tasks:,} tasks, mean ± 95% interval"

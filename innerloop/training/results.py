@@ -48,7 +48,8 @@ class Progress(NamedTuple):
         parts = [f"{name} {value:.4g}" for name, value in self.means().items()]
         if self.evaluation is not None:
             mean, interval = self.evaluation.mean, self.evaluation.interval
-            parts += [f"validation {n} {plus_minus(mean[n][-1], interval[n][-1])}" for n in mean]
+            last = {name: plus_minus(mean[name][-1:], interval[name][-1:])[0] for name in mean}
+            parts += [f"validation {name} {text}" for name, text in last.items()]
         best = ", the best so far" * self.best
         return f"step {self.step:,}, {self.seconds:.1f} s: {', '.join(parts)}{best}"
 

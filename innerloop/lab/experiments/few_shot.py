@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from innerloop.adaptation import Origin, run
 from innerloop.gradients.inner import Exact
@@ -70,14 +70,19 @@ class FewShot(Experiment, abc.ABC):
     def build_tasks(self) -> ThreeTasks:
         """The tasks of meta-training, meta-validation and meta-test."""
 
+    def steps_at_test(self, learner: Learner) -> int | None:
+        """The inner steps at validation and test; None for a learner that takes none."""
+        own = max(self.usual_test_steps, learner.adaptation.steps or 0)
+        return counted_steps(learner, own if self.test_steps is None else self.test_steps)
+
     def parts(self) -> Parts:
         """The parts of the recipe, with the experiment's tasks."""
         recipe = self.build_recipe()
         train, validation, test = self.build_tasks()
         learner = recipe.learner
-        own = max(self.usual_test_steps, learner.adaptation.steps or 0)
-        steps = counted_steps(learner, own if self.test_steps is None else self.test_steps)
-        held_out = HeldOut(learner, validation, self.validation_tasks, test, self.test_tasks, steps)
+        numbers = self.validation_tasks, self.test_tasks
+        steps = self.steps_at_test(learner)
+        held_out = HeldOut(learner, validation, numbers[0], test, numbers[1], steps)
         return Parts(
             recipe.estimator(train, self.batch, self.chunk),
             {"": held_out},
@@ -85,6 +90,31 @@ class FewShot(Experiment, abc.ABC):
             self.build_network().model.normalisation,
             *self.judged,
         )
+
+
+def learned(
+    learner: Learner, meta: PyTree, episode: Episode, key: PRNGKeyArray, steps: int | None
+) -> Array:
+    """Learns one task, and returns the predictions for its query set after each inner step.
+
+    Args:
+        learner: The learner, which has a function `predict`.
+        meta: The meta-parameters.
+        episode: The task.
+        key: The key of the task.
+        steps: The number of inner steps; None if the task is learned in one go.
+
+    Returns:
+        The predictions after 0, 1, … inner steps, `(steps + 1, rows, outputs)`.
+    """
+    predict = learner.predict
+    assert predict is not None
+    _, _, predictions = run(
+        *(learner.problem, learner.adaptation, meta, episode.support, task_keys(key).adapt),
+        *(Exact(), StoreAll(), lambda params, t: predict(params, meta, episode.query, key)),
+        steps=steps,
+    )
+    return predictions
 
 
 def learned_tasks(
@@ -103,19 +133,7 @@ def learned_tasks(
         steps, `(steps + 1, rows, outputs)`.
     """
     learner, episodes = held_out.learner, evaluation_episodes(held_out.test, n, seed, "figures")
-    predict = learner.predict
-    assert predict is not None
-
-    @jax.jit
-    def learn(episode, key):
-        observe = lambda params, t: predict(params, meta, episode.query, key)
-        _, _, predictions = run(
-            *(learner.problem, learner.adaptation, meta, episode.support, task_keys(key).adapt),
-            *(Exact(), StoreAll(), observe),
-            steps=held_out.steps,
-        )
-        return predictions
-
+    learn = jax.jit(lambda episode, key: learned(learner, meta, episode, key, held_out.steps))
     for i, key in enumerate(map(jax.random.key, range(n))):
         episode = jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), episodes)
         yield episode, np.asarray(learn(episode, key))

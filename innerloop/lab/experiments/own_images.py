@@ -1,13 +1,21 @@
 """Few-shot classification of a folder of images."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
+
+from jaxtyping import PyTree
 
 from innerloop import tasks
 from innerloop.errors import StructureError
+from innerloop.lab.calibration import calibrate
+from innerloop.lab.experiments.base import Parts
 from innerloop.lab.experiments.photographs import Photographs, cropped_and_mirrored
 from innerloop.lab.experiments.ranges import PositiveInt
+from innerloop.storage.files import strict_json, write_text
 from innerloop.tasks.augmentation import Augment
+
+CALIBRATION = "calibration.json"
 
 
 @dataclass(frozen=True)
@@ -50,3 +58,10 @@ class OwnImages(Photographs):
         classes = tasks.image_folder(self.data, self.size, unreadable=self.unreadable)
         split = tasks.split_classes if self.split == "classes" else tasks.split_rows
         return split(classes)
+
+    def write_learned(self, parts: Parts, meta: PyTree, folder: Path) -> list[Path]:
+        """Three test episodes, and the calibration for `innerloop predict`."""
+        (held_out,) = parts.held_out.values()
+        found = calibrate(held_out, meta, self.seed)
+        calibration = write_text(folder / CALIBRATION, strict_json(found._asdict(), indent=2))
+        return [*super().write_learned(parts, meta, folder), calibration]
