@@ -37,6 +37,24 @@ def assert_says(text, value):
     assert float(text.replace("−", "-")) == pytest.approx(value, abs=0.5001 * 10**-decimals)
 
 
+def test_the_predictions_of_folders_of_images():
+    found = measured("image-folder.json")["data"]
+    begin = "| images | classes in training |"
+    rows = table_rows("image-folder.md", begin)
+    for name, row in zip(("omniglot", "fashion-mnist"), rows, strict=True):
+        _, _, images, *shares = row
+        assert int(images) == found[name]["images"]
+        of_row = [found[name][each] for each in ("predicted", "nearest_neighbour", "unknown")]
+        for text, value in zip(shares, of_row, strict=True):
+            assert_says(text.removesuffix("%"), 100 * value)
+    train, predict = (
+        round(max(each["seconds"][command] for each in found.values()))
+        for command in ("train", "predict")
+    )
+    said = f"Training took {train} seconds on two cores, and prediction {predict} seconds."
+    assert said in prose("image-folder.md")
+
+
 def test_the_estimates_by_window():
     rows = table_rows("long-horizons.md", "| window | ")
     assert [int(row[0]) for row in rows] == BY_WINDOW["windows"]

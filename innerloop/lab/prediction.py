@@ -73,9 +73,12 @@ class Predictions(NamedTuple):
         return write_text(Path(path), text.getvalue())
 
     def write_picture(self, path: str | os.PathLike[str]) -> Path:
-        """Writes a PNG file with some of the images, their classes and probabilities."""
+        """Writes a PNG file with some of the images, their classes and probabilities.
+
+        A question mark follows the class of an image that counts as of no known class.
+        """
         titles = [
-            f"{'unknown?' if unknown else name} {row.max():.0%}"
+            f"{name}{'?' if unknown else ''} {row.max():.0%}"
             for name, unknown, row in zip(self.names, self.unknown, self.probabilities, strict=True)
         ]
         return predicted_images(path, self.images, titles)
