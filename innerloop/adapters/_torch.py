@@ -19,7 +19,7 @@ from innerloop.adapters._network import (
     require_call,
     require_mode,
 )
-from innerloop.adapters._torch_operations import environment
+from innerloop.adapters._torch_environment import environment
 from innerloop.arguments import checked
 from innerloop.checks import describe, optional_package, signature_of
 from innerloop.errors import StructureError

@@ -1,4 +1,4 @@
-"""How torchax runs a module: the operations that are not those of torchax."""
+"""Operations on images that differentiate twice at full speed, in place of those of torchax."""
 
 import functools
 import itertools
@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array
 
-from innerloop.adapters._torch_views import Memories, makes_views, name_of, refuse_out_of_date
 from innerloop.checks import describe, optional_package
 from innerloop.errors import StructureError
 from innerloop.masks import masked_mean
@@ -24,247 +23,111 @@ ELEMENTWISE = (
 """Operations, in place or not, that keep the layout of images."""
 
 
-ROWS = 4099
-"""What PyTorch takes for the number of rows of a program that is exported for any number.
+@functools.cache
+def elementwise_operations() -> set[Any]:
+    """The operations of `ELEMENTWISE` as PyTorch dispatches them."""
+    aten = optional_package("torch", "from_torch", "torch").ops.aten
+    return {getattr(aten, name + in_place) for name in ELEMENTWISE for in_place in ("", "_")}
 
-A prime number that is no size of a layer, so that the arguments that PyTorch computes from it are
-found and replaced. The module itself never sees it.
-"""
 
-
-def environment(key: PRNGKeyArray | None, mask: Array | None, rows: Any) -> Any:
-    """A torchax environment for one forward pass.
-
-    - Random numbers come from `key`.
-    - Batch normalisation leaves out padded rows, and updates running averages in place.
-    - Max pooling, and on CPU convolutions, differentiate twice at full speed.
-    - Tensors that are neither parameters nor buffers of the module are constants.
-    - Results of operations under `torch.no_grad()` are constants for every derivative.
-    - A program for any number of rows is right, or an error: torchax gives PyTorch one row.
-    - A change in place that torchax would lose, in a view or in its base, is an error.
+class ImageOperations:
+    """The part of a torchax environment that runs operations on images.
 
     Images are `(rows, channels, *sizes)` for the module. Matrix products need the channels last, so
     the operations here also keep the result in that layout, for the next of them to begin with.
     The compiler drops the layout that nothing reads.
 
-    Args:
-        key: The key of this pass; None if the network may not draw at random.
+    Attributes:
+        base: The class of torchax's environments.
+        ours: The classes of torchax's tensors.
         mask: `(rows,)`, False where a row is padding, or None.
-        rows: The number of rows, of which JAX may know the name alone.
     """
-    torch = optional_package("torch", "from_torch", "torch")
-    torchax = optional_package("torchax", "from_torch", "torch")
-    functional, aten = torch.nn.functional, torch.ops.aten
-    ours = (torchax.tensor.Tensor, torchax.tensor.View)
-    elementwise = {getattr(aten, name + in_place) for name in ELEMENTWISE for in_place in ("", "_")}
-    # A tensor without axes does not promote the dtype of others; torchax takes it as a number.
-    is_constant = lambda leaf: (
-        isinstance(leaf, torch.Tensor) and not isinstance(leaf, ours) and leaf.ndim > 0
-    )
 
-    class Tensor(torchax.tensor.Tensor):
-        """A tensor whose methods that are no operations for torchax are noted too."""
+    base: Any
+    ours: tuple[type, ...]
+    mask: Array | None
+    t2j_iso: Any
+    j2t_iso: Any
 
-        @staticmethod
-        def __new__(cls, elem, env, requires_grad=False):
-            shape = [for_torch(size, rows) for size in elem.shape]
-            mappings = optional_package("torchax.ops.mappings", "from_torch", "torch")
-            options = {"dtype": mappings.j2t_dtype(elem.dtype), "device": "meta"}
-            return torch.Tensor._make_wrapper_subclass(cls, shape, **options)
+    def on_images(self, func: Any, types: Any, args: tuple, kwargs: dict) -> Any:
+        """The result of an operation; NotImplemented if it is left to torchax."""
+        torch = optional_package("torch", "from_torch", "torch")
+        known = getattr(func, "overloadpacket", None) in elementwise_operations()
+        if known and self._in_layout(args):
+            return self._elementwise(func, types, args, kwargs)
+        own = {
+            torch.nn.functional.batch_norm: self._batch_norm,
+            torch.nn.functional.max_pool2d: self._max_pool,
+            torch.ops.aten.convolution.default: self._convolution,
+        }.get(func)
+        return NotImplemented if own is None else own(*args, **kwargs)
 
-        type_as = torch.Tensor.type_as
+    def _in_layout(self, args: tuple) -> bool:
+        """Whether the channels of the first image are last already."""
+        rest = (leaf.ndim for leaf in args[1:] if isinstance(leaf, self.ours))
+        return known_layout(args[0]) is not None and {*rest} <= {args[0].ndim}
 
-        def flatten(self, start_dim=0, end_dim=-1):
-            return self._env.noted(super().flatten(start_dim, end_dim), of=self)
+    def _channels_last(self, image: Any) -> Array:
+        known = known_layout(image)
+        return jnp.moveaxis(self.t2j_iso(image), 1, -1) if known is None else known
 
-        def detach(self):
-            return self._env.noted(super().detach(), of=self)
+    def _channels_first(self, array: Array, image: Any = None) -> Any:
+        """A tensor for the module, or this one with other values; it knows both layouts."""
+        first = jnp.moveaxis(array, -1, 1)
+        image = self.j2t_iso(first) if image is None else image.apply_jax_(lambda _: first)
+        image.layout_ = (first, array)
+        return image
 
-    size = lambda x, dim=None: torch.Size(x.jax().shape) if dim is None else x.jax().shape[dim]
-    numel = lambda x: math.prod(x.jax().shape)
-    sizes = {
-        torch.Tensor.size: size,
-        **dict.fromkeys((torch.numel, torch.Tensor.numel, torch.Tensor.nelement), numel),
-    }
+    def _elementwise(self, func: Any, types: Any, args: tuple, kwargs: dict) -> Any:
+        last = lambda leaf: (
+            self.j2t_iso(self._channels_last(leaf)) if isinstance(leaf, self.ours) else leaf
+        )
+        result = self.base.dispatch(self, func, types, tuple(map(last, args)), kwargs)
+        in_place = func.overloadpacket.__name__.endswith("_")
+        return self._channels_first(self.t2j_iso(result), args[0] if in_place else None)
 
-    class Environment(torchax.tensor.Environment):
-        def __init__(self):
-            super().__init__()
-            self.memories = Memories(torchax.tensor.View)
-            self.operation = ""
+    def _batch_norm(
+        self, x, mean, variance, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+    ):
+        averages, x = (mean, variance), self._channels_last(x)
+        mean, variance, weight, bias = self.t2j_iso((mean, variance, weight, bias))
+        if training:
+            mean, variance, unbiased = batch_statistics(x, self.mask)
+            for average, value in zip(averages, (mean, unbiased), strict=True):
+                if average is not None:
+                    average.apply_jax_(lambda old, new=value: old + momentum * (new - old))
+        y = (at_least_float32(x) - mean) * lax.rsqrt(variance + eps)
+        y = y if weight is None else y * weight
+        y = y if bias is None else y + bias
+        return self._channels_first(y.astype(x.dtype))
 
-        def noted(self, view, of):
-            view = self.own(view)
-            self.memories.note_view(of, [view], divided=False)
-            return view
+    def _max_pool(
+        self, x, size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+    ):
+        if x.ndim != 4 or ceil_mode or return_indices:
+            return NotImplemented
+        pair = lambda value: (value,) * 2 if isinstance(value, int) else tuple(value)
+        window = (size, size if stride in (None, (), []) else stride, padding, dilation)
+        return self._channels_first(max_pool(self._channels_last(x), *map(pair, window)))
 
-        def constant_of(self, tensor):
-            constant = torchax.tensor.Tensor.detach(tensor)
-            is_view = id(tensor) in self.memories.known
-            return self.noted(constant, tensor) if is_view else self.own(constant)
-
-        def own(self, result):
-            """The result of an operation with tensors of this environment in it."""
-            is_other = lambda leaf: type(leaf) is torchax.tensor.Tensor
-            own = lambda leaf: Tensor(leaf.jax(), self) if is_other(leaf) else leaf
-            return jax.tree.map(own, result)
-
-        def j2t_iso(self, jaxarray):
-            return self.own(super().j2t_iso(jaxarray))
-
-        def get_and_rotate_prng_key(self, generator=None):
-            nonlocal key
-            if generator is not None:
-                return super().get_and_rotate_prng_key(generator)
-            if key is None:
-                raise StructureError(
-                    "the network draws at random, and this pass has no key",
-                    got="key=None",
-                    expected="a key, such as jax.random.key(0)",
-                )
-            key, own = jax.random.split(key)
-            return own
-
-        def dispatch(self, func, types, args, kwargs):
-            within, self.operation = self.operation, self.operation or name_of(func)
-            try:
-                return self.run(func, types, args, kwargs)
-            finally:
-                self.operation = within
-
-        def run(self, func, types, args, kwargs):
-            given = jax.tree.leaves((args, kwargs))
-            tensors = [leaf for leaf in given if isinstance(leaf, ours)]
-            if not isinstance(rows, int):
-                args, kwargs = jax.tree.map(lambda x: for_jax(x, rows), (args, kwargs or {}))
-            if not tensors:
-                return self.own(super().dispatch(func, types, args, kwargs))
-            if func in sizes:
-                return sizes[func](*args, **(kwargs or {}))
-            out_of_date = self.memories.out_of_date(tensors)
-            constant = lambda leaf: self.j2t_iso(self.t2j_copy(leaf)) if is_constant(leaf) else leaf
-            args, kwargs = jax.tree.map(constant, (args, kwargs or {}))
-            own = {
-                functional.batch_norm: self.batch_norm,
-                functional.max_pool2d: self.max_pool,
-                aten.convolution.default: self.convolution,
-            }.get(func)
-            if getattr(func, "overloadpacket", None) in elementwise and self.in_layout(args):
-                result = self.elementwise(func, types, args, kwargs)
-            else:
-                result = NotImplemented if own is None else own(*args, **kwargs)
-            if result is NotImplemented:
-                # An operation that torchax does not know is left here, for the parts of it.
-                result = super().dispatch(func, types, args, kwargs)
-            result = self.own(result)
-            refuse_out_of_date(out_of_date, self.operation)
-            self.memories.note_changes(tensors, self.operation)
-            old = {id(leaf) for leaf in given}
-            is_new = lambda leaf: isinstance(leaf, ours[0]) and id(leaf) not in old
-            if not torch.is_grad_enabled():
-                result = jax.tree.map(lambda x: self.constant_of(x) if is_new(x) else x, result)
-            new = [leaf for leaf in jax.tree.leaves(result) if is_new(leaf)]
-            if makes_views(func):
-                same = [leaf for leaf in new if leaf.dtype == tensors[0].dtype]
-                divided = isinstance(result, list | tuple)
-                self.memories.note_view(tensors[0], same, divided=divided)
-            return result
-
-        def finish(self, tree):
-            """Ends the pass, whose results these are."""
-            tensors = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, ours)]
-            refuse_out_of_date(self.memories.out_of_date(tensors), "the end of the forward pass")
-            self.memories.known.clear()
-
-        def in_layout(self, args) -> bool:
-            """Whether the channels of the first image are last already."""
-            rest = (leaf.ndim for leaf in args[1:] if isinstance(leaf, ours))
-            return known_layout(args[0]) is not None and {*rest} <= {args[0].ndim}
-
-        def channels_last(self, image):
-            known = known_layout(image)
-            return jnp.moveaxis(self.t2j_iso(image), 1, -1) if known is None else known
-
-        def channels_first(self, array, image=None):
-            """A tensor for the module, or this one with other values; it knows both layouts."""
-            first = jnp.moveaxis(array, -1, 1)
-            image = self.j2t_iso(first) if image is None else image.apply_jax_(lambda _: first)
-            image.layout_ = (first, array)
-            return image
-
-        def elementwise(self, func, types, args, kwargs):
-            last = lambda leaf: (
-                self.j2t_iso(self.channels_last(leaf)) if isinstance(leaf, ours) else leaf
-            )
-            result = super().dispatch(func, types, tuple(map(last, args)), kwargs)
-            in_place = func.overloadpacket.__name__.endswith("_")
-            return self.channels_first(self.t2j_iso(result), args[0] if in_place else None)
-
-        def batch_norm(
-            self, x, mean, variance, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
-        ):
-            averages, x = (mean, variance), self.channels_last(x)
-            mean, variance, weight, bias = self.t2j_iso((mean, variance, weight, bias))
-            if training:
-                mean, variance, unbiased = batch_statistics(x, mask)
-                for average, value in zip(averages, (mean, unbiased), strict=True):
-                    if average is not None:
-                        average.apply_jax_(lambda old, new=value: old + momentum * (new - old))
-            y = (at_least_float32(x) - mean) * lax.rsqrt(variance + eps)
-            y = y if weight is None else y * weight
-            y = y if bias is None else y + bias
-            return self.channels_first(y.astype(x.dtype))
-
-        def max_pool(
-            self, x, size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
-        ):
-            if x.ndim != 4 or ceil_mode or return_indices:
-                return NotImplemented
-            pair = lambda value: (value,) * 2 if isinstance(value, int) else tuple(value)
-            window = (size, size if stride in (None, (), []) else stride, padding, dilation)
-            return self.channels_first(max_pool(self.channels_last(x), *map(pair, window)))
-
-        def convolution(
-            self, x, weights, bias, stride, padding, dilation, transposed, output_padding, groups
-        ):
-            # As for il.models.conv: XLA's convolution is slow on CPU in a gradient of a gradient.
-            if jax.default_backend() != "cpu" or transposed or groups != 1:
-                return NotImplemented
-            x, (weights, bias) = self.channels_last(x), self.t2j_iso((weights, bias))
-            # PyTorch gives one number for all axes with padding="valid".
-            of_each_axis = lambda window: tuple(window) * (1 if len(window) > 1 else x.ndim - 2)
-            windows = map(of_each_axis, (stride, padding, dilation))
-            y = convolution_as_matmul(x, weights, *windows)
-            return self.channels_first(y if bias is None else y + bias)
-
-    return Environment()
+    def _convolution(
+        self, x, weights, bias, stride, padding, dilation, transposed, output_padding, groups
+    ):
+        # As for il.models.conv: XLA's convolution is slow on CPU in a gradient of a gradient.
+        if jax.default_backend() != "cpu" or transposed or groups != 1:
+            return NotImplemented
+        x, (weights, bias) = self._channels_last(x), self.t2j_iso((weights, bias))
+        # PyTorch gives one number for all axes with padding="valid".
+        of_each_axis = lambda window: tuple(window) * (1 if len(window) > 1 else x.ndim - 2)
+        windows = map(of_each_axis, (stride, padding, dilation))
+        y = convolution_as_matmul(x, weights, *windows)
+        return self._channels_first(y if bias is None else y + bias)
 
 
 def known_layout(image: Any) -> Array | None:
     """The values with the channels last, unless the tensor was changed since they were noted."""
     first, last = getattr(image, "layout_", (None, None))
     return last if first is not None and image.jax() is first else None
-
-
-def for_torch(size: Any, rows: Any) -> int:
-    """A size as PyTorch is told it, a multiple of `ROWS` if only JAX knows it."""
-    if isinstance(size, int):
-        return size
-    times = size // rows
-    if isinstance(rows, int) or times * rows != size:
-        raise StructureError(
-            "PyTorch needs to know this number of rows",
-            got=f"an array with {size} rows",
-            expected="any_rows=False, or an operation that has a multiple of the rows",
-        )
-    return ROWS * for_torch(times, rows)
-
-
-def for_jax(number: Any, rows: Any) -> Any:
-    """An argument of an operation, with the sizes of which PyTorch was told `ROWS`."""
-    if isinstance(number, int | float) and number > 0 and number % ROWS == 0:
-        return for_jax(int(number) // ROWS, rows) * rows
-    return number
 
 
 def batch_statistics(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
